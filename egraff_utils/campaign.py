@@ -1,0 +1,135 @@
+"""What does a campaign run? One YAML file in ``params/``, expanded to notebook parameters."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from egraff_utils import cards, paths
+
+PROTOCOLS = ("corrected", "as_coded")
+
+
+@dataclass(frozen=True)
+class TrainingBudget:
+    """Ends of a training, whichever comes first; ``None`` is no limit (the model's own epochs remain)."""
+
+    max_seconds: float | None = None
+    max_steps: int | None = None
+    max_epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class RolloutBudget:
+    """Length of the rollouts."""
+
+    replicas: int = 5
+    steps: int = 1000
+    max_seconds: float | None = None
+    """Wall time per rollout, s."""
+    protocols: tuple[str, ...] = ("corrected",)
+
+    def __post_init__(self):
+        object.__setattr__(self, "protocols", tuple(self.protocols))
+        for protocol in self.protocols:
+            if protocol not in PROTOCOLS:
+                raise cards.unknown("protocol", protocol, PROTOCOLS)
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A matrix of datasets, models and seeds with their budgets."""
+
+    name: str
+    description: str
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    preset: str = "small"
+    training: TrainingBudget = field(default_factory=TrainingBudget)
+    rollout: RolloutBudget = field(default_factory=RolloutBudget)
+    device: str = "cpu"
+    threads: int = 1
+    """Threads of one run."""
+    jobs: int = 2
+    """Runs at a time."""
+    overrides: dict = field(default_factory=dict)
+    """``{dataset: {training: {...}, rollout: {...}}}``: budgets that differ for a dataset."""
+
+    def __post_init__(self):
+        for name in ("datasets", "models", "seeds"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        budgets = {"training": TrainingBudget, "rollout": RolloutBudget}
+        for name, cls in budgets.items():
+            if isinstance(getattr(self, name), dict):
+                budget = cards.from_mapping(cls, getattr(self, name), where=f"{name} of campaign {self.name}")
+                object.__setattr__(self, name, budget)
+        for dataset, parts in self.overrides.items():
+            if dataset not in self.datasets:
+                raise cards.unknown(f"dataset in the overrides of campaign {self.name}", dataset, self.datasets)
+            for part in parts:
+                if part not in budgets:
+                    raise cards.unknown(f"key in the overrides of {dataset}", part, budgets)
+                self._budget(part, dataset)
+
+    def cells(self):
+        """All (dataset, model, seed)."""
+        return [(d, m, s) for d in self.datasets for m in self.models for s in self.seeds]
+
+    def training_parameters(self, dataset, model, seed):
+        """Parameters of a training notebook; the model is the notebook's own."""
+        budget = self._budget("training", dataset)
+        return self._common(seed) | {
+            "dataset": dataset,
+            "preset": self.preset,
+            "max_seconds": budget.max_seconds,
+            "max_steps": budget.max_steps,
+            "max_epochs": budget.max_epochs,
+        }
+
+    def rollout_parameters(self, dataset, model, seed, protocol):
+        """Parameters of a rollout notebook; the dataset is the notebook's own."""
+        budget = self._budget("rollout", dataset)
+        training = self.training_parameters(dataset, model, seed)
+        training.pop("dataset")
+        limits = {f"train_{key}": training.pop(key) for key in ("max_seconds", "max_steps", "max_epochs")}
+        return {
+            **training,
+            **limits,
+            "model": model,
+            "protocol": protocol,
+            "replicas": budget.replicas,
+            "steps": budget.steps,
+            "max_seconds": budget.max_seconds,
+        }
+
+    def protocols(self, dataset):
+        """Rollout protocols of a dataset."""
+        return self._budget("rollout", dataset).protocols
+
+    def _common(self, seed):
+        return {"campaign": self.name, "seed": seed, "device": self.device, "threads": self.threads}
+
+    def _budget(self, part, dataset):
+        changes = self.overrides.get(dataset, {}).get(part, {})
+        budget = getattr(self, part)
+        mapping = {f: getattr(budget, f) for f in budget.__dataclass_fields__} | changes
+        return cards.from_mapping(type(budget), mapping, where=f"{part} overrides of {dataset}")
+
+
+def names():
+    """Names of the campaigns in ``params/``."""
+    return sorted(p.stem for p in (paths.ROOT / "params").glob("*.yml") if p.stem != "book")
+
+
+def load(name):
+    """The campaign of a name in ``params/``, or of a path to a YAML file.
+
+    Raises
+    ------
+    ValueError
+        If there is no such campaign, or the file holds an unknown key, dataset, protocol or model.
+    """
+    path = Path(name) if str(name).endswith((".yml", ".yaml")) else paths.ROOT / "params" / f"{name}.yml"
+    if not path.is_file():
+        raise cards.unknown("campaign", name, names())
+    mapping = {"name": path.stem, **cards.read_yaml(path)}
+    return cards.from_mapping(Campaign, mapping, where=f"campaign {path.name}")

@@ -1,0 +1,193 @@
+"""Which atoms see which? The periodic graph that every model gets.
+
+Symbols used throughout the package: N atoms, E edges, S structures, T frames, R replicas, B bins.
+"""
+
+from typing import NamedTuple
+
+import ase
+import numpy as np
+import torch
+from matscipy.neighbours import neighbour_list
+from torch import Tensor
+
+
+class AtomicGraph(NamedTuple):
+    """One or more structures and all pairs of atoms closer than a cutoff.
+
+    Every pair stands in both directions. In a small cell an atom may be its own neighbour, through an
+    image, and a pair may be joined by several edges.
+    """
+
+    positions: Tensor
+    """Shape ``(N, 3)``, Å."""
+    species: Tensor
+    """Atomic numbers, shape ``(N,)``, int64."""
+    edge_index: Tensor
+    """Centre i (row 0) and neighbour j (row 1) of each edge, shape ``(2, E)``, int64."""
+    shifts: Tensor
+    """Displacement of the image of the neighbour, shape ``(E, 3)``, Å."""
+    structure: Tensor
+    """Index of the structure of each atom, shape ``(N,)``, int64, ascending."""
+    cells: Tensor
+    """Cell vectors as rows, shape ``(S, 3, 3)``, Å; zero where there is no cell."""
+
+    @property
+    def num_structures(self):
+        """S."""
+        return self.cells.shape[0]
+
+    def edge_vectors(self):
+        """Vectors from centre to neighbour, ``x_j + shift - x_i``, shape ``(E, 3)``, Å."""
+        centre, neighbour = self.edge_index
+        return self.positions[neighbour] + self.shifts - self.positions[centre]
+
+    def to(self, device=None, dtype=None):
+        """The same graph on another device or with another floating-point type."""
+        return AtomicGraph(
+            *(t.to(device=device, dtype=dtype if t.is_floating_point() else None) for t in self)
+        )
+
+
+def build_graph(atoms, cutoff=5.0, *, dtype=torch.float64):
+    """Graph of one or several structures, with true periodic edges.
+
+    Parameters
+    ----------
+    atoms
+        ``ase.Atoms`` or a list of them; positions in Å, need not be wrapped.
+    cutoff
+        Å.
+
+    Raises
+    ------
+    ValueError
+        If a position is not finite, or a direction is periodic but its cell vector is zero.
+
+    Examples
+    --------
+    >>> build_graph(ase.Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])).edge_vectors()
+    tensor([[ 0.0000,  0.0000,  0.7400],
+            [ 0.0000,  0.0000, -0.7400]], dtype=torch.float64)
+    """
+    structures = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
+    return collate([_single_graph(structure, cutoff, dtype) for structure in structures])
+
+
+def collate(graphs):
+    """One graph out of several; their structures are not connected."""
+    sizes = [len(g.positions) for g in graphs]
+    atom_offsets = np.cumsum([0, *sizes[:-1]])
+    structure_offsets = np.cumsum([0, *[g.num_structures for g in graphs[:-1]]])
+    return AtomicGraph(
+        positions=torch.cat([g.positions for g in graphs]),
+        species=torch.cat([g.species for g in graphs]),
+        edge_index=torch.cat([g.edge_index + int(o) for g, o in zip(graphs, atom_offsets, strict=True)], 1),
+        shifts=torch.cat([g.shifts for g in graphs]),
+        structure=torch.cat([g.structure + int(o) for g, o in zip(graphs, structure_offsets, strict=True)]),
+        cells=torch.cat([g.cells for g in graphs]),
+    )
+
+
+def _single_graph(atoms, cutoff, dtype):
+    _check_geometry(atoms)
+    i, j, images = _pairs(atoms, cutoff)
+    cell = np.asarray(atoms.cell)
+    return AtomicGraph(
+        positions=torch.as_tensor(atoms.positions, dtype=dtype),
+        species=torch.as_tensor(atoms.numbers, dtype=torch.int64),
+        edge_index=torch.as_tensor(np.stack([i, j]), dtype=torch.int64),
+        shifts=torch.as_tensor(images @ cell, dtype=dtype),
+        structure=torch.zeros(len(atoms), dtype=torch.int64),
+        cells=torch.as_tensor(cell[None], dtype=dtype),
+    )
+
+
+def _check_geometry(atoms):
+    if not np.isfinite(atoms.positions).all():
+        bad = int(np.argmin(np.isfinite(atoms.positions).all(axis=1)))
+        raise ValueError(f"the position of atom {bad} ({atoms.symbols[bad]}) is not finite")
+    lengths = atoms.cell.lengths()
+    for axis in range(3):
+        if atoms.pbc[axis] and lengths[axis] == 0:
+            raise ValueError(f"{atoms.pbc=} but cell vector {axis} is zero; set a cell or pbc=False")
+
+
+def _pairs(atoms, cutoff):
+    """Centres, neighbours and integer images of all pairs within the cutoff."""
+    if len(atoms) == 0:
+        raise ValueError("a structure without atoms has no graph")
+    boxed = ase.Atoms(positions=atoms.positions, numbers=atoms.numbers, cell=atoms.cell, pbc=atoms.pbc)
+    if not atoms.pbc.all():
+        _enclose(boxed, cutoff)
+    return neighbour_list("ijS", boxed, float(cutoff))
+
+
+def _enclose(atoms, cutoff):
+    """Give the directions that are not periodic a box around the atoms: the stored one may be anything."""
+    extent = np.ptp(atoms.positions, axis=0)
+    cell = np.array(atoms.cell)
+    if not atoms.pbc.any():
+        cell = np.diag(extent + 2 * cutoff)
+    else:
+        filled = atoms.cell.complete()
+        for axis in np.flatnonzero(~atoms.pbc):
+            cell[axis] = filled[axis] / np.linalg.norm(filled[axis]) * (extent.max() + 2 * cutoff)
+    atoms.set_cell(cell)
+    if not atoms.pbc.any():
+        atoms.positions -= atoms.positions.min(axis=0) - cutoff
+
+
+class SkinList:
+    """Graph of moving atoms: pairs within cutoff + skin are kept and searched anew only when needed.
+
+    The edges handed out are always exactly those within the cutoff, so the result does not depend on the
+    skin (Verlet, Phys. Rev. 159, 98, 1967).
+
+    Parameters
+    ----------
+    atoms
+        ``ase.Atoms`` or a list of them: species, cells, periodicity and first positions.
+    cutoff, skin
+        Å.
+    """
+
+    def __init__(self, atoms, cutoff=5.0, *, skin=1.0, dtype=torch.float64, device=None):
+        self.structures = [atoms.copy()] if isinstance(atoms, ase.Atoms) else [a.copy() for a in atoms]
+        self.cutoff, self.skin, self.dtype, self.device = cutoff, skin, dtype, device
+        self._splits = np.cumsum([len(a) for a in self.structures])[:-1]
+        self._built_at = None
+        self.rebuilds = 0
+
+    def rebuild(self):
+        """Forget the stored pairs; the next update searches anew."""
+        self._built_at = None
+
+    def update(self, positions):
+        """Graph at new positions, shape ``(N, 3)``, Å.
+
+        Raises
+        ------
+        ValueError
+            If a position is not finite.
+        """
+        if self._built_at is None or self._moved(positions):
+            self._search(positions)
+        wide = self._wide
+        x = torch.as_tensor(positions, dtype=torch.float64).to(self.device)
+        centre, neighbour = wide.edge_index
+        vectors = x[neighbour] + wide.shifts - x[centre]
+        near = (vectors.square().sum(1) <= self.cutoff**2).nonzero().squeeze(1)
+        graph = wide._replace(positions=x, edge_index=wide.edge_index[:, near], shifts=wide.shifts[near])
+        return graph.to(dtype=self.dtype)
+
+    def _moved(self, positions):
+        displacement = np.abs(positions - self._built_at)
+        return not np.square(displacement).sum(1).max() < (self.skin / 2) ** 2
+
+    def _search(self, positions):
+        for structure, part in zip(self.structures, np.split(positions, self._splits), strict=True):
+            structure.positions = part
+        self._wide = build_graph(self.structures, self.cutoff + self.skin).to(self.device)
+        self._built_at = np.array(positions)
+        self.rebuilds += 1

@@ -1,0 +1,218 @@
+"""Six force fields, one shape: a network gives an energy to each atom, :class:`ForceField` does the rest.
+
+A network is built by ``build_network`` of the module of its name and called as ``network(graph, vectors)``
+with an :class:`~egraff_utils.graph.AtomicGraph` and its edge vectors, shape ``(E, 3)``; it returns one
+dimensionless energy per atom, shape ``(N,)``. :func:`register` adds an architecture from outside.
+"""
+
+import importlib
+import json
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from ase.data import chemical_symbols
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from egraff_utils import cards
+
+NAMES = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
+_registered: dict[str, tuple[Callable, cards.ModelCard]] = {}
+
+
+class Prediction(NamedTuple):
+    """What a force field says of a graph."""
+
+    energy: Tensor
+    """Potential energy of each structure, shape ``(S,)``, float64, eV."""
+    forces: Tensor
+    """Forces, shape ``(N, 3)``, eV/Å."""
+
+
+class ForceField(nn.Module):
+    r"""A network with reference energies and a scale, and forces by differentiation.
+
+    .. math:: E = \sum_i \left( E_0(z_i) + s\, \epsilon_i \right), \qquad
+              F_i = -\frac{\partial E}{\partial x_i}
+
+    The sum is taken in float64, since float32 cannot hold the -17,660 eV of a molecule to better than 2 meV.
+    The derivative is taken with respect to the edge vectors, so every architecture obeys one force rule.
+    """
+
+    def __init__(self, network, elements, *, cutoff=5.0, build_arguments=None):
+        super().__init__()
+        self.network = network
+        self.elements = sorted(int(z) for z in elements)
+        self.cutoff = float(cutoff)
+        self.build_arguments = build_arguments or {}
+        known = torch.zeros(len(chemical_symbols), dtype=torch.bool)
+        known[self.elements] = True
+        self.register_buffer("known", known, persistent=False)
+        self.register_buffer("reference_energies", torch.zeros(len(chemical_symbols), dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+    @property
+    def dtype(self):
+        """Floating-point type of the network."""
+        return next(p.dtype for p in self.network.parameters())
+
+    def set_reference(self, energies, scale=1.0):
+        """Set the energy of each element, eV, by atomic number, and the energy scale, eV."""
+        for z, energy in energies.items():
+            self.reference_energies[z] = energy
+        self.scale.fill_(scale)
+
+    def forward(self, graph):
+        """Energies and forces of a graph, :class:`Prediction`.
+
+        Raises
+        ------
+        ValueError
+            If the graph holds an element that the model was not built for.
+        """
+        self.check_elements(graph.species)
+        with torch.enable_grad():
+            vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
+            atomic = self.network(graph, vectors)
+            on_edges = self._edge_gradient(atomic, vectors)
+        energies = self.scale * atomic.double() + self.reference_energies[graph.species]
+        energy = energies.new_zeros(graph.num_structures).index_add(0, graph.structure, energies)
+        forces = self._forces(on_edges, graph) * self.scale.to(self.dtype)
+        if not self.training:
+            energy, forces = energy.detach(), forces.detach()
+        return Prediction(energy, forces)
+
+    def _edge_gradient(self, atomic, vectors):
+        if not atomic.requires_grad:  # no edge anywhere and no parameter in use
+            return torch.zeros_like(vectors)
+        (gradient,) = torch.autograd.grad(
+            atomic.sum(), vectors, create_graph=self.training, allow_unused=True, materialize_grads=True
+        )
+        return gradient
+
+    @staticmethod
+    def _forces(on_edges, graph):
+        """Minus the gradient by positions: an edge vector is ``x_j - x_i``."""
+        centre, neighbour = graph.edge_index
+        zero = on_edges.new_zeros(len(graph.positions), 3)
+        return zero.index_add(0, centre, on_edges).index_add(0, neighbour, -on_edges)
+
+    def check_elements(self, species):
+        """Raise ``ValueError`` naming the first element that the model was not built for."""
+        unknown = species[~self.known[species]]
+        if len(unknown):
+            symbols = [chemical_symbols[z] for z in self.elements]
+            raise ValueError(
+                f"the model was not trained on {chemical_symbols[int(unknown[0])]}; it knows {', '.join(symbols)}"
+            )
+
+    def num_parameters(self):
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+
+    def __repr__(self):
+        name = self.build_arguments.get("name", type(self.network).__name__)
+        symbols = "".join(chemical_symbols[z] for z in self.elements)
+        return f"ForceField({name}, {symbols}, cutoff={self.cutoff} Å, {self.num_parameters():,} parameters)"
+
+
+def register(name, build_network, card):
+    """Add an architecture, so that campaigns and notebooks can name it.
+
+    Parameters
+    ----------
+    name
+        As used in campaign files.
+    build_network
+        ``build_network(elements, *, cutoff, average_neighbors, **hyperparameters) -> nn.Module``.
+    card
+        Its :class:`~egraff_utils.cards.ModelCard`.
+    """
+    _registered[name] = (build_network, card)
+
+
+def card(name):
+    """:class:`~egraff_utils.cards.ModelCard` of a built-in or registered architecture."""
+    return _registered[name][1] if name in _registered else cards.model(name)
+
+
+def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **overrides):
+    """A force field with fresh weights, drawn from torch's global generator.
+
+    Parameters
+    ----------
+    name
+        Architecture, one of :data:`NAMES` or a registered one.
+    preset
+        ``paper``, ``small`` or ``tiny``.
+    elements
+        Atomic numbers that the model is to know.
+    overrides
+        Keywords of ``build_network`` that replace the preset's.
+
+    Raises
+    ------
+    ValueError
+        If the name, the preset or an override is unknown.
+    """
+    elements = sorted({int(z) for z in elements})
+    hyperparameters = {"average_neighbors": 10.0, **card(name).network(preset)}
+    for key in overrides:
+        if key not in hyperparameters:
+            raise cards.unknown(f"hyperparameter of {name}", key, hyperparameters)
+    hyperparameters |= overrides
+    with _default_dtype(dtype):
+        network = _builder(name)(elements, **hyperparameters).to(dtype)
+    arguments = {"name": name, "preset": preset, "elements": elements, "dtype": str(dtype), **overrides}
+    return ForceField(network, elements, cutoff=hyperparameters["cutoff"], build_arguments=arguments)
+
+
+def save(ff, path):
+    """Write weights (safetensors) and, beside them as JSON, the arguments of :func:`build`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in ff.state_dict().items()}
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary)
+    path.with_suffix(".build.json").write_text(json.dumps(ff.build_arguments, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def load(path, *, device="cpu"):
+    """Force field from the files that :func:`save` wrote, in evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the weights or their build arguments are missing, naming the file.
+    """
+    path = Path(path)
+    for file in (path, path.with_suffix(".build.json")):
+        if not file.is_file():
+            raise FileNotFoundError(f"no weights: {file} does not exist; train the model first")
+    arguments = json.loads(path.with_suffix(".build.json").read_text())
+    arguments["dtype"] = getattr(torch, arguments["dtype"].removeprefix("torch."))
+    ff = build(**arguments)
+    ff.load_state_dict(load_file(path))
+    return ff.to(device).eval()
+
+
+def _builder(name):
+    if name in _registered:
+        return _registered[name][0]
+    if name not in NAMES:
+        raise cards.unknown("model", name, [*NAMES, *_registered])
+    return importlib.import_module(f"egraff_utils.models.{name}").build_network
+
+
+@contextmanager
+def _default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

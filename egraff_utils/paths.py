@@ -1,0 +1,32 @@
+"""Where do things lie? The repository's folders, each movable by an environment variable."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _folder(variable, default):
+    value = os.environ.get(variable)
+    return Path(value).expanduser().resolve() if value else default
+
+
+def results():
+    """Folder of the records: ``EGRAFF_RESULTS``, else ``results/``."""
+    return _folder("EGRAFF_RESULTS", ROOT / "results")
+
+
+def runs():
+    """Folder of executed notebooks and checkpoints: ``EGRAFF_RUNS``, else ``runs/``."""
+    return _folder("EGRAFF_RUNS", ROOT / "runs")
+
+
+def data():
+    """Folders that are searched for source files, in this order: ``EGRAFF_DATA`` (may be read-only), ``data/``."""
+    mirror = os.environ.get("EGRAFF_DATA")
+    return [Path(mirror).expanduser().resolve(), ROOT / "data"] if mirror else [ROOT / "data"]
+
+
+def generated():
+    """Folder of datasets and trajectories made on this machine: ``EGRAFF_GENERATED``, else ``data/generated/``."""
+    return _folder("EGRAFF_GENERATED", ROOT / "data" / "generated")

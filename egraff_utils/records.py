@@ -1,0 +1,286 @@
+"""What did a run measure? One small JSON record per run, its curves in an ``.npz`` beside it.
+
+The record is the interface: an expensive notebook writes one, report notebooks read nothing else.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from egraff_utils import paths
+
+SCHEMA = 1
+STATUSES = ("complete", "unstable", "failed")
+COLUMNS = "kind dataset model seed metric value unit low high n status path".split()
+PACKAGES = "torch e3nn nequip nequip-allegro mace-torch torchmd-net lightning ase matscipy numpy".split()
+
+
+@dataclass
+class Metric:
+    """One number: its unit, its 95 % interval and the number of values behind it, where there are such."""
+
+    name: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+    def __post_init__(self):
+        self.value, self.low, self.high = (_number(v) for v in (self.value, self.low, self.high))
+
+
+@dataclass
+class Record:
+    """A run: what was asked (``parameters``), what came out (``metrics``, ``curves``), how (``provenance``)."""
+
+    kind: str
+    campaign: str
+    dataset: str
+    model: str
+    seed: int
+    parameters: dict = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    status: str = "complete"
+    message: str = ""
+    provenance: dict = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self):
+        if self.status not in STATUSES:
+            raise ValueError(f"{self.status=} is none of {', '.join(STATUSES)}")
+        self.metrics = [Metric(**m) if isinstance(m, dict) else m for m in self.metrics]
+
+    @property
+    def path(self):
+        """Where the record lies."""
+        return record_path(self.kind, self.campaign, self.dataset, self.model, self.seed)
+
+    @cached_property
+    def curves(self):
+        """Arrays by name, read from the ``.npz`` beside the record when first asked for."""
+        file = self.path.with_suffix(".npz")
+        if not file.is_file():
+            return {}
+        with np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+
+    def metric(self, name):
+        """The :class:`Metric` of a name; ``KeyError`` listing the names there are."""
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric
+        raise KeyError(f"no metric '{name}'; the record holds {', '.join(m.name for m in self.metrics)}")
+
+    def __getitem__(self, name):
+        return self.metric(name).value
+
+    def __repr__(self):
+        head = f"Record({self.kind} {self.campaign}/{self.dataset}-{self.model}-s{self.seed}, {self.status})"
+        lines = [f"  {m.name:24s} {_shown(m.value)} {m.unit}" for m in self.metrics]
+        return "\n".join([head, *([f"  {self.message}"] if self.message else []), *lines])
+
+    def _repr_html_(self):
+        rows = "".join(
+            f"<tr><td>{escape(m.name)}</td><td>{_shown(m.value)}</td><td>{_interval(m)}</td>"
+            f"<td>{escape(m.unit)}</td></tr>"
+            for m in self.metrics
+        )
+        title = f"{self.kind}: {self.dataset}, {self.model}, seed {self.seed} ({self.status})"
+        note = f"<br>{escape(self.message)}" if self.message else ""
+        head = "<tr><th>metric</th><th>value</th><th>95 % interval</th><th>unit</th></tr>"
+        return f"<table><caption>{escape(title)}{note}</caption>{head}{rows}</table>"
+
+
+def record_path(kind, campaign, dataset, model, seed):
+    """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``."""
+    return paths.results() / campaign / kind / f"{dataset}-{model}-s{seed}.json"
+
+
+def write(record, curves=None):
+    """Write a record and its curves, whole or not at all; returns the path.
+
+    The curves are written first, so a record on disk always has them.
+    """
+    path = record.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = path.with_suffix(".npz")
+    if curves:
+        _replace(arrays, lambda file: np.savez_compressed(file, **curves))
+        record.__dict__["curves"] = {name: np.asarray(value) for name, value in curves.items()}
+    else:
+        arrays.unlink(missing_ok=True)
+    text = json.dumps(asdict(record), indent=1, allow_nan=False, default=_plain) + "\n"
+    _replace(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def load(path):
+    """The record in a JSON file.
+
+    Raises
+    ------
+    ValueError
+        If the file is of another schema version.
+    """
+    content = json.loads(Path(path).read_text())
+    if content.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
+    return Record(**content)
+
+
+def find(kind, campaign, dataset, model, seed, parameters):
+    """The stored record of a run, or ``None`` if there is none or its parameters differ."""
+    path = record_path(kind, campaign, dataset, model, seed)
+    if not path.is_file():
+        return None
+    record = load(path)
+    return record if record.parameters == json.loads(json.dumps(parameters, default=_plain)) else None
+
+
+def read_all(campaign):
+    """All records of a campaign, a list sorted by path."""
+    return [load(path) for path in sorted((paths.results() / campaign).glob("*/*.json")) if _is_record(path)]
+
+
+def read(campaign):
+    """All metrics of a campaign as a data frame, one row each.
+
+    Columns: kind, dataset, model, seed, metric, value, unit, low, high, n, status and the path of the
+    record, relative to the results folder. A run without metrics has one row with metric ``None``.
+    """
+    rows = []
+    for record in read_all(campaign):
+        key = {name: getattr(record, name) for name in ("kind", "dataset", "model", "seed", "status")}
+        key["path"] = str(record.path.relative_to(paths.results()))
+        empty = {"metric": None, "value": math.nan, "unit": None, "low": None, "high": None, "n": None}
+        for metric in record.metrics:
+            values = asdict(metric)
+            rows.append({**key, "metric": values.pop("name"), **values})
+        if not record.metrics:
+            rows.append({**key, **empty})
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return frame.astype({"value": float, "low": float, "high": float})
+
+
+def provenance(started, *, device="cpu", threads=1, **hashes):
+    """Where and how a run was made.
+
+    Parameters
+    ----------
+    started
+        ``time.time()`` at its start; wall time is counted from there, s.
+    hashes
+        Names and hashes of what went in (data, weights, parameters).
+    """
+    return {
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "hardware": _hardware(device),
+        "device": str(device),
+        "threads": threads,
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "wall_time": round(time.time() - started, 1),
+        "peak_memory": round(_peak_memory(device)),
+        **hashes,
+    }
+
+
+def digest(*parts):
+    """Short sha256 of arrays, files and plain values, to tell whether inputs changed."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            total.update(part.read_bytes())
+        elif isinstance(part, np.ndarray):
+            total.update(np.ascontiguousarray(part).tobytes())
+        else:
+            total.update(json.dumps(part, sort_keys=True, default=_plain).encode())
+    return total.hexdigest()[:16]
+
+
+def _replace(path, write_to):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        write_to(file)
+    temporary.replace(path)
+
+
+def _is_record(path):
+    return not path.name.startswith(".") and not path.name.endswith(".build.json")
+
+
+def _plain(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.name
+    raise TypeError(f"a record cannot hold a {type(value).__name__}")
+
+
+def _number(value):
+    """Float, or ``None`` for what JSON cannot hold: a missing or non-finite value."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _shown(value):
+    return "—" if value is None else f"{value:.4g}"
+
+
+def _interval(metric):
+    return "" if metric.low is None else f"{metric.low:.4g} to {metric.high:.4g}"
+
+
+def _commit():
+    call = ["git", "-C", str(paths.ROOT), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _hardware(device):
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _peak_memory(device):
+    """MB; of the device where it is a GPU, else of the process."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
