@@ -1,0 +1,637 @@
+"""How does a record look? Figures of the book, one function each.
+
+Every function draws into `ax` (or into a new figure), labels both axes with their units, sets no title (the
+caption is the title) and returns the axes. A model keeps its colour through the whole book, the reference
+is black, and a noise floor is a grey band. Letters in shapes: R replicas, T frames, N atoms, B bins, P
+pairs of elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from ase.data.colors import jmol_colors
+from ase.neighborlist import natural_cutoffs, neighbor_list
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Circle
+
+from egraff_utils.tables import METRIC_NAMES, dataset_title, main_rows, model_title
+
+STYLE = Path(__file__).with_name("book.mplstyle")
+
+MODEL_COLORS = {
+    "nequip": "#332288",
+    "botnet": "#8f2557",
+    "allegro": "#11733b",
+    "mace": "#d55e00",
+    "torchmd_net": "#3fa2dc",
+    "equiformer": "#e3ae24",
+}
+"""Colour of every model. Lightness rises in even steps down the list (22 to 74 of 100), so the colours stay
+apart in grey; they stay apart for readers with red-green blindness too."""
+
+OTHER_MODEL_COLOR = "#777777"
+REFERENCE_COLOR = "black"
+FLOOR_COLOR = "0.55"
+MARKERS = "osD^vPX*<>ph"
+DIMENSIONLESS = "dimensionless"
+
+VIOLATION_LABELS = {
+    "ev": "Energy violation EV (dimensionless)",
+    "ev_root": "Root energy violation (dimensionless)",
+    "fv": "Force violation FV (dimensionless)",
+}
+
+
+def style():
+    """Context in which figures take the book's look.
+
+    Examples
+    --------
+    >>> with style():
+    ...     figure, ax = plt.subplots()
+    >>> plt.close(figure)
+    """
+    return plt.style.context(STYLE)
+
+
+def model_color(name: str) -> str:
+    """Colour of a model as a hexadecimal string; grey for a model the book does not know.
+
+    Examples
+    --------
+    >>> model_color("mace"), model_color("mine")
+    ('#d55e00', '#777777')
+    """
+    return MODEL_COLORS.get(name, OTHER_MODEL_COLOR)
+
+
+def plot_learning_curve(
+    record,
+    x: str = "seconds",
+    *,
+    metric: str = "val_force_mae",
+    label: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Validation error of one training against its cost, on a logarithmic error axis.
+
+    Parameters
+    ----------
+    record
+        Record of kind ``training`` with the curves `x` and `metric`, both of one shape.
+    x
+        ``"seconds"`` (s), ``"step"`` or ``"epoch"``.
+    metric
+        ``"val_force_mae"`` (meV/Å), ``"val_energy_mae"`` (meV), ``"train_loss"`` or ``"val_loss"``
+        (dimensionless).
+    label
+        Entry of the legend; the model's title by default.
+
+    Raises
+    ------
+    ValueError
+        If the record has no such curve.
+    """
+    names = {
+        "seconds": "Training time (s)",
+        "step": "Optimiser steps (count)",
+        "epoch": "Epochs (count)",
+        "val_force_mae": "Validation force MAE (meV/Å)",
+        "val_energy_mae": "Validation energy MAE (meV)",
+        "train_loss": f"Training loss ({DIMENSIONLESS})",
+        "val_loss": f"Validation loss ({DIMENSIONLESS})",
+    }
+    ax = _axes(ax)
+    ax.plot(
+        _curve(record, x),
+        _curve(record, metric),
+        color=model_color(record.model),
+        marker=_marker(record.model),
+        markevery=0.12,
+        label=label or model_title(record.model),
+    )
+    ax.set(xlabel=names.get(x, x), ylabel=names.get(metric, metric), yscale="log")
+    return ax
+
+
+def plot_rdf(record, *, label: str | None = None, ax: Axes | None = None) -> Axes:
+    """Radial distribution function of a rollout beside the reference.
+
+    Replicas are thin, their mean is thick, the reference is black.
+
+    Parameters
+    ----------
+    record
+        Record of a rollout with curves ``rdf_r`` (B,) Å, ``rdf`` (R, B) and ``rdf_reference`` (B,),
+        dimensionless.
+    label
+        Entry of the legend; the model's title by default.
+
+    Raises
+    ------
+    ValueError
+        If the record has no such curve.
+    """
+    ax = _axes(ax)
+    r = _curve(record, "rdf_r")
+    ax.plot(
+        r, _curve(record, "rdf_reference"), color=REFERENCE_COLOR, linewidth=1.4, label=_reference_label(ax)
+    )
+    _plot_replicas(ax, r, _curve(record, "rdf"), record.model, label)
+    ax.set(xlabel="Distance r (Å)", ylabel=f"g(r) ({DIMENSIONLESS})", xlim=(0, r[-1]), ylim=(0, None))
+    ax.legend()
+    return ax
+
+
+def plot_partial_rdfs(record, *, label: str | None = None, ax: Axes | None = None) -> Axes:
+    """Partial radial distribution functions, one pair of elements above the other.
+
+    Each curve is divided by its reference's maximum and lifted by its place in the list, so that pairs of
+    very different height can be read in one picture; zero of each pair is a thin grey line.
+
+    Parameters
+    ----------
+    record
+        Record of a rollout with curves ``rdf_r`` (B,) Å, ``rdf_partial`` (R, P, B),
+        ``rdf_partial_reference`` (P, B) and ``pairs`` (P,), text such as ``Li-S``.
+
+    Raises
+    ------
+    ValueError
+        If the record has no such curve.
+    """
+    ax = _axes(ax)
+    r, pairs = _curve(record, "rdf_r"), [str(pair) for pair in _curve(record, "pairs")]
+    generated, reference = _curve(record, "rdf_partial"), _curve(record, "rdf_partial_reference")
+    reference_label = _reference_label(ax)
+    for place, pair in enumerate(pairs):
+        height = np.nanmax(reference[place]) or 1.0
+        lift = 1.15 * place
+        ax.axhline(lift, color="0.75", linewidth=0.6, zorder=0)
+        ax.plot(
+            r,
+            reference[place] / height + lift,
+            color=REFERENCE_COLOR,
+            linewidth=1.3,
+            label=reference_label if place == 0 else None,
+        )
+        shown = (label or model_title(record.model)) if place == 0 else "_nolegend_"
+        _plot_replicas(ax, r, generated[:, place] / height + lift, record.model, shown)
+        ax.text(r[0], lift + 0.12, pair, fontsize="small")
+    ax.set(
+        xlabel="Distance r (Å)", ylabel="Partial g(r) / reference maximum (dimensionless)", xlim=(0, r[-1])
+    )
+    ax.set_yticks([1.15 * place for place in range(len(pairs))], ["0"] * len(pairs))
+    ax.legend(loc="upper right")
+    return ax
+
+
+def plot_violations(
+    record,
+    metric: str = "fv",
+    *,
+    floor: float | Sequence[float] | None = None,
+    label: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Violation of energy or forces along the rollout, with the floor of two independent reference frames.
+
+    Replicas are thin, their geometric mean is thick. A curve that has climbed into the grey floor tells no
+    more than that the two trajectories have become independent.
+
+    Parameters
+    ----------
+    record
+        Record of a rollout with curves ``time`` (T,) fs and `metric` (R, T), dimensionless.
+    metric
+        ``"fv"``, ``"ev"`` or ``"ev_root"``.
+    floor
+        Floor of the metric, dimensionless: one number or an interval ``(low, high)``.
+
+    Raises
+    ------
+    ValueError
+        If the metric is unknown or the record has no such curve.
+    """
+    if metric not in VIOLATION_LABELS:
+        raise ValueError(f"{metric=} is not a violation; choose one of {sorted(VIOLATION_LABELS)}")
+    ax = _axes(ax)
+    values = np.asarray(_curve(record, metric), float)
+    values = np.where(values > 0, values, np.nan)
+    if floor is not None:
+        _plot_floor(ax, floor)
+    _plot_replicas(ax, _curve(record, "time"), values, record.model, label, geometric=True)
+    ax.set(xlabel="Time (fs)", ylabel=VIOLATION_LABELS[metric], yscale="log")
+    ax.legend()
+    return ax
+
+
+def plot_temperature(record, target: float, *, label: str | None = None, ax: Axes | None = None) -> Axes:
+    """Instantaneous temperature of the replicas against the thermostat's target (K, dashed black).
+
+    Parameters
+    ----------
+    record
+        Record of a rollout with curves ``time`` (T,) fs and ``temperature`` (R, T) K.
+    target
+        Temperature of the thermostat, K.
+
+    Raises
+    ------
+    ValueError
+        If the record has no such curve.
+    """
+    ax = _axes(ax)
+    ax.axhline(target, color=REFERENCE_COLOR, linestyle="--", linewidth=1.2, label=f"target {target:g} K")
+    _plot_replicas(ax, _curve(record, "time"), _curve(record, "temperature"), record.model, label)
+    ax.set(xlabel="Time (fs)", ylabel="Temperature (K)")
+    ax.legend()
+    return ax
+
+
+def plot_rmsd(record, *, label: str | None = None, ax: Axes | None = None) -> Axes:
+    """Root mean square displacement of the replicas from the reference trajectory.
+
+    Parameters
+    ----------
+    record
+        Record of a rollout with curves ``time`` (T,) fs and ``rmsd`` (R, T) Å.
+
+    Raises
+    ------
+    ValueError
+        If the record has no such curve.
+    """
+    ax = _axes(ax)
+    _plot_replicas(ax, _curve(record, "time"), _curve(record, "rmsd"), record.model, label)
+    ax.set(xlabel="Time (fs)", ylabel="RMSD (Å)", ylim=(0, None))
+    ax.legend()
+    return ax
+
+
+def plot_forces_parity(
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    *,
+    model: str | None = None,
+    label: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Predicted force components against reference ones, with the diagonal of perfect agreement.
+
+    Parameters
+    ----------
+    predicted
+        Forces of the model, any shape, for example ``(T, N, 3)``, eV/Å.
+    reference
+        Forces of the reference, the same shape, eV/Å.
+    model
+        Name of the model, for its colour.
+    label
+        Entry of the legend; the model's title and the mean absolute error (meV/Å) by default.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    predicted, reference = np.asarray(predicted), np.asarray(reference)
+    if predicted.shape != reference.shape:
+        raise ValueError(f"{predicted.shape=} but {reference.shape=}")
+    error = 1000 * np.abs(predicted - reference).mean()
+    label = label or f"{model_title(model) if model else 'model'}, MAE {error:.1f} meV/Å"
+    ax = _axes(ax)
+    ax.plot(
+        reference.ravel(),
+        predicted.ravel(),
+        ".",
+        markersize=2,
+        alpha=0.5,
+        rasterized=True,
+        color=model_color(model or ""),
+        label=label,
+    )
+    ends = [min(reference.min(), predicted.min()), max(reference.max(), predicted.max())]
+    ax.plot(ends, ends, color=REFERENCE_COLOR, linewidth=0.9)
+    ax.set(
+        xlabel="Reference force component (eV/Å)", ylabel="Predicted force component (eV/Å)", aspect="equal"
+    )
+    ax.legend(markerscale=4)
+    return ax
+
+
+def plot_energy_histogram(
+    frames: Sequence[Atoms], *, zero: float | None = None, label: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Distribution of the energies of a set of frames, per atom.
+
+    Parameters
+    ----------
+    frames
+        T frames with energies (eV) attached.
+    zero
+        Energy per atom that is subtracted, eV; the mean of `frames` by default. Pass the training set's
+        mean to draw several splits on one axis.
+
+    Raises
+    ------
+    ValueError
+        If there are no frames.
+    """
+    energies = energies_per_atom(frames)
+    zero = energies.mean() if zero is None else zero
+    ax = _axes(ax)
+    ax.hist(1000 * (energies - zero), bins=40, density=True, histtype="step", linewidth=1.8, label=label)
+    ax.set(xlabel="Energy above the mean (meV/atom)", ylabel="Density (atom/meV)")
+    if label:
+        ax.legend()
+    return ax
+
+
+def energies_per_atom(frames: Sequence[Atoms]) -> np.ndarray:
+    """Potential energy of every frame divided by its number of atoms, shape ``(T,)``, eV.
+
+    Raises
+    ------
+    ValueError
+        If there are no frames.
+    """
+    if not len(frames):
+        raise ValueError("no frames: an energy distribution needs at least one")
+    return np.array([atoms.get_potential_energy() / len(atoms) for atoms in frames])
+
+
+def plot_force_distribution(
+    frames: Sequence[Atoms], *, label: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Distribution of the length of the forces, one curve for each element.
+
+    Parameters
+    ----------
+    frames
+        T frames with forces (eV/Å) attached.
+    label
+        Prefix of every entry of the legend, for example the name of the split.
+
+    Raises
+    ------
+    ValueError
+        If there are no frames.
+    """
+    if not len(frames):
+        raise ValueError("no frames: a force distribution needs at least one")
+    lengths = np.concatenate([np.linalg.norm(atoms.get_forces(), axis=1) for atoms in frames])
+    numbers = np.concatenate([atoms.numbers for atoms in frames])
+    ax = _axes(ax)
+    edges = np.linspace(0, np.quantile(lengths, 0.999), 60)
+    lines = ("-", "--", "-.", ":")
+    for place, number in enumerate(np.unique(numbers)):
+        density, _ = np.histogram(lengths[numbers == number], edges, density=True)
+        ax.plot(
+            (edges[1:] + edges[:-1]) / 2,
+            density,
+            lines[place % 4],
+            label=f"{label + ' ' if label else ''}{chemical_symbols[number]}",
+        )
+    ax.set(xlabel="Length of the force on an atom (eV/Å)", ylabel="Density (Å/eV)", ylim=(0, None))
+    ax.legend()
+    return ax
+
+
+def plot_structure(
+    atoms: Atoms,
+    *,
+    rotation: tuple[float, float] = (20.0, -12.0),
+    label: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Picture of a structure: atoms as balls, bonds as sticks, the cell as thin lines where it is periodic.
+
+    A bond is drawn where two atoms of the same image are closer than 1.15 times the sum of their covalent
+    radii. Farther atoms are paler.
+
+    Parameters
+    ----------
+    atoms
+        Structure of N atoms, positions in Å.
+    rotation
+        Turn about the vertical axis and tilt towards the reader, degrees.
+    label
+        Text in the upper left corner.
+    """
+    ax = _axes(ax)
+    turn = _rotation(*rotation)
+    origin = atoms.positions.mean(0)
+    points = (atoms.positions - origin) @ turn.T
+    depth = _depth(points[:, 2])
+    _draw_bonds(ax, atoms, points, depth)
+    for i in np.argsort(points[:, 2]):
+        color = 1 - (1 - jmol_colors[atoms.numbers[i]]) * (0.45 + 0.55 * depth[i])
+        ax.add_patch(
+            Circle(
+                points[i, :2],
+                0.55 * covalent_radii[atoms.numbers[i]],
+                facecolor=color,
+                edgecolor="0.2",
+                linewidth=0.7,
+                zorder=3 + depth[i],
+            )
+        )
+    if atoms.pbc.any():
+        _draw_cell(ax, (np.asarray(atoms.cell), origin), turn)
+    _element_legend(ax, atoms)
+    if label:
+        ax.text(0.02, 0.97, label, transform=ax.transAxes, va="top")
+    ax.autoscale_view()
+    ax.margins(0.08)
+    ax.grid(False)
+    ax.set(xlabel="Projected x (Å)", ylabel="Projected y (Å)", aspect="equal")
+    return ax
+
+
+def plot_leaderboard(
+    frame: pd.DataFrame,
+    x: str = "force_mae",
+    y: str = "wf",
+    *,
+    dataset: str | None = None,
+    label: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One metric against another: a point for every model and dataset, with the intervals over replicas.
+
+    The colour tells the model, the marker the dataset. Both axes are logarithmic where all values are
+    positive.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it.
+    x, y
+        Names of the two metrics, for example ``"force_mae"`` (meV/Å) and ``"wf"`` (%).
+    dataset
+        Only this dataset; all of them by default.
+    label
+        Prefix of the legend's entries.
+
+    Raises
+    ------
+    ValueError
+        If no model has both metrics.
+    """
+    frame = frame if dataset is None else frame[frame.dataset == dataset]
+    points = _pair_metrics(frame, x, y)
+    ax = _axes(ax)
+    markers = dict(zip(sorted(points.dataset.unique()), MARKERS * 4, strict=False))
+    for row in points.itertuples():
+        ax.errorbar(
+            row.x,
+            row.y,
+            xerr=_error(row.x, row.x_low, row.x_high),
+            yerr=_error(row.y, row.y_low, row.y_high),
+            color=model_color(row.model),
+            marker=markers[row.dataset],
+            markeredgecolor="0.2",
+            markeredgewidth=0.6,
+            linestyle="none",
+            elinewidth=1,
+        )
+    for model in sorted(points.model.unique(), key=_model_place):
+        ax.plot([], [], "o", color=model_color(model), label=f"{label or ''}{model_title(model)}")
+    for name, marker in markers.items():
+        if len(markers) > 1:
+            ax.plot([], [], marker, color="0.5", linestyle="none", label=dataset_title(name))
+    for axis, values in (("x", points.x), ("y", points.y)):
+        if (values > 0).all() and values.max() > 3 * values.min():
+            ax.set(**{f"{axis}scale": "log"})
+    ax.set(xlabel=_metric_label(frame, x), ylabel=_metric_label(frame, y))
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+def _axes(ax):
+    return plt.subplots()[1] if ax is None else ax
+
+
+def _curve(record, name):
+    if name not in record.curves:
+        raise ValueError(
+            f"the {record.kind} record of {record.model} on {record.dataset} has no curve {name!r}; "
+            f"it has {sorted(record.curves)}"
+        )
+    return np.asarray(record.curves[name])
+
+
+def _marker(model):
+    return MARKERS[_model_place(model) % len(MARKERS)]
+
+
+def _model_place(model):
+    names = list(MODEL_COLORS)
+    return names.index(model) if model in names else len(names)
+
+
+def _reference_label(ax):
+    drawn = ax.get_legend_handles_labels()[1]
+    return None if "reference" in drawn else "reference"
+
+
+def _plot_replicas(ax, x, values, model, label, *, geometric=False):
+    """Thin replicas and their thick mean; frames after the end of every replica (NaN) are left out."""
+    color = model_color(model)
+    ax.plot(x, values.T, color=color, linewidth=0.6, alpha=0.35)
+    ax.plot(
+        x, _replica_mean(values, geometric), color=color, linewidth=2.0, label=label or model_title(model)
+    )
+
+
+def _replica_mean(values, geometric):
+    values = np.ma.masked_invalid(values)
+    mean = np.ma.exp(np.ma.log(values).mean(0)) if geometric else values.mean(0)
+    return np.ma.filled(mean.astype(float), np.nan)
+
+
+def _plot_floor(ax, floor):
+    if np.ndim(floor) == 0:
+        ax.axhline(
+            floor, color=FLOOR_COLOR, alpha=0.45, linewidth=7, zorder=0, label=f"floor {float(floor):.3g}"
+        )
+    else:
+        ax.axhspan(*floor, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0, label="floor")
+
+
+def _rotation(turn, tilt):
+    a, b = np.radians([turn, tilt])
+    about_y = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    return about_x @ about_y
+
+
+def _depth(z):
+    """Depth scaled to [0, 1], one for the nearest atom."""
+    return (z - z.min()) / (np.ptp(z) or 1.0)
+
+
+def _draw_bonds(ax, atoms, points, depth):
+    first, second, images = neighbor_list("ijS", atoms, natural_cutoffs(atoms, mult=1.15))
+    keep = (first < second) & ~images.any(1)
+    for i, j in zip(first[keep], second[keep], strict=True):
+        ax.plot(
+            *points[[i, j], :2].T,
+            color="0.35",
+            linewidth=2.2,
+            solid_capstyle="round",
+            zorder=3 + min(depth[i], depth[j]) - 1e-3,
+        )
+
+
+def _draw_cell(ax, box, turn):
+    cell, origin = box
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    points = (corners @ cell - origin) @ turn.T
+    edges = [(a, b) for a in range(8) for b in range(a) if np.abs(corners[a] - corners[b]).sum() == 1]
+    lines = LineCollection([points[[a, b], :2] for a, b in edges], colors="0.5", linewidths=0.7, zorder=1)
+    ax.add_collection(lines)
+
+
+def _element_legend(ax, atoms):
+    for symbol in sorted(set(atoms.symbols), key=lambda s: atomic_numbers[s]):
+        color = jmol_colors[atomic_numbers[symbol]]
+        ax.plot([], [], "o", color=color, markeredgecolor="0.2", label=symbol)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _pair_metrics(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """One row per dataset and model that has both metrics; seeds and protocols as in `main_rows`."""
+    sides = []
+    for name, side in ((x, "x"), (y, "y")):
+        rows = main_rows(frame)
+        rows = rows[(rows.metric == name) & rows.value.notna()]
+        mean = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
+        sides.append(mean.rename(columns={"value": side, "low": f"{side}_low", "high": f"{side}_high"}))
+    points = sides[0].join(sides[1], how="inner").reset_index()
+    if points.empty:
+        raise ValueError(
+            f"no model has both {x!r} and {y!r}; the frame has {sorted(frame.metric.dropna().unique())}"
+        )
+    return points
+
+
+def _error(value: float, low: float, high: float):
+    if np.isnan([low, high]).any():
+        return None
+    return np.array([[max(value - low, 0.0)], [max(high - value, 0.0)]])
+
+
+def _metric_label(frame, metric):
+    units = frame.loc[frame.metric == metric, "unit"].dropna()
+    unit = units.iloc[0] if len(units) else "1"
+    return f"{METRIC_NAMES.get(metric, metric)} ({DIMENSIONLESS if unit == '1' else unit})"
