@@ -1,0 +1,576 @@
+"""Can a force field be learnt from these frames? Training with Lightning, resumable, within a budget."""
+
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+from tqdm import tqdm
+
+from egraff_utils import cards, data, models, paths, records
+from egraff_utils.graph import AtomicGraph, build_graph, collate
+from egraff_utils.units import EV_TO_MEV
+
+CHECKPOINT_INTERVAL = 20.0  # s
+FINITE_CHECK_INTERVAL = 20  # steps; a look at the loss makes a GPU wait
+WORKING_FIELDS = ("campaign", "device", "threads", "progress")  # do not change what is computed
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training: an architecture, a dataset and a budget."""
+
+    model: str
+    dataset: str
+    campaign: str = "demo"
+    preset: str = "small"
+    seed: int = 0
+    max_seconds: float | None = None
+    """Time spent in the training loop, validation included, s."""
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    """Replaces the model card's number of epochs."""
+    network: dict = field(default_factory=dict)
+    """Hyperparameters of the network that replace the preset's."""
+    training: dict = field(default_factory=dict)
+    """Training hyperparameters that replace the preset's."""
+    device: str = "cpu"
+    threads: int = 1
+    progress: bool = True
+
+    def parameters(self):
+        """What determines the result: all fields but where and how it is computed."""
+        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number."""
+
+
+def fit(config):
+    """Train a force field and test it; returns the stored record if these parameters were run before.
+
+    The weights with the lowest validation loss are kept, written beside the record as ``.safetensors``
+    and tested once. A run that was killed goes on from its last checkpoint.
+
+    Parameters
+    ----------
+    config
+        :class:`TrainConfig`.
+
+    Returns
+    -------
+    Record
+        Kind ``training``. Metrics: ``force_mae`` (meV/Å), ``energy_mae`` (meV), ``energy_mae_per_atom``
+        (meV/atom) on the test split, ``zero_force_mae`` (meV/Å, of predicting no force), ``steps``,
+        ``epochs``, ``seconds``, ``seconds_per_epoch`` and ``parameters``. Curves: ``step``, ``seconds``,
+        ``train_loss``, ``val_loss``, ``val_force_mae``, ``val_energy_mae``. Status ``failed`` if the loss
+        became non-finite, with the step in the message.
+
+    Raises
+    ------
+    ValueError
+        If the model, dataset, preset or a hyperparameter is unknown.
+    """
+    parameters = config.parameters()
+    key = ("training", config.campaign, config.dataset, config.model, config.seed)
+    if stored := records.find(*key, parameters):
+        return stored
+    started = time.time()
+    torch.set_num_threads(config.threads)
+    hyperparameters = models.card(config.model).training(config.preset, **config.training)
+    train, validation, test = (data.load(config.dataset, split) for split in ("train", "val", "test"))
+    learner = _learner(config, hyperparameters, train)
+    status, message = _run(learner, config, parameters, train, validation)
+    metrics, curves = _costs(learner), learner.history_arrays()
+    if learner.best is not None:
+        learner.force_field.load_state_dict(learner.best)
+        metrics = errors(learner.force_field, test) + metrics
+    record = records.Record(*key, parameters, metrics, status, message)
+    if status == "complete":
+        models.save(learner.force_field, record.path.with_suffix(".safetensors"))
+    record.provenance = records.provenance(
+        started,
+        device=config.device,
+        threads=config.threads,
+        data=data_digest(train + validation + test),
+        weights=records.digest(record.path.with_suffix(".safetensors")) if status == "complete" else None,
+        hyperparameters=asdict(hyperparameters),
+    )
+    records.write(record, curves)
+    _checkpoint_path(config).unlink(missing_ok=True)
+    return record
+
+
+# -- fitting the scales ---------------------------------------------------------------------------------
+
+
+def fit_reference(frames, prior=None):
+    """Reference energy of each element and force scale of a training set, in float64.
+
+    The energies are the prior plus the correction of least norm that fits the total energies best in the
+    sense of least squares. With one composition this is the mean energy, shared out.
+
+    Parameters
+    ----------
+    frames
+        ``list[ase.Atoms]`` with energy (eV) and forces (eV/Å).
+    prior
+        ``{atomic number: energy}``, eV; zero where missing.
+
+    Returns
+    -------
+    energies : dict[int, float]
+        eV by atomic number.
+    scale : float
+        Root mean square of the force components, eV/Å.
+    """
+    elements = sorted({int(z) for atoms in frames for z in atoms.numbers})
+    first = np.array([(prior or {}).get(z, 0.0) for z in elements])
+    counts = np.array([[np.sum(atoms.numbers == z) for z in elements] for atoms in frames], dtype=float)
+    energy = np.array([atoms.get_potential_energy() for atoms in frames])
+    correction = np.linalg.lstsq(counts, energy - counts @ first, rcond=None)[0]
+    forces = np.concatenate([atoms.get_forces() for atoms in frames])
+    return dict(zip(elements, first + correction, strict=True)), float(np.sqrt(np.mean(forces**2)))
+
+
+# -- data on the device ---------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """Structures with their labels."""
+
+    graph: AtomicGraph
+    energy: Tensor
+    """Shape ``(S,)``, eV, float64."""
+    forces: Tensor
+    """Shape ``(N, 3)``, eV/Å."""
+
+
+class Batches:
+    """Batches of one split; their graphs are built once.
+
+    With a seed the order of epoch k is the k-th permutation of that seed. Iteration starts at the batch
+    that follows the ``steps_done()`` so far, so a resumed run sees what an uninterrupted one would.
+    """
+
+    def __init__(self, frames, size, *, cutoff, device, seed=None, steps_done=lambda: 0):
+        self.samples = [_sample(atoms, cutoff, device) for atoms in frames]
+        self.size, self.seed, self.steps_done = size, seed, steps_done
+
+    def __len__(self):
+        return math.ceil(len(self.samples) / self.size)
+
+    def __iter__(self):
+        epoch, first = divmod(self.steps_done(), len(self)) if self.seed is not None else (0, 0)
+        order = np.arange(len(self.samples))
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        for k in range(first, len(self)):
+            yield _join([self.samples[i] for i in order[k * self.size : (k + 1) * self.size]])
+
+    def state_dict(self):
+        """Empty: the position follows from the step count (Lightning asks resumable loaders for it)."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Nothing to restore, see :meth:`state_dict`."""
+
+
+def _sample(atoms, cutoff, device):
+    graph = build_graph(atoms, cutoff, dtype=torch.float32).to(device)
+    energy = torch.tensor([atoms.get_potential_energy()], dtype=torch.float64, device=device)
+    return Batch(graph, energy, torch.tensor(atoms.get_forces(), dtype=torch.float32, device=device))
+
+
+def _join(samples):
+    graphs, energies, forces = zip(*samples, strict=True)
+    return Batch(collate(graphs), torch.cat(energies), torch.cat(forces))
+
+
+# -- the Lightning module -------------------------------------------------------------------------------
+
+
+class Learner(lightning.LightningModule):
+    """Loss, optimiser and schedule of one force field."""
+
+    def __init__(self, force_field, hyperparameters, *, max_seconds=None, max_steps=None, max_epochs=None):
+        super().__init__()
+        self.force_field = force_field
+        self.hyper = hyperparameters
+        self.limits = {"seconds": max_seconds, "steps": max_steps, "epochs": max_epochs}
+        self.batches_per_epoch = None
+        self.stage = 1
+        self.seconds_before = 0.0
+        self.started = None
+        self.best, self.best_loss = None, math.inf
+        self.history = []
+        self.smoothed_energy_loss = None
+
+    # progress
+
+    @property
+    def seconds(self):
+        """Time in the training loop so far, over all restarts, s."""
+        return self.seconds_before + (time.perf_counter() - self.started if self.started else 0.0)
+
+    @property
+    def epochs(self):
+        """Passes over the training set so far, a real number."""
+        return self.global_step / self.batches_per_epoch
+
+    @property
+    def budget_used(self):
+        """Fraction of the budget used, the largest over its limits."""
+        spent = {"seconds": self.seconds, "steps": self.global_step, "epochs": self.epochs}
+        return max(spent[name] / limit for name, limit in self.limits.items() if limit)
+
+    # optimisation
+
+    def configure_optimizers(self):
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        optimizer = kinds[self.hyper.optimizer](
+            self.force_field.network.parameters(),
+            lr=self.hyper.learning_rate,
+            amsgrad=self.hyper.amsgrad,
+            weight_decay=self.hyper.weight_decay,
+        )
+        if self.hyper.scheduler != "plateau":
+            return optimizer
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer,
+            factor=self.hyper.plateau_factor,
+            patience=self.hyper.plateau_patience,
+            min_lr=self.hyper.min_learning_rate,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+    def on_train_batch_start(self, batch, batch_idx):
+        second = self.hyper.second_stage
+        if self.stage == 1 and second and self.budget_used >= second.start:
+            self.stage, self.best_loss = 2, math.inf
+        rate = self._learning_rate()
+        if rate is not None:
+            for group in self.optimizers().optimizer.param_groups:
+                group["lr"] = rate
+
+    def _learning_rate(self):
+        """Learning rate of this step, or ``None`` where the plateau scheduler decides."""
+        if self.stage == 2:
+            return self.hyper.second_stage.learning_rate
+        base, step = self.hyper.learning_rate, self.global_step
+        warmup = max(self.hyper.warmup_steps, self.hyper.warmup_epochs * self.batches_per_epoch)
+        if step < warmup:
+            return base * (step + 1) / warmup
+        if self.hyper.scheduler == "cosine":
+            low = self.hyper.min_learning_rate
+            return low + (base - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.budget_used)))
+        return base if self.hyper.scheduler == "none" or step == warmup else None
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch, self.force_field(batch.graph))
+        if batch_idx % FINITE_CHECK_INTERVAL == 0:
+            self._check(loss)
+        return loss
+
+    def loss(self, batch, prediction):
+        """Weighted energy and force errors of a batch, a scalar."""
+        energy_loss, force_loss = self._terms(batch, prediction)
+        alpha = self.hyper.energy_loss_ema
+        if alpha is not None and self.training:
+            before = self.smoothed_energy_loss
+            if before is not None:
+                energy_loss = alpha * energy_loss + (1 - alpha) * before
+            self.smoothed_energy_loss = energy_loss.detach()
+        weights = self.hyper.second_stage if self.stage == 2 else self.hyper
+        return weights.energy_weight * energy_loss + weights.force_weight * force_loss
+
+    def _terms(self, batch, prediction):
+        energy_error, force_error = prediction.energy - batch.energy, prediction.forces - batch.forces
+        if self.hyper.energy_per_atom:
+            energy_error = energy_error / torch.bincount(batch.graph.structure)
+        if self.hyper.loss == "mse":
+            return energy_error.square().mean(), force_error.square().mean()
+        if self.hyper.loss == "mae":
+            return energy_error.abs().mean(), force_error.abs().mean()
+        return energy_error.abs().mean(), torch.linalg.vector_norm(force_error, dim=1).mean()
+
+    def _check(self, loss):
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(f"the loss became {float(loss)} at step {self.global_step}")
+
+    # validation; runs on the averaged weights
+
+    def validation_step(self, batch, batch_idx):
+        prediction = self.force_field(batch.graph)
+        return {
+            "loss": self.loss(batch, prediction) * batch.graph.num_structures,
+            "force": (prediction.forces - batch.forces).abs().sum(),
+            "energy": (prediction.energy - batch.energy).abs().sum(),
+            "structures": batch.graph.num_structures,
+            "components": batch.forces.numel(),
+        }
+
+    # state
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["learner"] = {
+            "stage": self.stage,
+            "seconds": self.seconds,
+            "best": self.best,
+            "best_loss": self.best_loss,
+            "history": self.history,
+            "smoothed_energy_loss": self.smoothed_energy_loss,
+        }
+
+    def on_load_checkpoint(self, checkpoint):
+        state = checkpoint["learner"]
+        self.stage, self.best, self.best_loss = state["stage"], state["best"], state["best_loss"]
+        self.history, self.seconds_before = state["history"], state["seconds"]
+        self.smoothed_energy_loss = state["smoothed_energy_loss"]
+
+    def history_arrays(self):
+        """Learning curves, one array per column."""
+        columns = ("step", "seconds", "learning_rate", "train_loss", "val_loss", "val_force_mae", "val_energy_mae")
+        return {c: np.array([row[c] for row in self.history], dtype=float) for c in columns}
+
+
+class Watch(lightning.Callback):
+    """Learning curves, best weights, checkpoints, progress bar and the end of the budget."""
+
+    def __init__(self, checkpoint, parameters, *, progress):
+        self.checkpoint, self.parameters = checkpoint, parameters
+        self.bar = tqdm(total=100, unit="%", disable=not progress, file=sys.stderr, leave=False)
+        self.bar.bar_format = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}"
+        self.last_save = time.perf_counter()
+        self.losses, self.totals = [], {}
+
+    def on_train_start(self, trainer, learner):
+        learner.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].detach())
+        used = learner.budget_used
+        self.bar.n = min(100, int(100 * used))
+        self.bar.refresh() if used >= 1 else self.bar.update(0)
+        if used >= 1:
+            trainer.should_stop = True
+        elif time.perf_counter() - self.last_save > CHECKPOINT_INTERVAL:
+            self._save(trainer)
+
+    def on_validation_epoch_start(self, trainer, learner):
+        self.totals = {}
+
+    def on_validation_batch_end(self, trainer, learner, outputs, batch, batch_idx, dataloader_idx=0):
+        for name, value in outputs.items():
+            self.totals[name] = self.totals.get(name, 0) + value
+
+    def on_validation_epoch_end(self, trainer, learner):
+        totals = {name: float(value) for name, value in self.totals.items()}
+        loss = totals["loss"] / totals["structures"]
+        row = {
+            "step": learner.global_step,
+            "seconds": learner.seconds,
+            "learning_rate": learner.optimizers().optimizer.param_groups[0]["lr"],
+            "train_loss": float(torch.stack(self.losses).mean()) if self.losses else math.nan,
+            "val_loss": loss,
+            "val_force_mae": totals["force"] / totals["components"] * EV_TO_MEV,
+            "val_energy_mae": totals["energy"] / totals["structures"] * EV_TO_MEV,
+        }
+        self.losses = []
+        learner.history.append(row)
+        learner._check(torch.tensor(loss))
+        learner.log("val_loss", loss)
+        self.bar.set_postfix_str(f"validation force MAE {row['val_force_mae']:.0f} meV/Å")
+        if loss < learner.best_loss:
+            learner.best_loss = loss
+            learner.best = {k: v.detach().clone() for k, v in learner.force_field.state_dict().items()}
+        if self._exhausted(learner):
+            trainer.should_stop = True
+
+    def _exhausted(self, learner):
+        losses = [row["val_loss"] for row in learner.history]
+        patience, floor = learner.hyper.early_stopping_patience, learner.hyper.stop_learning_rate
+        stale = len(losses) - 1 - int(np.argmin(losses))
+        settled = floor is not None and learner.history[-1]["learning_rate"] < floor
+        return settled or (patience is not None and stale >= patience)
+
+    def on_save_checkpoint(self, trainer, learner, checkpoint):
+        checkpoint["parameters"] = self.parameters
+
+    def _save(self, trainer):
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.checkpoint.with_suffix(f".{os.getpid()}")
+        trainer.save_checkpoint(temporary)
+        temporary.replace(self.checkpoint)
+        self.last_save = time.perf_counter()
+
+
+def average_weights(decay):
+    """Lightning callback: exponential moving average of the parameters.
+
+    The decay grows with the number of updates n as ``min(decay, (1 + n) / (10 + n))``, as in torch-ema,
+    which the published trainings of NequIP and MACE use.
+    """
+
+    @torch.no_grad()
+    def update(averaged, current, updates):
+        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+        torch._foreach_lerp_(averaged, current, weight)
+
+    return WeightAveraging(use_buffers=False, multi_avg_fn=update)
+
+
+# -- one run --------------------------------------------------------------------------------------------
+
+
+def _learner(config, hyperparameters, train):
+    card = cards.dataset(config.dataset)
+    torch.manual_seed(config.seed)
+    cutoff = models.card(config.model).network(config.preset, **config.network)["cutoff"]
+    neighbors = np.mean([_mean_neighbors(atoms, cutoff) for atoms in train[:: max(1, len(train) // 50)]])
+    network = {"average_neighbors": round(float(neighbors), 3), **config.network}
+    force_field = models.build(config.model, config.preset, card.elements, **network)
+    force_field.set_reference(*fit_reference(train, card.reference_energies))
+    limits = {"max_seconds": config.max_seconds, "max_steps": config.max_steps}
+    epochs = config.max_epochs or hyperparameters.max_epochs
+    return Learner(force_field.to(config.device), hyperparameters, max_epochs=epochs, **limits)
+
+
+def _mean_neighbors(atoms, cutoff):
+    return build_graph(atoms, cutoff).edge_index.shape[1] / len(atoms)
+
+
+def _run(learner, config, parameters, train, validation):
+    """Train; returns the status and message of the record."""
+    size, cutoff = learner.hyper.batch_size, learner.force_field.cutoff
+    common = {"cutoff": cutoff, "device": config.device}
+    steps_done = lambda: learner.global_step  # noqa: E731
+    loader = Batches(train, size, seed=config.seed, steps_done=steps_done, **common)
+    validation = Batches(validation, max(size, 10), **common)
+    learner.batches_per_epoch = len(loader)
+    watch = Watch(_checkpoint_path(config), parameters, progress=config.progress)
+    watch.bar.set_description(f"{config.model} on {config.dataset}")
+    decay = learner.hyper.ema_decay
+    callbacks = [watch, *([average_weights(decay)] if decay else [])]
+    with _quiet():
+        trainer = _trainer(config, learner, callbacks)
+        try:
+            checkpoint = _usable_checkpoint(config, parameters)
+            trainer.fit(learner, loader, validation, ckpt_path=checkpoint, weights_only=False)
+        except NonFiniteLossError as error:
+            return "failed", str(error)
+        finally:
+            learner.steps = trainer.global_step
+            watch.bar.close()
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return "complete", ""
+
+
+def _trainer(config, learner, callbacks):
+    gpu = str(config.device).startswith("cuda")
+    return lightning.Trainer(
+        accelerator="gpu" if gpu else "cpu",
+        devices=1,
+        max_epochs=-1,
+        callbacks=callbacks,
+        gradient_clip_val=learner.hyper.clip_norm,
+        num_sanity_val_steps=0,
+        inference_mode=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def _quiet():
+    """Lightning announces the hardware and advises worker processes; neither helps here."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _checkpoint_path(config):
+    name = f"{config.dataset}-{config.model}-s{config.seed}.ckpt"
+    return paths.runs() / config.campaign / "checkpoints" / name
+
+
+def _usable_checkpoint(config, parameters):
+    """Path of the checkpoint of a run with the same parameters, else ``None``."""
+    path = _checkpoint_path(config)
+    if not path.is_file():
+        return None
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    return path if stored.get("parameters") == parameters else None
+
+
+def _costs(learner):
+    metric = records.Metric
+    epochs = max(learner.steps / learner.batches_per_epoch, 1e-9)
+    seconds = learner.history[-1]["seconds"] if learner.history else learner.seconds
+    return [
+        metric("steps", learner.steps, "1"),
+        metric("epochs", epochs, "1"),
+        metric("seconds", seconds, "s"),
+        metric("seconds_per_epoch", seconds / epochs, "s"),
+        metric("parameters", learner.force_field.num_parameters(), "1"),
+    ]
+
+
+# -- testing --------------------------------------------------------------------------------------------
+
+
+def predict(force_field, frames, *, batch_size=10):
+    """Energies, shape ``(S,)``, eV, and forces, list of ``(N, 3)``, eV/Å, of frames."""
+    force_field.eval()
+    device, energies, forces = force_field.scale.device, [], []
+    for k in range(0, len(frames), batch_size):
+        part = frames[k : k + batch_size]
+        prediction = force_field(build_graph(part, force_field.cutoff).to(device, dtype=force_field.dtype))
+        energies.append(prediction.energy.cpu().numpy())
+        sizes = [len(atoms) for atoms in part]
+        forces += [f.numpy() for f in torch.split(prediction.forces.cpu(), sizes)]
+    return np.concatenate(energies), forces
+
+
+def errors(force_field, frames):
+    """Test errors as metrics: mean absolute errors of energy and force components, with the error of zero force."""
+    energies, forces = predict(force_field, frames)
+    sizes = np.array([len(atoms) for atoms in frames])
+    truth = [atoms.get_forces() for atoms in frames]
+    energy_error = np.abs(energies - [atoms.get_potential_energy() for atoms in frames]) * EV_TO_MEV
+    force_error = np.concatenate([np.abs(f - t).ravel() for f, t in zip(forces, truth, strict=True)])
+    zero = np.concatenate([np.abs(t).ravel() for t in truth])
+    metric, n = records.Metric, len(frames)
+    return [
+        metric("force_mae", force_error.mean() * EV_TO_MEV, "meV/Å", n=n),
+        metric("energy_mae", energy_error.mean(), "meV", n=n),
+        metric("energy_mae_per_atom", (energy_error / sizes).mean(), "meV/atom", n=n),
+        metric("zero_force_mae", zero.mean() * EV_TO_MEV, "meV/Å", n=n),
+    ]
+
+
+def data_digest(frames):
+    """Hash of positions and labels."""
+    arrays = [array for a in frames for array in (a.positions, a.get_forces(), a.get_potential_energy())]
+    return records.digest(*arrays)
