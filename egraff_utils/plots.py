@@ -21,6 +21,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Circle
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from egraff_utils.tables import METRIC_NAMES, dataset_title, main_rows, model_title
 
@@ -118,7 +119,8 @@ def plot_learning_curve(
         markevery=0.12,
         label=label or model_title(record.model),
     )
-    ax.set(xlabel=names.get(x, x), ylabel=names.get(metric, metric), yscale="log")
+    ax.set(xlabel=names.get(x, x), ylabel=names.get(metric, metric))
+    _set_log(ax, "y")
     return ax
 
 
@@ -187,7 +189,7 @@ def plot_partial_rdfs(record, *, label: str | None = None, ax: Axes | None = Non
         _plot_replicas(ax, r, generated[:, place] / height + lift, record.model, shown)
         ax.text(r[0], lift + 0.12, pair, fontsize="small")
     ax.set(
-        xlabel="Distance r (Å)", ylabel="Partial g(r) / reference maximum (dimensionless)", xlim=(0, r[-1])
+        xlabel="Distance r (Å)", ylabel=f"Partial g(r), scaled ({DIMENSIONLESS})", xlim=(0, r[-1])
     )
     ax.set_yticks([1.15 * place for place in range(len(pairs))], ["0"] * len(pairs))
     ax.legend(loc="upper right")
@@ -229,7 +231,8 @@ def plot_violations(
     if floor is not None:
         _plot_floor(ax, floor)
     _plot_replicas(ax, _curve(record, "time"), values, record.model, label, geometric=True)
-    ax.set(xlabel="Time (fs)", ylabel=VIOLATION_LABELS[metric], yscale="log")
+    ax.set(xlabel="Time (fs)", ylabel=VIOLATION_LABELS[metric])
+    _set_log(ax, "y")
     ax.legend()
     return ax
 
@@ -511,7 +514,7 @@ def plot_leaderboard(
             ax.plot([], [], marker, color="0.5", linestyle="none", label=dataset_title(name))
     for axis, values in (("x", points.x), ("y", points.y)):
         if (values > 0).all() and values.max() > 3 * values.min():
-            ax.set(**{f"{axis}scale": "log"})
+            _set_log(ax, axis)
     ax.set(xlabel=_metric_label(frame, x), ylabel=_metric_label(frame, y))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
@@ -519,6 +522,15 @@ def plot_leaderboard(
 
 def _axes(ax):
     return plt.subplots()[1] if ax is None else ax
+
+
+def _set_log(ax, axis):
+    """Logarithmic axis with plain numbers at 1, 2 and 5 of every decade."""
+    ax.set(**{f"{axis}scale": "log"})
+    ticks = getattr(ax, f"{axis}axis")
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def _curve(record, name):
