@@ -1,0 +1,113 @@
+"""MACE: messages of high body order from products of one-particle features (package ``mace-torch``)."""
+
+from contextlib import redirect_stdout
+from io import StringIO
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from e3nn import o3
+from torch import nn
+
+with redirect_stdout(StringIO()):  # mace announces the accelerators that it does not find
+    from mace.modules import ScaleShiftMACE, interaction_classes
+
+
+class MACENetwork(nn.Module):
+    """``ScaleShiftMACE``, given our edges and edge vectors instead of positions and a cell.
+
+    It computes the vector of an edge as ``positions[j] - positions[i] + shifts``; with all positions at zero
+    and our vectors as the shifts, that is our vector exactly.
+
+    Parameters
+    ----------
+    model
+        ``ScaleShiftMACE`` with zero atomic energies, scale 1 and shift 0.
+    elements
+        Atomic numbers, in the order of the model's.
+    """
+
+    def __init__(self, model, elements):
+        super().__init__()
+        self.model = model
+        one_hot = torch.zeros(len(chemical_symbols), len(elements))
+        one_hot[elements] = torch.eye(len(elements))
+        self.register_buffer("one_hot", one_hot, persistent=False)
+
+    def forward(self, graph, vectors):
+        """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
+        atoms = len(graph.species)
+        data = {
+            "node_attrs": self.one_hot[graph.species],
+            "positions": vectors.new_zeros(atoms, 3),
+            "shifts": vectors,
+            "edge_index": graph.edge_index,
+            "batch": torch.zeros_like(graph.species),  # energies of atoms are wanted: one structure will do
+            "ptr": graph.species.new_tensor([0, atoms]),
+            "cell": vectors.new_zeros(3, 3),
+        }
+        return self.model(data, compute_force=False)["node_energy"].to(vectors.dtype)
+
+
+def build_network(
+    elements,
+    *,
+    cutoff,
+    average_neighbors,
+    num_interactions=2,
+    correlation=3,
+    num_channels=16,
+    hidden_l_max=2,
+    l_max=3,
+    num_bessels=8,
+    polynomial_cutoff=5,
+    readout_width=16,
+    radial_layers=3,
+    radial_width=64,
+):
+    """MACE (Batatia et al. 2022; EGraFFBench, Table 14) with an energy of scale 1 and shift 0.
+
+    Parameters
+    ----------
+    elements
+        Sorted atomic numbers.
+    cutoff
+        Å.
+    average_neighbors
+        Mean number of neighbours on the training set, which normalises sums over neighbours.
+    num_interactions, correlation
+        Layers, and the correlation order of each (body order less one).
+    num_channels, hidden_l_max
+        Channels of every degree and highest degree of the hidden features.
+    l_max
+        Highest degree of the spherical harmonics.
+    num_bessels, polynomial_cutoff
+        Radial basis and the exponent of its envelope.
+    readout_width
+        Hidden width of the last readout.
+    radial_layers, radial_width
+        Hidden layers of the radial network and their width.
+    """
+    irreps = o3.Irreps([(num_channels, (degree, (-1) ** degree)) for degree in range(hidden_l_max + 1)])
+    interaction = interaction_classes["RealAgnosticResidualInteractionBlock"]
+    model = ScaleShiftMACE(
+        r_max=float(cutoff),
+        num_bessel=num_bessels,
+        num_polynomial_cutoff=polynomial_cutoff,
+        max_ell=l_max,
+        interaction_cls=interaction,
+        interaction_cls_first=interaction,
+        num_interactions=num_interactions,
+        num_elements=len(elements),
+        hidden_irreps=irreps,
+        MLP_irreps=o3.Irreps([(readout_width, (0, 1))]),
+        gate=torch.nn.functional.silu,
+        atomic_energies=np.zeros(len(elements)),
+        avg_num_neighbors=float(average_neighbors),
+        atomic_numbers=list(elements),
+        correlation=correlation,
+        radial_MLP=[radial_width] * radial_layers,
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+    )
+    return MACENetwork(model, elements)

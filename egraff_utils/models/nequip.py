@@ -1,0 +1,130 @@
+"""NequIP: messages are equivariant features times a learnt radial weight (package ``nequip``)."""
+
+import os
+import random
+from contextlib import contextmanager
+
+import e3nn
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from nequip.data import AtomicDataDict
+from nequip.model import NequIPGNNModel
+from nequip.utils.global_state import set_global_state
+from torch import nn
+
+
+class NequIPNetwork(nn.Module):
+    """A model of the nequip family, given our edges and edge vectors instead of positions and a cell.
+
+    Parameters
+    ----------
+    model
+        ``nequip`` graph model built with ``do_derivatives=False``.
+    elements
+        Atomic numbers, in the order of the model's types.
+    """
+
+    def __init__(self, model, elements):
+        super().__init__()
+        self.model = model
+        types = torch.full((len(chemical_symbols),), -1)
+        types[elements] = torch.arange(len(elements))
+        self.register_buffer("types", types, persistent=False)
+
+    def forward(self, graph, vectors):
+        """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
+        data = {
+            AtomicDataDict.POSITIONS_KEY: graph.positions.to(vectors.dtype),  # read for their number only
+            AtomicDataDict.ATOM_TYPE_KEY: self.types[graph.species],
+            AtomicDataDict.EDGE_INDEX_KEY: graph.edge_index,
+            AtomicDataDict.EDGE_VECTORS_KEY: vectors,
+        }
+        return self.model(data)[AtomicDataDict.PER_ATOM_ENERGY_KEY].squeeze(-1).to(vectors.dtype)
+
+
+def build_network(
+    elements,
+    *,
+    cutoff,
+    average_neighbors,
+    num_layers=6,
+    l_max=2,
+    num_features=32,
+    parity=True,
+    num_bessels=8,
+    bessel_trainable=True,
+    polynomial_cutoff=6,
+    radial_layers=3,
+    radial_width=64,
+):
+    """NequIP (Batzner et al. 2022; EGraFFBench, Table 11) with an energy of scale 1 and shift 0.
+
+    Parameters
+    ----------
+    elements
+        Sorted atomic numbers.
+    cutoff
+        Å.
+    average_neighbors
+        Mean number of neighbours on the training set, which normalises sums over neighbours.
+    num_layers, l_max, num_features, parity
+        Interaction blocks, highest degree, channels of every degree, whether features of both parities.
+    num_bessels, bessel_trainable, polynomial_cutoff
+        Radial basis and the exponent of its envelope.
+    radial_layers, radial_width
+        Hidden layers of the radial network and their width.
+    """
+    hyperparameters = dict(
+        num_layers=num_layers,
+        l_max=l_max,
+        parity=parity,
+        num_features=num_features,
+        num_bessels=num_bessels,
+        bessel_trainable=bessel_trainable,
+        polynomial_cutoff_p=polynomial_cutoff,
+        radial_mlp_depth=radial_layers,
+        radial_mlp_width=radial_width,
+    )
+    common = common_arguments(elements, cutoff, average_neighbors)
+    with nequip_state():
+        return NequIPNetwork(NequIPGNNModel(**common, **hyperparameters), elements)
+
+
+def common_arguments(elements, cutoff, average_neighbors):
+    """Arguments that NequIP and Allegro share; the weights' seed is drawn from torch's generator."""
+    return dict(
+        seed=int(torch.randint(2**31, ())),
+        model_dtype=str(torch.get_default_dtype()).removeprefix("torch."),
+        type_names=[chemical_symbols[z] for z in elements],
+        r_max=float(cutoff),
+        avg_num_neighbors=float(average_neighbors),
+        per_type_energy_scales=1.0,
+        per_type_energy_shifts=0.0,
+        do_derivatives=False,
+    )
+
+
+@contextmanager
+def nequip_state():
+    """The global state that nequip's builders demand, for the duration of a ``with`` block.
+
+    Setting it seeds every random generator, makes float64 torch's default type and touches the environment,
+    and building resets e3nn's code generation; all of that is put back.
+    """
+    dtype, optimization = torch.get_default_dtype(), e3nn.get_optimization_defaults().copy()
+    sharing, environment = torch.multiprocessing.get_sharing_strategy(), set(os.environ)
+    random_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        set_global_state()
+        yield
+    finally:
+        random.setstate(random_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        for key in set(os.environ) - environment:
+            del os.environ[key]
+        torch.multiprocessing.set_sharing_strategy(sharing)
+        e3nn.set_optimization_defaults(jit_script_fx=optimization["jit_script_fx"])
+        e3nn.set_optimization_defaults(jit_mode=optimization["jit_mode"])
+        torch.set_default_dtype(dtype)
