@@ -1,0 +1,158 @@
+"""How does a force field drive ASE? Calculators for one system or for several copies that do not interact.
+
+A copy is called a replica. R replicas of a system of N atoms stand in one ``ase.Atoms`` of R*N atoms, one
+after another; each calculator here gives the energy of every replica in
+``results["energies_of_replicas"]``, shape ``(R,)``, eV.
+"""
+
+import ase
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+
+from egraff_utils.graph import SkinList
+
+
+def join_replicas(replicas):
+    """One ``ase.Atoms`` of R*N atoms out of R of N atoms each; the cell is the first one's.
+
+    Raises
+    ------
+    ValueError
+        If the replicas are not copies of one system.
+    """
+    first = replicas[0]
+    for index, atoms in enumerate(replicas):
+        if not np.array_equal(atoms.numbers, first.numbers):
+            raise ValueError(f"replica {index} is {atoms.get_chemical_formula()}, "
+                             f"not {first.get_chemical_formula()} in the order of replica 0")
+    joined = ase.Atoms(
+        numbers=np.concatenate([a.numbers for a in replicas]),
+        positions=np.concatenate([a.positions for a in replicas]),
+        cell=first.cell, pbc=first.pbc,
+    )
+    joined.set_masses(np.concatenate([a.get_masses() for a in replicas]))
+    joined.set_momenta(np.concatenate([a.get_momenta() for a in replicas]))
+    return joined
+
+
+def split_replicas(atoms, replicas):
+    """The R replicas of which ``atoms`` consists, a list of ``ase.Atoms``.
+
+    Raises
+    ------
+    ValueError
+        If the number of atoms is no multiple of R, or the replicas are not copies of one system.
+
+    Examples
+    --------
+    >>> split_replicas(ase.Atoms("OHHOHH"), 2)
+    [Atoms(symbols='OH2', pbc=False), Atoms(symbols='OH2', pbc=False)]
+    """
+    if replicas < 1 or len(atoms) % replicas:
+        raise ValueError(f"{len(atoms)} atoms cannot be split into {replicas} replicas")
+    numbers = atoms.numbers.reshape(replicas, -1)
+    if (numbers != numbers[0]).any():
+        raise ValueError(f"{atoms.get_chemical_formula()} is not {replicas} copies of one system")
+    positions = atoms.positions.reshape(replicas, -1, 3)
+    return [ase.Atoms(numbers[0], x, cell=atoms.cell, pbc=atoms.pbc) for x in positions]
+
+
+class ForceFieldCalculator(Calculator):
+    """ASE calculator over a force field, for one system or a batch of replicas.
+
+    Energy in eV (the sum over replicas), forces in eV/Å; no stress. The neighbour list is kept between
+    calls and searched anew only when an atom has moved by half the skin. The parameters of the force field
+    are frozen.
+
+    Parameters
+    ----------
+    ff
+        :class:`~egraff_utils.models.ForceField`, or any module with ``elements``, ``cutoff`` (Å) and
+        ``forward(graph) -> (energy (S,), forces (N, 3))``.
+    device
+        Where it runs, by default where it is.
+    skin
+        Å; the result does not depend on it.
+    replicas
+        R, copies of one system in the ``ase.Atoms``.
+
+    Raises
+    ------
+    ValueError
+        At a calculation: if an element is unknown to the force field, the atoms are not R copies of one
+        system, or a position is not finite.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces"]
+
+    def __init__(self, ff, device=None, *, skin=1.0, replicas=1):
+        super().__init__()
+        self.ff = ff.to(device) if device is not None else ff
+        self.ff.requires_grad_(False).eval()
+        self.skin, self.replicas = skin, replicas
+        self._list = self._system = None
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fill ``results``; called by ASE."""
+        super().calculate(atoms, properties, system_changes)
+        if not np.isfinite(atoms.positions).all():
+            bad = int(np.argmin(np.isfinite(atoms.positions).all(axis=1)))
+            replica, atom = divmod(bad, max(len(atoms) // self.replicas, 1))
+            name = f"atom {atom} ({atoms.symbols[bad]}) of replica {replica}"
+            raise ValueError(f"the position of {name} is not finite")
+        energies, forces = self.ff(self._graph(atoms))
+        energies = energies.detach().double().cpu().numpy()
+        self.results = {
+            "energy": float(energies.sum()),
+            "free_energy": float(energies.sum()),
+            "forces": forces.detach().double().cpu().numpy(),
+            "energies_of_replicas": energies,
+        }
+
+    def _graph(self, atoms):
+        system = (atoms.numbers.tobytes(), np.asarray(atoms.cell).tobytes(), atoms.pbc.tobytes())
+        if system != self._system:
+            structures = split_replicas(atoms, self.replicas)
+            self._list = SkinList(structures, self.ff.cutoff, skin=self.skin, device=_device(self.ff))
+            self._system = system
+        return self._list.update(atoms.positions)
+
+
+class ReplicaCalculator(Calculator):
+    """One ASE calculator per replica, for methods that know no batches (xTB, EMT).
+
+    Parameters
+    ----------
+    calculators
+        R independent ASE calculators with energy (eV) and forces (eV/Å).
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces"]
+
+    def __init__(self, calculators):
+        super().__init__()
+        self.calculators = list(calculators)
+        self._systems = None
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fill ``results``; called by ASE."""
+        super().calculate(atoms, properties, system_changes)
+        if self._systems is None or set(system_changes) - {"positions"}:
+            self._systems = split_replicas(atoms, len(self.calculators))
+            for system, calculator in zip(self._systems, self.calculators, strict=True):
+                system.calc = calculator
+        for system, x in zip(self._systems, np.split(atoms.positions, len(self._systems)), strict=True):
+            system.positions = x
+        forces = np.concatenate([system.get_forces() for system in self._systems])
+        energies = np.array([system.get_potential_energy() for system in self._systems])
+        self.results = {
+            "energy": float(energies.sum()),
+            "free_energy": float(energies.sum()),
+            "forces": forces,
+            "energies_of_replicas": energies,
+        }
+
+
+def _device(ff):
+    tensors = [*ff.parameters(), *ff.buffers()]
+    return tensors[0].device if tensors else None

@@ -1,0 +1,427 @@
+"""How do replicas move? Langevin dynamics of copies in one batch, stopped where they break, restartable.
+
+Every replica has its own noise and its own centre of mass, so a replica of a batch is the same run as the
+replica alone. R replicas, T recorded frames, N atoms of one replica.
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from ase import units
+from ase.md.langevin import Langevin
+from tqdm.auto import tqdm
+
+from egraff_utils.calculator import join_replicas
+
+FARTHEST_MOVE = 1.0
+"""Å in one step; an atom at 3000 K moves about 0.1 Å in 1 fs, so more is an explosion."""
+
+
+class Noise:
+    """Standard normal numbers for R replicas, each from a generator of its own.
+
+    Stands where ASE expects a random number generator. The numbers of a replica depend on the seed and on
+    its index only, not on the other replicas or on the model.
+
+    Examples
+    --------
+    >>> both, alone = Noise(0, [0, 1]), Noise(0, [1])
+    >>> bool((both.standard_normal((4, 3))[2:] == alone.standard_normal((2, 3))).all())
+    True
+    """
+
+    def __init__(self, seed, replicas):
+        self.generators = {int(r): np.random.default_rng([seed, int(r), 1]) for r in replicas}
+
+    def standard_normal(self, size):
+        """Array of shape ``(R*N, 3)``."""
+        atoms = size[0] // len(self.generators)
+        return np.concatenate([g.standard_normal((atoms, 3)) for g in self.generators.values()])
+
+    def keep(self, replicas):
+        """Forget all replicas but these."""
+        self.generators = {r: self.generators[r] for r in replicas}
+
+    @property
+    def state(self):
+        """State of all generators as JSON; may be set."""
+        return json.dumps({r: g.bit_generator.state for r, g in self.generators.items()})
+
+    @state.setter
+    def state(self, text):
+        states = json.loads(text)
+        self.keep([int(r) for r in states])
+        for replica, generator in self.generators.items():
+            generator.bit_generator.state = states[str(replica)]
+
+
+class ReplicaLangevin(Langevin):
+    r"""ASE's Langevin integrator for replicas, each with its own centre of mass.
+
+    Vanden-Eijnden and Ciccotti (Chem. Phys. Lett. 429, 310, 2006), Eq. 23, as in ASE. ASE subtracts the
+    noise of the centre of mass over all atoms, which would tie the replicas together; here it is done per
+    replica.
+
+    Parameters
+    ----------
+    atoms
+        R*N atoms, see :func:`~egraff_utils.calculator.join_replicas`.
+    timestep
+        ASE time units.
+    replicas
+        R.
+    center_of_mass
+        ``"ase"``: as ASE's ``fixcm=True`` does it for a single system: the noise of the positions is
+        centred without masses and all noise scaled by :math:`\sqrt{N/(N-1)}`. ``"exact"``: the noise is
+        projected on the motions that leave the centre of mass at rest, which samples the canonical
+        ensemble of the 3N - 3 other degrees of freedom.
+    temperature_K, friction, rng
+        As in ASE: K, inverse ASE time units, :class:`Noise`.
+    """
+
+    def __init__(self, atoms, timestep, *, replicas, center_of_mass="exact", **keywords):
+        super().__init__(atoms, timestep, fixcm=False, **keywords)
+        self.replicas, self.center_of_mass = replicas, center_of_mass
+        self.escaped = np.zeros(replicas, dtype=bool)
+        """Replicas of which an atom moved farther than :data:`FARTHEST_MOVE`; they were held in place."""
+
+    def step(self, forces=None):
+        """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""
+        atoms, masses = self.atoms, self.masses
+        forces = atoms.get_forces(md=True) if forces is None else forces
+        v = atoms.get_velocities()
+        xi = self.rng.standard_normal(size=v.shape)
+        eta = self.rng.standard_normal(size=v.shape)
+        shift = self._centre(self.c5 * eta)
+        kick = self._centre(self.c3 * xi - self.c4 * eta, mass_weighted=True)
+        v = v + self.c1 * forces / masses - self.c2 * v + kick
+        atoms.set_positions(atoms.get_positions() + self._guard(self.dt * v + shift))
+        forces = atoms.get_forces(md=True)
+        v = v + self.c1 * forces / masses - self.c2 * v + kick
+        atoms.set_momenta(v * masses)
+        return forces
+
+    def _centre(self, noise, *, mass_weighted=False):
+        """Noise without the motion of the centre of mass of each replica."""
+        noise = noise.reshape(self.replicas, -1, 3)
+        masses = self.masses.reshape(self.replicas, -1, 1)
+        count = noise.shape[1]
+        if count == 1:
+            return noise.reshape(-1, 3)
+        if self.center_of_mass == "exact":
+            noise = noise - (masses * noise).sum(1, keepdims=True) / masses.sum(1, keepdims=True)
+        elif mass_weighted:
+            noise = noise - (masses * noise).sum(1, keepdims=True) / (masses * count)
+        else:
+            noise = noise - noise.mean(1, keepdims=True)
+        factor = np.sqrt(count / (count - 1)) if self.center_of_mass == "ase" else 1.0
+        return factor * noise.reshape(-1, 3)
+
+    def _guard(self, move):
+        with np.errstate(over="ignore", invalid="ignore"):
+            far = ~(np.square(move).sum(1) < FARTHEST_MOVE**2)
+        self.escaped = far.reshape(self.replicas, -1).any(1)
+        return np.where(np.repeat(self.escaped, len(far) // self.replicas)[:, None], 0.0, move)
+
+
+@dataclass
+class Trajectory:
+    """Recorded frames of R replicas; what lies behind the last sound frame of a replica is NaN."""
+
+    steps: np.ndarray
+    """Step of each frame, shape ``(T,)``."""
+    positions: np.ndarray
+    """Shape ``(R, T, N, 3)``, Å, float32, not wrapped."""
+    forces: np.ndarray
+    """Shape ``(R, T, N, 3)``, eV/Å, float32."""
+    energy: np.ndarray
+    """Potential energy, shape ``(R, T)``, eV."""
+    temperature: np.ndarray
+    """Kinetic temperature over 3N - 3 degrees of freedom, shape ``(R, T)``, K."""
+    stable_step: np.ndarray
+    """Last sound step of each replica, shape ``(R,)``."""
+    reasons: list[str]
+    """Why each replica broke; empty for those that did not."""
+    step_times: np.ndarray
+    """Wall time of every step, s."""
+
+    @property
+    def step(self):
+        """Steps done."""
+        return len(self.step_times)
+
+    def frames(self, replica):
+        """Number of sound frames of a replica, at least one."""
+        return int(np.searchsorted(self.steps, self.stable_step[replica], side="right"))
+
+    def until(self, frames):
+        """The first frames only."""
+        cut = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut["steps"] = self.steps[:frames]
+        for name in ("positions", "forces", "energy", "temperature"):
+            cut[name] = cut[name][:, :frames]
+        return Trajectory(**cut)
+
+    def save(self, path, **more):
+        """Write to an ``.npz``, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(temporary, "wb") as file:
+            np.savez(file, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}, **more)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path):
+        """From :meth:`save`."""
+        with np.load(path, allow_pickle=False) as stored:
+            values = {f.name: stored[f.name] for f in fields(cls)}
+        return cls(**values | {"reasons": [str(reason) for reason in values["reasons"]]})
+
+
+@dataclass(frozen=True)
+class Thermostat:
+    """The dynamics of a rollout."""
+
+    temperature: float
+    """K."""
+    timestep: float
+    """fs."""
+    friction: float = 5e-3
+    """Inverse ASE time units; 5e-3 is 0.491 per ps."""
+    center_of_mass: str = "exact"
+    """See :class:`ReplicaLangevin`."""
+    seed: int = 0
+    """Of the noise."""
+
+    def integrator(self, atoms, noise):
+        """:class:`ReplicaLangevin` of these atoms."""
+        keywords = {k: v for k, v in asdict(self).items() if k in ("friction", "center_of_mass")}
+        return ReplicaLangevin(
+            atoms, self.timestep * units.fs, temperature_K=self.temperature, rng=noise,
+            replicas=len(noise.generators), **keywords,
+        )
+
+
+def simulate(starts, make_calculator, *, thermostat, steps, **options):
+    """Langevin dynamics of replicas.
+
+    Parameters
+    ----------
+    starts
+        R ``ase.Atoms`` with momenta, copies of one system.
+    make_calculator
+        ``make_calculator(n)`` gives a calculator for n replicas with ``results["energies_of_replicas"]``.
+        It is called at the start, at every checkpoint and when a replica leaves.
+    thermostat
+        :class:`Thermostat`.
+    steps
+        Number of steps.
+    record_every
+        Steps between frames.
+    rule
+        ``rule(positions (T, N, 3)) -> (frame, reason) or None``: the first frame at which a replica counts
+        as broken; asked at checkpoints and at the end, about the frames that are new since.
+    replicas
+        Indices of the replicas, which choose their noise; by default 0 to R - 1.
+    checkpoint
+        File from which the run goes on if it exists, and into which it is saved; removed by
+        :func:`discard`.
+    checkpoint_every
+        Steps between checkpoints.
+    max_seconds
+        Wall time after which the run ends early, counted over restarts.
+    progress
+        Label of the progress bar, or ``None`` for none.
+
+    Returns
+    -------
+    Trajectory
+        It ends early if no replica is left or the time is up.
+    """
+    return _Run(starts, make_calculator, thermostat, steps, **options).run()
+
+
+def discard(checkpoint):
+    """Remove the folder of a checkpoint."""
+    shutil.rmtree(Path(checkpoint).parent, ignore_errors=True)
+
+
+class _Run:
+    """State of a simulation. ``active`` are the replicas (0 to R - 1) still in ``atoms``, in order."""
+
+    def __init__(
+        self, starts, make_calculator, thermostat, steps, *, record_every=1, rule=None, replicas=None,
+        checkpoint=None, checkpoint_every=100, max_seconds=None, progress=None,
+    ):
+        self.make_calculator, self.thermostat, self.steps = make_calculator, thermostat, steps
+        self.record_every, self.rule, self.progress = record_every, rule, progress
+        self.checkpoint, self.checkpoint_every, self.max_seconds = checkpoint, checkpoint_every, max_seconds
+        self.names = list(range(len(starts))) if replicas is None else list(replicas)
+        self.active = list(range(len(starts)))
+        self.size = len(starts[0])
+        self.atoms = join_replicas(starts)
+        self.noise = Noise(thermostat.seed, self.names)
+        self.data = _empty(len(starts), self.size, np.arange(0, steps + 1, record_every))
+        self.step = self.judged = 0
+        self.times, self.elapsed = [], 0.0
+        resumed = checkpoint is not None and Path(checkpoint).is_file()
+        if resumed:
+            self._restore()
+        self._refresh()
+        if not resumed:
+            self._record()
+            self._drop(self._faults())
+
+    def run(self):
+        label = self.progress or ""
+        with tqdm(total=self.steps, initial=self.step, desc=label, unit="step", leave=False,
+                  disable=self.progress is None) as bar:
+            while self.step < self.steps and self.active and not self._late():
+                self._advance()
+                bar.update()
+        self._judge()
+        self.data.stable_step[self.active] = self.step
+        self.data.step_times = np.array(self.times)
+        return self.data.until(self.step // self.record_every + 1)
+
+    def _advance(self):
+        began = time.perf_counter()
+        self.integrator.step()
+        self.step += 1
+        self.times.append(time.perf_counter() - began)
+        self.elapsed += self.times[-1]
+        self._drop(self._faults())
+        if self.step % self.record_every == 0:
+            self._record()
+        if self.step % self.checkpoint_every == 0:
+            self._judge()
+            self._refresh()
+            self._save()
+
+    def _late(self):
+        return self.max_seconds is not None and self.elapsed > self.max_seconds
+
+    def _per_replica(self, array):
+        return np.reshape(array, (len(self.active), -1))
+
+    def _faults(self):
+        """Reason by replica, for those that cannot go on."""
+        results = self.atoms.calc.results
+        sound = np.isfinite(results["energies_of_replicas"])
+        sound &= np.isfinite(self._per_replica(results["forces"])).all(1)
+        faults = {}
+        for replica, finite, escaped in zip(self.active, sound, self.integrator.escaped, strict=True):
+            if escaped:
+                faults[replica] = f"an atom moved more than {FARTHEST_MOVE} Å in a step"
+            elif not finite:
+                faults[replica] = "energy or forces not finite"
+        return faults
+
+    def _drop(self, faults, last=None):
+        """Take replicas out of the batch; ``last`` is their last sound step, by default the one before."""
+        if not faults:
+            return
+        for replica, reason in faults.items():
+            stable = max(self.step - 1, 0) if last is None else last[replica]
+            self.data.stable_step[replica] = stable
+            self.data.reasons[replica] = reason
+            self._blank(replica, stable // self.record_every + 1)
+        kept = [index for index, replica in enumerate(self.active) if replica not in faults]
+        atoms = [self.atoms[i * self.size : (i + 1) * self.size] for i in kept]
+        self.active = [self.active[i] for i in kept]
+        self.noise.keep([self.names[r] for r in self.active])
+        if self.active:
+            self.atoms = join_replicas(atoms)
+            self._refresh()
+
+    def _blank(self, replica, frame):
+        for array in (self.data.positions, self.data.forces, self.data.energy, self.data.temperature):
+            array[replica, frame:] = np.nan
+
+    def _refresh(self):
+        """A new calculator and integrator at the present positions, as a restart has them."""
+        if not self.active:
+            return
+        self.atoms.calc = self.make_calculator(len(self.active))
+        self.integrator = self.thermostat.integrator(self.atoms, self.noise)
+        self.atoms.get_forces()
+
+    def _record(self):
+        if not self.active:
+            return
+        frame, shape = self.step // self.record_every, (len(self.active), self.size, 3)
+        results = self.atoms.calc.results
+        self.data.positions[self.active, frame] = self.atoms.positions.reshape(shape)
+        self.data.forces[self.active, frame] = results["forces"].reshape(shape)
+        self.data.energy[self.active, frame] = results["energies_of_replicas"]
+        self.data.temperature[self.active, frame] = kinetic_temperature(
+            self.atoms.get_momenta().reshape(shape), self.atoms.get_masses()[: self.size]
+        )
+
+    def _judge(self):
+        """Ask the rule about the new frames of every replica that still runs."""
+        if self.rule is None:
+            return
+        frames = self.step // self.record_every + 1
+        faults, last = {}, {}
+        for replica in self.active if frames > self.judged else ():
+            verdict = self.rule(self.data.positions[replica, self.judged : frames])
+            if verdict is not None:
+                frame, faults[replica] = verdict
+                last[replica] = max(self.judged + frame - 1, 0) * self.record_every
+        self.judged = frames
+        self._drop(faults, last)
+
+    def _save(self):
+        if self.checkpoint is None:
+            return
+        self.data.step_times = np.array(self.times)
+        self.data.save(
+            self.checkpoint, step=self.step, active=np.array(self.active, dtype=int), noise=self.noise.state,
+            now=self.atoms.positions, momenta=self.atoms.get_momenta(),
+        )
+
+    def _restore(self):
+        self.data = Trajectory.load(self.checkpoint)
+        with np.load(self.checkpoint, allow_pickle=False) as stored:
+            self.step, self.active = int(stored["step"]), [int(r) for r in stored["active"]]
+            self.judged = self.step // self.record_every + 1
+            self.noise.state = str(stored["noise"])
+            if self.active:
+                self.atoms = self.atoms[: len(self.active) * self.size]
+                self.atoms.positions = stored["now"]
+                self.atoms.set_momenta(stored["momenta"])
+        self.times = list(self.data.step_times)
+        self.elapsed = sum(self.times)
+
+
+def kinetic_temperature(momenta, masses):
+    """Temperature over 3N - 3 degrees of freedom, K; momenta ``(..., N, 3)`` in ASE units, masses ``(N,)``.
+
+    Examples
+    --------
+    >>> float(kinetic_temperature(np.zeros((2, 3)), np.ones(2)))
+    0.0
+    """
+    kinetic = (np.square(momenta).sum(-1) / (2 * masses)).sum(-1)
+    return 2 * kinetic / (max(3 * len(masses) - 3, 3) * units.kB)
+
+
+def _empty(replicas, atoms, steps):
+    shape = (replicas, len(steps))
+    return Trajectory(
+        steps=steps,
+        positions=np.full((*shape, atoms, 3), np.nan, np.float32),
+        forces=np.full((*shape, atoms, 3), np.nan, np.float32),
+        energy=np.full(shape, np.nan),
+        temperature=np.full(shape, np.nan),
+        stable_step=np.zeros(replicas, dtype=int),
+        reasons=[""] * replicas,
+        step_times=np.zeros(0),
+    )
