@@ -3,11 +3,13 @@
 import dataclasses
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ase.data import chemical_symbols
 
 FOLDER = Path(__file__).parent / "cards"
 
@@ -163,3 +165,267 @@ def model(name):
     if name not in models():
         raise unknown("model", name, models())
     return from_mapping(ModelCard, read_yaml(FOLDER / "models" / f"{name}.yml"), where=f"card of {name}")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that holds frames, and how to know that it is the right one."""
+
+    path: str
+    """Place below a data folder (``EGRAFF_DATA`` or ``data/``), or beside the card, or absolute."""
+    hash: str | None = None
+    """``sha256:<hex>`` or ``git:<hex>`` (blob id); required for a file that is downloaded."""
+    url: str | None = None
+    """Address, where ``origin`` of the card does not give it."""
+    reader: str | None = None
+    """Reader of this file, where it is not the card's."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Frames of one source that belong to a split."""
+
+    source: str
+    slice: str = ":"
+    """Which of the source's frames, ``start:stop:step``."""
+    drop: Any = ()
+    """Frames of the source to leave out: a list of indices or a slice."""
+
+    def indices(self, total):
+        """Indices of the frames in a source of ``total`` frames, in order.
+
+        >>> Part("train", slice="1:9", drop="::4").indices(10)
+        [1, 2, 3, 5, 6, 7]
+        """
+        dropped = self.drop
+        if isinstance(dropped, str):
+            dropped = range(total)[_slice(dropped)]
+        return [i for i in range(total)[_slice(self.slice)] if i not in set(dropped)]
+
+
+def _slice(text):
+    return slice(*(int(number) if number.strip() else None for number in text.split(":")))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named set of frames."""
+
+    parts: list[Part]
+    frames: int | None = None
+    """How many there are; checked on loading."""
+    subset_of: list[str] = field(default_factory=list)
+    """Splits whose frames these are as well; every other pair of splits is disjoint."""
+    note: str = ""
+
+    def __post_init__(self):
+        where = "part of a split"
+        parts = [p if isinstance(p, Part) else from_mapping(Part, p, where=where) for p in self.parts]
+        object.__setattr__(self, "parts", parts)
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetCard:
+    """A dataset: where its frames come from, in which units, and how they are split."""
+
+    name: str
+    system: str
+    """``molecule`` (no periodic images) or ``bulk`` (periodic)."""
+    elements: list[int]
+    """Atomic numbers, sorted."""
+    temperature: float
+    """Temperature of the simulations, K (Table 10)."""
+    timestep: float
+    """Timestep of the simulations, fs (Table 10)."""
+    reader: str
+    """``npz``, ``extxyz``, ``deepmd``, ``rmd17`` or ``generated``."""
+    splits: dict[str, Split]
+    """``train``, ``val``, ``test`` and named extras; iterating gives the names."""
+    files: dict[str, SourceFile] = field(default_factory=dict)
+    """Source files; a source of several files names them ``<source>/<role>``."""
+    title: str = ""
+    citation: str = ""
+    """Key in ``book/references.bib``."""
+    licence: str = ""
+    units: dict[str, str] = field(default_factory=lambda: {"energy": "eV", "length": "Å"})
+    """Units in the files: ``energy`` (eV, kcal/mol, kJ/mol, Hartree) and ``length`` (Å, Bohr)."""
+    energy_factor: float | None = None
+    """Energy unit in eV, where the files' makers used another factor than today's."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Names of ``energy`` and ``forces`` in the files, where they are not these."""
+    origin: dict[str, str] = field(default_factory=dict)
+    """First folder of ``path`` -> address that the rest of the path is appended to."""
+    time_ordered: dict[str, float] = field(default_factory=dict)
+    """Splits whose frames follow each other in time -> interval, fs."""
+    first_contiguous: dict[str, int] = field(default_factory=dict)
+    """Time-ordered split -> first frame behind its last jump; 0 where a split is not named."""
+    temperatures: dict[str, float] = field(default_factory=dict)
+    """Split -> temperature, K, where it is not the card's."""
+    timesteps: dict[str, float] = field(default_factory=dict)
+    """Split -> timestep, fs, where it is not the card's."""
+    reference_energies: dict[int, float] = field(default_factory=dict)
+    """Atomic number -> prior energy of an atom, eV (Table 13); may be empty."""
+    cell: list[list[float]] | None = None
+    """Cell, Å, of files that hold none."""
+    oracle: str | None = None
+    """Calculator that gives energies and forces of any structure: ``gfn2``, ``emt`` or None."""
+    generate: dict[str, Any] = field(default_factory=dict)
+    """How the frames are made, for the reader ``generated``."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the data should know."""
+    folder: Path | None = None
+    """Folder of a user's own card."""
+
+    def __post_init__(self):
+        set_field = partial(object.__setattr__, self)
+        where = f"of the card of {self.name}"
+        set_field("title", self.title or self.name)
+        set_field("elements", sorted(self.elements))
+        set_field("files", {key: _source_file(value, f"{key} {where}") for key, value in self.files.items()})
+        set_field("splits", {key: _split(value, f"{key} {where}") for key, value in self.splits.items()})
+        for name, value, allowed in (
+            ("system", self.system, ("molecule", "bulk")),
+            ("reader", self.reader, ("npz", "extxyz", "deepmd", "rmd17", "generated")),
+            ("oracle", self.oracle or "gfn2", ("gfn2", "emt")),
+        ):
+            if value not in allowed:
+                raise unknown(f"{name} {where}", value, allowed)
+        for name in ("time_ordered", "first_contiguous", "temperatures", "timesteps"):
+            for key in getattr(self, name):
+                self.split(key)
+
+    @property
+    def pbc(self):
+        """Whether the structures are periodic."""
+        return self.system == "bulk"
+
+    def split(self, name):
+        """:class:`Split` of this name.
+
+        Raises
+        ------
+        ValueError
+            If there is none; the message lists the splits.
+        """
+        if name not in self.splits:
+            raise unknown(f"split of {self.name}", name, self.splits)
+        return self.splits[name]
+
+    def files_of(self, source):
+        """Keys of the files of a source: itself, or those named ``<source>/<role>``."""
+        keys = [key for key in self.files if key == source or key.startswith(f"{source}/")]
+        if not keys and not self.generate:
+            raise unknown(f"source of {self.name}", source, self.files)
+        return keys
+
+    def url(self, key):
+        """Address of a file, or None if the card gives none."""
+        file = self.files[key]
+        first, _, rest = file.path.partition("/")
+        return file.url or (self.origin[first] + rest if first in self.origin else None)
+
+    def conditions(self, split):
+        """Temperature (K) and timestep (fs) of the simulations that go with a split."""
+        self.split(split)
+        return self.temperatures.get(split, self.temperature), self.timesteps.get(split, self.timestep)
+
+    def _rows(self):
+        yield "dataset", self.title
+        yield "system", f"{self.system}, {'periodic' if self.pbc else 'not periodic'}"
+        yield "elements", ", ".join(chemical_symbols[number] for number in self.elements)
+        yield "temperature", f"{self.temperature:g} K"
+        yield "timestep", f"{self.timestep:g} fs"
+        yield "units in the files", ", ".join(f"{name} {unit}" for name, unit in self.units.items())
+        yield "reference calculator", self.oracle or "none at run time"
+        yield "licence", self.licence or "not stated"
+        yield "citation", self.citation or "none"
+
+    def _split_rows(self):
+        for name, split in self.splits.items():
+            interval = f"{self.time_ordered[name]:g} fs" if name in self.time_ordered else "no"
+            temperature, _ = self.conditions(name)
+            frames = "?" if split.frames is None else str(split.frames)
+            yield name, frames, f"{temperature:g} K", interval, split.note
+
+    def __repr__(self):
+        rows = [f"DatasetCard {self.name}"]
+        rows += [f"  {name:<22}{value}" for name, value in self._rows()]
+        rows += [
+            f"  {name:<22}{frames} frames, {temperature}"
+            + ("" if interval == "no" else f", every {interval}")
+            for name, frames, temperature, interval, _ in self._split_rows()
+        ]
+        return "\n".join(rows)
+
+    def _repr_html_(self):
+        def row(cells, tag="td"):
+            return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+        head = row(["split", "frames", "temperature", "time-ordered", "which frames"], "th")
+        properties = "".join(row(pair) for pair in self._rows())
+        splits = "".join(row(cells) for cells in self._split_rows())
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        return (
+            f"<table><tbody>{properties}</tbody></table>"
+            f"<table><thead>{head}</thead><tbody>{splits}</tbody></table>"
+            + (f"<ul>{notes}</ul>" if notes else "")
+        )
+
+
+def _source_file(value, where):
+    if isinstance(value, SourceFile):
+        return value
+    mapping = {"path": value} if isinstance(value, str) else value
+    return from_mapping(SourceFile, mapping, where=f"file {where}")
+
+
+def _split(value, where):
+    """A split from YAML: a full mapping, a single part, or the bare name of a source."""
+    if isinstance(value, Split):
+        return value
+    mapping = {"source": value} if isinstance(value, str) else dict(value)
+    if "parts" not in mapping:
+        names = ("source", "slice", "drop")
+        mapping["parts"] = [{name: mapping.pop(name) for name in names if name in mapping}]
+    return from_mapping(Split, mapping, where=f"split {where}")
+
+
+_registered = {}
+
+
+def datasets():
+    """Names of the datasets that come with the project."""
+    return sorted(path.stem for path in (FOLDER / "datasets").glob("*.yml"))
+
+
+def dataset(name):
+    """:class:`DatasetCard` of a dataset, by name or by the path of a YAML file of one's own.
+
+    A card read from a path is known by its own name from then on. Relative paths in it start at its folder.
+
+    Raises
+    ------
+    ValueError
+        If there is no card of this name; the message names the nearest.
+    FileNotFoundError
+        If a path is given and there is no file.
+    """
+    if isinstance(name, DatasetCard):
+        return name
+    if str(name).endswith((".yml", ".yaml")):
+        path = Path(name).expanduser().resolve()
+        card = from_mapping(DatasetCard, {**read_yaml(path), "folder": path.parent}, where=f"card {path}")
+        if card.name in datasets():
+            raise ValueError(f"{path}: the name '{card.name}' is taken by a dataset of the project")
+        _registered[card.name] = card
+        return card
+    if name in _registered:
+        return _registered[name]
+    return _shipped(name)
+
+
+@cache
+def _shipped(name):
+    if name not in datasets():
+        raise unknown("dataset", name, [*datasets(), *_registered])
+    return from_mapping(DatasetCard, read_yaml(FOLDER / "datasets" / f"{name}.yml"), where=f"card of {name}")

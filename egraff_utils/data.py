@@ -1,0 +1,321 @@
+"""Which frames are there? Fetches source files, checks them, and reads them as ``ase.Atoms`` in eV and Å."""
+
+import bz2
+import hashlib
+import io
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import ase.io
+import numpy as np
+import pooch
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from egraff_utils import cards, paths, reference
+
+ENERGY_UNITS = {
+    "eV": 1.0,
+    "kcal/mol": units.kcal / units.mol,
+    "kJ/mol": units.kJ / units.mol,
+    "Hartree": units.Hartree,
+}
+LENGTH_UNITS = {"Å": 1.0, "Angstrom": 1.0, "Bohr": units.Bohr}
+
+
+def load(name, split):
+    """Frames of a split of a dataset, with the reference's energy and forces attached.
+
+    Every call gives fresh copies, which may be changed. Files are fetched if they are not at hand, and only
+    those that the split needs.
+
+    Parameters
+    ----------
+    name
+        Name of a dataset, path of a card of one's own (``.yml``), or a
+        :class:`~egraff_utils.cards.DatasetCard`.
+    split
+        ``"train"``, ``"val"``, ``"test"`` or a named extra of the card.
+
+    Returns
+    -------
+    list of ase.Atoms
+        Positions in Å; ``get_potential_energy()`` in eV and ``get_forces()``, shape ``(N, 3)``, in eV/Å
+        from a ``SinglePointCalculator`` (no forces where the source has none: scans along a path);
+        ``info["source"]`` and ``info["frame"]`` are the source and the frame's index in it; velocities are
+        set where they are stored.
+
+    Raises
+    ------
+    ValueError
+        If there is no such dataset or split (the message lists them), or a file is not what its hash says.
+    FileNotFoundError
+        If a file is neither at hand nor to be downloaded.
+    """
+    card = cards.dataset(name)
+    wanted = card.split(split)
+    files = fetch(card, split)
+    atoms = [
+        _atoms(card, part.source, index, frames[index])
+        for part in wanted.parts
+        for frames in [_frames(card, part.source, files)]
+        for index in part.indices(len(frames))
+    ]
+    if wanted.frames not in (None, len(atoms)):
+        raise ValueError(
+            f"{card.name}/{split}: the card says {wanted.frames} frames, the files hold {len(atoms)}"
+        )
+    return atoms
+
+
+def _atoms(card, source, index, frame):
+    """One frame as ``Atoms``; every array is copied."""
+    info = {"source": source, "frame": index}
+    atoms = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=card.pbc, info=info)
+    if frame.velocities is not None:
+        atoms.set_velocities(frame.velocities)
+    results = {"energy": frame.energy} | ({} if frame.forces is None else {"forces": frame.forces})
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+def fetch(card, split=None):
+    """Paths of a dataset's files, downloaded or made if they are not at hand; hashes are always checked.
+
+    Looks in ``EGRAFF_DATA`` (a read-only mirror, laid out as the cards' paths), then in ``data/``, and
+    downloads into ``data/`` what is in neither. Made datasets are made once and kept.
+
+    Parameters
+    ----------
+    card
+        :class:`~egraff_utils.cards.DatasetCard`, or its name.
+    split
+        Only the files that this split needs; None for all files of the dataset.
+
+    Returns
+    -------
+    dict of str to Path
+        Key of the file in the card -> where it lies.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is not at hand and cannot be downloaded; names the file, its address and its hash.
+    ValueError
+        If a file is not what its hash says. It is renamed to ``<name>.bad`` where its folder allows that.
+    """
+    card = cards.dataset(card)
+    if card.generate:
+        return {"frames": reference.make_dataset(card)}
+    wanted = card.splits if split is None else [split]
+    sources = dict.fromkeys(part.source for name in wanted for part in card.split(name).parts)
+    return {key: _locate(card, key) for source in sources for key in card.files_of(source)}
+
+
+def _locate(card, key):
+    """Path of one file, checked; downloaded if it is in no folder."""
+    file = card.files[key]
+    folders = [card.folder] if card.folder else []
+    for folder in folders + paths.data():
+        path = folder / file.path
+        if path.exists():
+            _check(path, file.hash)
+            return path
+    return _download(card, key)
+
+
+def _download(card, key):
+    """Fetch a file to ``data/`` under a temporary name, check it, then move it to its place."""
+    file, url = card.files[key], card.url(key)
+    path = paths.data()[-1] / file.path
+    if url is None or file.hash is None:
+        raise _missing(card, key, "the card gives no address and hash to download it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None)
+        _check(temporary, file.hash, name=path)
+        os.replace(temporary, path)
+    except OSError as error:  # includes all errors of requests
+        raise _missing(card, key, f"the download failed ({type(error).__name__}: {error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _missing(card, key, reason):
+    file = card.files[key]
+    searched = ", ".join(str(folder) for folder in paths.data())
+    return FileNotFoundError(
+        f"{card.name}: {file.path} is not at hand and {reason}. Searched {searched}. "
+        f"Address: {card.url(key) or 'none'}. Expected hash: {file.hash or 'none'}. "
+        f"If you have a copy, put it at <folder>/{file.path} and set EGRAFF_DATA=<folder>."
+    )
+
+
+def _check(path, expected, *, name=None):
+    """Raise ValueError if a file's hash is not the expected one, after moving the file aside."""
+    if expected is None:
+        return
+    status = path.stat()
+    found = file_hash(path, expected.split(":")[0], stamp=(status.st_mtime_ns, status.st_size))
+    if found == expected:
+        return
+    name = name or path
+    bad = name.with_name(name.name + ".bad")
+    try:
+        os.replace(path, bad)
+        fate = f"It was moved to {bad}"
+    except OSError:
+        fate = "Its folder is read-only, so it was left in place"
+    raise ValueError(f"{name} has the hash {found}, expected {expected}. {fate}; nothing of it was used.")
+
+
+@lru_cache(maxsize=4096)
+def file_hash(path, algorithm="sha256", *, stamp=None):
+    """Hash of a file as ``sha256:<hex>``, or as ``git:<hex>``, the id of a blob in a git repository.
+
+    The second is the SHA-1 of ``b"blob <length>\\0"`` and the content. ``stamp`` is only a key of the cache.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     file_hash(file.name, "git")
+    'git:e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
+    """
+    if algorithm not in ("sha256", "git"):
+        raise cards.unknown("hash algorithm", algorithm, ["sha256", "git"])
+    digest = hashlib.sha256() if algorithm == "sha256" else hashlib.sha1()
+    if algorithm == "git":
+        digest.update(b"blob %d\0" % os.path.getsize(path))
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"{algorithm}:{digest.hexdigest()}"
+
+
+class Frame(NamedTuple):
+    """One structure as arrays, in eV, Å and ASE units of velocity; N atoms."""
+
+    numbers: np.ndarray
+    """(N,)"""
+    positions: np.ndarray
+    """(N, 3), Å"""
+    cell: np.ndarray
+    """(3, 3), Å"""
+    energy: float
+    """eV"""
+    forces: np.ndarray | None = None
+    """(N, 3), eV/Å"""
+    velocities: np.ndarray | None = None
+    """(N, 3), Å per ASE time"""
+
+
+def _frames(card, source, files):
+    """Frames of a source in eV and Å, read once per process and version of the files."""
+    keys = ["frames"] if card.generate else card.files_of(source)
+    reader = card.files[keys[0]].reader or card.reader if card.files else card.reader
+    stamps = tuple((files[key], files[key].stat().st_mtime_ns) for key in keys)
+    for name, known in (("energy", ENERGY_UNITS), ("length", LENGTH_UNITS)):
+        if card.units.get(name) not in known:
+            raise cards.unknown(f"unit of {name} of {card.name}", card.units.get(name), known)
+    energy = card.energy_factor or ENERGY_UNITS[card.units["energy"]]
+    factors = energy, LENGTH_UNITS[card.units["length"]]
+    cell = None if card.cell is None else tuple(map(tuple, card.cell))
+    return _read(reader, source, stamps, factors, tuple(card.keys.items()), cell)
+
+
+@lru_cache(maxsize=64)
+def _read(reader, source, stamps, factors, keys, cell):
+    paths_of_source = [path for path, _ in stamps]
+    energy, length = factors
+    frames = READERS[reader](paths_of_source, source=source, keys=dict(keys))
+    if cell is not None:
+        frames = [frame._replace(cell=np.array(cell) / length) for frame in frames]
+    return [_convert(frame, energy, length) for frame in frames]
+
+
+def _convert(frame, energy, length):
+    """The frame in eV and Å (velocities are stored in ASE units already)."""
+    return frame._replace(
+        positions=np.asarray(frame.positions, dtype=float) * length,
+        cell=np.asarray(frame.cell, dtype=float) * length,
+        energy=float(frame.energy) * energy,
+        forces=None if frame.forces is None else np.asarray(frame.forces, dtype=float) * (energy / length),
+    )
+
+
+def _read_npz(files, *, source, keys):
+    """Frames of an npz file as nequip reads it: ``pos``, ``energy``, ``forces``, ``cell``, numbers."""
+    arrays = _arrays(files[0])
+    energy = arrays[keys.get("energy", "energy")].reshape(-1)
+    forces = arrays[keys.get("forces", "forces")]
+    cell = arrays.get("cell", np.zeros((3, 3)))
+    cells = np.broadcast_to(cell, (len(energy), 3, 3))
+    numbers = np.broadcast_to(arrays["atomic_numbers"], arrays["pos"].shape[:2])
+    return [Frame(*row) for row in zip(numbers, arrays["pos"], cells, energy, forces, strict=True)]
+
+
+def _read_generated(files, *, source, keys):
+    """Frames that :func:`egraff_utils.reference.make_dataset` stored; the source is the name of a split."""
+    arrays = _arrays(files[0])
+    fields = [arrays[f"{source}_{name}"] for name in ("positions", "energy", "forces", "velocities")]
+    return [
+        Frame(arrays["numbers"], positions, arrays["cell"], energy, forces, velocities)
+        for positions, energy, forces, velocities in zip(*fields, strict=True)
+    ]
+
+
+def _read_rmd17(files, *, source, keys):
+    """Frames of an rMD17 file, each centred: the molecules drift."""
+    arrays = _arrays(files[0])
+    energy, forces = arrays[keys.get("energy", "energies")], arrays[keys.get("forces", "forces")]
+    positions = arrays["coords"] - arrays["coords"].mean(axis=1, keepdims=True)
+    numbers, cell = arrays["nuclear_charges"].astype(int), np.zeros((3, 3))
+    return [Frame(numbers, *row) for row in zip(positions, [cell] * len(energy), energy, forces, strict=True)]
+
+
+def _read_deepmd(files, *, source, keys):
+    """Frames of a DeePMD folder: types; a row per frame in ``box``, ``coord``, ``energy``, ``force``."""
+    named = {path.stem: path for path in files}
+    symbols = named["type_map"].read_text().split()
+    atoms = Atoms([symbols[int(kind)] for kind in named["type"].read_text().split()])
+    shape = {"box": (-1, 3, 3), "coord": (-1, len(atoms), 3), "energy": (-1,), "force": (-1, len(atoms), 3)}
+    rows = [np.load(named[name], allow_pickle=False).reshape(shape[name]) for name in shape]
+    return [Frame(atoms.numbers, p, box, e, f) for box, p, e, f in zip(*rows, strict=True)]
+
+
+def _read_extxyz(files, *, source, keys):
+    """Frames of an extended xyz file; energy and forces under any name the card gives."""
+    return [_frame_of(atoms, keys) for atoms in ase.io.iread(files[0], index=":", format="extxyz")]
+
+
+def _frame_of(atoms, keys):
+    results = atoms.calc.results if atoms.calc else {}
+    known = {**atoms.arrays, **atoms.info, **results}
+    name = keys.get("energy", "energy")
+    if name not in known:
+        raise ValueError(
+            f"a frame holds no '{name}'; it holds {', '.join(sorted(known))}: set keys in the card"
+        )
+    velocities = atoms.get_velocities() if atoms.has("momenta") else None
+    forces = known.get(keys.get("forces", "forces"))
+    return Frame(atoms.numbers, atoms.positions, np.array(atoms.cell), known[name], forces, velocities)
+
+
+def _arrays(path):
+    """Arrays of an npz file (or of one compressed once more with bzip2); pickles are refused."""
+    path = Path(path)
+    file = io.BytesIO(bz2.decompress(path.read_bytes())) if path.suffix == ".bz2" else path
+    with np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files if archive[name].dtype != object}
+
+
+READERS = {
+    "npz": _read_npz,
+    "generated": _read_generated,
+    "rmd17": _read_rmd17,
+    "deepmd": _read_deepmd,
+    "extxyz": _read_extxyz,
+}

@@ -1,0 +1,54 @@
+"""What did the paper report? Its tables, as published, as data frames."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from egraff_utils.cards import unknown
+
+FOLDER = Path(__file__).parent / "published"
+
+
+def tables():
+    """Tables that are there: number -> file.
+
+    >>> list(tables())
+    ['1', '2', '3', '4', '5', '6', '7a', '9', '17', '18', '19']
+    """
+    return {
+        path.stem.split("_")[0].removeprefix("table").lstrip("0"): path
+        for path in sorted(FOLDER.glob("*.csv"))
+    }
+
+
+def table(number):
+    """A table of the EGraFFBench paper, transcribed: one row per dataset and model.
+
+    Columns end in their unit (``_mev``, ``_percent``, ``_1e-5``: the value times 1e-5); a dash is NaN.
+    Values stand as published, misprints included (2205 in Table 18 is probably 22055).
+
+    Parameters
+    ----------
+    number
+        1 to 7, 9, 17, 18 or 19; 7 is the part ``"7a"`` (energy and force violation on LiPS20).
+
+    Returns
+    -------
+    pandas.DataFrame
+
+    Raises
+    ------
+    ValueError
+        If the paper has no such table of results; the message lists those there are.
+
+    Examples
+    --------
+    >>> errors = table(1)
+    >>> errors.query("dataset == 'acac' and model == 'nequip'").force_mae_mev_per_ang.item()
+    4.59
+    """
+    known = tables()
+    key = "7a" if str(number) == "7" else str(number).lower()
+    if key not in known:
+        raise unknown("table", number, known)
+    return pd.read_csv(known[key])

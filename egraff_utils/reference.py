@@ -1,0 +1,192 @@
+"""What would the reference do? Oracles that exist at run time, and the datasets made with them."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+
+import numpy as np
+from ase import units
+from ase.build import bulk, molecule
+from ase.constraints import FixCom
+from ase.geometry import find_mic
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from egraff_utils import paths
+
+
+def calculator(card):
+    """ASE calculator that gives the reference energies (eV) and forces (eV/Å) of a dataset.
+
+    GFN2-xTB [Bannwarth2019]_ through tblite for molecules, effective medium theory [Jacobsen1996]_ for
+    copper.
+
+    Parameters
+    ----------
+    card
+        :class:`~egraff_utils.cards.DatasetCard` with an ``oracle``.
+
+    Raises
+    ------
+    ValueError
+        If the dataset's reference method cannot be run here (``oracle`` is None).
+
+    References
+    ----------
+    .. [Bannwarth2019] C. Bannwarth, S. Ehlert, S. Grimme, J. Chem. Theory Comput. 15, 1652 (2019).
+    .. [Jacobsen1996] K. W. Jacobsen, P. Stoltze, J. K. Nørskov, Surf. Sci. 366, 394 (1996).
+    """
+    if card.oracle == "gfn2":
+        from tblite.ase import TBLite
+
+        return TBLite(method="GFN2-xTB", verbosity=0)
+    if card.oracle == "emt":
+        from ase.calculators.emt import EMT
+
+        return EMT()
+    raise ValueError(f"the reference method of {card.name} cannot be run here: its card has no oracle")
+
+
+def make_dataset(card):
+    """Path of a made dataset; simulated on first use, then kept.
+
+    One Langevin trajectory of the card's oracle: equilibration, then blocks of frames for ``train``,
+    ``val`` and ``test`` with gaps between them. The same card, seed and package versions give the same
+    numbers. Progress is shown; two processes that ask at once make it once.
+
+    Parameters
+    ----------
+    card
+        :class:`~egraff_utils.cards.DatasetCard` with ``generate``.
+
+    Returns
+    -------
+    Path
+        An npz file in ``paths.generated()`` with ``numbers``, ``cell`` (Å) and, per split, ``positions``
+        (T, N, 3) Å, ``energy`` (T,) eV, ``forces`` (T, N, 3) eV/Å and ``velocities`` (T, N, 3) in ASE
+        units. Beside it a JSON file with the parameters and the package versions.
+    """
+    parameters = {
+        "oracle": card.oracle,
+        "temperature": card.temperature,
+        "timestep": card.timestep,
+        **card.generate,
+    }
+    text = json.dumps(parameters, sort_keys=True)
+    path = paths.generated() / f"{card.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.npz"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            arrays = _simulate(card)
+            versions = {name: importlib.metadata.version(name) for name in ("ase", "numpy", "tblite")}
+            record = {"dataset": card.name, "parameters": parameters, "versions": versions}
+            path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+            temporary = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+            np.savez(temporary, **arrays)
+            os.replace(temporary, path)
+    return path
+
+
+def _simulate(card):
+    """Arrays of the made dataset, by running its trajectory."""
+    plan = card.generate
+    atoms = _start(plan)
+    atoms.calc = calculator(card)
+    rng = np.random.default_rng(plan["seed"])
+    hottest = plan["stages"][0].get("temperature", card.temperature)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=hottest, rng=rng)
+    Stationary(atoms)
+    atoms.set_constraint(FixCom())
+    arrays = {"numbers": atoms.numbers, "cell": np.array(atoms.cell)}
+    total = sum(stage["frames"] * stage["stride"] for stage in plan["stages"])
+    with tqdm(total=total, desc=f"making {card.name}", unit="step") as progress:
+        for stage in plan["stages"]:
+            frames = _run_stage(atoms, card, stage, rng, progress)
+            if "split" in stage:
+                arrays |= {f"{stage['split']}_{name}": values for name, values in frames.items()}
+    return arrays
+
+
+def _start(plan):
+    """The first structure of a made dataset."""
+    if "molecule" in plan:
+        atoms = molecule(plan["molecule"])
+        atoms.set_cell(plan["cell"])
+        return atoms
+    return bulk(plan["bulk"], a=plan["lattice_constant"], cubic=True).repeat(plan["repeat"])
+
+
+def _run_stage(atoms, card, stage, rng, progress):
+    """``frames`` frames, ``stride`` steps apart; friction in 1/fs."""
+    dynamics = Langevin(
+        atoms,
+        timestep=card.timestep * units.fs,
+        temperature_K=stage.get("temperature", card.temperature),
+        friction=stage["friction"] / units.fs,
+        fixcm=False,  # the constraint does it, without the deprecated option's bias
+        rng=rng,
+    )
+    frames = {"positions": [], "energy": [], "forces": [], "velocities": []}
+    for _ in range(stage["frames"]):
+        dynamics.run(stage["stride"])
+        progress.update(stage["stride"])
+        frames["positions"].append(atoms.get_positions())
+        frames["energy"].append(atoms.get_potential_energy())
+        frames["forces"].append(atoms.get_forces(apply_constraint=False))
+        frames["velocities"].append(atoms.get_velocities())
+    return {name: np.array(values) for name, values in frames.items()}
+
+
+def velocities(frames, i, interval):
+    r"""Velocities of the reference at frame ``i`` of a time-ordered split.
+
+    Those stored with the frame, else central differences of the positions (to the nearest image, if
+    periodic), one-sided at the two ends:
+
+    .. math:: v(t_i) = \frac{x(t_{i+1}) - x(t_{i-1})}{t_{i+1} - t_{i-1}}
+
+    Parameters
+    ----------
+    frames
+        list of ``ase.Atoms``, following each other in time. Some splits jump near their start: use frames
+        from ``card.first_contiguous`` on.
+    i
+        Index of the frame.
+    interval
+        Time between two frames, fs.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(N, 3)``, Å per ASE time (multiply by ``ase.units.fs`` for Å/fs).
+
+    Raises
+    ------
+    IndexError
+        If there is no frame ``i``.
+    ValueError
+        If there is one frame only and it stores no velocities.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> frames = [Atoms("H", [[0.1 * t, 0, 0]]) for t in range(3)]
+    >>> velocities(frames, 1, 0.5) * units.fs
+    array([[0.2, 0. , 0. ]])
+    """
+    if not 0 <= i < len(frames):
+        raise IndexError(f"frame {i} of {len(frames)}")
+    if frames[i].has("momenta"):
+        return frames[i].get_velocities()
+    before, after = max(i - 1, 0), min(i + 1, len(frames) - 1)
+    if before == after:
+        raise ValueError("one frame without stored velocities: no velocity can be had from it")
+    step = frames[after].positions - frames[before].positions
+    if frames[i].pbc.any():
+        step, _ = find_mic(step, frames[i].cell, frames[i].pbc)
+    return step / ((after - before) * interval * units.fs)
