@@ -47,26 +47,26 @@ def build_network(
     num_bessels, bessel_trainable, polynomial_cutoff
         Radial basis and the exponent of its envelope.
     """
-    hyperparameters = dict(
-        num_layers=num_layers,
-        l_max=l_max,
-        parity=parity,
-        radial_chemical_embed={
+    hyperparameters = {
+        "num_layers": num_layers,
+        "l_max": l_max,
+        "parity": parity,
+        "radial_chemical_embed": {
             "_target_": "allegro.nn.TwoBodyBesselScalarEmbed",
             "num_bessels": num_bessels,
             "bessel_trainable": bessel_trainable,
             "polynomial_cutoff_p": polynomial_cutoff,
         },
-        scalar_embed_mlp_hidden_layers_depth=two_body_layers,
-        scalar_embed_mlp_hidden_layers_width=two_body_width,
-        num_scalar_features=num_scalar_features,
-        num_tensor_features=num_tensor_features,
-        allegro_mlp_hidden_layers_depth=latent_layers,
-        allegro_mlp_hidden_layers_width=latent_width,
-        readout_mlp_hidden_layers_depth=1,
-        readout_mlp_hidden_layers_width=readout_width,
-        readout_mlp_nonlinearity=None,
-    )
+        "scalar_embed_mlp_hidden_layers_depth": two_body_layers,
+        "scalar_embed_mlp_hidden_layers_width": two_body_width,
+        "num_scalar_features": num_scalar_features,
+        "num_tensor_features": num_tensor_features,
+        "allegro_mlp_hidden_layers_depth": latent_layers,
+        "allegro_mlp_hidden_layers_width": latent_width,
+        "readout_mlp_hidden_layers_depth": 1,
+        "readout_mlp_hidden_layers_width": readout_width,
+        "readout_mlp_nonlinearity": None,
+    }
     common = common_arguments(elements, cutoff, average_neighbors)
     with nequip_state():
         return NequIPNetwork(AllegroModel(**common, **hyperparameters), elements)

@@ -1,13 +1,12 @@
 """NequIP: messages are equivariant features times a learnt radial weight (package ``nequip``)."""
 
 import os
-import random
 from contextlib import contextmanager
 
 import e3nn
-import numpy as np
 import torch
 from ase.data import chemical_symbols
+from lightning.pytorch.utilities.seed import isolate_rng
 from nequip.data import AtomicDataDict
 from nequip.model import NequIPGNNModel
 from nequip.utils.global_state import set_global_state
@@ -75,17 +74,17 @@ def build_network(
     radial_layers, radial_width
         Hidden layers of the radial network and their width.
     """
-    hyperparameters = dict(
-        num_layers=num_layers,
-        l_max=l_max,
-        parity=parity,
-        num_features=num_features,
-        num_bessels=num_bessels,
-        bessel_trainable=bessel_trainable,
-        polynomial_cutoff_p=polynomial_cutoff,
-        radial_mlp_depth=radial_layers,
-        radial_mlp_width=radial_width,
-    )
+    hyperparameters = {
+        "num_layers": num_layers,
+        "l_max": l_max,
+        "parity": parity,
+        "num_features": num_features,
+        "num_bessels": num_bessels,
+        "bessel_trainable": bessel_trainable,
+        "polynomial_cutoff_p": polynomial_cutoff,
+        "radial_mlp_depth": radial_layers,
+        "radial_mlp_width": radial_width,
+    }
     common = common_arguments(elements, cutoff, average_neighbors)
     with nequip_state():
         return NequIPNetwork(NequIPGNNModel(**common, **hyperparameters), elements)
@@ -93,16 +92,16 @@ def build_network(
 
 def common_arguments(elements, cutoff, average_neighbors):
     """Arguments that NequIP and Allegro share; the weights' seed is drawn from torch's generator."""
-    return dict(
-        seed=int(torch.randint(2**31, ())),
-        model_dtype=str(torch.get_default_dtype()).removeprefix("torch."),
-        type_names=[chemical_symbols[z] for z in elements],
-        r_max=float(cutoff),
-        avg_num_neighbors=float(average_neighbors),
-        per_type_energy_scales=1.0,
-        per_type_energy_shifts=0.0,
-        do_derivatives=False,
-    )
+    return {
+        "seed": int(torch.randint(2**31, ())),
+        "model_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "type_names": [chemical_symbols[z] for z in elements],
+        "r_max": float(cutoff),
+        "avg_num_neighbors": float(average_neighbors),
+        "per_type_energy_scales": 1.0,
+        "per_type_energy_shifts": 0.0,
+        "do_derivatives": False,
+    }
 
 
 @contextmanager
@@ -114,14 +113,11 @@ def nequip_state():
     """
     dtype, optimization = torch.get_default_dtype(), e3nn.get_optimization_defaults().copy()
     sharing, environment = torch.multiprocessing.get_sharing_strategy(), set(os.environ)
-    random_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        set_global_state()
-        yield
+        with isolate_rng():
+            set_global_state()
+            yield
     finally:
-        random.setstate(random_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
         for key in set(os.environ) - environment:
             del os.environ[key]
         torch.multiprocessing.set_sharing_strategy(sharing)

@@ -1,4 +1,4 @@
-"""TorchMD-NET's equivariant transformer: attention with scalar and vector features (package ``torchmd-net``)."""
+"""TorchMD-NET's equivariant transformer: attention on scalars and vectors (package ``torchmd-net``)."""
 
 import os
 from contextlib import contextmanager, redirect_stdout
@@ -71,8 +71,9 @@ class EquivariantTransformer(nn.Module):
         if neighbors is None:
             return x
         centre, neighbour = graph.edge_index
-        weights = neighbors.distance_proj(model.distance_expansion(lengths)) * neighbors.cutoff(lengths)[:, None]
-        messages = weights * neighbors.embedding(graph.species)[neighbour]
+        filters = neighbors.distance_proj(model.distance_expansion(lengths))
+        envelope = neighbors.cutoff(lengths)[:, None]
+        messages = filters * envelope * neighbors.embedding(graph.species)[neighbour]
         around = torch.zeros_like(x).index_add(0, centre, messages)
         return neighbors.combine(torch.cat([x, around], dim=1))
 
