@@ -62,6 +62,8 @@ class Campaign:
             if isinstance(getattr(self, name), dict):
                 budget = cards.from_mapping(cls, getattr(self, name), where=f"{name} of campaign {self.name}")
                 object.__setattr__(self, name, budget)
+        for dataset in self.datasets:
+            cards.dataset(dataset)
         for dataset, parts in self.overrides.items():
             if dataset not in self.datasets:
                 raise cards.unknown(f"dataset in the overrides of campaign {self.name}", dataset, self.datasets)

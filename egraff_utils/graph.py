@@ -177,7 +177,7 @@ class SkinList:
         x = torch.as_tensor(positions, dtype=torch.float64).to(self.device)
         centre, neighbour = wide.edge_index
         vectors = x[neighbour] + wide.shifts - x[centre]
-        near = (vectors.square().sum(1) <= self.cutoff**2).nonzero().squeeze(1)
+        near = (vectors.square().sum(1) < self.cutoff**2).nonzero().squeeze(1)
         graph = wide._replace(positions=x, edge_index=wide.edge_index[:, near], shifts=wide.shifts[near])
         return graph.to(dtype=self.dtype)
 

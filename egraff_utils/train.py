@@ -83,7 +83,7 @@ def fit(config):
         If the model, dataset, preset or a hyperparameter is unknown.
     """
     parameters = config.parameters()
-    key = ("training", config.campaign, config.dataset, config.model, config.seed)
+    key = ("training", config.campaign, cards.dataset(config.dataset).name, config.model, config.seed)
     if stored := records.find(*key, parameters):
         return stored
     started = time.time()
@@ -307,7 +307,7 @@ class Learner(lightning.LightningModule):
 
     def _check(self, loss):
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(f"the loss became {float(loss)} at step {self.global_step}")
+            raise NonFiniteLossError(f"the loss became {loss.item()} at step {self.global_step}")
 
     # validation; runs on the averaged weights
 
@@ -346,13 +346,14 @@ class Learner(lightning.LightningModule):
 
 
 class Watch(lightning.Callback):
-    """Learning curves, best weights, checkpoints, progress bar and the end of the budget."""
+    """Learning curves, best weights, progress bar and the end of the budget.
 
-    def __init__(self, checkpoint, parameters, *, progress):
-        self.checkpoint, self.parameters = checkpoint, parameters
-        self.bar = tqdm(total=100, unit="%", disable=not progress, file=sys.stderr, leave=False)
+    Stands before the averaging of weights, so that it sees the averaged ones at the end of a validation.
+    """
+
+    def __init__(self, *, progress):
+        self.bar = tqdm(total=100, disable=not progress, file=sys.stderr, mininterval=1.0)
         self.bar.bar_format = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}"
-        self.last_save = time.perf_counter()
         self.losses, self.totals = [], {}
 
     def on_train_start(self, trainer, learner):
@@ -361,12 +362,9 @@ class Watch(lightning.Callback):
     def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"].detach())
         used = learner.budget_used
-        self.bar.n = min(100, int(100 * used))
-        self.bar.refresh() if used >= 1 else self.bar.update(0)
+        self.bar.update(min(100.0, 100 * used) - self.bar.n)
         if used >= 1:
             trainer.should_stop = True
-        elif time.perf_counter() - self.last_save > CHECKPOINT_INTERVAL:
-            self._save(trainer)
 
     def on_validation_epoch_start(self, trainer, learner):
         self.totals = {}
@@ -391,7 +389,7 @@ class Watch(lightning.Callback):
         learner.history.append(row)
         learner._check(torch.tensor(loss))
         learner.log("val_loss", loss)
-        self.bar.set_postfix_str(f"validation force MAE {row['val_force_mae']:.0f} meV/Å")
+        self.bar.set_postfix_str(f"validation force MAE {row['val_force_mae']:.0f} meV/Å", refresh=False)
         if loss < learner.best_loss:
             learner.best_loss = loss
             learner.best = {k: v.detach().clone() for k, v in learner.force_field.state_dict().items()}
@@ -405,15 +403,28 @@ class Watch(lightning.Callback):
         settled = floor is not None and learner.history[-1]["learning_rate"] < floor
         return settled or (patience is not None and stale >= patience)
 
+
+class Checkpoint(lightning.Callback):
+    """Writes a checkpoint now and then, whole or not at all.
+
+    Stands behind the averaging of weights, so that a checkpoint holds the average of its own step.
+    """
+
+    def __init__(self, path, parameters):
+        self.path, self.parameters = path, parameters
+        self.last = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
+        if time.perf_counter() - self.last < CHECKPOINT_INTERVAL:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(f".{os.getpid()}")
+        trainer.save_checkpoint(temporary)
+        temporary.replace(self.path)
+        self.last = time.perf_counter()
+
     def on_save_checkpoint(self, trainer, learner, checkpoint):
         checkpoint["parameters"] = self.parameters
-
-    def _save(self, trainer):
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoint.with_suffix(f".{os.getpid()}")
-        trainer.save_checkpoint(temporary)
-        temporary.replace(self.checkpoint)
-        self.last_save = time.perf_counter()
 
 
 def average_weights(decay):
@@ -459,10 +470,11 @@ def _run(learner, config, parameters, train, validation):
     loader = Batches(train, size, seed=config.seed, steps_done=steps_done, **common)
     validation = Batches(validation, max(size, 10), **common)
     learner.batches_per_epoch = len(loader)
-    watch = Watch(_checkpoint_path(config), parameters, progress=config.progress)
-    watch.bar.set_description(f"{config.model} on {config.dataset}")
+    watch = Watch(progress=config.progress)
+    watch.bar.set_description(f"{config.model} on {cards.dataset(config.dataset).name}")
     decay = learner.hyper.ema_decay
-    callbacks = [watch, *([average_weights(decay)] if decay else [])]
+    average = [average_weights(decay)] if decay else []
+    callbacks = [watch, *average, Checkpoint(_checkpoint_path(config), parameters)]
     with _quiet():
         trainer = _trainer(config, learner, callbacks)
         try:
@@ -511,7 +523,7 @@ def _quiet():
 
 
 def _checkpoint_path(config):
-    name = f"{config.dataset}-{config.model}-s{config.seed}.ckpt"
+    name = f"{cards.dataset(config.dataset).name}-{config.model}-s{config.seed}.ckpt"
     return paths.runs() / config.campaign / "checkpoints" / name
 
 

@@ -1,0 +1,178 @@
+"""What every force field must obey, once for all of them, in float64."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from scipy.spatial.transform import Rotation
+
+from egraff_utils import models
+from egraff_utils.graph import build_graph
+
+CUTOFF = 5.0
+
+
+@pytest.fixture(scope="module", params=models.NAMES)
+def ff(request):
+    return build(request.param)
+
+
+def build(name, **overrides):
+    torch.manual_seed(0)
+    force_field = models.build(name, "tiny", [1, 6, 8, 29], dtype=torch.float64, **overrides).eval()
+    force_field.set_reference({1: -13.6, 6: -1029.0, 8: -2042.0, 29: -0.3}, scale=1.3)
+    return force_field
+
+
+def ethanol():
+    atoms = molecule("CH3CH2OH")
+    atoms.positions += np.random.default_rng(0).normal(0, 0.05, atoms.positions.shape)
+    return atoms
+
+
+def crystal():
+    rng = np.random.default_rng(1)
+    cell = [[4.1, 0.2, 0], [0, 4.6, 0.1], [0.3, 0, 5.2]]  # smaller than the cutoff: atoms see their images
+    return Atoms("CuOCH", rng.uniform(0, 1, (4, 3)) @ np.array(cell) * 0.9, cell=cell, pbc=True)
+
+
+def energy(ff, atoms):
+    return ff(build_graph(atoms, CUTOFF)).energy.numpy()
+
+
+def forces(ff, atoms):
+    return ff(build_graph(atoms, CUTOFF)).forces.numpy()
+
+
+@pytest.mark.parametrize("make", [ethanol, crystal])
+@pytest.mark.parametrize("reflect", [False, True])
+def test_rotations_and_reflections(ff, make, reflect):
+    atoms, rotated = make(), make()
+    matrix = Rotation.random(random_state=3).as_matrix() * (-1 if reflect else 1)
+    rotated.positions = atoms.positions @ matrix.T
+    rotated.set_cell(np.asarray(atoms.cell) @ matrix.T)
+    np.testing.assert_allclose(energy(ff, rotated), energy(ff, atoms), atol=1e-8)
+    np.testing.assert_allclose(forces(ff, rotated), forces(ff, atoms) @ matrix.T, atol=1e-7)
+
+
+@pytest.mark.parametrize("make", [ethanol, crystal])
+def test_translation(ff, make):
+    atoms, moved = make(), make()
+    moved.positions += [3.0, -11.0, 0.7]
+    np.testing.assert_allclose(energy(ff, moved), energy(ff, atoms), atol=1e-8)
+    np.testing.assert_allclose(forces(ff, moved), forces(ff, atoms), atol=1e-7)
+
+
+def test_permutation(ff):
+    atoms = ethanol()
+    order = np.random.default_rng(5).permutation(len(atoms))
+    np.testing.assert_allclose(energy(ff, atoms[order]), energy(ff, atoms), atol=1e-8)
+    np.testing.assert_allclose(forces(ff, atoms[order]), forces(ff, atoms)[order], atol=1e-7)
+
+
+@pytest.mark.parametrize("make", [ethanol, crystal])
+def test_forces_are_minus_the_gradient(ff, make):
+    atoms, direction, h = make(), np.random.default_rng(2).normal(size=(len(make()), 3)), 1e-4
+    offset = ff.reference_energies[build_graph(atoms).species].sum().item()  # large and constant
+    ends = []
+    for sign in (1, -1):
+        moved = make()
+        moved.positions += sign * h * direction
+        ends.append(energy(ff, moved)[0] - offset)
+    slope = (ends[0] - ends[1]) / (2 * h)
+    assert slope == pytest.approx(-np.sum(forces(ff, atoms) * direction), rel=1e-6, abs=1e-7)
+
+
+def test_a_batch_equals_one_by_one(ff):
+    structures = [ethanol(), crystal(), Atoms("H"), molecule("H2O")]
+    together = ff(build_graph(structures, CUTOFF))
+    np.testing.assert_allclose(together.energy, np.concatenate([energy(ff, a) for a in structures]), atol=1e-8)
+    np.testing.assert_allclose(together.forces, np.vstack([forces(ff, a) for a in structures]), atol=1e-8)
+
+
+def test_two_far_copies_have_twice_the_energy(ff):
+    one, other = ethanol(), ethanol()
+    other.positions += [100.0, 0, 0]
+    np.testing.assert_allclose(energy(ff, one + other), 2 * energy(ff, one), atol=1e-8)
+
+
+def test_a_supercell_is_extensive(ff):
+    unit = crystal()
+    np.testing.assert_allclose(energy(ff, unit.repeat(2)), 8 * energy(ff, unit), rtol=1e-10)
+
+
+def test_an_isolated_atom(ff):
+    prediction = ff(build_graph(Atoms("O"), CUTOFF))
+    assert torch.isfinite(prediction.energy).all()
+    np.testing.assert_allclose(prediction.forces, 0)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_energy_is_continuous_at_the_cutoff(name):
+    overrides = {"smooth_cutoff": True} if name == "equiformer" else {}
+    ff = build(name, **overrides)
+    assert abs(jump_at_cutoff(ff, 1e-5)) < 1e-4
+    assert abs(jump_at_cutoff(ff, 1e-7)) < 1e-6
+
+
+def jump_at_cutoff(ff, step):
+    """Change of the energy, eV, when an atom moves across the cutoff by twice the step, Å."""
+    inside, outside = (molecule("H2O") for _ in range(2))
+    for atoms, distance in ((inside, CUTOFF - step), (outside, CUTOFF + step)):
+        atoms += Atoms("C", [atoms.positions[0] + [0, 0, distance]])
+    return (energy(ff, inside) - energy(ff, outside)).item()
+
+
+def test_an_unknown_element_is_named(ff):
+    with pytest.raises(ValueError, match="not trained on Fe; it knows H, C, O, Cu"):
+        ff(build_graph(Atoms("Fe"), CUTOFF))
+
+
+def test_training_differentiates_the_forces(ff):
+    ff.train()
+    try:
+        ff(build_graph(ethanol(), CUTOFF)).forces.square().sum().backward()
+    finally:
+        ff.eval()
+    gradients = [p.grad for p in ff.network.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(g).all() for g in gradients)
+    ff.zero_grad()
+
+
+def test_saved_and_loaded_is_the_same(ff, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    models.save(ff, path)
+    loaded, atoms = models.load(path), ethanol()
+    np.testing.assert_array_equal(energy(loaded, atoms), energy(ff, atoms))
+    np.testing.assert_array_equal(forces(loaded, atoms), forces(ff, atoms))
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        models.load(tmp_path / "other.safetensors")
+
+
+def test_building_leaves_the_default_dtype_alone():
+    before = torch.get_default_dtype()
+    for name in models.NAMES:
+        assert models.build(name, "tiny").dtype == torch.float32
+        assert torch.get_default_dtype() == before
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="did you mean 'mace'"):
+        models.build("mase")
+    with pytest.raises(ValueError, match="unknown preset of mace 'big'"):
+        models.build("mace", "big")
+    with pytest.raises(ValueError, match="unknown hyperparameter of mace 'cut_off'; did you mean 'cutoff'"):
+        models.build("mace", "tiny", cut_off=4.0)
+
+
+def test_float32_keeps_large_reference_energies():
+    torch.manual_seed(0)
+    single = models.build("mace", "tiny", [1, 6, 8]).eval()
+    single.set_reference({8: -17660.0})
+    bare = models.build("mace", "tiny", [1, 6, 8]).eval()
+    bare.network.load_state_dict(single.network.state_dict())
+    graph = build_graph(molecule("H2O"), CUTOFF)
+    difference = single(graph).energy - bare(graph).energy
+    assert difference.item() == pytest.approx(-17660.0, abs=1e-9)

@@ -1,0 +1,123 @@
+"""Records: whole or not at all, found by their parameters, read as one table."""
+
+import json
+
+import numpy as np
+import pytest
+
+from egraff_utils import campaign, records
+from egraff_utils.records import Metric, Record
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+def make(**changes):
+    metrics = [Metric("force_mae", 12.5, "meV/Å", low=11.0, high=14.0, n=5)]
+    return Record(**{"kind": "training", "campaign": "demo", "dataset": "ethanol", "model": "mace", "seed": 0,
+                     "parameters": {"max_seconds": 20}, "metrics": metrics} | changes)
+
+
+def test_a_record_comes_back_as_written(results):
+    path = records.write(make(), {"step": np.arange(3)})
+    assert path == results / "demo" / "training" / "ethanol-mace-s0.json"
+    again = records.load(path)
+    assert again == make()
+    assert again["force_mae"] == 12.5
+    np.testing.assert_array_equal(again.curves["step"], [0, 1, 2])
+
+
+def test_a_record_is_found_only_with_its_parameters():
+    records.write(make())
+    key = ("training", "demo", "ethanol", "mace", 0)
+    assert records.find(*key, {"max_seconds": 20}) is not None
+    assert records.find(*key, {"max_seconds": 21}) is None
+    assert records.find("training", "demo", "ethanol", "nequip", 0, {"max_seconds": 20}) is None
+
+
+def test_non_finite_values_are_missing_not_nan(results):
+    path = records.write(make(metrics=[Metric("force_mae", float("nan"), "meV/Å", low=float("inf"))]))
+    assert json.loads(path.read_text())["metrics"][0]["value"] is None
+    assert "—" in repr(records.load(path))
+
+
+def test_an_interrupted_write_leaves_the_old_record(results):
+    records.write(make())
+    with pytest.raises(TypeError, match="cannot hold a object"):
+        records.write(make(parameters={"max_seconds": object()}))
+    assert records.find("training", "demo", "ethanol", "mace", 0, {"max_seconds": 20}) is not None
+
+
+def test_reading_a_campaign_gives_a_row_per_metric():
+    records.write(make())
+    records.write(make(model="nequip", status="failed", message="the loss became nan", metrics=[]))
+    frame = records.read("demo")
+    assert list(frame.columns) == records.COLUMNS
+    assert frame.set_index("model").loc["mace", "value"] == 12.5
+    assert frame.set_index("model").loc["nequip", "status"] == "failed"
+    assert records.read("nothing").empty
+
+
+def test_partial_results_merge_by_copying(results, tmp_path):
+    records.write(make())
+    other = results / "demo" / "training" / "ethanol-nequip-s0.json"
+    other.write_text(json.dumps(json.loads(make().path.read_text()) | {"model": "nequip"}))
+    assert set(records.read("demo").model) == {"mace", "nequip"}
+
+
+def test_other_schema_and_unknown_names_are_refused():
+    path = records.write(make())
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+    with pytest.raises(ValueError, match="schema 99"):
+        records.load(path)
+    with pytest.raises(KeyError, match="holds force_mae"):
+        make()["energy"]
+    with pytest.raises(ValueError, match="complete"):
+        make(status="fine")
+
+
+def test_digests_tell_inputs_apart():
+    a = np.arange(4.0)
+    assert records.digest(a, {"x": 1}) == records.digest(a.copy(), {"x": 1})
+    assert records.digest(a, {"x": 1}) != records.digest(a + 1e-12, {"x": 1})
+
+
+CAMPAIGN = """
+description: two datasets
+datasets: [ethanol, lips]
+models: [mace]
+training: {max_seconds: 60}
+overrides: {lips: {training: {max_seconds: 120}, rollout: {replicas: 2}}}
+"""
+
+
+def test_a_campaign_expands_with_overrides(tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text(CAMPAIGN)
+    loaded = campaign.load(file)
+    assert loaded.name == "mine"
+    assert loaded.cells() == [("ethanol", "mace", 0), ("lips", "mace", 0)]
+    assert loaded.training_parameters("ethanol", "mace", 0)["max_seconds"] == 60
+    assert loaded.training_parameters("lips", "mace", 0)["max_seconds"] == 120
+    assert loaded.rollout_parameters("lips", "mace", 0, "corrected")["replicas"] == 2
+    assert loaded.rollout_parameters("lips", "mace", 0, "corrected")["train_max_seconds"] == 120
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("models:", "modles:", "did you mean 'models'"),
+        ("{max_seconds: 60}", "{max_second: 60}", "did you mean 'max_seconds'"),
+        ("overrides: {lips", "overrides: {lipz", "did you mean 'lips'"),
+        ("{replicas: 2}", "{replica: 2}", "did you mean 'replicas'"),
+        ("[ethanol, lips]", "[ethanoll, lips]", "did you mean 'ethanol'"),
+    ],
+)
+def test_a_misspelled_campaign_is_refused(tmp_path, old, new, message):
+    file = tmp_path / "mine.yml"
+    file.write_text(CAMPAIGN.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        campaign.load(file)
