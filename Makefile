@@ -1,0 +1,54 @@
+# A thin front door; everything else is in egraff_utils/batch.py and the Snakefile.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo campaign pages book test lint clean
+
+PYTHON ?= python3
+CAMPAIGN ?= cpu
+JOBS ?= 2
+ARGUMENTS ?=
+BIN := .venv/bin
+SCRATCH := $(CURDIR)/runs/test
+
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*## */\t/' | expand -t 12
+
+setup: .venv/installed  ## make .venv and install the pinned environment
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13; use: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "no venv module; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps mace-torch==0.3.16
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: setup  ## train and roll out six models on two systems, build the book on it (15 min, 2 cores)
+	$(BIN)/python -m egraff_utils.batch demo --jobs $(JOBS)
+
+campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
+	$(BIN)/python -m egraff_utils.batch campaign $(CAMPAIGN) --jobs $(JOBS) $(ARGUMENTS)
+
+pages: setup  ## execute the book's pages from stored records
+	$(BIN)/python -m egraff_utils.batch pages --jobs $(JOBS)
+
+book: setup  ## build the committed pages into _build/html; executes nothing
+	$(BIN)/jupyter-book build . -W -n --keep-going --all
+
+lint: setup  ## ruff, formatting included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors
+	rm -rf $(SCRATCH)
+	$(BIN)/python -m pytest
+	EGRAFF_RESULTS=$(SCRATCH)/results EGRAFF_RUNS=$(SCRATCH)/runs \
+	  $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks
+	$(MAKE) book
+
+clean:  ## remove what was made here: runs, book, caches (not .venv, data, results)
+	rm -rf runs _build .pytest_cache .ruff_cache lightning_logs
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,117 @@
+# The DAG of one campaign: dataset -> training -> rollout -> leaderboard.
+#
+#     snakemake --cores 2 --keep-going --config campaign=demo
+#
+# or `make campaign CAMPAIGN=demo`, which adds the settings that survive a kill. Every output is an
+# executed notebook under runs/<campaign>/. The records that the notebooks write under results/ are no
+# outputs: Snakemake deletes the outputs of a failed job, and a record must outlive that. A job whose
+# record exists returns it, so running again is cheap.
+import sys
+
+from egraff_utils import batch, campaign as campaigns, paths
+
+CAMPAIGN = campaigns.load(config.get("campaign", "demo"))
+NOTEBOOKS = paths.ROOT / "notebooks"
+RUNS = paths.runs() / CAMPAIGN.name
+CELL = "{dataset}-{model}-s{seed}.ipynb"
+FOLDERS = {"corrected": "rollout", "as_coded": "rollout_as_coded"}
+EXECUTE = (
+    f"OMP_NUM_THREADS={CAMPAIGN.threads} MKL_NUM_THREADS={CAMPAIGN.threads} "
+    f"{sys.executable} -m egraff_utils.batch run --quiet {{input.notebook}} {{output}} {{params.words}}"
+)
+
+
+wildcard_constraints:
+    dataset="[a-z0-9_]+",
+    model="[a-z0-9_]+",
+    seed="[0-9]+",
+
+
+def rollouts():
+    """Executed rollout notebooks of every cell and protocol of the campaign."""
+    return [
+        RUNS / FOLDERS[protocol] / CELL.format(dataset=dataset, model=model, seed=seed)
+        for dataset, model, seed in CAMPAIGN.cells()
+        for protocol in CAMPAIGN.protocols(dataset)
+    ]
+
+
+def training_words(wildcards):
+    """Parameters of a training notebook, for the shell."""
+    cell = wildcards.dataset, wildcards.model, int(wildcards.seed)
+    return batch.words(CAMPAIGN.training_parameters(*cell))
+
+
+def rollout_words(protocol):
+    """Parameters of a rollout notebook at a protocol, for the shell."""
+
+    def words_of(wildcards):
+        cell = wildcards.dataset, wildcards.model, int(wildcards.seed)
+        return batch.words(CAMPAIGN.rollout_parameters(*cell, protocol))
+
+    return words_of
+
+
+rule all:
+    input:
+        RUNS / "report" / "leaderboard.ipynb",
+    default_target: True
+
+
+rule dataset:
+    input:
+        notebook=NOTEBOOKS / "datasets" / "{dataset}.ipynb",
+    output:
+        RUNS / "datasets" / "{dataset}.ipynb",
+    params:
+        words=batch.words({"campaign": CAMPAIGN.name}),
+    threads: CAMPAIGN.threads
+    shell:
+        EXECUTE
+
+
+rule training:
+    input:
+        RUNS / "datasets" / "{dataset}.ipynb",
+        notebook=NOTEBOOKS / "training" / "{model}.ipynb",
+    output:
+        RUNS / "training" / CELL,
+    params:
+        words=training_words,
+    threads: CAMPAIGN.threads
+    resources:
+        gpu=int(CAMPAIGN.device != "cpu"),
+    shell:
+        EXECUTE
+
+
+for protocol, folder in FOLDERS.items():
+
+    rule:
+        name:
+            folder
+        input:
+            RUNS / "training" / CELL,
+            notebook=NOTEBOOKS / "rollout" / "{dataset}.ipynb",
+        output:
+            RUNS / folder / CELL,
+        params:
+            words=rollout_words(protocol),
+        threads: CAMPAIGN.threads
+        resources:
+            gpu=int(CAMPAIGN.device != "cpu"),
+        shell:
+            EXECUTE
+
+
+rule leaderboard:
+    input:
+        rollouts(),
+        notebook=NOTEBOOKS / "report" / "leaderboard.ipynb",
+    output:
+        RUNS / "report" / "leaderboard.ipynb",
+    params:
+        words=batch.words({"campaign": CAMPAIGN.name}),
+    threads: 1
+    shell:
+        EXECUTE

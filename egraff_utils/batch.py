@@ -1,0 +1,452 @@
+"""How does a notebook become a result? One notebook by papermill, a campaign by Snakemake, the pages of the book.
+
+On the command line: ``python -m egraff_utils.batch {run,campaign,pages,demo} ...``.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+
+from egraff_utils import campaign as campaigns
+from egraff_utils import cards, paths, records
+
+NOTEBOOKS = paths.ROOT / "notebooks"
+BOOK = paths.ROOT / "book"
+SINGLE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+# one notebook
+
+
+def parameters_of(notebook):
+    """Parameters of a notebook and their defaults, as written in its parameters cell.
+
+    Returns
+    -------
+    dict
+        Name to default; a default that is not a literal is left out as ``None``.
+    """
+    found = papermill.inspect_notebook(str(notebook))
+    return {name: yaml.safe_load(item["default"].replace("None", "null")) for name, item in found.items()}
+
+
+def check_parameters(notebook, parameters):
+    """Refuse parameters that the notebook does not have.
+
+    Raises
+    ------
+    ValueError
+        Names the unknown parameter, the closest known one, and all known ones.
+    """
+    known = parameters_of(notebook)
+    for name in parameters:
+        if name not in known:
+            raise cards.unknown(f"parameter of {Path(notebook).name}", name, known)
+
+
+def execute(notebook, output, *, parameters=None, quiet=False):
+    """Execute a notebook into ``output``, whole or not at all.
+
+    The notebook runs under a temporary name and is moved when it has finished. If a cell fails, the
+    partial notebook is kept as ``<output>.failed.ipynb`` and a record of kind ``failure`` is written, so
+    that the leaderboard lists the run.
+
+    Raises
+    ------
+    ValueError
+        A parameter is unknown; nothing has run then.
+    RuntimeError
+        A cell failed, or the kernel died.
+    """
+    notebook, output = Path(notebook).resolve(), Path(output).resolve()
+    parameters = dict(parameters or {})
+    check_parameters(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.stem}.partial.ipynb")
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(partial), parameters, cwd=str(paths.ROOT), progress_bar=not quiet
+        )
+    except Exception as error:
+        failed = output.with_suffix(".failed.ipynb")
+        os.replace(partial, failed)
+        _record_failure(notebook, parameters, error)
+        raise RuntimeError(f"{notebook.name} failed ({_first_line(error)}); see {failed}") from error
+    nbformat.write(clean(nbformat.read(partial, as_version=4)), partial)
+    os.replace(partial, output)
+    output.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+    _forget_failure(notebook, parameters)
+    return output
+
+
+def clean(notebook):
+    """The notebook without what differs from run to run: time stamps, progress bars, standard error.
+
+    Works in place on an ``nbformat`` notebook and returns it.
+    """
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id = "injected-parameters"
+            cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
+    return notebook
+
+
+def _is_noise(output):
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return widget or output.get("name") == "stderr"
+
+
+def run_key(notebook, parameters):
+    """Campaign, dataset, model and seed of a notebook run: what its records are filed under."""
+    values = {**parameters_of(notebook), **parameters}
+    stem, folder = Path(notebook).stem, Path(notebook).parent.name
+    identity = {
+        "datasets": {"dataset": stem, "model": "reference"},
+        "training": {"dataset": values.get("dataset"), "model": stem},
+        "rollout": {"dataset": stem, "model": values.get("model")},
+    }.get(folder, {"dataset": "all", "model": stem})
+    return {"campaign": values.get("campaign", "demo"), **identity, "seed": values.get("seed", 0)}
+
+
+def _record_failure(notebook, parameters, error):
+    message = _first_line(error).replace(f"{paths.ROOT}/", "")
+    origin = f"{notebook.parent.name}/{notebook.name}"
+    records.write(
+        records.Record(
+            kind="failure",
+            **run_key(notebook, parameters),
+            parameters={"notebook": origin, **parameters},
+            status="failed",
+            message=message,
+        )
+    )
+
+
+def _forget_failure(notebook, parameters):
+    path = records.record_path("failure", **run_key(notebook, parameters))
+    if not path.exists():
+        return
+    origin = json.loads(path.read_text())["parameters"].get("notebook")
+    if origin == f"{notebook.parent.name}/{notebook.name}":
+        path.unlink()
+
+
+def _first_line(error):
+    name = getattr(error, "ename", type(error).__name__)
+    text = str(getattr(error, "evalue", error)).strip()
+    return f"{name}: {text.splitlines()[0] if text else ''}"
+
+
+# a campaign
+
+
+def words(parameters):
+    """Parameters of a notebook as words for the shell.
+
+    Examples
+    --------
+    >>> words({"seed": 0, "dataset": "lips", "max_seconds": None})
+    '-p seed 0 -p dataset lips -p max_seconds null'
+    """
+    return " ".join(f"-p {name} {shlex.quote(_plain(value))}" for name, value in parameters.items())
+
+
+def _plain(value):
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def run_campaign(name, *, jobs=None, extra=()):
+    """Run a campaign through Snakemake: datasets, training, rollouts, leaderboard.
+
+    A run that fails does not stop the others; the leaderboard is then made of what there is.
+
+    Parameters
+    ----------
+    name
+        Name of a file in ``params/``, without its ending.
+    jobs
+        Notebooks at a time; default, the campaign's ``jobs``.
+    extra
+        Further arguments for Snakemake, e.g. ``["--profile", "profiles/slurm"]``.
+
+    Returns
+    -------
+    int
+        Snakemake's exit status: 0 if every run finished.
+    """
+    campaign = campaigns.load(name)
+    folder = paths.runs() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")]
+    words += ["--directory", str(folder), "--config", f"campaign={name}"]
+    if "--profile" not in extra:
+        words += ["--cores", str((jobs or campaign.jobs) * campaign.threads), *_LOCAL]
+    status = subprocess.run([*words, *extra], cwd=paths.ROOT).returncode
+    dry = {"-n", "--dry-run", "--dryrun"} & set(extra)
+    if status and not dry:
+        execute(NOTEBOOKS / "report" / "leaderboard.ipynb", leaderboard_page(name), parameters={"campaign": name})
+    return status
+
+
+# --nolock: outputs appear by a move, so a killed run leaves no lock and no half-written file behind
+_LOCAL = ["--keep-going", "--rerun-incomplete", "--nolock", "--quiet", "rules", "reason", "host"]
+_LOCAL += ["--rerun-triggers", "mtime", "params"]
+
+
+def leaderboard_page(name):
+    """Executed leaderboard notebook of a campaign."""
+    return paths.runs() / name / "report" / "leaderboard.ipynb"
+
+
+def leaderboard_text(name):
+    """Leaderboard of a campaign as plain text: one line per dataset and model."""
+    frame = records.read(name)
+    wanted = {"training": ["force_mae", "zero_force_mae"], "rollout": ["wf", "fv", "stable_fraction"]}
+    keep = [
+        (frame.kind == kind) & (frame.metric == metric) for kind, names in wanted.items() for metric in names
+    ]
+    columns = [name for names in wanted.values() for name in names]
+    table = frame[sum(keep) > 0].pivot_table(
+        index=["dataset", "model"], columns="metric", values="value", aggfunc="mean"
+    )
+    heads = {"force_mae": "force MAE meV/Å", "zero_force_mae": "zero force meV/Å", "wf": "WF %", "fv": "FV"}
+    heads["stable_fraction"] = "stable fraction"
+    table = table.reindex(columns=columns).sort_values(["dataset", "force_mae"]).rename(columns=heads)
+    return table.to_string(float_format=lambda value: f"{value:.3g}", na_rep="-")
+
+
+# the book
+
+
+def pages():
+    """Settings of ``params/book.yml``: the reference campaign and the pages that are executed notebooks."""
+    return yaml.safe_load((paths.ROOT / "params" / "book.yml").read_text())
+
+
+def page_parameters(page, settings, campaign):
+    """Notebook parameters of a page on a campaign, equal to those of the campaign's own run.
+
+    A training page shows one dataset, a rollout page one model: the one in ``settings`` where the campaign
+    has it, else the campaign's first.
+    """
+    kind, stem = page.split("/")
+    seed = campaign.seeds[0]
+    if kind == "datasets":
+        return {"campaign": campaign.name}
+    if kind == "training":
+        dataset = _choose(settings.get("dataset"), campaign.datasets)
+        return campaign.training_parameters(dataset, stem, seed)
+    if kind == "rollout":
+        model = _choose(settings.get("model"), campaign.models)
+        return campaign.rollout_parameters(stem, model, seed, "corrected")
+    return {"campaign": campaign.name}
+
+
+def _choose(wanted, available):
+    return wanted if wanted in available else available[0]
+
+
+def make_pages(names=(), *, jobs=2):
+    """Execute pages of the book from stored records, into ``book/``.
+
+    Parameters
+    ----------
+    names
+        Pages such as ``"rollout/lips"``; default, all pages of ``params/book.yml``.
+    jobs
+        Pages at a time.
+
+    Returns
+    -------
+    int
+        Number of pages that failed.
+    """
+    book = pages()
+    unknown = set(names) - set(book["pages"])
+    if unknown:
+        raise ValueError(f"no page {sorted(unknown)} in params/book.yml; it has: {', '.join(book['pages'])}")
+    names = list(names) or list(book["pages"])
+    failed = 0
+    with ProcessPoolExecutor(jobs) as pool:
+        for k, (name, message) in enumerate(zip(names, pool.map(_make_page, names), strict=True), start=1):
+            print(f"page {k} of {len(names)}: {name}{message}", flush=True)
+            failed += bool(message)
+    return failed
+
+
+def _make_page(name):
+    book = pages()
+    settings = book["pages"][name] or {}
+    campaign = campaigns.load(settings.get("campaign", book["reference"]))
+    try:
+        execute(
+            NOTEBOOKS / f"{name}.ipynb",
+            BOOK / f"{name}.ipynb",
+            parameters=page_parameters(name, settings, campaign),
+            quiet=True,
+        )
+    except (RuntimeError, ValueError) as error:
+        return f": {error}"
+    return ""
+
+
+def campaign_pages(name):
+    """Pages of the book that a campaign can show, and the executed notebooks that show them.
+
+    Returns
+    -------
+    dict
+        Page such as ``"training/mace"`` to the executed notebook in ``runs/<campaign>/``.
+    """
+    campaign, folder = campaigns.load(name), paths.runs() / name
+    chosen = {}
+    for page, settings in pages()["pages"].items():
+        kind, stem = page.split("/")
+        known = {"datasets": campaign.datasets, "rollout": campaign.datasets, "training": campaign.models}
+        if stem not in known.get(kind, [stem]):
+            continue
+        values = {"dataset": stem, "model": stem, **page_parameters(page, settings or {}, campaign)}
+        run = f"{values['dataset']}-{values['model']}-s{campaign.seeds[0]}"
+        chosen[page] = folder / kind / f"{stem if kind in ('datasets', 'report') else run}.ipynb"
+    return {page: path for page, path in chosen.items() if path.exists()}
+
+
+def build_book(name):
+    """Build the book with a campaign's own pages, from a copy; the repository stays as it is.
+
+    Returns
+    -------
+    Path
+        First page of the HTML.
+    """
+    site = paths.runs() / name / "site"
+    shutil.rmtree(site / "book", ignore_errors=True)
+    shutil.copytree(BOOK, site / "book", ignore=shutil.ignore_patterns("_build", ".ipynb_checkpoints"))
+    for page, source in campaign_pages(name).items():
+        target = site / "book" / f"{page}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    shutil.copy(paths.ROOT / "_config.yml", site)
+    toc = (paths.ROOT / "_toc.yml").read_text()
+    (site / "_toc.yml").write_text(_existing_pages(toc, site))
+    words = [sys.executable, "-m", "jupyter_book", "build", str(site), "--all", "--quiet"]
+    subprocess.run(words, check=True)
+    return site / "_build" / "html" / "index.html"
+
+
+def _existing_pages(toc, folder):
+    """Table of contents without the pages that are not there."""
+
+    def missing(line):
+        page = re.match(r"\s*- file: (\S+)", line)
+        return page and not any((folder / f"{page[1]}{ending}").exists() for ending in (".md", ".ipynb"))
+
+    return "\n".join(line for line in toc.splitlines() if not missing(line)) + "\n"
+
+
+def run_demo(name="demo", *, jobs=None):
+    """Run a campaign afresh in its own folder, build the book on it, and print the leaderboard.
+
+    Records go to ``runs/<name>/results`` so that committed ones are neither used nor changed; a second call
+    picks up where the first was stopped.
+
+    Returns
+    -------
+    int
+        Exit status: 0 if every run finished.
+    """
+    start = time.monotonic()
+    os.environ["EGRAFF_RESULTS"] = str(paths.runs() / name / "results")
+    _say(f"step 1 of 3: campaign {name}: data, training, rollouts, leaderboard")
+    status = run_campaign(name, jobs=jobs)
+    _say("step 2 of 3: the book")
+    page = build_book(name)
+    _say(f"step 3 of 3: results after {(time.monotonic() - start) / 60:.1f} min")
+    print(leaderboard_text(name))
+    print(f"\nThe book with these results: {page}")
+    return status
+
+
+def _say(text):
+    print(f"\n{text}\n{'-' * len(text)}", flush=True)
+
+
+# the command line
+
+
+def parser():
+    """Parser of the command line."""
+    root = argparse.ArgumentParser(prog="python -m egraff_utils.batch", description=__doc__.splitlines()[0])
+    commands = root.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="execute one notebook")
+    run.add_argument("notebook", type=Path)
+    run.add_argument("output", type=Path)
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    campaign = commands.add_parser("campaign", help="run a campaign; further arguments go to Snakemake")
+    campaign.add_argument("name", help="name of a file in params/")
+    campaign.add_argument("--jobs", type=int, help="notebooks at a time")
+
+    page = commands.add_parser("pages", help="execute the pages of the book from stored records")
+    page.add_argument("names", nargs="*", metavar="page")
+    page.add_argument("--jobs", type=int, default=2)
+
+    demo = commands.add_parser("demo", help="run the demo campaign and build the book on it")
+    demo.add_argument("name", nargs="?", default="demo")
+    demo.add_argument("--jobs", type=int)
+    return root
+
+
+def main(arguments=None):
+    """Run the command line; returns the exit status (2 for a wrong parameter, 1 for a failed run)."""
+    options, extra = parser().parse_known_args(arguments)
+    if extra and options.command != "campaign":
+        parser().error(f"unknown arguments: {' '.join(extra)}")
+    try:
+        if options.command == "run":
+            return _run(options)
+        if options.command == "campaign":
+            return int(run_campaign(options.name, jobs=options.jobs, extra=extra) != 0)
+        if options.command == "pages":
+            return int(make_pages(options.names, jobs=options.jobs) > 0)
+        return int(run_demo(options.name, jobs=options.jobs) != 0)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options):
+    for name in SINGLE_THREAD:
+        os.environ.setdefault(name, "1")
+    start = time.monotonic()
+    parameters = {name: yaml.safe_load(value) for name, value in options.parameters}
+    execute(options.notebook, options.output, parameters=parameters, quiet=options.quiet)
+    print(f"{options.output.parent.name}/{options.output.stem}: {time.monotonic() - start:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
