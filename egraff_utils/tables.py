@@ -96,8 +96,8 @@ def model_title(name: str) -> str:
 
 
 def dataset_title(name: str) -> str:
-    """Name of a dataset as readers see it: its card's title, or the name itself where there is no card."""
-    return cards.dataset(name).title if name in cards.datasets() else name
+    """Name of a dataset as readers see it: its card's title up to a comma, or the name itself."""
+    return cards.dataset(name).title.partition(",")[0] if name in cards.datasets() else name
 
 
 def main_rows(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,92 @@
+"""Does the prose hold? The examples run, every citation has an entry, every card can be cited."""
+
+import re
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from egraff_utils import cards, data, paths
+
+BOOK = paths.ROOT / "book"
+BIBLIOGRAPHY = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(), re.MULTILINE))
+
+
+def _blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (BOOK / page).read_text(), re.DOTALL)
+
+
+def _water(number):
+    atoms = molecule("H2O")
+    atoms.rattle(0.02, seed=number)
+    atoms.calc = EMT()
+    results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+def test_the_example_of_a_model_builds_and_obeys_the_force_rule(monkeypatch):
+    from egraff_utils import models
+    from egraff_utils.graph import build_graph
+
+    monkeypatch.setattr(models, "_registered", {})
+    network, card, _ = _blocks("add_model.md", "python")
+    exec(network + card, {"__name__": "example"})
+    torch = models.torch
+    ff = models.build("radial", "small", dtype=torch.float64)
+    atoms, step = molecule("CH3CH2OH"), 1e-4
+    forces = ff(build_graph(atoms)).forces
+    energies = []
+    for sign in (1, -1):
+        moved = atoms.copy()
+        moved.positions[0, 0] += sign * step
+        energies.append(ff(build_graph(moved)).energy.item())
+    assert forces[0, 0].item() == pytest.approx(-(energies[0] - energies[1]) / (2 * step), rel=1e-5)
+
+
+def test_the_example_of_a_dataset_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "_registered", {})
+    (card,) = _blocks("add_dataset.md", "yaml")
+    (tmp_path / "water.yml").write_text(card)
+    ase.io.write(tmp_path / "water.xyz", [_water(k) for k in range(100)], format="extxyz")
+    cards.dataset(tmp_path / "water.yml")
+    assert [len(data.load("water", split)) for split in ("train", "val", "test")] == [80, 10, 10]
+    atoms = data.load("water", "train")[3]
+    assert atoms.get_potential_energy() == pytest.approx(_water(3).get_potential_energy())
+    np.testing.assert_allclose(atoms.get_forces(), _water(3).get_forces(), atol=1e-6)
+
+
+@pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda path: path.stem)
+def test_every_citation_of_a_page_has_an_entry(page):
+    assert _cited(page.read_text()) <= BIBLIOGRAPHY
+
+
+def test_every_citation_of_a_notebook_has_an_entry():
+    notebooks = sorted((paths.ROOT / "notebooks").rglob("*.ipynb"))
+    missing = {path.name: _cited(path.read_text()) - BIBLIOGRAPHY for path in notebooks}
+    assert not {name: keys for name, keys in missing.items() if keys}
+
+
+@pytest.mark.parametrize(
+    "card", [cards.model(n) for n in cards.models()] + [cards.dataset(n) for n in cards.datasets()],
+    ids=lambda card: card.name,
+)  # fmt: skip
+def test_every_card_cites_an_entry(card):
+    assert card.citation in BIBLIOGRAPHY
+
+
+def test_every_entry_is_cited():
+    sources = [*BOOK.glob("*.md"), *(paths.ROOT / "notebooks").rglob("*.ipynb")]
+    cited = set().union(*(_cited(Path(path).read_text()) for path in sources))
+    cited |= {cards.model(n).citation for n in cards.models()}
+    cited |= {cards.dataset(n).citation for n in cards.datasets()}
+    assert cited >= BIBLIOGRAPHY
+
+
+def _cited(text):
+    keys = re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text)
+    return {key.strip() for group in keys for key in group.split(",")}
