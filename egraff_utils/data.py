@@ -139,7 +139,7 @@ def _download(card, key):
         _check(temporary, file.hash, name=path)
         os.replace(temporary, path)
     except OSError as error:  # includes all errors of requests
-        raise _missing(card, key, f"the download failed ({type(error).__name__}: {error})") from error
+        raise _missing(card, key, f"the download failed ({type(error).__name__})") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -309,7 +309,7 @@ def _arrays(path):
     path = Path(path)
     file = io.BytesIO(bz2.decompress(path.read_bytes())) if path.suffix == ".bz2" else path
     with np.load(file, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files if archive[name].dtype != object}
+        return {name: archive[name] for name in archive.files}
 
 
 READERS = {

@@ -1,0 +1,270 @@
+"""Are the frames what the cards say, in eV and Å, and is no frame in two splits?"""
+
+import dataclasses
+import functools
+import hashlib
+import http.server
+import itertools
+import os
+import threading
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.geometry import find_mic
+
+from egraff_utils import cards, data, paths, reference
+
+PUBLIC = [name for name in cards.datasets() if not cards.dataset(name).generate]
+
+
+def at_hand(card, split):
+    """Whether the files of a split lie in one of the data folders."""
+    keys = [key for part in card.split(split).parts for key in card.files_of(part.source)]
+    return all(any((folder / card.files[key].path).exists() for folder in paths.data()) for key in keys)
+
+
+def splits_at_hand(name):
+    card = cards.dataset(name)
+    return [split for split in card.splits if at_hand(card, split)]
+
+
+@pytest.mark.parametrize("name", cards.datasets())
+def test_card_is_complete(name):
+    card = cards.dataset(name)
+    assert card.name == name
+    assert card.title
+    assert card.citation
+    assert card.licence
+    assert card.temperature > 0
+    assert 0 < card.timestep < 5
+    assert "test" in card.splits
+    assert all(card.split(split).note for split in card.splits)
+    assert (card.oracle is None) == (not card.generate)
+    for key, file in card.files.items():
+        assert file.hash.startswith(("sha256:", "git:"))
+        assert card.url(key).startswith("https://")
+        assert card.url(key).endswith(file.path.partition("/")[2])
+
+
+def test_card_shows_its_splits():
+    card = cards.dataset("acac")
+    assert "test_600K" in repr(card)
+    html = card._repr_html_()
+    assert "<td>650</td><td>600 K</td>" in html
+    assert card.conditions("test_600K") == (600, 0.5)
+    assert card.conditions("test") == (300, 1.0)
+
+
+def test_acac_and_3bpa_do_not_validate_on_test_files():
+    for name in ("acac", "3bpa"):
+        card = cards.dataset(name)
+        (validation,), (training,) = card.split("val").parts, card.split("train").parts
+        assert validation.source == training.source == "train"
+        assert not set(validation.indices(500)) & set(training.indices(500))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", PUBLIC)
+def test_frames_and_units(name):
+    card = cards.dataset(name)
+    assert splits_at_hand(name)
+    for split in splits_at_hand(name):
+        frames = data.load(name, split)
+        assert len(frames) == card.split(split).frames
+        first = frames[0]
+        assert set(first.numbers) <= set(card.elements)
+        assert first.pbc.all() == card.pbc
+        assert first.cell.volume > 100
+        if "forces" in first.calc.results:  # thermal forces are of the order of 1 eV/Å
+            forces = frames[len(frames) // 2].get_forces()
+            assert 0.1 < np.sqrt(np.mean(forces**2)) < 5
+        distances = first.get_all_distances(mic=card.pbc)[np.triu_indices(len(first), 1)]
+        assert 0.6 < distances.min() < 3
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", PUBLIC)
+def test_no_frame_in_two_splits(name):
+    card = cards.dataset(name)
+    seen = {}
+    for split in splits_at_hand(name):
+        frames = data.load(name, split)
+        seen[split] = {np.round(atoms.positions, 6).tobytes() for atoms in frames}
+        assert len(seen[split]) == len(frames), f"{split} holds a frame twice"
+    for a, b in itertools.combinations(seen, 2):
+        inside = b in card.split(a).subset_of or a in card.split(b).subset_of
+        assert bool(seen[a] & seen[b]) == inside, (a, b)
+
+
+def time_ordered():
+    return [
+        pytest.param(name, split, marks=pytest.mark.slow if card.generate else pytest.mark.data)
+        for name in cards.datasets()
+        for card in [cards.dataset(name)]
+        for split in card.time_ordered
+        if card.generate or at_hand(card, split)
+    ]
+
+
+@pytest.mark.parametrize(("name", "split"), time_ordered())
+def test_energy_follows_forces_in_time(name, split):
+    """dE = -F dx between two frames (trapezium rule), and the temperature is that of the card."""
+    card = cards.dataset(name)
+    frames = data.load(name, split)[card.first_contiguous.get(split, 0) :]
+    energy = np.array([atoms.get_potential_energy() for atoms in frames])
+    forces = np.array([atoms.get_forces() for atoms in frames])
+    steps = np.diff([atoms.positions for atoms in frames], axis=0)
+    if card.pbc:
+        steps = find_mic(steps.reshape(-1, 3), frames[0].cell, True)[0].reshape(steps.shape)
+    assert np.sqrt((steps**2).mean((1, 2))).max() < 0.1, "a jump"
+    work = -(0.5 * (forces[1:] + forces[:-1]) * steps).sum((1, 2))
+    slope = np.diff(energy) @ work / (work @ work)
+    assert slope == pytest.approx(1, abs=0.25 if name.startswith("gete") else 0.03)
+    bare = [Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc) for a in frames]
+    speeds = [reference.velocities(bare, i, card.time_ordered[split]) for i in range(len(bare))]
+    masses = frames[0].get_masses()[:, None]
+    temperature = np.mean([(masses * v**2).sum() for v in speeds]) / (3 * len(masses) * units.kB)
+    assert temperature == pytest.approx(card.temperature, rel=0.2)
+
+
+@pytest.mark.data
+def test_benzene_has_the_original_labels_and_is_centred():
+    frames = data.load("benzene", "test")
+    assert frames[0].get_potential_energy() == pytest.approx(-146530.7462 * 0.04336)
+    assert frames[0].get_forces()[0, 0] == pytest.approx(22.31784 * 0.04336)
+    assert np.abs(frames[7].positions.mean(axis=0)).max() < 1e-9
+
+
+@pytest.mark.data
+def test_scans_have_energies_only():
+    atoms = data.load("acac", "dihedral")[0]
+    assert atoms.get_potential_energy() == pytest.approx(-9391.927102388827)
+    assert "forces" not in atoms.calc.results
+
+
+@pytest.mark.data
+def test_copies_are_fresh():
+    first = data.load("ethanol", "val")
+    first[0].positions += 1
+    first[0].calc.results["forces"][:] = 0
+    again = data.load("ethanol", "val")
+    assert np.abs(again[0].positions - first[0].positions).min() > 0.9
+    assert np.abs(again[0].get_forces()).max() > 0.1
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(ValueError, match=r"unknown split of ethanol 'tset'; did you mean 'test'.*train, val"):
+        data.load("ethanol", "tset")
+    with pytest.raises(ValueError, match="did you mean 'aspirin'"):
+        data.load("asprin", "test")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A card of one's own, in kcal/mol, beside an extended xyz file; no other data folder."""
+    monkeypatch.delenv("EGRAFF_DATA", raising=False)
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "root")
+    frames = [Atoms("CO", [[0, 0, 0], [0, 0, 1.1 + 0.01 * i]], cell=[9, 9, 9]) for i in range(6)]
+    for i, atoms in enumerate(frames):
+        atoms.info["REF_energy"] = -100.0 - i
+        atoms.arrays["REF_forces"] = np.full((2, 3), 1.0 + i)
+    ase.io.write(tmp_path / "co.xyz", frames, format="extxyz")
+    (tmp_path / "card.yml").write_text(
+        "name: mine\nsystem: molecule\nelements: [6, 8]\ntemperature: 300\ntimestep: 0.5\nreader: extxyz\n"
+        "units: {energy: kcal/mol, length: Å}\nkeys: {energy: REF_energy, forces: REF_forces}\n"
+        "files: {all: co.xyz}\n"
+        "splits:\n  train: {source: all, slice: ':4'}\n  test: {source: all, slice: '4:', frames: 2}\n"
+    )
+    return tmp_path
+
+
+def test_own_dataset(own):
+    train, test = (data.load(own / "card.yml", split) for split in ("train", "test"))
+    assert len(train) == 4
+    assert test[1].info == {"source": "all", "frame": 5}
+    assert test[1].get_potential_energy() == pytest.approx(-105 * units.kcal / units.mol)
+    assert test[1].get_forces()[0, 0] == pytest.approx(6 * units.kcal / units.mol)
+    assert data.load("mine", "test")[0].positions[1, 2] == pytest.approx(1.14)
+    assert not test[0].pbc.any()
+
+
+def test_own_dataset_with_wrong_key(own):
+    card = dataclasses.replace(cards.dataset(own / "card.yml"), keys={"energy": "dft"})
+    with pytest.raises(ValueError, match="no 'dft'; it holds .*REF_energy"):
+        data.load(card, "test")
+
+
+def with_hash(own, **changes):
+    """The own card with a hash and an address for its file."""
+    card = cards.dataset(own / "card.yml")
+    content = (own / "co.xyz").read_bytes()
+    file = cards.SourceFile("src/co.xyz", "sha256:" + hashlib.sha256(content).hexdigest())
+    return dataclasses.replace(card, files={"all": dataclasses.replace(file, **changes)})
+
+
+def test_missing_file_is_explained(own, monkeypatch):
+    monkeypatch.setenv("EGRAFF_DATA", str(own / "mirror"))
+    card = with_hash(own, url="http://127.0.0.1:9/co.xyz")
+    with pytest.raises(FileNotFoundError) as error:
+        data.load(card, "test")
+    for said in ("src/co.xyz", "http://127.0.0.1:9/co.xyz", card.files["all"].hash, "EGRAFF_DATA"):
+        assert said in str(error.value)
+    assert not list((own / "root").rglob("*.part"))
+
+
+def test_git_hash(own):
+    content = (own / "co.xyz").read_bytes()
+    expected = "git:" + hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    assert data.file_hash(own / "co.xyz", "git") == expected
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_wrong_hash_is_refused_and_set_aside(own, monkeypatch, read_only):
+    card = with_hash(own, path="co.xyz", hash="git:" + 40 * "0")
+    if read_only:
+        monkeypatch.setattr(os, "replace", functools.partial(_refuse))
+    told = "read-only, so it was left in place" if read_only else "co.xyz.bad"
+    with pytest.raises(ValueError, match=told):
+        data.load(card, "test")
+    assert (own / "co.xyz").exists() == read_only
+    assert (own / "co.xyz.bad").exists() != read_only
+
+
+def _refuse(source, target):
+    raise PermissionError(f"read-only: {target}")
+
+
+@pytest.fixture
+def server(own):
+    """Address of a server of the folder of the own card."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=own)) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_download(own, server):
+    card = with_hash(own, url=f"{server}/co.xyz")
+    assert len(data.load(card, "test")) == 2
+    assert sorted(p.name for p in (own / "root" / "data" / "src").iterdir()) == ["co.xyz"]
+
+
+def test_download_of_another_file(own, server):
+    card = with_hash(own, url=f"{server}/card.yml")
+    with pytest.raises(ValueError, match="nothing of it was used"):
+        data.load(card, "test")
+    assert [p.name for p in (own / "root" / "data" / "src").iterdir()] == ["co.xyz.bad"]
+
+
+def test_pickles_are_refused(own):
+    np.savez(own / "bad.npz", pos=np.array([{}], dtype=object))
+    changes = {"reader": "npz", "files": {"all": cards.SourceFile("bad.npz")}}
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        data.load(dataclasses.replace(cards.dataset(own / "card.yml"), **changes), "test")

@@ -1,0 +1,86 @@
+"""Do the oracles give what they stored, and is a made dataset made once and the same each time?"""
+
+import dataclasses
+import json
+import threading
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+
+from egraff_utils import cards, data, reference
+
+STAGES = [
+    {"frames": 2, "stride": 2, "friction": 0.01, "temperature": 900},
+    {"frames": 3, "stride": 2, "friction": 0.005, "split": "train"},
+    {"frames": 4, "stride": 1, "friction": 0.0005, "split": "test"},
+]
+
+
+@pytest.fixture(params=["ethanol_xtb", "copper_emt"])
+def tiny(request, tmp_path, monkeypatch):
+    """A made dataset of a few frames, in a folder of its own."""
+    monkeypatch.setenv("EGRAFF_GENERATED", str(tmp_path))
+    card = cards.dataset(request.param)
+    splits = {name: cards.Split([cards.Part(name)]) for name in ("train", "test")}
+    plan = {**card.generate, "stages": STAGES}
+    return dataclasses.replace(card, splits=splits, generate=plan)
+
+
+def test_stored_labels_are_the_oracles(tiny):
+    frames = data.load(tiny, "test")
+    assert len(frames) == 4
+    copy = frames[2].copy()
+    copy.calc = reference.calculator(tiny)
+    assert copy.get_potential_energy() == pytest.approx(frames[2].get_potential_energy(), abs=1e-4)
+    np.testing.assert_allclose(copy.get_forces(), frames[2].get_forces(), atol=1e-3)
+
+
+def test_made_again_it_is_the_same(tiny):
+    path = reference.make_dataset(tiny)
+    first = dict(np.load(path))
+    assert set(json.loads(path.with_suffix(".json").read_text())) == {"dataset", "parameters", "versions"}
+    path.unlink()
+    for name, values in np.load(reference.make_dataset(tiny)).items():
+        np.testing.assert_array_equal(values, first[name])
+
+
+def test_made_once_by_two_at_once(tiny, monkeypatch):
+    calls = []
+
+    def simulate(card):
+        calls.append(card)
+        return {"numbers": np.array([29])}
+
+    monkeypatch.setattr(reference, "_simulate", simulate)
+    threads = [threading.Thread(target=reference.make_dataset, args=(tiny,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+
+
+def test_stored_velocities_are_used_and_agree(tiny):
+    frames = data.load(tiny, "test")
+    stored = reference.velocities(frames, 2, tiny.timestep)
+    bare = [Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc) for a in frames]
+    differences = reference.velocities(bare, 2, tiny.timestep)
+    np.testing.assert_array_equal(stored, frames[2].get_velocities())
+    # the friction of the scheme leaves a difference of second order in the step
+    assert np.abs(stored - differences).max() < 0.25 * np.abs(stored).max()
+
+
+def test_velocities_cross_the_boundary():
+    frames = [Atoms("H", [[x, 0, 0]], cell=[5, 5, 5], pbc=True) for x in (4.8, 4.9, 0.0, 0.1)]
+    for i in range(4):
+        np.testing.assert_allclose(reference.velocities(frames, i, 1.0) * units.fs, [[0.1, 0, 0]], atol=1e-12)
+    with pytest.raises(IndexError, match="frame 4 of 4"):
+        reference.velocities(frames, 4, 1.0)
+    with pytest.raises(ValueError, match="one frame"):
+        reference.velocities(frames[:1], 0, 1.0)
+
+
+def test_no_oracle():
+    with pytest.raises(ValueError, match="lips cannot be run here"):
+        reference.calculator(cards.dataset("lips"))
