@@ -112,14 +112,15 @@ def nequip_state():
     and building resets e3nn's code generation; all of that is put back.
     """
     dtype, optimization = torch.get_default_dtype(), e3nn.get_optimization_defaults().copy()
-    sharing, environment = torch.multiprocessing.get_sharing_strategy(), set(os.environ)
+    sharing, environment = torch.multiprocessing.get_sharing_strategy(), dict(os.environ)
     try:
         with isolate_rng():
             set_global_state()
             yield
     finally:
-        for key in set(os.environ) - environment:
+        for key in set(os.environ) - set(environment):
             del os.environ[key]
+        os.environ.update(environment)
         torch.multiprocessing.set_sharing_strategy(sharing)
         e3nn.set_optimization_defaults(jit_script_fx=optimization["jit_script_fx"])
         e3nn.set_optimization_defaults(jit_mode=optimization["jit_mode"])
