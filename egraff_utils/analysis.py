@@ -1,0 +1,276 @@
+"""What does a trajectory say of its model? Metrics and curves of a rollout beside its reference.
+
+R replicas, T recorded frames, F reference frames, N atoms, B bins, P pairs of elements. Curves are NaN behind
+the last sound frame of a replica and where the reference has no frame.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase.calculators.calculator import CalculatorError
+
+from egraff_utils import metrics, statistics, structure
+from egraff_utils.records import Metric
+from egraff_utils.units import EV_TO_MEV
+
+MOST_FRAMES = 1001
+"""Frames in a stored curve; longer ones are thinned (metrics are taken before)."""
+
+UNITS = {
+    "wf": "%",
+    "jsd": "nats",
+    "jsd_raw": "nats",
+    "ev": "1",
+    "ev_root": "1",
+    "fv": "1",
+    "rmsd": "Å",
+    "temperature": "K",
+    "stable_steps": "1",
+    "stable_fraction": "1",
+    "energy_drift": "meV/atom/ps",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a rollout is compared with, frame by frame and on average."""
+
+    energy: np.ndarray
+    """Shape ``(R, T)``, eV."""
+    forces: np.ndarray
+    """Shape ``(R, T, N, 3)``, eV/Å."""
+    rdf: structure.RadialDistributions
+    """Over all reference frames, with the published range and bins."""
+    contiguous: bool
+    """Whether frame t of the reference is the continuation of the rollout's own start. If not, EV and FV sit
+    at their floor by construction."""
+    rmsd: np.ndarray | None = None
+    """Displacement of the reference from the starts, shape ``(R, T)``, Å; only if contiguous."""
+
+    @classmethod
+    def from_frames(cls, frames, index, *, contiguous):
+        """Reference from stored frames; ``index`` (R, T) is the frame of each step, -1 for none."""
+        missing = index < 0
+        energy = np.array([atoms.get_potential_energy() for atoms in frames])[index]
+        forces = np.stack([atoms.get_forces() for atoms in frames]).astype(np.float32)[index]
+        energy[missing], forces[missing] = np.nan, np.nan
+        path = unwrap(frames)
+        moved = None
+        if contiguous:
+            moved = np.stack([metrics.rmsd(path[i], path[i[0]]) for i in index])
+            moved[missing] = np.nan
+        rdf = _rdf(np.stack([atoms.positions for atoms in frames]), frames[0])
+        return cls(energy, forces, rdf, contiguous, moved)
+
+    @classmethod
+    def from_trajectory(cls, trajectory, atoms):
+        """Reference from a trajectory of the oracle with the rollout's starts."""
+        moved = np.stack([metrics.rmsd(x, x[0]) for x in trajectory.positions])
+        return cls(trajectory.energy, trajectory.forces, _rdf(_sound(trajectory), atoms), True, moved)
+
+
+def unwrap(frames):
+    """Positions of frames that follow each other, without jumps through the cell, shape ``(F, N, 3)``, Å.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> frames = [Atoms("H", [[x, 0, 0]], cell=[4, 4, 4], pbc=True) for x in (3.5, 0.5)]
+    >>> unwrap(frames)[:, 0, 0]
+    array([3.5, 4.5])
+    """
+    positions = np.stack([atoms.positions for atoms in frames])
+    if not frames[0].pbc.any():
+        return positions
+    cell = frames[0].cell.complete()
+    steps = cell.scaled_positions(np.diff(positions, axis=0).reshape(-1, 3))
+    steps -= np.rint(steps) * frames[0].pbc
+    moved = cell.cartesian_positions(steps).reshape(-1, *positions.shape[1:])
+    return positions[0] + np.concatenate([np.zeros_like(positions[:1]), np.cumsum(moved, axis=0)])
+
+
+def measure(trajectory, atoms, reference, *, timestep, steps, bonds=None):
+    """Metrics and curves of a rollout.
+
+    Parameters
+    ----------
+    trajectory
+        :class:`~egraff_utils.dynamics.Trajectory`.
+    atoms
+        A start, for elements and cell.
+    reference
+        :class:`Reference`.
+    timestep
+        fs.
+    steps
+        Steps that were asked for.
+    bonds
+        Bonded pairs ``(B, 2)`` and their reference lengths ``(B,)``, Å, of a molecule.
+
+    Returns
+    -------
+    metrics : list of Metric
+        Means over replicas with bootstrap intervals (of EV and FV: of the geometric means over time); then
+        ``ms_per_step``, ``replica_steps_per_second``, ``steps``, ``reference_contiguous``.
+    curves : dict
+        ``time`` (T,) fs; ``energy``, ``temperature``, ``ev``, ``ev_root``, ``fv``, ``rmsd``, (R, T);
+        ``energy_reference`` and, where the reference is contiguous, ``rmsd_reference`` (R, T); ``rdf_r``
+        (B,), ``rdf`` (R, B), ``rdf_reference`` (B,), ``pairs`` (P,), ``rdf_partial`` (R, P, B),
+        ``rdf_partial_reference`` (P, B); for molecules ``bond_length_mean`` (over bonds) and
+        ``bond_length_std`` (of the deviation from the reference lengths), (R, T), Å; ``stable_step`` (R,).
+    """
+    frames = len(trajectory.steps)
+    time = trajectory.steps * timestep
+    curves = _violations(trajectory, reference.energy[:, :frames], reference.forces[:, :frames])
+    curves |= {"energy": trajectory.energy, "temperature": trajectory.temperature}
+    curves["rmsd"] = np.stack([metrics.rmsd(x, x[0]) for x in trajectory.positions])
+    curves["energy_reference"] = reference.energy[:, :frames]
+    if reference.rmsd is not None:
+        curves["rmsd_reference"] = reference.rmsd[:, :frames]
+    if bonds is not None:
+        curves |= _bond_curves(trajectory.positions, *bonds)
+    found = [_rdf(_sound(trajectory, [r]), atoms) for r in range(len(trajectory.energy))]
+    values = _per_replica(trajectory, curves, time, steps, len(atoms))
+    values |= _structure_metrics(found, reference.rdf)
+    curves = {name: _thin(curve, name) for name, curve in curves.items()} | {"time": _thin(time)}
+    curves |= _rdf_curves(found, reference.rdf) | {"stable_step": trajectory.stable_step}
+    ordered = [summary(name, values[name], unit) for name, unit in UNITS.items()]
+    return ordered + _costs(trajectory) + [Metric("reference_contiguous", reference.contiguous, "1")], curves
+
+
+def summary(name, values, unit):
+    """:class:`~egraff_utils.records.Metric`: mean of one value per replica with its bootstrap interval."""
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return Metric(name, None, unit, n=0)
+    low, high = statistics.bootstrap_interval(values)
+    return Metric(name, values.mean(), unit, low, high, len(values))
+
+
+def oracle_errors(trajectory, atoms, calculator, *, frames=10):
+    """Errors against the oracle on the rollout's own frames, some per replica.
+
+    The test error says how good a model is where the reference goes; this says how good it is where the
+    model itself goes.
+
+    Returns
+    -------
+    list of Metric
+        ``oracle_force_mae``, meV/Å, and ``oracle_energy_mae``, meV: means over replicas.
+    """
+    system = atoms.copy()
+    system.calc = calculator
+    rows = [_oracle_error(trajectory, system, replica, frames) for replica in range(len(trajectory.energy))]
+    force, energy = np.array(rows).T
+    return [summary("oracle_force_mae", force, "meV/Å"), summary("oracle_energy_mae", energy, "meV")]
+
+
+def _oracle_error(trajectory, system, replica, frames):
+    """Force error, meV/Å, and energy error, meV, of a replica; NaN if the oracle fails on a frame."""
+    sound = trajectory.frames(replica)
+    force, energy = [], []
+    for frame in np.unique(np.linspace(0, sound - 1, frames).astype(int)):
+        system.positions = trajectory.positions[replica, frame]
+        try:
+            force.append(np.abs(system.get_forces() - trajectory.forces[replica, frame]).mean())
+            energy.append(abs(system.get_potential_energy() - trajectory.energy[replica, frame]))
+        except (CalculatorError, RuntimeError):
+            return np.nan, np.nan
+    return np.mean(force) * EV_TO_MEV, np.mean(energy) * EV_TO_MEV
+
+
+def _violations(trajectory, energy, forces):
+    squared = metrics.energy_violation(trajectory.energy, energy)
+    force = [metrics.force_violation(f, g) for f, g in zip(trajectory.forces, forces, strict=True)]
+    return {"ev": squared, "ev_root": np.sqrt(squared), "fv": np.stack(force)}
+
+
+def _bond_curves(positions, pairs, lengths):
+    found = structure.bond_lengths(positions, pairs)
+    if not len(lengths):
+        return {}
+    return {"bond_length_mean": found.mean(-1), "bond_length_std": (found - lengths).std(-1)}
+
+
+def _per_replica(trajectory, curves, time, steps, size):
+    """One value per replica of every metric over time."""
+    rows = []
+    for replica, stable in enumerate(trajectory.stable_step):
+        n = trajectory.frames(replica)
+        rows.append(
+            {name: _geometric(curves[name][replica]) for name in ("ev", "ev_root", "fv")}
+            | {
+                "rmsd": curves["rmsd"][replica, n - max(1, n // 10) : n].mean(),
+                "temperature": curves["temperature"][replica, :n].mean(),
+                "stable_steps": stable,
+                "stable_fraction": stable / steps if trajectory.reasons[replica] else 1.0,
+                "energy_drift": _drift(time[:n], curves["energy"][replica, :n]) / size,
+            }
+        )
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _geometric(values):
+    """Geometric mean over the frames that have a value, without those that agree exactly; zero if all do."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan
+    return metrics.geometric_mean(values[values > 0]) if (values > 0).any() else 0.0
+
+
+def _drift(time, energy):
+    """Slope of the potential energy, meV/ps; time in fs, energy in eV."""
+    if len(time) < 10 or not np.isfinite(energy).all():
+        return np.nan
+    return np.polyfit(time / 1000, energy - energy[0], 1)[0] * EV_TO_MEV
+
+
+def _structure_metrics(found, reference):
+    measures = {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw}
+    values = {}
+    for name, compare in measures.items():
+        values[name] = [compare(rdf.total, reference.total) if rdf.total.any() else np.nan for rdf in found]
+    return values
+
+
+def _rdf_curves(found, reference):
+    small = np.float32
+    return {
+        "rdf_r": reference.r.astype(small),
+        "rdf": np.stack([rdf.total for rdf in found]).astype(small),
+        "rdf_reference": reference.total.astype(small),
+        "rdf_partial": np.stack([rdf.partials for rdf in found]).astype(small),
+        "rdf_partial_reference": reference.partials.astype(small),
+        "pairs": np.array(reference.pairs),
+    }
+
+
+def _rdf(positions, atoms):
+    r_max = structure.as_coded_r_max(atoms)
+    box = {"cell": atoms.cell.array, "pbc": atoms.pbc}
+    return structure.radial_distributions(positions, atoms.numbers, r_max=r_max, **box)
+
+
+def _sound(trajectory, replicas=None):
+    """Sound frames of some replicas, of all by default, one after another, shape ``(F, N, 3)``, Å."""
+    replicas = range(len(trajectory.energy)) if replicas is None else replicas
+    return np.concatenate([trajectory.positions[r, : trajectory.frames(r)] for r in replicas])
+
+
+def _thin(curve, name=""):
+    """At most :data:`MOST_FRAMES` frames of a curve; float32 is enough for all but energies."""
+    thinned = curve[..., :: -(-curve.shape[-1] // MOST_FRAMES)]
+    return thinned if name.startswith("energy") else thinned.astype(np.float32)
+
+
+def _costs(trajectory):
+    """Wall time of a step of all replicas (median, without the first ones) and throughput."""
+    times = trajectory.step_times
+    settled = times[3:] if len(times) > 3 else times
+    total = times.sum()
+    return [
+        Metric("ms_per_step", np.median(settled) * 1e3 if len(settled) else None, "ms"),
+        Metric("replica_steps_per_second", trajectory.stable_step.sum() / total if total else None, "1/s"),
+        Metric("steps", trajectory.step, "1"),
+    ]

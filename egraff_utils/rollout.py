@@ -1,0 +1,423 @@
+"""Does a force field survive simulation? Rollouts of a trained model beside its reference.
+
+Two protocols, never mixed. ``as_coded`` is what the published code does: starting frames are consecutive,
+every run starts at 0 K, and frame t is compared with the reference's frame t whatever the two have in
+common. ``corrected``: starts are spread over the reference and have its temperature, every model sees the
+same noise, and the comparison is with the reference's own continuation where there is one.
+"""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from filelock import FileLock
+
+from egraff_utils import analysis, cards, data, models, paths, records, reference, structure
+from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.dynamics import Thermostat, Trajectory, discard, simulate
+
+PROTOCOLS = ("corrected", "as_coded")
+WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "skin", "device", "threads", "progress")
+RULE_WINDOW = 50  # frames; fewer are too noisy to judge a radial distribution
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """One rollout: replicas of one trained model on one dataset."""
+
+    model: str
+    """Architecture whose trained weights are taken from the training record of the same campaign, dataset
+    and seed, or ``"reference"``: the dataset's own oracle."""
+    dataset: str
+    campaign: str = "demo"
+    seed: int = 0
+    """Of the training, of the initial velocities and of the noise."""
+    protocol: str = "corrected"
+    """``corrected`` or ``as_coded``."""
+    replicas: int = 5
+    steps: int = 1000
+    max_seconds: float | None = None
+    """Wall time of the simulation after which it ends early, s."""
+    temperature: float | None = None
+    """K; by default that of the split."""
+    timestep: float | None = None
+    """fs; by default that of the split."""
+    friction: float = 5e-3
+    """Inverse ASE time units; the published 5e-3 is 0.491 per ps."""
+    split: str = "test"
+    """Split that gives the starting frames and the reference; of several compositions, the first one."""
+    record_every: int = 1
+    """Steps between recorded frames."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints, at which the stability rule is applied too; at least 50 recorded frames."""
+    skin: float = 1.0
+    """Of the neighbour list, Å; does not change the result."""
+    device: str = "cpu"
+    threads: int = 1
+    progress: bool = True
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise cards.unknown("protocol", self.protocol, PROTOCOLS)
+        for name in ("replicas", "steps", "record_every", "checkpoint_every", "friction"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+    def parameters(self):
+        """What determines the result, as stored in the record."""
+        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
+
+    @property
+    def key(self):
+        """Kind (``rollout``, ``rollout_as_coded``, with the name of a split other than test), campaign,
+        dataset, model and seed."""
+        kind = "rollout" if self.protocol == "corrected" else f"rollout_{self.protocol}"
+        kind += "" if self.split == "test" else f"_{self.split.removeprefix('test_')}"
+        return kind, self.campaign, self.dataset, self.model, self.seed
+
+
+def roll_out(config, *, force_field=None):
+    """Simulate replicas of a trained force field and compare them with the reference.
+
+    A replica that breaks leaves the batch and the others go on; the metrics are those of its sound part.
+    A killed run goes on from its last checkpoint, on CPU to the same numbers bit by bit.
+
+    Parameters
+    ----------
+    config
+        :class:`RolloutConfig`.
+    force_field
+        A force field to use in place of the trained weights, such as one's own.
+
+    Returns
+    -------
+    Record
+        Kind ``rollout`` or ``rollout_as_coded``; metrics and curves as in :mod:`egraff_utils.analysis`.
+        The stored one if it has these parameters and was made with these weights. Status ``unstable`` if a
+        replica broke; the message says when and why.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no trained weights; names the command that trains.
+    ValueError
+        If the dataset, split or model is unknown, or there are fewer frames than replicas.
+    """
+    card = cards.dataset(config.dataset)
+    config = _settled(config, card)
+    weights = _fingerprint(config, force_field)
+    stored = records.find(*config.key, config.parameters())
+    if stored and weights in (None, stored.provenance.get("weights")):
+        return stored
+    began = time.time()
+    torch.set_num_threads(config.threads)
+    make_calculator = _calculators(config, card, force_field)
+    scene = _scene(config, card)
+    checkpoint = _checkpoint(config, weights, scene)
+    trajectory = simulate(
+        scene.starts,
+        make_calculator,
+        rule=_rule(card, scene.frames),
+        checkpoint=checkpoint,
+        max_seconds=config.max_seconds,
+        progress=f"{config.model} on {config.dataset}" if config.progress else None,
+        **_dynamics(config),
+    )
+    record, curves = _judge(config, card, scene, trajectory)
+    record.provenance = records.provenance(
+        began, device=config.device, threads=config.threads, weights=weights, data=scene.digest
+    )
+    records.write(record, curves)
+    discard(checkpoint)
+    return record
+
+
+# -- what is rolled out ---------------------------------------------------------------------------------
+
+
+def _weights_path(config):
+    training = ("training", config.campaign, config.dataset, config.model, config.seed)
+    return records.record_path(*training).with_suffix(".safetensors")
+
+
+def _fingerprint(config, force_field):
+    """Hash of the weights; ``None`` where they are not at hand."""
+    if force_field is not None:
+        state = force_field.state_dict()
+        return records.digest(sorted(state), *[value.detach().cpu().numpy() for value in state.values()])
+    path = _weights_path(config)
+    return records.digest(path) if path.is_file() else None
+
+
+def _calculators(config, card, force_field):
+    """Function that makes a calculator for n replicas."""
+    if config.model == "reference" and force_field is None:
+        return _oracles(card)
+    if force_field is None:
+        models.card(config.model)
+        path = _weights_path(config)
+        if not path.is_file():
+            raise FileNotFoundError(_untrained(config, path))
+        force_field = models.load(path)
+    device, skin = torch.device(config.device), config.skin
+    return lambda n: ForceFieldCalculator(force_field, device, skin=skin, replicas=n)
+
+
+def _oracles(card):
+    reference.calculator(card)  # an error now rather than later
+    return lambda n: ReplicaCalculator([reference.calculator(card) for _ in range(n)])
+
+
+def _untrained(config, path):
+    training = path.with_suffix(".json")
+    reason = f"there are no weights at {path}"
+    if training.is_file() and (message := records.load(training).message):
+        reason += f" (the training says: {message})"
+    output = f"runs/{config.campaign}/training/{config.dataset}-{config.model}-s{config.seed}.ipynb"
+    values = {"campaign": config.campaign, "dataset": config.dataset, "seed": config.seed}
+    options = " ".join(f"-p {name} {value}" for name, value in values.items())
+    return (
+        f"{config.model} is not trained on {config.dataset}, seed {config.seed}, in campaign "
+        f"{config.campaign}: {reason}. Train it first:\n  "
+        f"python -m egraff_utils.batch notebooks/training/{config.model}.ipynb {output} {options}"
+    )
+
+
+def _settled(config, card):
+    """The config with temperature and timestep of the split where it leaves them open."""
+    temperature, timestep = card.conditions(config.split)
+    return replace(
+        config,
+        dataset=card.name,
+        temperature=temperature if config.temperature is None else config.temperature,
+        timestep=timestep if config.timestep is None else config.timestep,
+    )
+
+
+def _dynamics(config):
+    """Keywords of :func:`~egraff_utils.dynamics.simulate` that model and live reference share."""
+    thermostat = Thermostat(
+        temperature=config.temperature,
+        timestep=config.timestep,
+        friction=config.friction,
+        center_of_mass="ase" if config.protocol == "as_coded" else "exact",
+        seed=config.seed,
+    )
+    return {
+        "thermostat": thermostat,
+        "steps": config.steps,
+        "record_every": config.record_every,
+        "checkpoint_every": max(config.checkpoint_every, RULE_WINDOW * config.record_every),
+    }
+
+
+def _checkpoint(config, weights, scene):
+    """File whose folder is named by everything that the run depends on."""
+    mark = records.digest(config.parameters(), weights, scene.digest)
+    name = f"{config.dataset}-{config.model}-s{config.seed}-{config.protocol}-{mark}"
+    return paths.runs() / config.campaign / "rollout" / name / "state.npz"
+
+
+# -- where it starts, and what it is compared with ------------------------------------------------------
+
+
+class Scene(NamedTuple):
+    """Starts of the replicas and the reference (R replicas, T frames, F frames of the split)."""
+
+    frames: list
+    """Frames of the split, of one composition, from the first contiguous one on."""
+    first: list
+    """Index in ``frames`` of the start of each replica."""
+    starts: list
+    """R ``ase.Atoms`` with momenta."""
+    reference: analysis.Reference
+    digest: str
+    """Hash of the starts."""
+
+
+def reference_of(card, *, split="test"):
+    """Frames that a rollout starts from and is compared with, a list of ``ase.Atoms``.
+
+    Those of the split that have the composition of its first frame; behind the last jump where the split is
+    time-ordered.
+    """
+    frames = data.load(card.name, split)[card.first_contiguous.get(split, 0) :]
+    return [atoms for atoms in frames if np.array_equal(atoms.numbers, frames[0].numbers)]
+
+
+def _scene(config, card):
+    frames = reference_of(card, split=config.split)
+    first = start_frames(config, len(frames), ordered=config.split in card.time_ordered)
+    starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
+    digest = records.digest(*[array for a in starts for array in (a.numbers, a.positions, a.get_momenta())])
+    live = config.protocol == "corrected" and card.oracle is not None
+    found = _live(config, card, starts, digest) if live else _stored(config, card, frames, first)
+    return Scene(frames, first, starts, found, digest)
+
+
+def start_frames(config, total, *, ordered):
+    """Index of the starting frame of each replica, out of ``total``.
+
+    ``as_coded``: the first ones. ``corrected``: spread equally, over the first half where frames follow each
+    other in time, so that the reference goes on behind every start.
+
+    Examples
+    --------
+    >>> start_frames(RolloutConfig("mace", "ethanol", replicas=4), 1000, ordered=True)
+    [0, 125, 250, 375]
+    """
+    if total < config.replicas:
+        raise ValueError(f"{config.replicas} replicas need as many frames; {config.split} has {total}")
+    if config.protocol == "as_coded":
+        return list(range(config.replicas))
+    span = total // 2 if ordered and total // 2 >= config.replicas else total
+    return [replica * span // config.replicas for replica in range(config.replicas)]
+
+
+def _start(config, card, frames, index, replica):
+    """``Atoms`` of a start with its momenta: none as coded, else the reference's own or thermal ones."""
+    atoms = frames[index].copy()
+    if config.protocol == "as_coded":
+        atoms.set_momenta(np.zeros((len(atoms), 3)))
+    elif config.split in card.time_ordered:
+        atoms.set_velocities(reference.velocities(frames, index, card.time_ordered[config.split]))
+        Stationary(atoms, preserve_temperature=False)
+    else:
+        rng = np.random.default_rng([config.seed, replica, 0])
+        MaxwellBoltzmannDistribution(atoms, temperature_K=config.temperature, rng=rng)
+        Stationary(atoms)
+    return atoms
+
+
+def _stored(config, card, frames, first):
+    """Reference from the frames of the split, matched in time where they are ordered, else by index."""
+    steps = np.arange(0, config.steps + 1, config.record_every)
+    interval = card.time_ordered.get(config.split)
+    contiguous = config.protocol == "corrected" and interval is not None
+    if contiguous:
+        index = match_frames(first, steps, config.timestep, interval=interval, total=len(frames))
+    else:
+        index = (np.array(first)[:, None] + steps) % len(frames)
+    return analysis.Reference.from_frames(frames, index, contiguous=contiguous)
+
+
+def match_frames(first, steps, timestep, *, interval, total):
+    """Index of the reference frame at the time of every recorded step, -1 where there is none.
+
+    Parameters
+    ----------
+    first
+        Frame at which each replica starts, shape ``(R,)``.
+    steps
+        Recorded steps, shape ``(T,)``.
+    timestep, interval
+        Of the rollout and between two reference frames, fs.
+    total
+        Number of reference frames.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(R, T)``, int.
+
+    Examples
+    --------
+    >>> match_frames([0, 3], [0, 1, 2, 3, 4], 0.5, interval=1.0, total=5)
+    array([[ 0, -1,  1, -1,  2],
+           [ 3, -1,  4, -1, -1]])
+    """
+    ahead = np.asarray(steps) * timestep / interval
+    whole = np.rint(ahead).astype(int)
+    index = np.asarray(first)[:, None] + whole
+    return np.where((np.abs(ahead - whole) < 1e-6) & (index < total), index, -1)
+
+
+def _live(config, card, starts, digest):
+    """Reference run now by the dataset's oracle with the same starts and noise; kept for all models."""
+    dynamics = _dynamics(config)
+    settings = asdict(dynamics["thermostat"]) | {"steps": config.steps, "every": config.record_every}
+    mark = records.digest(card.oracle, digest, settings, config.checkpoint_every)
+    path = paths.generated() / "trajectories" / f"{card.name}-{mark}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            label = f"reference of {card.name}" if config.progress else None
+            simulate(starts, _oracles(card), progress=label, **dynamics).save(path)
+    return analysis.Reference.from_trajectory(Trajectory.load(path), starts[0])
+
+
+# -- stability ------------------------------------------------------------------------------------------
+
+
+def _rule(card, frames):
+    """Stability rule of a molecule or of a bulk system (Fu et al. 2023), for ``simulate``."""
+    positions = np.stack([atoms.positions for atoms in frames])
+    return _bond_rule(frames[0], positions) if card.system == "molecule" else _bulk_rule(frames[0], positions)
+
+
+def _bond_rule(atoms, reference_positions):
+    pairs, lengths = structure.reference_bonds(atoms, reference_positions)
+
+    def rule(positions):
+        frame = structure.unstable_step_molecule(positions, pairs, lengths)
+        if frame is None:
+            return None
+        if structure.unstable_bonds(positions, pairs, lengths) == frame:
+            return frame, f"a bond changed by more than {structure.BOND_TOLERANCE} Å"
+        return frame, "an atom came too close to another or left the molecule"
+
+    return rule
+
+
+def _bulk_rule(atoms, reference_positions):
+    r_max = min(structure.as_coded_r_max(atoms), structure.RDF_RANGE)
+    box = {"cell": atoms.cell.array, "pbc": atoms.pbc}
+    g = structure.radial_distributions(reference_positions, atoms.numbers, r_max=r_max, **box).total
+
+    def rule(positions):
+        contact = structure.unstable_contacts(positions, **box)
+        if len(positions) < RULE_WINDOW:
+            frame = contact
+        else:
+            frame = structure.unstable_step_bulk(positions, atoms.numbers, g_ref=g, r_max=r_max, **box)
+        if frame is None:
+            return None
+        if frame == contact:
+            return frame, f"two atoms came closer than {structure.MINIMUM_DISTANCE} Å"
+        return frame, f"the radial distribution left the reference's by more than {structure.RDF_TOLERANCE} Å"
+
+    return rule
+
+
+# -- the record -----------------------------------------------------------------------------------------
+
+
+def _judge(config, card, scene, trajectory):
+    """Record and curves of a trajectory."""
+    start, bonds = scene.starts[0], None
+    if card.system == "molecule":
+        bonds = structure.reference_bonds(scene.frames[0], np.stack([a.positions for a in scene.frames]))
+    lengths = {"timestep": config.timestep, "steps": config.steps}
+    metrics, curves = analysis.measure(trajectory, start, scene.reference, bonds=bonds, **lengths)
+    if card.oracle is not None:
+        metrics += analysis.oracle_errors(trajectory, start, reference.calculator(card))
+    curves["start_frame"] = np.array(scene.first)
+    status = "unstable" if any(trajectory.reasons) else "complete"
+    message = _message(trajectory, config)
+    return records.Record(*config.key, config.parameters(), metrics, status, message), curves
+
+
+def _message(trajectory, config):
+    """Which replicas broke, when and why; and whether time was up."""
+    broken = [
+        f"replica {replica} after {trajectory.stable_step[replica]} steps ({reason})"
+        for replica, reason in enumerate(trajectory.reasons)
+        if reason
+    ]
+    parts = [f"{len(broken)} of {config.replicas} replicas broke: {', '.join(broken)}"] if broken else []
+    if trajectory.step < config.steps and len(broken) < config.replicas:
+        parts.append(f"ended after {trajectory.step} of {config.steps} steps at {config.max_seconds:g} s")
+    return "; ".join(parts)

@@ -1,0 +1,231 @@
+"""Rollouts: what the protocols start from, what they are compared with, and what the record says."""
+
+import json
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from test_calculator import SoftSpheres
+
+from egraff_utils import cards, records, rollout
+from egraff_utils.dynamics import kinetic_temperature
+from egraff_utils.rollout import RolloutConfig, match_frames, roll_out, start_frames
+
+BLOCK = {"frames": 10, "stride": 1, "friction": 0.01}
+COPPER = {
+    "name": "copper_test",
+    "system": "bulk",
+    "elements": [29],
+    "temperature": 900,
+    "timestep": 2.0,
+    "reader": "generated",
+    "oracle": "emt",
+    "time_ordered": {"test": 2.0},
+    "generate": {
+        "bulk": "Cu",
+        "lattice_constant": 3.7,
+        "repeat": 2,
+        "seed": 1,
+        "stages": [
+            {"frames": 1, "stride": 150, "friction": 0.02},
+            *[{**BLOCK, "split": split} for split in ("train", "val")],
+            {**BLOCK, "split": "test", "frames": 80},
+        ],
+    },
+    "splits": {split: {"source": split} for split in ("train", "val", "test")},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder of generated data, made once."""
+    return tmp_path_factory.mktemp("rollout")
+
+
+@pytest.fixture(autouse=True)
+def places(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_GENERATED", str(folder / "generated"))
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def copper(folder):
+    return _card(folder, COPPER)
+
+
+@pytest.fixture
+def nitrogen(folder):
+    """A molecule whose frames have no order in time and whose method cannot be run."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(8):
+        atoms = molecule("N2", cell=[10, 10, 10])
+        atoms.positions += 5 + 0.02 * rng.standard_normal((2, 3))
+        atoms.calc = EMT()
+        atoms.get_forces()
+        frames.append(atoms)
+    ase.io.write(folder / "n2.xyz", frames, format="extxyz")
+    card = {"name": "n2_test", "system": "molecule", "elements": [7], "temperature": 300, "timestep": 1.0,
+            "reader": "extxyz", "files": {"all": "n2.xyz"},
+            "splits": {split: {"source": "all"} for split in ("train", "val", "test")}}  # fmt: skip
+    return _card(folder, card)
+
+
+def _card(folder, mapping):
+    path = folder / f"{mapping['name']}.yml"
+    path.write_text(yaml.safe_dump(mapping))
+    return cards.dataset(path).name
+
+
+def config(dataset, model="own", **changes):
+    options = {"replicas": 2, "steps": 60, "progress": False, "checkpoint_every": 20}
+    return RolloutConfig(model, dataset, campaign="test", **options | changes)
+
+
+def test_the_oracle_agrees_with_itself(copper):
+    record = roll_out(config(copper, "reference"))
+    assert record.status == "complete"
+    for name in ("ev", "ev_root", "fv"):
+        assert record[name] == 0, name
+    assert np.allclose(record.curves["rdf"].mean(0), record.curves["rdf_reference"], atol=1e-5)
+    assert record["reference_contiguous"] == 1
+    assert record["oracle_force_mae"] < 0.1
+
+
+def test_corrected_starts_hot_and_as_coded_starts_cold(copper):
+    corrected = roll_out(config(copper, "reference"))
+    coded = roll_out(config(copper, "reference", protocol="as_coded", replicas=4))
+    assert corrected.kind == "rollout"
+    assert coded.kind == "rollout_as_coded"
+    assert corrected.curves["temperature"][:, 0].mean() == pytest.approx(900, rel=0.3)
+    assert coded.curves["temperature"][:, 0] == pytest.approx(0)
+    assert coded["temperature"] < 0.65 * 900
+    assert corrected["temperature"] > 0.75 * 900
+    assert coded.curves["start_frame"].tolist() == [0, 1, 2, 3]
+    assert coded["reference_contiguous"] == 0
+    assert coded["fv"] > corrected["fv"]
+
+
+def test_record(copper):
+    record = roll_out(config(copper), force_field=SoftSpheres([29]))
+    assert record.model == "own"
+    curves = record.curves
+    over_time = {"energy", "temperature", "ev", "ev_root", "fv", "rmsd", "energy_reference", "rmsd_reference"}
+    for name in over_time:
+        assert curves[name].shape == (2, 61), name
+    assert curves["time"][-1] == pytest.approx(120)
+    assert curves["rdf"].shape == (2, len(curves["rdf_r"]))
+    assert curves["rdf_partial"].shape[:2] == (2, 1)
+    assert curves["pairs"].tolist() == ["Cu-Cu"]
+    assert curves["stable_step"].tolist() == [60, 60]
+    assert record["steps"] == 60
+    assert record["ms_per_step"] > 0
+    assert record.metric("fv").n == 2
+    assert record.metric("fv").low <= record["fv"] <= record.metric("fv").high
+    json.dumps(record.parameters)
+    assert records.read("test").query("metric == 'fv'").value.item() == record["fv"]
+
+
+def test_stored_record_is_returned_until_the_weights_change(copper):
+    own = config(copper, steps=10, protocol="as_coded")
+    first = roll_out(own, force_field=SoftSpheres([29]))
+    first.path.write_text(first.path.read_text().replace('"message": ""', '"message": "kept"'))
+    assert roll_out(own, force_field=SoftSpheres([29])).message == "kept"
+    assert roll_out(own).message == "kept"  # without any weights at hand
+    other = SoftSpheres([29])
+    other.register_buffer("weight", torch.ones(1))
+    assert roll_out(own, force_field=other).message == ""
+    longer = config(copper, steps=12, protocol="as_coded")
+    assert roll_out(longer, force_field=other)["steps"] == 12
+
+
+def test_killed_run_goes_on_to_the_same_numbers(copper):
+    class Killed(SoftSpheres):
+        calls = 0
+
+        def forward(self, graph):
+            Killed.calls += 1
+            if Killed.calls == 45:
+                raise KeyboardInterrupt
+            return super().forward(graph)
+
+    options = {"seed": 1, "steps": 130, "protocol": "as_coded"}
+    whole = roll_out(config(copper, **options), force_field=SoftSpheres([29]))
+    reference = {name: np.array(curve) for name, curve in whole.curves.items()}
+    whole.path.unlink()
+    Killed.calls = -40
+    with pytest.raises(KeyboardInterrupt):
+        roll_out(config(copper, **options), force_field=Killed([29]))
+    resumed = roll_out(config(copper, **options), force_field=SoftSpheres([29]))
+    for name, curve in reference.items():
+        assert np.array_equal(resumed.curves[name], curve, equal_nan=curve.dtype.kind == "f"), name
+
+
+def test_a_molecule_that_falls_apart_is_unstable(nitrogen):
+    record = roll_out(config(nitrogen, steps=250), force_field=SoftSpheres([7], cutoff=5.0))
+    assert record.status == "unstable"
+    assert "2 of 2 replicas broke" in record.message
+    assert "a bond changed by more than 0.5 Å" in record.message
+    stable = record.curves["stable_step"]
+    assert (stable > 5).all()
+    assert (stable < 250).all()
+    assert record["stable_fraction"] == pytest.approx(stable.mean() / 250)
+    bond = record.curves["bond_length_mean"][0]
+    assert bond[stable[0]] < 1.7
+    assert np.isnan(bond[stable[0] + 1 :]).all()
+    assert np.isfinite(record["wf"])
+
+
+def test_thermal_starts_have_the_temperature_and_no_momentum(nitrogen):
+    card = cards.dataset(nitrogen)
+    settled = rollout._settled(config(nitrogen, replicas=8, temperature=500.0), card)
+    scene = rollout._scene(settled, card)
+    again = rollout._scene(settled, card)
+    momenta = np.stack([atoms.get_momenta() for atoms in scene.starts])
+    assert np.allclose(momenta.sum(1), 0)
+    assert 150 < kinetic_temperature(momenta, scene.starts[0].get_masses()).mean() < 1200
+    assert scene.digest == again.digest
+    assert not scene.reference.contiguous
+    assert scene.first == list(range(8))
+
+
+def test_starts_and_matching_frames():
+    assert start_frames(config("x", replicas=3), 90, ordered=False) == [0, 30, 60]
+    assert start_frames(config("x", replicas=3), 90, ordered=True) == [0, 15, 30]
+    assert start_frames(config("x", replicas=3, protocol="as_coded"), 90, ordered=True) == [0, 1, 2]
+    index = match_frames([0], np.arange(0, 31), 0.12, interval=1.2, total=100)
+    assert np.flatnonzero(index[0] >= 0).tolist() == [0, 10, 20, 30]
+
+
+def test_time_limit(copper):
+    record = roll_out(config(copper, steps=3000, max_seconds=0.3, protocol="as_coded"),
+                      force_field=SoftSpheres([29]))  # fmt: skip
+    assert record.status == "complete"
+    assert 0 < record["steps"] < 3000
+    assert "of 3000 steps at 0.3 s" in record.message
+
+
+def test_errors_come_before_any_work(copper, nitrogen):
+    with pytest.raises(ValueError, match="did you mean 'corrected'"):
+        config(copper, protocol="corected")
+    with pytest.raises(ValueError, match="steps must be positive"):
+        config(copper, steps=0)
+    with pytest.raises(ValueError, match="unknown dataset"):
+        roll_out(config("cooper"))
+    with pytest.raises(ValueError, match="unknown split"):
+        roll_out(config(copper, split="tset"), force_field=SoftSpheres([29]))
+    with pytest.raises(ValueError, match="unknown model"):
+        roll_out(config(copper, "mase"))
+    with pytest.raises(FileNotFoundError, match="notebooks/training/mace.ipynb .* -p dataset copper_test"):
+        roll_out(config(copper, "mace"))
+    with pytest.raises(ValueError, match="no oracle"):
+        roll_out(config(nitrogen, "reference"))
+    with pytest.raises(ValueError, match="200 replicas need as many frames"):
+        roll_out(config(copper, replicas=200), force_field=SoftSpheres([29]))
+    with pytest.raises(ValueError, match="not trained on Cu"):
+        roll_out(config(copper), force_field=SoftSpheres([1]))
