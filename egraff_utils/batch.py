@@ -1,4 +1,4 @@
-"""How does a notebook become a result? One notebook by papermill, a campaign by Snakemake, the pages of the book.
+"""How does a notebook become a result? Execution by papermill, campaigns by Snakemake, pages of the book.
 
 On the command line: ``python -m egraff_utils.batch {run,campaign,pages,demo} ...``.
 """
@@ -77,7 +77,12 @@ def execute(notebook, output, *, parameters=None, quiet=False):
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     try:
         papermill.execute_notebook(
-            str(notebook), str(partial), parameters, cwd=str(paths.ROOT), progress_bar=not quiet
+            str(notebook),
+            str(partial),
+            parameters,
+            cwd=str(paths.ROOT),
+            progress_bar=not quiet,
+            extra_arguments=["--log-level=ERROR"],  # the kernel's notice about its transport
         )
     except Exception as error:
         failed = output.with_suffix(".failed.ipynb")
@@ -92,7 +97,7 @@ def execute(notebook, output, *, parameters=None, quiet=False):
 
 
 def clean(notebook):
-    """The notebook without what differs from run to run: time stamps, progress bars, standard error.
+    """The notebook without what differs from run to run: times, addresses, progress bars, standard error.
 
     Works in place on an ``nbformat`` notebook and returns it.
     """
@@ -106,6 +111,10 @@ def clean(notebook):
             cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
+            for output in cell.outputs:
+                text = output.get("data", {}).get("text/plain")
+                if text:
+                    output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", text)
     return notebook
 
 
@@ -202,7 +211,8 @@ def run_campaign(name, *, jobs=None, extra=()):
     status = subprocess.run([*words, *extra], cwd=paths.ROOT).returncode
     dry = {"-n", "--dry-run", "--dryrun"} & set(extra)
     if status and not dry:
-        execute(NOTEBOOKS / "report" / "leaderboard.ipynb", leaderboard_page(name), parameters={"campaign": name})
+        notebook = NOTEBOOKS / "report" / "leaderboard.ipynb"
+        execute(notebook, leaderboard_page(name), parameters={"campaign": name})
     return status
 
 
@@ -217,20 +227,10 @@ def leaderboard_page(name):
 
 
 def leaderboard_text(name):
-    """Leaderboard of a campaign as plain text: one line per dataset and model."""
-    frame = records.read(name)
-    wanted = {"training": ["force_mae", "zero_force_mae"], "rollout": ["wf", "fv", "stable_fraction"]}
-    keep = [
-        (frame.kind == kind) & (frame.metric == metric) for kind, names in wanted.items() for metric in names
-    ]
-    columns = [name for names in wanted.values() for name in names]
-    table = frame[sum(keep) > 0].pivot_table(
-        index=["dataset", "model"], columns="metric", values="value", aggfunc="mean"
-    )
-    heads = {"force_mae": "force MAE meV/Å", "zero_force_mae": "zero force meV/Å", "wf": "WF %", "fv": "FV"}
-    heads["stable_fraction"] = "stable fraction"
-    table = table.reindex(columns=columns).sort_values(["dataset", "force_mae"]).rename(columns=heads)
-    return table.to_string(float_format=lambda value: f"{value:.3g}", na_rep="-")
+    """Leaderboard of a campaign as plain text, see :func:`egraff_utils.tables.text_leaderboard`."""
+    from egraff_utils import tables  # matplotlib, which no other command needs
+
+    return tables.text_leaderboard(records.read(name))
 
 
 # the book
@@ -347,8 +347,8 @@ def build_book(name):
     shutil.copy(paths.ROOT / "_config.yml", site)
     toc = (paths.ROOT / "_toc.yml").read_text()
     (site / "_toc.yml").write_text(_existing_pages(toc, site))
-    words = [sys.executable, "-m", "jupyter_book", "build", str(site), "--all", "--quiet"]
-    subprocess.run(words, check=True)
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    subprocess.run([jupyter_book, "build", site, "--all", "--quiet"], check=True)
     return site / "_build" / "html" / "index.html"
 
 

@@ -1,0 +1,142 @@
+"""Does a notebook run whole or not at all, and a campaign end to end?"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from egraff_utils import batch, campaign, paths, records
+
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
+    return tmp_path
+
+
+def write_notebook(path, *sources):
+    parameters = 'campaign: str = "demo"  # c\ndataset: str = "lips"  # d\nseed: int = 0  # s'
+    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), *map(new_code_cell, sources)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata=KERNEL), path)
+    return path
+
+
+def test_unknown_parameter_is_refused_before_anything_runs(workplace):
+    marker, output = workplace / "ran", workplace / "out" / "mace.ipynb"
+    notebook = write_notebook(workplace / "training" / "mace.ipynb", f"open({str(marker)!r}, 'w').close()")
+    with pytest.raises(ValueError, match="'sede'; did you mean 'seed'"):
+        batch.execute(notebook, output, parameters={"sede": 1})
+    assert not marker.exists()
+    assert not output.parent.exists()
+
+
+def test_command_line_refuses_with_status_2(workplace, capsys):
+    notebook = write_notebook(workplace / "training" / "mace.ipynb")
+    assert batch.main(["run", str(notebook), str(workplace / "o.ipynb"), "-p", "datset", "lips"]) == 2
+    assert "did you mean 'dataset'" in capsys.readouterr().err
+
+
+def test_a_failed_notebook_leaves_a_record_and_no_output(workplace):
+    notebook = write_notebook(workplace / "training" / "mace.ipynb", "raise KeyError('no such thing')")
+    output = workplace / "out" / "mace.ipynb"
+    with pytest.raises(RuntimeError, match="no such thing"):
+        batch.execute(notebook, output, parameters={"campaign": "test", "seed": 3}, quiet=True)
+    assert [path.name for path in output.parent.iterdir()] == ["mace.failed.ipynb"]
+    record = records.load(records.record_path("failure", "test", "lips", "mace", 3))
+    assert record.status == "failed"
+    assert "no such thing" in record.message
+
+
+def test_success_removes_metadata_noise_and_an_old_failure(workplace):
+    source = "import sys\nprint('kept')\nprint('a bar', file=sys.stderr)\nobject()"
+    notebook = write_notebook(workplace / "training" / "mace.ipynb", source)
+    output = workplace / "mace.ipynb"
+    batch._record_failure(notebook, {}, RuntimeError("before"))
+    batch.execute(notebook, output, parameters={"seed": 0}, quiet=True)
+    made = nbformat.read(output, as_version=4)
+    assert "papermill" not in made.metadata
+    assert made.cells[1].id == "injected-parameters"
+    assert "remove-cell" in made.cells[1].metadata.tags
+    assert not any({"papermill", "execution"} & set(cell.metadata) for cell in made.cells)
+    stream, result = made.cells[2].outputs
+    assert stream.text == "kept\n"
+    assert result.data["text/plain"] == "<object>"
+    assert not list((workplace / "results").rglob("*.json"))
+
+
+def test_clean_drops_widgets():
+    widget = new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}})
+    notebook = new_notebook(cells=[new_code_cell("", outputs=[widget])], metadata={"widgets": {}})
+    assert batch.clean(notebook).cells[0].outputs == []
+    assert "widgets" not in notebook.metadata
+
+
+def test_run_key_takes_identity_from_the_file_and_the_rest_from_parameters():
+    key = batch.run_key(batch.NOTEBOOKS / "rollout" / "lips.ipynb", {"model": "nequip", "seed": 2})
+    assert key == {"campaign": "demo", "dataset": "lips", "model": "nequip", "seed": 2}
+
+
+def test_page_parameters_are_those_of_the_campaigns_own_run():
+    demo = campaign.load("demo")
+    parameters = batch.page_parameters("training/mace", {"dataset": "ethanol"}, demo)
+    assert parameters == demo.training_parameters(demo.datasets[0], "mace", 0)
+    parameters = batch.page_parameters("rollout/copper_emt", {"model": "nequip"}, demo)
+    assert parameters == demo.rollout_parameters("copper_emt", "nequip", 0, "corrected")
+
+
+def test_unknown_page_is_refused():
+    with pytest.raises(ValueError, match="rollout/gold"):
+        batch.make_pages(["rollout/gold"])
+
+
+def test_contents_without_missing_pages(tmp_path):
+    (tmp_path / "here.md").touch()
+    toc = "root: here\n  - file: here\n  - file: gone  # comment\n"
+    assert batch._existing_pages(toc, tmp_path) == "root: here\n  - file: here\n"
+
+
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_snakemake_plans_every_cell(name, workplace):
+    settings = campaign.load(name)
+    protocols = sum(len(settings.protocols(dataset)) for dataset, _, _ in settings.cells())
+    words = [sys.executable, "-m", "egraff_utils.batch", "campaign", name, "--dry-run"]
+    plan = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=False)
+    assert plan.returncode == 0, plan.stderr
+    total = len(settings.datasets) + len(settings.cells()) + protocols + 2
+    assert f"total {total}" in " ".join((plan.stdout + plan.stderr).split())
+
+
+@pytest.mark.slow
+def test_a_tiny_campaign_survives_kill_and_ends(workplace):
+    words = [sys.executable, "-m", "egraff_utils.batch", "campaign", "tiny"]
+    first = subprocess.Popen(words, cwd=paths.ROOT, start_new_session=True)
+    trained = workplace / "results" / "tiny" / "training"
+    deadline = time.monotonic() + 300
+    while not list(trained.glob("*.json")) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    stored = {path: path.read_bytes() for path in trained.glob("*.json")}
+    assert stored
+    subprocess.run(words, cwd=paths.ROOT, check=True)
+    assert {path: path.read_bytes() for path in stored} == stored, "a finished training ran again"
+    frame = records.read("tiny")
+    assert set(frame.kind) == {"dataset", "training", "rollout", "rollout_as_coded"}
+    assert set(frame.status) <= {"complete", "unstable"}
+    board = json.loads(batch.leaderboard_page("tiny").read_text())
+    assert any("every cell of the campaign" in str(cell.get("outputs")) for cell in board["cells"])
+    text = batch.leaderboard_text("tiny")
+    assert "MACE" in text
+    assert "TorchMD-NET" in text
+    again = subprocess.run(words, cwd=paths.ROOT, check=True, capture_output=True, text=True)
+    assert "Nothing to be done" in again.stdout + again.stderr

@@ -1,0 +1,89 @@
+"""Are the notebooks in the shape that pages need? Read, not run."""
+
+import re
+
+import nbformat
+import pytest
+
+from egraff_utils import batch, campaign, cards, paths
+
+NOTEBOOKS = sorted(path for path in batch.NOTEBOOKS.glob("*/*.ipynb"))
+NAMES = [f"{path.parent.name}/{path.stem}" for path in NOTEBOOKS]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=NAMES)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_every_notebook_is_a_page_and_the_reverse():
+    assert set(NAMES) == set(batch.pages()["pages"])
+
+
+def test_every_model_has_a_training_notebook():
+    assert {path.stem for path in NOTEBOOKS if path.parent.name == "training"} == set(cards.models())
+
+
+def test_stripped(notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_one_parameters_cell_that_readers_do_not_see(notebook):
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert [cell.metadata.tags for cell in tagged] == [["parameters", "remove-cell"]]
+    assert all(": " in line and "  # " in line for line in tagged[0].source.splitlines())
+
+
+def test_begins_with_a_label_and_a_question(notebook):
+    label, title = notebook.cells[0].source.splitlines()[:2]
+    assert label.startswith("(sec-")
+    assert title.startswith("# ")
+    assert title.endswith("?")
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert len(re.findall("^# ", prose, re.MULTILINE)) == 1
+
+
+def test_cell_ids_are_words(notebook):
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert all(name.replace("-", "").isalpha() for name in ids)
+
+
+def test_small(notebook):
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert 14 <= len(notebook.cells) <= 30
+    assert sum(len(source.splitlines()) for source in code) <= 120
+
+
+def test_figure_labels_are_unique_and_carry_the_page():
+    labels = {}
+    for name, path in zip(NAMES, NOTEBOOKS, strict=True):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if figure := cell.metadata.get("mystnb", {}).get("figure"):
+                other = labels.get(figure["name"])
+                assert other is None, f"{figure['name']} in {name} and {other}"
+                assert path.stem in figure["name"]
+                assert figure["caption"].endswith(".")
+                labels[figure["name"]] = name
+
+
+@pytest.mark.parametrize("name", campaign.names())
+def test_notebooks_take_what_their_campaign_sets(name):
+    settings = campaign.load(name)
+    for dataset, model, seed in settings.cells():
+        training = settings.training_parameters(dataset, model, seed)
+        batch.check_parameters(batch.NOTEBOOKS / "training" / f"{model}.ipynb", training)
+        notebook = batch.NOTEBOOKS / "rollout" / f"{dataset}.ipynb"
+        if not notebook.exists():
+            pytest.fail(f"campaign {name} rolls out {dataset}, which has no rollout notebook")
+        for protocol in settings.protocols(dataset):
+            batch.check_parameters(notebook, settings.rollout_parameters(dataset, model, seed, protocol))
+
+
+def test_no_notebook_reaches_outside(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells)
+    for bad in ("sys.path", "!pip", "../data", "filterwarnings", str(paths.ROOT)):
+        assert bad not in text

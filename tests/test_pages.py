@@ -1,0 +1,92 @@
+"""Are the committed pages what the notebooks make? Every page executed, without errors, equal to its twin."""
+
+import re
+
+import nbformat
+import pytest
+import yaml
+
+from egraff_utils import batch, paths
+
+GLUED = r'"scrapbook": \{\s*"mime_prefix": "[^"]*",\s*"name": "([^"]+)"'
+TOC = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())
+FILES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+PAGES = [file.removeprefix("book/") for file in FILES if file.removeprefix("book/").count("/")]
+
+
+@pytest.fixture(params=PAGES)
+def page(request):
+    path = paths.ROOT / "book" / f"{request.param}.ipynb"
+    assert path.exists(), f"{request.param} is not executed yet: make pages"
+    return request.param, nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_table_of_contents_lists_every_page():
+    assert set(PAGES) == set(batch.pages()["pages"])
+    missing = [f for f in FILES if not any((paths.ROOT / f"{f}{end}").exists() for end in (".md", ".ipynb"))]
+    assert not missing
+
+
+def test_executed_without_errors(page):
+    for cell in code_cells(page[1]):
+        assert cell.execution_count is not None, f"cell {cell.id} was not run"
+        assert not [output for output in cell.outputs if output.output_type == "error"]
+
+
+def test_equal_to_the_notebook_apart_from_parameters(page):
+    name, notebook = page
+    twin = nbformat.read(batch.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    assert [(cell.id, cell.source) for cell in kept] == [(cell.id, cell.source) for cell in twin.cells], (
+        f"{name} differs from its notebook: make pages"
+    )
+
+
+def test_one_title(page):
+    prose = "\n".join(cell.source for cell in page[1].cells if cell.cell_type == "markdown")
+    assert len(re.findall("^# ", prose, re.MULTILINE)) == 1
+
+
+def test_clean(page):
+    notebook = page[1]
+    assert not {"papermill", "widgets"} & set(notebook.metadata)
+    for cell in notebook.cells:
+        assert not {"papermill", "execution"} & set(cell.metadata)
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def test_parameters_are_those_of_the_campaign(page):
+    name, notebook = page
+    book = batch.pages()
+    settings = book["pages"][name] or {}
+    campaign = batch.campaigns.load(settings.get("campaign", book["reference"]))
+    (injected,) = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    found = {}
+    exec(injected.source, found)
+    for key, value in batch.page_parameters(name, settings, campaign).items():
+        assert found[key] == value
+
+
+def test_every_glued_number_exists():
+    texts, keys = {}, set()
+    for file in FILES:
+        for path in (paths.ROOT / f"{file}.md", paths.ROOT / f"{file}.ipynb"):
+            if path.exists():
+                texts[file] = path.read_text()
+                keys |= set(re.findall(GLUED, texts[file]))
+    for file, text in texts.items():
+        wanted = {key.split(":")[0] for key in re.findall(r"\{glue:text\}`([^`]+)`", text)}
+        assert wanted <= keys, f"{file} glues {sorted(wanted - keys)}, which no page provides"
+
+
+def test_no_path_of_this_machine():
+    for path in (paths.ROOT / "book").rglob("*"):
+        if path.suffix in (".md", ".ipynb", ".bib"):
+            text = path.read_text()
+            for place in (str(paths.ROOT), "/home/", "/root/", "/tmp/"):
+                assert place not in text, f"{path.relative_to(paths.ROOT)} names {place}"
