@@ -35,7 +35,7 @@ def test_card_is_complete(name):
     card = cards.dataset(name)
     assert card.name == name
     assert card.title
-    assert card.citation
+    assert f"{{{card.citation}," in (paths.ROOT / "book" / "references.bib").read_text()
     assert card.licence
     assert card.temperature > 0
     assert 0 < card.timestep < 5
