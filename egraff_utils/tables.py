@@ -36,10 +36,25 @@ METRIC_NAMES = {
     "stable_steps": "Stable steps",
     "ms_per_step": "Time per MD step",
     "seconds_per_epoch": "Time per epoch",
+    "replica_steps_per_second": "Speed, all replicas",
+    "energy_drift": "Energy drift",
+    "oracle_force_mae": "Force MAE on the model's own frames",
+    "oracle_energy_mae": "Energy MAE on the model's own frames",
+    "floor_wf": "Floor of Wright's factor",
+    "floor_jsd": "Floor of JSD",
+    "floor_jsd_raw": "Floor of JSD as published",
+    "floor_ev_root": "Floor of root EV",
+    "floor_fv": "Floor of FV",
+    "reference_contiguous": "Reference contiguous in time",
+    "steps": "Steps",
+    "epochs": "Epochs",
+    "seconds": "Training time",
+    "parameters": "Trainable parameters",
 }
 """Names of metrics as readers see them, in figures and tables."""
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
+COUNTS = ("steps", "stable_steps", "epochs", "parameters")
 NOT_RUN, NOT_PUBLISHED, UNSTABLE = "not run", "–", "†"
 PAPER, OURS = "paper", "ours"
 
@@ -70,7 +85,7 @@ COLUMNS = (
     Column("accuracy", "Force MAE (meV/Å)", "force_mae", 1, 1.0, 1, "force_mae_mev_per_ang"),
     Column("accuracy", "Energy MAE (meV)", "energy_mae", 1, 1.0, 1, "energy_mae_mev"),
     Column("structure", "WF (%)", "wf", 2, 1.0, 2, "wf_percent"),
-    Column("structure", "JSD as published (dimensionless)", "jsd_raw", 3, 1.0, 2, "jsd"),
+    Column("structure", "JSD as published (nats)", "jsd_raw", 3, 1.0, 2, "jsd"),
     Column("structure", "JSD (nats)", "jsd", 5),
     Column("dynamics", "Root EV (1e-5)", "ev_root", 2, 1e5, 3, "ev_gmean_1e-5"),
     Column("dynamics", "FV (dimensionless)", "fv", 3, 1.0, 3, "fv_gmean"),
@@ -238,7 +253,7 @@ def record_table(record):
     pandas Styler, which a notebook shows as HTML.
     """
     rows = [
-        (METRIC_NAMES.get(m.name, m.name), _number(m.value), _interval(m), _unit(m.unit), m.n or "")
+        (METRIC_NAMES.get(m.name, m.name), _number(m.value), _interval(m), _unit(m), m.n or "")
         for m in record.metrics
     ]
     columns = ["Metric", "Value", "95 % interval", "Unit", "Replicas"]
@@ -396,8 +411,10 @@ def _interval(metric):
     return "" if metric.low is None or metric.high is None else f"{metric.low:.4g} to {metric.high:.4g}"
 
 
-def _unit(unit):
-    return "dimensionless" if unit in ("1", "", None) else unit
+def _unit(metric):
+    if metric.unit not in ("1", "", None):
+        return metric.unit
+    return "count" if metric.name in COUNTS else "dimensionless"
 
 
 def _interval_in_time(card, split):
