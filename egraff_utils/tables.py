@@ -190,7 +190,7 @@ def leaderboard(frame: pd.DataFrame, dataset: str | None = None, *, groups: tupl
     css.index = shown.index
     styler = shown.style.apply(lambda _: css, axis=None)
     styler = styler.format(_formats(values))
-    return _finish(styler, f"leaderboard-{dataset or 'all'}")
+    return _finish(styler, "-".join(["leaderboard", dataset or "all", *groups]))
 
 
 def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROUPS) -> str:
@@ -240,7 +240,9 @@ def dataset(card, frames: dict[str, int] | None = None):
         ("Licence", card.licence, ""),
     ]
     for split, number in (frames or {}).items():
-        rows.append((f"Frames, {split}", f"{number:,}", _interval_in_time(card, split)))
+        interval = card.time_ordered.get(split)
+        order = f"every {interval:g} fs" if interval else "not ordered in time"
+        rows.append((f"Split {split}, {order}", f"{number:,}", "frames"))
     table = pd.DataFrame(rows, columns=["Property", "Value", "Unit"]).set_index("Property")
     return _finish(table.style, f"dataset-{card.name}")
 
@@ -398,7 +400,9 @@ def _format(digits, missing):
 
 def _finish(styler, identity):
     """Fixed ids: a page made twice is the same page. Class ``dataframe``: the table follows the theme."""
-    styler.set_uuid(identity)
+    styler.set_uuid(identity).hide(axis="index", names=True)
+    cells = {"selector": "th, td", "props": "padding: 0.25em 0.6em; text-align: left; vertical-align: middle"}
+    styler.set_table_styles([cells, {"selector": "th.col_heading", "props": "vertical-align: bottom"}])
     styler.set_table_attributes('class="dataframe"')
     return styler
 
@@ -415,11 +419,6 @@ def _unit(metric):
     if metric.unit not in ("1", "", None):
         return metric.unit
     return "count" if metric.name in COUNTS else "dimensionless"
-
-
-def _interval_in_time(card, split):
-    interval = dict(card.time_ordered or {}).get(split)
-    return f"one every {interval:g} fs" if interval else "not ordered in time"
 
 
 def _list(mapping):

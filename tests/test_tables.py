@@ -167,8 +167,8 @@ def test_dataset_table_has_units_and_frames():
     card.licence, card.oracle, card.time_ordered = "CC0", "gfn2", {"test": 0.5}
     table = tables.dataset(card, {"train": 950, "test": 1000}).data
     assert list(table.loc["Temperature"]) == ["500", "K"]
-    assert list(table.loc["Frames, test"]) == ["1,000", "one every 0.5 fs"]
-    assert table.loc["Frames, train", "Unit"] == "not ordered in time"
+    assert list(table.loc["Split test, every 0.5 fs"]) == ["1,000", "frames"]
+    assert "Split train, not ordered in time" in table.index
 
 
 def _luminance(color):
