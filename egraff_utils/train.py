@@ -36,7 +36,8 @@ class TrainConfig:
     preset: str = "small"
     seed: int = 0
     max_seconds: float | None = None
-    """Time spent in the training loop, validation included, s."""
+    """Time spent in the training loop, validation included, s: on a CPU the processor time per thread, so
+    that other programs do not eat into an equal budget; on a GPU the wall time."""
     max_steps: int | None = None
     max_epochs: int | None = None
     """Replaces the model card's number of epochs."""
@@ -206,6 +207,8 @@ class Learner(lightning.LightningModule):
 
     def __init__(self, force_field, hyperparameters, *, max_seconds=None, max_steps=None, max_epochs=None):
         super().__init__()
+        on_gpu = force_field.scale.is_cuda
+        self.clock = time.perf_counter if on_gpu else lambda: time.process_time() / torch.get_num_threads()
         self.force_field = force_field
         self.hyper = hyperparameters
         self.limits = {"seconds": max_seconds, "steps": max_steps, "epochs": max_epochs}
@@ -222,7 +225,7 @@ class Learner(lightning.LightningModule):
     @property
     def seconds(self):
         """Time in the training loop so far, over all restarts, s."""
-        return self.seconds_before + (time.perf_counter() - self.started if self.started else 0.0)
+        return self.seconds_before + (self.clock() - self.started if self.started else 0.0)
 
     @property
     def epochs(self):
@@ -357,7 +360,7 @@ class Watch(lightning.Callback):
         self.losses, self.totals = [], {}
 
     def on_train_start(self, trainer, learner):
-        learner.started = time.perf_counter()
+        learner.started = learner.clock()
 
     def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"].detach())
