@@ -188,9 +188,7 @@ def plot_partial_rdfs(record, *, label: str | None = None, ax: Axes | None = Non
         shown = (label or model_title(record.model)) if place == 0 else "_nolegend_"
         _plot_replicas(ax, r, generated[:, place] / height + lift, record.model, shown)
         ax.text(r[0], lift + 0.12, pair, fontsize="small")
-    ax.set(
-        xlabel="Distance r (Å)", ylabel=f"Partial g(r), scaled ({DIMENSIONLESS})", xlim=(0, r[-1])
-    )
+    ax.set(xlabel="Distance r (Å)", ylabel=f"Partial g(r), scaled ({DIMENSIONLESS})", xlim=(0, r[-1]))
     ax.set_yticks([1.15 * place for place in range(len(pairs))], ["0"] * len(pairs))
     ax.legend(loc="upper right")
     return ax

@@ -190,7 +190,8 @@ def leaderboard(frame: pd.DataFrame, dataset: str | None = None, *, groups: tupl
     css.index = shown.index
     styler = shown.style.apply(lambda _: css, axis=None)
     styler = styler.format(_formats(values))
-    return _finish(styler, "-".join(["leaderboard", dataset or "all", *groups]))
+    styler = _finish(styler, "-".join(["leaderboard", dataset or "all", *groups]))
+    return styler.set_table_styles([{"selector": "td", "props": "white-space: nowrap"}], overwrite=False)
 
 
 def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROUPS) -> str:
@@ -308,7 +309,7 @@ def csv_link(frame: pd.DataFrame, name: str) -> HTML:
     table = flat_csv(getattr(frame, "data", frame))
     content = base64.b64encode(table.encode()).decode()
     return HTML(
-        f'<a download="{escape(name)}.csv" href="data:text/csv;charset=utf-8;base64,{content}">'
+        f'<a style="color: #0b5394" download="{escape(name)}.csv" href="data:text/csv;charset=utf-8;base64,{content}">'
         f"{escape(name)}.csv</a>"
     )
 
@@ -360,7 +361,7 @@ def _marked(rows):
 
 
 def _model_cell(dataset, model, marks):
-    return f"{model_title(model)} {UNSTABLE}" if (dataset, model) in marks else model_title(model)
+    return f"{model_title(model)}\u00a0{UNSTABLE}" if (dataset, model) in marks else model_title(model)
 
 
 def _shading(values, head):
