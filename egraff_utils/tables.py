@@ -308,10 +308,9 @@ def csv_link(frame: pd.DataFrame, name: str) -> HTML:
     """
     table = flat_csv(getattr(frame, "data", frame))
     content = base64.b64encode(table.encode()).decode()
-    return HTML(
-        f'<a style="color: #0b5394" download="{escape(name)}.csv" href="data:text/csv;charset=utf-8;base64,{content}">'
-        f"{escape(name)}.csv</a>"
-    )
+    address = f"data:text/csv;charset=utf-8;base64,{content}"
+    name = escape(name)
+    return HTML(f'<a style="color: #0b5394" download="{name}.csv" href="{address}">{name}.csv</a>')
 
 
 def flat_csv(frame: pd.DataFrame) -> str:
