@@ -88,6 +88,8 @@ def build_network(
     radial_layers, radial_width
         Hidden layers of the radial network and their width.
     """
+    if len(elements) == 1 and correlation == 1:  # a view in mace fails; a spare element helps
+        elements = [*elements, 2 if elements == [1] else 1]
     irreps = o3.Irreps([(num_channels, (degree, (-1) ** degree)) for degree in range(hidden_l_max + 1)])
     interaction = interaction_classes["RealAgnosticResidualInteractionBlock"]
     model = ScaleShiftMACE(
