@@ -24,6 +24,7 @@ UNITS = {
     "ev_root": "1",
     "fv": "1",
     "rmsd": "Å",
+    "deviation": "Å",
     "temperature": "K",
     "stable_steps": "1",
     "stable_fraction": "1",
@@ -44,8 +45,9 @@ class Reference:
     contiguous: bool
     """Whether frame t of the reference is the continuation of the rollout's own start. If not, EV and FV sit
     at their floor by construction."""
-    rmsd: np.ndarray | None = None
-    """Displacement of the reference from the starts, shape ``(R, T)``, Å; only if contiguous."""
+    moved: np.ndarray | None = None
+    """Displacement of every atom of the reference from the starts, shape ``(R, T, N, 3)``, Å; only if
+    contiguous."""
 
     @classmethod
     def from_frames(cls, frames, index, *, contiguous):
@@ -57,7 +59,7 @@ class Reference:
         path = unwrap(frames)
         moved = None
         if contiguous:
-            moved = np.stack([metrics.rmsd(path[i], path[i[0]]) for i in index])
+            moved = (path[index] - path[index[:, :1]]).astype(np.float32)
             moved[missing] = np.nan
         rdf = _rdf(np.stack([atoms.positions for atoms in frames]), frames[0])
         return cls(energy, forces, rdf, contiguous, moved)
@@ -65,7 +67,7 @@ class Reference:
     @classmethod
     def from_trajectory(cls, trajectory, atoms):
         """Reference from a trajectory of the oracle with the rollout's starts."""
-        moved = np.stack([metrics.rmsd(x, x[0]) for x in trajectory.positions])
+        moved = trajectory.positions - trajectory.positions[:, :1]
         return cls(trajectory.energy, trajectory.forces, _rdf(_sound(trajectory), atoms), True, moved)
 
 
@@ -114,8 +116,8 @@ def measure(trajectory, atoms, reference, *, timestep, steps, bonds=None):
         ``ms_per_step``, ``replica_steps_per_second``, ``steps``, ``reference_contiguous``.
     curves : dict
         ``time`` (T,) fs; ``energy``, ``temperature``, ``ev``, ``ev_root``, ``fv``, ``rmsd``, (R, T);
-        ``energy_reference`` and, where the reference is contiguous, ``rmsd_reference`` (R, T); ``rdf_r``
-        (B,), ``rdf`` (R, B), ``rdf_reference`` (B,), ``pairs`` (P,), ``rdf_partial`` (R, P, B),
+        ``energy_reference``; where the reference is contiguous ``rmsd_reference`` and ``deviation`` (R, T),
+        Å: displacement of the reference, and distance between the two trajectories; ``rdf_r`` (B,), ``rdf`` (R, B), ``rdf_reference`` (B,), ``pairs`` (P,), ``rdf_partial`` (R, P, B),
         ``rdf_partial_reference`` (P, B); for molecules ``bond_length_mean`` (over bonds) and
         ``bond_length_std`` (of the deviation from the reference lengths), (R, T), Å; ``stable_step`` (R,).
     """
@@ -123,10 +125,8 @@ def measure(trajectory, atoms, reference, *, timestep, steps, bonds=None):
     time = trajectory.steps * timestep
     curves = _violations(trajectory, reference.energy[:, :frames], reference.forces[:, :frames])
     curves |= {"energy": trajectory.energy, "temperature": trajectory.temperature}
-    curves["rmsd"] = np.stack([metrics.rmsd(x, x[0]) for x in trajectory.positions])
     curves["energy_reference"] = reference.energy[:, :frames]
-    if reference.rmsd is not None:
-        curves["rmsd_reference"] = reference.rmsd[:, :frames]
+    curves |= _displacements(trajectory.positions, reference.moved)
     if bonds is not None:
         curves |= _bond_curves(trajectory.positions, *bonds)
     found = [_rdf(_sound(trajectory, [r]), atoms) for r in range(len(trajectory.energy))]
@@ -186,6 +186,20 @@ def _violations(trajectory, energy, forces):
     return {"ev": squared, "ev_root": np.sqrt(squared), "fv": np.stack(force)}
 
 
+def _displacements(positions, reference):
+    """Root mean square displacement from the start; that of the reference; and from the reference."""
+    moved = positions - positions[:, :1]
+    curves = {"rmsd": _over_atoms(moved)}
+    if reference is not None:
+        reference = reference[:, : moved.shape[1]]
+        curves |= {"rmsd_reference": _over_atoms(reference), "deviation": _over_atoms(moved - reference)}
+    return curves
+
+
+def _over_atoms(moved):
+    return np.sqrt(np.square(moved).sum(-1).mean(-1))
+
+
 def _bond_curves(positions, pairs, lengths):
     found = structure.bond_lengths(positions, pairs)
     if not len(lengths):
@@ -201,7 +215,8 @@ def _per_replica(trajectory, curves, time, steps, size):
         rows.append(
             {name: _geometric(curves[name][replica]) for name in ("ev", "ev_root", "fv")}
             | {
-                "rmsd": curves["rmsd"][replica, n - max(1, n // 10) : n].mean(),
+                "rmsd": _late_mean(curves["rmsd"], replica),
+                "deviation": _late_mean(curves.get("deviation"), replica),
                 "temperature": curves["temperature"][replica, :n].mean(),
                 "stable_steps": stable,
                 "stable_fraction": stable / steps if trajectory.reasons[replica] else 1.0,
@@ -209,6 +224,14 @@ def _per_replica(trajectory, curves, time, steps, size):
             }
         )
     return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _late_mean(curve, replica):
+    """Mean over the last tenth of the frames that have a value."""
+    if curve is None:
+        return np.nan
+    values = curve[replica][np.isfinite(curve[replica])]
+    return values[-max(1, len(values) // 10) :].mean() if len(values) else np.nan
 
 
 def _geometric(values):

@@ -31,6 +31,7 @@ METRIC_NAMES = {
     "ev_root": "Root EV",
     "fv": "FV",
     "rmsd": "RMSD",
+    "deviation": "Deviation from the reference",
     "temperature": "Temperature",
     "stable_fraction": "Stable fraction",
     "stable_steps": "Stable steps",

@@ -115,8 +115,8 @@ def test_record(copper):
     record = roll_out(config(copper), force_field=SoftSpheres([29]))
     assert record.model == "own"
     curves = record.curves
-    over_time = {"energy", "temperature", "ev", "ev_root", "fv", "rmsd", "energy_reference", "rmsd_reference"}
-    for name in over_time:
+    over_time = "energy temperature ev ev_root fv rmsd energy_reference rmsd_reference deviation"
+    for name in over_time.split():
         assert curves[name].shape == (2, 61), name
     assert curves["time"][-1] == pytest.approx(120)
     assert curves["rdf"].shape == (2, len(curves["rdf_r"]))
