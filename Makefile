@@ -4,10 +4,13 @@
 
 PYTHON ?= python3
 CAMPAIGN ?= cpu
-JOBS ?= 2
+JOBS ?=  # notebooks at a time; default, what the campaign says
 ARGUMENTS ?=
 BIN := .venv/bin
+PARALLEL := $(if $(strip $(JOBS)),--jobs $(JOBS))
 SCRATCH := $(CURDIR)/runs/test
+NBVAL := EGRAFF_RESULTS=$(SCRATCH)/results EGRAFF_RUNS=$(SCRATCH)/runs \
+  $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout 600
 
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
@@ -27,13 +30,13 @@ setup: .venv/installed  ## make .venv and install the pinned environment
 	@touch $@
 
 demo: setup  ## train and roll out six models on two systems, build the book on it (15 min, 2 cores)
-	$(BIN)/python -m egraff_utils.batch demo --jobs $(JOBS)
+	$(BIN)/python -m egraff_utils.batch demo $(PARALLEL)
 
 campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
-	$(BIN)/python -m egraff_utils.batch campaign $(CAMPAIGN) --jobs $(JOBS) $(ARGUMENTS)
+	$(BIN)/python -m egraff_utils.batch campaign $(CAMPAIGN) $(PARALLEL) $(ARGUMENTS)
 
 pages: setup  ## execute the book's pages from stored records
-	$(BIN)/python -m egraff_utils.batch pages --jobs $(JOBS)
+	$(BIN)/python -m egraff_utils.batch pages $(PARALLEL)
 
 book: setup  ## build the committed pages into _build/html; executes nothing
 	$(BIN)/jupyter-book build . -W -n --keep-going --all
@@ -45,8 +48,9 @@ lint: setup  ## ruff, formatting included
 test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors
 	rm -rf $(SCRATCH)
 	$(BIN)/python -m pytest
-	EGRAFF_RESULTS=$(SCRATCH)/results EGRAFF_RUNS=$(SCRATCH)/runs \
-	  $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks
+	$(NBVAL) notebooks/datasets
+	ls notebooks/training/*.ipynb notebooks/rollout/*.ipynb | xargs -P 2 -n 1 env $(NBVAL)
+	$(NBVAL) notebooks/report
 	$(MAKE) book
 
 clean:  ## remove what was made here: runs, book, caches (not .venv, data, results)

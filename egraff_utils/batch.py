@@ -206,7 +206,7 @@ def run_campaign(name, *, jobs=None, extra=()):
     folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")]
     words += ["--directory", str(folder), "--config", f"campaign={name}"]
-    if "--profile" not in extra:
+    if not any(word.startswith("--profile") for word in extra):
         words += ["--cores", str((jobs or campaign.jobs) * campaign.threads), *_LOCAL]
     status = subprocess.run([*words, *extra], cwd=paths.ROOT).returncode
     dry = {"-n", "--dry-run", "--dryrun"} & set(extra)
@@ -436,6 +436,9 @@ def main(arguments=None):
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def _run(options):

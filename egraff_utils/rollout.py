@@ -182,7 +182,7 @@ def _untrained(config, path):
     return (
         f"{config.model} is not trained on {config.dataset}, seed {config.seed}, in campaign "
         f"{config.campaign}: {reason}. Train it first:\n  "
-        f"python -m egraff_utils.batch notebooks/training/{config.model}.ipynb {output} {options}"
+        f"python -m egraff_utils.batch run notebooks/training/{config.model}.ipynb {output} {options}"
     )
 
 
