@@ -136,6 +136,8 @@ def run_key(notebook, parameters):
 
 
 def _record_failure(notebook, parameters, error):
+    if notebook.parent.name == "report":  # shows cells of the campaign, is none
+        return
     message = _first_line(error).replace(f"{paths.ROOT}/", "")
     origin = f"{notebook.parent.name}/{notebook.name}"
     records.write(
