@@ -117,7 +117,8 @@ def measure(trajectory, atoms, reference, *, timestep, steps, bonds=None):
     curves : dict
         ``time`` (T,) fs; ``energy``, ``temperature``, ``ev``, ``ev_root``, ``fv``, ``rmsd``, (R, T);
         ``energy_reference``; where the reference is contiguous ``rmsd_reference`` and ``deviation`` (R, T),
-        Å: displacement of the reference, and distance between the two trajectories; ``rdf_r`` (B,), ``rdf`` (R, B), ``rdf_reference`` (B,), ``pairs`` (P,), ``rdf_partial`` (R, P, B),
+        Å: displacement of the reference, and distance between the two trajectories; ``rdf_r`` (B,), ``rdf``
+        (R, B), ``rdf_reference`` (B,), ``pairs`` (P,), ``rdf_partial`` (R, P, B),
         ``rdf_partial_reference`` (P, B); for molecules ``bond_length_mean`` (over bonds) and
         ``bond_length_std`` (of the deviation from the reference lengths), (R, T), Å; ``stable_step`` (R,).
     """

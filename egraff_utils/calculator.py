@@ -23,12 +23,15 @@ def join_replicas(replicas):
     first = replicas[0]
     for index, atoms in enumerate(replicas):
         if not np.array_equal(atoms.numbers, first.numbers):
-            raise ValueError(f"replica {index} is {atoms.get_chemical_formula()}, "
-                             f"not {first.get_chemical_formula()} in the order of replica 0")
+            raise ValueError(
+                f"replica {index} is {atoms.get_chemical_formula()}, "
+                f"not {first.get_chemical_formula()} in the order of replica 0"
+            )
     joined = ase.Atoms(
         numbers=np.concatenate([a.numbers for a in replicas]),
         positions=np.concatenate([a.positions for a in replicas]),
-        cell=first.cell, pbc=first.pbc,
+        cell=first.cell,
+        pbc=first.pbc,
     )
     joined.set_masses(np.concatenate([a.get_masses() for a in replicas]))
     joined.set_momenta(np.concatenate([a.get_momenta() for a in replicas]))

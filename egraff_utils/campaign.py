@@ -66,7 +66,9 @@ class Campaign:
             cards.dataset(dataset)
         for dataset, parts in self.overrides.items():
             if dataset not in self.datasets:
-                raise cards.unknown(f"dataset in the overrides of campaign {self.name}", dataset, self.datasets)
+                raise cards.unknown(
+                    f"dataset in the overrides of campaign {self.name}", dataset, self.datasets
+                )
             for part in parts:
                 if part not in budgets:
                     raise cards.unknown(f"key in the overrides of {dataset}", part, budgets)

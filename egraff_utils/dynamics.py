@@ -203,8 +203,12 @@ class Thermostat:
         """:class:`ReplicaLangevin` of these atoms."""
         keywords = {k: v for k, v in asdict(self).items() if k in ("friction", "center_of_mass")}
         return ReplicaLangevin(
-            atoms, self.timestep * units.fs, temperature_K=self.temperature, rng=noise,
-            replicas=len(noise.generators), **keywords,
+            atoms,
+            self.timestep * units.fs,
+            temperature_K=self.temperature,
+            rng=noise,
+            replicas=len(noise.generators),
+            **keywords,
         )
 
 
@@ -256,8 +260,19 @@ class _Run:
     """State of a simulation. ``active`` are the replicas (0 to R - 1) still in ``atoms``, in order."""
 
     def __init__(
-        self, starts, make_calculator, thermostat, steps, *, record_every=1, rule=None, replicas=None,
-        checkpoint=None, checkpoint_every=100, max_seconds=None, progress=None,
+        self,
+        starts,
+        make_calculator,
+        thermostat,
+        steps,
+        *,
+        record_every=1,
+        rule=None,
+        replicas=None,
+        checkpoint=None,
+        checkpoint_every=100,
+        max_seconds=None,
+        progress=None,
     ):
         self.make_calculator, self.thermostat, self.steps = make_calculator, thermostat, steps
         self.record_every, self.rule, self.progress = record_every, rule, progress
@@ -280,8 +295,14 @@ class _Run:
 
     def run(self):
         label = self.progress or ""
-        with tqdm(total=self.steps, initial=self.step, desc=label, unit="step", leave=False,
-                  disable=self.progress is None) as bar:
+        with tqdm(
+            total=self.steps,
+            initial=self.step,
+            desc=label,
+            unit="step",
+            leave=False,
+            disable=self.progress is None,
+        ) as bar:
             while self.step < self.steps and self.active and not self._late():
                 self._advance()
                 bar.update()
@@ -383,8 +404,12 @@ class _Run:
             return
         self.data.step_times = np.array(self.times)
         self.data.save(
-            self.checkpoint, step=self.step, active=np.array(self.active, dtype=int), noise=self.noise.state,
-            now=self.atoms.positions, momenta=self.atoms.get_momenta(),
+            self.checkpoint,
+            step=self.step,
+            active=np.array(self.active, dtype=int),
+            noise=self.noise.state,
+            now=self.atoms.positions,
+            momenta=self.atoms.get_momenta(),
         )
 
     def _restore(self):

@@ -22,11 +22,11 @@ def runs():
 
 
 def data():
-    """Folders that are searched for source files, in this order: ``EGRAFF_DATA`` (may be read-only), ``data/``."""
+    """Folders searched for source files, in this order: ``EGRAFF_DATA`` (may be read-only), ``data/``."""
     mirror = os.environ.get("EGRAFF_DATA")
     return [Path(mirror).expanduser().resolve(), ROOT / "data"] if mirror else [ROOT / "data"]
 
 
 def generated():
-    """Folder of datasets and trajectories made on this machine: ``EGRAFF_GENERATED``, else ``data/generated/``."""
+    """Folder of datasets and trajectories made here: ``EGRAFF_GENERATED``, else ``data/generated/``."""
     return _folder("EGRAFF_GENERATED", ROOT / "data" / "generated")

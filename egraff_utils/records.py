@@ -25,8 +25,32 @@ from egraff_utils import paths
 
 SCHEMA = 1
 STATUSES = ("complete", "unstable", "failed")
-COLUMNS = "kind dataset model seed metric value unit low high n status path".split()
-PACKAGES = "torch e3nn nequip nequip-allegro mace-torch torchmd-net lightning ase matscipy numpy".split()
+COLUMNS = [
+    "kind",
+    "dataset",
+    "model",
+    "seed",
+    "metric",
+    "value",
+    "unit",
+    "low",
+    "high",
+    "n",
+    "status",
+    "path",
+]
+PACKAGES = [
+    "torch",
+    "e3nn",
+    "nequip",
+    "nequip-allegro",
+    "mace-torch",
+    "torchmd-net",
+    "lightning",
+    "ase",
+    "matscipy",
+    "numpy",
+]
 
 
 @dataclass
@@ -46,7 +70,7 @@ class Metric:
 
 @dataclass
 class Record:
-    """A run: what was asked (``parameters``), what came out (``metrics``, ``curves``), how (``provenance``)."""
+    """A run: what was asked (parameters), what came out (metrics, curves), and how (provenance)."""
 
     kind: str
     campaign: str

@@ -344,7 +344,15 @@ class Learner(lightning.LightningModule):
 
     def history_arrays(self):
         """Learning curves, one array per column."""
-        columns = ("step", "seconds", "learning_rate", "train_loss", "val_loss", "val_force_mae", "val_energy_mae")
+        columns = (
+            "step",
+            "seconds",
+            "learning_rate",
+            "train_loss",
+            "val_loss",
+            "val_force_mae",
+            "val_energy_mae",
+        )
         return {c: np.array([row[c] for row in self.history], dtype=float) for c in columns}
 
 
@@ -569,7 +577,7 @@ def predict(force_field, frames, *, batch_size=10):
 
 
 def errors(force_field, frames):
-    """Test errors as metrics: mean absolute errors of energy and force components, with the error of zero force."""
+    """Mean absolute errors of energy and force components as metrics, with that of predicting zero force."""
     energies, forces = predict(force_field, frames)
     sizes = np.array([len(atoms) for atoms in frames])
     truth = [atoms.get_forces() for atoms in frames]

@@ -51,9 +51,7 @@ def test_as_coded_center_of_mass_is_that_of_ase():
     ours.calc, theirs.calc = emt(1), EMT()
     keywords = {"temperature_K": 600, "friction": 5e-3}
     noises = Noise(3, [0]), Noise(3, [0])
-    replica = ReplicaLangevin(
-        ours, 2 * units.fs, replicas=1, center_of_mass="ase", rng=noises[0], **keywords
-    )
+    replica = ReplicaLangevin(ours, 2 * units.fs, replicas=1, center_of_mass="ase", rng=noises[0], **keywords)
     ase = Langevin(theirs, 2 * units.fs, fixcm=True, rng=noises[1], **keywords)
     for _ in range(20):
         replica.step()
@@ -130,7 +128,12 @@ def test_a_broken_replica_leaves_and_the_other_goes_on(value, reason):
 def test_a_rule_ends_the_run_when_no_replica_is_left():
     begin = np.stack([atoms.positions for atoms in starts()])
     run = simulate(
-        starts(), emt, thermostat=THERMOSTAT, steps=200, checkpoint_every=10, record_every=2,
+        starts(),
+        emt,
+        thermostat=THERMOSTAT,
+        steps=200,
+        checkpoint_every=10,
+        record_every=2,
         rule=lambda x: None if np.abs(x[0] - begin).max((1, 2)).min() < 1e-5 else (3, "as told"),
     )
     assert run.step == 20

@@ -11,6 +11,7 @@ from egraff_utils import models
 from egraff_utils.graph import build_graph
 
 CUTOFF = 5.0
+JUMPING = ("equiformer", "torchmd_net")  # as published; smooth_cutoff=True mends them
 
 
 @pytest.fixture(scope="module", params=models.NAMES)
@@ -87,7 +88,9 @@ def test_forces_are_minus_the_gradient(ff, make):
 def test_a_batch_equals_one_by_one(ff):
     structures = [ethanol(), crystal(), Atoms("H"), molecule("H2O")]
     together = ff(build_graph(structures, CUTOFF))
-    np.testing.assert_allclose(together.energy, np.concatenate([energy(ff, a) for a in structures]), atol=1e-8)
+    np.testing.assert_allclose(
+        together.energy, np.concatenate([energy(ff, a) for a in structures]), atol=1e-8
+    )
     np.testing.assert_allclose(together.forces, np.vstack([forces(ff, a) for a in structures]), atol=1e-8)
 
 
@@ -110,10 +113,26 @@ def test_an_isolated_atom(ff):
 
 @pytest.mark.parametrize("name", models.NAMES)
 def test_energy_is_continuous_at_the_cutoff(name):
-    overrides = {"smooth_cutoff": True} if name == "equiformer" else {}
-    ff = build(name, **overrides)
+    ff = perturbed(name, **({"smooth_cutoff": True} if name in JUMPING else {}))
     assert abs(jump_at_cutoff(ff, 1e-5)) < 1e-4
     assert abs(jump_at_cutoff(ff, 1e-7)) < 1e-6
+
+
+@pytest.mark.parametrize("name", JUMPING)
+def test_published_attention_jumps_at_the_cutoff(name):
+    ff = perturbed(name)
+    assert abs(jump_at_cutoff(ff, 1e-7)) > 1e-4
+    assert jump_at_cutoff(ff, 1e-7) == pytest.approx(jump_at_cutoff(ff, 1e-5), rel=1e-2)
+
+
+def perturbed(name, **overrides):
+    """A force field whose biases are not zero, as they are before training."""
+    ff = build(name, **overrides)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in ff.network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return ff
 
 
 def jump_at_cutoff(ff, step):

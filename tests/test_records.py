@@ -17,8 +17,18 @@ def results(tmp_path, monkeypatch):
 
 def make(**changes):
     metrics = [Metric("force_mae", 12.5, "meV/Å", low=11.0, high=14.0, n=5)]
-    return Record(**{"kind": "training", "campaign": "demo", "dataset": "ethanol", "model": "mace", "seed": 0,
-                     "parameters": {"max_seconds": 20}, "metrics": metrics} | changes)
+    return Record(
+        **{
+            "kind": "training",
+            "campaign": "demo",
+            "dataset": "ethanol",
+            "model": "mace",
+            "seed": 0,
+            "parameters": {"max_seconds": 20},
+            "metrics": metrics,
+        }
+        | changes
+    )
 
 
 def test_a_record_comes_back_as_written(results):

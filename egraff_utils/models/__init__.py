@@ -104,10 +104,8 @@ class ForceField(nn.Module):
         """Raise ``ValueError`` naming the first element that the model was not built for."""
         unknown = species[~self.known[species]]
         if len(unknown):
-            symbols = [chemical_symbols[z] for z in self.elements]
-            raise ValueError(
-                f"the model was not trained on {chemical_symbols[int(unknown[0])]}; it knows {', '.join(symbols)}"
-            )
+            symbol, known = chemical_symbols[int(unknown[0])], [chemical_symbols[z] for z in self.elements]
+            raise ValueError(f"the model was not trained on {symbol}; it knows {', '.join(known)}")
 
     def num_parameters(self):
         """Number of trainable parameters."""
