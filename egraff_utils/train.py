@@ -13,7 +13,6 @@ from typing import NamedTuple
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from tqdm import tqdm
 
@@ -438,19 +437,48 @@ class Checkpoint(lightning.Callback):
         checkpoint["parameters"] = self.parameters
 
 
-def average_weights(decay):
-    """Lightning callback: exponential moving average of the parameters.
+class WeightAverage(lightning.Callback):
+    """Exponential moving average of the parameters, which takes their place in validations.
 
     The decay grows with the number of updates n as ``min(decay, (1 + n) / (10 + n))``, as in torch-ema,
-    which the published trainings of NequIP and MACE use.
+    which the published trainings of NequIP and MACE use. Lightning's own callback averages a copy of the
+    module; a copy of e3nn's generated code has other buffers than the original and cannot be averaged.
     """
 
-    @torch.no_grad()
-    def update(averaged, current, updates):
-        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
-        torch._foreach_lerp_(averaged, current, weight)
+    def __init__(self, decay):
+        self.decay, self.updates, self.average = decay, 0, None
 
-    return WeightAveraging(use_buffers=False, multi_avg_fn=update)
+    def on_train_start(self, trainer, learner):
+        current = list(learner.parameters())
+        stored = current if self.average is None else self.average
+        self.average = [
+            value.detach().to(p.device, copy=True) for value, p in zip(stored, current, strict=True)
+        ]
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
+        kept = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
+        torch._foreach_lerp_(self.average, list(learner.parameters()), 1 - kept)
+        self.updates += 1
+
+    def on_validation_epoch_start(self, trainer, learner):
+        self._swap(learner)
+
+    def on_validation_epoch_end(self, trainer, learner):
+        self._swap(learner)
+
+    @torch.no_grad()
+    def _swap(self, learner):
+        for parameter, average in zip(learner.parameters(), self.average, strict=True):
+            last = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(last)
+
+    def state_dict(self):
+        return {"updates": self.updates, "average": self.average}
+
+    def load_state_dict(self, state):
+        self.updates, self.average = state["updates"], state["average"]
 
 
 # -- one run --------------------------------------------------------------------------------------------
@@ -484,7 +512,7 @@ def _run(learner, config, parameters, train, validation):
     watch = Watch(progress=config.progress)
     watch.bar.set_description(f"{config.model} on {cards.dataset(config.dataset).name}")
     decay = learner.hyper.ema_decay
-    average = [average_weights(decay)] if decay else []
+    average = [WeightAverage(decay)] if decay else []
     callbacks = [watch, *average, Checkpoint(_checkpoint_path(config), parameters)]
     with _quiet():
         trainer = _trainer(config, learner, callbacks)

@@ -130,6 +130,26 @@ def test_a_checkpoint_of_other_parameters_is_not_used(dataset, monkeypatch):
     assert train._usable_checkpoint(other, other.parameters()) is None
 
 
+def test_the_average_of_weights_follows_its_formula(dataset, monkeypatch):
+    seen = []
+    step = train.WeightAverage.on_train_batch_end
+
+    def watched(self, trainer, learner, *arguments):
+        before = [value.clone() for value in self.average]
+        step(self, trainer, learner, *arguments)
+        seen.append((before, [p.detach().clone() for p in learner.parameters()], self.average[0].clone()))
+
+    monkeypatch.setattr(train.WeightAverage, "on_train_batch_end", watched)
+    fit(config(dataset, max_steps=3, training={"ema_decay": 0.15}))
+    for (before, current, after), kept in zip(seen, [0, 0.15, 0.15], strict=True):
+        assert torch.allclose(after, kept * before[0] + (1 - kept) * current[0])
+
+
+def test_the_published_mace_can_be_averaged(dataset):
+    """A copy of its generated code has other buffers than the original."""
+    assert fit(config(dataset, preset="paper", max_steps=1)).status == "complete"
+
+
 def test_a_time_budget_is_kept(dataset):
     record = fit(config(dataset, max_steps=None, max_seconds=2.0))
     assert 2.0 <= record["seconds"] < 4.0
