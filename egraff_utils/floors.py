@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from egraff_utils import data, records, statistics, structure
+from egraff_utils import audit, data, records, statistics, structure
 from egraff_utils.records import Metric
 
 
@@ -28,14 +28,15 @@ def measure(dataset, *, campaign="demo", seed=0):
     -------
     Record
         Kind ``dataset``, model ``reference``. Metrics: frames of the three splits, ``zero_force_mae`` and
-        ``force_rms`` (meV/Å), ``energy_std`` (meV), all of the test split, and those of :func:`noise_floors`.
+        ``force_rms`` (meV/Å), ``energy_std`` (meV), for molecules ``virial_temperature`` (K), all of the test
+        split, and those of :func:`noise_floors`.
     """
     started = time.time()
     frames = {split: data.load(dataset, split) for split in ("train", "val", "test")}
     energies = np.array([atoms.get_potential_energy() for atoms in frames["test"]])
     forces = np.concatenate([atoms.get_forces() for atoms in frames["test"]])
     key = ("dataset", campaign, dataset, "reference", seed)
-    parameters = {"frames": records.digest(energies, forces)}
+    parameters = {"frames": records.digest(energies, forces), "version": 2}
     if stored := records.find(*key, parameters):
         return stored
     measured = [Metric(f"frames_{split}", len(atoms), "1") for split, atoms in frames.items()]
@@ -44,6 +45,10 @@ def measure(dataset, *, campaign="demo", seed=0):
         Metric("force_rms", 1000 * np.sqrt((forces**2).mean()), "meV/Å"),
         Metric("energy_std", 1000 * energies.std(), "meV"),
     ]
+    if not frames["test"][0].pbc.any():
+        virial = audit.virial_temperature(frames["test"])
+        low, high = statistics.bootstrap_interval(virial)
+        measured.append(Metric("virial_temperature", virial.mean(), "K", low, high, len(virial)))
     measured += noise_floors(frames["test"], seed=seed)
     record = records.Record(*key, parameters, measured, provenance=records.provenance(started))
     records.write(record)

@@ -33,6 +33,7 @@ METRIC_NAMES = {
     "rmsd": "RMSD",
     "deviation": "Deviation from the reference",
     "temperature": "Temperature",
+    "virial_temperature": "Virial temperature",
     "stable_fraction": "Stable fraction",
     "stable_steps": "Stable steps",
     "ms_per_step": "Time per MD step",
