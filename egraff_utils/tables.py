@@ -91,7 +91,6 @@ COLUMNS = (
     Column("structure", "JSD (nats)", "jsd", 5),
     Column("dynamics", "Root EV (1e-5)", "ev_root", 2, 1e5, 3, "ev_gmean_1e-5"),
     Column("dynamics", "FV (dimensionless)", "fv", 3, 1.0, 3, "fv_gmean"),
-    Column("dynamics", "RMSD (Å)", "rmsd", 2),
     Column("dynamics", "Stable fraction (dimensionless)", "stable_fraction", 2, lower_is_better=False),
     Column("cost", "Training (s/epoch)", "seconds_per_epoch", 2, 1.0, 4, "train_min_per_epoch", 60.0),
     Column("cost", "MD (ms/step)", "ms_per_step", 1, 1.0, 4, "inference_min_per_1000_steps", 60.0),
@@ -126,7 +125,11 @@ def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def leaderboard_values(
-    frame: pd.DataFrame, dataset: str | None = None, *, groups: tuple[str, ...] = tuple(SHADES)
+    frame: pd.DataFrame,
+    dataset: str | None = None,
+    *,
+    groups: tuple[str, ...] = tuple(SHADES),
+    metrics: tuple[str, ...] | None = None,
 ) -> pd.DataFrame:
     """Numbers of the leaderboard: a row for every dataset and model, the paper's value beside ours.
 
@@ -138,6 +141,8 @@ def leaderboard_values(
         Only this dataset; all of them by default.
     groups
         Which of ``accuracy``, ``structure``, ``dynamics`` and ``cost`` to show.
+    metrics
+        Only these metrics of the groups; all of them by default.
 
     Returns
     -------
@@ -156,14 +161,14 @@ def leaderboard_values(
     index = _index(rows)
     values = {}
     for column in COLUMNS:
-        if column.group in groups:
+        if column.group in groups and (metrics is None or column.metric in metrics):
             values[column.head, PAPER] = _published(column, index)
             values[column.head, OURS] = _ours(column, rows, index)
     return pd.DataFrame(values, index=index).dropna(axis="columns", how="all")
 
 
-def leaderboard(frame: pd.DataFrame, dataset: str | None = None, *, groups: tuple[str, ...] = tuple(SHADES)):
-    """The leaderboard as a styled table, see `leaderboard_values`.
+def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
+    """The leaderboard as a styled table; arguments as those of `leaderboard_values`.
 
     Better values are darker, within one dataset and column. ``not run`` stands for a cell without a record,
     a dash for a value that the paper does not give, a dagger behind a model for a run that broke the
@@ -173,7 +178,7 @@ def leaderboard(frame: pd.DataFrame, dataset: str | None = None, *, groups: tupl
     -------
     pandas Styler, which a notebook shows as HTML.
     """
-    values = leaderboard_values(frame, dataset, groups=groups)
+    values = leaderboard_values(frame, dataset, **selection)
     marks = _marked(main_rows(frame))
     shown = values.reset_index()
     shown["model"] = [_model_cell(d, m, marks) for d, m in values.index]
@@ -192,7 +197,8 @@ def leaderboard(frame: pd.DataFrame, dataset: str | None = None, *, groups: tupl
     css.index = shown.index
     styler = shown.style.apply(lambda _: css, axis=None)
     styler = styler.format(_formats(values))
-    styler = _finish(styler, "-".join(["leaderboard", dataset or "all", *groups]))
+    chosen = [name for names in selection.values() for name in names]
+    styler = _finish(styler, "-".join(["leaderboard", dataset or "all", *chosen]))
     return styler.set_table_styles([{"selector": "td", "props": "white-space: nowrap"}], overwrite=False)
 
 

@@ -5,7 +5,7 @@ import pytest
 from egraff_utils import paper
 
 DATASETS = {"acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "lips", "gete"}
-MODELS = {"nequip", "allegro", "botnet", "mace", "equiformer", "torchmdnet"}
+MODELS = {"nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net"}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
