@@ -166,8 +166,18 @@ def test_saved_and_loaded_is_the_same(ff, tmp_path):
     loaded, atoms = models.load(path), ethanol()
     np.testing.assert_array_equal(energy(loaded, atoms), energy(ff, atoms))
     np.testing.assert_array_equal(forces(loaded, atoms), forces(ff, atoms))
+    assert path.stat().st_size < 20_000 + 10 * sum(p.numel() for p in ff.parameters())  # few buffers
     with pytest.raises(FileNotFoundError, match="no weights"):
         models.load(tmp_path / "other.safetensors")
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    models.save(build("mace"), path)
+    arguments = path.with_suffix(".build.json")
+    arguments.write_text(arguments.read_text().replace('"mace"', '"nequip"'))
+    with pytest.raises(ValueError, match="does not fit its build arguments"):
+        models.load(path)
 
 
 def test_building_leaves_the_default_dtype_alone():

@@ -169,10 +169,21 @@ def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **ov
 
 
 def save(ff, path):
-    """Write weights (safetensors) and, beside them as JSON, the arguments of :func:`build`."""
+    """Write weights (safetensors) and, beside them as JSON, the arguments of :func:`build`.
+
+    Of the buffers only those are written that :func:`build` would not make anew: the constants of MACE's
+    contractions weigh 40 times as much as its parameters.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        constants = dict(_rebuild(ff.build_arguments).named_buffers())
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in ff.state_dict().items()}
+    tensors = {
+        key: value
+        for key, value in tensors.items()
+        if key not in constants or not torch.equal(value, constants[key])
+    }
     temporary = path.with_suffix(".partial")
     save_file(tensors, temporary)
     path.with_suffix(".build.json").write_text(json.dumps(ff.build_arguments, indent=1) + "\n")
@@ -186,16 +197,25 @@ def load(path, *, device="cpu"):
     ------
     FileNotFoundError
         If the weights or their build arguments are missing, naming the file.
+    ValueError
+        If the file lacks a parameter of the model, or holds one that it does not have.
     """
     path = Path(path)
     for file in (path, path.with_suffix(".build.json")):
         if not file.is_file():
             raise FileNotFoundError(f"no weights: {file} does not exist; train the model first")
-    arguments = json.loads(path.with_suffix(".build.json").read_text())
-    arguments["dtype"] = getattr(torch, arguments["dtype"].removeprefix("torch."))
-    ff = build(**arguments)
-    ff.load_state_dict(load_file(path))
+    ff = _rebuild(json.loads(path.with_suffix(".build.json").read_text()))
+    found = ff.load_state_dict(load_file(path), strict=False)
+    wrong = [name for name, _ in ff.named_parameters() if name in found.missing_keys] + found.unexpected_keys
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit its build arguments: {', '.join(wrong[:3])}; train the model anew"
+        )
     return ff.to(device).eval()
+
+
+def _rebuild(arguments):
+    return build(**{**arguments, "dtype": getattr(torch, arguments["dtype"].removeprefix("torch."))})
 
 
 def _builder(name):
