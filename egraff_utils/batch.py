@@ -112,9 +112,9 @@ def clean(notebook):
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
             for output in cell.outputs:
-                text = output.get("data", {}).get("text/plain")
-                if text:
-                    output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", text)
+                for kind, text in output.get("data", {}).items():
+                    if kind.endswith("text/plain"):
+                        output.data[kind] = re.sub(r" at 0x[0-9a-f]+", "", text)
     return notebook
 
 

@@ -74,13 +74,11 @@ def test_figure_labels_are_unique_and_carry_the_page():
 def test_notebooks_take_what_their_campaign_sets(name):
     settings = campaign.load(name)
     for dataset, model, seed in settings.cells():
-        training = settings.training_parameters(dataset, model, seed)
-        batch.check_parameters(batch.NOTEBOOKS / "training" / f"{model}.ipynb", training)
-        notebook = batch.NOTEBOOKS / "rollout" / f"{dataset}.ipynb"
-        if not notebook.exists():
-            pytest.fail(f"campaign {name} rolls out {dataset}, which has no rollout notebook")
+        known = batch.parameters_of(batch.NOTEBOOKS / "training" / f"{model}.ipynb")
+        assert set(settings.training_parameters(dataset, model, seed)) <= set(known)
+        known = batch.parameters_of(batch.NOTEBOOKS / "rollout" / f"{dataset}.ipynb")
         for protocol in settings.protocols(dataset):
-            batch.check_parameters(notebook, settings.rollout_parameters(dataset, model, seed, protocol))
+            assert set(settings.rollout_parameters(dataset, model, seed, protocol)) <= set(known)
 
 
 def test_no_notebook_reaches_outside(notebook):
