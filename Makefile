@@ -29,7 +29,7 @@ setup: .venv/installed  ## make .venv and install the pinned environment
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-demo: setup  ## train and roll out six models on two systems, build the book on it (15 min, 2 cores)
+demo: setup  ## train and roll out six models on two systems, build the book on it (10 min, 2 cores)
 	$(BIN)/python -m egraff_utils.batch demo $(PARALLEL)
 
 campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
