@@ -1,0 +1,99 @@
+"""Measures of agreement against scipy, permutations, and numbers worked out by hand."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from egraff_utils import agreement, paper
+
+
+def _cells(published, ours, groups=("a",)):
+    """Cells of groups with equally many models each."""
+    models = [f"m{k}" for k in range(len(published) // len(groups))]
+    index = pd.MultiIndex.from_product([groups, models], names=["dataset", "model"])
+    return pd.DataFrame({"paper": published, "ours": ours}, index=index, dtype=float)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rank_correlation_is_scipys(seed):
+    first, second = np.random.default_rng(seed).integers(5, size=(2, 12))  # with ties
+    assert agreement.rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second)[0])
+
+
+def test_rank_correlation_without_an_order_is_nan():
+    assert np.isnan(agreement.rank_correlation([1, 2], [1, 2]))
+    assert np.isnan(agreement.rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+def test_scale_of_the_datasets_carries_the_overall_correlation():
+    """Two datasets a factor of 100 apart, each reversed: nine of 15 pairs of cells in order."""
+    cells = _cells([1, 2, 3, 100, 200, 300], [3, 2, 1, 300, 200, 100], groups=("small", "large"))
+    found = agreement.agreement(cells)
+    assert found.overall == pytest.approx(1 - 6 * (2 * (4 + 0 + 4)) / (6 * 35))
+    assert found.within == -1
+    assert (found.cells, found.groups) == (6, 2)
+    assert found.chance == pytest.approx(0.5)
+
+
+def test_ratio_and_its_spread():
+    """Ratios 2 and 8: mean of the logarithms is ln 4, their standard deviation ln 4 / sqrt(2)."""
+    found = agreement.agreement(_cells([1, 1, 0], [2, 8, 5]))
+    assert found.ratio == pytest.approx(4)
+    assert found.spread == pytest.approx(4 ** np.sqrt(0.5))
+    assert found.cells == 3
+
+
+def test_chance_is_that_of_all_permutations():
+    values = [1.0, 2.0, 2.0, 5.0]
+    found = [agreement.rank_correlation(values, p) for p in itertools.permutations([1, 2, 3, 4])]
+    assert np.std(found) == pytest.approx(agreement.chance_deviation(_cells(values, [1, 2, 3, 4])))
+    two = _cells(values * 2, [1, 2, 3, 4] * 2, groups=("a", "b"))
+    assert agreement.chance_deviation(two) == pytest.approx(np.std(found) / np.sqrt(2))
+
+
+def test_verdicts():
+    published = list(range(6)) * 4
+    same, opposite = (
+        _cells(published, published, list("abcd")),
+        _cells(published, published[::-1], list("abcd")),
+    )
+    assert agreement.verdict(agreement.agreement(same)) == agreement.AS_PUBLISHED
+    assert agreement.verdict(agreement.agreement(opposite)) == agreement.REVERSED
+    assert agreement.agreement(same).overall_low == pytest.approx(1)
+
+
+def test_nothing_to_compare():
+    empty = _cells([1.0], [2.0]).iloc[:0]
+    found = agreement.agreement(empty)
+    assert found.cells == 0
+    assert np.isnan(found[2:]).all()
+    table = agreement.agreement_table({("1", "Force MAE"): empty})
+    assert agreement.sentence(table.iloc[0]) == agreement.verdict(found) == "not run"
+    assert list(agreement.agreement_table({}).columns)[-1] == "order"
+
+
+def test_matched_keeps_cells_with_both():
+    values = _cells([1, np.nan, 3], [2, 4, np.nan])
+    values.columns = pd.MultiIndex.from_tuples([("WF (%)", "paper"), ("WF (%)", "cpu")])
+    assert agreement.matched(values, "WF (%)", source="cpu").to_numpy().tolist() == [[1, 2]]
+    assert agreement.matched(values, "WF (%)").empty
+    assert agreement.matched(values, "FV").empty
+
+
+def test_published_values_against_themselves():
+    """Tables 2 and 6 hold the same runs at 300 K, except for one value of Equiformer."""
+    table = paper.table(6).query("temperature_k == 300").set_index(["dataset", "model"])
+    other = paper.table(2).set_index(["dataset", "model"]).reindex(table.index)
+    cells = pd.DataFrame({"paper": other.wf_percent, "ours": table.wf_percent})
+    found = agreement.agreement(cells)
+    assert found.cells == 12
+    assert found.ratio == pytest.approx(1, abs=0.01)
+    assert agreement.verdict(found) == agreement.AS_PUBLISHED
+
+
+def test_published_epochs():
+    assert agreement.published_epochs("mace") == 1500
+    assert agreement.published_epochs("nequip") == 10000
