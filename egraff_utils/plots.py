@@ -3,7 +3,7 @@
 Every function draws into `ax` (or into a new figure), labels both axes with their units, sets no title (the
 caption is the title) and returns the axes. A model keeps its colour through the whole book, the reference
 is black, and a noise floor is a grey band. Letters in shapes: R replicas, T frames, N atoms, B bins, P
-pairs of elements.
+pairs of elements. Figures over many records are in `figures`, which shares the pieces at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Circle
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from egraff_utils.tables import METRIC_NAMES, dataset_title, main_rows, model_title
 
@@ -110,17 +110,17 @@ def plot_learning_curve(
         "train_loss": f"Training loss ({DIMENSIONLESS})",
         "val_loss": f"Validation loss ({DIMENSIONLESS})",
     }
-    ax = _axes(ax)
+    ax = take_axes(ax)
     ax.plot(
-        _curve(record, x),
-        _curve(record, metric),
+        read_curve(record, x),
+        read_curve(record, metric),
         color=model_color(record.model),
-        marker=_marker(record.model),
+        marker=model_marker(record.model),
         markevery=0.12,
         label=label or model_title(record.model),
     )
     ax.set(xlabel=names.get(x, x), ylabel=names.get(metric, metric))
-    _set_log(ax, "y")
+    set_log_scale(ax, "y")
     return ax
 
 
@@ -142,12 +142,16 @@ def plot_rdf(record, *, label: str | None = None, ax: Axes | None = None) -> Axe
     ValueError
         If the record has no such curve.
     """
-    ax = _axes(ax)
-    r = _curve(record, "rdf_r")
+    ax = take_axes(ax)
+    r = read_curve(record, "rdf_r")
     ax.plot(
-        r, _curve(record, "rdf_reference"), color=REFERENCE_COLOR, linewidth=1.4, label=_reference_label(ax)
+        r,
+        read_curve(record, "rdf_reference"),
+        color=REFERENCE_COLOR,
+        linewidth=1.4,
+        label=_reference_label(ax),
     )
-    _plot_replicas(ax, r, _curve(record, "rdf"), record.model, label)
+    _plot_replicas(ax, r, read_curve(record, "rdf"), record.model, label)
     ax.set(xlabel="Distance r (Å)", ylabel=f"g(r) ({DIMENSIONLESS})", xlim=(0, r[-1]), ylim=(0, None))
     ax.legend()
     return ax
@@ -170,9 +174,9 @@ def plot_partial_rdfs(record, *, label: str | None = None, ax: Axes | None = Non
     ValueError
         If the record has no such curve.
     """
-    ax = _axes(ax)
-    r, pairs = _curve(record, "rdf_r"), [str(pair) for pair in _curve(record, "pairs")]
-    generated, reference = _curve(record, "rdf_partial"), _curve(record, "rdf_partial_reference")
+    ax = take_axes(ax)
+    r, pairs = read_curve(record, "rdf_r"), [str(pair) for pair in read_curve(record, "pairs")]
+    generated, reference = read_curve(record, "rdf_partial"), read_curve(record, "rdf_partial_reference")
     reference_label = _reference_label(ax)
     for place, pair in enumerate(pairs):
         height = np.nanmax(reference[place]) or 1.0
@@ -223,14 +227,14 @@ def plot_violations(
     """
     if metric not in VIOLATION_LABELS:
         raise ValueError(f"{metric=} is not a violation; choose one of {sorted(VIOLATION_LABELS)}")
-    ax = _axes(ax)
-    values = np.asarray(_curve(record, metric), float)
+    ax = take_axes(ax)
+    values = np.asarray(read_curve(record, metric), float)
     values = np.where(values > 0, values, np.nan)
     if floor is not None:
-        _plot_floor(ax, floor)
-    _plot_replicas(ax, _curve(record, "time"), values, record.model, label, geometric=True)
+        plot_floor(ax, floor)
+    _plot_replicas(ax, read_curve(record, "time"), values, record.model, label, geometric=True)
     ax.set(xlabel="Time (fs)", ylabel=VIOLATION_LABELS[metric])
-    _set_log(ax, "y")
+    set_log_scale(ax, "y")
     ax.legend()
     return ax
 
@@ -250,9 +254,9 @@ def plot_temperature(record, target: float, *, label: str | None = None, ax: Axe
     ValueError
         If the record has no such curve.
     """
-    ax = _axes(ax)
+    ax = take_axes(ax)
     ax.axhline(target, color=REFERENCE_COLOR, linestyle="--", linewidth=1.2, label=f"target {target:g} K")
-    _plot_replicas(ax, _curve(record, "time"), _curve(record, "temperature"), record.model, label)
+    _plot_replicas(ax, read_curve(record, "time"), read_curve(record, "temperature"), record.model, label)
     ax.set(xlabel="Time (fs)", ylabel="Temperature (K)")
     ax.legend()
     return ax
@@ -271,8 +275,8 @@ def plot_rmsd(record, *, label: str | None = None, ax: Axes | None = None) -> Ax
     ValueError
         If the record has no such curve.
     """
-    ax = _axes(ax)
-    _plot_replicas(ax, _curve(record, "time"), _curve(record, "rmsd"), record.model, label)
+    ax = take_axes(ax)
+    _plot_replicas(ax, read_curve(record, "time"), read_curve(record, "rmsd"), record.model, label)
     ax.set(xlabel="Time (fs)", ylabel="RMSD (Å)", ylim=(0, None))
     ax.legend()
     return ax
@@ -309,7 +313,7 @@ def plot_forces_parity(
         raise ValueError(f"{predicted.shape=} but {reference.shape=}")
     error = 1000 * np.abs(predicted - reference).mean()
     label = label or f"{model_title(model) if model else 'model'}, MAE {error:.1f} meV/Å"
-    ax = _axes(ax)
+    ax = take_axes(ax)
     ax.plot(
         reference.ravel(),
         predicted.ravel(),
@@ -349,7 +353,7 @@ def plot_energy_histogram(
     """
     energies = energies_per_atom(frames)
     zero = energies.mean() if zero is None else zero
-    ax = _axes(ax)
+    ax = take_axes(ax)
     ax.hist(1000 * (energies - zero), bins=40, density=True, histtype="step", linewidth=1.8, label=label)
     ax.set(xlabel="Energy above the mean (meV/atom)", ylabel="Density (atom/meV)")
     if label:
@@ -391,7 +395,7 @@ def plot_force_distribution(
         raise ValueError("no frames: a force distribution needs at least one")
     lengths = np.concatenate([np.linalg.norm(atoms.get_forces(), axis=1) for atoms in frames])
     numbers = np.concatenate([atoms.numbers for atoms in frames])
-    ax = _axes(ax)
+    ax = take_axes(ax)
     edges = np.linspace(0, np.quantile(lengths, 0.999), 60)
     lines = ("-", "--", "-.", ":")
     for place, number in enumerate(np.unique(numbers)):
@@ -428,7 +432,7 @@ def plot_structure(
     label
         Text in the upper left corner.
     """
-    ax = _axes(ax)
+    ax = take_axes(ax)
     turn = _rotation(*rotation)
     origin = atoms.positions.mean(0)
     points = (atoms.positions - origin) @ turn.T
@@ -490,14 +494,14 @@ def plot_leaderboard(
     """
     frame = frame if dataset is None else frame[frame.dataset == dataset]
     points = _pair_metrics(frame, x, y)
-    ax = _axes(ax)
+    ax = take_axes(ax)
     markers = dict(zip(sorted(points.dataset.unique()), MARKERS * 4, strict=False))
     for row in points.itertuples():
         ax.errorbar(
             row.x,
             row.y,
-            xerr=_error(row.x, row.x_low, row.x_high),
-            yerr=_error(row.y, row.y_low, row.y_high),
+            xerr=error_bar(row.x, row.x_low, row.x_high),
+            yerr=error_bar(row.y, row.y_low, row.y_high),
             color=model_color(row.model),
             marker=markers[row.dataset],
             markeredgecolor="0.2",
@@ -505,33 +509,59 @@ def plot_leaderboard(
             linestyle="none",
             elinewidth=1,
         )
-    for model in sorted(points.model.unique(), key=_model_place):
+    for model in sorted(points.model.unique(), key=model_place):
         ax.plot([], [], "o", color=model_color(model), label=f"{label or ''}{model_title(model)}")
     for name, marker in markers.items():
         if len(markers) > 1:
             ax.plot([], [], marker, color="0.5", linestyle="none", label=dataset_title(name))
     for axis, values in (("x", points.x), ("y", points.y)):
         if (values > 0).all() and values.max() > 3 * values.min():
-            _set_log(ax, axis)
-    ax.set(xlabel=_metric_label(frame, x), ylabel=_metric_label(frame, y))
+            set_log_scale(ax, axis)
+    ax.set(xlabel=metric_label(frame, x), ylabel=metric_label(frame, y))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 
-def _axes(ax):
+# what figures share, here and in `figures`
+
+
+def take_axes(ax: Axes | None) -> Axes:
+    """The axes themselves, or those of a new figure."""
     return plt.subplots()[1] if ax is None else ax
 
 
-def _set_log(ax, axis):
-    """Logarithmic axis with plain numbers at 1, 2 and 5 of every decade."""
+def set_log_scale(ax: Axes, axis: str) -> None:
+    """Logarithmic axis ``"x"`` or ``"y"`` with plain numbers; call it after drawing.
+
+    Ticks at 1, 2 and 5 of every decade, at 1 alone where the data span more than two decades.
+    """
     ax.set(**{f"{axis}scale": "log"})
+    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
     ticks = getattr(ax, f"{axis}axis")
-    ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ticks.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     ticks.set_minor_formatter(NullFormatter())
 
 
-def _curve(record, name):
+def short_number(value: float) -> str:
+    """A number as a tick shows it.
+
+    Examples
+    --------
+    >>> short_number(0.5), short_number(20000.0), short_number(2e-06)
+    ('0.5', '20000', '2e-6')
+    """
+    return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def read_curve(record, name: str) -> np.ndarray:
+    """A curve of a record.
+
+    Raises
+    ------
+    ValueError
+        If the record has no such curve; names those it has.
+    """
     if name not in record.curves:
         raise ValueError(
             f"the {record.kind} record of {record.model} on {record.dataset} has no curve {name!r}; "
@@ -540,13 +570,58 @@ def _curve(record, name):
     return np.asarray(record.curves[name])
 
 
-def _marker(model):
-    return MARKERS[_model_place(model) % len(MARKERS)]
-
-
-def _model_place(model):
+def model_place(model: str) -> int:
+    """Place of a model in the list of colours, unknown ones last: a key to sort by."""
     names = list(MODEL_COLORS)
     return names.index(model) if model in names else len(names)
+
+
+def model_marker(model: str) -> str:
+    """Marker of a model, the same in the whole book."""
+    return MARKERS[model_place(model) % len(MARKERS)]
+
+
+def replica_mean(values: np.ndarray, *, geometric: bool = False) -> np.ndarray:
+    """Mean over the replicas that have a value, shape ``(T,)`` from ``(R, T)``; NaN where none has.
+
+    Examples
+    --------
+    >>> replica_mean(np.array([[1.0, 4.0], [3.0, np.nan]]))
+    array([2., 4.])
+    """
+    values = np.ma.masked_invalid(values)
+    mean = np.ma.exp(np.ma.log(values).mean(0)) if geometric else values.mean(0)
+    return np.ma.filled(mean.astype(float), np.nan)
+
+
+def plot_floor(ax: Axes, floor: float | Sequence[float], *, label: str | None = None) -> None:
+    """Grey band behind the curves: at one value, or over an interval ``(low, high)``."""
+    if np.ndim(floor) == 0:
+        label = label or f"floor {float(floor):.3g}"
+        ax.axhline(floor, color=FLOOR_COLOR, alpha=0.45, linewidth=7, zorder=0, label=label)
+    else:
+        ax.axhspan(*floor, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0, label=label or "floor")
+
+
+def error_bar(value: float, low: float, high: float) -> np.ndarray | None:
+    """Distances from a value to the ends of its interval, shape ``(2, 1)``; none where there is none.
+
+    Examples
+    --------
+    >>> error_bar(5.0, 4.0, 7.0)
+    array([[1.],
+           [2.]])
+    """
+    if np.isnan([low, high]).any():
+        return None
+    return np.array([[max(value - low, 0.0)], [max(high - value, 0.0)]])
+
+
+def metric_label(frame: pd.DataFrame, metric: str) -> str:
+    """Name of a metric with its unit, as an axis shows it."""
+    units = frame.loc[frame.metric == metric, "unit"].dropna()
+    unit = units.iloc[0] if len(units) else "1"
+    return f"{METRIC_NAMES.get(metric, metric)} ({DIMENSIONLESS if unit == '1' else unit})"
 
 
 def _reference_label(ax):
@@ -559,23 +634,12 @@ def _plot_replicas(ax, x, values, model, label, *, geometric=False):
     color = model_color(model)
     ax.plot(x, values.T, color=color, linewidth=0.6, alpha=0.35)
     ax.plot(
-        x, _replica_mean(values, geometric), color=color, linewidth=2.0, label=label or model_title(model)
+        x,
+        replica_mean(values, geometric=geometric),
+        color=color,
+        linewidth=2.0,
+        label=label or model_title(model),
     )
-
-
-def _replica_mean(values, geometric):
-    values = np.ma.masked_invalid(values)
-    mean = np.ma.exp(np.ma.log(values).mean(0)) if geometric else values.mean(0)
-    return np.ma.filled(mean.astype(float), np.nan)
-
-
-def _plot_floor(ax, floor):
-    if np.ndim(floor) == 0:
-        ax.axhline(
-            floor, color=FLOOR_COLOR, alpha=0.45, linewidth=7, zorder=0, label=f"floor {float(floor):.3g}"
-        )
-    else:
-        ax.axhspan(*floor, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0, label="floor")
 
 
 def _rotation(turn, tilt):
@@ -633,15 +697,3 @@ def _pair_metrics(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
             f"no model has both {x!r} and {y!r}; the frame has {sorted(frame.metric.dropna().unique())}"
         )
     return points
-
-
-def _error(value: float, low: float, high: float):
-    if np.isnan([low, high]).any():
-        return None
-    return np.array([[max(value - low, 0.0)], [max(high - value, 0.0)]])
-
-
-def _metric_label(frame, metric):
-    units = frame.loc[frame.metric == metric, "unit"].dropna()
-    unit = units.iloc[0] if len(units) else "1"
-    return f"{METRIC_NAMES.get(metric, metric)} ({DIMENSIONLESS if unit == '1' else unit})"
