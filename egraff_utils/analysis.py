@@ -32,6 +32,9 @@ UNITS = {
 }
 
 
+STRUCTURE = {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw}
+
+
 @dataclass(frozen=True)
 class Reference:
     """What a rollout is compared with, frame by frame and on average."""
@@ -131,12 +134,90 @@ def measure(trajectory, atoms, reference, *, timestep, steps, bonds=None):
     if bonds is not None:
         curves |= _bond_curves(trajectory.positions, *bonds)
     found = [_rdf(_sound(trajectory, [r]), atoms) for r in range(len(trajectory.energy))]
-    values = _per_replica(trajectory, curves, time, steps, len(atoms))
-    values |= _structure_metrics(found, reference.rdf)
+    structures = _rdf_curves(found, reference.rdf) | {"stable_step": trajectory.stable_step}
+    values = replica_values(curves | structures)
+    values["stable_fraction"] = [
+        stable / steps if reason else 1.0
+        for stable, reason in zip(trajectory.stable_step, trajectory.reasons, strict=True)
+    ]
+    values["energy_drift"] = [_drift(time, energy) / len(atoms) for energy in curves["energy"]]
     curves = {name: _thin(curve, name) for name, curve in curves.items()} | {"time": _thin(time)}
-    curves |= _rdf_curves(found, reference.rdf) | {"stable_step": trajectory.stable_step}
-    ordered = [summary(name, values[name], unit) for name, unit in UNITS.items()]
-    return ordered + _costs(trajectory) + [Metric("reference_contiguous", reference.contiguous, "1")], curves
+    ordered = [summary(name, values.get(name, []), unit) for name, unit in UNITS.items()]
+    contiguous = Metric("reference_contiguous", reference.contiguous, "1")
+    return ordered + _costs(trajectory) + [contiguous], curves | structures
+
+
+def replica_values(curves):
+    """One value per replica of every metric that the curves of a rollout determine.
+
+    Parameters
+    ----------
+    curves
+        As :func:`measure` gives them; a pooled record's have no radial distributions.
+
+    Returns
+    -------
+    dict of ndarray
+        Shape ``(R,)``: geometric means over time of ``ev``, ``ev_root``, ``fv``; means over the last tenth of
+        the time of ``rmsd`` and ``deviation`` (Å); mean ``temperature`` (K); ``wf`` (%), ``jsd`` and
+        ``jsd_raw`` (nats); ``stable_steps``. NaN where a replica has no value.
+    """
+    over_time = dict.fromkeys(("ev", "ev_root", "fv"), _geometric)
+    over_time |= {"rmsd": _late_mean, "deviation": _late_mean, "temperature": np.nanmean}
+    values = {
+        name: np.array([average(curve) for curve in curves[name]])
+        for name, average in over_time.items()
+        if name in curves
+    }
+    if "rdf" in curves:
+        for name, compare in STRUCTURE.items():
+            reference = curves["rdf_reference"]
+            values[name] = np.array([compare(g, reference) if g.any() else np.nan for g in curves["rdf"]])
+    return values | {"stable_steps": curves["stable_step"]}
+
+
+def pool(parts):
+    """Metrics and curves of rollouts of several compositions by one model, over all their replicas.
+
+    Parameters
+    ----------
+    parts
+        ``{composition: Record}`` of rollouts.
+
+    Returns
+    -------
+    metrics : list of Metric
+        As :func:`measure` gives them; costs are means over the parts.
+    curves : dict
+        Those over time, NaN behind the end of a shorter part, and ``composition`` (R,).
+    """
+    found = [record.curves for record in parts.values()]
+    time = max((curves["time"] for curves in found), key=len)
+    curves = {"time": time}
+    for name in ("ev", "ev_root", "fv", "rmsd", "temperature"):
+        curves[name] = np.concatenate([_pad(c[name], len(time)) for c in found])
+    curves["stable_step"] = np.concatenate([c["stable_step"] for c in found])
+    replicas = [len(c["stable_step"]) for c in found]
+    curves["composition"] = np.repeat(list(parts), replicas)
+    each = [replica_values(c) for c in found]
+    values = {name: np.concatenate([v[name] for v in each]) for name in each[0]}
+    values["stable_fraction"] = np.concatenate([_stable_fraction(r) for r in parts.values()])
+    ordered = [summary(name, values[name], unit) for name, unit in UNITS.items() if name in values]
+    for name in ("ms_per_step", "replica_steps_per_second", "steps", "reference_contiguous"):
+        costs = [r.metric(name) for r in parts.values()]
+        ordered.append(Metric(name, np.mean([m.value for m in costs]), costs[0].unit))
+    return ordered, curves
+
+
+def _stable_fraction(record):
+    """Of every replica, shape ``(R,)``; one that ran to the end of the simulation is stable."""
+    stable = record.curves["stable_step"]
+    return np.where(stable < record["steps"], stable / record.parameters["steps"], 1.0)
+
+
+def _pad(curve, length):
+    """A curve (R, T) with NaN up to a number of frames."""
+    return np.pad(curve, [(0, 0), (0, length - curve.shape[1])], constant_values=np.nan)
 
 
 def summary(name, values, unit):
@@ -208,30 +289,9 @@ def _bond_curves(positions, pairs, lengths):
     return {"bond_length_mean": found.mean(-1), "bond_length_std": (found - lengths).std(-1)}
 
 
-def _per_replica(trajectory, curves, time, steps, size):
-    """One value per replica of every metric over time."""
-    rows = []
-    for replica, stable in enumerate(trajectory.stable_step):
-        n = trajectory.frames(replica)
-        rows.append(
-            {name: _geometric(curves[name][replica]) for name in ("ev", "ev_root", "fv")}
-            | {
-                "rmsd": _late_mean(curves["rmsd"], replica),
-                "deviation": _late_mean(curves.get("deviation"), replica),
-                "temperature": curves["temperature"][replica, :n].mean(),
-                "stable_steps": stable,
-                "stable_fraction": stable / steps if trajectory.reasons[replica] else 1.0,
-                "energy_drift": _drift(time[:n], curves["energy"][replica, :n]) / size,
-            }
-        )
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _late_mean(curve, replica):
+def _late_mean(curve):
     """Mean over the last tenth of the frames that have a value."""
-    if curve is None:
-        return np.nan
-    values = curve[replica][np.isfinite(curve[replica])]
+    values = curve[np.isfinite(curve)]
     return values[-max(1, len(values) // 10) :].mean() if len(values) else np.nan
 
 
@@ -244,18 +304,11 @@ def _geometric(values):
 
 
 def _drift(time, energy):
-    """Slope of the potential energy, meV/ps; time in fs, energy in eV."""
-    if len(time) < 10 or not np.isfinite(energy).all():
+    """Slope of the potential energy, meV/ps; time in fs, energy in eV, NaN behind the end."""
+    sound = np.isfinite(energy)
+    if sound.sum() < 10:
         return np.nan
-    return np.polyfit(time / 1000, energy - energy[0], 1)[0] * EV_TO_MEV
-
-
-def _structure_metrics(found, reference):
-    measures = {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw}
-    values = {}
-    for name, compare in measures.items():
-        values[name] = [compare(rdf.total, reference.total) if rdf.total.any() else np.nan for rdf in found]
-    return values
+    return np.polyfit(time[sound] / 1000, energy[sound] - energy[0], 1)[0] * EV_TO_MEV
 
 
 def _rdf_curves(found, reference):

@@ -224,6 +224,16 @@ class Split:
         object.__setattr__(self, "parts", parts)
 
 
+def shift(split, target=None):
+    """Name of a set that a model is put to, other than the test set of its own dataset; empty for that.
+
+    >>> shift("test"), shift("test_600K"), shift("crystals"), shift("test", "benzene")
+    ('', '600K', 'crystals', 'benzene')
+    """
+    words = [target or "", "" if split == "test" else split.removeprefix("test_")]
+    return "_".join(word for word in words if word)
+
+
 @dataclass(frozen=True, eq=False)
 class DatasetCard:
     """A dataset: where its frames come from, in which units, and how they are split."""
@@ -310,6 +320,15 @@ class DatasetCard:
         if name not in self.splits:
             raise unknown(f"split of {self.name}", name, self.splits)
         return self.splits[name]
+
+    def parts(self, name):
+        """Names of the splits that a split is made of, one for each composition; itself if there are none.
+
+        >>> dataset("lips20").parts("crystals")
+        ['beta-Li3PS4', 'gamma-Li3PS4', 'Li2PS3-hex', 'Li2PS3-orth']
+        """
+        self.split(name)
+        return [part for part, split in self.splits.items() if name in split.subset_of] or [name]
 
     def files_of(self, source):
         """Keys of the files of a source: itself, or those named ``<source>/<role>``."""

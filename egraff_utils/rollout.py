@@ -15,7 +15,7 @@ import torch
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from filelock import FileLock
 
-from egraff_utils import analysis, cards, data, models, paths, records, reference, structure
+from egraff_utils import analysis, cards, data, paths, records, reference, structure, train
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
 from egraff_utils.dynamics import Thermostat, Trajectory, discard, simulate
 
@@ -48,7 +48,9 @@ class RolloutConfig:
     friction: float = 5e-3
     """Inverse ASE time units; the published 5e-3 is 0.491 per ps."""
     split: str = "test"
-    """Split that gives the starting frames and the reference; of several compositions, the first one."""
+    """Split that gives the starting frames and the reference."""
+    target: str | None = None
+    """Dataset whose split it is, where that is not the one trained on."""
     record_every: int = 1
     """Steps between recorded frames."""
     checkpoint_every: int = 100
@@ -68,22 +70,26 @@ class RolloutConfig:
 
     def parameters(self):
         """What determines the result, as stored in the record."""
-        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
+        parameters = {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
+        if self.target is None:
+            parameters.pop("target")
+        return parameters
 
     @property
     def key(self):
-        """Kind (``rollout``, ``rollout_as_coded``, with the name of a split other than test), campaign,
-        dataset, model and seed."""
+        """Kind (``rollout``, ``rollout_as_coded``, with the name of the shift), campaign, dataset, model and
+        seed."""
         kind = "rollout" if self.protocol == "corrected" else f"rollout_{self.protocol}"
-        kind += "" if self.split == "test" else f"_{self.split.removeprefix('test_')}"
-        return kind, self.campaign, self.dataset, self.model, self.seed
+        shift = cards.shift(self.split, self.target)
+        return f"{kind}_{shift}" if shift else kind, self.campaign, self.dataset, self.model, self.seed
 
 
 def roll_out(config, *, force_field=None):
     """Simulate replicas of a trained force field and compare them with the reference.
 
     A replica that breaks leaves the batch and the others go on; the metrics are those of its sound part.
-    A killed run goes on from its last checkpoint, on CPU to the same numbers bit by bit.
+    A killed run goes on from its last checkpoint, on CPU to the same numbers bit by bit. A split of several
+    compositions is rolled out one after another, a record each; the record returned pools their replicas.
 
     Parameters
     ----------
@@ -106,7 +112,9 @@ def roll_out(config, *, force_field=None):
     ValueError
         If the dataset, split or model is unknown, or there are fewer frames than replicas.
     """
-    card = cards.dataset(config.dataset)
+    if len(several := parts(config)) > 1:
+        return _pooled(config, {part.split: roll_out(part, force_field=force_field) for part in several})
+    card = cards.dataset(config.target or config.dataset)
     config = _settled(config, card)
     weights = _fingerprint(config, force_field)
     stored = records.find(*config.key, config.parameters())
@@ -135,12 +143,34 @@ def roll_out(config, *, force_field=None):
     return record
 
 
+def parts(config):
+    """Configs of the compositions that a split is made of, a list; of the config alone if it is one.
+
+    Examples
+    --------
+    >>> [part.split for part in parts(RolloutConfig("mace", "lips20", split="crystals"))]
+    ['beta-Li3PS4', 'gamma-Li3PS4', 'Li2PS3-hex', 'Li2PS3-orth']
+    """
+    card = cards.dataset(config.target or config.dataset)
+    return [replace(config, split=split) for split in card.parts(config.split)]
+
+
+def _pooled(config, found):
+    """Record over the replicas of several compositions."""
+    config = _settled(config, cards.dataset(config.target or config.dataset))
+    metrics, curves = analysis.pool(found)
+    first, *_ = found.values()
+    broke = any(record.status == "unstable" for record in found.values())
+    message = "; ".join(f"{name}: {record.message}" for name, record in found.items() if record.message)
+    status = "unstable" if broke else "complete"
+    record = records.Record(*config.key, config.parameters(), metrics, status, message)
+    record.provenance = dict(first.provenance)
+    record.provenance["wall_time"] = sum(part.provenance["wall_time"] for part in found.values())
+    records.write(record, curves)
+    return record
+
+
 # -- what is rolled out ---------------------------------------------------------------------------------
-
-
-def _weights_path(config):
-    training = ("training", config.campaign, config.dataset, config.model, config.seed)
-    return records.record_path(*training).with_suffix(".safetensors")
 
 
 def _fingerprint(config, force_field):
@@ -148,7 +178,7 @@ def _fingerprint(config, force_field):
     if force_field is not None:
         state = force_field.state_dict()
         return records.digest(sorted(state), *[value.detach().cpu().numpy() for value in state.values()])
-    path = _weights_path(config)
+    path = train.weights_path(config)
     return records.digest(path) if path.is_file() else None
 
 
@@ -157,11 +187,7 @@ def _calculators(config, card, force_field):
     if config.model == "reference" and force_field is None:
         return _oracles(card)
     if force_field is None:
-        models.card(config.model)
-        path = _weights_path(config)
-        if not path.is_file():
-            raise FileNotFoundError(_untrained(config, path))
-        force_field = models.load(path)
+        force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
     device, skin = torch.device(config.device), config.skin
     return lambda n: ForceFieldCalculator(force_field, device, skin=skin, replicas=n)
 
@@ -171,27 +197,13 @@ def _oracles(card):
     return lambda n: ReplicaCalculator([reference.calculator(card) for _ in range(n)])
 
 
-def _untrained(config, path):
-    training = path.with_suffix(".json")
-    reason = f"there are no weights at {path}"
-    if training.is_file() and (message := records.load(training).message):
-        reason += f" (the training says: {message})"
-    output = f"runs/{config.campaign}/training/{config.dataset}-{config.model}-s{config.seed}.ipynb"
-    values = {"campaign": config.campaign, "dataset": config.dataset, "seed": config.seed}
-    options = " ".join(f"-p {name} {value}" for name, value in values.items())
-    return (
-        f"{config.model} is not trained on {config.dataset}, seed {config.seed}, in campaign "
-        f"{config.campaign}: {reason}. Train it first:\n  "
-        f"python -m egraff_utils.batch run notebooks/training/{config.model}.ipynb {output} {options}"
-    )
-
-
 def _settled(config, card):
     """The config with temperature and timestep of the split where it leaves them open."""
     temperature, timestep = card.conditions(config.split)
     return replace(
         config,
-        dataset=card.name,
+        dataset=cards.dataset(config.dataset).name,
+        target=config.target and card.name,
         temperature=temperature if config.temperature is None else config.temperature,
         timestep=timestep if config.timestep is None else config.timestep,
     )
@@ -241,11 +253,20 @@ class Scene(NamedTuple):
 def reference_of(card, *, split="test"):
     """Frames that a rollout starts from and is compared with, a list of ``ase.Atoms``.
 
-    Those of the split that have the composition of its first frame; behind the last jump where the split is
-    time-ordered.
+    Those behind the last jump where the split is time-ordered.
+
+    Raises
+    ------
+    ValueError
+        If the split holds several compositions.
     """
     frames = data.load(card.name, split)[card.first_contiguous.get(split, 0) :]
-    return [atoms for atoms in frames if np.array_equal(atoms.numbers, frames[0].numbers)]
+    if not all(np.array_equal(atoms.numbers, frames[0].numbers) for atoms in frames):
+        raise ValueError(
+            f"{card.name}/{split} holds several compositions; a rollout needs one. Name a split for each in "
+            f"the card, with `subset_of: [{split}]`"
+        )
+    return frames
 
 
 def _scene(config, card):

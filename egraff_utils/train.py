@@ -112,6 +112,47 @@ def fit(config):
     return record
 
 
+def weights_path(run):
+    """Path of the weights that belong to a run, given by its campaign, dataset, model and seed."""
+    name = cards.dataset(run.dataset).name
+    return records.record_path("training", run.campaign, name, run.model, run.seed).with_suffix(
+        ".safetensors"
+    )
+
+
+def trained(campaign, dataset, model, seed=0):
+    """The force field of a training record.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no weights; names the command that trains.
+    ValueError
+        If the model or dataset is unknown.
+    """
+    models.card(model)
+    run = TrainConfig(model, cards.dataset(dataset).name, campaign, seed=seed)
+    path = weights_path(run)
+    if not path.is_file():
+        raise FileNotFoundError(_untrained(run, path))
+    return models.load(path)
+
+
+def _untrained(run, path):
+    training = path.with_suffix(".json")
+    reason = f"there are no weights at {path}"
+    if training.is_file() and (message := records.load(training).message):
+        reason += f" (the training says: {message})"
+    output = f"runs/{run.campaign}/training/{run.dataset}-{run.model}-s{run.seed}.ipynb"
+    values = {"campaign": run.campaign, "dataset": run.dataset, "seed": run.seed}
+    options = " ".join(f"-p {name} {value}" for name, value in values.items())
+    return (
+        f"{run.model} is not trained on {run.dataset}, seed {run.seed}, in campaign "
+        f"{run.campaign}: {reason}. Train it first:\n  "
+        f"python -m egraff_utils.batch run notebooks/training/{run.model}.ipynb {output} {options}"
+    )
+
+
 # -- fitting the scales ---------------------------------------------------------------------------------
 
 

@@ -1,0 +1,163 @@
+"""How good is a force field on frames it was not trained for? Errors on a shifted set of frames."""
+
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from ase.calculators.calculator import PropertyNotImplementedError
+
+from egraff_utils import cards, data, records, statistics, train
+from egraff_utils.records import Metric
+from egraff_utils.units import EV_TO_MEV
+
+WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads")
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """One trained model and the frames it is put to."""
+
+    model: str
+    dataset: str
+    """Dataset that the model was trained on."""
+    campaign: str = "demo"
+    seed: int = 0
+    """Of the training."""
+    split: str = "test"
+    target: str | None = None
+    """Dataset whose split it is, where that is not the one trained on."""
+    frames: int | None = None
+    """At most so many of every composition, equally spaced; ``None`` for all."""
+    device: str = "cpu"
+    threads: int = 1
+
+    def parameters(self):
+        """What determines the result, as stored in the record."""
+        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
+
+    @property
+    def key(self):
+        """Kind (``errors_`` and the name of the shift), campaign, dataset, model and seed."""
+        kind = f"errors_{cards.shift(self.split, self.target) or 'test'}"
+        return kind, self.campaign, cards.dataset(self.dataset).name, self.model, self.seed
+
+
+def errors(config, *, force_field=None):
+    """Errors of a trained force field on a shifted set; the stored record if weights and frames are the same.
+
+    The energy zero of a model is fitted to its training set. On other molecules or compositions the raw
+    energy error is mostly a constant, which no simulation feels: it is given apart, and the error is given
+    again with the mean removed within each composition.
+
+    Parameters
+    ----------
+    config
+        :class:`TransferConfig`.
+    force_field
+        A force field to use in place of the trained weights, such as one's own.
+
+    Returns
+    -------
+    Record
+        Kind ``errors_<shift>``. Metrics: ``force_mae`` and ``zero_force_mae`` (meV/Å; absent where the frames
+        have no forces), ``energy_mae`` (meV), ``energy_mae_per_atom`` (meV/atom), ``energy_offset`` (mean of
+        predicted minus reference, meV), ``energy_mae_shifted`` (meV, after the offset is removed). Curves:
+        ``energy``, ``energy_reference`` (F,) eV, ``force_error`` (F,) meV/Å, ``composition`` (F,).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no trained weights; names the command that trains.
+    ValueError
+        If the frames hold an element that the model was not trained on, or a name is unknown.
+    """
+    started = time.time()
+    torch.set_num_threads(config.threads)
+    frames = _thinned(data.load(config.target or config.dataset, config.split), config.frames)
+    if force_field is None:
+        force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
+        weights = records.digest(train.weights_path(config))
+    else:
+        weights = records.digest(
+            *[value.detach().cpu().numpy() for value in force_field.state_dict().values()]
+        )
+    digest = records.digest(*[array for a in frames for array in (a.positions, a.get_potential_energy())])
+    stored = records.find(*config.key, config.parameters())
+    if stored and (stored.provenance["weights"], stored.provenance["data"]) == (weights, digest):
+        return stored
+    metrics, curves = compare(frames, *train.predict(force_field.to(config.device), frames))
+    made = {"device": config.device, "threads": config.threads, "weights": weights, "data": digest}
+    record = records.Record(*config.key, config.parameters(), metrics)
+    record.provenance = records.provenance(started, **made)
+    records.write(record, curves)
+    return record
+
+
+def compare(frames, energies, forces):
+    """Metrics and curves of predictions beside the reference, as :func:`errors` stores them.
+
+    Parameters
+    ----------
+    frames
+        ``list[ase.Atoms]`` with energy (eV) and, where there are any, forces (eV/Å).
+    energies
+        Predicted, shape ``(F,)``, eV.
+    forces
+        Predicted, list of ``(N, 3)``, eV/Å.
+    """
+    truth = np.array([atoms.get_potential_energy() for atoms in frames])
+    composition = np.array([atoms.get_chemical_formula() for atoms in frames])
+    sizes = np.array([len(atoms) for atoms in frames])
+    error = (energies - truth) * EV_TO_MEV
+    shifted = error.copy()
+    for name in np.unique(composition):
+        shifted[composition == name] -= error[composition == name].mean()
+    metrics = [
+        _mean("energy_mae", np.abs(error), "meV"),
+        _mean("energy_mae_per_atom", np.abs(error) / sizes, "meV/atom"),
+        _mean("energy_offset", error, "meV"),
+        _mean("energy_mae_shifted", np.abs(shifted), "meV"),
+    ]
+    curves = {"energy": energies, "energy_reference": truth, "composition": composition}
+    true_forces = _forces(frames)
+    if true_forces is None:
+        return metrics, curves
+    pairs = list(zip(forces, true_forces, strict=True))
+    curves["force_error"] = np.array([np.abs(f - t).mean() for f, t in pairs]) * EV_TO_MEV
+    zero = np.concatenate([t.ravel() for _, t in pairs])
+    mae = np.concatenate([np.abs(f - t).ravel() for f, t in pairs]).mean() * EV_TO_MEV
+    forces = [
+        Metric("force_mae", mae, "meV/Å", *_spread(curves["force_error"]), len(frames)),
+        Metric("zero_force_mae", np.abs(zero).mean() * EV_TO_MEV, "meV/Å"),
+    ]
+    return forces + metrics, curves
+
+
+def _thinned(frames, most):
+    """At most so many frames of every source, equally spaced."""
+    if most is None:
+        return frames
+    by_source = {}
+    for atoms in frames:
+        by_source.setdefault(atoms.info["source"], []).append(atoms)
+    return [
+        part[i]
+        for part in by_source.values()
+        for i in np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(int))
+    ]
+
+
+def _forces(frames):
+    try:
+        return [atoms.get_forces() for atoms in frames]
+    except PropertyNotImplementedError:
+        return None
+
+
+def _mean(name, values, unit):
+    return Metric(name, values.mean(), unit, *_spread(values), len(values))
+
+
+def _spread(values):
+    return statistics.bootstrap_interval(values)
