@@ -1,0 +1,903 @@
+"""How do all models compare? The paper's figures over a whole campaign, one function each.
+
+Every grid has a panel per dataset (or model), one legend for the figure, and colours, black reference and
+grey floors as in `plots`. A panel's title names what it shows; where a model has no record its title says
+how many there are, and a panel without any says "not run". Letters in shapes: R replicas, T frames, B bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from egraff_utils import paper, plots, tables
+from egraff_utils.plots import DIMENSIONLESS, FLOOR_COLOR, REFERENCE_COLOR, VIOLATION_LABELS
+
+WIDTH = 7.4
+"""Width of a grid, inches: the text width of a page."""
+
+NOT_RUN = tables.NOT_RUN
+
+
+class Scale(NamedTuple):
+    """One spoke of the radial plots: a metric between a bound of perfection and one of ignorance."""
+
+    metric: str
+    """Name of the metric in the records."""
+    label: str
+    """Short name at the spoke."""
+    centre: float | str
+    """Value at the centre: a number, or the metric of the dataset's record that holds it."""
+    rim: float | str
+    """Value at the rim, likewise."""
+    log: bool = True
+    """Logarithmic between the two, else linear."""
+    factor: tuple[float, float] = (1.0, 1.0)
+    """What the two values are multiplied by."""
+    meaning: str = ""
+    """The two bounds in words."""
+
+    def place(self, values: pd.DataFrame) -> pd.Series:
+        """Place of every row between centre (0) and rim (1), clipped; NaN where a bound is missing."""
+        low, high = (
+            values.get(bound, np.nan) if isinstance(bound, str) else bound
+            for bound in (self.centre, self.rim)
+        )
+        low, high = low * self.factor[0], high * self.factor[1]
+        found = values.get(self.metric, pd.Series(np.nan, values.index)).astype(float)
+        if self.log:
+            tiny = np.finfo(float).tiny
+            found, low, high = (np.log(np.maximum(x, tiny)) for x in (found, low, high))
+        return ((found - low) / (high - low)).clip(0, 1)
+
+
+SCALES = (
+    Scale(
+        "force_mae",
+        "force",
+        "zero_force_mae",
+        "zero_force_mae",
+        factor=(1e-3, 1.0),
+        meaning="a thousandth of the error of predicting zero force; that error",
+    ),
+    Scale(
+        "energy_mae",
+        "energy",
+        "energy_std",
+        "energy_std",
+        factor=(1e-3, 1.0),
+        meaning="a thousandth of the standard deviation of the reference energies; that deviation",
+    ),
+    Scale("wf", "WF", "floor_wf", 100.0, meaning="the floor; 100 %"),
+    Scale("jsd", "JSD", "floor_jsd", float(np.log(2)), meaning="the floor; ln 2, its largest value"),
+    Scale(
+        "ev_root",
+        "EV",
+        "floor_ev_root",
+        "floor_ev_root",
+        factor=(0.1, 10.0),
+        meaning="a tenth of the floor; ten times the floor",
+    ),
+    Scale("fv", "FV", 0.0, "floor_fv", log=False, meaning="zero; the floor (two unrelated frames)"),
+    Scale("unstable_fraction", "broken", 0.0, 1.0, log=False, meaning="no step lost; all steps lost"),
+    Scale("ms_per_step", "time", 1.0, 1e4, meaning="1 ms per MD step of all replicas; 10,000 ms"),
+)
+"""Fixed scales: bounds come from the reference data or are numbers, so that no model moves another's place.
+Zero, the centre, is the best value; what lies outside a scale is drawn at its end."""
+
+PAIRS = (
+    ("ev_root", "fv"),
+    ("jsd_raw", "wf"),
+    ("seconds_per_epoch", "ms_per_step"),
+    ("energy_mae", "force_mae"),
+)
+"""Pairs of metrics in Figure 7 of the paper."""
+
+PAIR_LABELS = {
+    "ev_root": "Root EV",
+    "fv": "FV",
+    "jsd_raw": "JSD as published (nats)",
+    "wf": "WF (%)",
+    "seconds_per_epoch": "Time per epoch (s)",
+    "ms_per_step": "Time per MD step (ms)",
+    "energy_mae": "Energy MAE (meV)",
+    "force_mae": "Force MAE (meV/Å)",
+}
+
+
+# Figure 3: structure
+
+
+def plot_rdf_models(records: Iterable, *, ax: Axes | None = None) -> Axes:
+    """Radial distribution functions of all models on one dataset; the reference is the broad black line.
+
+    Parameters
+    ----------
+    records
+        Rollout records of one dataset with curves ``rdf_r`` (B,) Å, ``rdf`` (R, B) and ``rdf_reference``
+        (B,), dimensionless; others are passed over. A model's line is the mean over its replicas.
+    """
+    own_figure, ax = ax is None, plots.take_axes(ax)
+    found = _by_model(r for r in records if "rdf" in r.curves)
+    _draw_rdfs(ax, found)
+    ax.set(xlabel="Distance r (Å)", ylabel=f"g(r) ({DIMENSIONLESS})")
+    if own_figure:
+        ax.legend(handles=_model_handles(found, reference=True))
+    return ax
+
+
+def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: str = "rollout") -> Figure:
+    """Figure 3: radial distribution functions, a panel for every dataset, a line for every model.
+
+    A rollout over several compositions has a panel for each of them.
+
+    Parameters
+    ----------
+    records
+        Records of a campaign, as `records.read_all` returns them.
+    datasets
+        Panels to show, in this order; by default all with such records.
+    kind
+        Kind of the rollouts, for example ``"rollout_600K"``.
+    """
+    records = list(records)
+    panels = {}
+    for name in _datasets(records, kind, datasets):
+        chosen = _select(records, kind, name)
+        parts = _parts(chosen)
+        panels |= {(name, ""): chosen} if not parts else {}
+        for part in parts:
+            panels[name, part] = _select(records, f"rollout_{part}", name)
+
+    def draw(ax, key):
+        return _draw_rdfs(ax, _by_model(r for r in panels[key] if "rdf" in r.curves))
+
+    figure = _grid(panels, draw, title=_part_title, reference=True)
+    return _label(figure, "Distance r (Å)", f"g(r) ({DIMENSIONLESS})")
+
+
+def _draw_rdfs(ax, found):
+    for place, (model, records) in enumerate(found.items()):
+        r = plots.read_curve(records[0], "rdf_r")
+        if not place:
+            reference = plots.read_curve(records[0], "rdf_reference")
+            ax.plot(r, reference, color=REFERENCE_COLOR, linewidth=2.6, alpha=0.85)
+            ax.set(xlim=(0, r[-1]))
+        values = _stack(records, "rdf")
+        values[~values.any(1)] = np.nan  # broken before its first frame
+        ax.plot(r, plots.replica_mean(values), color=plots.model_color(model), linewidth=1.1)
+    ax.set(ylim=(0, None))
+    return list(found)
+
+
+# Figure 4: mean violations
+
+
+def plot_mean(frame: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Axes:
+    """Figure 4: a metric of every dataset and model with its interval over replicas, floors grey.
+
+    Logarithmic where the values are positive and span more than a factor of three.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it; several seeds are averaged. Floors are its rows of
+        kind ``dataset``.
+    metric
+        Name of the metric, for example ``"fv"``.
+    """
+    own_figure, ax = ax is None, plots.take_axes(ax)
+    rows = tables.main_rows(frame)
+    rows = rows[(rows.metric == metric) & rows.value.notna()]
+    means = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
+    datasets = order_datasets(rows.dataset.unique())
+    models = order_models(rows.model.unique())
+    for (dataset, model), row in means.iterrows():
+        ax.errorbar(
+            datasets.index(dataset) + _offset(models.index(model), len(models)),
+            row.value,
+            yerr=plots.error_bar(row.value, row.low, row.high),
+            **_point(model),
+        )
+    _draw_floor_ticks(ax, frame, metric, datasets)
+    if len(means) and (means.value > 0).all() and means.value.max() > 3 * means.value.min():
+        plots.set_log_scale(ax, "y")
+    _mark_groups(ax, [tables.dataset_title(name) for name in datasets])
+    ax.set(ylabel=plots.metric_label(frame, metric))
+    if own_figure:
+        ax.set(xlabel="Dataset (name)")
+        handles = _model_handles(models, marker=True, floor=bool(ax.collections))
+        ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+def mean_grid(frame: pd.DataFrame, metrics: Sequence[str] = ("ev_root", "fv")) -> Figure:
+    """Figure 4 for several metrics, one above the other, with one legend.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it.
+    metrics
+        Names of the metrics.
+    """
+    figure, axes = plt.subplots(
+        len(metrics), sharex=True, squeeze=False, figsize=(WIDTH, 0.7 + 2.1 * len(metrics))
+    )
+    for metric, ax in zip(metrics, axes[:, 0], strict=True):
+        plot_mean(frame, metric, ax=ax)
+    rows = tables.main_rows(frame)
+    models = order_models(rows[rows.metric.isin(metrics) & rows.value.notna()].model.unique())
+    floor = frame.metric.isin([f"floor_{metric}" for metric in metrics]).any()
+    return _add_legend(figure, _model_handles(models, marker=True, floor=floor))
+
+
+def _draw_floor_ticks(ax, frame, metric, datasets):
+    floors = frame[(frame.metric == f"floor_{metric}") & frame.value.notna()]
+    for place, name in enumerate(datasets):
+        values = floors.value[floors.dataset == name]
+        if len(values):
+            ax.hlines(values.mean(), place - 0.42, place + 0.42, color=FLOOR_COLOR, linewidth=5, alpha=0.45)
+
+
+def _mark_groups(ax, names):
+    ax.set_xticks(range(len(names)), names)
+    if len(names) > 4:
+        plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+    for place in range(1, len(names)):
+        ax.axvline(place - 0.5, color="0.85", linewidth=0.6, zorder=0)
+    ax.grid(visible=False, axis="x")
+    ax.set(xlim=(-0.5, max(len(names), 1) - 0.5))
+
+
+# Figures 5, 8 and 9: along the run
+
+
+def violation_grid(
+    records: Iterable,
+    name: str = "fv",
+    *,
+    datasets: Sequence[str] | None = None,
+    kind: str = "rollout",
+    window: int = 21,
+) -> Figure:
+    """Figure 5: energy or force violation along the run, a panel for every dataset, a line for every model.
+
+    A line is the geometric mean over the replicas that are still whole and over `window` frames; a cross
+    marks where a replica broke. The grey line is the floor: two unrelated frames of the reference.
+
+    Parameters
+    ----------
+    records
+        Records of a campaign; floors are those of kind ``dataset``.
+    name
+        ``"fv"``, ``"ev"`` or ``"ev_root"``.
+    datasets, kind
+        As for `rdf_grid`.
+    window
+        Frames in the running mean; 1 shows every frame.
+
+    Raises
+    ------
+    ValueError
+        If the violation is unknown.
+    """
+    if name not in VIOLATION_LABELS:
+        raise ValueError(f"{name=} is not a violation; choose one of {sorted(VIOLATION_LABELS)}")
+    records = list(records)
+
+    def draw(ax, dataset):
+        found = _by_model(r for r in _select(records, kind, dataset) if name in r.curves)
+        for model, runs in found.items():
+            values = _stack(runs, name)
+            mean = plots.replica_mean(np.where(values > 0, values, np.nan), geometric=True)
+            _draw_run(ax, model, runs, np.exp(_running_mean(np.log(mean), window)))
+        floor = _floor(records, dataset, name)
+        if found and floor is not None:
+            plots.plot_floor(ax, floor)
+        if found:
+            plots.set_log_scale(ax, "y")
+        return list(found)
+
+    figure = _grid(_datasets(records, kind, datasets), draw, floor=True, sharey=name == "fv")
+    return _label(figure, "Time (fs)", VIOLATION_LABELS[name])
+
+
+def rmsd_grid(
+    records: Iterable,
+    by: str = "dataset",
+    *,
+    datasets: Sequence[str] | None = None,
+    kind: str = "rollout",
+) -> Figure:
+    """Figures 8 and 9: root mean square displacement from the start, a panel for every dataset or model.
+
+    A line is the mean over replicas that are still whole; a cross marks where one broke. The reference,
+    where its frames follow each other in time, is black.
+
+    Parameters
+    ----------
+    records
+        Records of a campaign with curves ``time`` (T,) fs and ``rmsd`` (R, T) Å.
+    by
+        ``"dataset"`` (Figure 8: colours tell models) or ``"model"`` (Figure 9: markers tell datasets).
+    datasets, kind
+        As for `rdf_grid`.
+
+    Raises
+    ------
+    ValueError
+        If `by` is neither.
+    """
+    records = list(records)
+    datasets = _datasets(records, kind, datasets)
+    if by == "dataset":
+        figure = _grid(datasets, lambda ax, key: _draw_rmsds(ax, records, kind, key), reference=True)
+    elif by == "model":
+        figure = _rmsd_by_model(records, kind, datasets)
+    else:
+        raise ValueError(f"{by=} is neither 'dataset' nor 'model'")
+    return _label(figure, "Time (fs)", "Root mean square displacement (Å)")
+
+
+def _draw_rmsds(ax, records, kind, dataset):
+    found = _by_model(r for r in _select(records, kind, dataset) if "rmsd" in r.curves)
+    for place, (model, runs) in enumerate(found.items()):
+        if not place and "rmsd_reference" in runs[0].curves:
+            values = _stack(runs[:1], "rmsd_reference")
+            ax.plot(_time(runs[:1]), plots.replica_mean(values), color=REFERENCE_COLOR, linewidth=2.6)
+        _draw_run(ax, model, runs, plots.replica_mean(_stack(runs, "rmsd")))
+    ax.set(ylim=(0, None))
+    return list(found)
+
+
+def _rmsd_by_model(records, kind, datasets):
+    markers = dataset_markers(datasets)
+
+    def draw(ax, model):
+        drawn = []
+        for dataset in datasets:
+            runs = [r for r in _select(records, kind, dataset) if r.model == model and "rmsd" in r.curves]
+            if runs:
+                mean = plots.replica_mean(_stack(runs, "rmsd"))
+                _draw_run(ax, model, runs, mean, marker=markers[dataset], markevery=(0.05, 0.19))
+                drawn.append(dataset)
+        ax.set(ylim=(0, None))
+        return drawn
+
+    models = order_models({r.model for r in records if r.kind == kind and r.model != "reference"})
+    figure = _grid(models, draw, title=tables.model_title, sharey=True, legend=None, noun="datasets")
+    return _add_legend(figure, _dataset_handles(markers))
+
+
+def _draw_run(ax, model, runs, mean, **line):
+    """Line of a model, and a cross at each break of a replica."""
+    time, color = _time(runs), plots.model_color(model)
+    style = {"linewidth": 1.3, "markersize": 4.5, "markeredgecolor": "0.2", "markeredgewidth": 0.5} | line
+    ax.plot(time, mean, color=color, **style)
+    for step, steps in _breaks(runs):
+        place = min(round(step / steps * (len(time) - 1)), len(time) - 1)
+        finite = np.flatnonzero(np.isfinite(mean[: place + 1]))
+        if len(finite):
+            at = finite[-1]
+            ax.plot(time[at], mean[at], "X", color=color, markersize=6, markeredgecolor="white", zorder=4)
+
+
+def _breaks(runs):
+    """Steps at which replicas broke, and how many steps the curves of their run span."""
+    for record in runs:
+        stable = record.curves.get("stable_step")
+        if record.status == "unstable" and stable is not None:
+            steps = float(record["steps"] or stable.max())
+            yield from ((float(step), steps) for step in stable if step < steps)
+
+
+# learning curves
+
+
+def learning_curves(
+    records: Iterable,
+    x: str = "seconds",
+    *,
+    metric: str = "val_force_mae",
+    datasets: Sequence[str] | None = None,
+) -> Figure:
+    """Validation error against the cost of training, a panel for every dataset, a line for every model.
+
+    The grey line is the force error of predicting zero.
+
+    Parameters
+    ----------
+    records
+        Records of a campaign; those of kind ``training`` are drawn.
+    x
+        ``"seconds"`` (s) or ``"step"``.
+    metric
+        ``"val_force_mae"`` (meV/Å) or ``"val_energy_mae"`` (meV).
+    datasets
+        As for `rdf_grid`.
+    """
+    records = list(records)
+
+    def draw(ax, dataset):
+        found = _by_model(
+            r for r in _select(records, "training", dataset) if x in r.curves and metric in r.curves
+        )
+        for runs in found.values():
+            for record in runs:
+                plots.plot_learning_curve(record, x, metric=metric, ax=ax)
+                ax.lines[-1].set(markersize=4, linewidth=1.2)
+        zero = _value(records, dataset, "zero_force_mae")
+        if found and metric == "val_force_mae" and zero is not None:
+            plots.plot_floor(ax, zero)
+        if found:
+            plots.set_log_scale(ax, "x")
+        ax.set(xlabel="", ylabel="")
+        return list(found)
+
+    names = {"seconds": "Training time (s)", "step": "Optimiser steps (count)"}
+    heights = {
+        "val_force_mae": "Validation force MAE (meV/Å)",
+        "val_energy_mae": "Validation energy MAE (meV)",
+    }
+    figure = _grid(
+        _datasets(records, "training", datasets),
+        draw,
+        marker=True,
+        floor="predicting zero" if metric == "val_force_mae" else False,
+    )
+    return _label(figure, names.get(x, x), heights.get(metric, metric))
+
+
+# Figures 6 and 7: metrics against each other
+
+
+def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
+    """Metrics of every dataset and model in the records' units, with the dataset's floors and ceilings.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it; several seeds are averaged.
+
+    Returns
+    -------
+    DataFrame with the index (dataset, model), in the paper's order, and a column for every metric;
+    ``unstable_fraction`` is one minus the stable fraction.
+    """
+    rows = tables.main_rows(frame)
+    rows = rows[rows.metric.notna() & rows.value.notna()]
+    values = rows.pivot_table(index=["dataset", "model"], columns="metric", values="value")
+    bounds = frame[frame.kind == "dataset"].pivot_table(index="dataset", columns="metric", values="value")
+    bounds = bounds[[name for name in bounds if name not in values]]
+    values = values.join(bounds, on="dataset") if len(bounds) else values
+    if "stable_fraction" in values:
+        values["unstable_fraction"] = 1 - values.stable_fraction
+    return _in_order(values)
+
+
+def published_values() -> pd.DataFrame:
+    """The paper's Tables 1 to 4 in the form and units of `metric_values`.
+
+    Examples
+    --------
+    >>> float(published_values().loc[("acac", "nequip"), "force_mae"])
+    4.59
+    """
+    parts = []
+    for column in tables.COLUMNS:
+        if column.table is not None:
+            table = paper.table(column.table).set_index(["dataset", "model"])[column.published]
+            parts.append((table * column.published_factor / column.factor).rename(column.metric))
+    return _in_order(pd.concat(parts, axis=1))
+
+
+def scaled_values(values: pd.DataFrame, scale: str = "fixed") -> pd.DataFrame:
+    """Metrics between zero, the best, and one, for the radial plots.
+
+    Parameters
+    ----------
+    values
+        As `metric_values` returns them.
+    scale
+        ``"fixed"``: between the bounds of `SCALES`. ``"paper"``: divided by the largest value that a model
+        has in that dataset, so that a value depends on who else was run.
+
+    Returns
+    -------
+    DataFrame with the index of `values` and a column for every metric of `SCALES` that it holds.
+
+    Raises
+    ------
+    ValueError
+        If the scale is neither.
+    """
+    known = [s for s in SCALES if s.metric in values]
+    if scale == "fixed":
+        scaled = {s.metric: s.place(values) for s in known}
+    elif scale == "paper":
+        found = values[[s.metric for s in known]]
+        largest = found.groupby(level="dataset").transform("max")
+        scaled = found / largest.where(largest > 0)
+        scaled = scaled.mask(largest == 0, 0.0)
+    else:
+        raise ValueError(f"{scale=} is neither 'fixed' nor 'paper'")
+    return pd.DataFrame(scaled, index=values.index).dropna(axis="columns", how="all")
+
+
+def scale_table() -> pd.DataFrame:
+    """What the centre and the rim of the radial plots mean, a row for every spoke."""
+    rows = [(s.label, *s.meaning.split("; "), "logarithmic" if s.log else "linear") for s in SCALES]
+    return pd.DataFrame(rows, columns=["Spoke", "Centre", "Rim", "Scale"]).set_index("Spoke")
+
+
+def radar_grid(
+    values: pd.DataFrame, *, scale: str = "fixed", datasets: Sequence[str] | None = None
+) -> Figure:
+    """Figure 6: radial plots of the metrics, a panel for every dataset; nearer to the centre is better.
+
+    Parameters
+    ----------
+    values
+        As `metric_values` or `published_values` return them.
+    scale
+        As for `scaled_values`.
+    datasets
+        Panels to show, in this order; by default all of `values`.
+    """
+    scaled = scaled_values(values, scale)
+    spokes = [s for s in SCALES if s.metric in scaled]
+    angles = np.linspace(0, 2 * np.pi, len(spokes), endpoint=False)
+
+    def draw(ax, dataset):
+        here = scaled[scaled.index.get_level_values("dataset") == dataset].droplevel("dataset")
+        here = here[[s.metric for s in spokes]].dropna(how="all")
+        for model, row in here.iterrows():
+            _draw_polygon(ax, angles, row.to_numpy(float), model)
+        _mark_spokes(ax, angles, spokes)
+        return list(here.index)
+
+    datasets = order_datasets(set(values.index.get_level_values(0))) if datasets is None else list(datasets)
+    return _grid(datasets, draw, marker=True, projection="polar", height=2.45)
+
+
+def _draw_polygon(ax, angles, radii, model):
+    """Line from spoke to spoke; a spoke without a value is left out of it."""
+    found = np.isfinite(radii)
+    at, radii = angles[found], radii[found]
+    style = _point(model) | {"markersize": 3.5, "linestyle": "-", "linewidth": 1.2, "clip_on": False}
+    ax.plot(np.append(at, at[:1]), np.append(radii, radii[:1]), **style)
+
+
+def _mark_spokes(ax, angles, spokes):
+    ax.set(ylim=(0, 1), theta_offset=np.pi / 2, theta_direction=-1)
+    ax.set_xticks(angles, [s.label for s in spokes], fontsize=8)
+    ax.set_yticks([0.25, 0.5, 0.75, 1.0], [])
+    ax.tick_params(axis="x", pad=-1)
+    ax.spines["polar"].set(color="0.6", linewidth=0.8)
+
+
+def pairs_grid(
+    values: pd.DataFrame,
+    published: pd.DataFrame | None = None,
+    *,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+) -> Figure:
+    """Figure 7: pairs of metrics against each other, a point for every dataset and model.
+
+    A row for every pair; ours left with full markers, the published values right with hollow ones, on the
+    same axes. Colours tell models, markers datasets.
+
+    Parameters
+    ----------
+    values
+        As `metric_values` returns them.
+    published
+        As `published_values` returns them, the default.
+    pairs
+        Pairs of metrics, horizontal and vertical.
+    """
+    published = published_values() if published is None else published
+    sides = (("ours", values), ("paper", published))
+    size = (WIDTH, 0.6 + 2.35 * len(pairs))
+    figure, axes = plt.subplots(len(pairs), 2, sharex="row", sharey="row", squeeze=False, figsize=size)
+    markers = dataset_markers({name for _, side in sides for name in side.index.get_level_values(0)})
+    for (x, y), row in zip(pairs, axes, strict=True):
+        for (title, side), ax in zip(sides, row, strict=True):
+            _draw_pairs(ax, side, (x, y), markers, hollow=title == "paper")
+            ax.set_xlabel(PAIR_LABELS.get(x, x))
+            plots.set_log_scale(ax, "x")
+            plots.set_log_scale(ax, "y")
+        row[0].set_ylabel(PAIR_LABELS.get(y, y))
+    for (title, _), ax in zip(sides, axes[0], strict=True):
+        ax.set_title(title, fontsize="medium", loc="left")
+    models = order_models({name for _, side in sides for name in side.index.get_level_values(1)})
+    return _add_legend(figure, _model_handles(models) + _dataset_handles(markers), columns=5)
+
+
+def _draw_pairs(ax, values, pair, markers, *, hollow):
+    points = values.reindex(columns=list(pair)).dropna()
+    points = points[(points > 0).all(axis=1)]
+    for (dataset, model), (x, y) in points.iterrows():
+        color = plots.model_color(model)
+        face, edge = ("none", color) if hollow else (color, "0.2")
+        style = {"markersize": 5.5, "markerfacecolor": face, "markeredgecolor": edge}
+        ax.plot(x, y, markers[dataset], markeredgewidth=1.2 if hollow else 0.5, **style)
+    if points.empty:
+        _say_not_run(ax)
+
+
+def rank_correlations(
+    values: pd.DataFrame, *, pairs: Sequence[tuple[str, str]] = PAIRS, least: int = 3
+) -> pd.DataFrame:
+    """Spearman's rank correlation of pairs of metrics, over all points and within the datasets.
+
+    Datasets differ in size and scale more than models do, so that the correlation over all points mostly
+    says that. Within: values are ranked in each dataset first; only datasets with `least` models count.
+
+    Parameters
+    ----------
+    values
+        As `metric_values` or `published_values` return them.
+    pairs
+        Pairs of metrics.
+    least
+        Models that a dataset must have.
+
+    Returns
+    -------
+    DataFrame with a row for every pair and the columns ``all``, ``within`` (NaN where undefined), ``points``
+    and ``datasets``, those that count within.
+    """
+    rows = []
+    for x, y in pairs:
+        points = values.reindex(columns=[x, y]).dropna()
+        counted = points.groupby(level="dataset").filter(lambda group: len(group) >= least)
+        ranks = counted.groupby(level="dataset").rank()
+        centred = ranks - ranks.groupby(level="dataset").transform("mean")
+        datasets = counted.index.get_level_values(0).nunique()
+        rows.append((_correlation(points.rank()), _correlation(centred), len(points), datasets))
+    index = pd.MultiIndex.from_tuples(list(pairs), names=["x", "y"])
+    return pd.DataFrame(rows, index=index, columns=["all", "within", "points", "datasets"])
+
+
+def _correlation(ranks):
+    varied = len(ranks) > 2 and (ranks.std() > 0).all()
+    return float(ranks.corr().iloc[0, 1]) if varied else np.nan
+
+
+# cost against size
+
+
+def cost_grid(records: Iterable) -> Figure:
+    """Time and memory of one MD step against the number of atoms, a line for every model.
+
+    Parameters
+    ----------
+    records
+        Records of a campaign; those of kind ``cost`` are drawn, with curves ``atoms`` (S,),
+        ``milliseconds`` (S,) ms and ``memory`` (S,) MB, NaN where a size was not reached.
+    """
+    found = _by_model(r for r in records if r.kind == "cost" and "atoms" in r.curves)
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4))
+    labels = {"milliseconds": "Time per MD step (ms)", "memory": "Memory of an MD step (MB)"}
+    for ax, (name, label) in zip(axes, labels.items(), strict=True):
+        for model, runs in found.items():
+            for record in runs:
+                style = _point(model) | {"linestyle": "-", "linewidth": 1.4}
+                ax.plot(record.curves["atoms"], record.curves[name], **style)
+        ax.set(xlabel="Atoms (count)", ylabel=label)
+        for axis in "xy" if found else "":
+            plots.set_log_scale(ax, axis)
+        if not found:
+            _say_not_run(ax, "not measured")
+    return _add_legend(figure, _model_handles(found, marker=True))
+
+
+# order and looks
+
+
+def order_datasets(names: Iterable[str]) -> list[str]:
+    """Datasets in the order of the paper's tables, others behind by name.
+
+    Examples
+    --------
+    >>> order_datasets({"mine", "lips", "acac"})
+    ['acac', 'lips', 'mine']
+    """
+    known = list(dict.fromkeys(paper.table(1).dataset))
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def order_models(names: Iterable[str]) -> list[str]:
+    """Models in the order of the paper's tables, others behind by name.
+
+    Examples
+    --------
+    >>> order_models(["mine", "mace", "nequip"])
+    ['nequip', 'mace', 'mine']
+    """
+    known = list(dict.fromkeys(paper.table(1).model))
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def dataset_markers(names: Iterable[str]) -> dict[str, str]:
+    """Marker of every dataset: a fixed one for those of the paper, the next ones for others."""
+    known = order_datasets(set(paper.table(1).dataset))
+    order = known + [name for name in order_datasets(names) if name not in known]
+    markers = dict(zip(order, plots.MARKERS * 9, strict=False))
+    return {name: markers[name] for name in order_datasets(names)}
+
+
+def _in_order(values):
+    values = values.reset_index()
+    for name, order in (("model", order_models), ("dataset", order_datasets)):
+        places = {key: place for place, key in enumerate(order(values[name].unique()))}
+        values = values.sort_values(name, key=lambda column, places=places: column.map(places), kind="stable")
+    return values.set_index(["dataset", "model"])
+
+
+def _grid(
+    keys: Iterable,
+    draw: Callable,
+    *,
+    title: Callable = tables.dataset_title,
+    sharey: bool = False,
+    projection: str | None = None,
+    height: float = 1.95,
+    legend: str | None = "models",
+    noun: str = "models",
+    **handles,
+) -> Figure:
+    """Panels three in a row with one legend. `draw(ax, key)` returns the names of what it drew."""
+    keys = list(keys)
+    columns = min(3, max(len(keys), 1))
+    rows = -(-max(len(keys), 1) // columns)
+    size = (WIDTH if columns > 1 else 0.7 * WIDTH, height * rows * (1.25 if columns < 3 else 1) + 0.6)
+    figure, axes = plt.subplots(
+        rows, columns, squeeze=False, figsize=size, sharey=sharey, subplot_kw={"projection": projection}
+    )
+    drawn = {key: (ax, draw(ax, key)) for key, ax in zip(keys, axes.flat, strict=False)}
+    every = {name for _, names in drawn.values() for name in names}
+    for key, (ax, names) in drawn.items():
+        count = f", {len(names)} of {len(every)} {noun}" if 0 < len(names) < len(every) else ""
+        ax.set_title(f"{title(key)}{count}", fontsize="small", loc="left")
+        if not names:
+            _say_not_run(ax)
+    for ax in axes.flat[len(keys) :]:
+        ax.set_axis_off()
+    if not keys:
+        _say_not_run(axes.flat[0])
+    return _add_legend(figure, _model_handles(order_models(every), **handles)) if legend else figure
+
+
+def _label(figure, x, y):
+    figure.supxlabel(x, fontsize="medium")
+    figure.supylabel(y, fontsize="medium")
+    return figure
+
+
+def _say_not_run(ax, text=NOT_RUN):
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.4")
+
+
+def _add_legend(figure, handles, *, columns=None):
+    if handles:
+        columns = columns or (len(handles) if len(handles) <= 6 else -(-len(handles) // 2))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2)
+    return figure
+
+
+def _model_handles(models, *, marker=False, reference=False, floor=False):
+    """Entries of the legend; a marker where the figure has them."""
+    handles = []
+    if reference:
+        handles.append(Line2D([], [], color=REFERENCE_COLOR, linewidth=2.6, label="reference"))
+    for name in models:
+        style = _point(name) if marker else {"color": plots.model_color(name), "linewidth": 2.2}
+        handles.append(Line2D([], [], label=tables.model_title(name), **style))
+    if floor:
+        label = floor if isinstance(floor, str) else "floor"
+        handles.append(Line2D([], [], color=FLOOR_COLOR, linewidth=5, alpha=0.45, label=label))
+    return handles
+
+
+def _dataset_handles(markers):
+    style = {"color": "0.45", "linestyle": "none"}
+    return [
+        Line2D([], [], marker=m, label=tables.dataset_title(name), **style) for name, m in markers.items()
+    ]
+
+
+def _point(model):
+    return {
+        "color": plots.model_color(model),
+        "marker": plots.model_marker(model),
+        "markersize": 5,
+        "markeredgecolor": "0.2",
+        "markeredgewidth": 0.5,
+        "linestyle": "none",
+    }
+
+
+def _offset(place, total):
+    return 0.7 * ((place + 0.5) / max(total, 1) - 0.5)
+
+
+# records
+
+
+def _select(records, kind, dataset):
+    return [r for r in records if r.kind == kind and r.dataset == dataset and r.model != "reference"]
+
+
+def _datasets(records, kind, datasets):
+    if datasets is not None:
+        return list(datasets)
+    return order_datasets({r.dataset for r in records if r.kind == kind and r.model != "reference"})
+
+
+def _by_model(records):
+    """Records of every model, in the paper's order of models."""
+    groups = {}
+    for record in records:
+        groups.setdefault(record.model, []).append(record)
+    return {model: groups[model] for model in order_models(groups)}
+
+
+def _parts(records):
+    """Names of the compositions over which rollouts were pooled."""
+    names = [str(name) for r in records if "composition" in r.curves for name in r.curves["composition"]]
+    return list(dict.fromkeys(names))
+
+
+def _part_title(key):
+    dataset, part = key
+    return f"{tables.dataset_title(dataset)}{', ' + part if part else ''}"
+
+
+def _stack(records, name):
+    """Curves of all replicas of all seeds, shape ``(R, T)``, NaN behind the end of a shorter run."""
+    curves = [np.atleast_2d(plots.read_curve(record, name)).astype(float) for record in records]
+    length = max(curve.shape[1] for curve in curves)
+    ends = [((0, 0), (0, length - curve.shape[1])) for curve in curves]
+    padded = [np.pad(curve, end, constant_values=np.nan) for curve, end in zip(curves, ends, strict=True)]
+    return np.concatenate(padded)
+
+
+def _time(records):
+    """Times of the longest run, shape ``(T,)``, fs."""
+    return max((plots.read_curve(record, "time") for record in records), key=len)
+
+
+def _running_mean(values, window):
+    """Mean over the frames around each that have a value; NaN where the frame itself has none."""
+    found = np.isfinite(values)
+    kernel = np.ones(min(window, len(values)))
+    total = np.convolve(np.where(found, values, 0.0), kernel, mode="same")
+    count = np.convolve(found.astype(float), kernel, mode="same")
+    return np.where(found, total / np.maximum(count, 1), np.nan)
+
+
+def _value(records, dataset, metric):
+    """Metric of a dataset's own record, or of the first training on it; `None` where there is none."""
+    for record in sorted(records, key=lambda r: r.kind != "dataset"):
+        if record.dataset == dataset and record.kind in ("dataset", "training"):
+            values = {m.name: m.value for m in record.metrics}
+            if values.get(metric) is not None:
+                return values[metric]
+    return None
+
+
+def _floor(records, dataset, name):
+    if name == "ev":  # geometric means: that of the squares is the square
+        root = _value(records, dataset, "floor_ev_root")
+        return None if root is None else root**2
+    return _value(records, dataset, f"floor_{name}")
