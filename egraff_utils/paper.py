@@ -7,13 +7,25 @@ import pandas as pd
 from egraff_utils.cards import unknown
 
 FOLDER = Path(__file__).parent / "published"
+CARD_NAMES = {"torchmdnet": "torchmd_net"}
+"""Model in the files -> name of its card."""
+
+HYPERPARAMETERS = {
+    "nequip": "11",
+    "allegro": "12",
+    "botnet": "13",
+    "mace": "14",
+    "equiformer": "15",
+    "torchmd_net": "16",
+}
+"""Model -> table of its hyperparameters."""
 
 
 def tables():
     """Tables that are there: number -> file.
 
     >>> list(tables())
-    ['1', '2', '3', '4', '5', '6', '7a', '9', '17', '18', '19']
+    ['1', '2', '3', '4', '5', '6', '7a', '8', '9', '10', '11', '12', ..., '19']
     """
     return {
         path.stem.split("_")[0].removeprefix("table").lstrip("0"): path
@@ -27,11 +39,13 @@ def table(number):
     Models bear the names of their cards. Columns end in their unit (``_mev``, ``_percent``, ``_1e-5``: the
     value times 1e-5); a dash is NaN.
     Values stand as published, misprints included (2205 in Table 18 is probably 22055).
+    Hyperparameters (Tables 11 to 16, columns ``parameter`` and ``value``) are text; Table 8 has one where an
+    earlier work had run a model, else zero.
 
     Parameters
     ----------
     number
-        1 to 7, 9, 17, 18 or 19; 7 is the part ``"7a"`` (energy and force violation on LiPS20).
+        1 to 19; 7 is the part ``"7a"`` (energy and force violation on LiPS20).
 
     Returns
     -------
@@ -40,7 +54,7 @@ def table(number):
     Raises
     ------
     ValueError
-        If the paper has no such table of results; the message lists those there are.
+        If the paper has no such table; the message lists those there are.
 
     Examples
     --------
@@ -52,4 +66,6 @@ def table(number):
     key = "7a" if str(number) == "7" else str(number).lower()
     if key not in known:
         raise unknown("table", number, known)
-    return pd.read_csv(known[key]).replace({"model": {"torchmdnet": "torchmd_net"}})
+    text = {"dtype": str, "keep_default_na": False} if key in HYPERPARAMETERS.values() else {}
+    content = pd.read_csv(known[key], **text).rename(columns=CARD_NAMES)
+    return content.replace({"model": CARD_NAMES})

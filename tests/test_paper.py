@@ -2,7 +2,7 @@
 
 import pytest
 
-from egraff_utils import paper
+from egraff_utils import cards, paper
 
 DATASETS = {"acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "lips", "gete"}
 MODELS = {"nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net"}
@@ -16,11 +16,36 @@ def test_main_tables_hold_every_dataset_and_model(number):
     assert not table.duplicated(["dataset", "model"]).any()
 
 
-@pytest.mark.parametrize("number", paper.tables())
+RESULTS = [number for number in paper.tables() if number not in paper.HYPERPARAMETERS.values()]
+
+
+@pytest.mark.parametrize("number", RESULTS)
 def test_every_table_has_rows_and_numbers(number):
     table = paper.table(number)
     assert len(table) > 5
     assert len(table.select_dtypes("number").columns) > 0
+
+
+@pytest.mark.parametrize(("model", "number"), paper.HYPERPARAMETERS.items())
+def test_hyperparameters_are_text_and_complete(model, number):
+    table = paper.table(number)
+    assert cards.model(model).table == int(number)
+    assert not table.parameter.duplicated().any()
+    assert (table.value.str.len() > 0).all()
+
+
+def test_how_many_hyperparameters_are_published():
+    lengths = {model: len(paper.table(number)) for model, number in paper.HYPERPARAMETERS.items()}
+    known = {"nequip": 27, "allegro": 26, "botnet": 32, "mace": 31, "equiformer": 21, "torchmd_net": 34}
+    assert lengths == known
+    allegro = paper.table(12).set_index("parameter").value
+    assert allegro["Edge Eng MLP Nonlinearity"] == "None"
+
+
+def test_earlier_literature_covered_ten_pairs():
+    table = paper.table(8).set_index("dataset")
+    assert table[list(paper.HYPERPARAMETERS)].to_numpy().sum() == 10
+    assert table.loc["md17", "torchmd_net"] == 1
 
 
 def test_values_as_published():
@@ -31,5 +56,5 @@ def test_values_as_published():
 
 
 def test_unknown_table():
-    with pytest.raises(ValueError, match="unknown table '8'.*17, 18, 19"):
-        paper.table(8)
+    with pytest.raises(ValueError, match="unknown table '20'.*17, 18, 19"):
+        paper.table(20)
