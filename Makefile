@@ -48,9 +48,9 @@ lint: setup  ## ruff, formatting included
 test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors
 	rm -rf $(SCRATCH)
 	$(BIN)/python -m pytest
-	$(NBVAL) notebooks/datasets
-	ls notebooks/training/*.ipynb notebooks/rollout/*.ipynb | xargs -P 2 -n 1 env $(NBVAL)
-	$(NBVAL) notebooks/report
+	ls notebooks/datasets/*.ipynb | xargs -P 2 -n 4 env $(NBVAL)
+	ls notebooks/training/*.ipynb notebooks/rollout/*.ipynb notebooks/ood/*.ipynb | xargs -P 2 -n 1 env $(NBVAL)
+	ls notebooks/report/*.ipynb | xargs -P 2 -n 5 env $(NBVAL)
 	$(MAKE) book
 
 clean:  ## remove what was made here: runs, book, caches (not .venv, data, results)

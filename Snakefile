@@ -1,4 +1,4 @@
-# The DAG of one campaign: dataset -> training -> rollout -> leaderboard.
+# The DAG of one campaign: dataset -> training -> rollout -> out of distribution -> reports.
 #
 #     snakemake --cores 2 --keep-going --config campaign=demo
 #
@@ -25,6 +25,8 @@ wildcard_constraints:
     dataset="[a-z0-9_]+",
     model="[a-z0-9_]+",
     seed="[0-9]+",
+    task="[a-z0-9_]+",
+    page="[a-z0-9_]+",
 
 
 def rollouts():
@@ -33,6 +35,14 @@ def rollouts():
         RUNS / FOLDERS[protocol] / CELL.format(dataset=dataset, model=model, seed=seed)
         for dataset, model, seed in CAMPAIGN.cells()
         for protocol in CAMPAIGN.protocols(dataset)
+    ]
+
+
+def shifted():
+    """Executed out-of-distribution notebooks of the campaign."""
+    return [
+        RUNS / "ood" / task / CELL.format(dataset=dataset, model=model, seed=seed)
+        for task, dataset, model, seed in CAMPAIGN.ood_cells()
     ]
 
 
@@ -52,9 +62,15 @@ def rollout_words(protocol):
     return words_of
 
 
+def ood_words(wildcards):
+    """Parameters of an out-of-distribution notebook, for the shell."""
+    cell = wildcards.dataset, wildcards.model, int(wildcards.seed)
+    return batch.words(batch.ood_parameters(wildcards.task, CAMPAIGN, *cell))
+
+
 rule all:
     input:
-        RUNS / "report" / "leaderboard.ipynb",
+        [RUNS / "report" / f"{page}.ipynb" for page in batch.reports()],
     default_target: True
 
 
@@ -104,12 +120,28 @@ for protocol, folder in FOLDERS.items():
             EXECUTE
 
 
-rule leaderboard:
+rule ood:
+    input:
+        RUNS / "rollout" / CELL,
+        notebook=NOTEBOOKS / "ood" / "{task}.ipynb",
+    output:
+        RUNS / "ood" / "{task}" / CELL,
+    params:
+        words=ood_words,
+    threads: CAMPAIGN.threads
+    resources:
+        gpu=int(CAMPAIGN.device != "cpu"),
+    shell:
+        EXECUTE
+
+
+rule report:
     input:
         rollouts(),
-        notebook=NOTEBOOKS / "report" / "leaderboard.ipynb",
+        shifted(),
+        notebook=NOTEBOOKS / "report" / "{page}.ipynb",
     output:
-        RUNS / "report" / "leaderboard.ipynb",
+        RUNS / "report" / "{page}.ipynb",
     params:
         words=batch.words({"campaign": CAMPAIGN.name}),
     threads: 1

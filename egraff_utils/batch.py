@@ -131,6 +131,7 @@ def run_key(notebook, parameters):
         "datasets": {"dataset": stem, "model": "reference"},
         "training": {"dataset": values.get("dataset"), "model": stem},
         "rollout": {"dataset": stem, "model": values.get("model")},
+        "ood": {"dataset": values.get("dataset"), "model": values.get("model")},
     }.get(folder, {"dataset": "all", "model": stem})
     return {"campaign": values.get("campaign", "demo"), **identity, "seed": values.get("seed", 0)}
 
@@ -185,9 +186,9 @@ def _plain(value):
 
 
 def run_campaign(name, *, jobs=None, extra=()):
-    """Run a campaign through Snakemake: datasets, training, rollouts, leaderboard.
+    """Run a campaign through Snakemake: datasets, training, rollouts, tasks out of distribution, reports.
 
-    A run that fails does not stop the others; the leaderboard is then made of what there is.
+    A run that fails does not stop the others; the reports are then made of what there is.
 
     Parameters
     ----------
@@ -204,6 +205,10 @@ def run_campaign(name, *, jobs=None, extra=()):
         Snakemake's exit status: 0 if every run finished.
     """
     campaign = campaigns.load(name)
+    tasks = [path.stem for path in (NOTEBOOKS / "ood").glob("*.ipynb")]
+    for task in campaign.ood:
+        if task not in tasks:
+            raise cards.unknown("task in notebooks/ood", task, tasks)
     folder = paths.runs() / name
     folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")]
@@ -213,8 +218,10 @@ def run_campaign(name, *, jobs=None, extra=()):
     status = subprocess.run([*words, *extra], cwd=paths.ROOT).returncode
     dry = {"-n", "--dry-run", "--dryrun"} & set(extra)
     if status and not dry:
-        notebook = NOTEBOOKS / "report" / "leaderboard.ipynb"
-        execute(notebook, leaderboard_page(name), parameters={"campaign": name})
+        for page in reports():
+            execute(
+                NOTEBOOKS / "report" / f"{page}.ipynb", report_page(name, page), parameters={"campaign": name}
+            )
     return status
 
 
@@ -223,9 +230,14 @@ _LOCAL = ["--keep-going", "--rerun-incomplete", "--nolock", "--quiet", "rules", 
 _LOCAL += ["--rerun-triggers", "mtime", "params"]
 
 
-def leaderboard_page(name):
-    """Executed leaderboard notebook of a campaign."""
-    return paths.runs() / name / "report" / "leaderboard.ipynb"
+def reports():
+    """Names of the report pages of the book."""
+    return [page.removeprefix("report/") for page in pages()["pages"] if page.startswith("report/")]
+
+
+def report_page(name, page="leaderboard"):
+    """Executed report notebook of a campaign."""
+    return paths.runs() / name / "report" / f"{page}.ipynb"
 
 
 def leaderboard_text(name):
@@ -246,8 +258,9 @@ def pages():
 def page_parameters(page, settings, campaign):
     """Notebook parameters of a page on a campaign, equal to those of the campaign's own run.
 
-    A training page shows one dataset, a rollout page one model: the one in ``settings`` where the campaign
-    has it, else the campaign's first.
+    A training page shows one dataset, a rollout page one model, an out-of-distribution page both: those in
+    ``settings`` where the campaign has them, else the campaign's first. Report pages show all, and further
+    campaigns beside.
     """
     kind, stem = page.split("/")
     seed = campaign.seeds[0]
@@ -256,10 +269,25 @@ def page_parameters(page, settings, campaign):
     if kind == "training":
         dataset = _choose(settings.get("dataset"), campaign.datasets)
         return campaign.training_parameters(dataset, stem, seed)
+    model = _choose(settings.get("model"), campaign.models)
     if kind == "rollout":
-        model = _choose(settings.get("model"), campaign.models)
         return campaign.rollout_parameters(stem, model, seed, "corrected")
-    return {"campaign": campaign.name}
+    if kind == "ood":
+        dataset = _choose(settings.get("dataset"), campaign.ood[stem])
+        return ood_parameters(stem, campaign, dataset, model, seed)
+    return {"campaign": campaign.name, "beside": _beside(campaign.name)}
+
+
+def ood_parameters(task, campaign, dataset, model, seed):
+    """Parameters of an out-of-distribution notebook; one that runs no dynamics has none for them."""
+    known = parameters_of(NOTEBOOKS / "ood" / f"{task}.ipynb")
+    values = campaign.ood_parameters(dataset, model, seed)
+    return {name: value for name, value in values.items() if name in known}
+
+
+def _beside(name):
+    """Campaigns of ``params/book.yml`` that have records, to be shown beside one."""
+    return [other for other in pages()["beside"] if other != name and len(records.read(other))]
 
 
 def _choose(wanted, available):
@@ -322,12 +350,18 @@ def campaign_pages(name):
     chosen = {}
     for page, settings in pages()["pages"].items():
         kind, stem = page.split("/")
-        known = {"datasets": campaign.datasets, "rollout": campaign.datasets, "training": campaign.models}
+        known = {
+            "datasets": campaign.datasets,
+            "rollout": campaign.datasets,
+            "training": campaign.models,
+            "ood": campaign.ood,
+        }
         if stem not in known.get(kind, [stem]):
             continue
         values = {"dataset": stem, "model": stem, **page_parameters(page, settings or {}, campaign)}
         run = f"{values['dataset']}-{values['model']}-s{campaign.seeds[0]}"
-        chosen[page] = folder / kind / f"{stem if kind in ('datasets', 'report') else run}.ipynb"
+        names = {"datasets": stem, "report": stem, "ood": f"{stem}/{run}"}
+        chosen[page] = folder / kind / f"{names.get(kind, run)}.ipynb"
     return {page: path for page, path in chosen.items() if path.exists()}
 
 
@@ -377,7 +411,7 @@ def run_demo(name="demo", *, jobs=None):
     """
     start = time.monotonic()
     os.environ["EGRAFF_RESULTS"] = str(paths.runs() / name / "results")
-    _say(f"step 1 of 3: campaign {name}: data, training, rollouts, leaderboard")
+    _say(f"step 1 of 3: campaign {name}: data, training, rollouts, reports")
     status = run_campaign(name, jobs=jobs)
     _say("step 2 of 3: the book")
     page = build_book(name)

@@ -46,6 +46,9 @@ class Campaign:
     preset: str = "small"
     training: TrainingBudget = field(default_factory=TrainingBudget)
     rollout: RolloutBudget = field(default_factory=RolloutBudget)
+    ood: dict = field(default_factory=dict)
+    """``{task: [datasets]}``: notebooks of ``notebooks/ood/``, each for models trained on these datasets;
+    their rollouts have the length of the dataset's own."""
     device: str = "cpu"
     threads: int = 1
     """Threads of one run."""
@@ -64,6 +67,10 @@ class Campaign:
                 object.__setattr__(self, name, budget)
         for dataset in self.datasets:
             cards.dataset(dataset)
+        for task, datasets in self.ood.items():
+            for dataset in datasets:
+                if dataset not in self.datasets:
+                    raise cards.unknown(f"dataset of the task {task} of {self.name}", dataset, self.datasets)
         for dataset, parts in self.overrides.items():
             if dataset not in self.datasets:
                 raise cards.unknown(
@@ -77,6 +84,12 @@ class Campaign:
     def cells(self):
         """All (dataset, model, seed)."""
         return [(d, m, s) for d in self.datasets for m in self.models for s in self.seeds]
+
+    def ood_cells(self):
+        """All (task, dataset, model, seed) out of distribution."""
+        return [
+            (task, *cell) for task, names in self.ood.items() for cell in self.cells() if cell[0] in names
+        ]
 
     def training_parameters(self, dataset, model, seed):
         """Parameters of a training notebook; the model is the notebook's own."""
@@ -104,6 +117,12 @@ class Campaign:
             "steps": budget.steps,
             "max_seconds": budget.max_seconds,
         }
+
+    def ood_parameters(self, dataset, model, seed):
+        """Parameters of an out-of-distribution notebook."""
+        parameters = self.rollout_parameters(dataset, model, seed, "corrected")
+        del parameters["protocol"]
+        return {"dataset": dataset, **parameters}
 
     def protocols(self, dataset):
         """Rollout protocols of a dataset."""

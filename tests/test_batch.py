@@ -94,6 +94,29 @@ def test_page_parameters_are_those_of_the_campaigns_own_run():
     assert parameters == demo.rollout_parameters("copper_emt", "nequip", 0, "corrected")
 
 
+def test_an_unknown_task_is_refused_before_anything_runs(workplace, capsys):
+    text = (paths.ROOT / "params" / "tiny.yml").read_text()
+    path = workplace / "mine.yml"
+    path.write_text(text + "ood: {benzin: [ethanol_xtb]}\n")
+    assert batch.main(["campaign", str(path)]) == 2
+    assert "benzin" in capsys.readouterr().err
+    path.write_text(text + "ood: {benzene: [ethanol]}\n")
+    with pytest.raises(ValueError, match="unknown dataset of the task benzene of mine 'ethanol'"):
+        campaign.load(str(path))
+
+
+def test_tasks_out_of_distribution_have_the_length_of_the_datasets_own_rollouts():
+    settings = campaign.load("cpu")
+    assert ("benzene", "aspirin", "mace", 0) in settings.ood_cells()
+    assert ("benzene", "acac", "mace", 0) not in settings.ood_cells()
+    parameters = batch.ood_parameters("lips20_crystals", settings, "lips20", "mace", 0)
+    own = settings.rollout_parameters("lips20", "mace", 0, "corrected")
+    assert parameters["dataset"] == "lips20"
+    assert {name: parameters[name] for name in ("replicas", "steps")} == {
+        name: own[name] for name in ("replicas", "steps")
+    }
+
+
 def test_unknown_page_is_refused():
     with pytest.raises(ValueError, match="rollout/gold"):
         batch.make_pages(["rollout/gold"])
@@ -105,14 +128,15 @@ def test_contents_without_missing_pages(tmp_path):
     assert batch._existing_pages(toc, tmp_path) == "root: here\n  - file: here\n"
 
 
-@pytest.mark.parametrize("name", ["demo", "paper"])
+@pytest.mark.parametrize("name", ["demo", "cpu"])
 def test_snakemake_plans_every_cell(name, workplace):
     settings = campaign.load(name)
     protocols = sum(len(settings.protocols(dataset)) for dataset, _, _ in settings.cells())
     words = [sys.executable, "-m", "egraff_utils.batch", "campaign", name, "--dry-run"]
     plan = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=False)
     assert plan.returncode == 0, plan.stderr
-    total = len(settings.datasets) + len(settings.cells()) + protocols + 2
+    reports = len(batch.reports()) + 1  # and the target that asks for them
+    total = len(settings.datasets) + len(settings.cells()) + protocols + len(settings.ood_cells()) + reports
     assert f"total {total}" in " ".join((plan.stdout + plan.stderr).split())
 
 
@@ -133,7 +157,7 @@ def test_a_tiny_campaign_survives_kill_and_ends(workplace):
     frame = records.read("tiny")
     assert set(frame.kind) == {"dataset", "training", "rollout", "rollout_as_coded"}
     assert set(frame.status) <= {"complete", "unstable"}
-    board = json.loads(batch.leaderboard_page("tiny").read_text())
+    board = json.loads(batch.report_page("tiny").read_text())
     assert any("every cell of the campaign" in str(cell.get("outputs")) for cell in board["cells"])
     text = batch.leaderboard_text("tiny")
     assert "MACE" in text

@@ -11,7 +11,7 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from test_calculator import SoftSpheres
 
-from egraff_utils import cards, records, rollout
+from egraff_utils import cards, models, records, rollout
 from egraff_utils.dynamics import kinetic_temperature
 from egraff_utils.rollout import RolloutConfig, match_frames, roll_out, start_frames
 
@@ -229,3 +229,52 @@ def test_errors_come_before_any_work(copper, nitrogen):
         roll_out(config(copper, replicas=200), force_field=SoftSpheres([29]))
     with pytest.raises(ValueError, match="not trained on Cu"):
         roll_out(config(copper), force_field=SoftSpheres([1]))
+
+
+@pytest.fixture
+def mixture(folder):
+    """Two diatomic molecules in one test split."""
+    rng = np.random.default_rng(1)
+    for name in ("N2", "O2"):
+        frames = []
+        for _ in range(6):
+            atoms = molecule(name, cell=[10, 10, 10])
+            atoms.positions += 5 + 0.02 * rng.standard_normal((2, 3))
+            atoms.calc = EMT()
+            atoms.get_forces()
+            frames.append(atoms)
+        ase.io.write(folder / f"{name}.xyz", frames, format="extxyz")
+    both = {"parts": [{"source": "N2"}, {"source": "O2"}]}
+    parts = {name: {"source": name, "subset_of": ["test"]} for name in ("N2", "O2")}
+    card = {"name": "mixture_test", "system": "molecule", "elements": [7, 8], "temperature": 300,
+            "timestep": 0.5, "reader": "extxyz", "files": {"N2": "N2.xyz", "O2": "O2.xyz"},
+            "splits": {"train": "N2", "val": "N2", "test": both, **parts}}  # fmt: skip
+    return _card(folder, card)
+
+
+def test_a_split_of_two_compositions_is_rolled_out_one_by_one_and_pooled(mixture):
+    force_field = models.build("torchmd_net", "tiny", [7, 8])
+    config = RolloutConfig("torchmd_net", mixture, replicas=2, steps=8, progress=False)
+    record = roll_out(config, force_field=force_field)
+    assert record.kind == "rollout"
+    parts = [roll_out(part, force_field=force_field) for part in rollout.parts(config)]
+    assert [part.kind for part in parts] == ["rollout_N2", "rollout_O2"]
+    assert list(record.curves["composition"]) == ["N2", "N2", "O2", "O2"]
+    for name in ("wf", "fv", "rmsd", "temperature"):
+        assert record[name] == pytest.approx(np.mean([part[name] for part in parts]), rel=1e-5)
+        assert record.metric(name).n == 4
+    np.testing.assert_array_equal(record.curves["fv"][2:], parts[1].curves["fv"])
+
+
+def test_several_compositions_without_a_split_each_are_refused(mixture):
+    with pytest.raises(ValueError, match=r"subset_of: \[test\]"):
+        rollout.reference_of(cards.dataset(mixture), split="test")
+
+
+def test_another_dataset_may_give_the_starts(mixture, nitrogen):
+    force_field = models.build("torchmd_net", "tiny", [7, 8])
+    config = RolloutConfig("torchmd_net", mixture, target=nitrogen, replicas=2, steps=8, progress=False)
+    record = roll_out(config, force_field=force_field)
+    assert (record.kind, record.dataset) == ("rollout_n2_test", "mixture_test")
+    assert record.parameters["timestep"] == cards.dataset(nitrogen).timestep
+    assert roll_out(config, force_field=force_field).provenance == record.provenance
