@@ -92,6 +92,31 @@ SCALES = (
 """Fixed scales: bounds come from the reference data or are numbers, so that no model moves another's place.
 Zero, the centre, is the best value; what lies outside a scale is drawn at its end."""
 
+PUBLISHED = {
+    "force_mae": (1, "force_mae_mev_per_ang", 1.0),
+    "energy_mae": (1, "energy_mae_mev", 1.0),
+    "wf": (2, "wf_percent", 1.0),
+    "jsd_raw": (2, "jsd", 1.0),
+    "ev_root": (3, "ev_gmean_1e-5", 1e-5),
+    "fv": (3, "fv_gmean", 1.0),
+    "seconds_per_epoch": (4, "train_min_per_epoch", 60.0),
+    "ms_per_step": (4, "inference_min_per_1000_steps", 60.0),
+}
+"""Where the paper gives a metric: table, column, and its unit in that of the records. One minute per 1000
+steps is 60 ms per step."""
+
+PAPER_SPOKES = {
+    "force_mae": "force",
+    "energy_mae": "energy",
+    "wf": "WF",
+    "jsd_raw": "JSD",
+    "ev_root": "EV",
+    "fv": "FV",
+    "seconds_per_epoch": "training",
+    "ms_per_step": "MD",
+}
+"""Spokes with the paper's scaling: the eight metrics of its Tables 1 to 4."""
+
 PAIRS = (
     ("ev_root", "fv"),
     ("jsd_raw", "wf"),
@@ -101,8 +126,8 @@ PAIRS = (
 """Pairs of metrics in Figure 7 of the paper."""
 
 PAIR_LABELS = {
-    "ev_root": "Root EV",
-    "fv": "FV",
+    "ev_root": "Root EV (dimensionless)",
+    "fv": "FV (dimensionless)",
     "jsd_raw": "JSD as published (nats)",
     "wf": "WF (%)",
     "seconds_per_epoch": "Time per epoch (s)",
@@ -110,6 +135,10 @@ PAIR_LABELS = {
     "energy_mae": "Energy MAE (meV)",
     "force_mae": "Force MAE (meV/Å)",
 }
+
+
+BREAK = {"marker": r"$\dagger$", "color": "black", "markersize": 8, "markeredgewidth": 0.3, "zorder": 4}
+"""Dagger where a replica broke, as in the tables."""
 
 
 # Figure 3: structure
@@ -136,7 +165,8 @@ def plot_rdf_models(records: Iterable, *, ax: Axes | None = None) -> Axes:
 def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: str = "rollout") -> Figure:
     """Figure 3: radial distribution functions, a panel for every dataset, a line for every model.
 
-    A rollout over several compositions has a panel for each of them.
+    Below each panel, on a scale of its own, what the models' functions differ by from the reference. A
+    rollout over several compositions has a panel for each of them.
 
     Parameters
     ----------
@@ -157,10 +187,15 @@ def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: 
             panels[name, part] = _select(records, f"rollout_{part}", name)
 
     def draw(ax, key):
-        return _draw_rdfs(ax, _by_model(r for r in panels[key] if "rdf" in r.curves))
+        found = _by_model(r for r in panels[key] if "rdf" in r.curves)
+        _draw_rdfs(ax[0], found)
+        _draw_rdf_differences(ax[1], found)
+        ax[0].tick_params(labelbottom=False)
+        ax[1].set(xlim=ax[0].get_xlim())
+        return list(found)
 
-    figure = _grid(panels, draw, title=_part_title, reference=True)
-    return _label(figure, "Distance r (Å)", f"g(r) ({DIMENSIONLESS})")
+    figure = _grid(panels, draw, title=_part_title, reference=True, height=2.4, ratios=(2.4, 1))
+    return _label(figure, "Distance r (Å)", f"g(r), and below it model minus reference ({DIMENSIONLESS})")
 
 
 def _draw_rdfs(ax, found):
@@ -169,12 +204,23 @@ def _draw_rdfs(ax, found):
         if not place:
             reference = plots.read_curve(records[0], "rdf_reference")
             ax.plot(r, reference, color=REFERENCE_COLOR, linewidth=2.6, alpha=0.85)
-            ax.set(xlim=(0, r[-1]))
-        values = _stack(records, "rdf")
-        values[~values.any(1)] = np.nan  # broken before its first frame
-        ax.plot(r, plots.replica_mean(values), color=plots.model_color(model), linewidth=1.1)
+            ax.set(xlim=(0, r[np.flatnonzero(reference > 0.003 * reference.max())[-1]]))
+        ax.plot(r, _mean_rdf(records), color=plots.model_color(model), linewidth=1.1)
     ax.set(ylim=(0, None))
-    return list(found)
+
+
+def _draw_rdf_differences(ax, found):
+    for model, records in found.items():
+        difference = _mean_rdf(records) - plots.read_curve(records[0], "rdf_reference")
+        r = plots.read_curve(records[0], "rdf_r")
+        ax.plot(r, difference, color=plots.model_color(model), linewidth=0.9)
+    ax.axhline(0, color=REFERENCE_COLOR, linewidth=0.8)
+
+
+def _mean_rdf(records):
+    values = _stack(records, "rdf")
+    values[~values.any(1)] = np.nan  # broken before its first frame
+    return plots.replica_mean(values)
 
 
 # Figure 4: mean violations
@@ -207,9 +253,9 @@ def plot_mean(frame: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Ax
             **_point(model),
         )
     _draw_floor_ticks(ax, frame, metric, datasets)
-    if len(means) and (means.value > 0).all() and means.value.max() > 3 * means.value.min():
+    if (means.value > 0).all() and _wide(means.value):
         plots.set_log_scale(ax, "y")
-    _mark_groups(ax, [tables.dataset_title(name) for name in datasets])
+    _mark_groups(ax, [short_title(name) for name in datasets])
     ax.set(ylabel=plots.metric_label(frame, metric))
     if own_figure:
         ax.set(xlabel="Dataset (name)")
@@ -270,7 +316,7 @@ def violation_grid(
 ) -> Figure:
     """Figure 5: energy or force violation along the run, a panel for every dataset, a line for every model.
 
-    A line is the geometric mean over the replicas that are still whole and over `window` frames; a cross
+    A line is the geometric mean over the replicas that are still whole and over `window` frames; a dagger
     marks where a replica broke. The grey line is the floor: two unrelated frames of the reference.
 
     Parameters
@@ -319,7 +365,7 @@ def rmsd_grid(
 ) -> Figure:
     """Figures 8 and 9: root mean square displacement from the start, a panel for every dataset or model.
 
-    A line is the mean over replicas that are still whole; a cross marks where one broke. The reference,
+    A line is the mean over replicas that are still whole; a dagger marks where one broke. The reference,
     where its frames follow each other in time, is black.
 
     Parameters
@@ -369,16 +415,16 @@ def _rmsd_by_model(records, kind, datasets):
                 mean = plots.replica_mean(_stack(runs, "rmsd"))
                 _draw_run(ax, model, runs, mean, marker=markers[dataset], markevery=(0.05, 0.19))
                 drawn.append(dataset)
-        ax.set(ylim=(0, None))
         return drawn
 
     models = order_models({r.model for r in records if r.kind == kind and r.model != "reference"})
-    figure = _grid(models, draw, title=tables.model_title, sharey=True, legend=None, noun="datasets")
+    figure = _grid(models, draw, title=tables.model_title, sharey=True, legend=False, noun="datasets")
+    figure.axes[0].set(ylim=(0, None))  # after the last panel: it ends the scaling of the shared axis
     return _add_legend(figure, _dataset_handles(markers))
 
 
 def _draw_run(ax, model, runs, mean, **line):
-    """Line of a model, and a cross at each break of a replica."""
+    """Line of a model, and a dagger at each break of a replica."""
     time, color = _time(runs), plots.model_color(model)
     style = {"linewidth": 1.3, "markersize": 4.5, "markeredgecolor": "0.2", "markeredgewidth": 0.5} | line
     ax.plot(time, mean, color=color, **style)
@@ -387,7 +433,7 @@ def _draw_run(ax, model, runs, mean, **line):
         finite = np.flatnonzero(np.isfinite(mean[: place + 1]))
         if len(finite):
             at = finite[-1]
-            ax.plot(time[at], mean[at], "X", color=color, markersize=6, markeredgecolor="white", zorder=4)
+            ax.plot(time[at], mean[at], **BREAK)
 
 
 def _breaks(runs):
@@ -491,12 +537,11 @@ def published_values() -> pd.DataFrame:
     >>> float(published_values().loc[("acac", "nequip"), "force_mae"])
     4.59
     """
-    parts = []
-    for column in tables.COLUMNS:
-        if column.table is not None:
-            table = paper.table(column.table).set_index(["dataset", "model"])[column.published]
-            parts.append((table * column.published_factor / column.factor).rename(column.metric))
-    return _in_order(pd.concat(parts, axis=1))
+    columns = [
+        (paper.table(number).set_index(["dataset", "model"])[column] * factor).rename(metric)
+        for metric, (number, column, factor) in PUBLISHED.items()
+    ]
+    return _in_order(pd.concat(columns, axis=1))
 
 
 def scaled_values(values: pd.DataFrame, scale: str = "fixed") -> pd.DataFrame:
@@ -512,21 +557,20 @@ def scaled_values(values: pd.DataFrame, scale: str = "fixed") -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with the index of `values` and a column for every metric of `SCALES` that it holds.
+    DataFrame with the index of `values` and a column for every metric of `SCALES` (of `PAPER_SPOKES`) that
+    it holds.
 
     Raises
     ------
     ValueError
         If the scale is neither.
     """
-    known = [s for s in SCALES if s.metric in values]
     if scale == "fixed":
-        scaled = {s.metric: s.place(values) for s in known}
+        scaled = {s.metric: s.place(values) for s in SCALES if s.metric in values}
     elif scale == "paper":
-        found = values[[s.metric for s in known]]
+        found = values[[name for name in PAPER_SPOKES if name in values]]
         largest = found.groupby(level="dataset").transform("max")
-        scaled = found / largest.where(largest > 0)
-        scaled = scaled.mask(largest == 0, 0.0)
+        scaled = (found / largest).mask(largest == 0, 0.0)
     else:
         raise ValueError(f"{scale=} is neither 'fixed' nor 'paper'")
     return pd.DataFrame(scaled, index=values.index).dropna(axis="columns", how="all")
@@ -553,15 +597,16 @@ def radar_grid(
         Panels to show, in this order; by default all of `values`.
     """
     scaled = scaled_values(values, scale)
-    spokes = [s for s in SCALES if s.metric in scaled]
-    angles = np.linspace(0, 2 * np.pi, len(spokes), endpoint=False)
+    labels = PAPER_SPOKES if scale == "paper" else {s.metric: s.label for s in SCALES}
+    labels = [labels[metric] for metric in scaled]
+    angles = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
 
     def draw(ax, dataset):
         here = scaled[scaled.index.get_level_values("dataset") == dataset].droplevel("dataset")
-        here = here[[s.metric for s in spokes]].dropna(how="all")
+        here = here.dropna(how="all")
         for model, row in here.iterrows():
             _draw_polygon(ax, angles, row.to_numpy(float), model)
-        _mark_spokes(ax, angles, spokes)
+        _mark_spokes(ax, angles, labels)
         return list(here.index)
 
     datasets = order_datasets(set(values.index.get_level_values(0))) if datasets is None else list(datasets)
@@ -569,19 +614,20 @@ def radar_grid(
 
 
 def _draw_polygon(ax, angles, radii, model):
-    """Line from spoke to spoke; a spoke without a value is left out of it."""
-    found = np.isfinite(radii)
-    at, radii = angles[found], radii[found]
+    """Line from spoke to spoke, open beside a spoke without a value."""
     style = _point(model) | {"markersize": 3.5, "linestyle": "-", "linewidth": 1.2, "clip_on": False}
-    ax.plot(np.append(at, at[:1]), np.append(radii, radii[:1]), **style)
+    ax.plot(np.append(angles, angles[:1]), np.append(radii, radii[:1]), **style)
 
 
-def _mark_spokes(ax, angles, spokes):
+def _mark_spokes(ax, angles, labels):
     ax.set(ylim=(0, 1), theta_offset=np.pi / 2, theta_direction=-1)
-    ax.set_xticks(angles, [s.label for s in spokes], fontsize=8)
+    ax.set_xticks(angles, labels, fontsize=8)
     ax.set_yticks([0.25, 0.5, 0.75, 1.0], [])
-    ax.tick_params(axis="x", pad=-1)
+    ax.tick_params(axis="x", pad=-2)
     ax.spines["polar"].set(color="0.6", linewidth=0.8)
+    for angle, text in zip(angles, ax.get_xticklabels(), strict=True):
+        side = round(np.sin(angle), 6)
+        text.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
 
 
 def pairs_grid(
@@ -593,7 +639,8 @@ def pairs_grid(
     """Figure 7: pairs of metrics against each other, a point for every dataset and model.
 
     A row for every pair; ours left with full markers, the published values right with hollow ones, on the
-    same axes. Colours tell models, markers datasets.
+    same axes. Colours tell models, markers datasets. A value published as zero has no place on a
+    logarithmic axis.
 
     Parameters
     ----------
@@ -613,13 +660,21 @@ def pairs_grid(
         for (title, side), ax in zip(sides, row, strict=True):
             _draw_pairs(ax, side, (x, y), markers, hollow=title == "paper")
             ax.set_xlabel(PAIR_LABELS.get(x, x))
-            plots.set_log_scale(ax, "x")
-            plots.set_log_scale(ax, "y")
         row[0].set_ylabel(PAIR_LABELS.get(y, y))
+        for axis, name in (("x", x), ("y", y)):
+            if _wide(pd.concat([side.get(name, pd.Series(dtype=float)) for _, side in sides])):
+                for ax in row:
+                    plots.set_log_scale(ax, axis)
     for (title, _), ax in zip(sides, axes[0], strict=True):
         ax.set_title(title, fontsize="medium", loc="left")
     models = order_models({name for _, side in sides for name in side.index.get_level_values(1)})
     return _add_legend(figure, _model_handles(models) + _dataset_handles(markers), columns=5)
+
+
+def _wide(values):
+    """Whether positive values span more than a factor of three."""
+    values = values[values > 0]
+    return len(values) > 0 and values.max() > 3 * values.min()
 
 
 def _draw_pairs(ax, values, pair, markers, *, hollow):
@@ -728,6 +783,18 @@ def order_models(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
+def short_title(dataset: str) -> str:
+    """Name of a dataset in a panel or legend: its title without brackets, or what is in them if shorter.
+
+    Examples
+    --------
+    >>> short_title("3bpa"), short_title("ethanol"), short_title("ethanol_xtb")
+    ('3BPA', 'Ethanol', 'Ethanol by GFN2-xTB')
+    """
+    title, _, bracket = tables.dataset_title(dataset).partition(" (")
+    return bracket.rstrip(")") if bracket and len(title) > 20 else title
+
+
 def dataset_markers(names: Iterable[str]) -> dict[str, str]:
     """Marker of every dataset: a fixed one for those of the paper, the next ones for others."""
     known = order_datasets(set(paper.table(1).dataset))
@@ -748,33 +815,44 @@ def _grid(
     keys: Iterable,
     draw: Callable,
     *,
-    title: Callable = tables.dataset_title,
+    title: Callable | None = None,
     sharey: bool = False,
     projection: str | None = None,
     height: float = 1.95,
-    legend: str | None = "models",
+    ratios: Sequence[float] = (1,),
+    legend: bool = True,
     noun: str = "models",
     **handles,
 ) -> Figure:
-    """Panels three in a row with one legend. `draw(ax, key)` returns the names of what it drew."""
-    keys = list(keys)
+    """Panels three in a row with one legend. `draw(ax, key)` returns the names of what it drew.
+
+    With several `ratios` a panel consists of axes of these heights, one below the other, and `ax` is their
+    list.
+    """
+    keys, parts = list(keys), len(ratios)
     columns = min(3, max(len(keys), 1))
     rows = -(-max(len(keys), 1) // columns)
-    size = (WIDTH if columns > 1 else 0.7 * WIDTH, height * rows * (1.25 if columns < 3 else 1) + 0.6)
+    size = (WIDTH if columns > 1 else 0.7 * WIDTH, height * rows + (0.9 if rows < 3 else 0.6))
+    options = {"squeeze": False, "sharey": sharey, "subplot_kw": {"projection": projection}}
     figure, axes = plt.subplots(
-        rows, columns, squeeze=False, figsize=size, sharey=sharey, subplot_kw={"projection": projection}
+        rows * parts, columns, figsize=size, height_ratios=[*ratios] * rows, **options
     )
-    drawn = {key: (ax, draw(ax, key)) for key, ax in zip(keys, axes.flat, strict=False)}
-    every = {name for _, names in drawn.values() for name in names}
-    for key, (ax, names) in drawn.items():
+    stacks = [
+        list(axes[parts * row : parts * (row + 1), column]) for row, column in np.ndindex(rows, columns)
+    ]
+    shown = dict(zip(keys, stacks, strict=False))
+    drawn = {key: draw(stack if parts > 1 else stack[0], key) for key, stack in shown.items()}
+    every = {name for names in drawn.values() for name in names}
+    for key, names in drawn.items():
         count = f", {len(names)} of {len(every)} {noun}" if 0 < len(names) < len(every) else ""
-        ax.set_title(f"{title(key)}{count}", fontsize="small", loc="left")
+        shown[key][0].set_title(f"{(title or short_title)(key)}{count}", fontsize="small", loc="left")
         if not names:
-            _say_not_run(ax)
-    for ax in axes.flat[len(keys) :]:
-        ax.set_axis_off()
+            _say_not_run(shown[key][0])
+    for stack in stacks[len(keys) :]:
+        for ax in stack:
+            ax.set_axis_off()
     if not keys:
-        _say_not_run(axes.flat[0])
+        _say_not_run(stacks[0][0])
     return _add_legend(figure, _model_handles(order_models(every), **handles)) if legend else figure
 
 
@@ -791,7 +869,7 @@ def _say_not_run(ax, text=NOT_RUN):
 def _add_legend(figure, handles, *, columns=None):
     if handles:
         columns = columns or (len(handles) if len(handles) <= 6 else -(-len(handles) // 2))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2)
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
     return figure
 
 
@@ -811,9 +889,7 @@ def _model_handles(models, *, marker=False, reference=False, floor=False):
 
 def _dataset_handles(markers):
     style = {"color": "0.45", "linestyle": "none"}
-    return [
-        Line2D([], [], marker=m, label=tables.dataset_title(name), **style) for name, m in markers.items()
-    ]
+    return [Line2D([], [], marker=m, label=short_title(name), **style) for name, m in markers.items()]
 
 
 def _point(model):
@@ -860,7 +936,7 @@ def _parts(records):
 
 def _part_title(key):
     dataset, part = key
-    return f"{tables.dataset_title(dataset)}{', ' + part if part else ''}"
+    return f"{short_title(dataset)}{', ' + part if part else ''}"
 
 
 def _stack(records, name):

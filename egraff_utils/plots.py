@@ -533,12 +533,14 @@ def take_axes(ax: Axes | None) -> Axes:
 def set_log_scale(ax: Axes, axis: str) -> None:
     """Logarithmic axis ``"x"`` or ``"y"`` with plain numbers; call it after drawing.
 
-    Ticks at 1, 2 and 5 of every decade, at 1 alone where the data span more than two decades.
+    Ticks at 1, 2 and 5 of every decade; at 1 alone where the axis spans more than two decades, at some more
+    where it spans less than one.
     """
     ax.set(**{f"{axis}scale": "log"})
     low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
     ticks = getattr(ax, f"{axis}axis")
-    ticks.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
+    subs = (1,) if high > 100 * low else (1, 2, 5) if high > 10 * low else (1, 2, 3, 5, 7)
+    ticks.set_major_locator(LogLocator(subs=subs))
     ticks.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     ticks.set_minor_formatter(NullFormatter())
 
@@ -548,10 +550,13 @@ def short_number(value: float) -> str:
 
     Examples
     --------
-    >>> short_number(0.5), short_number(20000.0), short_number(2e-06)
-    ('0.5', '20000', '2e-6')
+    >>> short_number(0.5), short_number(20000.0), short_number(2e-06), short_number(0.0005)
+    ('0.5', '20000', '2e-6', '5e-4')
     """
-    return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
+    if 1e-3 <= abs(value) < 1e5 or value == 0:
+        return f"{value:g}"
+    digits, power = f"{value:e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def read_curve(record, name: str) -> np.ndarray:
