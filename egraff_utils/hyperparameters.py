@@ -1,0 +1,447 @@
+"""Which hyperparameters did the paper publish, and which do we use? Tables 11 to 16 beside the model cards.
+
+Published values come from the transcribed tables, ours from the cards; :data:`TERMS` says which term of a
+table is which keyword of a card, so that agreement is computed and not claimed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Callable
+from html import escape
+from math import isclose
+from typing import Any, NamedTuple
+
+import pandas as pd
+from IPython.display import HTML
+
+from egraff_utils import cards, paper, tables
+
+NOT_GIVEN = "–"
+PRESETS = ("paper", "small")
+
+
+class Term(NamedTuple):
+    """Where a term of a published table stands in a card."""
+
+    keyword: str = ""
+    """``network.<name>`` or ``training.<name>``; several joined by ``+``; empty where there is none."""
+    note: str = ""
+    """Why it differs, has another form or has no keyword."""
+    take: Callable[[Any], Any] = lambda value: value
+    """The card's value in the table's form."""
+    comparable: bool = True
+    """False where the card says it in another form that cannot be compared number by number."""
+
+
+DEFAULT = Term(note="the package's default")
+CAMPAIGN = Term(note="left to the campaign")
+STAGE = "training.second_stage"
+
+PLATEAU = {
+    "LR Scheduler Name": Term("training.scheduler"),
+    "LR Scheduler Patience": Term("training.plateau_patience"),
+    "LR Scheduler Factor": Term("training.plateau_factor"),
+    "Learning Rate": Term("training.learning_rate"),
+    "Batch Size": Term("training.batch_size"),
+    "EMA Decay": Term("training.ema_decay"),
+    "Optimizer Name": Term("training.optimizer"),
+}
+
+MACE = {
+    "R_max": Term("network.cutoff", "8 Å for GeTe in the paper's scripts: an override of the campaign"),
+    "Correlation order": Term("network.correlation"),
+    "Number of Radial basis": Term("network.num_bessels"),
+    "Number of Cutoff basis": Term("network.polynomial_cutoff"),
+    "L_max": Term("network.l_max"),
+    "Number of Interactions": Term("network.num_interactions"),
+    "MLP Irreps": Term("network.readout_width"),
+    "Hidden Irreps": Term("network.num_channels+network.hidden_l_max"),
+    "Gate": DEFAULT,
+    "E_0s": Term(note="fitted to each training set, since the published ones do not fit LiPS"),
+    "Forces weight": Term("training.force_weight"),
+    "SWA Forces Weight": Term(f"{STAGE}.force_weight"),
+    "Energy Weight": Term("training.energy_weight"),
+    "SWA Energy Weight": Term(f"{STAGE}.energy_weight"),
+    "Virials Weight": Term(note="virials are not trained"),
+    "SWA Virials Weight": Term(note="virials are not trained"),
+    "Config type Weights": Term(note="all frames weigh the same"),
+    "optimizer": Term("training.optimizer+training.amsgrad"),
+    "Batch Size": Term("training.batch_size"),
+    "Validation Batch Size": Term(note="changes no number"),
+    "Learning rate": Term("training.learning_rate"),
+    "SWA learning rate": Term(f"{STAGE}.learning_rate"),
+    "Weight decay": Term("training.weight_decay"),
+    "EMA Decay": Term("training.ema_decay"),
+    "Scheduler": Term("training.scheduler"),
+    "LR factor": Term("training.plateau_factor"),
+    "Scheduler patience": Term("training.plateau_patience"),
+    "LR Scheduler gamma": Term(note="belongs to the exponential scheduler, which is not the one named"),
+    "SWA": Term(STAGE),
+    "Max number of epochs": Term("training.max_epochs"),
+    "Clip gradients": Term("training.clip_norm"),
+}
+
+TERMS = {
+    "nequip": PLATEAU
+    | {
+        "R max": Term("network.cutoff"),
+        "Number of Layers": Term("network.num_layers"),
+        "L max": Term("network.l_max"),
+        "Number of Features": Term("network.num_features"),
+        "Nonlinearity Type": DEFAULT,
+        "Nonlinearity Scalars (e)": DEFAULT,
+        "Nonlinearity Scalars (o)": DEFAULT,
+        "Nonlinearity Gates (e)": DEFAULT,
+        "Nonlinearity Gates (o)": DEFAULT,
+        "Number of Basis": Term("network.num_bessels"),
+        "BesselBasis Trainable": Term("network.bessel_trainable"),
+        "Polynomial Cutoff": Term("network.polynomial_cutoff"),
+        "Invariant Layers": Term("network.radial_layers"),
+        "Invariant Neurons": Term("network.radial_width"),
+        "EMA Use Num Updates": Term(note="always so here"),
+        "Early Stopping Patiences (Validation Loss)": Term("training.early_stopping_patience"),
+        "Early Stopping Lower Bounds (LR)": Term("training.stop_learning_rate"),
+        "Early Stopping Upper Bounds (Cumulative Wall)": CAMPAIGN,
+        "Loss Coeffs (Forces)": Term("training.force_weight"),
+        "Loss Coeffs (Total Energy)": Term("training.energy_weight"),
+    },
+    "allegro": PLATEAU
+    | {
+        "R Max": Term("network.cutoff"),
+        "PolynomialCutoff": Term("network.polynomial_cutoff"),
+        "L Max": Term("network.l_max"),
+        "Num Layers": Term("network.num_layers"),
+        "Env Embed Multiplicity": Term("network.num_tensor_features"),
+        "Embed Initial Edge": DEFAULT,
+        "Two Body Latent MLP Dimensions": Term(
+            "network.num_scalar_features+network.two_body_layers+network.two_body_width",
+            "today's network has layers of one width",
+            comparable=False,
+        ),
+        "Two Body Latent MLP Nonlinearity": DEFAULT,
+        "Latent MLP Latent Dimensions": Term(
+            "network.latent_layers+network.latent_width",
+            "hidden layers between features of 128",
+            comparable=False,
+        ),
+        "Latent MLP Nonlinearity": DEFAULT,
+        "Latent Resnet": Term(note="today's scalar track is concatenated over the layers"),
+        "Edge Eng MLP Latent Dimensions": Term("network.readout_width"),
+        "Edge Eng MLP Nonlinearity": DEFAULT,
+        "Max Epochs": Term("training.max_epochs"),
+        "Early Stopping Patiences(Validation loss)": Term("training.early_stopping_patience"),
+        "Early Stopping Lower Bounds(LR)": Term("training.stop_learning_rate"),
+        "Early Stopping Upper Bounds(Cumulative wall)": CAMPAIGN,
+        "Loss Coefficients(Forces)": Term("training.force_weight"),
+        "Loss Coefficients(Total energy)": Term("training.energy_weight"),
+    },
+    "botnet": MACE
+    | {
+        "Correlation order": Term(note="1 by definition: what makes it BOTNet"),
+        "EMA": Term("training.ema_decay"),
+    },
+    "mace": MACE,
+    "equiformer": {
+        "Optimizer": Term("training.optimizer"),
+        "Learning rate scheduling": Term("training.scheduler"),
+        "Warmup epochs": Term("training.warmup_epochs"),
+        "Maximum learning rate": Term("training.learning_rate"),
+        "Batch size": Term("training.batch_size"),
+        "Number of epochs": Term("training.max_epochs"),
+        "Weight decay": Term("training.weight_decay"),
+        "Energy weight": Term("training.energy_weight"),
+        "Force weight": Term("training.force_weight", "the paper's script has 80, not 1; as coded here"),
+        "Dropout rate": Term(note="no dropout"),
+        "Cutoff radius (Å)": Term("network.cutoff"),
+        "Number of radial basis": Term("network.radial_basis"),
+        "Hidden size of radial function": Term("network.radial_hidden", take=max),
+        "Number of hidden layers in radial function": Term("network.radial_hidden", take=len),
+        "Number of Transformer blocks": Term("network.blocks"),
+        "Embedding dimension d_embed": Term("network.channels"),
+        "Spherical harmonics embedding dimension d_sh": Term(
+            "network.channels", "one of each degree that the features have", take=lambda c: [1] * len(c)
+        ),
+        "Number of attention heads h": Term("network.heads"),
+        "Attention head dimension d_head": Term("network.head_channels"),
+        "Hidden dimension in feed forward networks d_ffn": Term("network.feed_forward_channels"),
+        "Output feature dimension d_feature": Term("network.features"),
+    },
+    "torchmd_net": {
+        "Activation": DEFAULT,
+        "Aggregation": DEFAULT,
+        "Attention Activation": DEFAULT,
+        "Batch Size": Term("training.batch_size"),
+        "Radius Cutoff Lower": DEFAULT,
+        "Radius Cutoff Upper": Term("network.cutoff"),
+        "Derivative": Term(note="forces are the gradient of the energy, for every model here"),
+        "Early Stopping Patience": Term("training.early_stopping_patience"),
+        "EMA Alpha Force": Term(note="1 means no smoothing"),
+        "EMA Alpha Energy": Term("training.energy_loss_ema"),
+        "Embedding Dimension": Term("network.embedding_dimension"),
+        "Energy Weight": Term("training.energy_weight"),
+        "Force Weight": Term("training.force_weight"),
+        "Inference Batch Size": Term(note="changes no number"),
+        "Learning Rate": Term("training.learning_rate"),
+        "Learning Rate Factor": Term("training.plateau_factor"),
+        "Minimum Learning Rate": Term("training.min_learning_rate"),
+        "Learning Rate Patience": Term("training.plateau_patience"),
+        "Learning Rate Warmup Steps": Term("training.warmup_steps"),
+        "Max Number of Neighbors": Term(note="the graph holds all neighbours"),
+        "Max Z": Term("network.max_z"),
+        "Neighbor Embedding": Term("network.neighbor_embedding"),
+        "Number of Epochs": Term("training.max_epochs"),
+        "Number of Heads": Term("network.num_heads"),
+        "Number of Layers": Term("network.num_layers"),
+        "Number of Nodes": CAMPAIGN,
+        "Number of Radial basis function": Term("network.num_rbf"),
+        "Number of Workers": CAMPAIGN,
+        "Output Model": DEFAULT,
+        "Precision": Term(note="single precision, for every model here"),
+        "Radial basis function Type": DEFAULT,
+        "Reduce Operation": Term(note="energies of atoms are summed, for every model here"),
+        "Train Size": Term(note="set by the dataset"),
+        "Weight Decay": Term("training.weight_decay"),
+    },
+}
+"""Model -> term of its published table -> :class:`Term`."""
+
+WORDS = {
+    "True": True,
+    "False": False,
+    "Adam": "adam",
+    "AdamW": "adamw",
+    "AMSGrad Adam": ["adam", True],
+    "ReduceLROnPlateau": "plateau",
+    "Cosine learning rate with linear warmup": "cosine",
+}
+"""Published words -> values as the cards have them."""
+
+
+def read(text):
+    """A published value as a card would hold it.
+
+    >>> read("5e-7"), read("AMSGrad Adam"), read("[(128, 0), (64, 1)]"), read("16x0e+16x1o+16x2e")
+    (5e-07, ['adam', True], [128, 64], [16, 2])
+    """
+    if text in WORDS:
+        return WORDS[text]
+    if pairs := re.findall(r"\((\d+), \d+\)", text):  # width and degree
+        return _single([int(width) for width in pairs])
+    if re.fullmatch(r"(\d+x\d[eo]\+?)+", text):  # irreps of one width
+        width, degrees = re.match(r"\d+", text).group(), re.findall(r"x(\d)", text)
+        return [int(width), len(degrees) - 1] if len(degrees) > 1 else int(width)
+    if re.fullmatch(r"\[[\d, ]+\]", text):
+        return _single([int(number) for number in re.findall(r"\d+", text)])
+    return float(text) if re.fullmatch(r"[\d.]+(e-?\d+)?", text) else text
+
+
+def _single(values):
+    return values[0] if len(values) == 1 else values
+
+
+def agree(published, ours):
+    """Whether two values are the same; a published "True" only asks that there be something.
+
+    >>> agree(5.0, 5), agree(True, 0.99), agree([16, 2], [16, 2]), agree(1.0, 80.0)
+    (True, True, True, False)
+    """
+    if isinstance(published, bool) and not isinstance(ours, bool):
+        return published == (ours is not None)
+    if isinstance(published, list):
+        return len(published) == len(ours) and all(map(agree, published, ours))
+    if isinstance(published, float) and isinstance(ours, int | float):
+        return isclose(published, ours)
+    return published == ours
+
+
+def compare(model):
+    """Published hyperparameters of a model beside ours.
+
+    Parameters
+    ----------
+    model
+        Name of a model that the paper has.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``parameter`` (as published), ``paper``, ``keyword`` (of the card), ``preset paper``, ``preset
+        small``, ``agreement`` (``same``, ``differs``, ``other form``, ``no keyword``, or ``not in the table``
+        for keywords of the card that the table leaves open) and ``note``.
+
+    Raises
+    ------
+    ValueError
+        If the paper has no such model, or its table a term that :data:`TERMS` does not know.
+    """
+    if model not in TERMS:
+        raise cards.unknown("model of the paper", model, TERMS)
+    card = cards.model(model)
+    ours = {preset: _values(card, preset) for preset in PRESETS}
+    rows = []
+    for parameter, text in paper.table(paper.HYPERPARAMETERS[model]).itertuples(index=False):
+        if parameter not in TERMS[model]:
+            raise cards.unknown(f"term of {card.title}", parameter, TERMS[model])
+        rows.append(_row(parameter, text, TERMS[model][parameter], ours))
+    named = {name for term in TERMS[model].values() for name in term.keyword.split("+")}
+    for keyword in ours["paper"]:
+        if not any(name == keyword or name.startswith(f"{keyword}.") for name in named):
+            values = [ours[preset].get(keyword) for preset in PRESETS]
+            rows.append([NOT_GIVEN, NOT_GIVEN, keyword, *map(_text, values), "not in the table", ""])
+    columns = ["parameter", "paper", "keyword", "preset paper", "preset small", "agreement", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _row(parameter, text, term, ours):
+    if not term.keyword:
+        return [parameter, text, NOT_GIVEN, NOT_GIVEN, NOT_GIVEN, "no keyword", term.note]
+    names = term.keyword.split("+")
+    found = {preset: _single([_lookup(values, name) for name in names]) for preset, values in ours.items()}
+    taken = {preset: None if value is None else term.take(value) for preset, value in found.items()}
+    verdict = "same" if agree(read(text), taken["paper"]) else "differs"
+    verdict = verdict if term.comparable else "other form"
+    return [parameter, text, term.keyword.replace("+", ", "), *map(_text, taken.values()), verdict, term.note]
+
+
+def _values(card, preset):
+    """All keywords of a preset, defaults included."""
+    network = {f"network.{key}": value for key, value in card.network(preset).items()}
+    training = vars(card.training(preset))
+    return network | {f"training.{key}": value for key, value in training.items()}
+
+
+def _lookup(values, name):
+    if name in values:
+        return values[name]
+    parent, _, last = name.rpartition(".")
+    stage = values[parent]
+    return None if stage is None else getattr(stage, last)
+
+
+def _text(value):
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, cards.SecondStage):
+        return f"from {value.start:g} of the budget on"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def sheet(model):
+    """Table 11 to 16 for a model: published values beside ours, the card's notes, and a CSV link.
+
+    Returns
+    -------
+    HTML, which a notebook shows as it is. Rows that differ are bold.
+    """
+    frame, card = compare(model), cards.model(model)
+    styler = frame.style.hide(axis="index").set_uuid(f"hyperparameters-{model}")
+    styler.set_table_attributes('class="dataframe"')
+    cell = {"selector": "th, td", "props": "padding: 0.2em 0.6em; text-align: left; vertical-align: top"}
+    styler.set_table_styles([cell, {"selector": "td", "props": "max-width: 22em; overflow-wrap: anywhere"}])
+    styler.apply(lambda row: ["font-weight: bold" * (row.agreement == "differs")] * len(row), axis=1)
+    notes = "".join(f"<li>{_code(note)}</li>" for note in card.notes)
+    link = tables.csv_link(frame, f"table{card.table}-{model}").data
+    folded = f"<details><summary>Notes of the card</summary><ul>{notes}</ul></details>"
+    return HTML(f'<div style="overflow-x: auto">{styler.format(escape).to_html()}</div>{folded}{link}')
+
+
+def _code(text):
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+
+
+def agreement():
+    """How many terms of each published table are the same, differ, or have no counterpart.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each model, a column for each verdict of :func:`compare`, counts.
+    """
+    counts = {model: compare(model).agreement.value_counts() for model in TERMS}
+    order = ["same", "differs", "other form", "no keyword", "not in the table"]
+    return pd.DataFrame(counts).T.reindex(columns=order).fillna(0).astype(int).rename_axis("model")
+
+
+def packages():
+    """Software behind each model: package, version, licence, table of the paper, trainable parameters.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each model; parameters at preset ``paper`` for the elements H, C, O.
+    """
+    rows = {}
+    for model in TERMS:
+        card = cards.model(model)
+        package, _, version = card.package.partition(" ")
+        rows[model] = {
+            "package": package,
+            "version": version,
+            "licence": licence(package),
+            "table": card.table,
+            "parameters": card.parameters_paper,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def licence(package):
+    """Licence that an installed package states of itself, in a few words.
+
+    >>> licence("e3nn")
+    'MIT'
+    """
+    try:
+        stated = importlib.metadata.metadata(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+    classifiers = [c.rpartition(":: ")[2] for c in stated.get_all("Classifier") or [] if "License" in c]
+    words = (
+        stated["License-Expression"]
+        or (stated["License"] or "").partition("\n")[0]
+        or "".join(classifiers[:1])
+    )
+    return words.removesuffix(" License") or "not stated"
+
+
+def shape():
+    """Where the architectures differ, at the presets ``paper`` and ``small``, from the cards.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index model and preset. Columns: number of ``layers``; ``highest degree`` of the features (0 scalars,
+        1 vectors, 2 second-degree tensors); ``reach (Å)``, the distance from which an atom can feel another;
+        ``radial functions``; ``batch`` (structures); ``learning rate``; ``force : energy``, the weights of
+        the loss in its first stage.
+    """
+    rows = {}
+    for model in TERMS:
+        for preset in PRESETS:
+            network, training = cards.model(model).network(preset), cards.model(model).training(preset)
+            layers = _first(network, "num_layers", "num_interactions", "blocks")
+            rows[model, preset] = {
+                "layers": layers,
+                "highest degree": _degree(network),
+                "reach (Å)": network["cutoff"] * (1 if model == "allegro" else layers),
+                "radial functions": _first(network, "num_bessels", "num_rbf", "radial_basis"),
+                "batch": training.batch_size,
+                "learning rate": training.learning_rate,
+                "force : energy": f"{training.force_weight:g} : {training.energy_weight:g}",
+            }
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    return frame.rename_axis(["model", "preset"])
+
+
+def _first(mapping, *names):
+    return next(mapping[name] for name in names if name in mapping)
+
+
+def _degree(network):
+    """Highest degree of the features; TorchMD-Net has vectors and no keyword for it."""
+    if "channels" in network:
+        return len(network["channels"]) - 1
+    return next((network[name] for name in ("hidden_l_max", "l_max") if name in network), 1)
