@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 from html import escape
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,85 +16,36 @@ from ase.data import chemical_symbols
 from IPython.display import HTML
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
-from egraff_utils import cards, paper
+from egraff_utils.beside import (
+    BOUND,
+    COLUMNS,
+    COUNTS,
+    METRIC_NAMES,
+    OURS,
+    PAPER,
+    Column,
+    Layout,
+    beside_values,
+    budget,
+    campaign_frames,
+    campaign_name,
+    columns_of,
+    dataset_layout,
+    dataset_title,
+    layout_values,
+    literature_values,
+    model_title,
+    paper_layout,
+    paper_values,
+    record_keys,
+)
 
-METRIC_NAMES = {
-    "force_mae": "Force MAE",
-    "energy_mae": "Energy MAE",
-    "energy_mae_per_atom": "Energy MAE per atom",
-    "zero_force_mae": "Force MAE of predicting zero",
-    "wf": "Wright's factor",
-    "jsd": "JSD",
-    "jsd_raw": "JSD as published",
-    "ev": "EV",
-    "ev_root": "Root EV",
-    "fv": "FV",
-    "rmsd": "RMSD",
-    "deviation": "Deviation from the reference",
-    "temperature": "Temperature",
-    "virial_temperature": "Virial temperature",
-    "stable_fraction": "Stable fraction",
-    "stable_steps": "Stable steps",
-    "ms_per_step": "Time per MD step",
-    "seconds_per_epoch": "Time per epoch",
-    "replica_steps_per_second": "Speed, all replicas",
-    "energy_drift": "Energy drift",
-    "oracle_force_mae": "Force MAE on the model's own frames",
-    "oracle_energy_mae": "Energy MAE on the model's own frames",
-    "floor_wf": "Floor of Wright's factor",
-    "floor_jsd": "Floor of JSD",
-    "floor_jsd_raw": "Floor of JSD as published",
-    "floor_ev_root": "Floor of root EV",
-    "floor_fv": "Floor of FV",
-    "reference_contiguous": "Reference contiguous in time",
-    "steps": "Steps",
-    "epochs": "Epochs",
-    "seconds": "Training time",
-    "parameters": "Trainable parameters",
-}
-"""Names of metrics as readers see them, in figures and tables."""
+__all__ = ["Column", "beside_values", "budget", "literature_values", "paper_values"]
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
-COUNTS = ("steps", "stable_steps", "epochs", "parameters")
-NOT_RUN, NOT_PUBLISHED, UNSTABLE = "not run", "–", "†"
-PAPER, OURS = "paper", "ours"
-
-
-class Column(NamedTuple):
-    """One quantity of a leaderboard: where ours stands in the records, the paper's in its tables."""
-
-    group: str
-    """``accuracy``, ``structure``, ``dynamics`` or ``cost``."""
-    head: str
-    """Head of the column, with the unit."""
-    metric: str
-    """Metric of the records."""
-    digits: int
-    """Digits behind the point."""
-    factor: float = 1.0
-    """Unit of the record in units of the head."""
-    table: int | None = None
-    """Table of the paper that holds it."""
-    published: str = ""
-    """Column of that table."""
-    published_factor: float = 1.0
-    """Unit of the paper's table in units of the head."""
-    lower_is_better: bool = True
-
-
-COLUMNS = (
-    Column("accuracy", "Force MAE (meV/Å)", "force_mae", 1, 1.0, 1, "force_mae_mev_per_ang"),
-    Column("accuracy", "Energy MAE (meV)", "energy_mae", 1, 1.0, 1, "energy_mae_mev"),
-    Column("structure", "WF (%)", "wf", 2, 1.0, 2, "wf_percent"),
-    Column("structure", "JSD as published (nats)", "jsd_raw", 3, 1.0, 2, "jsd"),
-    Column("structure", "JSD (nats)", "jsd", 5),
-    Column("dynamics", "Root EV (1e-5)", "ev_root", 2, 1e5, 3, "ev_gmean_1e-5"),
-    Column("dynamics", "FV (dimensionless)", "fv", 3, 1.0, 3, "fv_gmean"),
-    Column("dynamics", "Stable fraction (dimensionless)", "stable_fraction", 2, lower_is_better=False),
-    Column("cost", "Training (s/epoch)", "seconds_per_epoch", 2, 1.0, 4, "train_min_per_epoch", 60.0),
-    Column("cost", "MD (ms/step)", "ms_per_step", 1, 1.0, 4, "inference_min_per_1000_steps", 60.0),
-)
-"""Columns of the leaderboard. Inference in the paper is in minutes per 1000 steps: one is 60 ms/step."""
+NOT_RUN, NO_VALUE, FAILED, UNSTABLE = "not run", "–", "failed", "†"
+FAILING = ("training", "failure")
+TITLES = {"dataset": dataset_title, "trained_on": dataset_title, "model": model_title}
 
 SHADES = {
     "accuracy": ("#f2f9ee", "#1b6b3a"),
@@ -106,22 +56,58 @@ SHADES = {
 """Colours of the worst and the best value in each group of columns."""
 
 
-def model_title(name: str) -> str:
-    """Name of a model as readers see it: its card's title, or the name itself where there is no card."""
-    return cards.model(name).title if name in cards.models() else name
-
-
-def dataset_title(name: str) -> str:
-    """Name of a dataset as readers see it: its card's title up to a comma, or the name itself."""
-    return cards.dataset(name).title.partition(",")[0] if name in cards.datasets() else name
-
-
 def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows that a leaderboard shows: trainings, and rollouts with the corrected protocol.
 
     Rows of the reference itself are left out.
     """
     return frame[frame.kind.isin(["training", "rollout", "failure"]) & (frame.model != "reference")]
+
+
+def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = None, **options):
+    """Some metrics as a styled table, the published value beside ours.
+
+    Better values are darker, within one dataset and column. ``not run`` stands for a cell without a record,
+    ``failed`` for one whose run failed, a dash for a value that is not published or does not exist, a dagger
+    behind a value for a simulation in which a replica broke.
+
+    Parameters
+    ----------
+    frame, metrics, options
+        As those of `beside_values`.
+    name
+        Name of the table; made of the kind and the metrics by default.
+
+    Returns
+    -------
+    pandas Styler, which a notebook shows as HTML; `csv_link` saves its numbers.
+    """
+    kind = options.pop("kind", "rollout")
+    frames = campaign_frames(frame, options.pop("beside", ()))
+    layout = dataset_layout(frames, metrics, kind)
+    numbers = layout_values(frames, layout, **options)
+    return _styled(numbers, layout, frames, name or "-".join(["beside", kind, *metrics]))
+
+
+def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bounds: bool = False):
+    """A table of the paper as a styled table, ours beside the published values; marks as in `beside`.
+
+    In Tables 3 and 18 a smaller ± follows: the published standard deviation, half of our 95 % interval. In
+    Table 17 rows are sources, and ours are further rows.
+
+    Parameters
+    ----------
+    frame, beside, bounds
+        As those of `beside_values`.
+    number
+        1 to 6, ``"7a"``, ``"7b"`` (no published values at hand), 17, 18 or 19.
+    """
+    name = f"table-{str(number).lower()}"
+    if str(number) == "17":
+        return _styled_literature(literature_values(frame, beside=beside), name)
+    frames, layout = campaign_frames(frame, beside), paper_layout(number)
+    numbers = layout_values(frames, layout, bounds=bounds, spread=layout.spread)
+    return _styled(numbers, layout, frames, name)
 
 
 def leaderboard_values(
@@ -131,7 +117,7 @@ def leaderboard_values(
     groups: tuple[str, ...] = tuple(SHADES),
     metrics: tuple[str, ...] | None = None,
 ) -> pd.DataFrame:
-    """Numbers of the leaderboard: a row for every dataset and model, the paper's value beside ours.
+    """Numbers of the leaderboard: a row for every dataset and model that was run, the paper's value beside.
 
     Parameters
     ----------
@@ -158,70 +144,40 @@ def leaderboard_values(
     rows = rows if dataset is None else rows[rows.dataset == dataset]
     if rows.empty:
         raise ValueError(f"the records hold no run of {dataset or 'any dataset'}; run the campaign first")
-    index = _index(rows)
-    values = {}
-    for column in COLUMNS:
-        if column.group in groups and (metrics is None or column.metric in metrics):
-            values[column.head, PAPER] = _published(column, index)
-            values[column.head, OURS] = _ours(column, rows, index)
-    return pd.DataFrame(values, index=index).dropna(axis="columns", how="all")
+    run = pd.MultiIndex.from_frame(rows[["dataset", "model"]].drop_duplicates())
+    chosen = [c.metric for c in COLUMNS if c.group in groups and (metrics is None or c.metric in metrics)]
+    values = beside_values(frame, tuple(chosen))
+    return values[values.index.isin(run)].dropna(axis="columns", how="all")
 
 
 def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
-    """The leaderboard as a styled table; arguments as those of `leaderboard_values`.
-
-    Better values are darker, within one dataset and column. ``not run`` stands for a cell without a record,
-    a dash for a value that the paper does not give, a dagger behind a model for a run that broke the
-    stability rule or failed.
+    """The leaderboard as a styled table, marked as by `beside`; arguments as those of `leaderboard_values`.
 
     Returns
     -------
     pandas Styler, which a notebook shows as HTML.
     """
     values = leaderboard_values(frame, dataset, **selection)
-    marks = _marked(main_rows(frame))
-    shown = values.reset_index()
-    shown["model"] = [_model_cell(d, m, marks) for d, m in values.index]
-    shown["dataset"] = [dataset_title(d) for d, _ in values.index]
-    shown = shown.set_index(["dataset", "model"])
-    if dataset is not None:
-        shown = shown.droplevel("dataset")
-    datasets = values.index.get_level_values("dataset")
-    css = pd.DataFrame("", index=range(len(values)), columns=values.columns)
-    for head, source in values.columns:
-        for name in datasets.unique():
-            here = np.flatnonzero(datasets == name)
-            css.iloc[here, css.columns.get_loc((head, source))] = _shading(
-                values.iloc[here][head, source], head
-            )
-    css.index = shown.index
-    styler = shown.style.apply(lambda _: css, axis=None)
-    styler = styler.format(_formats(values))
     chosen = [name for names in selection.values() for name in names]
-    styler = _finish(styler, "-".join(["leaderboard", dataset or "all", *chosen]))
-    return styler.set_table_styles([{"selector": "td", "props": "white-space: nowrap"}], overwrite=False)
+    name = "-".join(["leaderboard", dataset or "all", *chosen])
+    styler = _styled(values, _leaderboard_layout(values), {OURS: frame}, name)
+    return styler if dataset is None else styler.hide(axis="index", level="dataset")
 
 
 def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROUPS) -> str:
     """The leaderboard for a terminal: ours only, a block for each dataset, the least force error first."""
-    marks = _marked(main_rows(frame))
     blocks = []
-    for dataset in sorted(main_rows(frame).dataset.unique()):
+    for dataset in main_rows(frame).dataset.sort_values().unique():
         values = leaderboard_values(frame, dataset, groups=groups)
         ours = values.loc[:, [key for key in values.columns if key[1] == OURS]]
-        if not ours.empty and "Force MAE (meV/Å)" in ours.columns.get_level_values(0):
+        if ("Force MAE (meV/Å)", OURS) in ours:
             ours = ours.sort_values(("Force MAE (meV/Å)", OURS))
-        formats = _formats(values)
-        cells = pd.DataFrame(
-            {
-                key[0].replace(" (dimensionless)", ""): [formats[key](v) for v in ours[key]]
-                for key in ours.columns
-            },
-            index=[_model_cell(d, m, marks) for d, m in ours.index],
-        )
+        cells = _cells(ours, _leaderboard_layout(ours), {OURS: frame})
+        cells.columns = [head.replace(" (dimensionless)", "") for head, _ in cells.columns]
+        cells.index = [model_title(model) for _, model in cells.index]
         blocks.append(f"{dataset_title(dataset)}\n{cells.to_string()}")
-    note = f"\n{UNSTABLE} a rollout broke the stability rule, or a run failed" if marks else ""
-    return "\n\n".join(blocks) + note
+    text = "\n\n".join(blocks)
+    return text + (f"\n{UNSTABLE} a replica broke the stability rule" if UNSTABLE in text else "")
 
 
 def dataset(card, frames: dict[str, int] | None = None):
@@ -314,7 +270,7 @@ def csv_link(frame: pd.DataFrame, name: str) -> HTML:
     name
         File name without ending.
     """
-    table = flat_csv(getattr(frame, "data", frame))
+    table = flat_csv(getattr(frame, "numbers", getattr(frame, "data", frame)))
     content = base64.b64encode(table.encode()).decode()
     address = f"data:text/csv;charset=utf-8;base64,{content}"
     name = escape(name)
@@ -334,48 +290,128 @@ def flat_csv(frame: pd.DataFrame) -> str:
     return frame.set_axis(heads, axis=1).to_csv(index=any(frame.index.names))
 
 
-def _index(rows):
-    keys = rows[["dataset", "model"]].drop_duplicates()
-    keys = keys.sort_values(["dataset", "model"], key=_place)
-    return pd.MultiIndex.from_frame(keys)
+def _leaderboard_layout(values):
+    metrics = {column.head: column.metric for column in COLUMNS}
+    heads = values.columns.get_level_values(0).unique()
+    rows = {(dataset,): ("rollout", dataset) for dataset in values.index.unique("dataset")}
+    return Layout(tuple(metrics[head] for head in heads), rows)
 
 
-def _place(names):
-    """Models in the paper's order, unknown ones behind; datasets by name."""
-    order = ["nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net"]
-    if names.name == "dataset":
-        return names
-    return names.map(lambda name: (order.index(name) if name in order else len(order), name))
+def _styled(numbers, layout, frames, name):
+    """Styler of the texts of numbers, with titles, marks and shades; ``csv_link`` finds the numbers in it."""
+    numbers = numbers[[key for key in numbers if key[1] in frames or numbers[key].notna().any()]]
+    columns = {column.head: column for column in columns_of(layout, frames)}
+    texts = _cells(numbers, layout, frames)
+    titles = [(head, _source_title(columns[head], source, frames)) for head, source in texts.columns]
+    heads = pd.MultiIndex.from_tuples(titles) if titles else texts.columns
+    css = _shades(numbers[texts.columns], columns, frames).set_axis(heads, axis=1)
+    styler = texts.set_axis(heads, axis=1).style.apply(lambda _: css, axis=None).format(_small)
+    for level, title in enumerate(texts.index.names):
+        styler.format_index(TITLES.get(title, str), axis="index", level=level)
+    styler.numbers = _named(numbers, campaign_name(frames[OURS]))
+    _finish(styler, name)
+    return styler.set_table_styles([{"selector": "td", "props": "white-space: nowrap"}], overwrite=False)
 
 
-def _published(column, index):
-    if column.table is None:
-        return np.full(len(index), np.nan)
-    table = paper.table(column.table).set_index(["dataset", "model"])[column.published]
-    return table.reindex(index).to_numpy(float) * column.published_factor
+def _shades(numbers, columns, frames):
+    """CSS of every cell; values are compared within one group of rows and one column."""
+    css = pd.DataFrame("", index=numbers.index, columns=numbers.columns)
+    groups = numbers.index.droplevel("model")
+    for place, (head, source) in enumerate(numbers.columns):
+        for group in groups.unique() if source in (PAPER, *frames) else ():
+            here = np.flatnonzero(groups == group)
+            css.iloc[here, place] = _shading(numbers[head, source].iloc[here], columns[head])
+    return css
 
 
-def _ours(column, rows, index):
-    rows = rows[rows.metric == column.metric]
-    mean = rows.groupby(["dataset", "model"])["value"].mean()
-    return mean.reindex(index).to_numpy(float) * column.factor
+def _named(numbers, campaign):
+    """Numbers with the campaign's name for ours."""
+    names = [(head, source.replace(OURS, campaign, source.split()[0] == OURS)) for head, source in numbers]
+    return numbers.set_axis(pd.MultiIndex.from_tuples(names), axis=1) if names else numbers
 
 
-def _marked(rows):
-    """Pairs (dataset, model) with an unstable or failed run."""
-    bad = rows[rows.status.isin(["unstable", "failed"])]
-    return set(zip(bad.dataset, bad.model, strict=True))
+def _source_title(column, source, frames):
+    bound = "floor" if column.bound.startswith("floor") else "zero force"
+    return {OURS: campaign_name(frames[OURS]), BOUND: bound}.get(source, source)
 
 
-def _model_cell(dataset, model, marks):
-    return f"{model_title(model)}\u00a0{UNSTABLE}" if (dataset, model) in marks else model_title(model)
+def _styled_literature(values, name):
+    """Styler of Table 17; the best value of each dataset is darkest, whoever published it."""
+    css = pd.DataFrame("", index=values.index, columns=values.columns)
+    columns = {column.head: column for column in COLUMNS}
+    for (quantity, _), block in values.groupby(level=["quantity", "dataset"]):
+        shades = _shading(block.to_numpy(float).ravel(), columns[quantity])
+        css.loc[block.index] = np.reshape(shades, block.shape)
+    texts = values.map(lambda value: NO_VALUE if pd.isna(value) else _shown(value, 2))
+    styler = texts.style.apply(lambda _: css, axis=None).format_index(model_title, axis="columns")
+    styler.numbers = values
+    return _finish(styler.format_index(dataset_title, axis="index", level=1), name)
 
 
-def _shading(values, head):
-    """CSS of a column of one dataset: the best value darkest; logarithmic where all are positive."""
-    column = next(column for column in COLUMNS if column.head == head)
+def _cells(numbers, layout, frames):
+    """Text of every cell: its number with spread and mark, or why there is none."""
+    columns = {column.head: column for column in columns_of(layout, frames)}
+    cells = {}
+    for head, source in [key for key in numbers if key[1] in (PAPER, BOUND, *frames)]:
+        keys = record_keys(columns[head], layout, numbers.index)
+        marks = _marks(frames[source], keys) if source in frames else [(NO_VALUE, "")] * len(keys)
+        rows = zip(numbers[head, source], _spread(numbers, head, source), marks, strict=True)
+        cells[head, source] = [
+            _cell(value, error, columns[head].digits, *mark) for value, error, mark in rows
+        ]
+    heads = pd.MultiIndex.from_tuples(cells) if cells else numbers.columns
+    return pd.DataFrame(dict(enumerate(cells.values())), index=numbers.index).set_axis(heads, axis=1)
+
+
+def _marks(frame, keys):
+    """For every (kind, dataset, model) what stands for a missing value, and a dagger if a replica broke."""
+    found = frame.groupby(["kind", "dataset", "model"])["status"].agg(set).to_dict()
+    failed = {key[1:] for key, status in found.items() if key[0] in FAILING and "failed" in status}
+    marks = []
+    for key in keys:
+        status = found.get(key, set())
+        dagger = f"\u00a0{UNSTABLE}" if "unstable" in status else ""
+        missing = FAILED if "failed" in status or key[1:] in failed else NOT_RUN
+        marks.append((NO_VALUE + dagger if status - {"failed"} else missing, dagger))
+    return marks
+
+
+def _spread(numbers, head, source):
+    """Published standard deviation, or half of the interval; NaN where the frame has neither."""
+    if (head, f"{source} std") in numbers:
+        return numbers[head, f"{source} std"]
+    low, high = (numbers.get((head, f"{source} {end}"), np.nan) for end in ("low", "high"))
+    return (high - low) / 2 + pd.Series(0.0, index=numbers.index)
+
+
+def _cell(value, spread, digits, missing, dagger):
+    if pd.isna(value):
+        return missing
+    text = _shown(value, digits) + dagger
+    return text if pd.isna(spread) else f"{text} ± {_shown(spread, digits)}"
+
+
+def _small(text):
+    value, sign, spread = text.partition(" ± ")
+    return f"{value} <small>± {spread}</small>" if sign else value
+
+
+def _shown(value, digits):
+    """Number with at most so many digits behind the point, and no more than four that count before them.
+
+    Examples
+    --------
+    >>> _shown(0.96, 3), _shown(24.55, 3), _shown(1130600.0, 3), _shown(0.00012, 5)
+    ('0.960', '24.55', '1,130,600', '0.00012')
+    """
+    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+    return f"{value:,.{max(0, min(digits, 4 - whole)) if whole else digits}f}"
+
+
+def _shading(values, column):
+    """CSS of a column within one group: the best value darkest; logarithmic where all are positive."""
     scale = LinearSegmentedColormap.from_list(column.group, SHADES[column.group])
-    return [_cell_css(scale(s)) if s >= 0 else "" for s in _score(values.to_numpy(float), column)]
+    return [_cell_css(scale(s)) if s >= 0 else "" for s in _score(np.asarray(values, float), column)]
 
 
 def _cell_css(rgba):
@@ -388,22 +424,12 @@ def _cell_css(rgba):
 def _score(values, column):
     """Place between the worst (0) and the best (1) value; NaN where there is nothing to compare."""
     finite = np.isfinite(values)
-    if finite.sum() < 2 or np.ptp(values[finite]) == 0:
+    if finite.sum() < 2 or np.ptp(values[finite]) == 0 or column.lower_is_better is None:
         return np.full(len(values), np.nan)
     scaled = np.log(values) if (values[finite] > 0).all() else values
     low, high = scaled[finite].min(), scaled[finite].max()
     score = (scaled - low) / (high - low)
     return 1 - score if column.lower_is_better else score
-
-
-def _formats(values):
-    digits = {column.head: column.digits for column in COLUMNS}
-    missing = {PAPER: NOT_PUBLISHED, OURS: NOT_RUN}
-    return {key: _format(digits[key[0]], missing[key[1]]) for key in values.columns}
-
-
-def _format(digits, missing):
-    return lambda value: missing if pd.isna(value) else f"{value:,.{digits}f}"
 
 
 def _finish(styler, identity):

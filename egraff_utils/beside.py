@@ -1,0 +1,444 @@
+"""What did the paper find, and what did we? Both as numbers, in one frame; `tables` shows them.
+
+A row is a model in a group, such as a dataset; a column is (head with unit, source). Sources are ``"paper"``,
+``"ours"`` for the records at hand, further campaigns by name, and ``"bound"``: a floor of the metric, or the
+error of predicting zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from egraff_utils import campaign as campaigns
+from egraff_utils import cards, paper, records
+
+PAPER, OURS, BOUND = "paper", "ours", "bound"
+MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
+DATASETS = ("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "lips", "lips20", "gete")
+"""Models and datasets in the paper's order."""
+
+METRIC_NAMES = {
+    "force_mae": "Force MAE",
+    "energy_mae": "Energy MAE",
+    "energy_mae_per_atom": "Energy MAE per atom",
+    "energy_mae_shifted": "Energy MAE without its offset",
+    "energy_offset": "Energy offset",
+    "zero_force_mae": "Force MAE of predicting zero",
+    "wf": "Wright's factor",
+    "jsd": "JSD",
+    "jsd_raw": "JSD as published",
+    "ev": "EV",
+    "ev_root": "Root EV",
+    "fv": "FV",
+    "rmsd": "RMSD",
+    "deviation": "Deviation from the reference",
+    "temperature": "Temperature",
+    "virial_temperature": "Virial temperature",
+    "stable_fraction": "Stable fraction",
+    "stable_steps": "Stable steps",
+    "ms_per_step": "Time per MD step",
+    "seconds_per_epoch": "Time per epoch",
+    "replica_steps_per_second": "Speed, all replicas",
+    "energy_drift": "Energy drift",
+    "oracle_force_mae": "Force MAE on the model's own frames",
+    "oracle_energy_mae": "Energy MAE on the model's own frames",
+    "floor_wf": "Floor of Wright's factor",
+    "floor_jsd": "Floor of JSD",
+    "floor_jsd_raw": "Floor of JSD as published",
+    "floor_ev_root": "Floor of root EV",
+    "floor_fv": "Floor of FV",
+    "reference_contiguous": "Reference contiguous in time",
+    "steps": "Steps",
+    "epochs": "Epochs",
+    "seconds": "Training time",
+    "parameters": "Trainable parameters",
+}
+"""Names of metrics as readers see them, in figures and tables."""
+
+COUNTS = ("steps", "stable_steps", "epochs", "parameters")
+UNRANKED = (
+    "temperature",
+    "energy_offset",
+    "rmsd",
+    "energy_drift",
+    "steps",
+    "epochs",
+    "seconds",
+    "parameters",
+)
+OF_TRAINING = ("force_mae", "energy_mae", "energy_mae_per_atom", "zero_force_mae", "seconds_per_epoch")
+OF_TRAINING += ("steps", "epochs", "seconds", "parameters")
+PROTOCOLS = ("rollout", "rollout_as_coded")
+
+
+class Column(NamedTuple):
+    """One quantity: where ours stands in the records, the paper's in its tables."""
+
+    group: str
+    """``accuracy``, ``structure``, ``dynamics`` or ``cost``."""
+    head: str
+    """Head of the column, with the unit."""
+    metric: str
+    """Metric of the records."""
+    digits: int
+    """Digits behind the point, among the first four digits that count."""
+    factor: float = 1.0
+    """Unit of the record in units of the head."""
+    table: str = ""
+    """Table of the paper that holds it for all datasets."""
+    published: str = ""
+    """Column of that table, and of the others with this quantity."""
+    published_factor: float = 1.0
+    """Unit of the paper's table in units of the head."""
+    lower_is_better: bool | None = True
+    """``None`` where neither is better."""
+    bound: str = ""
+    """Metric of the dataset's record that bounds it: a floor, or the error of predicting zero."""
+    published_std: str = ""
+    """Column of the published standard deviation."""
+
+
+_WF = {"table": "2", "published": "wf_percent", "bound": "floor_wf"}
+_JSD = {"table": "2", "published": "jsd", "bound": "floor_jsd_raw"}
+_EV = {"table": "3", "published": "ev_gmean_1e-5", "bound": "floor_ev_root", "published_std": "ev_std_1e-5"}
+_FV = {"table": "3", "published": "fv_gmean", "bound": "floor_fv", "published_std": "fv_std"}
+_FORCE = {"table": "1", "published": "force_mae_mev_per_ang", "bound": "zero_force_mae"}
+_MINUTES = {"table": "4", "published_factor": 60.0}
+COLUMNS = (
+    Column("accuracy", "Force MAE (meV/Å)", "force_mae", 2, **_FORCE),
+    Column("accuracy", "Energy MAE (meV)", "energy_mae", 2, table="1", published="energy_mae_mev"),
+    Column("structure", "WF (%)", "wf", 2, **_WF),
+    Column("structure", "JSD as published (nats)", "jsd_raw", 3, **_JSD),
+    Column("structure", "JSD (nats)", "jsd", 5, bound="floor_jsd"),
+    Column("dynamics", "Root EV (1e-5)", "ev_root", 3, 1e5, **_EV),
+    Column("dynamics", "FV (dimensionless)", "fv", 3, **_FV),
+    Column("dynamics", "Stable fraction (dimensionless)", "stable_fraction", 2, lower_is_better=False),
+    Column("cost", "Training (s/epoch)", "seconds_per_epoch", 2, published="train_min_per_epoch", **_MINUTES),
+    Column("cost", "MD (ms/step)", "ms_per_step", 1, published="inference_min_per_1000_steps", **_MINUTES),
+)
+"""Columns of the leaderboard. Inference in the paper is in minutes per 1000 steps: one is 60 ms/step."""
+
+
+class Layout(NamedTuple):
+    """Rows and columns of a table that sets models beside each other."""
+
+    metrics: tuple[str, ...]
+    rows: dict
+    """Label of a group of rows -> kind and dataset of our records."""
+    names: tuple[str, ...] = ("dataset",)
+    """What the label says; also the columns of the paper's table that hold it."""
+    number: str = ""
+    """Table of the paper; that of each column by default."""
+    spread: bool = False
+    """Whether the paper gives a spread."""
+
+
+MAIN = {(name,): ("rollout", name) for name in DATASETS}
+TEMPERATURES = {
+    ("acac", 300): ("rollout", "acac"),
+    ("acac", 600): ("rollout_600K", "acac"),
+    ("3bpa", 300): ("rollout_300K", "3bpa"),
+    ("3bpa", 600): ("rollout", "3bpa"),
+}
+LIPS20 = {
+    ("train",): ("rollout", "lips20"),
+    ("crystal",): ("rollout_crystals", "lips20"),
+    ("test",): ("rollout_compositions", "lips20"),
+}
+BENZENE = {(name,): ("rollout_benzene", name) for name in DATASETS[2:6]}
+STRUCTURE, DYNAMICS = ("jsd_raw", "wf"), ("ev_root", "fv")
+LAYOUTS = {
+    layout.number: layout
+    for layout in (
+        Layout(("energy_mae", "force_mae"), MAIN, number="1"),
+        Layout(STRUCTURE, MAIN, number="2"),
+        Layout(DYNAMICS, MAIN, number="3", spread=True),
+        Layout(("seconds_per_epoch", "ms_per_step"), MAIN, number="4"),
+        Layout(DYNAMICS, TEMPERATURES, ("dataset", "temperature_k"), "5"),
+        Layout(STRUCTURE, TEMPERATURES, ("dataset", "temperature_k"), "6"),
+        Layout(DYNAMICS, LIPS20, ("structures",), "7a"),
+        Layout(STRUCTURE, LIPS20, ("structures",), "7b"),
+        Layout(DYNAMICS, BENZENE, ("trained_on",), "18", spread=True),
+        Layout(STRUCTURE, BENZENE, ("trained_on",), "19"),
+    )
+}
+"""Tables of the paper that set models beside each other, all but the literature (17)."""
+
+
+def beside_values(
+    frame: pd.DataFrame,
+    metrics: tuple[str, ...],
+    *,
+    beside: tuple[str, ...] = (),
+    kind: str = "rollout",
+    bounds: bool = False,
+    spread: bool = False,
+) -> pd.DataFrame:
+    """Numbers of some metrics for every dataset and model, the paper's value beside ours.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it; several seeds are averaged.
+    metrics
+        Names of metrics; those of a training, and those of `kind`.
+    beside
+        Further campaigns whose values are shown too; those without records are left out.
+    kind
+        Kind of the records. The paper's values join for the kinds in `PROTOCOLS` only.
+    bounds
+        Whether to add the bound from the dataset's record.
+    spread
+        Whether to add the published standard deviations and the 95 % intervals of ours.
+
+    Returns
+    -------
+    DataFrame with the index (dataset, model) in the paper's order, others behind, and the columns (head with
+    unit, source) with the sources ``"paper"``, ``"ours"``, the names of further campaigns and ``"bound"``; of
+    the spread ``"paper std"``, ``"ours low"``, ``"ours high"`` and so on. Missing values are NaN. For the
+    kind ``rollout`` all rows of the paper's tables are there, and those of the records.
+    """
+    frames = campaign_frames(frame, beside)
+    layout = dataset_layout(frames, metrics, kind)
+    return layout_values(frames, layout, bounds=bounds, spread=spread)
+
+
+def paper_values(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), **options) -> pd.DataFrame:
+    """Numbers of a table of the paper, ours beside the published ones.
+
+    Parameters
+    ----------
+    number
+        1 to 6, ``"7a"``, ``"7b"`` (its published values are not at hand), 18 or 19.
+    options
+        ``bounds`` and ``spread``, as those of `beside_values`.
+
+    Returns
+    -------
+    DataFrame like that of `beside_values`, but with the table's own labels in the index: in 5 and 6 the
+    dataset and the temperature (K), in 7 the structures, in 18 and 19 the dataset trained on.
+
+    Raises
+    ------
+    ValueError
+        If there is no such table.
+    """
+    return layout_values(campaign_frames(frame, beside), paper_layout(number), **options)
+
+
+def literature_values(frame: pd.DataFrame, *, beside: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Numbers of Table 17: errors in other papers, in EGraFFBench and in ours.
+
+    Returns
+    -------
+    DataFrame with the index (quantity with unit, dataset, source) and a column for every model; NaN where a
+    source gives no value, no row where it gives none at all. Ours bear the names of their campaigns.
+    """
+    table = paper.table(17).replace({"source": {"Ours": "EGraFFBench"}})
+    datasets = table.dataset.unique()
+    ours = {campaign_name(f) if s == OURS else s: f for s, f in campaign_frames(frame, beside).items()}
+    blocks = {}
+    for metric in ("force_mae", "energy_mae"):
+        column = column_of(metric)
+        rows = [table.rename(columns={column.published: "value"})[["dataset", "source", "model", "value"]]]
+        for name, found in ours.items():
+            means = _means(found, column).loc[["training"]].reset_index()
+            rows.append(means[means.dataset.isin(datasets)].assign(source=name))
+        rows = pd.concat(rows).dropna(subset="value")
+        blocks[column.head] = rows.pivot(index=["dataset", "source"], columns="model", values="value")
+    values = pd.concat(blocks, names=["quantity"])
+    sources = dict.fromkeys(["EGraFFBench", *ours, *table.source])
+    order = pd.MultiIndex.from_product([blocks, datasets, sources], names=values.index.names)
+    values = values.reindex(order[order.isin(values.index)])
+    return values[sorted(values.columns, key=_model_place)]
+
+
+def budget(campaign: str) -> str:
+    """What the values of a campaign were made with, as one sentence without its full stop.
+
+    Examples
+    --------
+    >>> budget("demo")
+    'campaign demo: preset small, at most 25 s of training each, 3 replicas of 200 steps in at most 25 s, cpu'
+    """
+    if campaign not in campaigns.names():
+        return f"campaign {campaign}: settings not in params"
+    settings = campaigns.load(campaign)
+    usual = _limits(settings)
+    others = [f"on {dataset_title(d)} {_limits(settings, d)}" for d in settings.datasets]
+    others = [text for text in others if not text.endswith(usual)]
+    where = [usual, *others, settings.device]
+    return f"campaign {campaign}: preset {settings.preset}, {', '.join(where)}"
+
+
+def model_title(name: str) -> str:
+    """Name of a model as readers see it: its card's title, or the name itself where there is no card."""
+    return cards.model(name).title if name in cards.models() else name
+
+
+def dataset_title(name: str) -> str:
+    """Name of a dataset as readers see it: its card's title up to a comma, or the name itself."""
+    return cards.dataset(name).title.partition(",")[0] if name in cards.datasets() else name
+
+
+def campaign_name(frame: pd.DataFrame) -> str:
+    """Campaign that the records of a frame lie in; ``"ours"`` where they do not say."""
+    known = frame.path.dropna()
+    return known.iloc[0].split("/")[0] if len(known) else OURS
+
+
+def campaign_frames(frame: pd.DataFrame, beside: tuple[str, ...] = ()) -> dict:
+    """Source -> its records: ``"ours"``, and further campaigns that have some."""
+    others = {name: records.read(name) for name in beside}
+    return {OURS: frame} | {name: found for name, found in others.items() if len(found)}
+
+
+def column_of(metric: str, units: dict | None = None) -> Column:
+    """Column of a metric; one made of its name and unit where the leaderboard has none."""
+    for column in COLUMNS:
+        if column.metric == metric:
+            return column
+    unit = (units or {}).get(metric, "1")
+    unit = unit if unit not in ("1", "", None) else "count" if metric in COUNTS else "dimensionless"
+    group = "accuracy" if "energy" in metric or "force" in metric else "dynamics"
+    better = None if metric in UNRANKED else metric != "stable_steps"
+    digits = 0 if metric in ("temperature", *COUNTS) else 3
+    return Column(
+        group, f"{METRIC_NAMES.get(metric, metric)} ({unit})", metric, digits, lower_is_better=better
+    )
+
+
+def columns_of(layout: Layout, frames: dict) -> list[Column]:
+    """Columns of a layout, with the units of the records."""
+    every = pd.concat([frame[["metric", "unit"]] for frame in frames.values()]).dropna()
+    units = dict(zip(every.metric, every.unit, strict=True))
+    return [column_of(metric, units) for metric in layout.metrics]
+
+
+def paper_layout(number) -> Layout:
+    """Layout of a table of the paper.
+
+    Raises
+    ------
+    ValueError
+        If there is no such table; the message lists those there are.
+    """
+    if (key := str(number).lower()) not in LAYOUTS:
+        raise cards.unknown("table", number, LAYOUTS)
+    return LAYOUTS[key]
+
+
+def dataset_layout(frames: dict, metrics, kind: str = "rollout") -> Layout:
+    """Layout with a group of rows for every dataset: those of the records, for the main kind the paper's."""
+    kinds = [kind, "training", "failure"] if kind in PROTOCOLS[:1] else [kind]
+    found = {name for frame in frames.values() for name in frame.dataset[_runs(frame, kinds)]}
+    if kind in PROTOCOLS[:1] and any(column_of(metric).table for metric in metrics):
+        found |= set(DATASETS)
+    return Layout(tuple(metrics), {(name,): (kind, name) for name in sorted(found, key=_dataset_place)})
+
+
+def layout_values(
+    frames: dict, layout: Layout, *, bounds: bool = False, spread: bool = False
+) -> pd.DataFrame:
+    """Numbers of a layout; the frame is that of `beside_values`."""
+    index = _index(frames, layout)
+    values = {}
+    for column in columns_of(layout, frames):
+        published = _published(column, layout, index)
+        values[column.head, PAPER] = published["value"]
+        if spread and column.published_std:
+            values[column.head, f"{PAPER} std"] = published["std"]
+        for source, frame in frames.items():
+            found = _means(frame, column).reindex(record_keys(column, layout, index))
+            values[column.head, source] = found["value"].to_numpy()
+            if spread:
+                values[column.head, f"{source} low"] = found["low"].to_numpy()
+                values[column.head, f"{source} high"] = found["high"].to_numpy()
+        if bounds:
+            values[column.head, BOUND] = _bounds(column, layout, index, frames)
+    heads = pd.MultiIndex.from_tuples(values, names=[None, None])
+    return pd.DataFrame(dict(enumerate(values.values())), index=index).set_axis(heads, axis=1)
+
+
+def record_keys(column: Column, layout: Layout, index: pd.MultiIndex) -> list[tuple]:
+    """Kind, dataset and model of the records behind every row of a column."""
+    keys = []
+    for *label, model in index:
+        kind, dataset = layout.rows[tuple(label)]
+        trained = column.metric in OF_TRAINING and kind.startswith("rollout")
+        keys.append(("training" if trained else kind, dataset, model))
+    return keys
+
+
+def _index(frames, layout):
+    keys = []
+    for label, (kind, dataset) in layout.rows.items():
+        models = set(MODELS if dataset in DATASETS else ())
+        for frame in frames.values():
+            here = _runs(frame, [kind, "training", "failure"]) & (frame.dataset == dataset)
+            models |= set(frame.model[here])
+        keys += [(*label, model) for model in sorted(models, key=_model_place)]
+    names = [*layout.names, "model"]
+    return pd.MultiIndex.from_tuples(keys, names=names) if keys else _no_rows(names)
+
+
+def _no_rows(names):
+    return pd.MultiIndex.from_arrays([[] for _ in names], names=names)
+
+
+def _runs(frame, kinds):
+    """Rows of some kinds, of models: neither of the reference nor of a notebook without a dataset."""
+    return frame.kind.isin(kinds) & (frame.model != "reference") & (frame.dataset != "all")
+
+
+def _means(frame, column):
+    """Mean over seeds of a metric and its interval, index (kind, dataset, model), in the head's unit."""
+    rows = frame[(frame.metric == column.metric) & (frame.model != "reference")]
+    return rows.groupby(["kind", "dataset", "model"])[["value", "low", "high"]].mean() * column.factor
+
+
+def _published(column, layout, index):
+    """Published value and standard deviation of every row; NaN where the paper says nothing."""
+    number = layout.number or (column.table if _is_main(layout) else "")
+    values = pd.DataFrame(np.nan, index=index, columns=["value", "std"])
+    if number not in paper.tables():
+        return values
+    table = paper.table(number).set_index(list(index.names))
+    for name, source in (("value", column.published), ("std", column.published_std)):
+        if source in table:
+            values[name] = table[source].reindex(index).to_numpy(float) * column.published_factor
+    return values
+
+
+def _bounds(column, layout, index, frames):
+    """Bound of every row that stands for the dataset's own test set; NaN elsewhere."""
+    every = pd.concat([frame[frame.kind.isin(["dataset", "training"])] for frame in frames.values()])
+    bounds = every[every.metric == column.bound].groupby("dataset")["value"].mean() * column.factor
+    keys = record_keys(column, layout, index)
+    return [bounds.get(d, np.nan) if k in ("training", *PROTOCOLS) else np.nan for k, d, _ in keys]
+
+
+def _is_main(layout):
+    return all(kind in PROTOCOLS for kind, _ in layout.rows.values())
+
+
+def _dataset_place(name):
+    return (DATASETS.index(name) if name in DATASETS else len(DATASETS), name)
+
+
+def _model_place(name):
+    return (MODELS.index(name) if name in MODELS else len(MODELS), name)
+
+
+def _limits(settings, dataset=None):
+    """Budgets of a dataset, or of those without budgets of their own, in words."""
+    training = settings.training if dataset is None else settings._budget("training", dataset)
+    rollout = settings.rollout if dataset is None else settings._budget("rollout", dataset)
+    units = {"max_seconds": "s", "max_steps": "steps", "max_epochs": "epochs"}
+    limits = [f"{getattr(training, key):g} {unit}" for key, unit in units.items() if getattr(training, key)]
+    trained = f"at most {' or '.join(limits)}" if limits else "the published number of epochs"
+    length = f" in at most {rollout.max_seconds:g} s" if rollout.max_seconds else ""
+    return f"{trained} of training each, {rollout.replicas} replicas of {rollout.steps} steps{length}"
