@@ -38,9 +38,7 @@ def test_frames_without_forces_have_no_force_error():
 
 
 def test_thinning_takes_equally_spaced_frames_of_every_source():
-    frames = [frame("H", k, source="a") for k in range(9)] + [
-        frame("H", 10 + k, source="b") for k in range(2)
-    ]
+    frames = [frame("H", k, source="a" if k < 9 else "b") for k in range(11)]
     kept = [atoms.get_potential_energy() for atoms in transfer._thinned(frames, 3)]
     assert kept == [0, 4, 8, 9, 10]
 
