@@ -9,17 +9,43 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from matplotlib.figure import Figure
 
-from egraff_utils import cards, metrics, statistics
+from egraff_utils import beside, cards, metrics, plots, statistics
+from egraff_utils.beside import BOUND, OURS, PAPER
 
-PAPER, OURS = "paper", "ours"
 AS_PUBLISHED, REVERSED, UNDECIDED = "as published", "reversed", "not told from chance"
 NOT_COMPARED = "not run"
 LEAST_CELLS = 8
 """Cells below which a rank correlation gets no interval."""
+
+RESAMPLES = 1000
+"""Of every bootstrap."""
+
+TABLES = ("1", "2", "3", "4", "5", "6", "7a", "18", "19")
+"""Tables of the paper with values that ours can be set against."""
+
+AS_EVALUATED = {"1": "errors_300K", "2": "rollout_300K", "3": "rollout_300K"}
+"""Kind of record that answers to the 3BPA rows of a table.
+
+The paper speaks of 1669 test frames at 600 K, which is the number at 300 K, and its Tables 2 and 3 repeat the
+values of 5 and 6 at 300 K.
+"""
+
+PUBLISHED_FRAMES = {
+    "acac": 500,
+    "3bpa": 500,
+    "aspirin": 950,
+    "ethanol": 950,
+    "naphthalene": 950,
+    "salicylic_acid": 950,
+    "lips": 19_000,
+    "gete": 1500,
+}
+"""Training frames of the paper (Sec. 4.1; for LiPS20 it gives no number)."""
 
 
 class Agreement(NamedTuple):
@@ -45,6 +71,35 @@ class Agreement(NamedTuple):
     ratio_high: float
     spread: float
     """Geometric standard deviation of that ratio: 1 where it is the same in all cells."""
+
+
+def table_values(frame: pd.DataFrame, number, *, others: tuple[str, ...] = (), bounds: bool = False):
+    """Numbers of a table of the paper, ours beside the published; 3BPA at the temperature of the table.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it.
+    number
+        One of :data:`TABLES`.
+    others, bounds
+        Further campaigns, and whether to add floors, as ``beside`` and ``bounds`` of `beside.paper_values`.
+
+    Returns
+    -------
+    DataFrame as `beside.paper_values` gives it.
+    """
+    layout = beside.paper_layout(number)
+    if kind := AS_EVALUATED.get(str(number)):
+        layout = layout._replace(rows=layout.rows | {("3bpa",): (kind, "3bpa")})
+    return beside.layout_values(beside.campaign_frames(frame, others), layout, bounds=bounds)
+
+
+def table_cells(frame: pd.DataFrame, *, tables: tuple[str, ...] = TABLES) -> dict:
+    """Cells of every column of some tables: (table, head with unit) -> what `matched` gives."""
+    values = {number: table_values(frame, number) for number in tables}
+    heads = {number: found.columns.unique(0) for number, found in values.items()}
+    return {(n, head): matched(values[n], head) for n in tables for head in heads[n]}
 
 
 def matched(values: pd.DataFrame, head, *, source: str = OURS) -> pd.DataFrame:
@@ -87,12 +142,17 @@ def rank_correlation(first, second) -> float:
     >>> round(rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0]), 3)
     0.5
     """
-    ranks = np.stack([rankdata(first), rankdata(second)])
+    ranks = np.stack([_ranks(first), _ranks(second)])
     if ranks.shape[1] < 3:
         return float("nan")
     ranks -= ranks.mean(axis=1, keepdims=True)
     norms = (ranks**2).sum(axis=1)
     return float(ranks[0] @ ranks[1] / np.sqrt(norms.prod())) if norms.all() else float("nan")
+
+
+def _ranks(values):
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 def group_correlations(cells: pd.DataFrame) -> pd.Series:
@@ -133,17 +193,19 @@ def agreement(cells: pd.DataFrame) -> Agreement:
     positive = pairs[(pairs > 0).all(axis=1)]
     ratios = positive[:, 1] / positive[:, 0]
     enough = pairs if len(pairs) >= LEAST_CELLS else pairs[:0]
-    overall = statistics.bootstrap_interval(enough, lambda drawn: rank_correlation(*drawn.T))
+    overall = statistics.bootstrap_interval(
+        enough, lambda drawn: rank_correlation(*drawn.T), resamples=RESAMPLES
+    )
     return Agreement(
         len(pairs),
         len(within),
         rank_correlation(*pairs.T),
         *overall,
         float(within.mean()) if len(within) else float("nan"),
-        *statistics.bootstrap_interval(within),
+        *statistics.bootstrap_interval(within, resamples=RESAMPLES),
         chance_deviation(cells),
         metrics.geometric_mean(ratios) if len(ratios) else float("nan"),
-        *statistics.bootstrap_interval(ratios, metrics.geometric_mean),
+        *statistics.bootstrap_interval(ratios, metrics.geometric_mean, resamples=RESAMPLES),
         float(np.exp(np.std(np.log(ratios), ddof=1))) if len(ratios) > 1 else float("nan"),
     )
 
@@ -188,16 +250,140 @@ def sentence(row) -> str:
     >>> models = pd.MultiIndex.from_product([["a"], ["x", "y", "z"]])
     >>> cells = pd.DataFrame({"paper": [1.0, 2.0, 4.0], "ours": [2.0, 4.0, 8.0]}, index=models)
     >>> sentence(agreement_table({"t": cells}).loc["t"])
-    '3 cells, ours 2 times the published; rank correlation 1.00 within groups (chance: 0.00 ± 0.71)'
+    '3 cells, ours 2 times the published; order within groups 1.00, not told from chance (0.00 ± 0.71)'
     """
     words = f"{row.cells:.0f} cells" if row.cells else NOT_COMPARED
     if np.isfinite(row.ratio):
-        words += f", ours {row.ratio:.2g} times the published"
+        words += f", ours {_short(row.ratio)} times the published"
     if np.isfinite(row.within):
-        words += f"; rank correlation {row.within:.2f} within groups (chance: 0.00 ± {row.chance:.2f})"
-    return words
+        chance = f"(0.00 ± {row.chance:.2f})"
+        words += (
+            f"; order within groups {row.within:.2f}, {row.order} {chance if 'chance' in row.order else ''}"
+        )
+    return words.rstrip()
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """An `agreement_table` with intervals in brackets, as text under heads for readers."""
+    shown = {
+        "Cells": table.cells.map("{:.0f}".format),
+        "Groups": table.groups.map("{:.0f}".format),
+        "Rank correlation, all cells": _with_interval(table, "overall", "{:.2f}".format),
+        "within groups": _with_interval(table, "within", "{:.2f}".format),
+        "chance (±)": table.chance.map(lambda value: _known(value, "{:.2f}".format)),
+        "Ours over published (×)": _with_interval(table, "ratio", _short),
+        "spread (×)": table.spread.map(lambda value: _known(value, _short)),
+        "Order of the models": table.order,
+    }
+    return pd.DataFrame(shown, index=table.index)
+
+
+def _with_interval(table, name, show):
+    columns = (table[name], table[f"{name}_low"], table[f"{name}_high"])
+    return [
+        _known(value, show) + (f" ({show(low)} to {show(high)})" if np.isfinite(low) else "")
+        for value, low, high in zip(*columns, strict=True)
+    ]
+
+
+def _known(value, show):
+    return show(value) if np.isfinite(value) else "–"
+
+
+def _short(value):
+    """Two digits that count, never in powers of ten for what can be read without."""
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def published_epochs(model: str) -> int:
     """Epochs of a model in the paper (Tables 11 to 16), from its card."""
     return cards.model(model).training("paper").max_epochs
+
+
+def budget_shares(frame: pd.DataFrame) -> pd.DataFrame:
+    """What part of the paper's training ours had.
+
+    Returns
+    -------
+    DataFrame with the index (dataset, model) of the trainings and the columns ``epochs`` (of the published
+    number of epochs) and ``frames`` (of the published frames times epochs; NaN where the paper gives no
+    number of frames), dimensionless.
+    """
+    epochs = _metric(frame, "training", "epochs")
+    frames = _metric(frame, "dataset", "frames_train").droplevel("model")
+    known = epochs.index.get_level_values("model").isin(cards.models())
+    epochs = epochs[known & epochs.index.get_level_values("dataset").isin(beside.DATASETS)]
+    datasets, models = (epochs.index.get_level_values(level) for level in ("dataset", "model"))
+    shares = epochs / [published_epochs(model) for model in models]
+    published = pd.Series(PUBLISHED_FRAMES, dtype=float)
+    larger = (frames / published).reindex(datasets).to_numpy(float)
+    return pd.DataFrame({"epochs": shares, "frames": shares * larger})
+
+
+def _metric(frame, kind, name):
+    """Mean over seeds of a metric, index (dataset, model)."""
+    rows = frame[(frame.kind == kind) & (frame.metric == name)]
+    return rows.groupby(["dataset", "model"])["value"].mean()
+
+
+def floor_ratios(values: pd.DataFrame) -> pd.DataFrame:
+    """How far above the floor the values of every column lie, the paper's and ours.
+
+    Parameters
+    ----------
+    values
+        As `table_values` gives them with ``bounds``.
+
+    Returns
+    -------
+    DataFrame with a row for every head that has floors and the columns ``"paper"`` and ``"ours"``: geometric
+    means of value over floor, on the cells that have all three.
+    """
+    rows = {}
+    for head in values.columns.unique(0):
+        here = values[head].reindex(columns=[PAPER, OURS, BOUND]).dropna()
+        here = here[(here > 0).all(axis=1)]
+        if len(here):
+            rows[head] = {k: metrics.geometric_mean(here[k] / here[BOUND]) for k in (PAPER, OURS)}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[PAPER, OURS])
+
+
+def plot_agreement(columns: dict, *, wide: int = 4) -> Figure:
+    """Ours against published, one panel for every column with cells, both axes logarithmic.
+
+    The colour tells the model; on the black diagonal the two are equal. Cells with a zero are left out.
+
+    Parameters
+    ----------
+    columns
+        (table, head with unit) -> cells, as `table_cells` gives them.
+    wide
+        Panels in a row.
+    """
+    shown = {name: cells[(cells > 0).all(axis=1)] for name, cells in columns.items()}
+    shown = {name: cells for name, cells in shown.items() if len(cells)}
+    rows = max(1, -(-len(shown) // wide))
+    figure, axes = plt.subplots(rows, wide, figsize=(2.5 * wide, 2.7 * rows), squeeze=False)
+    for ax, (name, cells) in zip(axes.flat, shown.items(), strict=False):
+        _plot_cells(ax, name, cells)
+    for ax in axes.flat[len(shown) :]:
+        ax.set_axis_off()
+    models = {model for cells in shown.values() for model in cells.index.get_level_values("model")}
+    handles = [
+        plt.Line2D([], [], marker="o", linestyle="", color=plots.model_color(m), label=beside.model_title(m))
+        for m in sorted(models, key=plots.model_place)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=6)
+    figure.supylabel("Ours, same unit", fontsize=10)
+    return figure
+
+
+def _plot_cells(ax, name, cells):
+    colors = [plots.model_color(model) for model in cells.index.get_level_values("model")]
+    ax.scatter(cells[PAPER], cells[OURS], c=colors, s=22, edgecolor="0.2", linewidth=0.4, zorder=3)
+    low, high = cells.to_numpy().min() / 1.4, cells.to_numpy().max() * 1.4
+    ax.plot([low, high], [low, high], color=plots.REFERENCE_COLOR, linewidth=0.9)
+    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis in "xy":
+        plots.set_log_scale(ax, axis)
+    ax.set_xlabel("{1}, published, Table {0}".format(*name), fontsize=8)

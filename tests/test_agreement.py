@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from egraff_utils import agreement, paper
+from egraff_utils import agreement, paper, records
+from egraff_utils.records import Metric, Record
 
 
 def _cells(published, ours, groups=("a",)):
@@ -97,3 +98,54 @@ def test_published_values_against_themselves():
 def test_published_epochs():
     assert agreement.published_epochs("mace") == 1500
     assert agreement.published_epochs("nequip") == 10000
+
+
+@pytest.fixture
+def frame(tmp_path, monkeypatch):
+    """3BPA trained for 15 of MACE's 1500 epochs, its errors at 300 K and at 600 K; ethanol's rollout."""
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
+    runs = {
+        ("training", "3bpa", "mace"): {"epochs": 15, "force_mae": 99.0},
+        ("errors_300K", "3bpa", "mace"): {"force_mae": 24.0},
+        ("dataset", "3bpa", "reference"): {"frames_train": 450},
+        ("dataset", "ethanol", "reference"): {"floor_fv": 0.345},
+        ("rollout", "ethanol", "mace"): {"fv": 0.345},
+    }
+    for (kind, dataset, model), metrics in runs.items():
+        found = [Metric(name, value, "1") for name, value in metrics.items()]
+        records.write(Record(kind, "made", dataset, model, 0, {}, found))
+    return records.read("made")
+
+
+def test_cells_of_the_tables(frame):
+    cells = agreement.table_cells(frame)
+    assert {number for number, _ in cells} == set(agreement.TABLES)
+    assert cells["1", "Force MAE (meV/Å)"].loc[("3bpa", "mace")].tolist() == [12, 24]  # not the 99 at 600 K
+    assert cells["3", "FV (dimensionless)"].loc[("ethanol", "mace")].tolist() == [0.69, 0.345]
+    assert cells["18", "FV (dimensionless)"].empty
+
+
+def test_budget_as_a_share_of_the_papers(frame):
+    shares = agreement.budget_shares(frame)
+    assert shares.loc[("3bpa", "mace")].tolist() == pytest.approx([0.01, 0.01 * 450 / 500])
+    assert agreement.budget_shares(frame[:0]).empty
+
+
+def test_floor_ratios(frame):
+    found = agreement.floor_ratios(agreement.table_values(frame, 3, bounds=True))
+    assert found.loc["FV (dimensionless)"].tolist() == pytest.approx([2, 1])
+    assert agreement.floor_ratios(agreement.table_values(frame[:0], 3, bounds=True)).empty
+
+
+def test_figure_has_a_panel_for_every_column_with_cells(frame):
+    figure = agreement.plot_agreement(agreement.table_cells(frame))
+    named = [ax.get_xlabel() for ax in figure.axes if ax.axison]
+    assert named == ["Force MAE (meV/Å), published, Table 1", "FV (dimensionless), published, Table 3"]
+    agreement.plt.close(figure)
+    agreement.plt.close(agreement.plot_agreement({}))
+
+
+def test_readable_table(frame):
+    shown = agreement.readable(agreement.agreement_table(agreement.table_cells(frame)))
+    assert shown.loc[("1", "Force MAE (meV/Å)"), "Ours over published (×)"] == "2"
+    assert shown.loc[("1", "Force MAE (meV/Å)"), "within groups"] == "–"
