@@ -342,7 +342,7 @@ def _thin(curve, name=""):
 
 
 def _costs(trajectory):
-    """Wall time of a step of all replicas (median, without the first ones) and throughput."""
+    """Time of a step of all replicas (median, without the first ones) and throughput."""
     times = trajectory.step_times
     settled = times[3:] if len(times) > 3 else times
     total = times.sum()

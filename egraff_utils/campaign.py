@@ -24,7 +24,7 @@ class RolloutBudget:
     replicas: int = 5
     steps: int = 1000
     max_seconds: float | None = None
-    """Wall time per rollout, s."""
+    """Time per rollout, s, as that of a training."""
     protocols: tuple[str, ...] = ("corrected",)
 
     def __post_init__(self):

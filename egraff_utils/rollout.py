@@ -40,7 +40,7 @@ class RolloutConfig:
     replicas: int = 5
     steps: int = 1000
     max_seconds: float | None = None
-    """Wall time of the simulation after which it ends early, s."""
+    """Time after which the simulation ends early, s: on a CPU the processor time, on a GPU the wall time."""
     temperature: float | None = None
     """K; by default that of the split."""
     timestep: float | None = None
@@ -131,6 +131,7 @@ def roll_out(config, *, force_field=None):
         rule=_rule(card, scene.frames),
         checkpoint=checkpoint,
         max_seconds=config.max_seconds,
+        clock=train.clock(config.device),
         progress=f"{config.model} on {config.dataset}" if config.progress else None,
         **_dynamics(config),
     )

@@ -153,6 +153,14 @@ def _untrained(run, path):
     )
 
 
+def clock(device):
+    """Clock of budgets and costs, a function that gives seconds: on a CPU the processor time per thread, so
+    that other programs do not count; on a GPU the wall time."""
+    if str(device).startswith("cuda"):
+        return time.perf_counter
+    return lambda: time.process_time() / torch.get_num_threads()
+
+
 # -- fitting the scales ---------------------------------------------------------------------------------
 
 
@@ -248,7 +256,7 @@ class Learner(lightning.LightningModule):
     def __init__(self, force_field, hyperparameters, *, max_seconds=None, max_steps=None, max_epochs=None):
         super().__init__()
         on_gpu = force_field.scale.is_cuda
-        self.clock = time.perf_counter if on_gpu else lambda: time.process_time() / torch.get_num_threads()
+        self.clock = clock("cuda" if on_gpu else "cpu")
         self.force_field = force_field
         self.hyper = hyperparameters
         self.limits = {"seconds": max_seconds, "steps": max_steps, "epochs": max_epochs}
