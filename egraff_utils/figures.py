@@ -137,7 +137,7 @@ PAIR_LABELS = {
 }
 
 
-BREAK = {"marker": r"$\dagger$", "color": "black", "markersize": 8, "markeredgewidth": 0.3, "zorder": 4}
+BREAK = {"marker": r"$\dagger$", "markersize": 10, "markeredgewidth": 0.3, "zorder": 4}
 """Dagger where a replica broke, as in the tables."""
 
 
@@ -195,7 +195,7 @@ def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: 
         return list(found)
 
     figure = _grid(panels, draw, title=_part_title, reference=True, height=2.4, ratios=(2.4, 1))
-    return _label(figure, "Distance r (Å)", f"g(r), and below it model minus reference ({DIMENSIONLESS})")
+    return _label(figure, "Distance r (Å)", f"g(r), and difference ({DIMENSIONLESS})")
 
 
 def _draw_rdfs(ax, found):
@@ -433,7 +433,7 @@ def _draw_run(ax, model, runs, mean, **line):
         finite = np.flatnonzero(np.isfinite(mean[: place + 1]))
         if len(finite):
             at = finite[-1]
-            ax.plot(time[at], mean[at], **BREAK)
+            ax.plot(time[at], mean[at], color=color, **BREAK)
 
 
 def _breaks(runs):
@@ -610,7 +610,7 @@ def radar_grid(
         return list(here.index)
 
     datasets = order_datasets(set(values.index.get_level_values(0))) if datasets is None else list(datasets)
-    return _grid(datasets, draw, marker=True, projection="polar", height=2.45)
+    return _grid(datasets, draw, marker=True, projection="polar", height=2.1)
 
 
 def _draw_polygon(ax, angles, radii, model):
@@ -737,8 +737,8 @@ def cost_grid(records: Iterable) -> Figure:
     Parameters
     ----------
     records
-        Records of a campaign; those of kind ``cost`` are drawn, with curves ``atoms`` (S,),
-        ``milliseconds`` (S,) ms and ``memory`` (S,) MB, NaN where a size was not reached.
+        Records of a campaign; those of kind ``cost`` are drawn, with curves ``atoms``, ``milliseconds`` (ms)
+        and ``memory`` (MB), one value per size.
     """
     found = _by_model(r for r in records if r.kind == "cost" and "atoms" in r.curves)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4))

@@ -1,0 +1,234 @@
+"""Do the figures over all models hold with any set of records? Panels, counts, one legend, fixed scales."""
+
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from egraff_utils import figures, plots
+from egraff_utils.records import COLUMNS, Metric, Record
+
+REPLICAS, FRAMES, BINS = 3, 50, 20
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    with plots.style():
+        yield
+    plt.close("all")
+
+
+def _record(kind, dataset, model, curves=None, metrics=(), status="complete"):
+    record = Record(kind, "demo", dataset, model, 0, metrics=list(metrics), status=status)
+    record.__dict__["curves"] = curves or {}
+    return record
+
+
+def _rollout(dataset, model, *, kind="rollout", broken=False, rdf=True):
+    noise = RNG.normal(size=(REPLICAS, FRAMES))
+    curves = {
+        "time": 0.5 * np.arange(FRAMES),
+        "fv": np.minimum(0.02 * np.arange(FRAMES) * np.exp(noise), 0.7),
+        "ev_root": 1e-5 * np.exp(noise),
+        "rmsd": np.abs(noise),
+        "rmsd_reference": np.abs(noise),
+        "stable_step": np.full(REPLICAS, FRAMES - 1),
+    }
+    if rdf:
+        curves |= {"rdf_r": np.linspace(0.1, 5, BINS), "rdf": RNG.random((REPLICAS, BINS))}
+        curves["rdf_reference"] = np.ones(BINS)
+    if broken:
+        curves["stable_step"][0] = 20
+        for name in ("fv", "ev_root", "rmsd"):
+            curves[name][0, 20:] = np.nan
+    metrics = [Metric("steps", FRAMES - 1, "1")]
+    return _record(kind, dataset, model, curves, metrics, "unstable" if broken else "complete")
+
+
+@pytest.fixture
+def records():
+    steps = np.arange(1, 9) * 100
+    training = {"step": steps, "seconds": steps / 50, "val_force_mae": 800 / steps}
+    floors = [Metric("floor_fv", 0.7, "1"), Metric("zero_force_mae", 900.0, "meV/Å")]
+    sizes = {
+        "atoms": np.array([83, 166]),
+        "milliseconds": np.array([5.0, 9.0]),
+        "memory": np.array([3.0, 6.0]),
+    }
+    return [
+        _rollout("ethanol", "mace"),
+        _rollout("ethanol", "nequip", broken=True),
+        _rollout("lips", "mace"),
+        _record("training", "ethanol", "mace", training),
+        _record("dataset", "ethanol", "reference", metrics=floors),
+        _record("cost", "lips", "mace", sizes),
+    ]
+
+
+GRIDS = {
+    "rdf": figures.rdf_grid,
+    "fv": figures.violation_grid,
+    "ev_root": lambda records: figures.violation_grid(records, "ev_root"),
+    "rmsd": figures.rmsd_grid,
+    "rmsd by model": lambda records: figures.rmsd_grid(records, by="model"),
+    "learning": figures.learning_curves,
+    "cost": figures.cost_grid,
+}
+
+
+@pytest.mark.parametrize("draw", GRIDS.values(), ids=GRIDS)
+def test_a_grid_has_labels_with_units_and_one_legend(records, draw):
+    figure = draw(records)
+    labels = [figure.get_supxlabel(), figure.get_supylabel()]
+    if not any(labels):
+        labels = [label for ax in figure.axes for label in (ax.get_xlabel(), ax.get_ylabel())]
+    assert all(re.search(r"\(.+\)$", label) for label in labels)
+    assert len(figure.legends) == 1
+    assert not any(ax.get_legend() for ax in figure.axes)
+
+
+@pytest.mark.parametrize("draw", GRIDS.values(), ids=GRIDS)
+def test_a_grid_without_records_says_so(draw):
+    assert {"not run", "not measured"} & set(_texts(draw([])))
+
+
+def test_a_missing_model_is_counted_and_a_missing_dataset_said(records):
+    figure = figures.violation_grid(records, datasets=["ethanol", "lips", "gete"])
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["Ethanol", "LiPS, 1 of 2 models", "GeTe"]
+    assert _texts(figure) == ["not run"]
+
+
+def _texts(figure):
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+def test_a_break_is_marked_and_the_mean_goes_on(records):
+    ax = figures.rmsd_grid(records).axes[0]
+    (mark,) = [line for line in ax.lines if line.get_marker() == figures.BREAK["marker"]]
+    assert mark.get_xdata()[0] == pytest.approx(20 * 0.5)
+    assert all(np.isfinite(line.get_ydata()).all() for line in ax.lines)
+
+
+def test_floor_and_reference_keep_their_colours(records):
+    colors = [line.get_color() for line in figures.violation_grid(records).axes[0].lines]
+    assert figures.FLOOR_COLOR in colors
+    assert figures.REFERENCE_COLOR in [line.get_color() for line in figures.rdf_grid(records).axes[0].lines]
+
+
+def test_a_pooled_rollout_has_a_panel_for_every_composition():
+    pooled = _rollout("lips20", "mace", rdf=False)
+    pooled.curves["composition"] = np.array(["Li", "Li", "P4S3"])
+    parts = [_rollout("lips20", "mace", kind=f"rollout_{name}") for name in ("Li", "P4S3")]
+    titles = [ax.get_title(loc="left") for ax in figures.rdf_grid([pooled, *parts]).axes]
+    assert [title for title in titles if title] == ["LiPS20, Li", "LiPS20, P4S3"]
+
+
+def test_replicas_of_several_seeds_are_joined():
+    short = _rollout("ethanol", "mace")
+    short.curves["fv"] = short.curves["fv"][:, :30]
+    joined = figures._stack([_rollout("ethanol", "mace"), short], "fv")
+    assert joined.shape == (2 * REPLICAS, FRAMES)
+    assert np.isnan(joined[REPLICAS:, 30:]).all()
+
+
+@pytest.fixture
+def frame():
+    rows = [
+        ("dataset", "ethanol", "reference", "floor_fv", 0.7, "1", None, None),
+        ("dataset", "ethanol", "reference", "zero_force_mae", 1000.0, "meV/Å", None, None),
+    ]
+    for place, model in enumerate(("nequip", "mace", "equiformer")):
+        rows += [
+            ("training", "ethanol", model, "force_mae", 10.0 * 10**place, "meV/Å", None, None),
+            ("training", "ethanol", model, "energy_mae", 5.0 - place, "meV", None, None),
+            ("rollout", "ethanol", model, "fv", 0.5 + 0.1 * place, "1", 0.4, 0.8),
+            ("rollout", "ethanol", model, "stable_fraction", 1.0, "1", None, None),
+        ]
+    names = ["kind", "dataset", "model", "metric", "value", "unit", "low", "high"]
+    frame = pd.DataFrame(rows, columns=names).reindex(columns=COLUMNS)
+    return frame.astype({"value": float, "low": float, "high": float})
+
+
+def test_mean_with_floor(frame):
+    ax = figures.plot_mean(frame, "fv")
+    assert ax.get_ylabel() == "FV (dimensionless)"
+    assert len(ax.containers) == 3
+    assert len(ax.collections) > 0  # floor
+    assert figures.plot_mean(frame, "nothing").get_ylabel() == "nothing (dimensionless)"
+    assert len(figures.mean_grid(frame, ("fv", "force_mae")).legends) == 1
+
+
+def test_values_hold_the_bounds(frame):
+    values = figures.metric_values(frame)
+    assert list(values.index.get_level_values("model")) == ["nequip", "mace", "equiformer"]
+    assert (values.zero_force_mae == 1000).all()
+    assert (values.unstable_fraction == 0).all()
+
+
+def test_fixed_scales_are_known_at_their_bounds(frame):
+    scaled = figures.scaled_values(figures.metric_values(frame))
+    np.testing.assert_allclose(scaled.force_mae, [1 / 3, 2 / 3, 1.0])
+    np.testing.assert_allclose(scaled.fv, [0.5 / 0.7, 0.6 / 0.7, 1.0])
+
+
+def test_only_the_papers_scaling_depends_on_the_roster(frame):
+    values = figures.metric_values(frame)
+    fewer = values.drop(index=("ethanol", "equiformer"))
+    fixed = figures.scaled_values(values).drop(index=("ethanol", "equiformer"))
+    pd.testing.assert_frame_equal(fixed, figures.scaled_values(fewer))
+    assert figures.scaled_values(fewer, "paper").force_mae.max() == 1
+    assert figures.scaled_values(values, "paper").force_mae.iloc[1] == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="scale='mine'"):
+        figures.scaled_values(values, "mine")
+
+
+@pytest.mark.parametrize("scale", ["fixed", "paper"])
+def test_radar(frame, scale):
+    ax = figures.radar_grid(figures.metric_values(frame), scale=scale).axes[0]
+    assert len(ax.lines) == 3
+    assert "force" in [label.get_text() for label in ax.get_xticklabels()]
+
+
+def test_radar_and_pairs_without_values():
+    empty = figures.metric_values(pd.DataFrame(columns=COLUMNS))
+    assert _texts(figures.radar_grid(empty)) == ["not run"]
+    assert "not run" in _texts(figures.pairs_grid(empty))
+    assert figures.rank_correlations(empty)["points"].sum() == 0
+
+
+def test_pairs_show_ours_full_and_the_paper_hollow(frame):
+    axes = figures.pairs_grid(figures.metric_values(frame), pairs=[("energy_mae", "force_mae")]).axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["ours", "paper"]
+    assert len(axes[0].lines) == 3
+    assert len(axes[1].lines) == 54
+    assert {line.get_markerfacecolor() for line in axes[1].lines} == {"none"}
+
+
+def test_rank_correlation_within_datasets(frame):
+    other = frame.assign(dataset="lips", value=frame.value * 1000)
+    values = figures.metric_values(pd.concat([frame, other]))
+    found = figures.rank_correlations(values, pairs=[("energy_mae", "force_mae")]).iloc[0]
+    assert found["within"] == pytest.approx(-1)
+    assert found["all"] > 0
+    assert (found["points"], found["datasets"]) == (6, 2)
+
+
+def test_published_values_are_in_the_records_units():
+    published = figures.published_values().loc[("lips", "mace")]
+    assert published.ms_per_step == pytest.approx(6.52 * 60)
+    assert 7e-4 < published.ev_root < 2e-3
+
+
+def test_unknown_choices_are_named(records):
+    with pytest.raises(ValueError, match="name='wf' is not a violation"):
+        figures.violation_grid(records, "wf")
+    with pytest.raises(ValueError, match="by='seed'"):
+        figures.rmsd_grid(records, by="seed")
