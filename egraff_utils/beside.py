@@ -245,7 +245,7 @@ def literature_values(frame: pd.DataFrame, *, beside: tuple[str, ...] = ()) -> p
         column = column_of(metric)
         rows = [table.rename(columns={column.published: "value"})[["dataset", "source", "model", "value"]]]
         for name, found in ours.items():
-            means = _means(found, column).loc[["training"]].reset_index()
+            means = _means(found[found.kind == "training"], column).reset_index()
             rows.append(means[means.dataset.isin(datasets)].assign(source=name))
         rows = pd.concat(rows).dropna(subset="value")
         blocks[column.head] = rows.pivot(index=["dataset", "source"], columns="model", values="value")
@@ -253,7 +253,7 @@ def literature_values(frame: pd.DataFrame, *, beside: tuple[str, ...] = ()) -> p
     sources = dict.fromkeys(["EGraFFBench", *ours, *table.source])
     order = pd.MultiIndex.from_product([blocks, datasets, sources], names=values.index.names)
     values = values.reindex(order[order.isin(values.index)])
-    return values[sorted(values.columns, key=_model_place)]
+    return values[sorted(values.columns, key=_model_place)].rename_axis(columns=None)
 
 
 def budget(campaign: str) -> str:
@@ -282,6 +282,18 @@ def model_title(name: str) -> str:
 def dataset_title(name: str) -> str:
     """Name of a dataset as readers see it: its card's title up to a comma, or the name itself."""
     return cards.dataset(name).title.partition(",")[0] if name in cards.datasets() else name
+
+
+def short_title(name: str) -> str:
+    """Name of a dataset for a narrow place: its title without brackets, or what is in them if shorter.
+
+    Examples
+    --------
+    >>> short_title("3bpa"), short_title("ethanol"), short_title("ethanol_xtb")
+    ('3BPA', 'Ethanol', 'Ethanol by GFN2-xTB')
+    """
+    title, _, bracket = dataset_title(name).partition(" (")
+    return bracket.rstrip(")") if bracket and len(title) > 20 else title
 
 
 def campaign_name(frame: pd.DataFrame) -> str:

@@ -38,6 +38,7 @@ from egraff_utils.beside import (
     paper_layout,
     paper_values,
     record_keys,
+    short_title,
 )
 
 __all__ = ["Column", "beside_values", "budget", "literature_values", "paper_values"]
@@ -45,7 +46,7 @@ __all__ = ["Column", "beside_values", "budget", "literature_values", "paper_valu
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE = "not run", "–", "failed", "†"
 FAILING = ("training", "failure")
-TITLES = {"dataset": dataset_title, "trained_on": dataset_title, "model": model_title}
+TITLES = {"dataset": short_title, "trained_on": short_title, "model": model_title}
 
 SHADES = {
     "accuracy": ("#f2f9ee", "#1b6b3a"),
@@ -309,8 +310,19 @@ def _styled(numbers, layout, frames, name):
     for level, title in enumerate(texts.index.names):
         styler.format_index(TITLES.get(title, str), axis="index", level=level)
     styler.numbers = _named(numbers, campaign_name(frames[OURS]))
-    _finish(styler, name)
-    return styler.set_table_styles([{"selector": "td", "props": "white-space: nowrap"}], overwrite=False)
+    return _ruled(_finish(styler, name), texts.index.droplevel("model"))
+
+
+def _ruled(styler, groups):
+    """Lines between groups of rows; no cell and no name of a row is broken."""
+    starts = [row for row in range(1, len(groups)) if groups[row] != groups[row - 1]]
+    rules = ", ".join(f".row{row}" for row in starts) or ".row0"
+    styles = [
+        {"selector": "td, th.row_heading", "props": "white-space: nowrap"},
+        {"selector": "th.row_heading", "props": "vertical-align: top"},
+        {"selector": rules, "props": "border-top: 1px solid #888"},
+    ]
+    return styler.set_table_styles(styles, overwrite=False)
 
 
 def _shades(numbers, columns, frames):
@@ -345,7 +357,8 @@ def _styled_literature(values, name):
     texts = values.map(lambda value: NO_VALUE if pd.isna(value) else _shown(value, 2))
     styler = texts.style.apply(lambda _: css, axis=None).format_index(model_title, axis="columns")
     styler.numbers = values
-    return _finish(styler.format_index(dataset_title, axis="index", level=1), name)
+    styler.format_index(short_title, axis="index", level=1)
+    return _ruled(_finish(styler, name), texts.index.droplevel("source"))
 
 
 def _cells(numbers, layout, frames):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils import tables
+from egraff_utils import records, tables
 from egraff_utils.records import COLUMNS, Metric, Record
 
 WF = "WF (%)"
@@ -40,6 +40,11 @@ def frame():
     ]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.astype({"value": float, "low": float, "high": float})
+
+
+@pytest.fixture
+def empty():
+    return pd.DataFrame(columns=COLUMNS).astype({"value": float, "low": float, "high": float})
 
 
 @pytest.fixture
@@ -83,8 +88,11 @@ def test_gaps_are_named(frame):
 
 
 def test_unstable_and_failed_runs_are_marked(frame):
-    html = tables.leaderboard(frame, "ethanol").to_html()
-    assert len(re.findall("†", html)) == 2  # nequip unstable, botnet failed
+    cells = tables.leaderboard(frame, "ethanol").data
+    assert cells.loc[("ethanol", "nequip"), (WF, "ours")] == "50.00\u00a0†"
+    assert cells.loc[("ethanol", "nequip"), (FORCE, "ours")] == "40.00"  # the training was sound
+    assert cells.loc[("ethanol", "botnet"), (FORCE, "ours")] == "failed"
+    assert cells.loc[("ethanol", "botnet"), (WF, "ours")] == "failed"
     assert "†" not in tables.leaderboard(frame, "copper_emt").to_html()
 
 
@@ -115,6 +123,141 @@ def test_a_page_made_twice_is_the_same(frame):
 def test_no_run_is_an_error_that_names_the_dataset(frame):
     with pytest.raises(ValueError, match="no run of lips"):
         tables.leaderboard(frame, "lips")
+
+
+def test_every_cell_of_the_paper_is_a_row(frame):
+    values = tables.beside_values(frame, ("wf",))
+    assert len(values) == 9 * 6 + 1  # and copper, behind
+    assert values.index[0] == ("acac", "nequip")
+    assert values.index[-1] == ("copper_emt", "mace")
+    assert values.loc[("gete", "nequip"), (WF, "paper")] == 2.78
+    assert np.isnan(values.loc[("gete", "nequip"), (WF, "ours")])
+    cells = tables.beside(frame, ("wf",)).data
+    assert cells.loc[("gete", "equiformer")].to_list() == ["–", "not run"]
+
+
+def test_other_kinds_have_rows_of_their_records_only(frame):
+    values = tables.beside_values(frame, ("wf",), kind="rollout_as_coded")
+    assert values.loc[("ethanol", "mace")].to_list() == [17.93, 99.0]
+    assert list(values.index.unique("dataset")) == ["ethanol"]
+    shifted = frame.replace({"kind": {"rollout": "rollout_600K"}})
+    values = tables.beside_values(shifted, ("wf",), kind="rollout_600K")
+    assert values[WF, "paper"].isna().all()  # the paper's value is of another test
+    assert values.loc[("ethanol", "mace"), (WF, "ours")] == 5.0
+
+
+def test_other_campaigns_and_floors_stand_beside(frame, monkeypatch):
+    rows = [_row("rollout", "mace", "wf", 7.0, "%"), _row("dataset", "reference", "floor_wf", 0.6, "%")]
+    campaigns = {"gpu": pd.DataFrame(rows, columns=COLUMNS), "none": frame[:0]}
+    monkeypatch.setattr(records, "read", campaigns.get)
+    values = tables.beside_values(frame, ("wf",), beside=("gpu", "none"), bounds=True)
+    assert values.columns.to_list() == [(WF, source) for source in ("paper", "ours", "gpu", "bound")]
+    assert values.loc[("ethanol", "mace")].to_list() == [17.93, 5.0, 7.0, 0.6]
+    assert values.loc[("ethanol", "nequip")].to_list()[1:3] == [50.0, pytest.approx(np.nan, nan_ok=True)]
+    table = tables.beside(frame, ("wf",), beside=("gpu", "none"), bounds=True)
+    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "gpu", "floor")]
+
+
+def test_ours_bear_the_name_of_their_campaign(frame):
+    frame["path"] = "cpu/rollout/ethanol-mace-s0.json"
+    table = tables.paper_table(frame, 2)
+    assert table.data.columns.unique(1).to_list() == ["paper", "cpu"]
+    assert f'"{WF}, cpu"' in tables.flat_csv(table.numbers)
+    assert ("WF (%)", "ours") in tables.paper_values(frame, 2)
+
+
+def test_spread_is_smaller_in_the_cell_and_whole_in_the_csv():
+    rows = [_row("rollout", "mace", "fv", 0.5, "1") | {"low": 0.4, "high": 0.6}]
+    rows += [_row("rollout", "nequip", "fv", 0.7, "1", status="unstable")]
+    table = tables.paper_table(pd.DataFrame(rows, columns=COLUMNS), 3)
+    fv = "FV (dimensionless)"
+    assert table.data.loc[("ethanol", "mace"), fv].to_list() == ["0.690 ± 0.076", "0.500 ± 0.100"]
+    assert table.data.loc[("ethanol", "nequip"), (fv, "ours")] == "0.700\u00a0†"  # no interval
+    assert "0.690 <small>± 0.076</small>" in table.to_html()
+    numbers = table.numbers.loc[("ethanol", "mace"), fv]
+    assert numbers.to_dict() == {
+        "paper": 0.69,
+        "paper std": 0.076,
+        "ours": 0.5,
+        "ours low": 0.4,
+        "ours high": 0.6,
+    }
+
+
+def test_temperatures_take_the_kind_that_has_them():
+    rows = [
+        _row("rollout", "mace", "wf", 1.0, "%", dataset="acac"),
+        _row("rollout_600K", "mace", "wf", 2.0, "%", dataset="acac"),
+        _row("rollout_300K", "mace", "wf", 3.0, "%", dataset="3bpa"),
+        _row("rollout", "mace", "wf", 4.0, "%", dataset="3bpa"),
+    ]
+    values = tables.paper_values(pd.DataFrame(rows, columns=COLUMNS), 6)[WF].xs("mace", level="model")
+    assert values.loc[("acac", 300)].to_list() == [22.904, 1.0]
+    assert values.loc[("acac", 600)].to_list() == [28.708, 2.0]
+    assert values.loc[("3bpa", 300)].to_list() == [8.358, 3.0]
+    assert values.loc[("3bpa", 600)].to_list() == [5.120, 4.0]
+
+
+def test_lips20_and_benzene_stand_at_what_was_trained():
+    rows = [
+        _row("rollout_crystals", "mace", "ev_root", 5e-4, "1", dataset="lips20"),
+        _row("rollout_benzene", "mace", "ev_root", 2e-1, "1", dataset="ethanol"),
+    ]
+    frame, ev = pd.DataFrame(rows, columns=COLUMNS), "Root EV (1e-5)"
+    crystal = tables.paper_values(frame, "7a").loc[("crystal", "mace"), ev]
+    assert crystal.to_list() == pytest.approx([50.380, 50.0])
+    ethanol = tables.paper_values(frame, 18).loc[("ethanol", "mace"), ev]
+    assert ethanol.to_list() == pytest.approx([5863.2, 20000.0])
+    unpublished = tables.paper_table(frame, "7b").data
+    assert set(unpublished.columns.get_level_values(1)) == {"ours"}
+
+
+def test_published_times_are_in_our_units(frame):
+    times = tables.paper_values(frame, 4).loc[("ethanol", "mace")]
+    assert times["Training (s/epoch)", "paper"] == pytest.approx(1.15 * 60)
+    assert times["MD (ms/step)"].to_list() == pytest.approx([1.28 * 60, 7.0])
+
+
+def test_literature_has_ours_as_one_more_source(frame):
+    values = tables.literature_values(frame).loc[FORCE, "ethanol"]
+    assert list(values.index)[:2] == ["EGraFFBench", "ours"]
+    assert values.loc["ours", ["nequip", "mace"]].to_list() == [40.0, 15.0]
+    assert values.loc["Fu et al. (2023)", ["nequip", "painn"]].to_list() == [1.3, 5.0]
+    assert "copper_emt" not in tables.literature_values(frame).index.unique("dataset")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, "7a", "7b", 17, 18, 19])
+def test_tables_hold_without_any_record(empty, number):
+    table = tables.paper_table(empty, number, beside=("no_such_campaign",))
+    assert len(table.data)
+    assert "not run" in table.to_html() or number == 17
+    assert "download" in tables.csv_link(table, f"table-{number}").data
+
+
+def test_no_such_table_names_those_there_are(empty):
+    with pytest.raises(ValueError, match="7a"):
+        tables.paper_values(empty, 8)
+
+
+def test_budget_says_what_was_spent():
+    text = tables.budget("paper")
+    assert "preset paper" in text
+    assert "published number of epochs" in text
+    assert "not in params" in tables.budget("no_such_campaign")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.96, 3, "0.960"),
+        (24.55, 3, "24.55"),
+        (1130600, 3, "1,130,600"),
+        (1.2e-4, 5, "0.00012"),
+        (0, 2, "0.00"),
+    ],
+)
+def test_four_digits_are_enough(value, digits, text):
+    assert tables._shown(value, digits) == text
 
 
 def test_text_leaderboard_is_ordered_by_force_error(frame):
