@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils import figures, plots
+from egraff_utils import comparison, figures, plots
 from egraff_utils.records import COLUMNS, Metric, Record
 
 REPLICAS, FRAMES, BINS = 3, 50, 20
@@ -166,65 +166,25 @@ def test_mean_with_floor(frame):
     assert len(figures.mean_grid(frame, ("fv", "force_mae")).legends) == 1
 
 
-def test_values_hold_the_bounds(frame):
-    values = figures.metric_values(frame)
-    assert list(values.index.get_level_values("model")) == ["nequip", "mace", "equiformer"]
-    assert (values.zero_force_mae == 1000).all()
-    assert (values.unstable_fraction == 0).all()
-
-
-def test_fixed_scales_are_known_at_their_bounds(frame):
-    scaled = figures.scaled_values(figures.metric_values(frame))
-    np.testing.assert_allclose(scaled.force_mae, [1 / 3, 2 / 3, 1.0])
-    np.testing.assert_allclose(scaled.fv, [0.5 / 0.7, 0.6 / 0.7, 1.0])
-
-
-def test_only_the_papers_scaling_depends_on_the_roster(frame):
-    values = figures.metric_values(frame)
-    fewer = values.drop(index=("ethanol", "equiformer"))
-    fixed = figures.scaled_values(values).drop(index=("ethanol", "equiformer"))
-    pd.testing.assert_frame_equal(fixed, figures.scaled_values(fewer))
-    assert figures.scaled_values(fewer, "paper").force_mae.max() == 1
-    assert figures.scaled_values(values, "paper").force_mae.iloc[1] == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="scale='mine'"):
-        figures.scaled_values(values, "mine")
-
-
 @pytest.mark.parametrize("scale", ["fixed", "paper"])
 def test_radar(frame, scale):
-    ax = figures.radar_grid(figures.metric_values(frame), scale=scale).axes[0]
+    ax = figures.radar_grid(comparison.metric_values(frame), scale=scale).axes[0]
     assert len(ax.lines) == 3
     assert "force" in [label.get_text() for label in ax.get_xticklabels()]
 
 
 def test_radar_and_pairs_without_values():
-    empty = figures.metric_values(pd.DataFrame(columns=COLUMNS))
+    empty = comparison.metric_values(pd.DataFrame(columns=COLUMNS))
     assert _texts(figures.radar_grid(empty)) == ["not run"]
     assert "not run" in _texts(figures.pairs_grid(empty))
-    assert figures.rank_correlations(empty)["points"].sum() == 0
 
 
 def test_pairs_show_ours_full_and_the_paper_hollow(frame):
-    axes = figures.pairs_grid(figures.metric_values(frame), pairs=[("energy_mae", "force_mae")]).axes
+    axes = figures.pairs_grid(comparison.metric_values(frame), pairs=[("energy_mae", "force_mae")]).axes
     assert [ax.get_title(loc="left") for ax in axes] == ["ours", "paper"]
     assert len(axes[0].lines) == 3
     assert len(axes[1].lines) == 54
     assert {line.get_markerfacecolor() for line in axes[1].lines} == {"none"}
-
-
-def test_rank_correlation_within_datasets(frame):
-    other = frame.assign(dataset="lips", value=frame.value * 1000)
-    values = figures.metric_values(pd.concat([frame, other]))
-    found = figures.rank_correlations(values, pairs=[("energy_mae", "force_mae")]).iloc[0]
-    assert found["within"] == pytest.approx(-1)
-    assert found["all"] > 0
-    assert (found["points"], found["datasets"]) == (6, 2)
-
-
-def test_published_values_are_in_the_records_units():
-    published = figures.published_values().loc[("lips", "mace")]
-    assert published.ms_per_step == pytest.approx(6.52 * 60)
-    assert 7e-4 < published.ev_root < 2e-3
 
 
 def test_unknown_choices_are_named(records):

@@ -1,0 +1,266 @@
+"""How do metrics of different units go on one scale, and together? The numbers of Figures 6 and 7.
+
+On the paper's scaling a value is divided by the largest one of its dataset, so that it depends on who else
+was run. The fixed scales here run between bounds that come from the reference data or are plain numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from egraff_utils import paper, tables
+from egraff_utils.beside import DATASETS, MODELS
+
+
+class Scale(NamedTuple):
+    """One spoke of the radial plots: a metric between a bound of perfection and one of ignorance."""
+
+    metric: str
+    """Name of the metric in the records."""
+    label: str
+    """Short name at the spoke."""
+    centre: float | str
+    """Value at the centre: a number, or the metric of the dataset's record that holds it."""
+    rim: float | str
+    """Value at the rim, likewise."""
+    log: bool = True
+    """Logarithmic between the two, else linear."""
+    factor: tuple[float, float] = (1.0, 1.0)
+    """What the two values are multiplied by."""
+    meaning: str = ""
+    """The two bounds in words."""
+
+    def place(self, values: pd.DataFrame) -> pd.Series:
+        """Place of every row between centre (0) and rim (1), clipped; NaN where a bound is missing."""
+        low, high = (
+            values.get(bound, np.nan) if isinstance(bound, str) else bound
+            for bound in (self.centre, self.rim)
+        )
+        low, high = low * self.factor[0], high * self.factor[1]
+        found = values.get(self.metric, pd.Series(np.nan, values.index)).astype(float)
+        if self.log:
+            tiny = np.finfo(float).tiny
+            found, low, high = (np.log(np.maximum(x, tiny)) for x in (found, low, high))
+        return ((found - low) / (high - low)).clip(0, 1)
+
+
+SCALES = (
+    Scale(
+        "force_mae",
+        "force",
+        "zero_force_mae",
+        "zero_force_mae",
+        factor=(1e-3, 1.0),
+        meaning="a thousandth of the error of predicting zero force; that error",
+    ),
+    Scale(
+        "energy_mae",
+        "energy",
+        "energy_std",
+        "energy_std",
+        factor=(1e-3, 1.0),
+        meaning="a thousandth of the standard deviation of the reference energies; that deviation",
+    ),
+    Scale("wf", "WF", "floor_wf", 100.0, meaning="the floor; 100 %"),
+    Scale("jsd", "JSD", "floor_jsd", float(np.log(2)), meaning="the floor; ln 2, its largest value"),
+    Scale(
+        "ev_root",
+        "EV",
+        "floor_ev_root",
+        "floor_ev_root",
+        factor=(0.1, 10.0),
+        meaning="a tenth of the floor; ten times the floor",
+    ),
+    Scale("fv", "FV", 0.0, "floor_fv", log=False, meaning="zero; the floor (two unrelated frames)"),
+    Scale("unstable_fraction", "broken", 0.0, 1.0, log=False, meaning="no step lost; all steps lost"),
+    Scale("ms_per_step", "time", 1.0, 1e4, meaning="1 ms per MD step of all replicas; 10,000 ms"),
+)
+"""Fixed scales: bounds come from the reference data or are numbers, so that no model moves another's place.
+Zero, the centre, is the best value; what lies outside a scale is drawn at its end."""
+
+PUBLISHED = {
+    "force_mae": (1, "force_mae_mev_per_ang", 1.0),
+    "energy_mae": (1, "energy_mae_mev", 1.0),
+    "wf": (2, "wf_percent", 1.0),
+    "jsd_raw": (2, "jsd", 1.0),
+    "ev_root": (3, "ev_gmean_1e-5", 1e-5),
+    "fv": (3, "fv_gmean", 1.0),
+    "seconds_per_epoch": (4, "train_min_per_epoch", 60.0),
+    "ms_per_step": (4, "inference_min_per_1000_steps", 60.0),
+}
+"""Where the paper gives a metric: table, column, and its unit in that of the records. One minute per 1000
+steps is 60 ms per step."""
+
+PAPER_SPOKES = {
+    "force_mae": "force",
+    "energy_mae": "energy",
+    "wf": "WF",
+    "jsd_raw": "JSD",
+    "ev_root": "EV",
+    "fv": "FV",
+    "seconds_per_epoch": "training",
+    "ms_per_step": "MD",
+}
+"""Spokes with the paper's scaling: the eight metrics of its Tables 1 to 4."""
+
+PAIRS = (
+    ("ev_root", "fv"),
+    ("jsd_raw", "wf"),
+    ("seconds_per_epoch", "ms_per_step"),
+    ("energy_mae", "force_mae"),
+)
+"""Pairs of metrics in Figure 7 of the paper."""
+
+
+def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
+    """Metrics of every dataset and model in the records' units, with the dataset's floors and ceilings.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it; several seeds are averaged.
+
+    Returns
+    -------
+    DataFrame with the index (dataset, model), in the paper's order, and a column for every metric;
+    ``unstable_fraction`` is one minus the stable fraction.
+    """
+    rows = tables.main_rows(frame)
+    rows = rows[rows.metric.notna() & rows.value.notna()]
+    values = rows.pivot_table(index=["dataset", "model"], columns="metric", values="value")
+    bounds = frame[frame.kind == "dataset"].pivot_table(index="dataset", columns="metric", values="value")
+    bounds = bounds[[name for name in bounds if name not in values]]
+    values = values.join(bounds, on="dataset") if len(bounds) else values
+    if "stable_fraction" in values:
+        values["unstable_fraction"] = 1 - values.stable_fraction
+    return _in_order(values)
+
+
+def published_values() -> pd.DataFrame:
+    """The paper's Tables 1 to 4 in the form and units of `metric_values`.
+
+    Examples
+    --------
+    >>> float(published_values().loc[("acac", "nequip"), "force_mae"])
+    4.59
+    """
+    columns = [
+        (paper.table(number).set_index(["dataset", "model"])[column] * factor).rename(metric)
+        for metric, (number, column, factor) in PUBLISHED.items()
+    ]
+    return _in_order(pd.concat(columns, axis=1))
+
+
+def scaled_values(values: pd.DataFrame, scale: str = "fixed") -> pd.DataFrame:
+    """Metrics between zero, the best, and one, for the radial plots.
+
+    Parameters
+    ----------
+    values
+        As `metric_values` returns them.
+    scale
+        ``"fixed"``: between the bounds of `SCALES`. ``"paper"``: divided by the largest value that a model
+        has in that dataset, so that a value depends on who else was run.
+
+    Returns
+    -------
+    DataFrame with the index of `values` and a column for every metric of `SCALES` (of `PAPER_SPOKES`) that
+    it holds.
+
+    Raises
+    ------
+    ValueError
+        If the scale is neither.
+    """
+    if scale == "fixed":
+        scaled = {s.metric: s.place(values) for s in SCALES if s.metric in values}
+    elif scale == "paper":
+        found = values[[name for name in PAPER_SPOKES if name in values]]
+        largest = found.groupby(level="dataset").transform("max")
+        scaled = (found / largest).mask(largest == 0, 0.0)
+    else:
+        raise ValueError(f"{scale=} is neither 'fixed' nor 'paper'")
+    return pd.DataFrame(scaled, index=values.index).dropna(axis="columns", how="all")
+
+
+def scale_table() -> pd.DataFrame:
+    """What the centre and the rim of the radial plots mean, a row for every spoke."""
+    rows = [(s.label, *s.meaning.split("; "), "logarithmic" if s.log else "linear") for s in SCALES]
+    return pd.DataFrame(rows, columns=["Spoke", "Centre", "Rim", "Scale"]).set_index("Spoke")
+
+
+def rank_correlations(
+    values: pd.DataFrame, *, pairs: Sequence[tuple[str, str]] = PAIRS, least: int = 3
+) -> pd.DataFrame:
+    """Spearman's rank correlation of pairs of metrics, over all points and within the datasets.
+
+    Datasets differ in size and scale more than models do, so that the correlation over all points mostly
+    says that. Within: values are ranked in each dataset first; only datasets with `least` models count.
+
+    Parameters
+    ----------
+    values
+        As `metric_values` or `published_values` return them.
+    pairs
+        Pairs of metrics.
+    least
+        Models that a dataset must have.
+
+    Returns
+    -------
+    DataFrame with a row for every pair and the columns ``all``, ``within`` (NaN where undefined), ``points``
+    and ``datasets``, those that count within.
+    """
+    rows = []
+    for x, y in pairs:
+        points = values.reindex(columns=[x, y]).dropna()
+        counted = points.groupby(level="dataset").filter(lambda group: len(group) >= least)
+        ranks = counted.groupby(level="dataset").rank()
+        centred = ranks - ranks.groupby(level="dataset").transform("mean")
+        datasets = counted.index.get_level_values(0).nunique()
+        rows.append((_correlation(points.rank()), _correlation(centred), len(points), datasets))
+    index = pd.MultiIndex.from_tuples(list(pairs), names=["x", "y"])
+    return pd.DataFrame(rows, index=index, columns=["all", "within", "points", "datasets"])
+
+
+def _correlation(ranks):
+    varied = len(ranks) > 2 and (ranks.std() > 0).all()
+    return float(ranks.corr().iloc[0, 1]) if varied else np.nan
+
+
+def order_datasets(names: Iterable[str]) -> list[str]:
+    """Datasets in the order of the paper's tables, others behind by name.
+
+    Examples
+    --------
+    >>> order_datasets({"mine", "lips", "acac"})
+    ['acac', 'lips', 'mine']
+    """
+    return sorted(names, key=lambda name: (_place(name, DATASETS), name))
+
+
+def order_models(names: Iterable[str]) -> list[str]:
+    """Models in the order of the paper's tables, others behind by name.
+
+    Examples
+    --------
+    >>> order_models(["mine", "mace", "nequip"])
+    ['nequip', 'mace', 'mine']
+    """
+    return sorted(names, key=lambda name: (_place(name, MODELS), name))
+
+
+def _place(name, known):
+    return known.index(name) if name in known else len(known)
+
+
+def _in_order(values):
+    values = values.reset_index()
+    for name, order in (("model", order_models), ("dataset", order_datasets)):
+        places = {key: place for place, key in enumerate(order(values[name].unique()))}
+        values = values.sort_values(name, key=lambda column, places=places: column.map(places), kind="stable")
+    return values.set_index(["dataset", "model"])

@@ -1,0 +1,76 @@
+"""Are metrics compared on scales that no model can move? Bounds, rosters, ranks, units."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from egraff_utils import comparison
+from egraff_utils.records import COLUMNS
+
+
+@pytest.fixture
+def frame():
+    rows = [
+        ("dataset", "ethanol", "reference", "floor_fv", 0.7, "1", None, None),
+        ("dataset", "ethanol", "reference", "zero_force_mae", 1000.0, "meV/Å", None, None),
+    ]
+    for place, model in enumerate(("nequip", "mace", "equiformer")):
+        rows += [
+            ("training", "ethanol", model, "force_mae", 10.0 * 10**place, "meV/Å", None, None),
+            ("training", "ethanol", model, "energy_mae", 5.0 - place, "meV", None, None),
+            ("rollout", "ethanol", model, "fv", 0.5 + 0.1 * place, "1", 0.4, 0.8),
+            ("rollout", "ethanol", model, "stable_fraction", 1.0, "1", None, None),
+        ]
+    names = ["kind", "dataset", "model", "metric", "value", "unit", "low", "high"]
+    frame = pd.DataFrame(rows, columns=names).reindex(columns=COLUMNS)
+    return frame.astype({"value": float, "low": float, "high": float})
+
+
+def test_values_hold_the_bounds(frame):
+    values = comparison.metric_values(frame)
+    assert list(values.index.get_level_values("model")) == ["nequip", "mace", "equiformer"]
+    assert (values.zero_force_mae == 1000).all()
+    assert (values.unstable_fraction == 0).all()
+
+
+def test_fixed_scales_are_known_at_their_bounds(frame):
+    scaled = comparison.scaled_values(comparison.metric_values(frame))
+    np.testing.assert_allclose(scaled.force_mae, [1 / 3, 2 / 3, 1.0])
+    np.testing.assert_allclose(scaled.fv, [0.5 / 0.7, 0.6 / 0.7, 1.0])
+
+
+def test_only_the_papers_scaling_depends_on_the_roster(frame):
+    values = comparison.metric_values(frame)
+    fewer = values.drop(index=("ethanol", "equiformer"))
+    fixed = comparison.scaled_values(values).drop(index=("ethanol", "equiformer"))
+    pd.testing.assert_frame_equal(fixed, comparison.scaled_values(fewer))
+    assert comparison.scaled_values(fewer, "paper").force_mae.max() == 1
+    assert comparison.scaled_values(values, "paper").force_mae.iloc[1] == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="scale='mine'"):
+        comparison.scaled_values(values, "mine")
+
+
+def test_rank_correlation_within_datasets(frame):
+    other = frame.assign(dataset="lips", value=frame.value * 1000)
+    values = comparison.metric_values(pd.concat([frame, other]))
+    found = comparison.rank_correlations(values, pairs=[("energy_mae", "force_mae")]).iloc[0]
+    assert found["within"] == pytest.approx(-1)
+    assert found["all"] > 0
+    assert (found["points"], found["datasets"]) == (6, 2)
+
+
+def test_published_values_are_in_the_records_units():
+    published = comparison.published_values().loc[("lips", "mace")]
+    assert published.ms_per_step == pytest.approx(6.52 * 60)
+    assert 7e-4 < published.ev_root < 2e-3
+
+
+def test_no_records_give_no_values():
+    empty = comparison.metric_values(pd.DataFrame(columns=COLUMNS))
+    assert empty.empty
+    assert comparison.scaled_values(empty).empty
+    assert comparison.rank_correlations(empty)["points"].sum() == 0
+
+
+def test_every_spoke_says_what_its_bounds_are():
+    assert not comparison.scale_table().isna().any(axis=None)
