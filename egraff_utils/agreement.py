@@ -326,6 +326,102 @@ def _metric(frame, kind, name):
     return rows.groupby(["dataset", "model"])["value"].mean()
 
 
+def budget(frame: pd.DataFrame, *, others: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Share of the paper's training and what it cost in force error, a row for every dataset of the paper.
+
+    Returns
+    -------
+    DataFrame of geometric means over models, and of MACE's force errors in the paper, in the records, and in
+    further campaigns; heads with units.
+    """
+    errors = table_values(frame, 1, others=others)["Force MAE (meV/Å)"]
+    found = budget_shares(frame).join((errors[OURS] / errors[PAPER]).rename("ratio"))
+    means = np.exp(np.log(found).groupby("dataset").mean())
+    means.columns = ["Epochs (× published)", "Frames seen (× published)", "Force MAE (× published)"]
+    mace = errors.xs("mace", level="model").rename(columns="MACE, {} (meV/Å)".format)
+    return means.reindex([name for name in beside.DATASETS if name in means.index]).join(mace)
+
+
+def protocols(frame: pd.DataFrame, dataset: str = "ethanol") -> pd.DataFrame:
+    """Wright's factor and temperature of both protocols beside the published WF, a row for each model."""
+    kinds = {"as coded": "rollout_as_coded", "corrected": "rollout"}
+    found = {"WF, paper (%)": beside.beside_values(frame, ("wf",))["WF (%)", PAPER]}
+    found |= {f"WF, {name} (%)": _metric(frame, kind, "wf") for name, kind in kinds.items()}
+    found |= {f"Temperature, {name} (K)": _metric(frame, kind, "temperature") for name, kind in kinds.items()}
+    table = pd.DataFrame(
+        {name: column[column.index.isin([dataset], level=0)] for name, column in found.items()}
+    )
+    return table.droplevel("dataset").reindex(beside.MODELS)
+
+
+def data_at_hand(frame: pd.DataFrame) -> pd.DataFrame:
+    """Training frames, ours and the paper's, and the temperature that the data say, for every dataset."""
+    found = {name: _metric(frame, "dataset", name) for name in ("frames_train", "virial_temperature")}
+    names = [name for name in beside.DATASETS if name in found["frames_train"].index.unique("dataset")]
+    known = pd.DataFrame({k: column.droplevel("model") for k, column in found.items()}).reindex(names)
+    return pd.DataFrame(
+        {
+            "Training frames (count)": known.frames_train,
+            "in the paper (count)": known.index.map(PUBLISHED_FRAMES.get).astype(float),
+            "Temperature stated (K)": [cards.dataset(n).conditions("test")[0] for n in names],
+            "of the frames, by the virial (K)": known.virial_temperature,
+        }
+    )
+
+
+def mean_ranks(column: pd.Series) -> pd.Series:
+    """Mean place of every model, 1 for the least value, over the groups in which all models have a value.
+
+    Parameters
+    ----------
+    column
+        Index (group, model).
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_product([["a", "b"], ["x", "y"]], names=["dataset", "model"])
+    >>> mean_ranks(pd.Series([1.0, 2.0, 5.0, np.nan], index)).to_dict()
+    {'x': 1.0, 'y': 2.0}
+    """
+    table = column.unstack("model")
+    return table.dropna().rank(axis=1).mean()
+
+
+def winners(column: pd.Series) -> pd.Series:
+    """Number of groups in which each model has the least value; groups without a value do not count."""
+    least = column.dropna().groupby(level=0).idxmin().map(lambda key: key[-1])
+    return least.value_counts()
+
+
+def claims(frame: pd.DataFrame) -> pd.DataFrame:
+    """The paper's general conclusions as numbers, from its values and from ours on the same cells.
+
+    Returns
+    -------
+    DataFrame with the columns ``"paper"`` and ``"ours"`` and the rows ``datasets`` (those with cells),
+    ``force_winners`` and ``wf_winners`` (models that are best on one dataset at least), ``correlation`` (mean
+    over datasets of the rank correlation between force error and WF) and ``chance`` (its standard deviation
+    in random order).
+    """
+    force, wf = (
+        matched(table_values(frame, number), head)
+        for number, head in ((1, "Force MAE (meV/Å)"), (2, "WF (%)"))
+    )
+    shared = force.index.intersection(wf.index)
+    found = {}
+    for source in (PAPER, OURS):
+        x, y = force.loc[shared, source], wf.loc[shared, source]
+        pair = agreement(pd.DataFrame({PAPER: x, OURS: y}))
+        found[source] = {
+            "datasets": len(shared.unique(0)),
+            "force_winners": len(winners(x)),
+            "wf_winners": len(winners(y)),
+            "correlation": pair.within,
+            "chance": pair.chance,
+        }
+    return pd.DataFrame(found)
+
+
 def floor_ratios(values: pd.DataFrame) -> pd.DataFrame:
     """How far above the floor the values of every column lie, the paper's and ours.
 

@@ -149,3 +149,35 @@ def test_readable_table(frame):
     shown = agreement.readable(agreement.agreement_table(agreement.table_cells(frame)))
     assert shown.loc[("1", "Force MAE (meV/Å)"), "Ours over published (×)"] == "2"
     assert shown.loc[("1", "Force MAE (meV/Å)"), "within groups"] == "–"
+
+
+def test_claims_on_values_by_hand(monkeypatch):
+    """Force errors rank models 1 2 3 in the paper, 3 2 1 in ours; WF the other way round in both."""
+    models = pd.MultiIndex.from_product([["a"], ["x", "y", "z"]], names=["dataset", "model"])
+    values = {1: ("Force MAE (meV/Å)", [1, 2, 3], [3, 2, 1]), 2: ("WF (%)", [3, 2, 1], [9, 9.5, 9.7])}
+
+    def made(frame, number):
+        head, published, ours = values[number]
+        return pd.DataFrame({(head, "paper"): published, (head, "ours"): ours}, index=models)
+
+    monkeypatch.setattr(agreement, "table_values", made)
+    found = agreement.claims(None)
+    assert found.loc["correlation"].tolist() == [-1, -1]
+    assert found.loc["datasets"].tolist() == found.loc["force_winners"].tolist() == [1, 1]
+
+
+def test_winners_and_ranks():
+    index = pd.MultiIndex.from_product([["a", "b", "c"], ["x", "y"]], names=["dataset", "model"])
+    column = pd.Series([1.0, 2.0, 4.0, 3.0, np.nan, 5.0], index)
+    assert agreement.winners(column).to_dict() == {"y": 2, "x": 1}
+    assert agreement.mean_ranks(column).to_dict() == {"x": 1.5, "y": 1.5}
+    assert agreement.winners(column[:0]).empty
+
+
+def test_tables_of_the_evidence(frame):
+    assert agreement.budget(frame).loc["3bpa", "Force MAE (× published)"] == pytest.approx(2)
+    assert agreement.data_at_hand(frame).loc["3bpa", "in the paper (count)"] == 500
+    assert agreement.protocols(frame).loc["mace", "WF, paper (%)"] == 17.93
+    for nothing in (agreement.budget(frame[:0]), agreement.data_at_hand(frame[:0])):
+        assert nothing.empty
+    assert agreement.claims(frame[:0]).loc["datasets"].tolist() == [0, 0]
