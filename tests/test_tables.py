@@ -198,6 +198,24 @@ def test_temperatures_take_the_kind_that_has_them():
     assert values.loc[("3bpa", 600)].to_list() == [5.120, 4.0]
 
 
+def test_published_3bpa_is_at_300_kelvin():
+    rows = [
+        _row("training", "mace", "force_mae", 30.0, "meV/Å", dataset="3bpa"),
+        _row("errors_300K", "mace", "force_mae", 15.0, "meV/Å", dataset="3bpa"),
+        _row("errors_300K", "mace", "zero_force_mae", 900.0, "meV/Å", dataset="3bpa"),
+        _row("rollout", "mace", "wf", 4.0, "%", dataset="3bpa"),
+        _row("rollout_300K", "mace", "wf", 3.0, "%", dataset="3bpa"),
+    ]
+    frame, key = pd.DataFrame(rows, columns=COLUMNS), ("3bpa", "mace")
+    errors = tables.paper_values(frame, 1, bounds=True).loc[key, FORCE]
+    assert errors.to_list() == [12.0, 15.0, 900.0]
+    assert tables.paper_values(frame, 2).loc[key, WF].to_list() == [8.36, 3.0]
+    main = tables.beside_values(frame, ("force_mae", "wf")).loc[key]
+    assert main[WF].to_list() == [5.120, 4.0]  # both at 600 K
+    assert np.isnan(main[FORCE, "paper"])
+    assert main[FORCE, "ours"] == 30.0
+
+
 def test_lips20_and_benzene_stand_at_what_was_trained():
     rows = [
         _row("rollout_crystals", "mace", "ev_root", 5e-4, "1", dataset="lips20"),
