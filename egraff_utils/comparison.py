@@ -193,6 +193,76 @@ def scale_table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Spoke", "Centre", "Rim", "Scale"]).set_index("Spoke")
 
 
+def spreads(values: pd.DataFrame) -> pd.Series:
+    """How far the models lie apart on every spoke of the fixed scales: worst minus best, median of datasets.
+
+    Parameters
+    ----------
+    values
+        As `metric_values` returns them; datasets with one model are left out.
+    """
+    scaled = scaled_values(values)
+    scaled = scaled.rename(columns={s.metric: s.label for s in SCALES})
+    groups = scaled.groupby(level="dataset")
+    ranges = (groups.max() - groups.min())[groups.size() > 1]
+    return ranges.median().dropna()
+
+
+def best_counts(values: pd.DataFrame) -> pd.DataFrame:
+    """On how many spokes of the fixed scales every model is the best of its dataset.
+
+    Spokes on which all models are alike, or that only one model has, do not count; models that share the
+    best value all get it.
+
+    Parameters
+    ----------
+    values
+        As `metric_values` returns them.
+
+    Returns
+    -------
+    DataFrame with a row for every dataset, a column for every model (NaN where it was not run) and the column
+    ``spokes``, the number that count.
+    """
+    scaled = scaled_values(values)
+    groups = scaled.groupby(level="dataset")
+    counts = groups.transform("max") > groups.transform("min")
+    best = (scaled == groups.transform("min")) & counts
+    table = best.sum(axis=1).unstack("model")
+    table = table.reindex(index=order_datasets(table.index), columns=order_models(table.columns))
+    table["spokes"] = counts.groupby(level="dataset").max().sum(axis=1)
+    return table.rename_axis(columns=None)
+
+
+def roster_effects(values: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
+    """What leaving out one model does to the others' overall scores, the means over their spokes.
+
+    Parameters
+    ----------
+    values
+        As `metric_values` or `published_values` return them.
+    scale
+        As for `scaled_values`; nothing can happen on the fixed scales.
+
+    Returns
+    -------
+    DataFrame with the index (dataset, model left out) and the columns ``change``, the largest change of a
+    score (dimensionless), and ``reordered``, whether two other models changed places.
+    """
+    rows = {}
+    scores = scaled_values(values, scale).mean(axis=1)
+    for left_out in values.index.unique("model"):
+        others = values.drop(index=left_out, level="model")
+        after = scaled_values(others, scale).mean(axis=1).dropna()
+        for dataset, here in after.groupby(level="dataset"):
+            if (dataset, left_out) in values.index and len(here) > 1:
+                before = scores.reindex(here.index)
+                moved = not before.rank().equals(here.rank())
+                rows[dataset, left_out] = ((here - before).abs().max(), moved)
+    index = pd.MultiIndex.from_tuples(rows, names=["dataset", "left out"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=["change", "reordered"])
+
+
 def rank_correlations(
     values: pd.DataFrame, *, pairs: Sequence[tuple[str, str]] = PAIRS, least: int = 3
 ) -> pd.DataFrame:

@@ -7,7 +7,7 @@ how many there are, and a panel without any says "not run". Letters in shapes: R
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -416,7 +416,11 @@ def learning_curves(
 
 
 def radar_grid(
-    values: pd.DataFrame, *, scale: str = "fixed", datasets: Sequence[str] | None = None
+    values: pd.DataFrame,
+    *,
+    scale: str = "fixed",
+    datasets: Sequence[str] | None = None,
+    beside: Mapping[str, pd.DataFrame] | None = None,
 ) -> Figure:
     """Figure 6: radial plots of the metrics, a panel for every dataset; nearer to the centre is better.
 
@@ -428,27 +432,33 @@ def radar_grid(
         As for `comparison.scaled_values`.
     datasets
         Panels to show, in this order; by default all of `values`.
+    beside
+        Values of further campaigns by name, drawn with broken lines.
     """
-    scaled = scaled_values(values, scale)
+    scaled = {name: scaled_values(found, scale) for name, found in {"": values, **(beside or {})}.items()}
+    lines = dict(zip(scaled, ("-", "--", ":", "-."), strict=False))
     labels = PAPER_SPOKES if scale == "paper" else {s.metric: s.label for s in SCALES}
-    labels = [labels[metric] for metric in scaled]
+    labels = {metric: label for metric, label in labels.items() if any(metric in s for s in scaled.values())}
     angles = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
 
     def draw(ax, dataset):
-        here = scaled[scaled.index.get_level_values("dataset") == dataset].droplevel("dataset")
-        here = here.dropna(how="all")
-        for model, row in here.iterrows():
-            _draw_polygon(ax, angles, row.to_numpy(float), model)
-        _mark_spokes(ax, angles, labels)
-        return list(here.index)
+        drawn = {}
+        for name, line in lines.items():
+            here = scaled[name].reindex(columns=list(labels)).dropna(how="all")
+            here = here[here.index.get_level_values("dataset") == dataset].droplevel("dataset")
+            for model, row in here.iterrows():
+                _draw_polygon(ax, angles, row.to_numpy(float), model, line)
+                drawn[model] = None
+        _mark_spokes(ax, angles, list(labels.values()))
+        return list(drawn)
 
     datasets = order_datasets(set(values.index.get_level_values(0))) if datasets is None else list(datasets)
-    return _grid(datasets, draw, marker=True, projection="polar", height=2.1)
+    return _grid(datasets, draw, marker=True, lines=lines, projection="polar", height=2.1)
 
 
-def _draw_polygon(ax, angles, radii, model):
+def _draw_polygon(ax, angles, radii, model, line):
     """Line from spoke to spoke, open beside a spoke without a value."""
-    style = _point(model) | {"markersize": 3.5, "linestyle": "-", "linewidth": 1.2, "clip_on": False}
+    style = _point(model) | {"markersize": 3.5, "linestyle": line, "linewidth": 1.2, "clip_on": False}
     ax.plot(np.append(angles, angles[:1]), np.append(radii, radii[:1]), **style)
 
 
@@ -634,7 +644,7 @@ def _add_legend(figure, handles, *, columns=None):
     return figure
 
 
-def _model_handles(models, *, marker=False, reference=False, floor=False):
+def _model_handles(models, *, marker=False, reference=False, floor=False, lines=None):
     """Entries of the legend; a marker where the figure has them."""
     handles = []
     if reference:
@@ -645,6 +655,9 @@ def _model_handles(models, *, marker=False, reference=False, floor=False):
     if floor:
         label = floor if isinstance(floor, str) else "floor"
         handles.append(Line2D([], [], color=FLOOR_COLOR, linewidth=5, alpha=0.45, label=label))
+    for name, line in (lines or {}).items():
+        if name:
+            handles.append(Line2D([], [], color="0.3", linestyle=line, linewidth=1.2, label=name))
     return handles
 
 

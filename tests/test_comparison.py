@@ -70,7 +70,34 @@ def test_no_records_give_no_values():
     assert empty.empty
     assert comparison.scaled_values(empty).empty
     assert comparison.rank_correlations(empty)["points"].sum() == 0
+    for measure in (comparison.spreads, comparison.best_counts, comparison.roster_effects):
+        assert measure(empty).empty
 
 
 def test_every_spoke_says_what_its_bounds_are():
     assert not comparison.scale_table().isna().any(axis=None)
+
+
+def test_the_best_model_of_every_spoke_is_counted(frame):
+    table = comparison.best_counts(comparison.metric_values(frame))
+    assert table.loc["ethanol", "spokes"] == 2  # all are equally stable; energies have no bound here
+    assert dict(table.loc["ethanol", ["nequip", "mace", "equiformer"]]) == {
+        "nequip": 2,
+        "mace": 0,
+        "equiformer": 0,
+    }
+
+
+def test_spreads_run_from_best_to_worst(frame):
+    found = comparison.spreads(comparison.metric_values(frame))
+    assert found["force"] == pytest.approx(2 / 3)
+    assert found["broken"] == 0
+
+
+def test_leaving_one_out_moves_the_others_on_the_papers_scaling_only(frame):
+    values = comparison.metric_values(frame)
+    paper = comparison.roster_effects(values)
+    assert len(paper) == 3
+    assert paper.change.max() > 0.1
+    assert comparison.roster_effects(values, "fixed").change.max() == 0
+    assert comparison.roster_effects(comparison.published_values()).reordered.any()

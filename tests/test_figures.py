@@ -173,6 +173,13 @@ def test_radar(frame, scale):
     assert "force" in [label.get_text() for label in ax.get_xticklabels()]
 
 
+def test_another_campaign_is_broken_lines_in_the_radar(frame):
+    values = comparison.metric_values(frame)
+    figure = figures.radar_grid(values, beside={"gpu": values})
+    assert [line.get_linestyle() for line in figure.axes[0].lines] == 3 * ["-"] + 3 * ["--"]
+    assert "gpu" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_radar_and_pairs_without_values():
     empty = comparison.metric_values(pd.DataFrame(columns=COLUMNS))
     assert _texts(figures.radar_grid(empty)) == ["not run"]
