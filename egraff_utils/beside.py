@@ -264,6 +264,73 @@ def literature_values(frame: pd.DataFrame, *, beside: tuple[str, ...] = ()) -> p
     return values[sorted(values.columns, key=_model_place)].rename_axis(columns=None)
 
 
+def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
+    """Values of one column in units of their bound: a row for every dataset, columns (source, model).
+
+    Parameters
+    ----------
+    values
+        As `beside_values` or `paper_values` give them with ``bounds``.
+    head
+        Head of the column.
+
+    Returns
+    -------
+    DataFrame, dimensionless; NaN where value or bound is missing. Without bounds it has no column.
+    """
+    names = ["source", "model"]
+    here = values[head] if head in values.columns.get_level_values(0) else pd.DataFrame(index=values.index)
+    if BOUND not in here:
+        return pd.DataFrame(index=values.index.unique(0), columns=_no_rows(names), dtype=float)
+    ratios = here.drop(columns=BOUND).div(here[BOUND], axis=0).rename_axis(columns="source")
+    models = values.index.unique("model")
+    order = [(source, model) for source in ratios.columns for model in models]
+    return (
+        ratios.unstack("model")
+        .reindex(values.index.unique(0))
+        .reindex(columns=order)
+        .rename_axis(columns=names)
+    )
+
+
+def near_bound(
+    values: pd.DataFrame, head: str, source: str = OURS, *, within: float = 0.1
+) -> tuple[int, int]:
+    """How many values lie within a part of their bound, and of how many.
+
+    Examples
+    --------
+    >>> heads = pd.MultiIndex.from_product([["FV"], [OURS, BOUND]])
+    >>> models = pd.MultiIndex.from_product([["lips"], ["mace", "nequip"]], names=["dataset", "model"])
+    >>> near_bound(pd.DataFrame([[0.75, 0.7], [0.3, 0.7]], columns=heads, index=models), "FV")
+    (1, 2)
+    """
+    ratios = bound_ratios(values, head)
+    found = ratios[source].stack() if source in ratios.columns.get_level_values(0) else pd.Series(dtype=float)
+    return int((abs(found.dropna() - 1) <= within).sum()), int(found.notna().sum())
+
+
+def winners(values: pd.DataFrame, head: str, source: str = OURS) -> str:
+    """Models with the least value of a column and where, as a list in words; ``none`` without values.
+
+    Examples
+    --------
+    >>> heads = pd.MultiIndex.from_product([["WF (%)"], [OURS]])
+    >>> rows = pd.MultiIndex.from_product([["acac", "lips"], ["mace", "nequip"]], names=["dataset", "model"])
+    >>> winners(pd.DataFrame([[1.0], [2.0], [1.0], [3.0]], columns=heads, index=rows), "WF (%)")
+    'MACE on Acetylacetone and LiPS'
+    """
+    found = values[head, source].dropna() if (head, source) in values else pd.Series(dtype=float)
+    places = {}
+    for dataset, model in found.groupby("dataset", sort=False).idxmin() if len(found) else ():
+        places.setdefault(model_title(model), []).append(short_title(dataset))
+    return "; ".join(f"{model} on {_listed(names)}" for model, names in places.items()) or "none"
+
+
+def _listed(names):
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
 def budget(campaign: str) -> str:
     """What the values of a campaign were made with, as one sentence without its full stop.
 

@@ -111,6 +111,31 @@ def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bo
     return _styled(numbers, layout, frames, name)
 
 
+def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NOT_RUN):
+    """Any table of numbers as a styled table; datasets and models bear their titles.
+
+    Parameters
+    ----------
+    values
+        Numbers; its levels ``dataset`` and ``model`` are named so.
+    name
+        Name of the table.
+    digits
+        Digits behind the point, among the first four that count.
+    missing
+        What stands for NaN.
+
+    Returns
+    -------
+    pandas Styler, which a notebook shows as HTML.
+    """
+    styler = values.style.format(lambda value: missing if pd.isna(value) else _shown(value, digits))
+    for axis, labels in (("index", values.index), ("columns", values.columns)):
+        for level, title in enumerate(labels.names):
+            styler.format_index(TITLES.get(title, str), axis=axis, level=level)
+    return _finish(styler.hide(axis="columns", names=True), name)
+
+
 def leaderboard_values(
     frame: pd.DataFrame,
     dataset: str | None = None,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils import records, tables
+from egraff_utils import beside, records, tables
 from egraff_utils.records import COLUMNS, Metric, Record
 
 WF = "WF (%)"
@@ -234,6 +234,29 @@ def test_published_times_are_in_our_units(frame):
     times = tables.paper_values(frame, 4).loc[("ethanol", "mace")]
     assert times["Training (s/epoch)", "paper"] == pytest.approx(1.15 * 60)
     assert times["MD (ms/step)"].to_list() == pytest.approx([1.28 * 60, 7.0])
+
+
+def test_values_in_units_of_their_bound():
+    rows = [
+        _row("rollout", "mace", "fv", 0.35, "1"),
+        _row("rollout", "nequip", "fv", 0.77, "1"),
+        _row("dataset", "reference", "floor_fv", 0.7, "1"),
+    ]
+    values = tables.beside_values(pd.DataFrame(rows, columns=COLUMNS), ("fv",), bounds=True)
+    fv = values.columns[0][0]
+    ratios = beside.bound_ratios(values, fv)
+    assert ratios.loc["ethanol", ("ours", "mace")] == pytest.approx(0.5)
+    assert ratios.loc["ethanol", ("paper", "nequip")] == pytest.approx(0.684 / 0.7)
+    assert ratios.loc["acac"].isna().all()  # no bound
+    assert beside.near_bound(values, fv, within=0.11) == (1, 2)
+    assert beside.near_bound(values, fv, "paper") == (6, 6)
+    assert beside.winners(values, fv) == "MACE on Ethanol"
+    text = tables.plain(ratios, "ratios").to_html()
+    assert "MACE" in text
+    assert "not run" in text
+    nothing = tables.beside_values(pd.DataFrame(rows, columns=COLUMNS), ("fv",))
+    assert beside.bound_ratios(nothing, fv).empty
+    assert beside.near_bound(nothing, fv) == (0, 0)
 
 
 def test_literature_has_ours_as_one_more_source(frame):
