@@ -1,0 +1,634 @@
+"""What does a step out of the training distribution cost? Shifted values beside in-distribution ones.
+
+Every task puts models to a set that they were not trained for, away from home. In tables ``in`` is the value
+on frames like those trained on, ``out`` that on the shifted set, and the ratio of the two follows, ours and
+the paper's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from egraff_utils import analysis, cards, data, paper, plots, tables
+from egraff_utils.beside import MODELS
+from egraff_utils.units import EV_TO_MEV
+
+IN, OUT, RATIO, PAPER_RATIO = "in", "out", "ratio (×)", "paper's ratio (×)"
+RATIOS = (RATIO, PAPER_RATIO)
+
+
+class Shift(NamedTuple):
+    """A set that models are put to, and the one they are at home in."""
+
+    dataset: str
+    """Dataset that the models are trained on."""
+    away: str
+    """Shifted split."""
+    target: str | None = None
+    """Dataset of the shifted split, where it is another."""
+    home: str = "test"
+    """Split that is like the training set."""
+    title: str = ""
+    """Name for readers, where the dataset's does not do."""
+
+    @property
+    def name(self):
+        """What rows are filed under: the title, or the dataset."""
+        return self.title or self.dataset
+
+    def kinds(self, side, *, rollout):
+        """Kinds of the records of a side, ``in`` or ``out``; a later one stands in for an earlier.
+
+        >>> Shift("3bpa", "test", home="test_300K").kinds("in", rollout=False)
+        ['errors_300K']
+        """
+        place = cards.shift(self.home) if side == IN else cards.shift(self.away, self.target)
+        if rollout:
+            return [f"rollout_{place}" if place else "rollout"]
+        return [f"errors_{place}"] if place else ["errors_test", "training"]
+
+    def frames(self, side):
+        """Frames of a side, a list of ``ase.Atoms``."""
+        if side == IN:
+            return data.load(self.dataset, self.home)
+        return data.load(self.target or self.dataset, self.away)
+
+
+TASKS = {
+    "temperature": (Shift("acac", "test_600K"), Shift("3bpa", "test", home="test_300K")),
+    "lips20_crystals": (Shift("lips20", "crystals"),),
+    "lips20_compositions": (Shift("lips20", "compositions"),),
+    "benzene": tuple(
+        Shift(name, "test", "benzene") for name in ("aspirin", "ethanol", "naphthalene", "salicylic_acid")
+    ),
+    "acac_dihedral": (
+        Shift("acac", "dihedral", title="Dihedral scan"),
+        Shift("acac", "H_transfer", title="Proton transfer"),
+    ),
+}
+"""Sets of every task out of distribution. For 3BPA the paper's test set is the shifted one."""
+
+
+class Quantity(NamedTuple):
+    """A group of columns: one metric in and out of distribution."""
+
+    group: str
+    """``accuracy``, ``structure`` or ``dynamics``: static errors or simulations, and the colours."""
+    head: str
+    """Head of the group, with the unit."""
+    metric: str
+    digits: int
+    factor: float = 1.0
+    """Unit of the record in units of the head."""
+    over: str = ""
+    """Metric that it is divided by, if any."""
+    ratio: bool = True
+    """Whether the ratio of out to in says anything."""
+    lower_is_better: bool | None = True
+    """``None`` where neither is better."""
+
+
+ERRORS = (
+    Quantity("accuracy", "Force MAE (meV/Å)", "force_mae", 1),
+    Quantity("accuracy", "Force MAE over that of zero (×)", "force_mae", 2, 1.0, "zero_force_mae", False),
+    Quantity("accuracy", "Energy MAE (meV)", "energy_mae", 1, ratio=False),
+    Quantity("accuracy", "Energy MAE without its offset (meV)", "energy_mae_shifted", 1),
+)
+"""Static errors. The last is what remains when the mean error of each composition is taken off."""
+
+STRUCTURE = (
+    Quantity("structure", "WF (%)", "wf", 2),
+    Quantity("structure", "JSD (nats)", "jsd", 5),
+    Quantity("structure", "Stable fraction (×)", "stable_fraction", 2, ratio=False, lower_is_better=False),
+)
+"""Structure of the simulations, and for how much of their time they held."""
+
+DYNAMICS = (
+    Quantity("dynamics", "Root EV (1e-5)", "ev_root", 2, 1e5),
+    Quantity("dynamics", "FV (dimensionless)", "fv", 3),
+    Quantity("dynamics", "Temperature (K)", "temperature", 0, ratio=False, lower_is_better=None),
+)
+"""Dynamics of the simulations."""
+
+
+def find(task: str, dataset: str) -> Shift:
+    """The shift of a task for models trained on a dataset, the first where it has several.
+
+    Raises
+    ------
+    ValueError
+        If there is no such task, or it has no such dataset.
+    """
+    shifts = {shift.dataset: shift for shift in reversed(_shifts(task))}
+    if dataset not in shifts:
+        raise cards.unknown(f"dataset of the task {task}", dataset, shifts)
+    return shifts[dataset]
+
+
+def _shifts(task):
+    if task not in TASKS:
+        raise cards.unknown("task", task, TASKS)
+    return TASKS[task]
+
+
+# -- values ---------------------------------------------------------------------------------------------
+
+
+def compare(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]) -> pd.DataFrame:
+    """Values in and out of distribution, their ratio, and the paper's ratio.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it; several seeds are averaged.
+    task
+        Name of one of :data:`TASKS`.
+    quantities
+        What to compare: :data:`ERRORS`, :data:`STRUCTURE` or :data:`DYNAMICS`.
+
+    Returns
+    -------
+    DataFrame with the index (set, model): every set of the task with the paper's models and others of the
+    records. Columns (head with unit, ``in``, ``out``, ``ratio (×)`` or ``paper's ratio (×)``); missing values
+    are NaN. Ratios that no row has are left out, and quantities that no shifted row has, unless none has any.
+
+    Raises
+    ------
+    ValueError
+        If there is no such task.
+    """
+    known = frame.groupby(["kind", "dataset", "model", "metric"])["value"].mean()
+    cells = _cells(frame, task)
+    index = pd.MultiIndex.from_tuples([(s.name, m) for s, m in cells], names=["set", "model"])
+    values = {}
+    for quantity in quantities:
+        for side in (IN, OUT):
+            found = [_value(known, quantity, shift, side, model) for shift, model in cells]
+            values[quantity.head, side] = pd.Series(found, index, dtype=float)
+        if quantity.ratio:
+            values[quantity.head, RATIO] = values[quantity.head, OUT] / values[quantity.head, IN]
+            values[quantity.head, PAPER_RATIO] = _published_ratio(task, quantity.metric, index)
+    kept = {key: value for key, value in values.items() if key[1] not in RATIOS or value.notna().any()}
+    there = {head for (head, side), value in kept.items() if side == OUT and value.notna().any()}
+    return pd.DataFrame({key: value for key, value in kept.items() if key[0] in there or not there})
+
+
+def _cells(frame, task):
+    """Pairs of shift and model that a table shows."""
+    shifts = _shifts(task)
+    there = frame[frame.dataset.isin([shift.dataset for shift in shifts]) & (frame.model != "reference")]
+    others = sorted(set(there.model) - set(MODELS))
+    return [(shift, model) for shift in shifts for model in (*MODELS, *others)]
+
+
+def _value(known, quantity, shift, side, model):
+    """Value of a quantity in the unit of its head, of the first kind of record that has it."""
+    for kind in shift.kinds(side, rollout=quantity.group != "accuracy"):
+        value = known.get((kind, shift.dataset, model, quantity.metric), np.nan) * quantity.factor
+        if quantity.over:
+            value /= known.get((kind, shift.dataset, model, quantity.over), np.nan)
+        if np.isfinite(value):
+            return value
+    return np.nan
+
+
+def _published_ratio(task, metric, index):
+    published = published_values(task)
+    if (metric, OUT) not in published:
+        return pd.Series(np.nan, index)
+    return (published[metric, OUT] / published[metric, IN]).reindex(index)
+
+
+def published_values(task: str) -> pd.DataFrame:
+    """The paper's values of a task, index (set, model), columns (metric, ``in`` or ``out``).
+
+    From Tables 5 and 6 for ``temperature``, 7a for LiPS20, 2, 3, 18 and 19 for ``benzene``; empty for
+    ``acac_dihedral``. Units as in the records.
+
+    Examples
+    --------
+    >>> float(published_values("temperature").loc[("acac", "mace"), ("wf", "out")])
+    28.708
+    """
+    values = {}
+    for home, away in _published_pairs(task):
+        for side, published in ((IN, home), (OUT, away)):
+            published = published.set_index(["set", "model"])
+            for column, (metric, factor) in _PUBLISHED.items():
+                if column in published:
+                    values[metric, side] = published[column] * factor
+    return pd.DataFrame(values)
+
+
+_PUBLISHED = {"ev_gmean_1e-5": ("ev_root", 1e-5), "fv_gmean": ("fv", 1.0), "wf_percent": ("wf", 1.0)}
+
+
+def _published_pairs(task):
+    """The paper's tables of the home and of the shifted set, their rows named in a column ``set``."""
+    if task == "temperature":
+        for number in (5, 6):
+            both = paper.table(number).rename(columns={"dataset": "set"})
+            yield both[both.temperature_k == 300], both[both.temperature_k == 600]
+    elif task.startswith("lips20"):
+        every = paper.table("7a").assign(set="lips20")
+        away = "crystal" if task == "lips20_crystals" else "test"
+        yield every[every.structures == "train"], every[every.structures == away]
+    elif task == "benzene":
+        for home, away in ((3, 18), (2, 19)):
+            home, away = paper.table(home), paper.table(away)
+            yield home.rename(columns={"dataset": "set"}), away.rename(columns={"trained_on": "set"})
+
+
+def composition_values(frame: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    """One metric of the simulations of every composition of a LiPS20 task: a row each, a column per model.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it.
+    task
+        ``lips20_crystals`` or ``lips20_compositions``.
+    metric
+        Metric of the rollouts, for example ``"wf"``.
+
+    Returns
+    -------
+    DataFrame with the index (set, composition), set ``in`` or ``out``; missing values are NaN.
+    """
+    known = frame[frame.metric == metric].groupby(["kind", "dataset", "model"])["value"].mean()
+    keys = _composition_keys(frame, task)
+    index = pd.MultiIndex.from_tuples(keys, names=["set", "composition"])
+    columns = next(iter(keys.values()))
+    values = [[known.get(key, np.nan) for key in row.values()] for row in keys.values()]
+    return pd.DataFrame(values, index, list(columns), dtype=float)
+
+
+def worst(values: pd.DataFrame) -> str:
+    """Composition of the set ``out`` with the largest median over models, and this median, as text.
+
+    Parameters
+    ----------
+    values
+        As `composition_values` gives them.
+    """
+    middle = values.loc[OUT].median(axis="columns").dropna()
+    return f"{middle.idxmax()} ({middle.max():.2f})" if len(middle) else tables.NOT_RUN
+
+
+def _composition_keys(frame, task):
+    """(set, composition) -> model -> kind, dataset and model of the record."""
+    (shift,) = _shifts(task)
+    card = cards.dataset(shift.dataset)
+    sides = {IN: card.parts(shift.home), OUT: card.parts(shift.away)}
+    models = [model for _, model in _cells(frame, task)]
+    return {
+        (side, part): {model: (f"rollout_{part}", shift.dataset, model) for model in models}
+        for side, parts in sides.items()
+        for part in parts
+    }
+
+
+def set_values(sets: dict) -> pd.DataFrame:
+    """What sets of frames hold: numbers of frames and atoms, size of the forces, spread of the energies.
+
+    Parameters
+    ----------
+    sets
+        Name -> list of ``ase.Atoms`` with energies (eV) and, where there are any, forces (eV/Å).
+
+    Returns
+    -------
+    DataFrame with a row per set. The force is the mean component's, NaN where there are none; the spread is
+    the standard deviation within a composition.
+    """
+    return pd.DataFrame({name: _set_row(frames) for name, frames in sets.items()}).T
+
+
+def _set_row(frames):
+    energies = pd.DataFrame(
+        {
+            "formula": [atoms.get_chemical_formula() for atoms in frames],
+            "energy": [atoms.get_potential_energy() for atoms in frames],
+        }
+    ).groupby("formula")["energy"]
+    known = [np.abs(atoms.get_forces()) for atoms in frames if "forces" in atoms.calc.results]
+    sizes = [len(atoms) for atoms in frames]
+    deviation = energies.transform(lambda values: values - values.mean())
+    return {
+        "Frames (count)": len(frames),
+        "Atoms, least (count)": min(sizes),
+        "Atoms, most (count)": max(sizes),
+        "Mean force component (meV/Å)": np.concatenate(known).mean() * EV_TO_MEV if known else np.nan,
+        "Energy spread (meV)": np.sqrt((deviation**2).mean()) * EV_TO_MEV,
+    }
+
+
+def displacements(frames: list) -> dict:
+    """How far the atoms of each element have moved from the first frame to the last, root mean square, Å.
+
+    Parameters
+    ----------
+    frames
+        List of ``ase.Atoms`` of one composition that follow each other, close enough to be unwrapped.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> displacements([Atoms("LiS", [[0, 0, 0], [1, 1, 1]]), Atoms("LiS", [[0, 0, 2], [1, 1, 1]])])
+    {'Li': 2.0, 'S': 0.0}
+    """
+    path = analysis.unwrap(frames)
+    squares = np.square(path[-1] - path[0]).sum(-1)
+    symbols = np.array(frames[0].get_chemical_symbols())
+    return {str(name): float(np.sqrt(squares[symbols == name].mean())) for name in np.unique(symbols)}
+
+
+def displacement_values(shift: Shift) -> pd.DataFrame:
+    """How far each element of each composition has moved at the end of its reference trajectory.
+
+    Parameters
+    ----------
+    shift
+        One whose splits have a part per composition, time-ordered; at home the training frames come before.
+
+    Returns
+    -------
+    DataFrame, Å, with the index (set, composition), set ``in`` or ``out``, and a column per element; NaN
+    where a composition has none of it.
+    """
+    trained = {}
+    for atoms in data.load(shift.dataset, "train") + shift.frames(IN):
+        trained.setdefault(atoms.info["source"], []).append(atoms)
+    others = {part: data.load(shift.dataset, part) for part in cards.dataset(shift.dataset).parts(shift.away)}
+    found = {
+        (side, name): displacements(frames)
+        for side, parts in ((IN, trained), (OUT, others))
+        for name, frames in parts.items()
+    }
+    values = pd.DataFrame(found.values(), pd.MultiIndex.from_tuples(found, names=["set", "composition"]))
+    return values.add_suffix(" moved (Å)")
+
+
+def held(values: pd.DataFrame, side: str, *, within: float = 1.5) -> str:
+    """Compositions of a side whose phosphorus or sulphur stayed within a distance (Å), as text.
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_tuples([("out", "P"), ("out", "Li3P")], names=["set", "composition"])
+    >>> held(pd.DataFrame({"Li moved (Å)": [np.nan, 3.0], "P moved (Å)": [7.0, 1.0]}, index=index), "out")
+    'Li3P'
+    """
+    framework = values.loc[side].drop(columns="Li moved (Å)").min(axis="columns")
+    return ", ".join(framework.index[framework <= within]) or "none"
+
+
+def spread(values: pd.DataFrame, head: str, side: str = RATIO, *, only: str = "", digits: int = 2) -> str:
+    """Median of a column over models and sets, and its range, as text; ``not run`` where there is no value.
+
+    Parameters
+    ----------
+    values
+        As `compare` gives them.
+    head, side
+        Column.
+    only
+        Name of one set.
+    digits
+        Digits behind the point.
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_tuples([("acac", m) for m in "abc"], names=["set", "model"])
+    >>> values = pd.DataFrame({("WF (%)", "ratio (×)"): [1.0, 1.5, 4.0]}, index=index)
+    >>> spread(values, "WF (%)")
+    '1.50 (1.00 to 4.00)'
+    """
+    if (head, side) not in values:
+        return tables.NOT_RUN
+    rows = values.index.get_level_values("set") == only if only else slice(None)
+    return spread_of(values[head, side][rows], digits=digits)
+
+
+def spread_of(values: pd.Series, *, digits: int = 2) -> str:
+    """Median of some values and, of more than one, their range, as text; ``not run`` where there is none."""
+    found = values.dropna()
+    if found.empty:
+        return tables.NOT_RUN
+    middle, low, high = (f"{v:,.{digits}f}" for v in (found.median(), found.min(), found.max()))
+    return middle if len(found) == 1 else f"{middle} ({low} to {high})"
+
+
+def profiles(records: list, x: np.ndarray) -> pd.DataFrame:
+    """Energies along a path above the reference's lowest frame, a column ``reference`` and one per model.
+
+    Parameters
+    ----------
+    records
+        Records of kind ``errors_<set>`` of one path; curves ``energy`` and ``energy_reference`` (F,), eV.
+    x
+        Coordinate of the path, shape ``(F,)``, any unit; becomes the index.
+
+    Returns
+    -------
+    DataFrame, meV. Every column is zero at the frame where the reference is lowest, so that the constant
+    offset of a model drops out. Without records it has no columns.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> curves = {"energy": np.array([-5.0, -4.0]), "energy_reference": np.array([-9.0, -8.5])}
+    >>> profiles([SimpleNamespace(model="mace", curves=curves)], np.array([0, 90])).loc[90].to_dict()
+    {'reference': 500.0, 'mace': 1000.0}
+    """
+    energies = {}
+    for record in sorted(records, key=lambda record: (*MODELS, record.model).index(record.model)):
+        energies.setdefault("reference", record.curves["energy_reference"])
+        energies[record.model] = record.curves["energy"]
+    values = pd.DataFrame(energies, index=pd.Index(x), dtype=float) * EV_TO_MEV
+    return values if values.empty else values - values.iloc[values["reference"].argmin()]
+
+
+def barriers(values: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Height and place of the highest point of every profile, and the height of its end.
+
+    Parameters
+    ----------
+    values
+        As :func:`profiles` gives them, meV.
+    unit
+        Unit of the coordinate, for the head.
+
+    Returns
+    -------
+    DataFrame with a row per model, the reference first.
+    """
+    heads = ["Barrier (meV)", "less the reference's (meV)", f"Place ({unit})", "End of the path (meV)"]
+    if values.empty:
+        return pd.DataFrame(columns=heads, dtype=float)
+    top = values.max()
+    columns = [top, top - top["reference"], values.idxmax().round(2) + 0.0, values.iloc[-1]]
+    return pd.DataFrame(dict(zip(heads, columns, strict=True)))
+
+
+# -- tables ---------------------------------------------------------------------------------------------
+
+
+def table(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]):
+    """The comparison as a styled table; arguments as those of `compare`.
+
+    Better values are darker, within one set and column; other marks as in `tables.beside`.
+
+    Returns
+    -------
+    pandas Styler, which a notebook shows as HTML; `tables.csv_link` saves its numbers.
+    """
+    values = compare(frame, task, quantities)
+    by_head = {quantity.head: quantity for quantity in quantities}
+    cells = _cells(frame, task)
+    texts, css = {}, {}
+    for key in values:
+        quantity = by_head[key[0]]
+        texts[key] = _texts(frame, values[key], quantity, cells)
+        css[key] = values[key].groupby("set").transform(lambda part, q=quantity: tables._shading(part, q))
+    titles = {shift.name: shift.title or tables.dataset_title(shift.dataset) for shift in _shifts(task)}
+    styler = _styled(pd.DataFrame(texts, values.index), pd.DataFrame(css, values.index), values)
+    styler.format_index(titles.get, axis="index", level=0)
+    styler.format_index(tables.model_title, axis="index", level=1)
+    return tables._finish(styler, f"{task}-{quantities[0].group}")
+
+
+def composition_table(frame: pd.DataFrame, task: str, quantity: Quantity):
+    """`composition_values` of a quantity's metric as a styled table; in a row better models are darker."""
+    values = composition_values(frame, task, quantity.metric) * quantity.factor
+    keys = _composition_keys(frame, task)
+    texts = [_cell_texts(frame, values.loc[row], quantity, keys[row].values()) for row in values.index]
+    css = [tables._shading(values.loc[row], quantity) for row in values.index]
+    styler = _styled(*(pd.DataFrame(rows, values.index, values.columns) for rows in (texts, css)), values)
+    styler.format_index(tables.model_title, axis="columns")
+    return tables._finish(styler, f"{task}-{quantity.metric}")
+
+
+def set_table(sets: dict, name: str):
+    """`set_values` as a styled table of a name."""
+    values = set_values(sets).dropna(axis="columns", how="all")
+    return tables._finish(values.style.format("{:,.0f}", na_rep=tables.NO_VALUE), name)
+
+
+def displacement_table(values: pd.DataFrame, name: str):
+    """`displacement_values` as a styled table of a name."""
+    return tables._finish(values.style.format("{:.1f}", na_rep=tables.NO_VALUE), name)
+
+
+def barrier_table(values: pd.DataFrame, name: str):
+    """`barriers` as a styled table of a name."""
+    formats = {head: "{:g}" if head.startswith("Place") else "{:,.1f}" for head in values}
+    styler = values.style.format(formats).format_index(tables.model_title, axis="index")
+    return tables._finish(styler, name)
+
+
+def _styled(texts, css, values):
+    styler = texts.style.apply(lambda _: css, axis=None)
+    styler.numbers = values
+    return styler
+
+
+def _texts(frame, values, quantity, cells):
+    side = values.name[1]
+    if side in RATIOS:
+        return [tables.NO_VALUE if np.isnan(value) else f"{value:,.2f}" for value in values]
+    rollout = quantity.group != "accuracy"
+    keys = [(shift.kinds(side, rollout=rollout)[0], shift.dataset, model) for shift, model in cells]
+    return _cell_texts(frame, values, quantity, keys)
+
+
+def _cell_texts(frame, values, quantity, keys):
+    marks = tables._marks(frame, list(keys))
+    return [
+        tables._cell(value, np.nan, quantity.digits, *mark) for value, mark in zip(values, marks, strict=True)
+    ]
+
+
+# -- figures --------------------------------------------------------------------------------------------
+
+
+def plot_shift(values: pd.DataFrame, head: str, *, legend: bool = True, ax: Axes | None = None) -> Axes:
+    """Value out of distribution against that in distribution, a point per model and set, and the diagonal.
+
+    The colour tells the model, the marker the set. A point on the diagonal lost nothing.
+
+    Parameters
+    ----------
+    values
+        As `compare` gives them.
+    head
+        Group of columns to draw, for example ``"WF (%)"``.
+    legend
+        Whether to draw the legend, beside the axes.
+    """
+    ax = plots.take_axes(ax)
+    sets, points = values.index.unique("set"), _points(values, head)
+    markers = dict(zip(sets, plots.MARKERS * 4, strict=False))
+    for (name, model), (x, y) in points.iterrows():
+        edge = {"markeredgecolor": "0.2", "markeredgewidth": 0.6}
+        ax.plot(x, y, markers[name], color=plots.model_color(model), **edge)
+    for model in points.index.unique("model"):
+        ax.plot([], [], "o", color=plots.model_color(model), label=tables.model_title(model))
+    for name in points.index.unique("set") if len(sets) > 1 else ():
+        ax.plot([], [], markers[name], color="0.5", label=tables.dataset_title(name))
+    _set_diagonal(ax, points)
+    ax.set(xlabel=f"In distribution: {head}", ylabel=f"Shifted: {head}")
+    return _legend_or_note(ax, points, legend)
+
+
+def plot_profiles(values: pd.DataFrame, *, label: str, ax: Axes | None = None) -> Axes:
+    """Energy along a path: reference black, a line per model.
+
+    Parameters
+    ----------
+    values
+        As :func:`profiles` gives them, meV.
+    label
+        Label of the coordinate, with its unit.
+    """
+    ax = plots.take_axes(ax)
+    for model in values.columns.drop("reference", errors="ignore"):
+        ax.plot(values.index, values[model], color=plots.model_color(model), label=tables.model_title(model))
+    if "reference" in values:
+        color = plots.REFERENCE_COLOR
+        ax.plot(values.index, values["reference"], ".-", color=color, linewidth=1.2, label="reference")
+    ax.set(xlabel=label, ylabel="Energy above the lowest frame (meV)")
+    return _legend_or_note(ax, values)
+
+
+def _points(values, head):
+    """Columns ``in`` and ``out`` of a head, rows that have both."""
+    wanted = pd.MultiIndex.from_product([[head], [IN, OUT]])
+    return values.reindex(columns=wanted).droplevel(0, axis=1).dropna()
+
+
+def _set_diagonal(ax, points):
+    """Both axes over the same range, logarithmic where the values span more than a factor of three."""
+    if points.empty:
+        return
+    low, high = points.min(axis=None), points.max(axis=None)
+    wide = low > 0 and high > 3 * low
+    margin = 0.15 * (high - low) or 1.0
+    ends = (low / 1.3, high * 1.3) if wide else (low - margin, high + margin)
+    ax.plot(ends, ends, color=plots.REFERENCE_COLOR, linewidth=0.9, zorder=0)
+    ax.set(xlim=ends, ylim=ends)
+    for axis in "xy" if wide else "":
+        plots.set_log_scale(ax, axis)
+    ax.set_aspect("equal")
+
+
+def _legend_or_note(ax, values, legend=True):
+    """Legend beside the axes, or the words ``not run`` where nothing is drawn."""
+    if values.empty:
+        ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center")
+    elif legend:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
