@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from IPython.display import HTML
 
-from egraff_utils import cards, paper, tables
+from egraff_utils import cards, paper, records, tables
 
 NOT_GIVEN = "–"
 PRESETS = ("paper", "small")
@@ -339,7 +339,7 @@ def sheet(model):
     """
     frame, card = compare(model), cards.model(model)
     styler = frame.style.hide(axis="index").set_uuid(f"hyperparameters-{model}")
-    styler.set_table_attributes('class="dataframe"')
+    styler.set_table_attributes('class="dataframe"').set_caption(f"Table {card.table}, {card.title}")
     cell = {"selector": "th, td", "props": "padding: 0.2em 0.6em; text-align: left; vertical-align: top"}
     styler.set_table_styles([cell, {"selector": "td", "props": "max-width: 22em; overflow-wrap: anywhere"}])
     styler.apply(lambda row: ["font-weight: bold" * (row.agreement == "differs")] * len(row), axis=1)
@@ -366,15 +366,22 @@ def agreement():
     return pd.DataFrame(counts).T.reindex(columns=order).fillna(0).astype(int).rename_axis("model")
 
 
-def packages():
+def packages(campaigns=()):
     """Software behind each model: package, version, licence, table of the paper, trainable parameters.
+
+    Parameters
+    ----------
+    campaigns
+        Campaigns whose trainings tell further numbers of parameters; a range where they depend on the dataset.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each model; parameters at preset ``paper`` for the elements H, C, O.
+        A row for each model; parameters at preset ``paper`` for the elements H, C, O, and of the models that
+        each campaign trained.
     """
     rows = {}
+    trained = {name: _trained_parameters(name) for name in campaigns}
     for model in TERMS:
         card = cards.model(model)
         package, _, version = card.package.partition(" ")
@@ -383,9 +390,20 @@ def packages():
             "version": version,
             "licence": licence(package),
             "table": card.table,
-            "parameters": card.parameters_paper,
+            "parameters, preset paper": f"{card.parameters_paper:,}",
+            **{f"parameters, {name}": known.get(model, tables.NOT_RUN) for name, known in trained.items()},
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def _trained_parameters(campaign):
+    frame = records.read(campaign)
+    frame = frame[(frame.kind == "training") & (frame.metric == "parameters")]
+    ends = frame.groupby("model")["value"].agg(["min", "max"])
+    return {
+        model: f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+        for model, low, high in ends.itertuples()
+    }
 
 
 def licence(package):

@@ -1,0 +1,210 @@
+r"""Do the forces turn with the molecule? The residual of equivariance of a force field, and its picture.
+
+For an orthogonal matrix R an equivariant force field obeys :math:`E(Rx) = E(x)` and :math:`F(Rx) = R\,F(x)`.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from ase.build import molecule
+from scipy.spatial.transform import Rotation
+
+from egraff_utils import cards, catalogue, data, models, plots, records, tables, train
+from egraff_utils.graph import build_graph
+
+
+def subject(campaign, *, seed=0):
+    """A molecule and the force fields of a campaign that were trained on it.
+
+    The molecular dataset on which most models have weights, its first test frame where that is at hand. Where
+    no molecule has weights: ethanol and freshly built tiny models.
+
+    Parameters
+    ----------
+    campaign
+        Name of a campaign.
+    seed
+        Seed of the trainings.
+
+    Returns
+    -------
+    tuple
+        What it is, in words; ``ase.Atoms``; a dict of model name to force field, in the paper's order.
+    """
+    runs = {}
+    for record in records.read_all(campaign):
+        weights = record.path.with_suffix(".safetensors")
+        if record.kind == "training" and record.seed == seed and weights.is_file():
+            runs.setdefault(record.dataset, set()).add(record.model)
+    known = [name for name in catalogue.datasets() if name in runs and not cards.dataset(name).pbc]
+    known = [name for name in known if catalogue.at_hand(name)]
+    if not known:
+        atoms = molecule("CH3CH2OH")
+        atoms.rattle(0.05, seed=0)
+        return "ethanol, models not trained", atoms, {m: models.build(m, "tiny").eval() for m in models.NAMES}
+    name = max(known, key=lambda name: len(runs[name]))
+    found = [model for model in models.NAMES if model in runs[name]]
+    fields = {model: train.trained(campaign, name, model, seed) for model in found}
+    return tables.dataset_title(name), data.load(name, "test")[0], fields
+
+
+def turned(atoms, matrix):
+    """Copy of a structure with every position multiplied by an orthogonal matrix, about the mean position."""
+    copy = atoms.copy()
+    middle = atoms.positions.mean(0)
+    copy.positions = (atoms.positions - middle) @ np.asarray(matrix).T + middle
+    copy.cell = np.asarray(atoms.cell) @ np.asarray(matrix).T
+    return copy
+
+
+def rotations(number, seed=0):
+    """Rotation matrices drawn evenly from all orientations, shape ``(number, 3, 3)``."""
+    return Rotation.random(number, rng=np.random.default_rng(seed)).as_matrix()
+
+
+def predict(force_field, atoms):
+    """Energy, eV, and forces, shape ``(N, 3)``, eV/Å, of one structure."""
+    prediction = force_field(build_graph(atoms, cutoff=force_field.cutoff))
+    return prediction.energy.item(), prediction.forces.double().numpy()
+
+
+def residual(force_field, atoms, matrices):
+    r"""Largest failure of equivariance over some orthogonal matrices.
+
+    .. math:: \frac{\max |F(Rx) - R\,F(x)|}{\sqrt{\langle F(x)^2 \rangle}}, \qquad \max |E(Rx) - E(x)|
+
+    Parameters
+    ----------
+    force_field
+        :class:`~egraff_utils.models.ForceField`.
+    atoms
+        Structure of N atoms, positions in Å.
+    matrices
+        Orthogonal matrices R, shape ``(K, 3, 3)``.
+
+    Returns
+    -------
+    dict
+        ``force``, relative to the root mean square of a force component, dimensionless; ``still``, the same
+        for forces that are compared without turning them, :math:`F(Rx) - F(x)`; ``energy``, eV.
+    """
+    energy, forces = predict(force_field, atoms)
+    scale, failures = np.sqrt((forces**2).mean()), []
+    for matrix in matrices:
+        other, found = predict(force_field, turned(atoms, matrix))
+        moved = np.abs(found - forces @ matrix.T).max() / scale
+        failures.append((moved, np.abs(found - forces).max() / scale, abs(other - energy)))
+    return dict(zip(("force", "still", "energy"), np.max(failures, axis=0).tolist(), strict=True))
+
+
+def in_double(force_field):
+    """The same force field with its network in double precision."""
+    arguments = {**force_field.build_arguments, "dtype": torch.float64}
+    double = models.build(**arguments)
+    double.load_state_dict(force_field.state_dict())
+    return double.eval()
+
+
+def table(force_fields, atoms, *, number=10, seed=0):
+    """Residuals of several force fields under rotations and under the same rotations with a reflection.
+
+    Parameters
+    ----------
+    force_fields
+        Name -> :class:`~egraff_utils.models.ForceField`.
+    atoms
+        Structure, positions in Å.
+    number
+        How many rotations.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each model; ``rotated: force`` and ``mirrored: force`` (dimensionless), ``rotated: energy``
+        and ``mirrored: energy`` (meV), ``double: force`` (rotated, the network in double precision;
+        dimensionless), and ``not turned`` (dimensionless; what forces that stay put would give).
+    """
+    proper, rows = rotations(number, seed), {}
+    for name, force_field in force_fields.items():
+        turn, mirror = (residual(force_field, atoms, sign * proper) for sign in (1, -1))
+        rows[name] = {
+            "rotated: force": turn["force"],
+            "rotated: energy": 1000 * turn["energy"],
+            "mirrored: force": mirror["force"],
+            "mirrored: energy": 1000 * mirror["energy"],
+            "double: force": residual(in_double(force_field), atoms, proper)["force"],
+            "not turned": turn["still"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def plot_rotation(force_field, atoms, *, angle=75.0, model="", label=None):
+    """Figure 1: a molecule with its forces, and the same molecule turned in the plane of the picture.
+
+    The molecule is seen along the direction in which it is flattest.
+
+    Coloured arrows are the model's forces on what is shown; black ones, on the right, those of the left
+    picture, turned. Where the model is equivariant the two lie on each other.
+
+    Parameters
+    ----------
+    force_field
+        :class:`~egraff_utils.models.ForceField`.
+    atoms
+        Structure of N atoms, positions in Å.
+    angle
+        Angle of the rotation, degrees.
+    model
+        Name of the model, for its colour.
+    label
+        Entry of the legend; the model's title by default.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    view = _flat(atoms)
+    matrix = Rotation.from_euler("z", angle, degrees=True).as_matrix()
+    left = turned(atoms, view)
+    left.positions -= left.positions.mean(0)
+    right, forces = turned(left, matrix), predict(force_field, left)[1]
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.8), sharex=True, sharey=True)
+    length = 1.5 / np.linalg.norm(forces, axis=1).max()
+    color = plots.model_color(model)
+    for ax, shown in zip(axes, (left, right), strict=True):
+        plots.plot_structure(shown, rotation=(0, 0), ax=ax)
+        ax.get_legend().remove()
+        found = predict(force_field, shown)[1]
+        _arrows(ax, shown, length * found, color=color, width=0.012, label=label or tables.model_title(model))
+    _arrows(
+        axes[1], right, length * forces @ matrix.T, color="black", width=0.003, label="turned from the left"
+    )
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[1].set_ylabel("")
+    return figure
+
+
+def _flat(atoms):
+    """Rotation of the longest extent to x and the shortest to z."""
+    view = np.linalg.svd(atoms.positions - atoms.positions.mean(0))[2]
+    return view * np.sign(np.linalg.det(view))
+
+
+def _arrows(ax, atoms, lengths, *, color, width, label):
+    ax.quiver(
+        *atoms.positions[:, :2].T,
+        *lengths[:, :2].T,
+        color=color,
+        width=width,
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        zorder=6,
+        label=label,
+    )
+    ends = atoms.positions[:, :2] + lengths[:, :2]
+    ax.update_datalim(ends)
+    ax.autoscale_view()
