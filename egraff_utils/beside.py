@@ -20,6 +20,9 @@ MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 DATASETS = ("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "lips", "lips20", "gete")
 """Models and datasets in the paper's order."""
 
+LITERATURE_MODELS = {"painn": "PaiNN", "dimenet++": "DimeNet++"}
+"""Models of the literature that the paper quotes and that are not trained here."""
+
 METRIC_NAMES = {
     "force_mae": "Force MAE",
     "energy_mae": "Energy MAE",
@@ -336,22 +339,24 @@ def budget(campaign: str) -> str:
 
     Examples
     --------
-    >>> budget("demo")
-    'campaign demo: preset small, at most 25 s of training each, 3 replicas of 200 steps in at most 25 s, cpu'
+    >>> print(budget("demo"))
+    campaign demo: preset small, at most 25 s of training each, 3 replicas of 200 steps in at most 25 s,
+    on CPU
     """
     if campaign not in campaigns.names():
         return f"campaign {campaign}: settings not in params"
     settings = campaigns.load(campaign)
-    usual = _limits(settings)
-    others = [f"on {dataset_title(d)} {_limits(settings, d)}" for d in settings.datasets]
-    others = [text for text in others if not text.endswith(usual)]
-    where = [usual, *others, settings.device]
-    return f"campaign {campaign}: preset {settings.preset}, {', '.join(where)}"
+    training, rollout = _limits(settings)
+    words = [f"campaign {campaign}: preset {settings.preset}", training, rollout]
+    for dataset in settings.datasets:
+        own = [text for text in _limits(settings, dataset) if text not in (training, rollout)]
+        words += [f"on {short_title(dataset)} {' and '.join(own)}"] if own else []
+    return ", ".join([*words, "on a GPU" if settings.device == "cuda" else "on CPU"])
 
 
 def model_title(name: str) -> str:
     """Name of a model as readers see it: its card's title, or the name itself where there is no card."""
-    return cards.model(name).title if name in cards.models() else name
+    return cards.model(name).title if name in cards.models() else LITERATURE_MODELS.get(name, name)
 
 
 def dataset_title(name: str) -> str:
@@ -547,4 +552,4 @@ def _limits(settings, dataset=None):
     limits = [f"{getattr(training, key):g} {unit}" for key, unit in units.items() if getattr(training, key)]
     trained = f"at most {' or '.join(limits)}" if limits else "the published number of epochs"
     length = f" in at most {rollout.max_seconds:g} s" if rollout.max_seconds else ""
-    return f"{trained} of training each, {rollout.replicas} replicas of {rollout.steps} steps{length}"
+    return f"{trained} of training each", f"{rollout.replicas} replicas of {rollout.steps} steps{length}"

@@ -382,6 +382,7 @@ def _styled_literature(values, name):
     texts = values.map(lambda value: NO_VALUE if pd.isna(value) else _shown(value, 2))
     styler = texts.style.apply(lambda _: css, axis=None).format_index(model_title, axis="columns")
     styler.numbers = values
+    styler.format_index(lambda head: head.replace(" (", "<br>("), axis="index", level=0)
     styler.format_index(short_title, axis="index", level=1)
     return _ruled(_finish(styler, name), texts.index.droplevel("source"))
 
