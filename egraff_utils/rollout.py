@@ -158,7 +158,7 @@ def parts(config):
 
 def _pooled(config, found):
     """Record over the replicas of several compositions."""
-    config = _settled(config, cards.dataset(config.target or config.dataset))
+    config = replace(config, dataset=cards.dataset(config.dataset).name)
     metrics, curves = analysis.pool(found)
     first, *_ = found.values()
     broke = any(record.status == "unstable" for record in found.values())
