@@ -208,7 +208,7 @@ def spreads(values: pd.DataFrame) -> pd.Series:
     return ranges.median().dropna()
 
 
-def best_counts(values: pd.DataFrame) -> pd.DataFrame:
+def best_counts(values: pd.DataFrame, *, alike: float = 0.01) -> pd.DataFrame:
     """On how many spokes of the fixed scales every model is the best of its dataset.
 
     Spokes on which all models are alike, or that only one model has, do not count; models that share the
@@ -218,6 +218,8 @@ def best_counts(values: pd.DataFrame) -> pd.DataFrame:
     ----------
     values
         As `metric_values` returns them.
+    alike
+        Part of a scale within which the models are alike.
 
     Returns
     -------
@@ -226,7 +228,7 @@ def best_counts(values: pd.DataFrame) -> pd.DataFrame:
     """
     scaled = scaled_values(values)
     groups = scaled.groupby(level="dataset")
-    counts = groups.transform("max") > groups.transform("min")
+    counts = groups.transform("max") - groups.transform("min") > alike
     best = (scaled == groups.transform("min")) & counts
     table = best.sum(axis=1).unstack("model")
     table = table.reindex(index=order_datasets(table.index), columns=order_models(table.columns))

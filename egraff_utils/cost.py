@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import campaign as campaigns
-from egraff_utils import cards, data, records, tables
+from egraff_utils import cards, records, tables
 from egraff_utils.records import Metric
 
 WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads")
@@ -128,7 +128,7 @@ def evaluate(config, copies):
     """
     import torch
 
-    from egraff_utils import train
+    from egraff_utils import data, train
 
     torch.set_num_threads(config.threads)
     frame = data.load(config.dataset, "test")[0]

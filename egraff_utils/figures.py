@@ -136,7 +136,14 @@ def _mean_rdf(records):
 # Figure 4: mean violations
 
 
-def plot_mean(frame: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Axes:
+def plot_mean(
+    frame: pd.DataFrame,
+    metric: str,
+    *,
+    datasets: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Figure 4: a metric of every dataset and model with its interval over replicas, floors grey.
 
     Logarithmic where the values are positive and span more than a factor of three.
@@ -148,13 +155,15 @@ def plot_mean(frame: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Ax
         kind ``dataset``.
     metric
         Name of the metric, for example ``"fv"``.
+    datasets, models
+        Places to give, in this order; by default those that have the metric.
     """
     own_figure, ax = ax is None, plots.take_axes(ax)
-    rows = tables.main_rows(frame)
-    rows = rows[(rows.metric == metric) & rows.value.notna()]
+    rows = _metric_rows(frame, [metric])
+    datasets = order_datasets(rows.dataset.unique()) if datasets is None else list(datasets)
+    models = order_models(rows.model.unique()) if models is None else list(models)
+    rows = rows[rows.dataset.isin(datasets) & rows.model.isin(models)]
     means = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
-    datasets = order_datasets(rows.dataset.unique())
-    models = order_models(rows.model.unique())
     for (dataset, model), row in means.iterrows():
         ax.errorbar(
             datasets.index(dataset) + _offset(models.index(model), len(models)),
@@ -165,6 +174,8 @@ def plot_mean(frame: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Ax
     _draw_floor_ticks(ax, frame, metric, datasets)
     if (means.value > 0).all() and _wide(means.value):
         plots.set_log_scale(ax, "y")
+    for place in set(range(len(datasets))) - {datasets.index(name) for name, _ in means.index}:
+        ax.text(place, 0.5, NOT_RUN, transform=ax.get_xaxis_transform(), ha="center", color="0.4", size=8)
     _mark_groups(ax, [short_title(name) for name in datasets])
     ax.set(ylabel=plots.metric_label(frame, metric))
     if own_figure:
@@ -174,7 +185,12 @@ def plot_mean(frame: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Ax
     return ax
 
 
-def mean_grid(frame: pd.DataFrame, metrics: Sequence[str] = ("ev_root", "fv")) -> Figure:
+def mean_grid(
+    frame: pd.DataFrame,
+    metrics: Sequence[str] = ("ev_root", "fv"),
+    *,
+    datasets: Sequence[str] | None = None,
+) -> Figure:
     """Figure 4 for several metrics, one above the other, with one legend.
 
     Parameters
@@ -183,16 +199,23 @@ def mean_grid(frame: pd.DataFrame, metrics: Sequence[str] = ("ev_root", "fv")) -
         One row per metric, as `records.read` returns it.
     metrics
         Names of the metrics.
+    datasets
+        Places to give, in this order; by default those that have one of the metrics.
     """
-    figure, axes = plt.subplots(
-        len(metrics), sharex=True, squeeze=False, figsize=(WIDTH, 0.7 + 2.1 * len(metrics))
-    )
+    size = (WIDTH, 0.7 + 2.1 * len(metrics))
+    figure, axes = plt.subplots(len(metrics), sharex=True, squeeze=False, figsize=size)
+    rows = _metric_rows(frame, metrics)
+    models = order_models(rows.model.unique())
+    datasets = order_datasets(rows.dataset.unique()) if datasets is None else list(datasets)
     for metric, ax in zip(metrics, axes[:, 0], strict=True):
-        plot_mean(frame, metric, ax=ax)
-    rows = tables.main_rows(frame)
-    models = order_models(rows[rows.metric.isin(metrics) & rows.value.notna()].model.unique())
+        plot_mean(frame, metric, datasets=datasets, models=models, ax=ax)
     floor = frame.metric.isin([f"floor_{metric}" for metric in metrics]).any()
     return _add_legend(figure, _model_handles(models, marker=True, floor=floor))
+
+
+def _metric_rows(frame, metrics):
+    rows = tables.main_rows(frame)
+    return rows[rows.metric.isin(metrics) & rows.value.notna()]
 
 
 def _draw_floor_ticks(ax, frame, metric, datasets):
@@ -557,6 +580,7 @@ def cost_grid(records: Iterable) -> Figure:
             plots.set_log_scale(ax, axis)
         if not found:
             _say_not_run(ax, "not measured")
+            ax.set(xticks=[], yticks=[])
     return _add_legend(figure, _model_handles(found, marker=True))
 
 
@@ -564,15 +588,17 @@ def cost_grid(records: Iterable) -> Figure:
 
 
 def short_title(dataset: str) -> str:
-    """Name of a dataset in a panel or legend: its title without brackets, or what is in them if shorter.
+    """Name of a dataset in a panel or legend: its title without brackets, or what is in them if it is long.
 
     Examples
     --------
-    >>> short_title("3bpa"), short_title("ethanol"), short_title("ethanol_xtb")
-    ('3BPA', 'Ethanol', 'Ethanol by GFN2-xTB')
+    >>> [short_title(name) for name in ("3bpa", "ethanol", "ethanol_xtb", "copper_emt")]
+    ['3BPA', 'Ethanol', 'Ethanol by GFN2-xTB', 'Liquid copper']
     """
     title, _, bracket = tables.dataset_title(dataset).partition(" (")
-    return bracket.rstrip(")") if bracket and len(title) > 20 else title
+    if len(title) > 20:
+        return bracket.rstrip(")") or title.partition(" by ")[0]
+    return title
 
 
 def dataset_markers(names: Iterable[str]) -> dict[str, str]:
@@ -619,6 +645,8 @@ def _grid(
         shown[key][0].set_title(f"{(title or short_title)(key)}{count}", fontsize="small", loc="left")
         if not names:
             _say_not_run(shown[key][0])
+            for ax in shown[key]:
+                ax.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
     for stack in stacks[len(keys) :]:
         for ax in stack:
             ax.set_axis_off()
@@ -635,6 +663,7 @@ def _label(figure, x, y):
 
 def _say_not_run(ax, text=NOT_RUN):
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.4")
+    ax.grid(visible=False)
 
 
 def _add_legend(figure, handles, *, columns=None):

@@ -173,6 +173,15 @@ def test_radar(frame, scale):
     assert "force" in [label.get_text() for label in ax.get_xticklabels()]
 
 
+def test_metrics_of_different_datasets_share_their_places(frame):
+    training_only = frame[frame.kind == "training"].assign(dataset="acac")
+    axes = figures.mean_grid(pd.concat([frame, training_only]), ("fv", "force_mae")).axes
+    assert [text.get_text() for text in axes[1].get_xticklabels()] == ["Acetylacetone", "Ethanol"]
+    places = [container[0].get_xdata()[0] for container in axes[0].containers]
+    assert min(places) > 0.5  # all at ethanol
+    assert [text.get_text() for text in axes[0].texts] == ["not run"]
+
+
 def test_another_campaign_is_broken_lines_in_the_radar(frame):
     values = comparison.metric_values(frame)
     figure = figures.radar_grid(values, beside={"gpu": values})
