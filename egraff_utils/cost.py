@@ -179,7 +179,8 @@ def summary(found):
         for record in found
         if record.kind == "cost" and record.metrics
     }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(heads.values()))
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(heads.values()))
+    return table.astype({heads["largest_size"]: int})
 
 
 def measure_campaign(name, *, dataset=None):
