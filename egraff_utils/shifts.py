@@ -348,29 +348,30 @@ def displacements(frames: list) -> dict:
 
 
 def displacement_values(shift: Shift) -> pd.DataFrame:
-    """How far each element of each composition has moved at the end of its reference trajectory.
+    """How far each element of each composition moves in the second half of its reference trajectory.
 
     Parameters
     ----------
     shift
-        One whose splits have a part per composition, time-ordered; at home the training frames come before.
+        One of LiPS20: its splits have a part per composition, of 1000 frames in order of time.
 
     Returns
     -------
-    DataFrame, Å, with the index (set, composition), set ``in`` or ``out``, and a column per element; NaN
-    where a composition has none of it.
+    DataFrame with the index (set, composition), set ``in`` or ``out``: temperature (K), and a column per
+    element (Å), NaN where a composition has none of it.
     """
-    trained = {}
+    card, trained = cards.dataset(shift.dataset), {}
     for atoms in data.load(shift.dataset, "train") + shift.frames(IN):
-        trained.setdefault(atoms.info["source"], []).append(atoms)
-    others = {part: data.load(shift.dataset, part) for part in cards.dataset(shift.dataset).parts(shift.away)}
+        if atoms.info["frame"] >= 500:
+            trained.setdefault(atoms.info["source"], []).append(atoms)
+    others = {part: data.load(shift.dataset, part) for part in card.parts(shift.away)}
     found = {
-        (side, name): displacements(frames)
+        (side, name): {"Temperature (K)": card.conditions(name)[0]}
+        | {f"{symbol} moved (Å)": far for symbol, far in displacements(frames).items()}
         for side, parts in ((IN, trained), (OUT, others))
         for name, frames in parts.items()
     }
-    values = pd.DataFrame(found.values(), pd.MultiIndex.from_tuples(found, names=["set", "composition"]))
-    return values.add_suffix(" moved (Å)")
+    return pd.DataFrame(found.values(), pd.MultiIndex.from_tuples(found, names=["set", "composition"]))
 
 
 def held(values: pd.DataFrame, side: str, *, within: float = 1.5) -> str:
@@ -382,7 +383,7 @@ def held(values: pd.DataFrame, side: str, *, within: float = 1.5) -> str:
     >>> held(pd.DataFrame({"Li moved (Å)": [np.nan, 3.0], "P moved (Å)": [7.0, 1.0]}, index=index), "out")
     'Li3P'
     """
-    framework = values.loc[side].drop(columns="Li moved (Å)").min(axis="columns")
+    framework = values.loc[side].filter(["P moved (Å)", "S moved (Å)"]).min(axis="columns")
     return ", ".join(framework.index[framework <= within]) or "none"
 
 
@@ -494,11 +495,11 @@ def table(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]):
         quantity = by_head[key[0]]
         texts[key] = _texts(frame, values[key], quantity, cells)
         css[key] = values[key].groupby("set").transform(lambda part, q=quantity: tables._shading(part, q))
-    titles = {shift.name: shift.title or tables.dataset_title(shift.dataset) for shift in _shifts(task)}
+    titles = {shift.name: shift.title or tables.short_title(shift.dataset) for shift in _shifts(task)}
     styler = _styled(pd.DataFrame(texts, values.index), pd.DataFrame(css, values.index), values)
     styler.format_index(titles.get, axis="index", level=0)
     styler.format_index(tables.model_title, axis="index", level=1)
-    return tables._finish(styler, f"{task}-{quantities[0].group}")
+    return _finished(styler, f"{task}-{quantities[0].group}")
 
 
 def composition_table(frame: pd.DataFrame, task: str, quantity: Quantity):
@@ -509,25 +510,33 @@ def composition_table(frame: pd.DataFrame, task: str, quantity: Quantity):
     css = [tables._shading(values.loc[row], quantity) for row in values.index]
     styler = _styled(*(pd.DataFrame(rows, values.index, values.columns) for rows in (texts, css)), values)
     styler.format_index(tables.model_title, axis="columns")
-    return tables._finish(styler, f"{task}-{quantity.metric}")
+    return _finished(styler, f"{task}-{quantity.metric}")
 
 
 def set_table(sets: dict, name: str):
     """`set_values` as a styled table of a name."""
     values = set_values(sets).dropna(axis="columns", how="all")
-    return tables._finish(values.style.format("{:,.0f}", na_rep=tables.NO_VALUE), name)
+    return _finished(values.style.format("{:,.0f}", na_rep=tables.NO_VALUE), name)
 
 
 def displacement_table(values: pd.DataFrame, name: str):
     """`displacement_values` as a styled table of a name."""
-    return tables._finish(values.style.format("{:.1f}", na_rep=tables.NO_VALUE), name)
+    formats = {head: "{:,.0f}" if head.startswith("Temperature") else "{:.1f}" for head in values}
+    return _finished(values.style.format(formats, na_rep=tables.NO_VALUE), name)
 
 
 def barrier_table(values: pd.DataFrame, name: str):
     """`barriers` as a styled table of a name."""
     formats = {head: "{:g}" if head.startswith("Place") else "{:,.1f}" for head in values}
     styler = values.style.format(formats).format_index(tables.model_title, axis="index")
-    return tables._finish(styler, name)
+    return _finished(styler, name)
+
+
+def _finished(styler, name):
+    """The book's look; a line between groups of rows, no cell broken."""
+    index = styler.data.index
+    groups = index.get_level_values(0) if index.nlevels > 1 else [""] * len(index)
+    return tables._ruled(tables._finish(styler, name), groups)
 
 
 def _styled(texts, css, values):
@@ -578,7 +587,7 @@ def plot_shift(values: pd.DataFrame, head: str, *, legend: bool = True, ax: Axes
     for model in points.index.unique("model"):
         ax.plot([], [], "o", color=plots.model_color(model), label=tables.model_title(model))
     for name in points.index.unique("set") if len(sets) > 1 else ():
-        ax.plot([], [], markers[name], color="0.5", label=tables.dataset_title(name))
+        ax.plot([], [], markers[name], color="0.5", label=tables.short_title(name))
     _set_diagonal(ax, points)
     ax.set(xlabel=f"In distribution: {head}", ylabel=f"Shifted: {head}")
     return _legend_or_note(ax, points, legend)
