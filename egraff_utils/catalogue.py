@@ -77,7 +77,8 @@ def overview(names=None):
     -------
     pandas.DataFrame
         A row for each dataset. Atoms are counted in the files; a question mark stands where these are not at
-        hand.
+        hand. ``every (fs)`` is the interval of frames that follow each other in time, where some split has
+        such.
     """
     return pd.DataFrame([_row(cards.dataset(name)) for name in names or datasets()]).set_index("dataset")
 
@@ -88,15 +89,21 @@ def _row(card):
     temperatures = sorted({card.conditions(split)[0] for split in card.splits})
     steps = sorted(set(card.time_ordered.values()))
     return {
-        "dataset": card.title,
+        "dataset": card.title if card.name.endswith("_full") else tables.dataset_title(card.name),
         "atoms": _atoms(card),
         "elements": ", ".join(chemical_symbols[number] for number in card.elements),
         **frames,
         "T (K)": ", ".join(f"{value:g}" for value in temperatures),
-        "contiguous, every (fs)": ", ".join(f"{value:g}" for value in steps) or "no",
+        "every (fs)": ", ".join(f"{value:g}" for value in steps) or "no",
         "live reference": oracles.get(card.oracle, "none"),
-        "licence": card.licence.partition(";")[0],
+        "licence": _licence(card),
     }
+
+
+def _licence(card):
+    """What is stated, without what follows from it for users."""
+    parts = [part for part in card.licence.split("; ") if "downloaded" not in part]
+    return "; ".join(parts).replace("MDBENCHGNN states none", "none stated")
 
 
 def _frames(card, split):
@@ -151,6 +158,16 @@ def coverage(campaign, *, beside=()):
     return pd.DataFrame(list(rows.values()), index=index, columns=heads)
 
 
+def rolled_out(campaign):
+    """Number of pairs of a model and one of the paper's nine training sets that a campaign has rolled out."""
+    members = {dataset for group in GROUPS.values() for dataset in group}
+    runs = _runs(campaign).items()
+    return sum(
+        dataset in members and model in paper.HYPERPARAMETERS and state == "rolled out"
+        for (dataset, model), state in runs
+    )
+
+
 def _runs(campaign):
     """(dataset, model) -> ``rolled out`` or ``trained``."""
     frame = records.read(campaign)
@@ -175,7 +192,7 @@ def compositions():
     -------
     pandas.DataFrame
         A row for each of the twenty materials, index the name of its files. Columns: ``material`` and
-        ``composition`` as published (in plain text), ``atoms`` and ``configurations`` (paper, files), ``use``
+        ``composition`` as published (in plain text), ``atoms`` and ``frames`` (paper, files), ``use``
         in this book, and ``disagreement``, which is computed: a formula, a number of atoms or of frames that
         does not fit, or a glass whose Li : P ratio is more than 5 % off its name.
     """
@@ -189,8 +206,8 @@ def compositions():
                 "composition": plain(row.composition),
                 "atoms (paper)": row.atoms,
                 "atoms (files)": sum(counts.values()) or UNKNOWN,
-                "configurations (paper)": row.configurations,
-                "configurations (files)": frames or UNKNOWN,
+                "frames (paper)": row.configurations,
+                "frames (files)": frames or UNKNOWN,
                 "use": _use(name),
                 "disagreement": "; ".join(_disagreements(row, counts, frames)),
             }

@@ -44,11 +44,18 @@ def subject(campaign, *, seed=0):
     if not known:
         atoms = molecule("CH3CH2OH")
         atoms.rattle(0.05, seed=0)
-        return "ethanol, models not trained", atoms, {m: models.build(m, "tiny").eval() for m in models.NAMES}
+        return "ethanol (models not trained)", atoms, {name: fresh(name, "tiny") for name in models.NAMES}
     name = max(known, key=lambda name: len(runs[name]))
     found = [model for model in models.NAMES if model in runs[name]]
     fields = {model: train.trained(campaign, name, model, seed) for model in found}
     return tables.dataset_title(name), data.load(name, "test")[0], fields
+
+
+def fresh(name, preset, elements=(1, 6, 8), *, seed=0):
+    """A force field with weights drawn from a seed, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return models.build(name, preset, elements).eval()
 
 
 def turned(atoms, matrix):
@@ -101,10 +108,15 @@ def residual(force_field, atoms, matrices):
 
 
 def in_double(force_field):
-    """The same force field with its network in double precision."""
-    arguments = {**force_field.build_arguments, "dtype": torch.float64}
-    double = models.build(**arguments)
-    double.load_state_dict(force_field.state_dict())
+    """The same force field with its network, constants included, in double precision."""
+    double = models.build(**{**force_field.build_arguments, "dtype": torch.float64})
+    constants = dict(double.named_buffers())
+    learnt = {
+        name: value
+        for name, value in force_field.state_dict().items()
+        if name not in constants or not torch.allclose(constants[name].to(value.dtype), value, atol=1e-6)
+    }
+    double.load_state_dict(learnt, strict=False)
     return double.eval()
 
 
@@ -123,20 +135,20 @@ def table(force_fields, atoms, *, number=10, seed=0):
     Returns
     -------
     pandas.DataFrame
-        A row for each model; ``rotated: force`` and ``mirrored: force`` (dimensionless), ``rotated: energy``
-        and ``mirrored: energy`` (meV), ``double: force`` (rotated, the network in double precision;
-        dimensionless), and ``not turned`` (dimensionless; what forces that stay put would give).
+        A row for each model. Residuals of the force are dimensionless, those of the energy in meV:
+        ``rotated``, ``mirrored``, ``double precision`` (rotated, the network in double precision), and ``not
+        turned`` (what forces that stay put would give).
     """
     proper, rows = rotations(number, seed), {}
     for name, force_field in force_fields.items():
         turn, mirror = (residual(force_field, atoms, sign * proper) for sign in (1, -1))
         rows[name] = {
-            "rotated: force": turn["force"],
-            "rotated: energy": 1000 * turn["energy"],
-            "mirrored: force": mirror["force"],
-            "mirrored: energy": 1000 * mirror["energy"],
-            "double: force": residual(in_double(force_field), atoms, proper)["force"],
-            "not turned": turn["still"],
+            "force, rotated": turn["force"],
+            "energy, rotated (meV)": 1000 * turn["energy"],
+            "force, mirrored": mirror["force"],
+            "energy, mirrored (meV)": 1000 * mirror["energy"],
+            "force, double precision": residual(in_double(force_field), atoms, proper)["force"],
+            "force, not turned": turn["still"],
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 

@@ -340,13 +340,18 @@ def sheet(model):
     frame, card = compare(model), cards.model(model)
     styler = frame.style.hide(axis="index").set_uuid(f"hyperparameters-{model}")
     styler.set_table_attributes('class="dataframe"').set_caption(f"Table {card.table}, {card.title}")
-    cell = {"selector": "th, td", "props": "padding: 0.2em 0.6em; text-align: left; vertical-align: top"}
-    styler.set_table_styles([cell, {"selector": "td", "props": "max-width: 22em; overflow-wrap: anywhere"}])
+    cell = {"selector": "th, td", "props": "padding: 0.2em 0.5em; text-align: left; vertical-align: top"}
+    styler.set_table_styles([{"selector": "", "props": "font-size: 0.8em"}, cell])
     styler.apply(lambda row: ["font-weight: bold" * (row.agreement == "differs")] * len(row), axis=1)
     notes = "".join(f"<li>{_code(note)}</li>" for note in card.notes)
     link = tables.csv_link(frame, f"table{card.table}-{model}").data
     folded = f"<details><summary>Notes of the card</summary><ul>{notes}</ul></details>"
-    return HTML(f'<div style="overflow-x: auto">{styler.format(escape).to_html()}</div>{folded}{link}')
+    return HTML(f'<div style="overflow-x: auto">{styler.format(_breakable).to_html()}</div>{folded}{link}')
+
+
+def _breakable(text):
+    """HTML of a cell whose long keywords may break at their points and underscores."""
+    return re.sub(r"([._](?=[a-z]))", r"\1<wbr>", escape(text))
 
 
 def _code(text):
@@ -363,7 +368,8 @@ def agreement():
     """
     counts = {model: compare(model).agreement.value_counts() for model in TERMS}
     order = ["same", "differs", "other form", "no keyword", "not in the table"]
-    return pd.DataFrame(counts).T.reindex(columns=order).fillna(0).astype(int).rename_axis("model")
+    table = pd.DataFrame(counts).T.reindex(columns=order).fillna(0).astype(int)
+    return table.rename_axis(index="model", columns=None)
 
 
 def packages(campaigns=()):
@@ -372,7 +378,7 @@ def packages(campaigns=()):
     Parameters
     ----------
     campaigns
-        Campaigns whose trainings tell further numbers of parameters; a range where they depend on the dataset.
+        Campaigns whose trainings tell further numbers of parameters; a range where datasets differ.
 
     Returns
     -------

@@ -36,8 +36,10 @@ def test_overview_without_files():
     table = catalogue.overview()
     assert set(table.atoms) == {"?"}
     assert (table["live reference"] != "none").sum() == 2
-    assert table.loc["Ethanol (MD17)", "contiguous, every (fs)"] == "0.5"
+    assert table.loc["Ethanol (MD17)", "every (fs)"] == "0.5"
     assert table.loc["Benzene (MD17)", "train"] == "–"
+    assert table.licence["Acetylacetone (acac)"] == "none stated; BOTNet-datasets MIT"
+    assert table.index.is_unique
 
 
 def test_coverage_counts_runs(monkeypatch):
@@ -58,6 +60,7 @@ def test_coverage_counts_runs(monkeypatch):
     assert table.loc[("LiPS", "mine"), "MACE"] == "trained"
     assert table.loc[("LiPS", "mine"), "NequIP"] == "not run"
     assert list(table.xs("other", level="source").index) == ["GeTe"]
+    assert catalogue.rolled_out("mine") == 1
     assert ("Liquid copper by effective medium theory", "mine") in table.index
 
 

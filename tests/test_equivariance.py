@@ -34,8 +34,16 @@ def atoms():
 
 @pytest.fixture
 def force_field():
-    torch.manual_seed(0)
-    return models.build("equiformer", "tiny", elements=[1, 8]).eval()
+    return equivariance.fresh("equiformer", "tiny", [1, 8])
+
+
+def test_fresh_weights_come_from_the_seed(force_field):
+    state = torch.get_rng_state()
+    again, other = (equivariance.fresh("equiformer", "tiny", [1, 8], seed=seed) for seed in (0, 1))
+    assert torch.equal(state, torch.get_rng_state())
+    first, second, third = (next(ff.parameters()) for ff in (force_field, again, other))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
 
 
 def test_rotations_are_rotations():
@@ -63,7 +71,7 @@ def test_an_equivariant_model_has_no_residual(force_field, atoms):
 
 def test_double_precision_leaves_less(force_field, atoms):
     table = equivariance.table({"equiformer": force_field}, atoms, number=2)
-    assert table["double: force"].item() < 1e-9 < table["rotated: force"].item() < 1e-4
+    assert table["force, double precision"].item() < 1e-9 < table["force, rotated"].item() < 1e-4
     assert force_field.dtype == torch.float32
 
 
