@@ -316,6 +316,8 @@ def near_bound(
 def winners(values: pd.DataFrame, head: str, source: str = OURS) -> str:
     """Models with the least value of a column and where, as a list in words; ``none`` without values.
 
+    Datasets with a single value are left out: there is nothing to win.
+
     Examples
     --------
     >>> heads = pd.MultiIndex.from_product([["WF (%)"], [OURS]])
@@ -323,7 +325,8 @@ def winners(values: pd.DataFrame, head: str, source: str = OURS) -> str:
     >>> winners(pd.DataFrame([[1.0], [2.0], [1.0], [3.0]], columns=heads, index=rows), "WF (%)")
     'MACE on Acetylacetone and LiPS'
     """
-    found = values[head, source].dropna() if (head, source) in values else pd.Series(dtype=float)
+    found = values[head, source].dropna() if (head, source) in values else values.iloc[:0, 0]
+    found = found[found.groupby("dataset").transform("size") > 1]
     places = {}
     for dataset, model in found.groupby("dataset", sort=False).idxmin() if len(found) else ():
         places.setdefault(model_title(model), []).append(short_title(dataset))

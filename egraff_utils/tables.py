@@ -284,6 +284,27 @@ def provenance(record) -> HTML:
     return HTML(f"<details>{summary}<table class='dataframe'>{body}</table></details>")
 
 
+def runs(found: list, *, name: str = "runs"):
+    """How many runs a page rests on and their wall time (h), by kind, hardware and device.
+
+    Parameters
+    ----------
+    found
+        Records, of any kinds.
+
+    Returns
+    -------
+    pandas Styler, which a notebook shows as HTML.
+    """
+    columns = ["kind", "hardware", "device", "wall_time"]
+    made = pd.DataFrame([{**r.provenance, "kind": r.kind} for r in found], columns=columns)
+    made["wall_time"] = made.wall_time.astype(float) / 3600
+    total = made.groupby(columns[:3], dropna=False).wall_time.agg(["count", "sum"]).reset_index()
+    heads = ["Kind", "Hardware", "Device", "Runs (count)", "Wall time (h)"]
+    table = total.set_axis(heads, axis=1).set_index("Kind")
+    return _finish(table.style.format({"Wall time (h)": "{:.2f}"}), name)
+
+
 def csv_link(frame: pd.DataFrame, name: str) -> HTML:
     """Link that saves a table as ``<name>.csv``; the data are in the page itself.
 

@@ -344,6 +344,13 @@ def test_provenance_is_folded_and_escaped(record):
     assert "abc1234" in html
 
 
+def test_runs_are_counted_by_kind_and_hardware(record):
+    table = tables.runs([record, record]).data
+    assert table.loc["rollout", ["Hardware", "Runs (count)"]].to_list() == ["a <fast> machine", 2]
+    assert table.loc["rollout", "Wall time (h)"] == pytest.approx(25 / 3600)
+    assert len(tables.runs([]).data) == 0
+
+
 def test_dataset_table_has_units_and_frames():
     card = SimpleNamespace(
         name="ethanol", system="molecule", elements=[1, 6, 8], temperature=500.0, timestep=0.5
