@@ -49,6 +49,8 @@ class Campaign:
     ood: dict = field(default_factory=dict)
     """``{task: [datasets]}``: notebooks of ``notebooks/ood/``, each for models trained on these datasets;
     their rollouts have the length of the dataset's own."""
+    ood_frames: int = 200
+    """Frames of every composition that static errors out of distribution are taken on, at most."""
     device: str = "cpu"
     threads: int = 1
     """Threads of one run."""
@@ -122,7 +124,7 @@ class Campaign:
         """Parameters of an out-of-distribution notebook."""
         parameters = self.rollout_parameters(dataset, model, seed, "corrected")
         del parameters["protocol"]
-        return {"dataset": dataset, **parameters}
+        return {"dataset": dataset, "frames": self.ood_frames, **parameters}
 
     def protocols(self, dataset):
         """Rollout protocols of a dataset."""
