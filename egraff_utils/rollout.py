@@ -166,7 +166,7 @@ def _pooled(config, found):
     status = "unstable" if broke else "complete"
     record = records.Record(*config.key, config.parameters(), metrics, status, message)
     record.provenance = dict(first.provenance)
-    record.provenance["wall_time"] = sum(part.provenance["wall_time"] for part in found.values())
+    record.provenance["wall_time"] = round(sum(part.provenance["wall_time"] for part in found.values()), 1)
     records.write(record, curves)
     return record
 
@@ -404,7 +404,8 @@ def _bulk_rule(atoms, reference_positions):
         if len(positions) < RULE_WINDOW:
             frame = contact
         else:
-            frame = structure.unstable_step_bulk(positions, atoms.numbers, g_ref=g, r_max=r_max, **box)
+            settings = {"g_ref": g, "r_max": r_max, "window": min(100, len(positions)), **box}
+            frame = structure.unstable_step_bulk(positions, atoms.numbers, **settings)
         if frame is None:
             return None
         if frame == contact:
