@@ -93,7 +93,9 @@ def _row(card):
         "atoms": _atoms(card),
         "elements": ", ".join(chemical_symbols[number] for number in card.elements),
         **frames,
-        "T (K)": ", ".join(f"{value:g}" for value in temperatures),
+        "T (K)": _range(temperatures)
+        if len(temperatures) > 2
+        else ", ".join(map("{:g}".format, temperatures)),
         "every (fs)": ", ".join(f"{value:g}" for value in steps) or "no",
         "live reference": oracles.get(card.oracle, "none"),
         "licence": _licence(card),
@@ -118,9 +120,12 @@ def _atoms(card):
     if card.name != "lips20":
         splits = splits[:1]
     counts = sorted({len(data.load(card, split)[0]) for split in splits})
-    if not counts:
-        return UNKNOWN
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return _range(counts) if counts else UNKNOWN
+
+
+def _range(values):
+    """Sorted values as one number or as their ends."""
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
 
 
 def coverage(campaign, *, beside=()):
@@ -297,6 +302,9 @@ def conditions():
         split = _split_at(card, temperature)
         ours = card.conditions(split) if split else (None, None)
         interval, step = card.time_ordered.get(split), SOURCE_STEPS.get(name)
+        parts = sorted(T for key, T in card.temperatures.items() if not key.startswith("test"))
+        differences = [*_differences(temperature, timestep, ours, interval, step)]
+        differences += [f"{len(parts)} compositions are at {_range(parts)} K"] if parts else []
         rows.append(
             {
                 "dataset": TITLES[name],
@@ -306,7 +314,7 @@ def conditions():
                 "timestep (fs), card": ours[1],
                 "frames every (fs)": interval,
                 "source timestep (fs)": step,
-                "disagreement": "; ".join(_differences(temperature, timestep, ours, interval, step)),
+                "disagreement": "; ".join(differences),
             }
         )
     return pd.DataFrame(rows).set_index("dataset")

@@ -28,7 +28,7 @@ KEYS = "Drag or arrow keys turn, wheel (after a click), pinch, + or − zoom, 0 
 STYLE = """
 .structure-viewer {color: inherit; max-width: 44em; font-size: 0.9em}
 .structure-viewer canvas {display: block; width: 100%; cursor: grab; touch-action: pan-y}
-.structure-viewer canvas:focus {touch-action: none}
+.structure-viewer canvas:focus {touch-action: none; outline-offset: -3px}
 .structure-viewer div {display: flex; flex-wrap: wrap; gap: 0.3em 0.8em; align-items: center; padding: 0.2em}
 .structure-viewer input {flex: 1; min-width: 6em}
 .structure-viewer [hidden] {display: none}

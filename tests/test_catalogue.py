@@ -97,6 +97,7 @@ def test_conditions_note_what_differs():
     assert (table["T (K), paper"] == table["T (K), card"]).all()
     assert "1.2 fs apart, 10 steps" in notes["GeTe"]
     assert "0.5 fs steps" in notes["LiPS20"]
+    assert "8 compositions are at 1740 to 2530 K" in notes["LiPS20"]
     assert notes["MD17"] == ""
 
 
