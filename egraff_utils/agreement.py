@@ -28,13 +28,6 @@ RESAMPLES = 1000
 TABLES = ("1", "2", "3", "4", "5", "6", "7a", "18", "19")
 """Tables of the paper with values that ours can be set against."""
 
-AS_EVALUATED = {"1": "errors_300K", "2": "rollout_300K", "3": "rollout_300K"}
-"""Kind of record that answers to the 3BPA rows of a table.
-
-The paper speaks of 1669 test frames at 600 K, which is the number at 300 K, and its Tables 2 and 3 repeat the
-values of 5 and 6 at 300 K.
-"""
-
 PUBLISHED_FRAMES = {
     "acac": 500,
     "3bpa": 500,
@@ -73,31 +66,9 @@ class Agreement(NamedTuple):
     """Geometric standard deviation of that ratio: 1 where it is the same in all cells."""
 
 
-def table_values(frame: pd.DataFrame, number, *, others: tuple[str, ...] = (), bounds: bool = False):
-    """Numbers of a table of the paper, ours beside the published; 3BPA at the temperature of the table.
-
-    Parameters
-    ----------
-    frame
-        One row per metric, as `records.read` returns it.
-    number
-        One of :data:`TABLES`.
-    others, bounds
-        Further campaigns, and whether to add floors, as ``beside`` and ``bounds`` of `beside.paper_values`.
-
-    Returns
-    -------
-    DataFrame as `beside.paper_values` gives it.
-    """
-    layout = beside.paper_layout(number)
-    if kind := AS_EVALUATED.get(str(number)):
-        layout = layout._replace(rows=layout.rows | {("3bpa",): (kind, "3bpa")})
-    return beside.layout_values(beside.campaign_frames(frame, others), layout, bounds=bounds)
-
-
 def table_cells(frame: pd.DataFrame, *, tables: tuple[str, ...] = TABLES) -> dict:
     """Cells of every column of some tables: (table, head with unit) -> what `matched` gives."""
-    values = {number: table_values(frame, number) for number in tables}
+    values = {number: beside.paper_values(frame, number) for number in tables}
     heads = {number: found.columns.unique(0) for number, found in values.items()}
     return {(n, head): matched(values[n], head) for n in tables for head in heads[n]}
 
@@ -250,48 +221,36 @@ def sentence(row) -> str:
     >>> models = pd.MultiIndex.from_product([["a"], ["x", "y", "z"]])
     >>> cells = pd.DataFrame({"paper": [1.0, 2.0, 4.0], "ours": [2.0, 4.0, 8.0]}, index=models)
     >>> sentence(agreement_table({"t": cells}).loc["t"])
-    '3 cells, ours 2 times the published; order within groups 1.00, not told from chance (0.00 ± 0.71)'
+    'ours 2 times the published, order not told from chance (1.00)'
     """
-    words = f"{row.cells:.0f} cells" if row.cells else NOT_COMPARED
-    if np.isfinite(row.ratio):
-        words += f", ours {_short(row.ratio)} times the published"
-    if np.isfinite(row.within):
-        chance = f"(0.00 ± {row.chance:.2f})"
-        words += (
-            f"; order within groups {row.within:.2f}, {row.order} {chance if 'chance' in row.order else ''}"
-        )
-    return words.rstrip()
+    words = [f"ours {_short(row.ratio)} times the published"] if np.isfinite(row.ratio) else []
+    words += [f"order {row.order} ({row.within:.2f})"] if np.isfinite(row.within) else []
+    return ", ".join(words) or NOT_COMPARED
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """An `agreement_table` with intervals in brackets, as text under heads for readers."""
+    """An `agreement_table` without its intervals, as text under short heads for readers."""
+    paired = zip(table.within, table.chance, strict=True)
+    ratios = zip(table.ratio, table.spread, strict=True)
     shown = {
         "Cells": table.cells.map("{:.0f}".format),
-        "Groups": table.groups.map("{:.0f}".format),
-        "Rank correlation, all cells": _with_interval(table, "overall", "{:.2f}".format),
-        "within groups": _with_interval(table, "within", "{:.2f}".format),
-        "chance (±)": table.chance.map(lambda value: _known(value, "{:.2f}".format)),
-        "Ours over published (×)": _with_interval(table, "ratio", _short),
-        "spread (×)": table.spread.map(lambda value: _known(value, _short)),
-        "Order of the models": table.order,
+        "All cells": [_known("{:.2f}", value) for value in table.overall],
+        "Within groups (± chance)": [_known("{:.2f}", w) + _known(" ± {:.2f}", c, "") for w, c in paired],
+        "Ours / paper": [_known("{}", _short(r)) + _known(" ×÷ {:.2g}", s, "") for r, s in ratios],
+        "Order": table.order.replace({UNDECIDED: "chance"}),
     }
-    return pd.DataFrame(shown, index=table.index)
+    shown = pd.DataFrame(shown, index=table.index)
+    return shown.rename(index=lambda head: head.partition(" (")[0], level=-1) if len(shown) else shown
 
 
-def _with_interval(table, name, show):
-    columns = (table[name], table[f"{name}_low"], table[f"{name}_high"])
-    return [
-        _known(value, show) + (f" ({show(low)} to {show(high)})" if np.isfinite(low) else "")
-        for value, low, high in zip(*columns, strict=True)
-    ]
-
-
-def _known(value, show):
-    return show(value) if np.isfinite(value) else "–"
+def _known(text, value, missing="–"):
+    return missing if value is None or (isinstance(value, float) and np.isnan(value)) else text.format(value)
 
 
 def _short(value):
-    """Two digits that count, never in powers of ten for what can be read without."""
+    """Two digits that count, never in powers of ten for what can be read without; ``None`` for NaN."""
+    if np.isnan(value):
+        return None
     return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
@@ -334,10 +293,11 @@ def budget(frame: pd.DataFrame, *, others: tuple[str, ...] = ()) -> pd.DataFrame
     DataFrame of geometric means over models, and of MACE's force errors in the paper, in the records, and in
     further campaigns; heads with units.
     """
-    errors = table_values(frame, 1, others=others)["Force MAE (meV/Å)"]
+    errors = beside.paper_values(frame, 1, beside=others)["Force MAE (meV/Å)"]
     found = budget_shares(frame).join((errors[OURS] / errors[PAPER]).rename("ratio"))
     means = np.exp(np.log(found).groupby("dataset").mean())
-    means.columns = ["Epochs (× published)", "Frames seen (× published)", "Force MAE (× published)"]
+    means[["epochs", "frames"]] *= 100
+    means.columns = ["Epochs (% of paper)", "Frames seen (% of paper)", "Force MAE (× paper)"]
     mace = errors.xs("mace", level="model").rename(columns="MACE, {} (meV/Å)".format)
     return means.reindex([name for name in beside.DATASETS if name in means.index]).join(mace)
 
@@ -388,9 +348,39 @@ def mean_ranks(column: pd.Series) -> pd.Series:
 
 
 def winners(column: pd.Series) -> pd.Series:
-    """Number of groups in which each model has the least value; groups without a value do not count."""
-    least = column.dropna().groupby(level=0).idxmin().map(lambda key: key[-1])
+    """Number of groups in which each model has the least value; groups with one value do not count."""
+    known = column.dropna()
+    several = known.groupby(level=0).transform("size") > 1
+    least = known[several].groupby(level=0).idxmin().map(lambda key: key[-1])
     return least.value_counts()
+
+
+def standings(frame: pd.DataFrame) -> pd.DataFrame:
+    """Place of every model that was run, a row for each; heads with units.
+
+    Mean place in force error and WF, over the datasets on which all models have a value; the number of
+    datasets with the least force error; the mean stable fraction.
+    """
+    values = own_values(frame)
+    ran = values.dropna(how="all").index.unique("model")
+    values = values[values.index.isin(ran, level="model")]
+    table = pd.DataFrame(
+        {
+            "Force error, mean place": mean_ranks(values.force_mae),
+            "Force error, datasets won (count)": winners(values.force_mae),
+            "WF, mean place": mean_ranks(values.wf),
+            "Stable fraction (dimensionless)": values.stable_fraction.groupby("model").mean(),
+        }
+    )
+    table = table.reindex(sorted(ran, key=beside._model_place)).rename_axis("model")
+    return table.fillna({"Force error, datasets won (count)": 0})
+
+
+def own_values(frame: pd.DataFrame) -> pd.DataFrame:
+    """``force_mae`` (meV/Å), ``wf`` (%) and ``stable_fraction`` of the records, index (dataset, model)."""
+    names = ("force_mae", "wf", "stable_fraction")
+    found = beside.beside_values(frame, names)
+    return pd.DataFrame({name: found[beside.column_of(name).head, OURS] for name in names})
 
 
 def claims(frame: pd.DataFrame) -> pd.DataFrame:
@@ -404,7 +394,7 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
     in random order).
     """
     force, wf = (
-        matched(table_values(frame, number), head)
+        matched(beside.paper_values(frame, number), head)
         for number, head in ((1, "Force MAE (meV/Å)"), (2, "WF (%)"))
     )
     shared = force.index.intersection(wf.index)
@@ -428,7 +418,7 @@ def floor_ratios(values: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     values
-        As `table_values` gives them with ``bounds``.
+        As `beside.paper_values` gives them with ``bounds``.
 
     Returns
     -------
@@ -444,7 +434,7 @@ def floor_ratios(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=[PAPER, OURS])
 
 
-def plot_agreement(columns: dict, *, wide: int = 4) -> Figure:
+def plot_agreement(columns: dict, *, wide: int = 3) -> Figure:
     """Ours against published, one panel for every column with cells, both axes logarithmic.
 
     The colour tells the model; on the black diagonal the two are equal. Cells with a zero are left out.
@@ -470,7 +460,6 @@ def plot_agreement(columns: dict, *, wide: int = 4) -> Figure:
         for m in sorted(models, key=plots.model_place)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=6)
-    figure.supylabel("Ours, same unit", fontsize=10)
     return figure
 
 
@@ -482,4 +471,6 @@ def _plot_cells(ax, name, cells):
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     for axis in "xy":
         plots.set_log_scale(ax, axis)
-    ax.set_xlabel("{1}, published, Table {0}".format(*name), fontsize=8)
+    number, head = name
+    ax.set_xlabel(f"Paper, Table {number}, same unit", fontsize=8.5)
+    ax.set_ylabel(f"Ours, {head}", fontsize=8.5)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from egraff_utils import agreement, paper, records
+from egraff_utils import agreement, beside, paper, records
 from egraff_utils.records import Metric, Record
 
 
@@ -132,23 +132,22 @@ def test_budget_as_a_share_of_the_papers(frame):
 
 
 def test_floor_ratios(frame):
-    found = agreement.floor_ratios(agreement.table_values(frame, 3, bounds=True))
+    found = agreement.floor_ratios(beside.paper_values(frame, 3, bounds=True))
     assert found.loc["FV (dimensionless)"].tolist() == pytest.approx([2, 1])
-    assert agreement.floor_ratios(agreement.table_values(frame[:0], 3, bounds=True)).empty
+    assert agreement.floor_ratios(beside.paper_values(frame[:0], 3, bounds=True)).empty
 
 
 def test_figure_has_a_panel_for_every_column_with_cells(frame):
     figure = agreement.plot_agreement(agreement.table_cells(frame))
-    named = [ax.get_xlabel() for ax in figure.axes if ax.axison]
-    assert named == ["Force MAE (meV/Å), published, Table 1", "FV (dimensionless), published, Table 3"]
+    named = [(ax.get_xlabel()[7:14], ax.get_ylabel()) for ax in figure.axes if ax.axison]
+    assert named == [("Table 1", "Ours, Force MAE (meV/Å)"), ("Table 3", "Ours, FV (dimensionless)")]
     agreement.plt.close(figure)
     agreement.plt.close(agreement.plot_agreement({}))
 
 
 def test_readable_table(frame):
     shown = agreement.readable(agreement.agreement_table(agreement.table_cells(frame)))
-    assert shown.loc[("1", "Force MAE (meV/Å)"), "Ours over published (×)"] == "2"
-    assert shown.loc[("1", "Force MAE (meV/Å)"), "within groups"] == "–"
+    assert shown.loc[("1", "Force MAE")].tolist() == ["1", "–", "–", "2", "not run"]
 
 
 def test_claims_on_values_by_hand(monkeypatch):
@@ -160,7 +159,7 @@ def test_claims_on_values_by_hand(monkeypatch):
         head, published, ours = values[number]
         return pd.DataFrame({(head, "paper"): published, (head, "ours"): ours}, index=models)
 
-    monkeypatch.setattr(agreement, "table_values", made)
+    monkeypatch.setattr(beside, "paper_values", made)
     found = agreement.claims(None)
     assert found.loc["correlation"].tolist() == [-1, -1]
     assert found.loc["datasets"].tolist() == found.loc["force_winners"].tolist() == [1, 1]
@@ -169,15 +168,22 @@ def test_claims_on_values_by_hand(monkeypatch):
 def test_winners_and_ranks():
     index = pd.MultiIndex.from_product([["a", "b", "c"], ["x", "y"]], names=["dataset", "model"])
     column = pd.Series([1.0, 2.0, 4.0, 3.0, np.nan, 5.0], index)
-    assert agreement.winners(column).to_dict() == {"y": 2, "x": 1}
+    assert agreement.winners(column).to_dict() == {"y": 1, "x": 1}
     assert agreement.mean_ranks(column).to_dict() == {"x": 1.5, "y": 1.5}
     assert agreement.winners(column[:0]).empty
 
 
 def test_tables_of_the_evidence(frame):
-    assert agreement.budget(frame).loc["3bpa", "Force MAE (× published)"] == pytest.approx(2)
+    assert agreement.budget(frame).loc["3bpa", "Force MAE (× paper)"] == pytest.approx(2)
     assert agreement.data_at_hand(frame).loc["3bpa", "in the paper (count)"] == 500
     assert agreement.protocols(frame).loc["mace", "WF, paper (%)"] == 17.93
     for nothing in (agreement.budget(frame[:0]), agreement.data_at_hand(frame[:0])):
         assert nothing.empty
     assert agreement.claims(frame[:0]).loc["datasets"].tolist() == [0, 0]
+
+
+def test_standings(frame):
+    table = agreement.standings(frame)
+    assert table.index.tolist() == ["mace"]
+    assert table.loc["mace", "Force error, mean place"] == 1
+    assert agreement.standings(frame[:0]).empty
