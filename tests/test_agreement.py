@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from egraff_utils import agreement, beside, paper, records
+from egraff_utils import beside, paper, records
 from egraff_utils.records import Metric, Record
+from egraff_utils.report import agreement
 
 
 def _cells(published, ours, groups=("a",)):

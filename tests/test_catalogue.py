@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from ase.build import molecule
 
-from egraff_utils import cards, catalogue, paper, records
+from egraff_utils import cards, paper, records
 from egraff_utils.records import COLUMNS
+from egraff_utils.report import catalogue
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils import comparison
 from egraff_utils.records import COLUMNS
+from egraff_utils.report import comparison
 
 
 @pytest.fixture

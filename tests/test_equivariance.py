@@ -10,8 +10,9 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 
-from egraff_utils import equivariance, models
+from egraff_utils import models
 from egraff_utils.models import Prediction
+from egraff_utils.report import equivariance
 
 
 class Pulled(torch.nn.Module):

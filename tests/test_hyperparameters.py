@@ -2,8 +2,9 @@
 
 import pytest
 
-from egraff_utils import cards, hyperparameters, paper
-from egraff_utils.hyperparameters import TERMS
+from egraff_utils import cards, paper
+from egraff_utils.report import hyperparameters
+from egraff_utils.report.hyperparameters import TERMS
 
 
 @pytest.mark.parametrize("model", TERMS)

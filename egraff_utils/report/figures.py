@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 
 from egraff_utils import plots, tables
 from egraff_utils.beside import DATASETS
-from egraff_utils.comparison import (
+from egraff_utils.plots import DIMENSIONLESS, FLOOR_COLOR, REFERENCE_COLOR, VIOLATION_LABELS
+from egraff_utils.report.comparison import (
     PAIRS,
     PAPER_SPOKES,
     SCALES,
@@ -27,7 +28,6 @@ from egraff_utils.comparison import (
     published_values,
     scaled_values,
 )
-from egraff_utils.plots import DIMENSIONLESS, FLOOR_COLOR, REFERENCE_COLOR, VIOLATION_LABELS
 
 WIDTH = 7.4
 """Width of a grid, inches: the text width of a page."""

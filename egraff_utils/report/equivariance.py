@@ -12,8 +12,9 @@ import torch
 from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
-from egraff_utils import cards, catalogue, data, models, plots, records, tables, train
+from egraff_utils import cards, data, models, plots, records, tables, train
 from egraff_utils.graph import build_graph
+from egraff_utils.report import catalogue
 
 
 def subject(campaign, *, seed=0):
