@@ -91,8 +91,7 @@ def measure(config):
     if card.system == "molecule":
         raise ValueError(f"{card.name} is a molecule; supercells need a periodic dataset, such as lips")
     started = time.time()
-    path = train.weights_path(config)
-    weights = records.digest(path) if path.is_file() else None
+    weights = train.fingerprint(config)
     stored = records.find(*config.key, config.parameters())
     if stored and weights in (None, stored.provenance.get("weights")):
         return stored

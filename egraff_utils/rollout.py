@@ -116,7 +116,7 @@ def roll_out(config, *, force_field=None):
         return _pooled(config, {part.split: roll_out(part, force_field=force_field) for part in several})
     card = cards.dataset(config.target or config.dataset)
     config = _settled(config, card)
-    weights = _fingerprint(config, force_field)
+    weights = train.fingerprint(config, force_field)
     stored = records.find(*config.key, config.parameters())
     if stored and weights in (None, stored.provenance.get("weights")):
         return stored
@@ -172,15 +172,6 @@ def _pooled(config, found):
 
 
 # -- what is rolled out ---------------------------------------------------------------------------------
-
-
-def _fingerprint(config, force_field):
-    """Hash of the weights; ``None`` where they are not at hand."""
-    if force_field is not None:
-        state = force_field.state_dict()
-        return records.digest(sorted(state), *[value.detach().cpu().numpy() for value in state.values()])
-    path = train.weights_path(config)
-    return records.digest(path) if path.is_file() else None
 
 
 def _calculators(config, card, force_field):

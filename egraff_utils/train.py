@@ -120,6 +120,15 @@ def weights_path(run):
     )
 
 
+def fingerprint(run, force_field=None):
+    """Hash of a force field, by default of the weights of a run; ``None`` where they are not at hand."""
+    if force_field is not None:
+        state = force_field.state_dict()
+        return records.digest(sorted(state), *[value.detach().cpu().numpy() for value in state.values()])
+    path = weights_path(run)
+    return records.digest(path) if path.is_file() else None
+
+
 def trained(campaign, dataset, model, seed=0):
     """The force field of a training record.
 

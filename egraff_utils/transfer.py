@@ -75,17 +75,13 @@ def errors(config, *, force_field=None):
     started = time.time()
     torch.set_num_threads(config.threads)
     frames = _thinned(data.load(config.target or config.dataset, config.split), config.frames)
-    if force_field is None:
-        force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
-        weights = records.digest(train.weights_path(config))
-    else:
-        weights = records.digest(
-            *[value.detach().cpu().numpy() for value in force_field.state_dict().values()]
-        )
+    weights = train.fingerprint(config, force_field)
     digest = records.digest(*[array for a in frames for array in (a.positions, a.get_potential_energy())])
     stored = records.find(*config.key, config.parameters())
     if stored and (stored.provenance["weights"], stored.provenance["data"]) == (weights, digest):
         return stored
+    if force_field is None:
+        force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
     metrics, curves = compare(frames, *train.predict(force_field.to(config.device), frames))
     made = {"device": config.device, "threads": config.threads, "weights": weights, "data": digest}
     record = records.Record(*config.key, config.parameters(), metrics)

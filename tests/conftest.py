@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from egraff_utils.records import COLUMNS
 
 
 def pytest_collection_modifyitems(items):
@@ -14,3 +17,22 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("data"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def frame():
+    """Metrics of three models on ethanol, as ``records.read`` gives them."""
+    rows = [
+        ("dataset", "ethanol", "reference", "floor_fv", 0.7, "1", None, None),
+        ("dataset", "ethanol", "reference", "zero_force_mae", 1000.0, "meV/Å", None, None),
+    ]
+    for place, model in enumerate(("nequip", "mace", "equiformer")):
+        rows += [
+            ("training", "ethanol", model, "force_mae", 10.0 * 10**place, "meV/Å", None, None),
+            ("training", "ethanol", model, "energy_mae", 5.0 - place, "meV", None, None),
+            ("rollout", "ethanol", model, "fv", 0.5 + 0.1 * place, "1", 0.4, 0.8),
+            ("rollout", "ethanol", model, "stable_fraction", 1.0, "1", None, None),
+        ]
+    names = ["kind", "dataset", "model", "metric", "value", "unit", "low", "high"]
+    frame = pd.DataFrame(rows, columns=names).reindex(columns=COLUMNS)
+    return frame.astype({"value": float, "low": float, "high": float})

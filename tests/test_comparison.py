@@ -8,24 +8,6 @@ from egraff_utils.records import COLUMNS
 from egraff_utils.report import comparison
 
 
-@pytest.fixture
-def frame():
-    rows = [
-        ("dataset", "ethanol", "reference", "floor_fv", 0.7, "1", None, None),
-        ("dataset", "ethanol", "reference", "zero_force_mae", 1000.0, "meV/Å", None, None),
-    ]
-    for place, model in enumerate(("nequip", "mace", "equiformer")):
-        rows += [
-            ("training", "ethanol", model, "force_mae", 10.0 * 10**place, "meV/Å", None, None),
-            ("training", "ethanol", model, "energy_mae", 5.0 - place, "meV", None, None),
-            ("rollout", "ethanol", model, "fv", 0.5 + 0.1 * place, "1", 0.4, 0.8),
-            ("rollout", "ethanol", model, "stable_fraction", 1.0, "1", None, None),
-        ]
-    names = ["kind", "dataset", "model", "metric", "value", "unit", "low", "high"]
-    frame = pd.DataFrame(rows, columns=names).reindex(columns=COLUMNS)
-    return frame.astype({"value": float, "low": float, "high": float})
-
-
 def test_values_hold_the_bounds(frame):
     values = comparison.metric_values(frame)
     assert list(values.index.get_level_values("model")) == ["nequip", "mace", "equiformer"]

@@ -140,24 +140,6 @@ def test_replicas_of_several_seeds_are_joined():
     assert np.isnan(joined[REPLICAS:, 30:]).all()
 
 
-@pytest.fixture
-def frame():
-    rows = [
-        ("dataset", "ethanol", "reference", "floor_fv", 0.7, "1", None, None),
-        ("dataset", "ethanol", "reference", "zero_force_mae", 1000.0, "meV/Å", None, None),
-    ]
-    for place, model in enumerate(("nequip", "mace", "equiformer")):
-        rows += [
-            ("training", "ethanol", model, "force_mae", 10.0 * 10**place, "meV/Å", None, None),
-            ("training", "ethanol", model, "energy_mae", 5.0 - place, "meV", None, None),
-            ("rollout", "ethanol", model, "fv", 0.5 + 0.1 * place, "1", 0.4, 0.8),
-            ("rollout", "ethanol", model, "stable_fraction", 1.0, "1", None, None),
-        ]
-    names = ["kind", "dataset", "model", "metric", "value", "unit", "low", "high"]
-    frame = pd.DataFrame(rows, columns=names).reindex(columns=COLUMNS)
-    return frame.astype({"value": float, "low": float, "high": float})
-
-
 def test_mean_with_floor(frame):
     ax = figures.plot_mean(frame, "fv")
     assert ax.get_ylabel() == "FV (dimensionless)"
