@@ -1,13 +1,14 @@
 """What does a trajectory say of its model? Metrics and curves of a rollout beside its reference.
 
-R replicas, T recorded frames, F reference frames, N atoms, B bins, P pairs of elements. Curves are NaN behind
-the last sound frame of a replica and where the reference has no frame.
+R replicas, T recorded frames, F reference frames, N atoms, B bins, P pairs of elements, S elements, K blocks
+of equal time. Curves are NaN behind the last sound frame of a replica and where the reference has no frame.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from ase.calculators.calculator import CalculatorError
+from ase.data import chemical_symbols
 
 from egraff_utils import metrics, statistics, structure
 from egraff_utils.records import Metric
@@ -15,6 +16,12 @@ from egraff_utils.units import EV_TO_MEV
 
 MOST_FRAMES = 1001
 """Frames in a stored curve; longer ones are thinned (metrics are taken before)."""
+
+BLOCKS = 10
+"""Blocks of equal time that a rollout is cut into, so that intervals can be had by resampling them."""
+
+LAST_FRAMES = 10
+"""Sound frames kept of a replica that broke."""
 
 UNITS = {
     "wf": "%",
@@ -94,7 +101,7 @@ def unwrap(frames):
     return positions[0] + np.concatenate([np.zeros_like(positions[:1]), np.cumsum(moved, axis=0)])
 
 
-def measure(trajectory, atoms, reference, *, timestep, steps, bonds=None):
+def measure(trajectory, atoms, reference, *, timestep, steps):
     """Metrics and curves of a rollout.
 
     Parameters
@@ -109,8 +116,6 @@ def measure(trajectory, atoms, reference, *, timestep, steps, bonds=None):
         fs.
     steps
         Steps that were asked for.
-    bonds
-        Bonded pairs ``(B, 2)`` and their reference lengths ``(B,)``, Å, of a molecule.
 
     Returns
     -------
@@ -118,12 +123,15 @@ def measure(trajectory, atoms, reference, *, timestep, steps, bonds=None):
         Means over replicas with bootstrap intervals (of EV and FV: of the geometric means over time); then
         ``ms_per_step``, ``replica_steps_per_second``, ``steps``, ``reference_contiguous``.
     curves : dict
-        ``time`` (T,) fs; ``energy``, ``temperature``, ``ev``, ``ev_root``, ``fv``, ``rmsd``, (R, T);
+        ``time`` (T,) fs; ``energy``, ``temperature``, ``ev_root``, ``fv``, ``rmsd``, (R, T);
         ``energy_reference``; where the reference is contiguous ``rmsd_reference`` and ``deviation`` (R, T),
         Å: displacement of the reference, and distance between the two trajectories; ``rdf_r`` (B,), ``rdf``
         (R, B), ``rdf_reference`` (B,), ``pairs`` (P,), ``rdf_partial`` (R, P, B),
-        ``rdf_partial_reference`` (P, B); for molecules ``bond_length_mean`` (over bonds) and
-        ``bond_length_std`` (of the deviation from the reference lengths), (R, T), Å; ``stable_step`` (R,).
+        ``rdf_partial_reference`` (P, B); ``stable_step`` (R,). Of :data:`BLOCKS` blocks of the time that was
+        asked for: ``block_frames`` (R, K), ``rdf_blocks`` (R, K, B), ``temperature_species`` (R, K, S) K, of
+        the elements ``species`` (S,). Of L replicas that broke, ``broken`` (L,): ``last_positions``
+        (L, :data:`LAST_FRAMES`, N, 3) Å, and ``last_energy`` (L, :data:`LAST_FRAMES`) eV, up to the last
+        sound frame.
     """
     frames = len(trajectory.steps)
     time = trajectory.steps * timestep
@@ -131,10 +139,10 @@ def measure(trajectory, atoms, reference, *, timestep, steps, bonds=None):
     curves |= {"energy": trajectory.energy, "temperature": trajectory.temperature}
     curves["energy_reference"] = reference.energy[:, :frames]
     curves |= _displacements(trajectory.positions, reference.moved)
-    if bonds is not None:
-        curves |= _bond_curves(trajectory.positions, *bonds)
-    found = [_rdf(_sound(trajectory, [r]), atoms) for r in range(len(trajectory.energy))]
-    structures = _rdf_curves(found, reference.rdf) | {"stable_step": trajectory.stable_step}
+    blocks = _blocks(trajectory, asked=steps // _every(trajectory, steps) + 1)
+    structures = _rdf_curves(trajectory.positions, blocks, atoms, reference.rdf)
+    structures |= _species_curves(trajectory, blocks, atoms) | _last_frames(trajectory)
+    structures["stable_step"] = trajectory.stable_step
     values = replica_values(curves | structures)
     values["stable_fraction"] = [
         stable / steps if reason else 1.0
@@ -162,6 +170,9 @@ def replica_values(curves):
         the time of ``rmsd`` and ``deviation`` (Å); mean ``temperature`` (K); ``wf`` (%), ``jsd`` and
         ``jsd_raw`` (nats); ``stable_steps``. NaN where a replica has no value.
     """
+    curves = dict(curves)
+    if "ev_root" in curves:
+        curves["ev"] = np.square(curves["ev_root"], dtype=float)
     over_time = dict.fromkeys(("ev", "ev_root", "fv"), _geometric)
     over_time |= {"rmsd": _late_mean, "deviation": _late_mean, "temperature": np.nanmean}
     values = {
@@ -194,7 +205,7 @@ def pool(parts):
     found = [record.curves for record in parts.values()]
     time = max((curves["time"] for curves in found), key=len)
     curves = {"time": time}
-    for name in ("ev", "ev_root", "fv", "rmsd", "temperature"):
+    for name in ("ev_root", "fv", "rmsd", "temperature"):
         curves[name] = np.concatenate([_pad(c[name], len(time)) for c in found])
     curves["stable_step"] = np.concatenate([c["stable_step"] for c in found])
     replicas = [len(c["stable_step"]) for c in found]
@@ -263,9 +274,9 @@ def _oracle_error(trajectory, system, replica, frames):
 
 
 def _violations(trajectory, energy, forces):
-    squared = metrics.energy_violation(trajectory.energy, energy)
+    root = metrics.energy_violation_root(trajectory.energy, energy)
     force = [metrics.force_violation(f, g) for f, g in zip(trajectory.forces, forces, strict=True)]
-    return {"ev": squared, "ev_root": np.sqrt(squared), "fv": np.stack(force)}
+    return {"ev_root": root, "fv": np.stack(force)}
 
 
 def _displacements(positions, reference):
@@ -280,13 +291,6 @@ def _displacements(positions, reference):
 
 def _over_atoms(moved):
     return np.sqrt(np.square(moved).sum(-1).mean(-1))
-
-
-def _bond_curves(positions, pairs, lengths):
-    found = structure.bond_lengths(positions, pairs)
-    if not len(lengths):
-        return {}
-    return {"bond_length_mean": found.mean(-1), "bond_length_std": (found - lengths).std(-1)}
 
 
 def _late_mean(curve):
@@ -311,15 +315,66 @@ def _drift(time, energy):
     return np.polyfit(time[sound] / 1000, energy[sound] - energy[0], 1)[0] * EV_TO_MEV
 
 
-def _rdf_curves(found, reference):
+def _every(trajectory, steps):
+    """Steps between recorded frames."""
+    return int(trajectory.steps[1]) if len(trajectory.steps) > 1 else steps
+
+
+def _blocks(trajectory, *, asked):
+    """Sound frames of every block of equal time, ``[replica][block]`` a slice; an end cut off is empty."""
+    bounds = np.linspace(0, asked, BLOCKS + 1).astype(int)
+    return [
+        [slice(*np.minimum(ends, trajectory.frames(r))) for ends in zip(bounds, bounds[1:], strict=False)]
+        for r in range(len(trajectory.energy))
+    ]
+
+
+def _rdf_curves(positions, blocks, atoms, reference):
+    """Radial distributions of every block, and their means over the frames of every replica."""
+    frames = np.array([[b.stop - b.start for b in replica] for replica in blocks])
+    total = np.full((*frames.shape, len(reference.r)), np.nan)
+    partial = np.zeros((len(frames), *reference.partials.shape))
+    for r, k in np.argwhere(frames):
+        found = _rdf(positions[r, blocks[r][k]], atoms)
+        total[r, k] = found.total
+        partial[r] += found.partials * frames[r, k] / frames[r].sum()
+    weights = frames / frames.sum(1, keepdims=True)
     small = np.float32
     return {
         "rdf_r": reference.r.astype(small),
-        "rdf": np.stack([rdf.total for rdf in found]).astype(small),
+        "rdf": np.einsum("rk,rkb->rb", weights, np.nan_to_num(total)).astype(small),
         "rdf_reference": reference.total.astype(small),
-        "rdf_partial": np.stack([rdf.partials for rdf in found]).astype(small),
+        "rdf_partial": partial.astype(small),
         "rdf_partial_reference": reference.partials.astype(small),
         "pairs": np.array(reference.pairs),
+        "rdf_blocks": total.astype(small),
+        "block_frames": frames,
+    }
+
+
+def _species_curves(trajectory, blocks, atoms):
+    """Temperature of every element, mean over the frames of every block."""
+    empty = np.full(trajectory.temperature_species.shape[-1], np.nan)
+    means = [
+        [values[block].mean(0) if block.stop > block.start else empty for block in replica]
+        for values, replica in zip(trajectory.temperature_species, blocks, strict=True)
+    ]
+    species = np.array([chemical_symbols[z] for z in np.unique(atoms.numbers)])
+    return {"temperature_species": np.array(means, dtype=np.float32), "species": species}
+
+
+def _last_frames(trajectory):
+    """Positions and energies up to the last sound frame of the replicas that broke."""
+    broken = [r for r, reason in enumerate(trajectory.reasons) if reason]
+    if not broken:
+        return {}
+    last = np.array([trajectory.frames(r) for r in broken])
+    index = np.maximum(last[:, None] - np.arange(LAST_FRAMES, 0, -1), 0)
+    rows = np.array(broken)[:, None]
+    return {
+        "broken": np.array(broken),
+        "last_positions": trajectory.positions[rows, index],
+        "last_energy": trajectory.energy[rows, index],
     }
 
 
@@ -329,9 +384,9 @@ def _rdf(positions, atoms):
     return structure.radial_distributions(positions, atoms.numbers, r_max=r_max, **box)
 
 
-def _sound(trajectory, replicas=None):
-    """Sound frames of some replicas, of all by default, one after another, shape ``(F, N, 3)``, Å."""
-    replicas = range(len(trajectory.energy)) if replicas is None else replicas
+def _sound(trajectory):
+    """Sound frames of all replicas, one after another, shape ``(F, N, 3)``, Å."""
+    replicas = range(len(trajectory.energy))
     return np.concatenate([trajectory.positions[r, : trajectory.frames(r)] for r in replicas])
 
 

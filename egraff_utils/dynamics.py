@@ -21,6 +21,9 @@ from egraff_utils.calculator import join_replicas
 FARTHEST_MOVE = 1.0
 """Å in one step; an atom at 3000 K moves about 0.1 Å in 1 fs, so more is an explosion."""
 
+PER_FRAME = ("positions", "forces", "energy", "temperature", "temperature_species")
+"""Arrays of a :class:`Trajectory` with an entry for every frame."""
+
 
 class Noise:
     """Standard normal numbers for R replicas, each from a generator of its own.
@@ -143,6 +146,9 @@ class Trajectory:
     """Potential energy, shape ``(R, T)``, eV."""
     temperature: np.ndarray
     """Kinetic temperature over 3N - 3 degrees of freedom, shape ``(R, T)``, K."""
+    temperature_species: np.ndarray
+    """Kinetic temperature of the atoms of each of S elements, in the order of their atomic numbers, shape
+    ``(R, T, S)``, K."""
     stable_step: np.ndarray
     """Last sound step of each replica, shape ``(R,)``."""
     reasons: list[str]
@@ -163,7 +169,7 @@ class Trajectory:
         """The first frames only."""
         cut = {f.name: getattr(self, f.name) for f in fields(self)}
         cut["steps"] = self.steps[:frames]
-        for name in ("positions", "forces", "energy", "temperature"):
+        for name in PER_FRAME:
             cut[name] = cut[name][:, :frames]
         return Trajectory(**cut)
 
@@ -286,7 +292,7 @@ class _Run:
         self.size = len(starts[0])
         self.atoms = join_replicas(starts)
         self.noise = Noise(thermostat.seed, self.names)
-        self.data = _empty(len(starts), self.size, np.arange(0, steps + 1, record_every))
+        self.data = _empty(starts, np.arange(0, steps + 1, record_every))
         self.step = self.judged = 0
         self.times, self.elapsed = [], 0.0
         resumed = checkpoint is not None and Path(checkpoint).is_file()
@@ -366,8 +372,8 @@ class _Run:
             self._refresh()
 
     def _blank(self, replica, frame):
-        for array in (self.data.positions, self.data.forces, self.data.energy, self.data.temperature):
-            array[replica, frame:] = np.nan
+        for name in PER_FRAME:
+            getattr(self.data, name)[replica, frame:] = np.nan
 
     def _refresh(self):
         """A new calculator and integrator at the present positions, as a restart has them."""
@@ -385,9 +391,10 @@ class _Run:
         self.data.positions[self.active, frame] = self.atoms.positions.reshape(shape)
         self.data.forces[self.active, frame] = results["forces"].reshape(shape)
         self.data.energy[self.active, frame] = results["energies_of_replicas"]
-        self.data.temperature[self.active, frame] = kinetic_temperature(
-            self.atoms.get_momenta().reshape(shape), self.atoms.get_masses()[: self.size]
-        )
+        momenta, masses = self.atoms.get_momenta().reshape(shape), self.atoms.get_masses()[: self.size]
+        self.data.temperature[self.active, frame] = kinetic_temperature(momenta, masses)
+        numbers = self.atoms.numbers[: self.size]
+        self.data.temperature_species[self.active, frame] = species_temperatures(momenta, masses, numbers)
 
     def _judge(self):
         """Ask the rule about the new frames of every replica that still runs."""
@@ -442,15 +449,50 @@ def kinetic_temperature(momenta, masses):
     return 2 * kinetic / (max(3 * len(masses) - 3, 3) * units.kB)
 
 
-def _empty(replicas, atoms, steps):
-    shape = (replicas, len(steps))
+def species_temperatures(momenta, masses, numbers):
+    r"""Temperature of the atoms of each element, K, whatever the temperature of the others.
+
+    .. math:: T_s = \frac{\sum_{i \in s} p_i^2 / m_i}{3 k_B \sum_{i \in s} (1 - m_i / M)}
+
+    In the canonical ensemble with the centre of mass at rest (total mass M) all have the mean T.
+
+    Parameters
+    ----------
+    momenta
+        Shape ``(..., N, 3)``, ASE units.
+    masses, numbers
+        Shape ``(N,)``; atomic mass units, and atomic numbers.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(..., S)``, elements in the order of their atomic numbers.
+
+    Examples
+    --------
+    >>> species_temperatures(np.eye(3)[:2], np.array([1.0, 3.0]), np.array([8, 1])) * units.kB
+    array([0.44444444, 0.44444444])
+    """
+    twice_kinetic = np.square(momenta).sum(-1) / masses
+    freedom = 3 * (1 - masses / masses.sum())
+    found = [
+        twice_kinetic[..., numbers == z].sum(-1) / max(freedom[numbers == z].sum(), 1e-12)
+        for z in np.unique(numbers)
+    ]
+    return np.stack(found, axis=-1) / units.kB
+
+
+def _empty(starts, steps):
+    atoms, species = len(starts[0]), len(np.unique(starts[0].numbers))
+    shape = (len(starts), len(steps))
     return Trajectory(
         steps=steps,
         positions=np.full((*shape, atoms, 3), np.nan, np.float32),
         forces=np.full((*shape, atoms, 3), np.nan, np.float32),
         energy=np.full(shape, np.nan),
         temperature=np.full(shape, np.nan),
-        stable_step=np.zeros(replicas, dtype=int),
-        reasons=[""] * replicas,
+        temperature_species=np.full((*shape, species), np.nan),
+        stable_step=np.zeros(len(starts), dtype=int),
+        reasons=[""] * len(starts),
         step_times=np.zeros(0),
     )

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from egraff_utils import analysis, cards, data, paths, records, reference, structure, train
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
-from egraff_utils.dynamics import Thermostat, Trajectory, discard, simulate
+from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, discard, simulate
 
 PROTOCOLS = ("corrected", "as_coded")
 WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "skin", "device", "threads", "progress")
@@ -352,7 +352,7 @@ def _live(config, card, starts, digest):
     """Reference run now by the dataset's oracle with the same starts and noise; kept for all models."""
     dynamics = _dynamics(config)
     settings = asdict(dynamics["thermostat"]) | {"steps": config.steps, "every": config.record_every}
-    mark = records.digest(card.oracle, digest, settings, config.checkpoint_every)
+    mark = records.digest(card.oracle, digest, settings, config.checkpoint_every, PER_FRAME)
     path = paths.generated() / "trajectories" / f"{card.name}-{mark}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -411,11 +411,9 @@ def _bulk_rule(atoms, reference_positions):
 
 def _judge(config, card, scene, trajectory):
     """Record and curves of a trajectory."""
-    start, bonds = scene.starts[0], None
-    if card.system == "molecule":
-        bonds = structure.reference_bonds(scene.frames[0], np.stack([a.positions for a in scene.frames]))
+    start = scene.starts[0]
     lengths = {"timestep": config.timestep, "steps": config.steps}
-    metrics, curves = analysis.measure(trajectory, start, scene.reference, bonds=bonds, **lengths)
+    metrics, curves = analysis.measure(trajectory, start, scene.reference, **lengths)
     if card.oracle is not None:
         metrics += analysis.oracle_errors(trajectory, start, reference.calculator(card))
     curves["start_frame"] = np.array(scene.first)

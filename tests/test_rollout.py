@@ -115,7 +115,7 @@ def test_record(copper):
     record = roll_out(config(copper), force_field=SoftSpheres([29]))
     assert record.model == "own"
     curves = record.curves
-    over_time = "energy temperature ev ev_root fv rmsd energy_reference rmsd_reference deviation"
+    over_time = "energy temperature ev_root fv rmsd energy_reference rmsd_reference deviation"
     for name in over_time.split():
         assert curves[name].shape == (2, 61), name
     assert curves["time"][-1] == pytest.approx(120)
@@ -123,6 +123,13 @@ def test_record(copper):
     assert curves["rdf_partial"].shape[:2] == (2, 1)
     assert curves["pairs"].tolist() == ["Cu-Cu"]
     assert curves["stable_step"].tolist() == [60, 60]
+    assert curves["block_frames"].sum(1).tolist() == [61, 61]
+    mean = np.average(curves["rdf_blocks"][0], axis=0, weights=curves["block_frames"][0])
+    assert np.allclose(mean, curves["rdf"][0], atol=1e-4)
+    assert curves["species"].tolist() == ["Cu"]
+    average = np.average(curves["temperature_species"][1, :, 0], weights=curves["block_frames"][1])
+    assert average == pytest.approx(curves["temperature"][1].mean(), rel=1e-5)
+    assert "broken" not in curves
     assert record["steps"] == 60
     assert record["ms_per_step"] > 0
     assert record.metric("fv").n == 2
@@ -175,9 +182,15 @@ def test_a_molecule_that_falls_apart_is_unstable(nitrogen):
     assert (stable > 5).all()
     assert (stable < 250).all()
     assert record["stable_fraction"] == pytest.approx(stable.mean() / 250)
-    bond = record.curves["bond_length_mean"][0]
-    assert bond[stable[0]] < 1.7
-    assert np.isnan(bond[stable[0] + 1 :]).all()
+    assert record.curves["broken"].tolist() == [0, 1]
+    last = record.curves["last_positions"]
+    assert last.shape == (2, 10, 2, 3)
+    bond = np.linalg.norm(last[:, :, 0] - last[:, :, 1], axis=-1)
+    assert (bond < 1.7).all()
+    assert (np.diff(bond[:, -3:]) > 0).all()
+    energy = record.curves["energy"][0]
+    assert record.curves["last_energy"][0, -1] == energy[stable[0]]
+    assert np.isnan(energy[stable[0] + 1 :]).all()
     assert np.isfinite(record["wf"])
 
 
