@@ -1,4 +1,6 @@
-"""How do replicas move? Langevin dynamics of copies in one batch, stopped where they break, restartable.
+"""How do replicas move? Copies in one batch, with or without a thermostat; they stop where they break.
+
+A run that was killed goes on from its last checkpoint.
 
 Every replica has its own noise and its own centre of mass, so a replica of a batch is the same run as the
 replica alone. R replicas, T recorded frames, N atoms of one replica.
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from ase import units
 from ase.md.langevin import Langevin
+from ase.md.verlet import VelocityVerlet
 from tqdm.auto import tqdm
 
 from egraff_utils.calculator import join_replicas
@@ -126,10 +129,89 @@ class ReplicaLangevin(Langevin):
         return factor * noise.reshape(-1, 3)
 
     def _guard(self, move):
-        with np.errstate(over="ignore", invalid="ignore"):
-            far = ~(np.square(move).sum(1) < FARTHEST_MOVE**2)
-        self.escaped = far.reshape(self.replicas, -1).any(1)
-        return np.where(np.repeat(self.escaped, len(far) // self.replicas)[:, None], 0.0, move)
+        move, self.escaped = hold_escaped(move, self.replicas)
+        return move
+
+
+def hold_escaped(move, replicas):
+    """A move without that of the replicas of which an atom would go farther than :data:`FARTHEST_MOVE`.
+
+    Parameters
+    ----------
+    move
+        Shape ``(R*N, 3)``, Å.
+    replicas
+        R.
+
+    Returns
+    -------
+    move, escaped
+        Shapes ``(R*N, 3)``, Å, and ``(R,)``, which replicas were held.
+
+    Examples
+    --------
+    >>> hold_escaped(np.array([[0.1, 0, 0], [2.0, 0, 0]]), 2)
+    (array([[0.1, 0. , 0. ],
+           [0. , 0. , 0. ]]), array([False,  True]))
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        far = ~(np.square(move).sum(1) < FARTHEST_MOVE**2)
+    escaped = far.reshape(replicas, -1).any(1)
+    return np.where(np.repeat(escaped, len(far) // replicas)[:, None], 0.0, move), escaped
+
+
+class ReplicaVerlet(VelocityVerlet):
+    r"""Velocity Verlet for replicas, with a friction that may change in time and sign.
+
+    .. math::
+        v_{n+1/2} &= v_n + \tfrac{h}{2} (F_n / m - \zeta_n v_n) \\
+        x_{n+1} &= x_n + h\, v_{n+1/2} \\
+        v_{n+1} &= (v_{n+1/2} + \tfrac{h}{2} F_{n+1} / m) \,/\, (1 + \tfrac{h}{2} \zeta_{n+1})
+
+    Without friction this is ASE's integrator and keeps the energy. With the friction of a Nosé-Hoover
+    thermostat (Hoover, Phys. Rev. A 31, 1695, 1985) it is the position Verlet scheme with
+    :math:`v_n = (x_{n+1} - x_{n-1}) / 2h`, so that frames made by that scheme are met exactly.
+
+    Parameters
+    ----------
+    atoms
+        R*N atoms, see :func:`~egraff_utils.calculator.join_replicas`.
+    timestep
+        h, ASE time units.
+    replicas
+        R.
+    friction
+        :math:`\zeta_n` of every replica from the present step on, shape ``(R, n)``, inverse ASE time units;
+        none by default, and none behind its end.
+    """
+
+    def __init__(self, atoms, timestep, *, replicas, friction=None):
+        super().__init__(atoms, timestep)
+        self.replicas = replicas
+        self.friction = np.zeros((replicas, 0)) if friction is None else np.asarray(friction)
+        self.masses = atoms.get_masses()[:, None]
+        self.done = 0
+        self.escaped = np.zeros(replicas, dtype=bool)
+        """As in :class:`ReplicaLangevin`."""
+
+    def step(self, forces=None):
+        """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""
+        atoms, half = self.atoms, self.dt / 2
+        forces = atoms.get_forces(md=True) if forces is None else forces
+        v = atoms.get_velocities()
+        v = v + half * (forces / self.masses - self._zeta() * v)
+        move, self.escaped = hold_escaped(self.dt * v, self.replicas)
+        atoms.set_positions(atoms.get_positions() + move)
+        forces = atoms.get_forces(md=True)
+        self.done += 1
+        atoms.set_momenta(self.masses * (v + half * forces / self.masses) / (1 + half * self._zeta()))
+        return forces
+
+    def _zeta(self):
+        """Friction of every atom at the present step, shape ``(R*N, 1)`` or a zero."""
+        if self.done >= self.friction.shape[1]:
+            return 0.0
+        return np.repeat(self.friction[:, self.done], len(self.atoms) // self.replicas)[:, None]
 
 
 @dataclass
@@ -192,7 +274,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Thermostat:
-    """The dynamics of a rollout."""
+    """Langevin dynamics, those of a rollout."""
 
     temperature: float
     """K."""
@@ -205,7 +287,7 @@ class Thermostat:
     seed: int = 0
     """Of the noise."""
 
-    def integrator(self, atoms, noise):
+    def integrator(self, atoms, noise, step=0):
         """:class:`ReplicaLangevin` of these atoms."""
         keywords = {k: v for k, v in asdict(self).items() if k in ("friction", "center_of_mass")}
         return ReplicaLangevin(
@@ -218,8 +300,26 @@ class Thermostat:
         )
 
 
+@dataclass(frozen=True)
+class Newtonian:
+    """Newton's dynamics, at constant energy or with a friction that is given; may stand for a thermostat."""
+
+    timestep: float
+    """fs."""
+    friction: np.ndarray | None = None
+    """Of replica r at step t, shape ``(R, steps + 1)``, 1/fs; see :class:`ReplicaVerlet`."""
+    seed: int = 0
+    """Without meaning here."""
+
+    def integrator(self, atoms, noise, step=0):
+        """:class:`ReplicaVerlet` of these atoms from a step on."""
+        replicas = list(noise.generators)
+        friction = None if self.friction is None else self.friction[replicas, step:] / units.fs
+        return ReplicaVerlet(atoms, self.timestep * units.fs, replicas=len(replicas), friction=friction)
+
+
 def simulate(starts, make_calculator, *, thermostat, steps, **options):
-    """Langevin dynamics of replicas.
+    """Dynamics of replicas.
 
     Parameters
     ----------
@@ -229,7 +329,7 @@ def simulate(starts, make_calculator, *, thermostat, steps, **options):
         ``make_calculator(n)`` gives a calculator for n replicas with ``results["energies_of_replicas"]``.
         It is called at the start, at every checkpoint and when a replica leaves.
     thermostat
-        :class:`Thermostat`.
+        :class:`Thermostat` or :class:`Newtonian`.
     steps
         Number of steps.
     record_every
@@ -380,7 +480,7 @@ class _Run:
         if not self.active:
             return
         self.atoms.calc = self.make_calculator(len(self.active))
-        self.integrator = self.thermostat.integrator(self.atoms, self.noise)
+        self.integrator = self.thermostat.integrator(self.atoms, self.noise, self.step)
         self.atoms.get_forces()
 
     def _record(self):
