@@ -1,4 +1,4 @@
-# The DAG of one campaign: dataset -> training -> rollout -> out of distribution -> reports.
+# The DAG of one campaign: dataset -> training -> rollout -> tasks (out of distribution, checks) -> reports.
 #
 #     snakemake --cores 2 --keep-going --config campaign=demo
 #
@@ -25,6 +25,7 @@ wildcard_constraints:
     dataset="[a-z0-9_]+",
     model="[a-z0-9_]+",
     seed="[0-9]+",
+    folder="|".join(campaigns.TASKS),
     task="[a-z0-9_]+",
     page="[a-z0-9_]+",
 
@@ -38,11 +39,11 @@ def rollouts():
     ]
 
 
-def shifted():
-    """Executed out-of-distribution notebooks of the campaign."""
+def tasks():
+    """Executed notebooks of the campaign's tasks."""
     return [
-        RUNS / "ood" / task / CELL.format(dataset=dataset, model=model, seed=seed)
-        for task, dataset, model, seed in CAMPAIGN.ood_cells()
+        RUNS / folder / task / CELL.format(dataset=dataset, model=model, seed=seed)
+        for folder, task, dataset, model, seed in CAMPAIGN.task_cells()
     ]
 
 
@@ -62,10 +63,10 @@ def rollout_words(protocol):
     return words_of
 
 
-def ood_words(wildcards):
-    """Parameters of an out-of-distribution notebook, for the shell."""
+def task_words(wildcards):
+    """Parameters of a task's notebook, for the shell."""
     cell = wildcards.dataset, wildcards.model, int(wildcards.seed)
-    return batch.words(batch.ood_parameters(wildcards.task, CAMPAIGN, *cell))
+    return batch.words(batch.task_parameters(f"{wildcards.folder}/{wildcards.task}", CAMPAIGN, *cell))
 
 
 rule all:
@@ -120,14 +121,14 @@ for protocol, folder in FOLDERS.items():
             EXECUTE
 
 
-rule ood:
+rule task:
     input:
         RUNS / "rollout" / CELL,
-        notebook=NOTEBOOKS / "ood" / "{task}.ipynb",
+        notebook=NOTEBOOKS / "{folder}" / "{task}.ipynb",
     output:
-        RUNS / "ood" / "{task}" / CELL,
+        RUNS / "{folder}" / "{task}" / CELL,
     params:
-        words=ood_words,
+        words=task_words,
     threads: CAMPAIGN.threads
     resources:
         gpu=int(CAMPAIGN.device != "cpu"),
@@ -138,7 +139,7 @@ rule ood:
 rule report:
     input:
         rollouts(),
-        shifted(),
+        tasks(),
         notebook=NOTEBOOKS / "report" / "{page}.ipynb",
     output:
         RUNS / "report" / "{page}.ipynb",

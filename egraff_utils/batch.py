@@ -131,7 +131,7 @@ def run_key(notebook, parameters):
         "datasets": {"dataset": stem, "model": "reference"},
         "training": {"dataset": values.get("dataset"), "model": stem},
         "rollout": {"dataset": stem, "model": values.get("model")},
-        "ood": {"dataset": values.get("dataset"), "model": values.get("model")},
+        **dict.fromkeys(campaigns.TASKS, {"dataset": values.get("dataset"), "model": values.get("model")}),
     }.get(folder, {"dataset": "all", "model": stem})
     return {"campaign": values.get("campaign", "demo"), **identity, "seed": values.get("seed", 0)}
 
@@ -186,7 +186,7 @@ def _plain(value):
 
 
 def run_campaign(name, *, jobs=None, extra=()):
-    """Run a campaign through Snakemake: datasets, training, rollouts, tasks out of distribution, reports.
+    """Run a campaign through Snakemake: datasets, training, rollouts, tasks, reports.
 
     A run that fails does not stop the others; the reports are then made of what there is.
 
@@ -205,10 +205,11 @@ def run_campaign(name, *, jobs=None, extra=()):
         Snakemake's exit status: 0 if every run finished.
     """
     campaign = campaigns.load(name)
-    tasks = [path.stem for path in (NOTEBOOKS / "ood").glob("*.ipynb")]
-    for task in campaign.ood:
-        if task not in tasks:
-            raise cards.unknown("task in notebooks/ood", task, tasks)
+    for folder in campaigns.TASKS:
+        tasks = [path.stem for path in (NOTEBOOKS / folder).glob("*.ipynb")]
+        for task in getattr(campaign, folder):
+            if task not in tasks:
+                raise cards.unknown(f"task in notebooks/{folder}", task, tasks)
     folder = paths.runs() / name
     folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")]
@@ -258,7 +259,7 @@ def pages():
 def page_parameters(page, settings, campaign):
     """Notebook parameters of a page on a campaign, equal to those of the campaign's own run.
 
-    A training page shows one dataset, a rollout page one model, an out-of-distribution page both: those in
+    A training page shows one dataset, a rollout page one model, the page of a task both: those in
     ``settings`` where the campaign has them, else the campaign's first. Report pages show all, and further
     campaigns beside.
     """
@@ -272,16 +273,16 @@ def page_parameters(page, settings, campaign):
     model = _choose(settings.get("model"), campaign.models)
     if kind == "rollout":
         return campaign.rollout_parameters(stem, model, seed, "corrected")
-    if kind == "ood":
-        dataset = _choose(settings.get("dataset"), campaign.ood[stem])
-        return ood_parameters(stem, campaign, dataset, model, seed)
+    if kind in campaigns.TASKS:
+        dataset = _choose(settings.get("dataset"), getattr(campaign, kind)[stem])
+        return task_parameters(page, campaign, dataset, model, seed)
     return {"campaign": campaign.name, "beside": _beside(campaign.name)}
 
 
-def ood_parameters(task, campaign, dataset, model, seed):
-    """Parameters of an out-of-distribution notebook; one that runs no dynamics has none for them."""
-    known = parameters_of(NOTEBOOKS / "ood" / f"{task}.ipynb")
-    values = campaign.ood_parameters(dataset, model, seed)
+def task_parameters(notebook, campaign, dataset, model, seed):
+    """Parameters of a task's notebook, such as ``"ood/benzene"``; one without dynamics has none for them."""
+    known = parameters_of(NOTEBOOKS / f"{notebook}.ipynb")
+    values = campaign.task_parameters(dataset, model, seed)
     return {name: value for name, value in values.items() if name in known}
 
 
@@ -355,12 +356,13 @@ def campaign_pages(name):
             "rollout": campaign.datasets,
             "training": campaign.models,
             "ood": campaign.ood,
+            "checks": campaign.checks,
         }
         if stem not in known.get(kind, [stem]):
             continue
         values = {"dataset": stem, "model": stem, **page_parameters(page, settings or {}, campaign)}
         run = f"{values['dataset']}-{values['model']}-s{campaign.seeds[0]}"
-        names = {"datasets": stem, "report": stem, "ood": f"{stem}/{run}"}
+        names = {"datasets": stem, "report": stem} | dict.fromkeys(campaigns.TASKS, f"{stem}/{run}")
         chosen[page] = folder / kind / f"{names.get(kind, run)}.ipynb"
     return {page: path for page, path in chosen.items() if path.exists()}
 

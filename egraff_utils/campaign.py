@@ -6,6 +6,8 @@ from pathlib import Path
 from egraff_utils import cards, paths
 
 PROTOCOLS = ("corrected", "as_coded")
+TASKS = ("ood", "checks")
+"""Folders of notebooks that put a trained model to a task, and keys of a campaign."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Campaign:
     ood: dict = field(default_factory=dict)
     """``{task: [datasets]}``: notebooks of ``notebooks/ood/``, each for models trained on these datasets;
     their rollouts have the length of the dataset's own."""
+    checks: dict = field(default_factory=dict)
+    """``{task: [datasets]}``: notebooks of ``notebooks/checks/``, likewise."""
     ood_frames: int = 200
     """Frames of every composition that static errors out of distribution are taken on, at most."""
     device: str = "cpu"
@@ -69,7 +73,7 @@ class Campaign:
                 object.__setattr__(self, name, budget)
         for dataset in self.datasets:
             cards.dataset(dataset)
-        for task, datasets in self.ood.items():
+        for _, task, datasets in self._tasks():
             for dataset in datasets:
                 if dataset not in self.datasets:
                     raise cards.unknown(f"dataset of the task {task} of {self.name}", dataset, self.datasets)
@@ -87,11 +91,18 @@ class Campaign:
         """All (dataset, model, seed)."""
         return [(d, m, s) for d in self.datasets for m in self.models for s in self.seeds]
 
-    def ood_cells(self):
-        """All (task, dataset, model, seed) out of distribution."""
+    def task_cells(self):
+        """All (folder, task, dataset, model, seed) of the tasks that put a trained model to something."""
         return [
-            (task, *cell) for task, names in self.ood.items() for cell in self.cells() if cell[0] in names
+            (folder, task, *cell)
+            for folder, task, names in self._tasks()
+            for cell in self.cells()
+            if cell[0] in names
         ]
+
+    def _tasks(self):
+        """(folder of ``notebooks/``, task, datasets) of every task."""
+        return [(folder, task, names) for folder in TASKS for task, names in getattr(self, folder).items()]
 
     def training_parameters(self, dataset, model, seed):
         """Parameters of a training notebook; the model is the notebook's own."""
@@ -120,8 +131,8 @@ class Campaign:
             "max_seconds": budget.max_seconds,
         }
 
-    def ood_parameters(self, dataset, model, seed):
-        """Parameters of an out-of-distribution notebook."""
+    def task_parameters(self, dataset, model, seed):
+        """Parameters of a notebook that puts a trained model to a task."""
         parameters = self.rollout_parameters(dataset, model, seed, "corrected")
         del parameters["protocol"]
         return {"dataset": dataset, "frames": self.ood_frames, **parameters}

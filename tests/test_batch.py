@@ -105,11 +105,11 @@ def test_an_unknown_task_is_refused_before_anything_runs(workplace, capsys):
         campaign.load(str(path))
 
 
-def test_tasks_out_of_distribution_have_the_length_of_the_datasets_own_rollouts():
+def test_tasks_have_the_length_of_the_datasets_own_rollouts():
     settings = campaign.load("cpu")
-    assert ("benzene", "aspirin", "mace", 0) in settings.ood_cells()
-    assert ("benzene", "acac", "mace", 0) not in settings.ood_cells()
-    parameters = batch.ood_parameters("lips20_crystals", settings, "lips20", "mace", 0)
+    assert ("ood", "benzene", "aspirin", "mace", 0) in settings.task_cells()
+    assert ("ood", "benzene", "acac", "mace", 0) not in settings.task_cells()
+    parameters = batch.task_parameters("ood/lips20_crystals", settings, "lips20", "mace", 0)
     own = settings.rollout_parameters("lips20", "mace", 0, "corrected")
     assert parameters["dataset"] == "lips20"
     assert {name: parameters[name] for name in ("replicas", "steps")} == {
@@ -136,7 +136,7 @@ def test_snakemake_plans_every_cell(name, workplace):
     plan = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=False)
     assert plan.returncode == 0, plan.stderr
     reports = len(batch.reports()) + 1  # and the target that asks for them
-    total = len(settings.datasets) + len(settings.cells()) + protocols + len(settings.ood_cells()) + reports
+    total = len(settings.datasets) + len(settings.cells()) + protocols + len(settings.task_cells()) + reports
     assert f"total {total}" in " ".join((plan.stdout + plan.stderr).split())
 
 
