@@ -7,7 +7,6 @@ of equal time. Curves are NaN behind the last sound frame of a replica and where
 from dataclasses import dataclass
 
 import numpy as np
-from ase.calculators.calculator import CalculatorError
 from ase.data import chemical_symbols
 
 from egraff_utils import metrics, statistics, structure
@@ -239,38 +238,6 @@ def summary(name, values, unit):
         return Metric(name, None, unit, n=0)
     low, high = statistics.bootstrap_interval(values)
     return Metric(name, values.mean(), unit, low, high, len(values))
-
-
-def oracle_errors(trajectory, atoms, calculator, *, frames=10):
-    """Errors against the oracle on the rollout's own frames, some per replica.
-
-    The test error says how good a model is where the reference goes; this says how good it is where the
-    model itself goes.
-
-    Returns
-    -------
-    list of Metric
-        ``oracle_force_mae``, meV/Å, and ``oracle_energy_mae``, meV: means over replicas.
-    """
-    system = atoms.copy()
-    system.calc = calculator
-    rows = [_oracle_error(trajectory, system, replica, frames) for replica in range(len(trajectory.energy))]
-    force, energy = np.array(rows).T
-    return [summary("oracle_force_mae", force, "meV/Å"), summary("oracle_energy_mae", energy, "meV")]
-
-
-def _oracle_error(trajectory, system, replica, frames):
-    """Force error, meV/Å, and energy error, meV, of a replica; NaN if the oracle fails on a frame."""
-    sound = trajectory.frames(replica)
-    force, energy = [], []
-    for frame in np.unique(np.linspace(0, sound - 1, frames).astype(int)):
-        system.positions = trajectory.positions[replica, frame]
-        try:
-            force.append(np.abs(system.get_forces() - trajectory.forces[replica, frame]).mean())
-            energy.append(abs(system.get_potential_energy() - trajectory.energy[replica, frame]))
-        except (CalculatorError, RuntimeError):
-            return np.nan, np.nan
-    return np.mean(force) * EV_TO_MEV, np.mean(energy) * EV_TO_MEV
 
 
 def _violations(trajectory, energy, forces):

@@ -168,6 +168,62 @@ def model(name):
 
 
 @dataclass(frozen=True)
+class Oracle:
+    """An ASE calculator that labels any structure of a dataset."""
+
+    calculator: str
+    """What makes it, ``package.module.Class``."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Its keywords."""
+    title: str = ""
+    """Name for readers; by default that of the class."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "title", self.title or self.calculator.rpartition(".")[2])
+
+
+ORACLES = {
+    "gfn2": Oracle("tblite.ase.TBLite", {"method": "GFN2-xTB", "verbosity": 0}, "GFN2-xTB"),
+    "emt": Oracle("ase.calculators.emt.EMT", title="EMT"),
+}
+"""Oracles with a short name: GFN2-xTB for molecules, effective medium theory for metals."""
+
+
+def oracle(value, *, where):
+    """:class:`Oracle` of what a card says: a name of :data:`ORACLES`, or a mapping of the fields.
+
+    Raises
+    ------
+    ValueError
+        If the name or a key is unknown, or the calculator is not written as ``package.module.Class``.
+
+    Examples
+    --------
+    >>> oracle({"calculator": "ase.calculators.lj.LennardJones"}, where="of the card of argon").title
+    'LennardJones'
+    """
+    if isinstance(value, dict):
+        found = from_mapping(Oracle, value, where=f"oracle {where}")
+        if "" in found.calculator.split(".") or "." not in found.calculator:
+            raise ValueError(
+                f"oracle {where}: write the calculator as package.module.Class, not '{found.calculator}'"
+            )
+        return found
+    if value not in ORACLES:
+        raise unknown(f"oracle {where}", value, ORACLES)
+    return ORACLES[value]
+
+
+def oracle_title(value):
+    """Name for readers of a card's oracle; None if it has none.
+
+    >>> oracle_title("gfn2")
+    'GFN2-xTB'
+    """
+    return None if value is None else oracle(value, where="of a card").title
+
+
+@dataclass(frozen=True)
 class SourceFile:
     """A file that holds frames, and how to know that it is the right one."""
 
@@ -277,8 +333,9 @@ class DatasetCard:
     """Atomic number -> prior energy of an atom, eV (Table 13); may be empty."""
     cell: list[list[float]] | None = None
     """Cell, Å, of files that hold none."""
-    oracle: str | None = None
-    """Calculator that gives energies and forces of any structure: ``gfn2``, ``emt`` or None."""
+    oracle: str | dict[str, Any] | None = None
+    """Calculator that gives energies and forces of any structure: a name of :data:`ORACLES`, the fields of an
+    :class:`Oracle`, or None."""
     generate: dict[str, Any] = field(default_factory=dict)
     """How the frames are made, for the reader ``generated``."""
     notes: list[str] = field(default_factory=list)
@@ -296,10 +353,11 @@ class DatasetCard:
         for name, value, allowed in (
             ("system", self.system, ("molecule", "bulk")),
             ("reader", self.reader, ("npz", "extxyz", "deepmd", "rmd17", "generated")),
-            ("oracle", self.oracle or "gfn2", ("gfn2", "emt")),
         ):
             if value not in allowed:
                 raise unknown(f"{name} {where}", value, allowed)
+        if self.oracle is not None:
+            oracle(self.oracle, where=where)
         for name in ("time_ordered", "first_contiguous", "temperatures", "timesteps"):
             for key in getattr(self, name):
                 self.split(key)
@@ -355,7 +413,7 @@ class DatasetCard:
         yield "temperature", f"{self.temperature:g} K"
         yield "timestep", f"{self.timestep:g} fs"
         yield "units in the files", ", ".join(f"{name} {unit}" for name, unit in self.units.items())
-        yield "reference calculator", self.oracle or "none at run time"
+        yield "reference calculator", oracle_title(self.oracle) or "none at run time"
         yield "licence", self.licence or "not stated"
         yield "citation", self.citation or "none"
 

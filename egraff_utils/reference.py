@@ -1,13 +1,15 @@
 """What would the reference do? Oracles that exist at run time, and the datasets made with them."""
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
 
 import numpy as np
-from ase import units
+from ase import Atoms, units
 from ase.build import bulk, molecule
+from ase.calculators.calculator import BaseCalculator
 from ase.constraints import FixCom
 from ase.geometry import find_mic
 from ase.md.langevin import Langevin
@@ -15,39 +17,75 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from egraff_utils import paths
+from egraff_utils import cards, paths
 
 
-def calculator(card):
+def calculator(card, atoms=None):
     """ASE calculator that gives the reference energies (eV) and forces (eV/Å) of a dataset.
 
     GFN2-xTB [Bannwarth2019]_ through tblite for molecules, effective medium theory [Jacobsen1996]_ for
-    copper.
+    metals, or any that the card names.
 
     Parameters
     ----------
     card
         :class:`~egraff_utils.cards.DatasetCard` with an ``oracle``.
+    atoms
+        A structure, ``ase.Atoms``, that it is tried on.
 
     Raises
     ------
     ValueError
-        If the dataset's reference method cannot be run here (``oracle`` is None).
+        If the dataset's reference method cannot be run here: the card has no ``oracle``, there is no such
+        module, class or argument, what it makes is no ASE calculator with forces, or it fails on the
+        structure.
 
     References
     ----------
     .. [Bannwarth2019] C. Bannwarth, S. Ehlert, S. Grimme, J. Chem. Theory Comput. 15, 1652 (2019).
     .. [Jacobsen1996] K. W. Jacobsen, P. Stoltze, J. K. Nørskov, Surf. Sci. 366, 394 (1996).
     """
-    if card.oracle == "gfn2":
-        from tblite.ase import TBLite
+    if card.oracle is None:
+        raise ValueError(f"the reference method of {card.name} cannot be run here: its card has no oracle")
+    oracle = cards.oracle(card.oracle, where=f"of the card of {card.name}")
+    made = _made(oracle, f"the oracle of {card.name}")
+    if atoms is not None:
+        _try(made, atoms, f"the oracle of {card.name}, {oracle.calculator},")
+    return made
 
-        return TBLite(method="GFN2-xTB", verbosity=0)
-    if card.oracle == "emt":
-        from ase.calculators.emt import EMT
 
-        return EMT()
-    raise ValueError(f"the reference method of {card.name} cannot be run here: its card has no oracle")
+def _made(oracle, name):
+    """Calculator of an :class:`~egraff_utils.cards.Oracle`."""
+    module, _, maker = oracle.calculator.rpartition(".")
+    try:
+        make = getattr(importlib.import_module(module), maker)
+    except ImportError as error:
+        raise ValueError(f"{name}: cannot import {module} ({error}); is its package installed?") from error
+    except AttributeError as error:
+        raise ValueError(f"{name}: the module {module} has no {maker}") from error
+    if not callable(make):
+        raise ValueError(f"{name}: {oracle.calculator} is not a class")
+    try:
+        made = make(**oracle.arguments)
+    except TypeError as error:
+        raise ValueError(f"{name}: {maker} does not take {oracle.arguments}: {error}") from error
+    if not isinstance(made, BaseCalculator):
+        raise ValueError(f"{name}: {oracle.calculator} makes a {type(made).__name__}, not an ASE calculator")
+    if missing := {"energy", "forces"} - set(made.implemented_properties):
+        raise ValueError(f"{name}: {oracle.calculator} gives no {' and no '.join(sorted(missing))}")
+    return made
+
+
+def _try(made, atoms, name):
+    """One single point, so that a method that cannot do it says so before anything else runs."""
+    system = atoms.copy()
+    system.calc = made
+    try:
+        values = [system.get_potential_energy(), *system.get_forces().flat]
+    except Exception as error:  # each calculator has errors of its own
+        raise ValueError(f"{name} fails on {atoms.symbols}: {type(error).__name__}: {error}") from error
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} gives an energy or a force of {atoms.symbols} that is not finite")
 
 
 def make_dataset(card):
@@ -83,7 +121,7 @@ def make_dataset(card):
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             arrays = _simulate(card)
-            versions = {name: importlib.metadata.version(name) for name in ("ase", "numpy", "tblite")}
+            versions = {name: importlib.metadata.version(name) for name in ("ase", "numpy", *_packages(card))}
             record = {"dataset": card.name, "parameters": parameters, "versions": versions}
             path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
             temporary = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
@@ -92,11 +130,17 @@ def make_dataset(card):
     return path
 
 
+def _packages(card):
+    """Names of the installed packages that a card's oracle is imported from."""
+    oracle = cards.oracle(card.oracle, where=f"of the card of {card.name}")
+    return importlib.metadata.packages_distributions().get(oracle.calculator.partition(".")[0], [])
+
+
 def _simulate(card):
     """Arrays of the made dataset, by running its trajectory."""
     plan = card.generate
     atoms = _start(plan)
-    atoms.calc = calculator(card)
+    atoms.calc = calculator(card, atoms)
     rng = np.random.default_rng(plan["seed"])
     hottest = plan["stages"][0].get("temperature", card.temperature)
     MaxwellBoltzmannDistribution(atoms, temperature_K=hottest, rng=rng)
@@ -113,7 +157,11 @@ def _simulate(card):
 
 
 def _start(plan):
-    """The first structure of a made dataset."""
+    """The first structure of a made dataset: a list of ``C 0.0 0.0 0.0`` (Å), or one that ASE can build."""
+    if "structure" in plan:
+        rows = [line.split() for line in plan["structure"]]
+        positions = [[float(value) for value in row[1:]] for row in rows]
+        return Atoms([row[0] for row in rows], positions, cell=plan["cell"])
     if "molecule" in plan:
         atoms = molecule(plan["molecule"])
         atoms.set_cell(plan["cell"])

@@ -15,7 +15,7 @@ import torch
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from filelock import FileLock
 
-from egraff_utils import analysis, cards, data, paths, records, reference, structure, train
+from egraff_utils import analysis, cards, data, oracle, paths, records, reference, structure, train
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
 from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, discard, simulate
 
@@ -101,7 +101,8 @@ def roll_out(config, *, force_field=None):
     Returns
     -------
     Record
-        Kind ``rollout`` or ``rollout_as_coded``; metrics and curves as in :mod:`egraff_utils.analysis`.
+        Kind ``rollout`` or ``rollout_as_coded``; metrics and curves as in :mod:`egraff_utils.analysis`, and
+        where the dataset has an oracle those of :func:`egraff_utils.oracle.label`.
         The stored one if it has these parameters and was made with these weights. Status ``unstable`` if a
         replica broke; the message says when and why.
 
@@ -266,6 +267,8 @@ def _scene(config, card):
     first = start_frames(config, len(frames), ordered=config.split in card.time_ordered)
     starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
     digest = records.digest(*[array for a in starts for array in (a.numbers, a.positions, a.get_momenta())])
+    if card.oracle is not None:
+        reference.calculator(card, starts[0])  # an error now rather than after the simulation
     live = config.protocol == "corrected" and card.oracle is not None
     found = _live(config, card, starts, digest) if live else _stored(config, card, frames, first)
     return Scene(frames, first, starts, found, digest)
@@ -415,7 +418,8 @@ def _judge(config, card, scene, trajectory):
     lengths = {"timestep": config.timestep, "steps": config.steps}
     metrics, curves = analysis.measure(trajectory, start, scene.reference, **lengths)
     if card.oracle is not None:
-        metrics += analysis.oracle_errors(trajectory, start, reference.calculator(card))
+        errors, labelled = oracle.label(trajectory, start, reference.calculator(card))
+        metrics, curves = metrics + errors, curves | labelled
     curves["start_frame"] = np.array(scene.first)
     status = "unstable" if any(trajectory.reasons) else "complete"
     message = _message(trajectory, config)

@@ -2,12 +2,14 @@
 
 A table is a pandas Styler that a notebook shows as it is, a text for the terminal, or a CSV behind a link.
 In a table darker cells are better, as in the paper; a shaded cell sets its own text colour, so that it can
-be read in the light and in the dark theme.
+be read in the light and in the dark theme. Marks are explained in a line below the table.
 """
 
 from __future__ import annotations
 
 import base64
+import re
+from functools import lru_cache
 from html import escape
 
 import numpy as np
@@ -16,6 +18,7 @@ from ase.data import chemical_symbols
 from IPython.display import HTML
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
+from egraff_utils import cards, paths, records
 from egraff_utils.beside import (
     BOUND,
     COLUMNS,
@@ -32,6 +35,8 @@ from egraff_utils.beside import (
     columns_of,
     dataset_layout,
     dataset_title,
+    floor_of,
+    is_alike,
     layout_values,
     literature_values,
     model_title,
@@ -44,8 +49,23 @@ from egraff_utils.beside import (
 __all__ = ["Column", "beside_values", "budget", "literature_values", "paper_values"]
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
-NOT_RUN, NO_VALUE, FAILED, UNSTABLE = "not run", "–", "failed", "†"
+NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
 FAILING = ("training", "failure")
+FEW = 4
+"""Rows up to which another campaign stands below a table and not in a column of it."""
+
+LEGEND = {
+    r"\n\d": "Small: 95 % interval",
+    " ± ": "±: published standard deviation",
+    ALIKE: f"{ALIKE} not distinguishable from the reference: in the floor's 95 % range (WF, JSD: or below)",
+    r"\^": "models of one group that share a letter cannot be told apart",
+    UNSTABLE: f"{UNSTABLE} a replica broke, the value is that of the part before",
+    FAILED: f"{FAILED}: the run gave no value",
+    NOT_RUN: f"{NOT_RUN}: no record",
+    f"(^|\x00){NO_VALUE}": f"{NO_VALUE} no such value",
+}
+"""Pattern of a mark in the cells -> what it means."""
+
 TITLES = {"dataset": short_title, "trained_on": short_title, "model": model_title}
 
 SHADES = {
@@ -66,16 +86,18 @@ def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = None, **options):
-    """Some metrics as a styled table, the published value beside ours.
+    """Some metrics as a styled table: the published value, ours with its interval, and the floor.
 
     Better values are darker, within one dataset and column. ``not run`` stands for a cell without a record,
-    ``failed`` for one whose run failed, a dash for a value that is not published or does not exist, a dagger
-    behind a value for a simulation in which a replica broke.
+    ``failed`` for one whose run gave no value, a dash for a value that is not published or does not exist, a
+    dagger behind a value for a simulation in which a replica broke, ≈ for a value that cannot be told from
+    the reference. Models that cannot be told apart share a letter. Another campaign with values in a few rows
+    only stands below the table.
 
     Parameters
     ----------
     frame, metrics, options
-        As those of `beside_values`.
+        As those of `beside_values`; bounds and spread are always there.
     name
         Name of the table; made of the kind and the metrics by default.
 
@@ -86,15 +108,15 @@ def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = 
     kind = options.pop("kind", "rollout")
     frames = campaign_frames(frame, options.pop("beside", ()))
     layout = dataset_layout(frames, metrics, kind)
-    numbers = layout_values(frames, layout, **options)
+    numbers = layout_values(frames, layout, bounds=True, spread=True)
     return _styled(numbers, layout, frames, name or "-".join(["beside", kind, *metrics]))
 
 
-def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bounds: bool = False):
+def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bounds: bool = True):
     """A table of the paper as a styled table, ours beside the published values; marks as in `beside`.
 
-    In Tables 3 and 18 a smaller ± follows: the published standard deviation, half of our 95 % interval. In
-    Table 17 rows are sources, and ours are further rows.
+    In Tables 3 and 18 a smaller ± follows the published value: its standard deviation. In Table 17 rows are
+    sources, and ours are further rows.
 
     Parameters
     ----------
@@ -107,7 +129,7 @@ def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bo
     if str(number) == "17":
         return _styled_literature(literature_values(frame, beside=beside), name)
     frames, layout = campaign_frames(frame, beside), paper_layout(number)
-    numbers = layout_values(frames, layout, bounds=bounds, spread=layout.spread)
+    numbers = layout_values(frames, layout, bounds=bounds, spread=True)
     return _styled(numbers, layout, frames, name)
 
 
@@ -158,8 +180,9 @@ def leaderboard_values(
 
     Returns
     -------
-    DataFrame with the index (dataset, model) and the columns (head with unit, ``"paper"`` or ``"ours"``);
-    missing values are NaN. A quantity that neither the paper nor we have for any row has no column.
+    DataFrame with the index (dataset, model) and the columns (head with unit, source), as `beside_values` has
+    them with bounds and spread; missing values are NaN. A quantity that neither the paper nor we have for
+    any row has no column.
 
     Raises
     ------
@@ -172,12 +195,17 @@ def leaderboard_values(
         raise ValueError(f"the records hold no run of {dataset or 'any dataset'}; run the campaign first")
     run = pd.MultiIndex.from_frame(rows[["dataset", "model"]].drop_duplicates())
     chosen = [c.metric for c in COLUMNS if c.group in groups and (metrics is None or c.metric in metrics)]
-    values = beside_values(frame, tuple(chosen))
-    return values[values.index.isin(run)].dropna(axis="columns", how="all")
+    values = beside_values(frame, tuple(chosen), bounds=True, spread=True)
+    values = values[values.index.isin(run)].dropna(axis="columns", how="all")
+    known = {head for head, source in values if source in (PAPER, OURS)}
+    return values[[key for key in values if key[0] in known]]
 
 
 def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
     """The leaderboard as a styled table, marked as by `beside`; arguments as those of `leaderboard_values`.
+
+    With the accuracy stands whether the model passed the gate, with the dynamics how many replicas were
+    stable, where there are such records.
 
     Returns
     -------
@@ -186,7 +214,10 @@ def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
     values = leaderboard_values(frame, dataset, **selection)
     chosen = [name for names in selection.values() for name in names]
     name = "-".join(["leaderboard", dataset or "all", *chosen])
-    styler = _styled(values, _leaderboard_layout(values), {OURS: frame}, name)
+    groups = selection.get("groups", tuple(SHADES))
+    more = {"Gate": badges(frame)} if "accuracy" in groups else {}
+    more |= {"Stable replicas (count)": survivors(frame)} if "dynamics" in groups else {}
+    styler = _styled(values, _leaderboard_layout(values), {OURS: frame}, name, more=more)
     return styler if dataset is None else styler.hide(axis="index", level="dataset")
 
 
@@ -198,12 +229,58 @@ def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROU
         ours = values.loc[:, [key for key in values.columns if key[1] == OURS]]
         if ("Force MAE (meV/Å)", OURS) in ours:
             ours = ours.sort_values(("Force MAE (meV/Å)", OURS))
-        cells = _cells(ours, _leaderboard_layout(ours), {OURS: frame})
+        cells = _cells(ours, _leaderboard_layout(ours), {OURS: frame}, letters=False)
         cells.columns = [head.replace(" (dimensionless)", "") for head, _ in cells.columns]
         cells.index = [model_title(model) for _, model in cells.index]
         blocks.append(f"{dataset_title(dataset)}\n{cells.to_string()}")
     text = "\n\n".join(blocks)
-    return text + (f"\n{UNSTABLE} a replica broke the stability rule" if UNSTABLE in text else "")
+    return "\n".join([text, *(LEGEND[mark] for mark in (ALIKE, UNSTABLE) if mark in text)])
+
+
+def badges(frame: pd.DataFrame) -> dict:
+    """What the gate said of every trained model: ``pass``, or which checks failed; by (dataset, model)."""
+    rows = frame[(frame.kind == "gate") & (frame.metric == "passed") & frame.path.notna()]
+    found = {(row.dataset, row.model): _record(paths.results() / row.path) for row in rows.itertuples()}
+    return {key: "pass" if record["passed"] else f"fails\n{record.message}" for key, record in found.items()}
+
+
+def survivors(frame: pd.DataFrame) -> dict:
+    """Replicas that were stable to their end, of how many, by (dataset, model); text such as ``4 of 5``."""
+    rows = frame[(frame.kind == "rollout") & (frame.model != "reference") & frame.path.notna()]
+    counts = {}
+    for (dataset, model), found in rows.groupby(["dataset", "model"]):
+        each = [stable_replicas(_record(paths.results() / path)) for path in found.path.unique()]
+        counts[dataset, model] = "{} of {}".format(*np.sum(each, axis=0))
+    return counts
+
+
+def stable_replicas(record) -> tuple[int, int]:
+    """Number of replicas of a rollout that were stable to its end, and of all."""
+    parts = dict.fromkeys(str(name) for name in record.curves.get("composition", ()))
+    if parts:
+        key = record.campaign, record.dataset, record.model, record.seed
+        files = [records.record_path(f"rollout_{part}", *key) for part in parts]
+        return tuple(np.sum([stable_replicas(_record(file)) for file in files if file.is_file()], axis=0))
+    stable = np.asarray(record.curves.get("stable_step", ()))
+    return int((stable >= (record["steps"] or 0)).sum()), len(stable)
+
+
+@lru_cache(maxsize=1000)
+def _record(file):
+    return records.load(file)
+
+
+def say(value, spec: str = ".2f") -> str:
+    """A number as a page says it; ``no value`` for one that is missing or not finite, a text as it is.
+
+    Examples
+    --------
+    >>> say(0.7071), say(0.25, ".0%"), say(float("nan")), say(None), say("none")
+    ('0.71', '25%', 'no value', 'no value', 'none')
+    """
+    if isinstance(value, str):
+        return value
+    return "no value" if value is None or not np.isfinite(value) else format(float(value), spec)
 
 
 def dataset(card, frames: dict[str, int] | None = None):
@@ -221,13 +298,12 @@ def dataset(card, frames: dict[str, int] | None = None):
     -------
     pandas Styler, which a notebook shows as HTML.
     """
-    oracles = {"gfn2": "GFN2-xTB", "emt": "EMT"}
     rows = [
         ("System", card.system, ""),
         ("Elements", ", ".join(chemical_symbols[z] for z in card.elements), ""),
         ("Temperature", f"{card.temperature:g}", "K"),
         ("MD timestep", f"{card.timestep:g}", "fs"),
-        ("Reference at run time", oracles.get(card.oracle, card.oracle or "none"), ""),
+        ("Reference at run time", cards.oracle_title(card.oracle) or "none", ""),
         ("Licence", card.licence, ""),
     ]
     for split, number in (frames or {}).items():
@@ -344,19 +420,56 @@ def _leaderboard_layout(values):
     return Layout(tuple(metrics[head] for head in heads), rows)
 
 
-def _styled(numbers, layout, frames, name):
-    """Styler of the texts of numbers, with titles, marks and shades; ``csv_link`` finds the numbers in it."""
-    numbers = numbers[[key for key in numbers if key[1] in frames or numbers[key].notna().any()]]
+def _styled(numbers, layout, frames, name, more=None):
+    """Styler of the texts of numbers, with titles, marks and shades; ``csv_link`` finds the numbers in it.
+
+    `more` has further columns of texts by (dataset, model).
+    """
+    numbers = numbers[[k for k in numbers if k[1] in (OURS, *frames) or numbers[k].notna().any()]]
+    filled = {source: _filled(numbers, source) for source in frames}
+    few = [source for source in frames if source != OURS and len(filled[source]) <= FEW]
     columns = {column.head: column for column in columns_of(layout, frames)}
-    texts = _cells(numbers, layout, frames)
+    every = _cells(numbers, layout, frames)
+    texts = every[[key for key in every if key[1] not in few]]
     titles = [(head, _source_title(columns[head], source, frames)) for head, source in texts.columns]
+    css = _shades(numbers[texts.columns], columns, frames)
+    for head, found in (more or {}).items():
+        if found:
+            titles.append((head, campaign_name(frames[OURS])))
+            texts[titles[-1]] = [found.get(key[-2:], NOT_RUN) for key in texts.index]
+            css[titles[-1]] = ""
     heads = pd.MultiIndex.from_tuples(titles) if titles else texts.columns
-    css = _shades(numbers[texts.columns], columns, frames).set_axis(heads, axis=1)
-    styler = texts.set_axis(heads, axis=1).style.apply(lambda _: css, axis=None).format(_small)
+    css = css.set_axis(heads, axis=1)
+    styler = texts.set_axis(heads, axis=1).style.apply(lambda _: css, axis=None).format(_marked_up)
     for level, title in enumerate(texts.index.names):
         styler.format_index(TITLES.get(title, str), axis="index", level=level)
+    notes = [_note(every.loc[filled[s]], s) for s in few if len(filled[s])]
+    styler.set_caption("<br>".join([_legend(texts), *notes]))
     styler.numbers = _named(numbers, campaign_name(frames[OURS]))
     return _ruled(_finish(styler, name), texts.index.droplevel("model"))
+
+
+def _filled(numbers, source):
+    """Rows in which a source has a value."""
+    found = numbers[[key for key in numbers if key[1] == source]].notna().any(axis=1)
+    return numbers.index[found]
+
+
+def _note(rows, source):
+    """Values of a source in a few rows, as a sentence."""
+    words = []
+    for (*labels, model), row in rows.iterrows():
+        where = ", ".join(TITLES.get(n, str)(v) for n, v in zip(rows.index.names, labels, strict=False))
+        cells = [f"{head} {_marked_up(text)}" for (head, name), text in row.items() if name == source]
+        words.append(f"{model_title(model)} on {where}: {', '.join(cells)}".replace("<br>", " "))
+    return f"Campaign {source}: {'; '.join(words)}."
+
+
+def _legend(texts):
+    """Meaning of the marks that occur."""
+    every = "\x00".join(map(str, texts.to_numpy().ravel()))
+    found = "; ".join(meaning for mark, meaning in LEGEND.items() if re.search(mark, every))
+    return found[:1].upper() + found[1:] + "." if found else ""
 
 
 def _ruled(styler, groups):
@@ -408,19 +521,69 @@ def _styled_literature(values, name):
     return _ruled(_finish(styler, name), texts.index.droplevel("source"))
 
 
-def _cells(numbers, layout, frames):
-    """Text of every cell: its number with spread and mark, or why there is none."""
+def _cells(numbers, layout, frames, *, letters=True):
+    """Text of every cell: its number with marks, its interval in a second line, or why there is none."""
     columns = {column.head: column for column in columns_of(layout, frames)}
     cells = {}
     for head, source in [key for key in numbers if key[1] in (PAPER, BOUND, *frames)]:
-        keys = record_keys(columns[head], layout, numbers.index)
-        marks = _marks(frames[source], keys) if source in frames else [(NO_VALUE, "")] * len(keys)
-        rows = zip(numbers[head, source], _spread(numbers, head, source), marks, strict=True)
-        cells[head, source] = [
-            _cell(value, error, columns[head].digits, *mark) for value, error, mark in rows
-        ]
+        column, values = columns[head], numbers[head, source]
+        signs, marks = [""] * len(values), [(NO_VALUE, "")] * len(values)
+        if source in frames:
+            keys = record_keys(column, layout, numbers.index)
+            marks = _marks(frames[source], keys)
+            signs = _signs(column, keys, values, frames[source], frames[OURS], letters=letters)
+        rows = zip(values, marks, signs, _spread(numbers, head, source, column.digits), strict=True)
+        texts = [_cell(value, column.digits, *mark, sign, end) for value, mark, sign, end in rows]
+        cells[head, source] = _once(texts, numbers.index) if source == BOUND else texts
     heads = pd.MultiIndex.from_tuples(cells) if cells else numbers.columns
     return pd.DataFrame(dict(enumerate(cells.values())), index=numbers.index).set_axis(heads, axis=1)
+
+
+def _once(texts, index):
+    """Only the first text of every group of rows: a bound is the same for all models."""
+    groups = index.droplevel("model")
+    first = [not row or groups[row] != groups[row - 1] for row in range(len(groups))]
+    return [text if here else "" for text, here in zip(texts, first, strict=True)]
+
+
+def _signs(column, keys, values, frame, other, *, letters):
+    """Letters of significance, and ≈ where a value cannot be told from the reference, for every row."""
+    if not column.bound.startswith("floor"):
+        return [""] * len(keys)
+    floors = {key[:2]: _floor(frame, other, *key[:2], column) for key in keys}
+    alike = [
+        is_alike(column.metric, value, *floors[key[:2]]) for key, value in zip(keys, values, strict=True)
+    ]
+    groups = {place: _letters(frame, *place, column.metric) for place in (floors if letters else ())}
+    found = [groups.get(key[:2], {}).get(key[2], "") for key in keys]
+    return [
+        (f" ^{letter}" if letter else "") + (f"\u00a0{ALIKE}" if a else "")
+        for letter, a in zip(found, alike, strict=True)
+    ]
+
+
+def _floor(frame, other, kind, dataset, column):
+    """Range of the floor in the head's unit, of the same campaign or, without one, of another."""
+    each = [np.array(floor_of(f, kind, dataset, column.metric)[1:]) * column.factor for f in (frame, other)]
+    return each[0] if np.isfinite(each[0]).all() else each[1]
+
+
+def _letters(frame, kind, dataset, metric):
+    """Letters of significance of the models of one dataset; none where there is only one."""
+    here = (frame.kind == kind) & (frame.dataset == dataset) & (frame.model != "reference")
+    rows = frame[here & frame.path.notna() & (frame.metric == metric)]
+    if rows.model.nunique() < 2:
+        return {}
+    return _found_letters(tuple(paths.results() / path for path in rows.path.unique()), metric)
+
+
+@lru_cache(maxsize=1000)
+def _found_letters(files, metric):
+    try:
+        from egraff_utils.report import significance
+    except ImportError:
+        return {}
+    return significance.letters([_record(file) for file in files], metric)
 
 
 def _marks(frame, keys):
@@ -431,29 +594,33 @@ def _marks(frame, keys):
     for key in keys:
         status = found.get(key, set())
         dagger = f"\u00a0{UNSTABLE}" if "unstable" in status else ""
-        missing = FAILED if "failed" in status or key[1:] in failed else NOT_RUN
-        marks.append((NO_VALUE + dagger if status - {"failed"} else missing, dagger))
+        missing = NOT_RUN if not status else NO_VALUE if status == {"complete"} else FAILED + dagger
+        marks.append((FAILED if key[1:] in failed else missing, dagger))
     return marks
 
 
-def _spread(numbers, head, source):
-    """Published standard deviation, or half of the interval; NaN where the frame has neither."""
-    if (head, f"{source} std") in numbers:
-        return numbers[head, f"{source} std"]
-    low, high = (numbers.get((head, f"{source} {end}"), np.nan) for end in ("low", "high"))
-    return (high - low) / 2 + pd.Series(0.0, index=numbers.index)
+def _spread(numbers, head, source, digits):
+    """Published standard deviation, or the interval in a second line, as text; empty where there is none."""
+    found = [numbers.get((head, f"{source} {end}")) for end in ("std", "low", "high")]
+    std, low, high = (pd.Series(np.nan, numbers.index) if column is None else column for column in found)
+    texts = [f" ± {_shown(value, digits)}" if pd.notna(value) else "" for value in std]
+    ranges = zip(texts, low, high, strict=True)
+    return [
+        text if pd.isna(a + b) else f"{text}\n{_shown(a, digits)} to {_shown(b, digits)}"
+        for text, a, b in ranges
+    ]
 
 
-def _cell(value, spread, digits, missing, dagger):
-    if pd.isna(value):
-        return missing
-    text = _shown(value, digits) + dagger
-    return text if pd.isna(spread) else f"{text} ± {_shown(spread, digits)}"
+def _cell(value, digits, missing, dagger, sign="", end=""):
+    return missing if pd.isna(value) else _shown(value, digits) + sign + dagger + end
 
 
-def _small(text):
-    value, sign, spread = text.partition(" ± ")
-    return f"{value} <small>± {spread}</small>" if sign else value
+def _marked_up(text):
+    """HTML of a cell: letters raised, what follows ± and the second line small."""
+    value, _, below = text.partition("\n")
+    value = re.sub(r" \^(\w+)", r"<sup>\1</sup>", value)
+    value = re.sub(r" (± .*)", r" <small>\1</small>", value)
+    return f"{value}<br><small>{below}</small>" if below else value
 
 
 def _shown(value, digits):

@@ -84,7 +84,6 @@ def overview(names=None):
 
 
 def _row(card):
-    oracles = {"gfn2": "GFN2-xTB", "emt": "EMT"}
     frames = {name: _frames(card, name) for name in ("train", "val", "test")}
     temperatures = sorted({card.conditions(split)[0] for split in card.splits})
     steps = sorted(set(card.time_ordered.values()))
@@ -97,7 +96,7 @@ def _row(card):
         if len(temperatures) > 2
         else ", ".join(map("{:g}".format, temperatures)),
         "every (fs)": ", ".join(f"{value:g}" for value in steps) or "no",
-        "live reference": oracles.get(card.oracle, "none"),
+        "live reference": cards.oracle_title(card.oracle) or "none",
         "licence": _licence(card),
     }
 

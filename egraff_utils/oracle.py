@@ -1,0 +1,155 @@
+"""Is a model as good where it goes itself? The reference's labels on frames of the model's own rollout.
+
+A test error is taken where the reference goes. EV and FV of a rollout compare two trajectories at equal
+times, which part. Here model and reference see one and the same configuration, which the model has led to. R
+replicas, T recorded frames, M labelled frames, N atoms.
+"""
+
+import numpy as np
+from ase.calculators.calculator import CalculatorError
+
+from egraff_utils import analysis, metrics
+from egraff_utils.units import EV_TO_MEV
+
+FRAMES = 20
+"""Frames of every replica that the reference labels, at most."""
+
+UNITS = {
+    "oracle_fv": "1",
+    "oracle_ev_root": "1",
+    "oracle_force_mae": "meV/Å",
+    "oracle_energy_mae_per_atom": "meV/atom",
+    "oracle_energy_mae_shifted_per_atom": "meV/atom",
+    "oracle_labelled": "1",
+}
+
+
+def label(trajectory, atoms, calculator, *, frames=FRAMES):
+    """Errors of a model on configurations of its own rollout, at equal distances in time.
+
+    Positions and forces of a trajectory are kept in single precision, which limits the errors to some 0.01
+    meV/atom and 0.1 meV/Å.
+
+    Parameters
+    ----------
+    trajectory
+        :class:`~egraff_utils.dynamics.Trajectory` of the model.
+    atoms
+        A start, ``ase.Atoms``, for elements and cell.
+    calculator
+        ASE calculator of the reference: energy in eV, forces in eV/Å.
+    frames
+        Labelled frames of every replica, at most.
+
+    Returns
+    -------
+    metrics : list of Metric
+        Means over replicas of :func:`replica_values` with their intervals.
+    curves : dict
+        ``oracle_steps`` (M,): the steps; ``oracle_ev_root`` and ``oracle_fv`` (R, M), dimensionless;
+        ``oracle_force_mae`` (R, M), meV/Å, mean over components; ``oracle_energy_error`` (R, M), model minus
+        reference, meV/atom; ``oracle_sound`` (R,): frames that the reference was asked for. NaN behind the
+        last sound frame of a replica, and where the reference itself fails on a frame.
+    """
+    chosen = labelled_frames(max(trajectory.frames(r) for r in range(len(trajectory.energy))), frames)
+    energy, forces = _labels(trajectory, atoms, calculator, chosen)
+    predicted, predicted_forces = trajectory.energy[:, chosen], trajectory.forces[:, chosen].astype(float)
+    curves = {
+        "oracle_ev_root": metrics.energy_violation_root(predicted, energy),
+        "oracle_fv": np.array(
+            [metrics.force_violation(f, g) for f, g in zip(predicted_forces, forces, strict=True)]
+        ),
+        "oracle_force_mae": np.abs(predicted_forces - forces).mean((2, 3)) * EV_TO_MEV,
+        "oracle_energy_error": (predicted - energy) / len(atoms) * EV_TO_MEV,
+    }
+    curves = {name: np.asarray(curve, dtype=float) for name, curve in curves.items()}
+    curves["oracle_steps"] = trajectory.steps[chosen]
+    curves["oracle_sound"] = _sound(trajectory, chosen).sum(1)
+    values = replica_values(curves)
+    return [analysis.summary(name, values[name], unit) for name, unit in UNITS.items()], curves
+
+
+def labelled_frames(total, count=FRAMES):
+    """Indices of every k-th of ``total`` frames, the start left out, with the least k that gives no more than
+    ``count``.
+
+    The start is a frame of the reference. It tells nothing of where the model goes.
+
+    Examples
+    --------
+    >>> labelled_frames(401, 20)[[0, 1, -1]]
+    array([ 20,  40, 400])
+    >>> labelled_frames(6, 20)
+    array([1, 2, 3, 4, 5])
+    """
+    every = max(1, -(-(total - 1) // count))
+    return np.arange(every, total, every)
+
+
+def replica_values(curves):
+    """One value per replica of every metric of this module.
+
+    Parameters
+    ----------
+    curves
+        As :func:`label` gives them.
+
+    Returns
+    -------
+    dict of ndarray
+        Shape ``(R,)``, NaN where a replica has no labelled frame: geometric means over time of ``oracle_fv``
+        and ``oracle_ev_root``; means of ``oracle_force_mae`` (meV/Å) and ``oracle_energy_mae_per_atom``
+        (meV/atom); ``oracle_energy_mae_shifted_per_atom``, the same when the mean error of the whole rollout
+        is taken off; ``oracle_labelled``, the fraction of the sound frames that the reference could label.
+
+    Examples
+    --------
+    >>> error = np.array([[1.0, 3.0], [2.0, np.nan]])
+    >>> curves = dict.fromkeys(("oracle_ev_root", "oracle_fv", "oracle_force_mae"), np.abs(error))
+    >>> values = replica_values(curves | {"oracle_energy_error": error, "oracle_sound": np.array([2, 1])})
+    >>> values["oracle_energy_mae_per_atom"], values["oracle_energy_mae_shifted_per_atom"]
+    (array([2., 2.]), array([1., 0.]))
+    """
+    error = curves["oracle_energy_error"]
+    known = np.isfinite(error)
+    offset = error[known].mean() if known.any() else np.nan
+    sound = curves["oracle_sound"]
+    values = {name: [_geometric(curve) for curve in curves[name]] for name in ("oracle_fv", "oracle_ev_root")}
+    values["oracle_force_mae"] = [_mean(curve) for curve in curves["oracle_force_mae"]]
+    values["oracle_energy_mae_per_atom"] = [_mean(np.abs(row)) for row in error]
+    values["oracle_energy_mae_shifted_per_atom"] = [_mean(np.abs(row - offset)) for row in error]
+    values["oracle_labelled"] = np.where(sound > 0, known.sum(1) / np.maximum(sound, 1), np.nan)
+    return {name: np.array(value) for name, value in values.items()}
+
+
+def _labels(trajectory, atoms, calculator, chosen):
+    """Energy (R, M), eV, and forces (R, M, N, 3), eV/Å, of the reference."""
+    energy = np.full((len(trajectory.energy), len(chosen)), np.nan)
+    forces = np.full((*energy.shape, len(atoms), 3), np.nan)
+    system = atoms.copy()
+    system.calc = calculator
+    for replica, column in np.argwhere(_sound(trajectory, chosen)):
+        system.positions = trajectory.positions[replica, chosen[column]]
+        try:
+            forces[replica, column] = system.get_forces()
+            energy[replica, column] = system.get_potential_energy()
+        except (CalculatorError, RuntimeError):
+            forces[replica, column] = np.nan
+            calculator.reset()  # nothing of the failure is to start the next frame
+    return energy, forces
+
+
+def _sound(trajectory, chosen):
+    """Whether a replica was sound at each of the chosen frames, shape ``(R, M)``."""
+    ends = [trajectory.frames(replica) for replica in range(len(trajectory.energy))]
+    return chosen < np.array(ends)[:, None]
+
+
+def _mean(values):
+    values = values[np.isfinite(values)]
+    return values.mean() if len(values) else np.nan
+
+
+def _geometric(values):
+    values = values[np.isfinite(values)]
+    return metrics.geometric_mean(values) if len(values) else np.nan
