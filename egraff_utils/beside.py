@@ -1,8 +1,8 @@
 """What did the paper find, and what did we? Both as numbers, in one frame; `tables` shows them.
 
 A row is a model in a group, such as a dataset; a column is (head with unit, source). Sources are ``"paper"``,
-``"ours"`` for the records at hand, further campaigns by name, and ``"bound"``: a floor of the metric, or the
-error of predicting zero.
+``"ours"`` for the records at hand, further campaigns by name, and ``"bound"``: the floor of the metric, which
+is what a perfect but independent model would score, or the error of predicting zero.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paper, records
 
 PAPER, OURS, BOUND = "paper", "ours", "bound"
+SPREAD = (" std", " low", " high")
 MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 DATASETS = ("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "lips", "lips20", "gete")
 """Models and datasets in the paper's order."""
@@ -47,7 +48,12 @@ METRIC_NAMES = {
     "replica_steps_per_second": "Speed, all replicas",
     "energy_drift": "Energy drift",
     "oracle_force_mae": "Force MAE on the model's own frames",
-    "oracle_energy_mae": "Energy MAE on the model's own frames",
+    "oracle_energy_mae_per_atom": "Energy MAE per atom on the model's own frames",
+    "oracle_energy_mae_shifted_per_atom": "Energy MAE per atom without its offset, own frames",
+    "oracle_fv": "FV on the model's own frames",
+    "oracle_ev_root": "Root EV on the model's own frames",
+    "oracle_labelled": "Own frames that the reference could label",
+    "horizon_nve": "Horizon",
     "floor_wf": "Floor of Wright's factor",
     "floor_jsd": "Floor of JSD",
     "floor_jsd_raw": "Floor of JSD as published",
@@ -74,7 +80,13 @@ UNRANKED = (
 )
 ERRORS = ("force_mae", "energy_mae", "energy_mae_per_atom", "zero_force_mae")
 OF_TRAINING = ("seconds_per_epoch", "steps", "epochs", "seconds", "parameters")
+OF_KIND = dict.fromkeys(OF_TRAINING, "training") | {"horizon_nve": "horizon"}
+"""Kind of the records that hold a metric, where it is not that of the rollouts."""
+
 PROTOCOLS = ("rollout", "rollout_as_coded")
+FLOORED = ("wf", "jsd", "jsd_raw", "ev_root", "fv", "rmsd")
+BEST_AT_ZERO = ("wf", "jsd", "jsd_raw")
+"""Metrics with a floor, and those of them for which a value below the floor is no better than one inside."""
 
 
 class Column(NamedTuple):
@@ -99,7 +111,7 @@ class Column(NamedTuple):
     lower_is_better: bool | None = True
     """``None`` where neither is better."""
     bound: str = ""
-    """Metric of the dataset's record that bounds it: a floor, or the error of predicting zero."""
+    """What bounds it: ``floor_`` and the metric (see `floor_of`), or the error of predicting zero."""
     published_std: str = ""
     """Column of the published standard deviation."""
 
@@ -118,6 +130,7 @@ COLUMNS = (
     Column("structure", "JSD (nats)", "jsd", 5, bound="floor_jsd"),
     Column("dynamics", "Root EV (1e-5)", "ev_root", 3, 1e5, **_EV),
     Column("dynamics", "FV (dimensionless)", "fv", 3, **_FV),
+    Column("dynamics", "Horizon (fs)", "horizon_nve", 1, lower_is_better=False),
     Column("dynamics", "Stable fraction (dimensionless)", "stable_fraction", 2, lower_is_better=False),
     Column("cost", "Training (s/epoch)", "seconds_per_epoch", 2, published="train_min_per_epoch", **_MINUTES),
     Column("cost", "MD (ms/step)", "ms_per_step", 1, published="inference_min_per_1000_steps", **_MINUTES),
@@ -201,16 +214,16 @@ def beside_values(
         Kind of the records. The paper's values join for the kinds in `PROTOCOLS` only; those of 3BPA are
         the published ones at 600 K, where our test set is. (Tables 1 to 3 have it at 300 K: `paper_values`.)
     bounds
-        Whether to add the bound from the dataset's record.
+        Whether to add the bound.
     spread
-        Whether to add the published standard deviations and the 95 % intervals of ours.
+        Whether to add the published standard deviations and the 95 % intervals of ours and of the floor.
 
     Returns
     -------
     DataFrame with the index (dataset, model) in the paper's order, others behind, and the columns (head with
     unit, source) with the sources ``"paper"``, ``"ours"``, the names of further campaigns and ``"bound"``; of
-    the spread ``"paper std"``, ``"ours low"``, ``"ours high"`` and so on. Missing values are NaN. For the
-    kind ``rollout`` all rows of the paper's tables are there, and those of the records.
+    the spread ``"paper std"``, ``"ours low"``, ``"ours high"``, ``"bound low"`` and so on. Missing values are
+    NaN. For the kind ``rollout`` all rows of the paper's tables are there, and those of the records.
     """
     frames = campaign_frames(frame, beside)
     layout = dataset_layout(frames, metrics, kind)
@@ -285,7 +298,8 @@ def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
     here = values[head] if head in values.columns.get_level_values(0) else pd.DataFrame(index=values.index)
     if BOUND not in here:
         return pd.DataFrame(index=values.index.unique(0), columns=_no_rows(names), dtype=float)
-    ratios = here.drop(columns=BOUND).div(here[BOUND], axis=0).rename_axis(columns="source")
+    sources = [source for source in here if not source.startswith(BOUND) and not source.endswith(SPREAD)]
+    ratios = here[sources].div(here[BOUND], axis=0).rename_axis(columns="source")
     models = values.index.unique("model")
     order = [(source, model) for source in ratios.columns for model in models]
     return (
@@ -296,21 +310,72 @@ def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
     )
 
 
-def near_bound(
-    values: pd.DataFrame, head: str, source: str = OURS, *, within: float = 0.1
-) -> tuple[int, int]:
-    """How many values lie within a part of their bound, and of how many.
+def floor_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> tuple[float, float, float]:
+    """Floor of a metric of rollouts: what a perfect but independent model would score, and its 95 % range.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it.
+    kind
+        Kind of the rollouts: those of ``rollout_600K`` have the floor in records of kind ``floor_600K``.
+        Without one, both protocols have the floor of ``rollout``, and without that ``floor_<metric>`` of the
+        dataset's record, which has no range.
+    dataset, metric
+        Their names.
+
+    Returns
+    -------
+    Value, low and high in the unit of the record; NaN where there is none.
 
     Examples
     --------
-    >>> heads = pd.MultiIndex.from_product([["FV"], [OURS, BOUND]])
-    >>> models = pd.MultiIndex.from_product([["lips"], ["mace", "nequip"]], names=["dataset", "model"])
-    >>> near_bound(pd.DataFrame([[0.75, 0.7], [0.3, 0.7]], columns=heads, index=models), "FV")
+    >>> row = {"kind": "floor", "dataset": "lips", "model": "reference", "metric": "fv"}
+    >>> floor_of(pd.DataFrame([row | {"value": 0.7, "low": 0.6, "high": 0.8}]), "rollout", "lips", "fv")
+    (0.7, 0.6, 0.8)
+    """
+    places = [(kind.replace("rollout", "floor", 1), metric)]
+    places += [("floor", metric), ("dataset", f"floor_{metric}")] if kind in PROTOCOLS else []
+    rows = frame[(frame.dataset == dataset) & (frame.model == "reference")]
+    for place, name in places:
+        found = rows.loc[(rows.kind == place) & (rows.metric == name), ["value", "low", "high"]].astype(float)
+        if found.value.notna().any():
+            return tuple(float(value) for value in found.mean())
+    return (np.nan,) * 3
+
+
+def is_alike(metric: str, value: float, low: float, high: float) -> bool:
+    """Whether a value cannot be told from the reference: it lies inside the range of the metric's floor.
+
+    Below the range counts too where zero is best: no simulation is closer to the reference than the
+    reference is to itself, but by chance. EV and FV below it follow the reference's own trajectory.
+
+    Examples
+    --------
+    >>> is_alike("wf", 0.1, 0.2, 0.4), is_alike("fv", 0.1, 0.6, 0.8), is_alike("fv", 0.7, float("nan"), 0.8)
+    (True, False, False)
+    """
+    return bool(value <= high and (value >= low or metric in BEST_AT_ZERO))
+
+
+def count_alike(values: pd.DataFrame, head: str, source: str = OURS) -> tuple[int, int]:
+    """How many values cannot be told from the reference, and of how many that have a floor with its range.
+
+    Parameters
+    ----------
+    values
+        As `beside_values` or `paper_values` give them with ``bounds`` and ``spread``.
+
+    Examples
+    --------
+    >>> heads = pd.MultiIndex.from_product([["WF (%)"], [OURS, "bound low", "bound high"]])
+    >>> count_alike(pd.DataFrame([[0.1, 0.2, 0.4], [0.5, 0.2, 0.4]], columns=heads), "WF (%)")
     (1, 2)
     """
-    ratios = bound_ratios(values, head)
-    found = ratios[source].stack() if source in ratios.columns.get_level_values(0) else pd.Series(dtype=float)
-    return int((abs(found.dropna() - 1) <= within).sum()), int(found.notna().sum())
+    names = {column.head: column.metric for column in COLUMNS}
+    here = values.reindex(columns=[(head, name) for name in (source, f"{BOUND} low", f"{BOUND} high")])
+    rows = here.dropna().to_numpy(float)
+    return sum(is_alike(names.get(head, head), *row) for row in rows), len(rows)
 
 
 def winners(values: pd.DataFrame, head: str, source: str = OURS) -> str:
@@ -368,15 +433,17 @@ def dataset_title(name: str) -> str:
 
 
 def short_title(name: str) -> str:
-    """Name of a dataset for a narrow place: its title without brackets, or what is in them if shorter.
+    """Name of a dataset for a narrow place: its title without brackets, or what is in them if it is long.
 
     Examples
     --------
-    >>> short_title("3bpa"), short_title("ethanol"), short_title("ethanol_xtb")
-    ('3BPA', 'Ethanol', 'Ethanol by GFN2-xTB')
+    >>> [short_title(name) for name in ("3bpa", "ethanol", "ethanol_xtb", "copper_emt")]
+    ['3BPA', 'Ethanol', 'Ethanol by GFN2-xTB', 'Liquid copper']
     """
     title, _, bracket = dataset_title(name).partition(" (")
-    return bracket.rstrip(")") if bracket and len(title) > 20 else title
+    if bracket:
+        return bracket.rstrip(")") if len(title) > 20 else title
+    return title.partition(" by ")[0] if len(title) > 30 else title
 
 
 def campaign_name(frame: pd.DataFrame) -> str:
@@ -401,9 +468,9 @@ def column_of(metric: str, units: dict | None = None) -> Column:
     group = "accuracy" if "energy" in metric or "force" in metric else "dynamics"
     better = None if metric in UNRANKED else metric != "stable_steps"
     digits = 0 if metric in ("temperature", *COUNTS) else 3
-    return Column(
-        group, f"{METRIC_NAMES.get(metric, metric)} ({unit})", metric, digits, lower_is_better=better
-    )
+    head, bound = f"{METRIC_NAMES.get(metric, metric)} ({unit})", f"floor_{metric}"
+    bound = bound if metric in FLOORED else ""
+    return Column(group, head, metric, digits, lower_is_better=better, bound=bound)
 
 
 def columns_of(layout: Layout, frames: dict) -> list[Column]:
@@ -453,7 +520,11 @@ def layout_values(
                 values[column.head, f"{source} low"] = found["low"].to_numpy()
                 values[column.head, f"{source} high"] = found["high"].to_numpy()
         if bounds:
-            values[column.head, BOUND] = _bounds(column, layout, index, frames)
+            found = bound_of(column, layout, index, frames)
+            values[column.head, BOUND] = found["value"].to_numpy()
+            if spread and column.bound.startswith("floor"):
+                values[column.head, f"{BOUND} low"] = found["low"].to_numpy()
+                values[column.head, f"{BOUND} high"] = found["high"].to_numpy()
     heads = pd.MultiIndex.from_tuples(values, names=[None, None])
     return pd.DataFrame(dict(enumerate(values.values())), index=index).set_axis(heads, axis=1)
 
@@ -467,9 +538,9 @@ def record_keys(column: Column, layout: Layout, index: pd.MultiIndex) -> list[tu
 def _kind(metric, kind):
     """Kind of the records that hold a metric beside rollouts of a kind."""
     protocol, _, shift = kind.partition("_")
-    if protocol != "rollout" or metric not in (*ERRORS, *OF_TRAINING):
+    if protocol != "rollout" or metric not in (*ERRORS, *OF_KIND):
         return kind
-    return "training" if metric in OF_TRAINING or kind in PROTOCOLS else f"errors_{shift}"
+    return OF_KIND.get(metric, "training" if kind in PROTOCOLS else f"errors_{shift}")
 
 
 def _index(frames, layout):
@@ -523,16 +594,27 @@ def _published_at_600K(column):
     return values
 
 
-def _bounds(column, layout, index, frames):
-    """Bound of every row from the dataset's record, or the record's own at other frames; else NaN."""
-    every = pd.concat([frame[frame.metric == column.bound] for frame in frames.values()])
-    own = every.kind.where(~every.kind.isin(["dataset", "training"]), "")
-    bounds = every.groupby([own, "dataset"])["value"].mean() * column.factor
-    places = [
-        (k, d) if k not in ("training", *PROTOCOLS) else ("", d)
-        for k, d, _ in record_keys(column, layout, index)
-    ]
-    return [bounds.get(place, np.nan) for place in places]
+def bound_of(column: Column, layout: Layout, index: pd.MultiIndex, frames: dict) -> pd.DataFrame:
+    """Bound of every row with its range, in the head's unit: that of the first source that has one.
+
+    Columns ``value``, ``low`` and ``high``, NaN where there is none.
+    """
+    kinds = [layout.rows[tuple(label)] for *label, _ in index]
+    known = {}
+    for kind, dataset in set(kinds):
+        each = (_bound(column, kind, dataset, frame) for frame in frames.values())
+        known[kind, dataset] = next((b for b in each if np.isfinite(b[0])), (np.nan,) * 3)
+    rows = np.array([known[place] for place in kinds], dtype=float).reshape(-1, 3)
+    return pd.DataFrame(rows * column.factor, index=index, columns=["value", "low", "high"])
+
+
+def _bound(column, kind, dataset, frame):
+    """Floor of a metric, or the error of predicting zero at the frames of a kind; with its range."""
+    if column.bound.startswith("floor"):
+        return floor_of(frame, kind, dataset, column.metric)
+    own = ("dataset", "training") if kind in PROTOCOLS else (_kind(column.metric, kind),)
+    rows = frame[(frame.metric == column.bound) & (frame.dataset == dataset) & frame.kind.isin(own)]
+    return rows.value.astype(float).mean(), np.nan, np.nan
 
 
 def _is_main(layout):

@@ -154,8 +154,13 @@ def test_other_campaigns_and_floors_stand_beside(frame, monkeypatch):
     assert values.columns.to_list() == [(WF, source) for source in ("paper", "ours", "gpu", "bound")]
     assert values.loc[("ethanol", "mace")].to_list() == [17.93, 5.0, 7.0, 0.6]
     assert values.loc[("ethanol", "nequip")].to_list()[1:3] == [50.0, pytest.approx(np.nan, nan_ok=True)]
-    table = tables.beside(frame, ("wf",), beside=("gpu", "none"), bounds=True)
+    table = tables.beside(frame, ("wf",), beside=("gpu", "none"))
+    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "floor")]
+    assert "Campaign gpu: MACE on Ethanol: WF (%) 7.00." in table.caption  # one row needs no column
+    monkeypatch.setattr(tables, "FEW", 0)
+    table = tables.beside(frame, ("wf",), beside=("gpu", "none"))
     assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "gpu", "floor")]
+    assert "gpu" not in tables.beside(frame, ("fv",), beside=("gpu",)).to_html()  # it has no value there
 
 
 def test_ours_bear_the_name_of_their_campaign(frame):
@@ -171,17 +176,128 @@ def test_spread_is_smaller_in_the_cell_and_whole_in_the_csv():
     rows += [_row("rollout", "nequip", "fv", 0.7, "1", status="unstable")]
     table = tables.paper_table(pd.DataFrame(rows, columns=COLUMNS), 3)
     fv = "FV (dimensionless)"
-    assert table.data.loc[("ethanol", "mace"), fv].to_list() == ["0.690 ± 0.076", "0.500 ± 0.100"]
+    assert table.data.loc[("ethanol", "mace"), fv].to_list() == ["0.690 ± 0.076", "0.500\n0.400 to 0.600"]
     assert table.data.loc[("ethanol", "nequip"), (fv, "ours")] == "0.700\u00a0†"  # no interval
     assert "0.690 <small>± 0.076</small>" in table.to_html()
+    assert "0.500<br><small>0.400 to 0.600</small>" in table.to_html()
     numbers = table.numbers.loc[("ethanol", "mace"), fv]
-    assert numbers.to_dict() == {
+    assert numbers.dropna().to_dict() == {
         "paper": 0.69,
         "paper std": 0.076,
         "ours": 0.5,
         "ours low": 0.4,
         "ours high": 0.6,
     }
+
+
+@pytest.fixture
+def floored():
+    """Floors at 0.6 to 0.8 for FV and at 0.2 to 0.4 % for WF, ethanol; older ones beside."""
+    models = ("nequip", "allegro", "mace")
+    rows = [_row("rollout", m, "fv", v, "1") for m, v in zip(models, (0.5, 0.79, 0.81), strict=True)]
+    rows += [_row("rollout", m, "wf", v, "%") for m, v in zip(models, (0.1, 0.3, 0.5), strict=True)]
+    rows += [
+        _row("floor", "reference", "fv", 0.7, "1") | {"low": 0.6, "high": 0.8},
+        _row("floor", "reference", "wf", 0.3, "%") | {"low": 0.2, "high": 0.4},
+        _row("floor", "frozen", "wf", 90.0, "%"),
+        _row("floor_600K", "reference", "wf", 0.9, "%") | {"low": 0.8, "high": 1.0},
+        _row("dataset", "reference", "floor_wf", 0.6, "%"),
+        _row("dataset", "reference", "floor_jsd", 0.01, "nats"),
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_floors_come_from_their_records(floored):
+    assert beside.floor_of(floored, "rollout", "ethanol", "wf") == (0.3, 0.2, 0.4)
+    assert beside.floor_of(floored, "rollout_as_coded", "ethanol", "wf") == (0.3, 0.2, 0.4)
+    assert beside.floor_of(floored, "rollout_600K", "ethanol", "wf") == (0.9, 0.8, 1.0)
+    value, low, high = beside.floor_of(floored, "rollout", "ethanol", "jsd")  # an older record
+    assert value == 0.01
+    assert np.isnan([low, high]).all()
+    assert np.isnan(beside.floor_of(floored, "rollout_600K", "ethanol", "jsd")).all()  # of other frames
+    assert np.isnan(beside.floor_of(floored, "rollout", "lips", "wf")).all()
+
+
+def test_values_like_the_reference_are_marked(floored):
+    ours = tables.beside(floored, ("wf", "fv")).data.xs("ours", axis=1, level=1).loc["ethanol"]
+    fv = "FV (dimensionless)"
+    alike = ours.map(lambda text: "≈" in text)
+    assert alike[WF].reindex(["nequip", "allegro", "mace"]).to_list() == [True, True, False]
+    assert alike[fv].reindex(["nequip", "allegro", "mace"]).to_list() == [False, True, False]
+    values = tables.beside_values(floored, ("wf", "fv"), bounds=True, spread=True)
+    assert beside.count_alike(values, WF) == (2, 3)
+    assert beside.count_alike(values, fv) == (1, 3)
+    assert beside.count_alike(values, fv, "paper") == (6, 6)
+    assert beside.count_alike(values, "JSD (nats)") == (0, 0)
+
+
+def test_the_floor_stands_once_in_a_group_with_its_range(floored):
+    table = tables.beside(floored, ("wf",))
+    column = table.data.loc["ethanol"][WF, "floor"]
+    assert column.to_list() == ["0.30\n0.20 to 0.40"] + [""] * 5
+    assert (table.numbers.loc["ethanol"][WF, "bound"] == 0.3).all()  # the CSV has it in every row
+
+
+def test_the_legend_explains_the_marks_that_occur(frame, floored):
+    caption = tables.beside(floored, ("wf",)).caption
+    for words in ("≈ not distinguishable", "Small: 95 % interval", "not run: no record"):
+        assert words in caption
+    assert "†" not in caption
+    assert "share a letter" not in caption
+    assert "† a replica broke" in tables.beside(frame, ("wf",)).caption
+
+
+def test_letters_are_raised_behind_the_value(floored, monkeypatch):
+    asked = []
+
+    def letters(files, metric):
+        asked.append((len(files), metric))
+        return {"mace": "a", "nequip": "ab"}
+
+    monkeypatch.setattr(tables, "_found_letters", letters)
+    floored["path"] = "cpu/" + floored.kind + "/ethanol-" + floored.model + "-s0.json"
+    table = tables.beside(floored, ("wf", "force_mae"))
+    assert asked == [(3, "wf")]  # one group, the rollouts only
+    assert table.data.loc[("ethanol", "nequip"), (WF, "cpu")] == "0.10 ^ab\u00a0≈"
+    assert "0.10<sup>ab</sup>\u00a0≈" in table.to_html()
+    assert "share a letter" in table.caption
+
+
+def test_a_broken_run_without_a_value_has_failed(frame):
+    broken = _row("rollout", "allegro", "wf", np.nan, "%", status="unstable")
+    table = tables.leaderboard(pd.concat([frame, pd.DataFrame([broken])]), "ethanol")
+    assert table.data.loc[("ethanol", "allegro"), (WF, "ours")] == "failed\u00a0†"
+    assert "nan" not in table.to_html().lower()
+
+
+def test_the_leaderboard_has_gate_and_survivors(frame, tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
+    for model, passed, message in (("mace", 1.0, ""), ("nequip", 0.0, "smoothness")):
+        arguments = {"metrics": [Metric("passed", passed, "1")], "message": message}
+        records.write(Record("gate", "demo", "ethanol", model, 0, **arguments))
+        metrics = [Metric("steps", 100, "1"), Metric("wf", 1.0, "%"), Metric("stable_fraction", 0.9, "1")]
+        stable = np.array([100, 100, 40 if model == "nequip" else 100])
+        records.write(
+            Record("rollout", "demo", "ethanol", model, 0, metrics=metrics), {"stable_step": stable}
+        )
+        horizon = [Metric("horizon_nve", 12.0, "fs", 10.0, 15.0)]
+        records.write(Record("horizon", "demo", "ethanol", model, 0, metrics=horizon))
+    table = tables.leaderboard(records.read("demo"), "ethanol").data.droplevel(1, axis=1).loc["ethanol"]
+    assert table["Gate"].to_dict() == {"nequip": "fails\nsmoothness", "mace": "pass"}
+    assert table["Stable replicas (count)"].to_dict() == {"nequip": "2 of 3", "mace": "3 of 3"}
+    assert table["Horizon (fs)"]["mace"] == "12.0\n10.0 to 15.0"
+    assert "Gate" not in tables.leaderboard(frame).data.columns.get_level_values(0)
+
+
+def test_a_pooled_rollout_counts_the_replicas_of_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
+    for part, steps, stable in (("Li", 50, [50, 50]), ("P4S3", 100, [100, 70])):
+        key = (f"rollout_{part}", "demo", "lips20", "mace", 0)
+        records.write(Record(*key, metrics=[Metric("steps", steps, "1")]), {"stable_step": np.array(stable)})
+    pooled = Record("rollout", "demo", "lips20", "mace", 0, metrics=[Metric("steps", 75, "1")])
+    names = np.array(["Li", "Li", "P4S3", "P4S3"])
+    records.write(pooled, {"stable_step": np.array([50, 50, 100, 70]), "composition": names})
+    assert tables.stable_replicas(pooled) == (3, 4)
 
 
 def test_temperatures_take_the_kind_that_has_them():
@@ -248,15 +364,13 @@ def test_values_in_units_of_their_bound():
     assert ratios.loc["ethanol", ("ours", "mace")] == pytest.approx(0.5)
     assert ratios.loc["ethanol", ("paper", "nequip")] == pytest.approx(0.684 / 0.7)
     assert ratios.loc["acac"].isna().all()  # no bound
-    assert beside.near_bound(values, fv, within=0.11) == (1, 2)
-    assert beside.near_bound(values, fv, "paper") == (6, 6)
     assert beside.winners(values, fv) == "MACE on Ethanol"
     text = tables.plain(ratios, "ratios").to_html()
     assert "MACE" in text
     assert "not run" in text
     nothing = tables.beside_values(pd.DataFrame(rows, columns=COLUMNS), ("fv",))
     assert beside.bound_ratios(nothing, fv).empty
-    assert beside.near_bound(nothing, fv) == (0, 0)
+    assert beside.count_alike(nothing, fv) == (0, 0)
 
 
 def test_literature_has_ours_as_one_more_source(frame):

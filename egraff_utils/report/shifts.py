@@ -556,9 +556,7 @@ def _texts(frame, values, quantity, cells):
 
 def _cell_texts(frame, values, quantity, keys):
     marks = tables._marks(frame, list(keys))
-    return [
-        tables._cell(value, np.nan, quantity.digits, *mark) for value, mark in zip(values, marks, strict=True)
-    ]
+    return [tables._cell(value, quantity.digits, *mark) for value, mark in zip(values, marks, strict=True)]
 
 
 # -- figures --------------------------------------------------------------------------------------------
