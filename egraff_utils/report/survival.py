@@ -1,0 +1,775 @@
+"""Which simulations break, when and why? Survival of replicas, and the last frames of those that broke.
+
+A replica is *censored* where it was sound to its end: its steps were done, or its time was up. R replicas, L
+last frames, N atoms.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from ase.geometry import find_mic
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from scipy import stats
+
+from egraff_utils import cards, data, plots, structure
+from egraff_utils.beside import MODELS, model_title, short_title
+from egraff_utils.report import catalogue, shifts
+from egraff_utils.report.comparison import order_datasets, order_models
+
+HOME, AS_CODED = "like the training set", "as coded"
+SETTINGS = {
+    "temperature": "hotter",
+    "lips20_crystals": "other crystals",
+    "lips20_compositions": "other compositions",
+    "benzene": "another molecule",
+}
+"""What a task out of distribution puts a model to."""
+
+UNKNOWN_REASON = "reason not recorded"
+COLUMNS = (
+    "kind",
+    "dataset",
+    "composition",
+    "setting",
+    "model",
+    "seed",
+    "replica",
+    "step",
+    "time",
+    "asked",
+    "temperature",
+    "broke",
+    "reason",
+    "end",
+    "path",
+)
+AROUND = 4.5
+"""Å; atoms of a periodic system that are drawn around the place of a failure."""
+
+_BREAK = re.compile(r"replica (\d+) after (\d+) steps \(([^()]*)\)")
+
+
+# -- the runs -------------------------------------------------------------------------------------------
+
+
+def replicas(found) -> pd.DataFrame:
+    """How every replica of a campaign ended.
+
+    A pooled record is replaced by those of its compositions where they are there, and each composition
+    counts once. A run that failed altogether counts as replicas that broke at step 0.
+
+    Parameters
+    ----------
+    found
+        Records of any kinds, as `records.read_all` gives them.
+
+    Returns
+    -------
+    DataFrame, one row per replica: ``kind`` (of the pooled record for a composition), ``dataset``,
+    ``composition``, ``setting`` (see `setting`), ``model``, ``seed``, ``replica``, ``step`` (last sound one),
+    ``time`` (its time, fs), ``asked`` (steps), ``temperature`` (target, K), ``broke``, ``reason``, ``end``
+    (``"broke"``, ``"steps done"`` or ``"time up"``) and ``path`` (of the record). Nothing in it is NaN.
+    """
+    rows = [row for kind, record in runs(found) for row in _rows(kind, record)]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.astype({"step": int, "time": float, "asked": int, "broke": bool})
+
+
+def runs(found) -> list:
+    """Rollouts of models as pairs of a kind and a record, each simulation once.
+
+    The kind is the pooled record's where the record is one of its compositions.
+    """
+    found = [r for r in found if r.model != "reference" and _is_run(r)]
+    known = {(r.kind, r.dataset, r.model, r.seed): r for r in found}
+    pairs, parts = [], set()
+    for record in found:
+        names = dict.fromkeys(map(str, record.curves.get("composition", ())))
+        keys = [(_part_kind(record.kind, name), record.dataset, record.model, record.seed) for name in names]
+        if keys and all(key in known for key in keys):
+            pairs += [(record.kind, known[key]) for key in keys]
+        else:
+            pairs.append((record.kind, record))
+        parts |= set(keys)
+    return [
+        (kind, r) for kind, r in pairs if kind != r.kind or (kind, r.dataset, r.model, r.seed) not in parts
+    ]
+
+
+def _is_run(record):
+    """Whether a record is a rollout with curves, or the failure of one."""
+    if record.kind == "failure":
+        return str(record.parameters.get("notebook", "")).startswith(("rollout/", "ood/"))
+    return record.kind.split("_")[0] == "rollout" and (
+        record.status == "failed" or "stable_step" in record.curves
+    )
+
+
+def _part_kind(kind, composition):
+    return f"{'rollout_as_coded' if kind.startswith('rollout_as_coded') else 'rollout'}_{composition}"
+
+
+def _rows(kind, record):
+    kind = "rollout" if kind == "failure" else kind
+    asked = record.parameters.get("steps") or 0
+    same = {"kind": kind, "dataset": record.dataset, "setting": setting(kind, record.dataset)}
+    same |= {"model": record.model, "seed": record.seed, "asked": asked, "path": str(record.path)}
+    if record.status == "failed":
+        lost = {"step": 0, "time": 0.0, "temperature": 0.0, "composition": "", "broke": True, "end": "broke"}
+        lost["reason"] = f"the run failed: {record.message}"
+        return [same | lost | {"replica": r} for r in range(record.parameters.get("replicas") or 1)]
+    reasons, stable = failure_reasons(record), record.curves["stable_step"]
+    split = record.parameters.get("split", "test")
+    names = record.curves.get("composition", ["" if split.startswith("test") else split] * len(stable))
+    rows = []
+    for place, (step, name) in enumerate(zip(stable, names, strict=True)):
+        temperature, timestep = conditions(record, str(name))
+        broke = place in reasons
+        end = "broke" if broke else "steps done" if step >= asked else "time up"
+        row = {"composition": str(name), "replica": place, "step": int(step), "time": float(step * timestep)}
+        row |= {"temperature": temperature, "broke": broke, "reason": reasons.get(place, ""), "end": end}
+        rows.append(same | row)
+    return rows
+
+
+def conditions(record, composition=""):
+    """Target temperature (K) and timestep (fs) of a rollout, or of a composition of a pooled one."""
+    asked = record.parameters.get("temperature"), record.parameters.get("timestep")
+    card = record.parameters.get("target") or record.dataset
+    if None in asked and card in cards.datasets():
+        split = composition or record.parameters.get("split", "test")
+        default = cards.dataset(card).conditions(split)
+        asked = tuple(d if a is None else a for a, d in zip(asked, default, strict=True))
+    return tuple(float(a or 0) for a in asked)
+
+
+def setting(kind: str, dataset: str) -> str:
+    """What a rollout puts its model to: :data:`HOME`, a shift of :data:`SETTINGS`, or :data:`AS_CODED`.
+
+    Examples
+    --------
+    >>> setting("rollout", "ethanol"), setting("rollout", "3bpa"), setting("rollout_300K", "3bpa")
+    ('like the training set', 'hotter', 'like the training set')
+    """
+    if kind.startswith("rollout_as_coded"):
+        return AS_CODED
+    for task, title in SETTINGS.items():
+        for shift in shifts.TASKS[task]:
+            if shift.dataset == dataset and kind in (*shift.kinds(shifts.OUT, rollout=True), *_parts(shift)):
+                return title
+    return HOME
+
+
+def _parts(shift):
+    """Kinds of the compositions of a shifted set."""
+    card = cards.dataset(shift.target or shift.dataset)
+    return [f"rollout_{part}" for part in card.parts(shift.away) if part != shift.away]
+
+
+def failure_reasons(record) -> dict:
+    """Reason by replica of those that broke; the replica's place in the record's curves is the key.
+
+    The reason is read from the message. Which replicas broke is read from the curve ``broken`` too, and from
+    those that ended before the others, so that a failure is never lost with its reason.
+    """
+    stable, names = record.curves["stable_step"], record.curves.get("composition")
+    reasons = {int(r): UNKNOWN_REASON for r in record.curves.get("broken", ())}
+    if names is None and record.status == "unstable":
+        reasons |= {int(r): UNKNOWN_REASON for r in np.flatnonzero(stable < record["steps"])}
+    for text in record.message.split("; "):
+        composition = text.partition(": ")[0]
+        places = np.arange(len(stable)) if names is None else np.flatnonzero(names == composition)
+        found = [(int(replica), reason) for replica, _, reason in _BREAK.findall(text)]
+        reasons |= {int(places[replica]): reason for replica, reason in found if replica < len(places)}
+    return reasons
+
+
+# -- survival -------------------------------------------------------------------------------------------
+
+
+def kaplan_meier(steps, broke, *, level: float = 0.95):
+    r"""Kaplan-Meier curve of the fraction of replicas that are sound, with its interval.
+
+    .. math:: S(t) = \prod_{t_i \le t} \Big(1 - \frac{d_i}{n_i}\Big), \qquad
+       \log(-\log S) \pm \frac{z}{|\log S|} \sqrt{\sum_{t_i \le t} \frac{d_i}{n_i (n_i - d_i)}}
+
+    with :math:`d_i` failures among :math:`n_i` replicas at risk: Greenwood's variance on the log-log scale
+    (Kalbfleisch and Prentice 1980). Where S is 1 or 0 that interval has no width; there it is the exact one
+    of no failure among those at risk, and of failures only among all (Clopper and Pearson 1934).
+
+    Parameters
+    ----------
+    steps
+        Last sound step, or its time, shape ``(R,)``, any unit. A curve falls behind it.
+    broke
+        Whether the replica broke there, shape ``(R,)``; the others are censored.
+
+    Returns
+    -------
+    steps, fraction, low, high : ndarray
+        Shape ``(E,)``: zero and every distinct end; the values hold from there to the next.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> t, fraction, low, high = kaplan_meier([2, 3, 4, 5], [True, False, True, False])
+    >>> fraction
+    array([1.   , 0.75 , 0.75 , 0.375, 0.375])
+    """
+    ends, at_risk, failures = _risk(steps, broke)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fraction = np.cumprod(np.where(at_risk > 0, 1 - failures / np.maximum(at_risk, 1), 1.0))
+        variance = np.cumsum(failures / (at_risk * (at_risk - failures)))
+        width = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance) / np.abs(np.log(fraction))
+        low, high = fraction ** np.exp(width), fraction ** np.exp(-width)
+    rare = (1 - level) / 2
+    remaining = np.maximum(at_risk, 1)
+    low = np.where(fraction == 1, rare ** (1 / remaining), np.where(fraction == 0, 0.0, low))
+    high = np.where(fraction == 1, 1.0, np.where(fraction == 0, 1 - rare ** (1 / max(len(steps), 1)), high))
+    return ends, fraction, low, high
+
+
+def _risk(steps, broke):
+    """Distinct ends with zero, replicas at risk there, failures there; a failure comes before a censoring."""
+    steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
+    if steps.shape != broke.shape:
+        raise ValueError(f"{steps.shape=} but {broke.shape=}")
+    ends = np.unique(np.append(0.0, steps))
+    at_risk = (steps >= ends[:, None]).sum(1)
+    failures = ((steps == ends[:, None]) & broke).sum(1)
+    return ends, at_risk, failures
+
+
+def restricted_mean(steps, broke, limit: float):
+    r"""Mean length of a sound run up to a limit, :math:`\int_0^L S(t)\,\mathrm dt`, with bounds.
+
+    The bounds are the same integral of the ends of the pointwise interval, so they are wider than a 95 %
+    interval of the mean; they have a width even where nothing broke.
+
+    Parameters
+    ----------
+    steps, broke
+        As in `kaplan_meier`.
+    limit
+        In the unit of ``steps``.
+
+    Returns
+    -------
+    mean, low, high : float
+        In the unit of ``steps``.
+
+    Raises
+    ------
+    ValueError
+        If the last replica at risk was censored before the limit: nothing is known of what lies behind.
+
+    Examples
+    --------
+    >>> restricted_mean([2, 4], [True, False], 4)[0]
+    3.0
+    """
+    ends, fraction, low, high = kaplan_meier(steps, broke)
+    if ends[-1] < limit and fraction[-1] > 0:
+        raise ValueError(f"{limit=} lies behind the last replica at risk, which ended at {ends[-1]:g}")
+    widths = np.diff(np.append(np.minimum(ends, limit), limit))
+    return tuple(float(widths @ heights) for heights in (fraction, low, high))
+
+
+def log_rank_scores(steps, broke):
+    r"""Log-rank score of every replica: one if it broke, less the failures to expect of its time at risk.
+
+    .. math:: u_r = \delta_r - \sum_{t_i \le t_r} d_i / n_i
+
+    Their sum over a group is the group's observed less expected failures; over all replicas it is zero.
+
+    Examples
+    --------
+    >>> log_rank_scores([1, 2], [True, True])
+    array([ 0.5, -0.5])
+    """
+    ends, at_risk, failures = _risk(steps, broke)
+    hazard = np.cumsum(failures / np.maximum(at_risk, 1))
+    return np.asarray(broke, dtype=float) - hazard[np.searchsorted(ends, np.asarray(steps, dtype=float))]
+
+
+class LogRank(NamedTuple):
+    """Comparison of groups of replicas."""
+
+    table: pd.DataFrame
+    """Index: the groups; ``replicas``, ``broke`` and ``expected`` (if all groups were alike), counts."""
+    p: float
+    """Share of relabellings at least as uneven as what was found; 1 where nothing broke."""
+
+
+def log_rank(steps, broke, groups, strata=None, *, permutations: int = 10_000, seed: int = 0) -> LogRank:
+    r"""Stratified log-rank comparison of groups with a permutation test (Peto and Peto 1972).
+
+    Groups are relabelled within strata, so no large numbers are assumed. The statistic is
+    :math:`\sum_g U_g^2 / R_g`, with the summed scores :math:`U_g` of the :math:`R_g` replicas of a group.
+
+    Parameters
+    ----------
+    steps, broke
+        As in `kaplan_meier`.
+    groups
+        Group of every replica, such as its model, shape ``(R,)``.
+    strata
+        What is alike within and may differ between, such as the dataset, shape ``(R,)``.
+    """
+    steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
+    names, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    strata = (
+        np.zeros(len(steps)) if strata is None else np.unique(np.asarray(strata, str), return_inverse=True)[1]
+    )
+    rng, scores = np.random.default_rng(seed), np.zeros(len(steps))
+    relabelled = np.tile(group, (permutations + 1, 1))
+    for stratum in np.unique(strata):
+        here = np.flatnonzero(strata == stratum)
+        scores[here] = log_rank_scores(steps[here], broke[here])
+        if broke[here].any():
+            relabelled[1:, here] = rng.permuted(relabelled[1:, here], axis=1)
+    sizes = np.bincount(group, minlength=len(names))
+    sums = np.zeros((len(relabelled), len(names)))
+    for g in range(len(names)):
+        sums[:, g] = (relabelled == g) @ scores
+    uneven = (sums**2 / np.maximum(sizes, 1)).sum(1)
+    failed = np.bincount(group, weights=broke, minlength=len(names))
+    table = pd.DataFrame(
+        {"replicas": sizes, "broke": failed.astype(int), "expected": failed - sums[0]}, index=names
+    )
+    return LogRank(table, float((uneven >= uneven[0] - 1e-9).mean()) if broke.any() else 1.0)
+
+
+def compare_models(table: pd.DataFrame, **options) -> tuple[LogRank, pd.DataFrame]:
+    """Models set against each other within simulations of one kind, dataset and composition.
+
+    The p of a pair is corrected for the number of pairs (Holm 1979). It speaks of the trained weights at
+    hand, not of the architectures: another training may break elsewhere.
+
+    Returns
+    -------
+    overall : LogRank
+    pairs : DataFrame
+        Columns ``first``, ``second``, ``p``; the most different pair first.
+    """
+    strata = table.kind + "/" + table.dataset + "/" + table.composition
+    overall = log_rank(table.step, table.broke, table.model, strata, **options)
+    rows = []
+    for pair in itertools.combinations(order_models(set(table.model)), 2):
+        here = table.model.isin(pair)
+        both = here & strata.isin(set(strata[table.model == pair[0]]) & set(strata[table.model == pair[1]]))
+        rows.append(
+            (
+                *pair,
+                log_rank(table.step[both], table.broke[both], table.model[both], strata[both], **options).p,
+            )
+        )
+    pairs = pd.DataFrame(rows, columns=["first", "second", "p"]).sort_values(
+        "p", ignore_index=True, kind="stable"
+    )
+    pairs["p"] = np.minimum(np.maximum.accumulate(pairs.p * np.arange(len(pairs), 0, -1)), 1.0)
+    return overall, pairs
+
+
+# -- tables ---------------------------------------------------------------------------------------------
+
+
+def survivors(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Sound replicas of all, for every setting and dataset (rows) and model (columns), such as ``4 of 5``.
+
+    ``not run`` where there is none.
+    """
+    grouped = table.groupby(["setting", "dataset", "model"]).broke
+    text = (grouped.size() - grouped.sum()).astype(str) + " of " + grouped.size().astype(str)
+    wide = text.unstack("model") if len(text) else pd.DataFrame(index=_no_rows())
+    order = [(s, d) for s in settings(table) for d in order_datasets(set(table.dataset[table.setting == s]))]
+    wide = wide.reindex(
+        pd.MultiIndex.from_tuples(order, names=["setting", "dataset"]) if order else _no_rows()
+    )
+    return wide.reindex(columns=order_models({*MODELS, *table.model})).fillna("not run")
+
+
+def _no_rows():
+    return pd.MultiIndex.from_arrays([[], []], names=["setting", "dataset"])
+
+
+def settings(table: pd.DataFrame) -> list[str]:
+    """Settings of a table in a fixed order."""
+    return [name for name in (HOME, *SETTINGS.values(), AS_CODED) if (table.setting == name).any()]
+
+
+def lengths(table: pd.DataFrame) -> pd.DataFrame:
+    """Restricted mean length of a sound run of every setting and model, as a part of the steps asked for.
+
+    Steps are counted in units of those asked for and the limit is where the first model of the setting ends
+    its sound runs, so that all are compared up to the same time.
+
+    Returns
+    -------
+    DataFrame with the index (setting, model): ``replicas``, ``broke`` (counts), ``sound`` (fraction at the
+    limit by Kaplan and Meier), ``low``, ``high`` (its 95 % interval), ``mean``, ``mean low``, ``mean high``
+    (restricted mean) and ``limit`` (all in units of the steps asked for).
+    """
+    rows = {}
+    for name in settings(table):
+        here = table[table.setting == name]
+        part = here.step / here.asked.clip(lower=1)
+        models = {model: here.model == model for model in order_models(set(here.model))}
+        limit = min(_follow_up(part[own], here.broke[own]) for own in models.values())
+        for model, own in models.items():
+            curve = kaplan_meier(part[own], here.broke[own])
+            at = np.searchsorted(curve[0], limit, side="right") - 1
+            mean = restricted_mean(part[own], here.broke[own], limit)
+            counts = (int(own.sum()), int(here.broke[own].sum()))
+            rows[name, model] = (*counts, *(float(line[at]) for line in curve[1:]), *mean, limit)
+    columns = ["replicas", "broke", "sound", "low", "high", "mean", "mean low", "mean high", "limit"]
+    index = pd.MultiIndex.from_tuples(rows, names=["setting", "model"]) if rows else _no_rows()
+    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
+
+
+def _follow_up(steps, broke):
+    """Up to where a curve is known: its last end, or without limit (1) where all broke."""
+    return 1.0 if broke.all() else float(steps.max())
+
+
+# -- why ------------------------------------------------------------------------------------------------
+
+
+class Offender(NamedTuple):
+    """What broke a replica, seen on its last sound frame."""
+
+    atoms: tuple
+    """Indices of the atom or the pair."""
+    name: str
+    """For readers, such as ``O-H bond``."""
+    length: float
+    """In the last sound frame, Å: of the bond, of the contact, to the nearest atom, or of the last move."""
+    usual: float
+    """Mean over the reference (Å) of a bond, NaN else."""
+
+
+class Failure(NamedTuple):
+    """A replica that broke, with its last frames."""
+
+    row: pd.Series
+    """Of `replicas`."""
+    record: object
+    positions: np.ndarray
+    """Shape ``(L, N, 3)``, Å."""
+    energy: np.ndarray
+    """Shape ``(L,)``, eV."""
+    rise: float
+    """Last energy above the mean of the run before the last frames, in its standard deviations."""
+    warmth: float
+    """Last temperature over the target."""
+
+
+def failures(found) -> list[Failure]:
+    """Replicas that broke and whose last frames are in their records, in the order of `replicas`."""
+    kept = []
+    for kind, record in runs(found):
+        curves = record.curves if record.status == "unstable" else {}
+        rows = pd.DataFrame(_rows(kind, record), columns=COLUMNS) if "last_positions" in curves else None
+        for place, replica in enumerate(curves.get("broken", ()) if rows is not None else ()):
+            last = curves["last_energy"][place]
+            before = curves["energy"][replica]
+            before = before[np.isfinite(before)][: -len(last)]
+            rise = (
+                (last[-1] - before.mean()) / before.std() if len(before) > 1 and before.std() > 0 else np.nan
+            )
+            warm = curves["temperature"][replica]
+            warm = warm[np.isfinite(warm)]
+            warmth = (
+                warm[-1] / rows.temperature[replica] if len(warm) and rows.temperature[replica] else np.nan
+            )
+            row = rows.loc[replica]
+            kept.append(
+                Failure(row, record, curves["last_positions"][place], last, float(rise), float(warmth))
+            )
+    return kept
+
+
+@lru_cache(maxsize=32)
+def _frames(dataset, split):
+    return data.load(dataset, split) if catalogue.at_hand(dataset, split) else None
+
+
+def reference_frames(record):
+    """Frames of the split that a rollout started from, a list of ``ase.Atoms``; None if not at hand."""
+    dataset, split = record.parameters.get("target") or record.dataset, record.parameters.get("split", "test")
+    return _frames(dataset, split) if dataset in cards.datasets() else None
+
+
+def offender(positions, atoms, reason: str, reference=None) -> Offender | None:
+    """The atoms that a stability rule objected to, from the last sound frames.
+
+    The frame in which a replica broke is not kept; the last two are continued by one step, and the rule's
+    own measure is looked for there.
+
+    Parameters
+    ----------
+    positions
+        Last sound frames, shape ``(L, N, 3)``, Å.
+    atoms
+        ``ase.Atoms`` of the system, for elements and cell.
+    reason
+        As in `replicas`.
+    reference
+        Positions of the reference, shape ``(F, N, 3)``, Å, for the mean lengths of bonds.
+
+    Returns
+    -------
+    Offender, or None where the reason names no atom.
+    """
+    last = np.asarray(positions[-1], dtype=float)
+    ahead = 2 * last - positions[-2] if len(positions) > 1 else last
+    symbols = atoms.get_chemical_symbols()
+    if "moved more" in reason or "not finite" in reason:
+        moved = np.linalg.norm(ahead - last, axis=1)
+        i = int(moved.argmax())
+        return Offender((i,), f"{symbols[i]} atom, last move", float(moved[i]), np.nan)
+    if "bond" in reason:
+        pairs, usual = structure.reference_bonds(
+            atoms, atoms.positions[None] if reference is None else reference
+        )
+        k = int(np.abs(structure.bond_lengths(ahead[None], pairs)[0] - usual).argmax())
+        i, j = map(int, pairs[k])
+        return Offender(
+            (i, j), f"{symbols[i]}-{symbols[j]} bond", float(_distances(last, atoms)[i, j]), usual[k]
+        )
+    if "came" not in reason:
+        return None
+    apart = _distances(ahead, atoms)
+    i, j = map(int, np.unravel_index(apart.argmin(), apart.shape))
+    lonely = int(apart.min(1).argmax())
+    now = _distances(last, atoms)
+    if (
+        "left" in reason
+        and apart.min(1)[lonely] / structure.MAXIMUM_DISTANCE > structure.MINIMUM_DISTANCE / apart[i, j]
+    ):
+        return Offender(
+            (lonely,), f"{symbols[lonely]} atom, to the nearest", float(now[lonely].min()), np.nan
+        )
+    return Offender((i, j), f"{symbols[i]}-{symbols[j]} contact", float(now[i, j]), np.nan)
+
+
+def _distances(positions, atoms):
+    """All distances, nearest images, shape ``(N, N)``, Å; infinite on the diagonal."""
+    vectors = (positions[:, None] - positions).reshape(-1, 3)
+    lengths = find_mic(vectors, atoms.cell, atoms.pbc)[1].reshape(len(positions), -1)
+    np.fill_diagonal(lengths, np.inf)
+    return lengths
+
+
+def offender_of(failure: Failure) -> Offender | None:
+    """`offender` of a failure; None too where its dataset is not at hand."""
+    frames = reference_frames(failure.record)
+    if frames is None or len(frames[0]) != failure.positions.shape[1]:
+        return None
+    reference = np.stack([a.positions for a in frames]) if "bond" in failure.row.reason else None
+    return offender(failure.positions, frames[0], failure.row.reason, reference)
+
+
+def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
+    """Every failure: where, when and why, in words for readers; nothing in it is NaN.
+
+    Parameters
+    ----------
+    table
+        As `replicas` gives it.
+    kept
+        As `failures` gives it.
+    """
+    known = {(f.row.path, f.row.replica): f for f in kept}
+    rows = []
+    for row in table[table.broke].itertuples():
+        failure = known.get((row.path, row.replica))
+        found = offender_of(failure) if failure else None
+        place = f"{short_title(row.dataset)}{', ' + row.composition if row.composition else ''}"
+        usual = f" (usually {found.usual:.2f})" if found and np.isfinite(found.usual) else ""
+        rows.append(
+            {
+                "Setting": row.setting,
+                "Dataset": place,
+                "Model": model_title(row.model),
+                "Replica": row.replica,
+                "Step": row.step,
+                "Time (fs)": round(row.time, 1),
+                "Reason": row.reason,
+                "Where": f"{found.name} {found.length:.2f} Å{usual}" if found else "not kept",
+                "Energy (σ)": _signed(failure.rise) if failure else "not kept",
+                "T over target (×)": f"{failure.warmth:.2f}"
+                if failure and np.isfinite(failure.warmth)
+                else "not kept",
+            }
+        )
+    heads = ["Setting", "Dataset", "Model", "Replica", "Step", "Time (fs)", "Reason", "Where", "Energy (σ)"]
+    return pd.DataFrame(rows, columns=[*heads, "T over target (×)"])
+
+
+def _signed(value):
+    return f"{value:+.1f}" if np.isfinite(value) else "no value"
+
+
+# -- figures --------------------------------------------------------------------------------------------
+
+
+def survival_grid(table: pd.DataFrame, by: str = "setting", *, x: str = "step") -> Figure:
+    """Kaplan-Meier curves with their intervals; markers stand where replicas were censored.
+
+    A panel for every setting, or for every dataset of a setting in which a replica broke.
+
+    Parameters
+    ----------
+    table
+        As `replicas` gives it.
+    by
+        ``"setting"`` or ``"dataset"``.
+    x
+        ``"step"``, in units of the steps asked for, or ``"time"``, fs.
+    """
+    group = table.setting if by == "setting" else table.dataset.map(short_title) + ", " + table.setting
+    keys = settings(table) if by == "setting" else list(dict.fromkeys(group[table.broke]))
+    columns = min(3, max(len(keys), 1))
+    rows = -(-max(len(keys), 1) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(7.5, 0.8 + 2.1 * rows), squeeze=False, sharey=True)
+    models = {}
+    for ax, key in zip(axes.flat, keys, strict=False):
+        here = table[group == key]
+        spot = here.time if x == "time" else here.step / here.asked.clip(lower=1)
+        for place, model in enumerate(order_models(set(here.model))):
+            own = here.model == model
+            models[model] = _draw_curve(ax, spot[own], here.broke[own], model, place)
+        ax.set_title(key.replace(f", {HOME}", ""), fontsize="small", loc="left")
+        ax.set(ylim=(-0.05, 1.05), xlim=(0, None))
+    for ax in axes.flat[len(keys) :]:
+        ax.set_axis_off()
+    if not keys:
+        axes[0, 0].text(0.5, 0.5, "no replica broke", ha="center", va="center", color="0.4")
+    figure.supxlabel(
+        "Time (fs)" if x == "time" else "Steps over those asked for (dimensionless)", fontsize="medium"
+    )
+    figure.supylabel("Sound replicas (fraction)", fontsize="medium")
+    if models:
+        names = order_models(models)
+        handles = [models[name] for name in names]
+        figure.legend(handles, [model_title(name) for name in names], loc="outside upper center", ncols=6)
+    return figure
+
+
+def _draw_curve(ax, steps, broke, model, place):
+    """Steps of one model, lifted a little so that equal curves can be told apart."""
+    ends, fraction, low, high = kaplan_meier(steps, broke)
+    lift, color = 0.006 * (place - 2.5), plots.model_color(model)
+    if np.any(broke):
+        ax.fill_between(ends, low, high, step="post", color=color, alpha=0.12, linewidth=0)
+    (line,) = ax.step(ends, fraction + lift, where="post", color=color, linewidth=1.8)
+    censored = np.asarray(steps)[~np.asarray(broke)]
+    at = fraction[np.searchsorted(ends, censored)]
+    ax.plot(censored, at + lift, plots.model_marker(model), color=color, markersize=3.5, clip_on=False)
+    return line
+
+
+def pick(kept, *, most: int = 4) -> list[Failure]:
+    """A few failures to show: as many different reasons, datasets and models as there are."""
+    chosen, left = [], [f for f in kept if reference_frames(f.record) is not None]
+    while left and len(chosen) < most:
+        seen = {name: {f.row[name] for f in chosen} for name in ("reason", "dataset", "model")}
+        left.sort(key=lambda f: sum(f.row[name] in values for name, values in seen.items()))
+        chosen.append(left.pop(0))
+    return chosen
+
+
+def plot_last_frame(failure: Failure, *, ax=None):
+    """Last sound frame of a replica that broke, with the offending atom or pair ringed.
+
+    Of a periodic system the atoms within :data:`AROUND` of them.
+    """
+    ax = plots.take_axes(ax)
+    atoms = reference_frames(failure.record)[0].copy()
+    atoms.positions = failure.positions[-1]
+    found = offender_of(failure)
+    ring = list(found.atoms) if found else []
+    if atoms.pbc.any():
+        atoms, ring = _cut_out(atoms, ring or [0], wanted=ring)
+    axes = _view(atoms.positions, ring)
+    atoms.positions = (atoms.positions - atoms.positions.mean(0)) @ axes.T
+    plots.plot_structure(atoms, rotation=(0.0, 0.0), ax=ax)
+    points = atoms.positions - atoms.positions.mean(0)
+    if len(ring) == 2:
+        ax.plot(*points[ring, :2].T, color="#d1001f", linewidth=2.2, linestyle=":", zorder=9)
+    for i in ring:
+        ax.add_patch(Circle(points[i, :2], 0.55, fill=False, edgecolor="#d1001f", linewidth=1.8, zorder=9))
+    place = failure.row.composition or short_title(failure.row.dataset)
+    what = f"{found.name} {found.length:.2f} Å" if found else failure.row.reason
+    text = f"{model_title(failure.row.model)}, {place}, step {failure.row.step}\n{what}"
+    ax.set_title(text, fontsize="small", loc="left")
+    return ax
+
+
+def _cut_out(atoms, centre, *, wanted):
+    """Atoms around the first offending one, as a cluster without a cell, and the new places of the wanted."""
+    vectors, apart = find_mic(atoms.positions - atoms.positions[centre[0]], atoms.cell, atoms.pbc)
+    near = np.flatnonzero(apart < AROUND)
+    cluster = atoms[near]
+    cluster.positions = vectors[near]
+    cluster.pbc, cluster.cell = False, None
+    places = {int(old): new for new, old in enumerate(near)}
+    return cluster, [places[i] for i in wanted if i in places]
+
+
+def _view(positions, ring):
+    """Rows: right, up and towards the reader. A molecule lies flat; an offending pair lies in the plane."""
+    centred = positions - positions.mean(0)
+    axes = np.linalg.svd(centred, full_matrices=True)[2]
+    if len(ring) == 2:
+        pair = positions[ring[1]] - positions[ring[0]]
+        if abs(axes[2] @ pair) > 0.6 * np.linalg.norm(pair):
+            axes = np.linalg.qr(np.column_stack([pair, axes[0], axes[1]]))[0].T
+    return axes if np.linalg.det(axes) > 0 else axes * np.array([[1], [1], [-1]])
+
+
+def failure_grid(kept, *, most: int = 4) -> Figure:
+    """Last sound frames of a few failures, and below each the energy of its last frames against time.
+
+    The energy is given above the mean of the run before those frames, its standard deviation as a band.
+    """
+    chosen = pick(kept, most=most)
+    columns = max(len(chosen), 1)
+    figure, axes = plt.subplots(2, columns, figsize=(7.5, 4.6), squeeze=False, height_ratios=[1.6, 1])
+    for (top, bottom), failure in zip(axes.T, chosen, strict=False):
+        plot_last_frame(failure, ax=top)
+        top.set(xlabel="", ylabel="", xticks=[], yticks=[])
+        if top.get_legend():
+            top.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=4, columnspacing=0.8)
+        _draw_energy(bottom, failure)
+    axes[1, 0].set_ylabel("Energy above its mean (eV)" if chosen else "")
+    for ax in axes[:, 0] if not chosen else ():
+        ax.set_axis_off()
+    if not chosen:
+        axes[0, 0].text(0.5, 0.5, "no last frames kept", ha="center", va="center", color="0.4")
+    return figure
+
+
+def _draw_energy(ax, failure):
+    curve = failure.record.curves["energy"][failure.row.replica]
+    before = curve[np.isfinite(curve)][: -len(failure.energy)]
+    mean, spread = (before.mean(), before.std()) if len(before) > 1 else (failure.energy[0], 0.0)
+    timestep = conditions(failure.record, failure.row.composition)[1]
+    time = (np.arange(len(failure.energy)) + 1 - len(failure.energy)) * timestep
+    time *= failure.record.parameters.get("record_every", 1)
+    ax.axhspan(-spread, spread, color="0.55", alpha=0.3, linewidth=0)
+    ax.plot(time, failure.energy - mean, "o-", color=plots.model_color(failure.row.model), markersize=3.5)
+    ax.set_xlabel("Time before the break (fs)", fontsize="small")

@@ -1,0 +1,264 @@
+"""Does survival count what broke, and nothing else? Curves by hand, messages as written, last frames."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from ase import Atoms
+
+from egraff_utils.records import Metric, Record
+from egraff_utils.report import survival
+
+CONTACT = "two atoms came closer than 0.5 Å"
+BOND = "a bond changed by more than 0.5 Å"
+ESCAPE = "an atom came too close to another or left the molecule"
+
+
+def rollout(message="", stable=(100, 100), *, kind="rollout", model="mace", steps=100, asked=100, **more):
+    dataset, split = more.pop("dataset", "ethanol"), more.pop("split", "test")
+    given = {"steps": asked, "timestep": 0.5, "temperature": 500.0, "split": split, "replicas": len(stable)}
+    status = more.pop("status", "unstable" if "broke" in message else "complete")
+    record = Record(kind, "demo", dataset, model, 0, given, [Metric("steps", steps, "1")], status, message)
+    record.__dict__["curves"] = {"stable_step": np.array(stable), **more}
+    return record
+
+
+# -- the estimator, by hand
+
+
+def test_kaplan_meier_by_hand():
+    # at risk 6, 5, 4, 3: one failure at 1, one censored at 2, two failures at 3, one censored at 4 and 4
+    steps, broke = [1, 2, 3, 3, 4, 4], [True, False, True, True, False, False]
+    ends, fraction, low, high = survival.kaplan_meier(steps, broke)
+    assert list(ends) == [0, 1, 2, 3, 4]
+    assert fraction == pytest.approx([1, 5 / 6, 5 / 6, 5 / 12, 5 / 12])
+    greenwood = 1 / (6 * 5) + 2 / (4 * 2)
+    width = 1.959964 * np.sqrt(greenwood) / abs(np.log(5 / 12))
+    assert (low[-1], high[-1]) == pytest.approx(((5 / 12) ** np.exp(width), (5 / 12) ** np.exp(-width)))
+
+
+def test_without_failures_the_interval_is_the_exact_one():
+    _, fraction, low, high = survival.kaplan_meier([10] * 5, [False] * 5)
+    assert list(fraction) == list(high) == [1, 1]
+    assert low[-1] == pytest.approx(0.025 ** (1 / 5))  # 0.478: five sound runs do not prove much
+    _, fraction, low, high = survival.kaplan_meier([1, 2], [True, True])
+    assert (fraction[-1], low[-1]) == (0, 0)
+    assert high[-1] == pytest.approx(1 - 0.025**0.5)
+
+
+def test_the_interval_covers_the_truth():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        lifetimes, limits = rng.exponential(1.0, 30), rng.uniform(0.5, 2.0, 30)
+        ends, _, low, high = survival.kaplan_meier(np.minimum(lifetimes, limits), lifetimes < limits)
+        at = np.searchsorted(ends, np.log(2), side="right") - 1
+        covered += low[at] <= 0.5 <= high[at]
+    assert 0.93 <= covered / 1000 <= 0.98
+
+
+def test_restricted_mean_is_the_area():
+    mean, low, high = survival.restricted_mean([2, 6, 10], [True, True, False], 10)
+    assert mean == pytest.approx(2 + 4 * 2 / 3 + 4 / 3)
+    assert 0 <= low < mean < high <= 10
+    with pytest.raises(ValueError, match="limit"):
+        survival.restricted_mean([2, 6], [True, False], 10)
+    assert survival.restricted_mean([2, 6], [True, True], 10)[0] == pytest.approx(4)
+
+
+def test_log_rank_by_hand():
+    # a breaks at 1 and 2, b is sound: hazards 1/4 at 1 and 1/3 at 2
+    found = survival.log_rank([1, 2, 3, 3], [True, True, False, False], list("aabb"))
+    assert list(found.table.broke) == [2, 0]
+    assert found.table.expected["a"] == pytest.approx(1 / 4 + (1 / 4 + 1 / 3))
+    assert found.table.expected.sum() == pytest.approx(2)
+    assert found.p == pytest.approx(1 / 3, abs=0.02)  # 2 of the 6 labellings are as uneven
+    assert survival.log_rank([3, 3], [False, False], list("ab")).p == 1
+
+
+def test_log_rank_keeps_strata_apart():
+    steps, broke = [1, 1, 1, 9, 9, 9], [True] * 3 + [False] * 3  # the model that ran on the hard set only
+    strata = ["hard"] * 3 + ["easy"] * 3
+    assert survival.log_rank(steps, broke, list("aaabbb"), strata).p == 1
+    assert survival.log_rank(steps, broke, list("aaabbb")).p < 0.2
+
+
+def test_log_rank_rejects_at_its_level():
+    rng = np.random.default_rng(1)
+    groups = np.repeat(["a", "b"], 10)
+    draws = np.minimum(rng.exponential(1.0, (200, 20)), 1.0)
+    p = np.array([survival.log_rank(x, x < 1, groups, permutations=400).p for x in draws])
+    assert 0.01 <= (p <= 0.05).mean() <= 0.10
+
+
+# -- the records
+
+
+def test_messages_are_read_as_they_are_written():
+    text = f"2 of 5 replicas broke: replica 1 after 30 steps ({CONTACT}), replica 4 after 7 steps ({ESCAPE})"
+    record = rollout(f"{text}; ended after 80 of 100 steps at 60 s", (80, 30, 80, 80, 7), steps=80)
+    assert survival.failure_reasons(record) == {1: CONTACT, 4: ESCAPE}
+    table = survival.replicas([record])
+    assert list(table.end) == ["time up", "broke", "time up", "time up", "broke"]
+    assert list(table.time) == [40.0, 15.0, 40.0, 40.0, 3.5]
+    assert not table.isna().any(axis=None)
+
+
+def test_the_reason_survives_the_rollout_that_wrote_it():
+    from types import SimpleNamespace
+
+    from egraff_utils.rollout import RolloutConfig, _message
+
+    reasons = ["", CONTACT, "an atom moved more than 1.0 Å in a step", "energy or forces not finite"]
+    ran = SimpleNamespace(reasons=reasons, stable_step=np.array([50, 3, 4, 5]), step=50)
+    message = _message(ran, RolloutConfig("mace", "ethanol", replicas=4, steps=100, max_seconds=9.0))
+    found = survival.failure_reasons(rollout(message, (50, 3, 4, 5), steps=50))
+    assert found == dict(enumerate(reasons[1:], start=1))
+
+
+def test_a_failure_is_not_lost_with_its_message():
+    record = rollout("", (100, 20), status="unstable", broken=np.array([1]))
+    assert survival.failure_reasons(record) == {1: survival.UNKNOWN_REASON}
+    assert survival.failure_reasons(rollout("", (100, 20), status="unstable")) == {1: survival.UNKNOWN_REASON}
+    assert survival.failure_reasons(rollout("", (60, 60), steps=60)) == {}
+
+
+def test_compositions_count_once():
+    message = f"Li2S: 1 of 2 replicas broke: replica 1 after 5 steps ({CONTACT})"
+    names = np.array(["Li", "Li", "Li2S", "Li2S"])
+    pooled = rollout(message, (100, 100, 100, 5), dataset="lips20", composition=names)
+    pooled.parameters |= {"temperature": None, "timestep": None}
+    parts = [
+        rollout(kind="rollout_Li", dataset="lips20", split="Li"),
+        rollout(message[6:], (100, 5), kind="rollout_Li2S", dataset="lips20", split="Li2S"),
+    ]
+    alone, together = survival.replicas([pooled]), survival.replicas([pooled, *parts])
+    for table in (alone, together):
+        assert list(table.composition) == list(names)
+        assert list(table.broke) == [False, False, False, True]
+        assert set(table.kind) == {"rollout"}
+    assert list(alone.temperature) == [2010.0, 2010.0, 1770.0, 1770.0]  # of the card
+    assert len(survival.replicas(parts)) == 4
+
+
+def test_a_failed_run_counts_as_failed():
+    failed = Record(
+        "failure", "demo", "ethanol", "nequip", 0, status="failed", message="MemoryError: too large"
+    )
+    failed.parameters = {"notebook": "rollout/ethanol.ipynb", "replicas": 2}
+    training = Record(
+        "failure", "demo", "ethanol", "botnet", 0, {"notebook": "training/botnet.ipynb"}, status="failed"
+    )
+    table = survival.replicas([rollout(), failed, training])
+    assert survival.survivors(table).loc[
+        (survival.HOME, "ethanol"), ["mace", "nequip", "botnet"]
+    ].to_list() == [
+        "2 of 2",
+        "0 of 2",
+        "not run",
+    ]
+    text = survival.failure_table(table)
+    assert list(text["Step"]) == [0, 0]
+    assert text["Reason"].str.contains("MemoryError").all()
+    assert "nan" not in text.to_string().lower()
+
+
+def test_settings():
+    assert survival.setting("rollout_600K", "acac") == "hotter"
+    assert survival.setting("rollout_benzene", "ethanol") == "another molecule"
+    assert survival.setting("rollout_Li3P", "lips20") == "other compositions"
+    assert survival.setting("rollout_as_coded", "ethanol") == survival.AS_CODED
+
+
+def test_nothing_gives_empty_tables_and_figures():
+    empty = survival.replicas([])
+    assert survival.survivors(empty).empty
+    assert survival.lengths(empty).empty
+    assert survival.failure_table(empty).empty
+    assert survival.compare_models(empty)[0].p == 1
+    survival.survival_grid(empty), survival.survival_grid(empty, "dataset"), survival.failure_grid([])
+    plt.close("all")
+
+
+def test_models_are_compared_where_both_ran():
+    sound = [rollout(stable=[100] * 8, model="mace")]
+    message = ", ".join(f"replica {r} after 9 steps ({BOND})" for r in range(8))
+    broken = rollout(f"8 of 8 replicas broke: {message}", [9] * 8, model="nequip", steps=10)
+    overall, pairs = survival.compare_models(survival.replicas([*sound, broken]))
+    assert overall.p < 0.01
+    assert pairs.loc[0, ["first", "second"]].to_list() == ["nequip", "mace"]
+    lengths = survival.lengths(survival.replicas([*sound, broken])).loc[survival.HOME]
+    assert lengths.loc["mace", "mean"] == 1
+    assert lengths.loc["nequip", ["sound", "mean"]].to_list() == pytest.approx([0, 0.09])
+
+
+# -- the last frames
+
+
+WATER = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+
+
+def frames_of(atoms, moved, step):
+    """Two frames in which one atom moves by `step` along x."""
+    positions = np.stack([atoms.positions] * 2)
+    positions[0, moved, 0] -= step
+    return positions
+
+
+def test_the_stretched_bond_is_found():
+    atoms = WATER.copy()
+    atoms.positions[1, 0] += 0.4
+    found = survival.offender(frames_of(atoms, 1, 0.15), WATER, BOND, WATER.positions[None])
+    assert found.atoms == (0, 1)
+    assert found.name == "O-H bond"
+    assert (found.length, found.usual) == pytest.approx((1.36, 0.96))
+
+
+def test_the_closest_pair_and_the_lost_atom_are_found():
+    box = Atoms("LiLiS", [[0.1, 0, 0], [7.6, 0, 0], [4, 0, 0]], cell=[8, 8, 8], pbc=True)
+    found = survival.offender(np.stack([box.positions] * 2), box, CONTACT)
+    assert found.atoms == (0, 1)
+    assert found.length == pytest.approx(0.5)
+    assert found.name == "Li-Li contact"
+    away = WATER.copy()
+    away.positions[2] = [0, 2.9, 0]
+    positions = np.stack([away.positions] * 2)
+    positions[0, 2, 1] -= 0.2
+    assert survival.offender(positions, WATER, ESCAPE).atoms == (2,)
+    assert survival.offender(positions, WATER, "the radial distribution left the reference's") is None
+
+
+@pytest.mark.data
+def test_a_failure_is_drawn_with_its_offender():
+    from egraff_utils import data
+
+    atoms = data.load("ethanol", "test")[0]
+    positions = np.stack([atoms.positions] * 10)
+    h = int(np.flatnonzero(atoms.numbers == 1)[0])
+    c = int(np.argsort(atoms.get_distances(h, range(9)))[1])
+    positions[:, h] += 0.45 * (atoms.positions[h] - atoms.positions[c])
+    positions[-1, h] += 0.05 * (atoms.positions[h] - atoms.positions[c])
+    energy = np.tile(np.sin(np.arange(101)), (2, 1))
+    energy[1, 21:] = np.nan
+    energy[1, 20] = 50.0
+    record = rollout(
+        f"1 of 2 replicas broke: replica 1 after 20 steps ({BOND})",
+        (100, 20),
+        broken=np.array([1]),
+        last_positions=positions[None],
+        last_energy=energy[None, 1, 11:21],
+        energy=energy,
+        temperature=np.where(np.isnan(energy), np.nan, 750.0),
+    )
+    kept = survival.failures([record])
+    assert kept[0].warmth == pytest.approx(1.5)
+    assert kept[0].rise > 10
+    assert set(survival.offender_of(kept[0]).atoms) == {h, c}
+    text = survival.failure_table(survival.replicas([record]), kept)
+    assert "bond" in text["Where"][0]
+    figure = survival.failure_grid(kept)
+    rings = [p for p in figure.axes[0].patches if p.get_edgecolor()[0] > 0.8 and not p.get_fill()]
+    assert len(rings) == 2
+    plt.close("all")
