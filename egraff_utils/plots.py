@@ -23,6 +23,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Circle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from egraff_utils.beside import floor_of
 from egraff_utils.tables import METRIC_NAMES, dataset_title, main_rows, model_title
 
 STYLE = Path(__file__).with_name("book.mplstyle")
@@ -202,11 +203,11 @@ def plot_violations(
     record,
     metric: str = "fv",
     *,
-    floor: float | Sequence[float] | None = None,
+    floor=None,
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Violation of energy or forces along the rollout, with the floor of two independent reference frames.
+    """Violation of energy or forces along the rollout, with the floor of unrelated frames of the reference.
 
     Replicas are thin, their geometric mean is thick. A curve that has climbed into the grey floor tells no
     more than that the two trajectories have become independent.
@@ -218,7 +219,8 @@ def plot_violations(
     metric
         ``"fv"``, ``"ev"`` or ``"ev_root"``.
     floor
-        Floor of the metric, dimensionless: one number or an interval ``(low, high)``.
+        Record of the floor, whose range of the metric is drawn; or a number or an interval ``(low, high)``,
+        dimensionless.
 
     Raises
     ------
@@ -231,7 +233,7 @@ def plot_violations(
     values = np.asarray(read_curve(record, metric), float)
     values = np.where(values > 0, values, np.nan)
     if floor is not None:
-        plot_floor(ax, floor)
+        plot_floor(ax, _range(floor, metric))
     _plot_replicas(ax, read_curve(record, "time"), values, record.model, label, geometric=True)
     ax.set(xlabel="Time (fs)", ylabel=VIOLATION_LABELS[metric])
     set_log_scale(ax, "y")
@@ -473,7 +475,8 @@ def plot_leaderboard(
 ) -> Axes:
     """One metric against another: a point for every model and dataset, with the intervals over replicas.
 
-    The colour tells the model, the marker the dataset. Both axes are logarithmic where all values are
+    The colour tells the model, the marker the dataset; a grey band spans the floor of `y` on a dataset over
+    its points. Both axes are logarithmic where all values are
     positive.
 
     Parameters
@@ -509,6 +512,11 @@ def plot_leaderboard(
             linestyle="none",
             elinewidth=1,
         )
+    for name, here in points.groupby("dataset"):
+        _, low, high = floor_of(frame, "rollout", name, y)
+        if np.isfinite([low, high]).all():
+            ends = here.x.min() / 1.1, here.x.max() * 1.1
+            ax.fill_between(ends, low, high, color=FLOOR_COLOR, alpha=0.35, linewidth=1.5, zorder=0)
     for model in sorted(points.model.unique(), key=model_place):
         ax.plot([], [], "o", color=model_color(model), label=f"{label or ''}{model_title(model)}")
     for name, marker in markers.items():
@@ -600,12 +608,22 @@ def replica_mean(values: np.ndarray, *, geometric: bool = False) -> np.ndarray:
 
 
 def plot_floor(ax: Axes, floor: float | Sequence[float], *, label: str | None = None) -> None:
-    """Grey band behind the curves: at one value, or over an interval ``(low, high)``."""
-    if np.ndim(floor) == 0:
-        label = label or f"floor {float(floor):.3g}"
-        ax.axhline(floor, color=FLOOR_COLOR, alpha=0.45, linewidth=7, zorder=0, label=label)
-    else:
-        ax.axhspan(*floor, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0, label=label or "floor")
+    """Grey band behind the curves over an interval ``(low, high)``, or a line at one value; none for NaN."""
+    low, high = np.broadcast_to(np.asarray(floor, dtype=float), 2)
+    if low < high:
+        ax.axhspan(low, high, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0, label=label or "floor")
+    elif np.isfinite(low):
+        style = {"color": FLOOR_COLOR, "alpha": 0.45, "linewidth": 7, "zorder": 0}
+        ax.axhline(low, label=label or f"floor {low:.3g}", **style)
+
+
+def _range(floor, metric):
+    """Range of a metric in the record of a floor; anything else as it is."""
+    if not hasattr(floor, "metric"):
+        return floor
+    found = floor.metric("ev_root" if metric == "ev" else metric)
+    ends = np.array([found.low, found.high] if found.low is not None else [found.value] * 2, dtype=float)
+    return ends**2 if metric == "ev" else ends
 
 
 def error_bar(value: float, low: float, high: float) -> np.ndarray | None:
@@ -635,16 +653,11 @@ def _reference_label(ax):
 
 
 def _plot_replicas(ax, x, values, model, label, *, geometric=False):
-    """Thin replicas and their thick mean; frames after the end of every replica (NaN) are left out."""
-    color = model_color(model)
-    ax.plot(x, values.T, color=color, linewidth=0.6, alpha=0.35)
-    ax.plot(
-        x,
-        replica_mean(values, geometric=geometric),
-        color=color,
-        linewidth=2.0,
-        label=label or model_title(model),
-    )
+    """Thin replicas and their thick mean, through the frames that have a value."""
+    color, mean = model_color(model), replica_mean(values, geometric=geometric)
+    known = np.isfinite(mean)
+    ax.plot(x[known], values[:, known].T, color=color, linewidth=0.6, alpha=0.35)
+    ax.plot(x[known], mean[known], color=color, linewidth=2.0, label=label or model_title(model))
 
 
 def _rotation(turn, tilt):

@@ -124,6 +124,29 @@ def test_floor_and_reference_keep_their_colours(records):
     assert figures.REFERENCE_COLOR in [line.get_color() for line in figures.rdf_grid(records).axes[0].lines]
 
 
+def test_a_floor_with_a_range_is_a_band(records):
+    metrics = [Metric("fv", 0.7, "1", 0.6, 0.8), Metric("ev_root", 3e-5, "1", 1e-5, 5e-5)]
+    floor = _record("floor", "ethanol", "reference", metrics=[*metrics, Metric("rmsd", 0.5, "Å", 0.4, 0.6)])
+    for name, ends in (("fv", (0.6, 0.8)), ("ev_root", (1e-5, 5e-5)), ("ev", (1e-10, 25e-10))):
+        assert figures._floor([*records, floor], "rollout", "ethanol", name) == pytest.approx(ends)
+    ax = figures.violation_grid([*records, floor]).axes[0]
+    (band,) = [patch for patch in ax.patches if patch.get_label() == "floor"]
+    assert band.get_extents().transformed(ax.transData.inverted()).intervaly == pytest.approx((0.6, 0.8))
+    (band,) = figures.rmsd_grid([*records, floor]).axes[0].collections
+    (corners,) = [path.vertices for path in band.get_paths()]
+    last = 0.5 * (FRAMES - 1)
+    assert [*corners.min(0), *corners.max(0)] == pytest.approx([0.9 * last, 0.4, last, 0.6])
+
+
+def test_a_line_joins_the_frames_that_have_a_value():
+    sparse = _rollout("gete", "mace")
+    sparse.curves["fv"][:, np.arange(FRAMES) % 10 > 0] = np.nan
+    (line,) = [
+        ln for ln in figures.violation_grid([sparse], window=1).axes[0].lines if len(ln.get_xdata()) > 1
+    ]
+    assert list(line.get_xdata()) == [5.0, 10.0, 15.0, 20.0]  # every tenth; the first is zero
+
+
 def test_a_pooled_rollout_has_a_panel_for_every_composition():
     pooled = _rollout("lips20", "mace", rdf=False)
     pooled.curves["composition"] = np.array(["Li", "Li", "P4S3"])
@@ -144,9 +167,25 @@ def test_mean_with_floor(frame):
     ax = figures.plot_mean(frame, "fv")
     assert ax.get_ylabel() == "FV (dimensionless)"
     assert len(ax.containers) == 3
-    assert len(ax.collections) > 0  # floor
+    bands = [c for c in ax.collections if c.get_alpha() == 0.45]
+    assert [path.vertices[0, 1] for path in bands[0].get_paths()] == [0.7]  # an older record, without a range
+    row = {"kind": "floor", "dataset": "ethanol", "model": "reference", "metric": "fv"}
+    row = pd.DataFrame([row | {"value": 0.69, "low": 0.6, "high": 0.78}])
+    ax = figures.plot_mean(pd.concat([frame, row]), "fv")
+    (band,) = [c for c in ax.collections if c.get_alpha() == 0.35]
+    assert {0.6, 0.78} == set(band.get_paths()[0].vertices[:, 1])
     assert figures.plot_mean(frame, "nothing").get_ylabel() == "nothing (dimensionless)"
     assert len(figures.mean_grid(frame, ("fv", "force_mae")).legends) == 1
+
+
+@pytest.mark.parametrize(("scale", "ends"), [("fixed", [0.5 / 0.7, 1]), ("paper", [0.5 / 0.7, 1])])
+def test_floors_are_bars_on_the_spokes_of_the_radar(frame, scale, ends):
+    row = {"kind": "floor", "dataset": "ethanol", "model": "reference", "metric": "fv"}
+    row = pd.DataFrame([row | {"value": 0.7, "low": 0.5, "high": 0.8}])
+    values = comparison.metric_values(pd.concat([frame, row]))
+    assert comparison.floor_places(values, scale) == {("ethanol", "fv"): pytest.approx(ends)}
+    bars = [ln for ln in figures.radar_grid(values, scale=scale).axes[0].lines if len(ln.get_xdata()) == 2]
+    assert [list(bar.get_ydata()) for bar in bars] == [pytest.approx(ends)]
 
 
 @pytest.mark.parametrize("scale", ["fixed", "paper"])

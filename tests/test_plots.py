@@ -15,7 +15,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import cards, plots
-from egraff_utils.records import Record
+from egraff_utils.records import Metric, Record
 
 REPLICAS, FRAMES, BINS = 3, 40, 30
 RNG = np.random.default_rng(0)
@@ -130,6 +130,18 @@ def test_floor_is_a_grey_band_behind_the_curves(rollout):
     assert ax.patches[0].get_zorder() < ax.get_lines()[-1].get_zorder()
 
 
+def test_the_record_of_a_floor_gives_its_range(rollout):
+    metrics = [Metric("fv", 0.7, "1", 0.6, 0.8), Metric("ev_root", 3e-5, "1")]
+    floor = Record("floor", "demo", "ethanol", "reference", 0, metrics=metrics)
+    ax = plots.plot_violations(rollout, floor=floor)
+    band = ax.patches[-1].get_extents().transformed(ax.transData.inverted())
+    assert band.intervaly == pytest.approx((0.6, 0.8))
+    (line,) = [
+        ln for ln in plots.plot_violations(rollout, "ev", floor=floor).lines if ln.get_linewidth() == 7
+    ]
+    assert line.get_ydata()[0] == pytest.approx(9e-10)  # squared, and no range
+
+
 def test_a_missing_curve_is_named(training):
     with pytest.raises(ValueError, match="mace on ethanol has no curve 'rdf_r'"):
         plots.plot_rdf(training)
@@ -182,6 +194,10 @@ def test_leaderboard_scatter():
     assert ax.get_xlabel() == "Force MAE (meV/Å)"
     assert ax.get_ylabel() == "Wright's factor (%)"
     assert {"log"} == {ax.get_xscale(), ax.get_yscale()}
+    row = {"kind": "floor", "dataset": "ethanol", "model": "reference", "metric": "wf"}
+    floor = pd.DataFrame([row | {"value": 0.5, "low": 0.4, "high": 0.6}])
+    (band,) = [c for c in plots.plot_leaderboard(pd.concat([_frame(), floor])).collections if c.get_alpha()]
+    assert {0.4, 0.6} == set(band.get_paths()[0].vertices[:, 1])
     with pytest.raises(ValueError, match="no model has both 'force_mae' and 'nothing'"):
         plots.plot_leaderboard(_frame(), y="nothing")
 

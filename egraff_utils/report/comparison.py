@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import paper, tables
-from egraff_utils.beside import DATASETS, MODELS
+from egraff_utils.beside import DATASETS, FLOORED, MODELS, floor_of
 
 
 class Scale(NamedTuple):
@@ -127,13 +127,20 @@ def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame with the index (dataset, model), in the paper's order, and a column for every metric;
-    ``unstable_fraction`` is one minus the stable fraction.
+    ``unstable_fraction`` is one minus the stable fraction, ``floor_wf_low`` and ``floor_wf_high`` are the
+    range of the floor.
     """
     rows = tables.main_rows(frame)
     rows = rows[rows.metric.notna() & rows.value.notna()]
     values = rows.pivot_table(index=["dataset", "model"], columns="metric", values="value")
     bounds = frame[frame.kind == "dataset"].pivot_table(index="dataset", columns="metric", values="value")
     bounds = bounds[[name for name in bounds if name not in values]]
+    bounds = bounds.reindex(values.index.unique("dataset"))
+    for metric in FLOORED:
+        floors = [floor_of(frame, "rollout", name, metric) for name in bounds.index]
+        for end, column in zip(("", "_low", "_high"), zip(*floors, strict=True), strict=False):
+            if np.isfinite(column).any():
+                bounds[f"floor_{metric}{end}"] = column
     values = values.join(bounds, on="dataset") if len(bounds) else values
     if "stable_fraction" in values:
         values["unstable_fraction"] = 1 - values.stable_fraction
@@ -185,6 +192,23 @@ def scaled_values(values: pd.DataFrame, scale: str = "fixed") -> pd.DataFrame:
     else:
         raise ValueError(f"{scale=} is neither 'fixed' nor 'paper'")
     return pd.DataFrame(scaled, index=values.index).dropna(axis="columns", how="all")
+
+
+def floor_places(values: pd.DataFrame, scale: str = "fixed") -> dict:
+    """Ends of the range of every floor on the scales of `scaled_values`, by (dataset, metric)."""
+    found = [m for m in FLOORED if m in values and f"floor_{m}_low" in values]
+    largest = values.groupby(level="dataset")[found].max()
+    places = {}
+    for end in ("_low", "_high"):
+        floors = values.assign(**{metric: values[f"floor_{metric}{end}"] for metric in found})
+        if scale == "paper":
+            scaled = floors[found].groupby(level="dataset").first() / largest
+        else:
+            scaled = scaled_values(floors, scale).groupby(level="dataset").first()
+        for metric in [m for m in found if m in scaled]:
+            for dataset, place in scaled[metric].dropna().items():
+                places.setdefault((dataset, metric), []).append(min(place, 1.0))
+    return places
 
 
 def scale_table() -> pd.DataFrame:

@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from egraff_utils import plots, tables
-from egraff_utils.beside import DATASETS
+from egraff_utils.beside import DATASETS, floor_of, short_title
 from egraff_utils.plots import DIMENSIONLESS, FLOOR_COLOR, REFERENCE_COLOR, VIOLATION_LABELS
 from egraff_utils.report.comparison import (
     PAIRS,
     PAPER_SPOKES,
     SCALES,
+    floor_places,
     order_datasets,
     order_models,
     published_values,
@@ -144,15 +145,14 @@ def plot_mean(
     models: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Figure 4: a metric of every dataset and model with its interval over replicas, floors grey.
+    """Figure 4: a metric of every dataset and model with its interval, the range of the floor grey.
 
     Logarithmic where the values are positive and span more than a factor of three.
 
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it; several seeds are averaged. Floors are its rows of
-        kind ``dataset``.
+        One row per metric, as `records.read` returns it; several seeds are averaged.
     metric
         Name of the metric, for example ``"fv"``.
     datasets, models
@@ -171,7 +171,7 @@ def plot_mean(
             yerr=plots.error_bar(row.value, row.low, row.high),
             **_point(model),
         )
-    _draw_floor_ticks(ax, frame, metric, datasets)
+    drawn = [_draw_floor(ax, place, frame, name, metric) for place, name in enumerate(datasets)]
     if (means.value > 0).all() and _wide(means.value):
         plots.set_log_scale(ax, "y")
     for place in set(range(len(datasets))) - {datasets.index(name) for name, _ in means.index}:
@@ -180,7 +180,7 @@ def plot_mean(
     ax.set(ylabel=plots.metric_label(frame, metric))
     if own_figure:
         ax.set(xlabel="Dataset (name)")
-        handles = _model_handles(models, marker=True, floor=bool(ax.collections))
+        handles = _model_handles(models, marker=True, floor=any(drawn))
         ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
@@ -209,8 +209,8 @@ def mean_grid(
     datasets = order_datasets(rows.dataset.unique()) if datasets is None else list(datasets)
     for metric, ax in zip(metrics, axes[:, 0], strict=True):
         plot_mean(frame, metric, datasets=datasets, models=models, ax=ax)
-    floor = frame.metric.isin([f"floor_{metric}" for metric in metrics]).any()
-    return _add_legend(figure, _model_handles(models, marker=True, floor=floor))
+    floors = [floor_of(frame, "rollout", name, metric)[0] for name in datasets for metric in metrics]
+    return _add_legend(figure, _model_handles(models, marker=True, floor=bool(np.isfinite(floors).any())))
 
 
 def _metric_rows(frame, metrics):
@@ -218,12 +218,15 @@ def _metric_rows(frame, metrics):
     return rows[rows.metric.isin(metrics) & rows.value.notna()]
 
 
-def _draw_floor_ticks(ax, frame, metric, datasets):
-    floors = frame[(frame.metric == f"floor_{metric}") & frame.value.notna()]
-    for place, name in enumerate(datasets):
-        values = floors.value[floors.dataset == name]
-        if len(values):
-            ax.hlines(values.mean(), place - 0.42, place + 0.42, color=FLOOR_COLOR, linewidth=5, alpha=0.45)
+def _draw_floor(ax, place, frame, dataset, metric):
+    """Grey band over the range of a floor, or a grey line at its value; whether there is one."""
+    floor = floor_of(frame, "rollout", dataset, metric)
+    ends = place - 0.42, place + 0.42
+    if np.isfinite(floor).all():
+        ax.fill_between(ends, *floor[1:], color=FLOOR_COLOR, alpha=0.35, linewidth=1.5, zorder=0)
+    elif np.isfinite(floor[0]):
+        ax.hlines(floor[0], *ends, color=FLOOR_COLOR, linewidth=5, alpha=0.45)
+    return bool(np.isfinite(floor[0]))
 
 
 def _mark_groups(ax, names):
@@ -250,12 +253,13 @@ def violation_grid(
     """Figure 5: energy or force violation along the run, a panel for every dataset, a line for every model.
 
     A line is the geometric mean over the replicas that are still whole and over `window` frames; a dagger
-    marks where a replica broke. The grey line is the floor: two unrelated frames of the reference.
+    marks where a replica broke. The grey band is the floor: the mean over a run of a perfect but independent
+    model, in 95 of 100 cases.
 
     Parameters
     ----------
     records
-        Records of a campaign; floors are those of kind ``dataset``.
+        Records of a campaign, those of the floors among them.
     name
         ``"fv"``, ``"ev"`` or ``"ev_root"``.
     datasets, kind
@@ -278,9 +282,8 @@ def violation_grid(
             values = _stack(runs, name)
             mean = plots.replica_mean(np.where(values > 0, values, np.nan), geometric=True)
             _draw_run(ax, model, runs, np.exp(_running_mean(np.log(mean), window)))
-        floor = _floor(records, dataset, name)
-        if found and floor is not None:
-            plots.plot_floor(ax, floor)
+        if found:
+            plots.plot_floor(ax, _floor(records, kind, dataset, name))
         if found:
             plots.set_log_scale(ax, "y")
         return list(found)
@@ -299,7 +302,8 @@ def rmsd_grid(
     """Figures 8 and 9: root mean square displacement from the start, a panel for every dataset or model.
 
     A line is the mean over replicas that are still whole; a dagger marks where one broke. The reference,
-    where its frames follow each other in time, is black.
+    where its frames follow each other in time, is black. By dataset, the grey band over the last tenth of the
+    time is the floor: the displacement there of a perfect but independent model.
 
     Parameters
     ----------
@@ -318,7 +322,9 @@ def rmsd_grid(
     records = list(records)
     datasets = _datasets(records, kind, datasets)
     if by == "dataset":
-        figure = _grid(datasets, lambda ax, key: _draw_rmsds(ax, records, kind, key), reference=True)
+        figure = _grid(
+            datasets, lambda ax, key: _draw_rmsds(ax, records, kind, key), reference=True, floor=True
+        )
     elif by == "model":
         figure = _rmsd_by_model(records, kind, datasets)
     else:
@@ -333,6 +339,10 @@ def _draw_rmsds(ax, records, kind, dataset):
             values = _stack(runs[:1], "rmsd_reference")
             ax.plot(_time(runs[:1]), plots.replica_mean(values), color=REFERENCE_COLOR, linewidth=2.6)
         _draw_run(ax, model, runs, plots.replica_mean(_stack(runs, "rmsd")))
+    low, high = _floor(records, kind, dataset, "rmsd")
+    if found and np.isfinite(low):
+        ends = np.quantile(np.concatenate([_time(runs) for runs in found.values()]), [0.9, 1.0])
+        ax.fill_between(ends, low, high, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0)
     ax.set(ylim=(0, None))
     return list(found)
 
@@ -357,10 +367,10 @@ def _rmsd_by_model(records, kind, datasets):
 
 
 def _draw_run(ax, model, runs, mean, **line):
-    """Line of a model, and a dagger at each break of a replica."""
-    time, color = _time(runs), plots.model_color(model)
+    """Line of a model through the frames that have a value, and a dagger at each break of a replica."""
+    time, color, known = _time(runs), plots.model_color(model), np.isfinite(mean)
     style = {"linewidth": 1.3, "markersize": 4.5, "markeredgecolor": "0.2", "markeredgewidth": 0.5} | line
-    ax.plot(time, mean, color=color, **style)
+    ax.plot(time[known], mean[known], color=color, **style)
     for step, steps in _breaks(runs):
         place = min(round(step / steps * (len(time) - 1)), len(time) - 1)
         finite = np.flatnonzero(np.isfinite(mean[: place + 1]))
@@ -415,7 +425,7 @@ def learning_curves(
                 ax.lines[-1].set(markersize=4, linewidth=1.2)
         zero = _value(records, dataset, "zero_force_mae")
         if found and metric == "val_force_mae" and zero is not None:
-            plots.plot_floor(ax, zero)
+            plots.plot_floor(ax, (zero, zero))
         if found:
             plots.set_log_scale(ax, "x")
         ax.set(xlabel="", ylabel="")
@@ -447,6 +457,8 @@ def radar_grid(
 ) -> Figure:
     """Figure 6: radial plots of the metrics, a panel for every dataset; nearer to the centre is better.
 
+    A grey bar on a spoke is the range of the floor.
+
     Parameters
     ----------
     values
@@ -464,8 +476,13 @@ def radar_grid(
     labels = {metric: label for metric, label in labels.items() if any(metric in s for s in scaled.values())}
     angles = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
 
+    floors = floor_places(values, scale)
+
     def draw(ax, dataset):
         drawn = {}
+        for metric, angle in zip(labels, angles, strict=True):
+            if ends := floors.get((dataset, metric)):
+                ax.plot([angle] * 2, ends, color=FLOOR_COLOR, alpha=0.45, linewidth=5, zorder=0)
         for name, line in lines.items():
             here = scaled[name].reindex(columns=list(labels)).dropna(how="all")
             here = here[here.index.get_level_values("dataset") == dataset].droplevel("dataset")
@@ -476,7 +493,8 @@ def radar_grid(
         return list(drawn)
 
     datasets = order_datasets(set(values.index.get_level_values(0))) if datasets is None else list(datasets)
-    return _grid(datasets, draw, marker=True, lines=lines, projection="polar", height=2.1)
+    bars = bool(floors)
+    return _grid(datasets, draw, marker=True, lines=lines, floor=bars, projection="polar", height=2.1)
 
 
 def _draw_polygon(ax, angles, radii, model, line):
@@ -505,8 +523,8 @@ def pairs_grid(
     """Figure 7: pairs of metrics against each other, a point for every dataset and model.
 
     A row for every pair; ours left with full markers, the published values right with hollow ones, on the
-    same axes. Colours tell models, markers datasets. A value published as zero has no place on a
-    logarithmic axis.
+    same axes. Colours tell models, markers datasets; a grey cross spans the ranges of the dataset's floors. A
+    value published as zero has no place on a logarithmic axis.
 
     Parameters
     ----------
@@ -524,6 +542,7 @@ def pairs_grid(
     markers = dataset_markers({name for _, side in sides for name in side.index.get_level_values(0)})
     for (x, y), row in zip(pairs, axes, strict=True):
         for (title, side), ax in zip(sides, row, strict=True):
+            _draw_floor_crosses(ax, values, x, y)
             _draw_pairs(ax, side, (x, y), markers, hollow=title == "paper")
             ax.set_xlabel(PAIR_LABELS.get(x, x))
         row[0].set_ylabel(PAIR_LABELS.get(y, y))
@@ -534,7 +553,18 @@ def pairs_grid(
     for (title, _), ax in zip(sides, axes[0], strict=True):
         ax.set_title(title, fontsize="medium", loc="left")
     models = order_models({name for _, side in sides for name in side.index.get_level_values(1)})
-    return _add_legend(figure, _model_handles(models) + _dataset_handles(markers), columns=5)
+    floor = any(f"floor_{metric}_low" in values for pair in pairs for metric in pair)
+    return _add_legend(figure, _model_handles(models, floor=floor) + _dataset_handles(markers), columns=5)
+
+
+def _draw_floor_crosses(ax, values, x, y):
+    names = [f"floor_{metric}{end}" for metric in (x, y) for end in ("", "_low", "_high")]
+    for a, a_low, a_high, b, b_low, b_high in (
+        values.reindex(columns=names).dropna().drop_duplicates().to_numpy()
+    ):
+        style = {"color": FLOOR_COLOR, "alpha": 0.6, "linewidth": 3, "zorder": 0}
+        ax.plot([a_low, a_high], [b, b], **style)
+        ax.plot([a, a], [b_low, b_high], **style)
 
 
 def _wide(values):
@@ -585,20 +615,6 @@ def cost_grid(records: Iterable) -> Figure:
 
 
 # order and looks
-
-
-def short_title(dataset: str) -> str:
-    """Name of a dataset in a panel or legend: its title without brackets, or what is in them if it is long.
-
-    Examples
-    --------
-    >>> [short_title(name) for name in ("3bpa", "ethanol", "ethanol_xtb", "copper_emt")]
-    ['3BPA', 'Ethanol', 'Ethanol by GFN2-xTB', 'Liquid copper']
-    """
-    title, _, bracket = tables.dataset_title(dataset).partition(" (")
-    if len(title) > 20:
-        return bracket.rstrip(")") or title.partition(" by ")[0]
-    return title
 
 
 def dataset_markers(names: Iterable[str]) -> dict[str, str]:
@@ -775,8 +791,16 @@ def _value(records, dataset, metric):
     return None
 
 
-def _floor(records, dataset, name):
-    if name == "ev":  # geometric means: that of the squares is the square
-        root = _value(records, dataset, "floor_ev_root")
-        return None if root is None else root**2
-    return _value(records, dataset, f"floor_{name}")
+def _floor(records, kind, dataset, name):
+    """Range of the floor of a metric, or its value twice where it has no range; NaN where there is none."""
+    root = "ev_root" if name == "ev" else name
+    columns = ["kind", "dataset", "model", "metric", "value", "low", "high"]
+    rows = [
+        (r.kind, dataset, r.model, m.name, m.value, m.low, m.high)
+        for r in records
+        if r.dataset == dataset and r.model == "reference"
+        for m in r.metrics
+    ]
+    value, *ends = floor_of(pd.DataFrame(rows, columns=columns), kind, dataset, root)
+    ends = np.array(ends if np.isfinite(ends).all() else [value, value])
+    return ends**2 if name == "ev" else ends  # geometric means: that of the squares is the square
