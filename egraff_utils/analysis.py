@@ -4,12 +4,12 @@ R replicas, T recorded frames, F reference frames, N atoms, B bins, P pairs of e
 of equal time. Curves are NaN behind the last sound frame of a replica and where the reference has no frame.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase.data import chemical_symbols
 
-from egraff_utils import metrics, statistics, structure
+from egraff_utils import metrics, records, statistics, structure
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
@@ -37,6 +37,9 @@ UNITS = {
     "energy_drift": "meV/atom/ps",
 }
 
+
+POSITIVE = ("wf", "jsd", "jsd_raw", "ev", "ev_root", "fv", "rmsd", "deviation")
+"""Metrics whose intervals are taken on a logarithmic scale."""
 
 STRUCTURE = {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw}
 
@@ -119,7 +122,8 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
     Returns
     -------
     metrics : list of Metric
-        Means over replicas with bootstrap intervals (of EV and FV: of the geometric means over time); then
+        Means over replicas (of EV and FV: of the geometric means over time) with the intervals of
+        :func:`summary`; then
         ``ms_per_step``, ``replica_steps_per_second``, ``steps``, ``reference_contiguous``.
     curves : dict
         ``time`` (T,) fs; ``energy``, ``temperature``, ``ev_root``, ``fv``, ``rmsd``, (R, T);
@@ -142,7 +146,7 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
     structures = _rdf_curves(trajectory.positions, blocks, atoms, reference.rdf)
     structures |= _species_curves(trajectory, blocks, atoms) | _last_frames(trajectory)
     structures["stable_step"] = trajectory.stable_step
-    values = replica_values(curves | structures)
+    values = block_values(curves | structures)
     values["stable_fraction"] = [
         stable / steps if reason else 1.0
         for stable, reason in zip(trajectory.stable_step, trajectory.reasons, strict=True)
@@ -160,7 +164,7 @@ def replica_values(curves):
     Parameters
     ----------
     curves
-        As :func:`measure` gives them; a pooled record's have no radial distributions.
+        As :func:`measure` gives them.
 
     Returns
     -------
@@ -169,21 +173,143 @@ def replica_values(curves):
         the time of ``rmsd`` and ``deviation`` (Å); mean ``temperature`` (K); ``wf`` (%), ``jsd`` and
         ``jsd_raw`` (nats); ``stable_steps``. NaN where a replica has no value.
     """
-    curves = dict(curves)
+    return {name: _row_means(values) for name, values in block_values(curves).items()}
+
+
+def _row_means(values):
+    present = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(present, values, 0).sum(1) / present.sum(1)
+
+
+def block_values(curves):
+    r"""What each block adds to a metric of its replica, so that the mean over blocks is the replica's value.
+
+    A metric :math:`\theta` of a mean over time (of g(r), of a logarithm) has no value of a block that means
+    anything: Wright's factor of a short stretch is mostly noise, which adds its variance to the metric. So a
+    block gets what the metric loses without it, the jackknife's pseudo-value with the bias left in,
+
+    .. math:: \theta_k = \theta + (K - 1)\Big(\frac1K \sum_l \theta_{-l} - \theta_{-k}\Big)
+
+    Intervals and resamples from these are about the metric of runs of this length, whose own noise is in the
+    value, and not about that of runs twice as noisy, as when blocks are drawn and the metric is taken anew.
+
+    Parameters
+    ----------
+    curves
+        As :func:`measure` or :func:`pool` give them. Without ``rdf_blocks`` (older records) a replica is one
+        block for the metrics of structure.
+
+    Returns
+    -------
+    dict of ndarray
+        Shape ``(R, K)``, NaN where a replica has no frames; ``rmsd``, ``deviation`` and ``stable_steps``,
+        which are about the end of a run, have the shape ``(R, 1)``. Names and units are those of
+        :func:`replica_values`.
+    """
+    found = {}
     if "ev_root" in curves:
-        curves["ev"] = np.square(curves["ev_root"], dtype=float)
-    over_time = dict.fromkeys(("ev", "ev_root", "fv"), _geometric)
-    over_time |= {"rmsd": _late_mean, "deviation": _late_mean, "temperature": np.nanmean}
-    values = {
-        name: np.array([average(curve) for curve in curves[name]])
-        for name, average in over_time.items()
-        if name in curves
-    }
-    if "rdf" in curves:
-        for name, compare in STRUCTURE.items():
-            reference = curves["rdf_reference"]
-            values[name] = np.array([compare(g, reference) if g.any() else np.nan for g in curves["rdf"]])
-    return values | {"stable_steps": curves["stable_step"]}
+        sums = _block_sums(curves["ev_root"], np.log)
+        found["ev"] = _pseudo_values(*sums, lambda logs: np.exp(2 * logs[..., 0]))
+        found["ev_root"] = _pseudo_values(*sums, _exponential)
+    if "fv" in curves:
+        found["fv"] = _pseudo_values(
+            *_block_sums(np.asarray(curves["fv"], dtype=float), np.log), _exponential
+        )
+    for name in ("rmsd", "deviation"):
+        if name in curves:
+            found[name] = np.array([[_late_mean(curve)] for curve in curves[name]])
+    if "temperature" in curves:
+        found["temperature"] = _pseudo_values(
+            *_block_sums(curves["temperature"]), lambda means: means[..., 0]
+        )
+    for name, compare in STRUCTURE.items():
+        if f"{name}_blocks" in curves:
+            found[name] = np.asarray(curves[f"{name}_blocks"], dtype=float)
+        elif "rdf" in curves:
+            found[name] = _structure_values(curves, compare)
+    return found | {"stable_steps": np.asarray(curves["stable_step"], dtype=float)[:, None]}
+
+
+def _structure_values(curves, compare):
+    """Pseudo-values of a metric of g(r); of the whole replica where blocks are not stored."""
+    reference = np.asarray(curves["rdf_reference"], dtype=float)
+    if "rdf_blocks" in curves:
+        frames = np.asarray(curves["block_frames"], dtype=float)
+        g = np.nan_to_num(np.asarray(curves["rdf_blocks"], dtype=float))
+    else:
+        g = np.asarray(curves["rdf"], dtype=float)[:, None]
+        frames = g.any(-1).astype(float)
+
+    def score(means):
+        return np.apply_along_axis(lambda g: compare(g, reference) if g.any() else np.nan, -1, means)
+
+    return _pseudo_values(g * frames[..., None], frames, score)
+
+
+def _same(means):
+    return means[..., 0]
+
+
+def _exponential(means):
+    return np.exp(means[..., 0])
+
+
+def _block_sums(curve, transform=lambda values: values):
+    """Sums (R, K, 1) and counts (R, K) of the finite values of a curve in blocks; zeros have no logarithm.
+
+    Where all values of a replica are zero its sums are minus infinity.
+    """
+    bounds = np.linspace(0, curve.shape[1], BLOCKS + 1).astype(int)
+    with np.errstate(divide="ignore"):
+        values = transform(np.asarray(curve, dtype=float))
+    some = np.isfinite(values).any(1, keepdims=True)
+    present = np.where(some, np.isfinite(values), ~np.isnan(values))
+    values = np.where(present, values, 0)
+    cut = [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
+    sums = np.stack([values[:, block].sum(1) for block in cut], axis=1)
+    return sums[..., None], np.stack([present[:, block].sum(1) for block in cut], axis=1).astype(float)
+
+
+def _pseudo_values(sums, counts, score):
+    """Pseudo-values (R, K) of a score of means, from sums (R, K, D) and counts (R, K) of blocks."""
+    blocks = (counts > 0).sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        whole = score(sums.sum(1) / counts.sum(1)[:, None])[:, None]
+        left = score((sums.sum(1, keepdims=True) - sums) / (counts.sum(1, keepdims=True) - counts)[..., None])
+    usable = (counts > 0) & (blocks > 1) & np.isfinite(left)
+    mean = _row_means(np.where(usable, left, np.nan))[:, None]
+    moved = np.where(usable, (blocks - 1) * (mean - left), 0.0)
+    return np.where(counts > 0, whole + moved, np.nan)
+
+
+def resamples(curves, metric, resamples=1000):
+    """Resampled means over replicas of a metric, paired across models with as many replicas.
+
+    Parameters
+    ----------
+    curves
+        Of a rollout's record.
+    metric
+        One of :func:`block_values`.
+    resamples
+        Number of them.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(resamples,)``, unit of the metric: :func:`~egraff_utils.statistics.replica_resamples`.
+
+    Raises
+    ------
+    KeyError
+        If the curves do not hold the metric; the message lists those they hold.
+    """
+    values = block_values(curves)
+    if metric not in values:
+        raise KeyError(f"no curves of '{metric}'; there are those of {', '.join(values)}")
+    options = {"positive": metric in POSITIVE, "resamples": resamples}
+    return statistics.replica_resamples(values[metric], groups=curves.get("composition"), **options)
 
 
 def pool(parts):
@@ -209,20 +335,33 @@ def pool(parts):
     curves["stable_step"] = np.concatenate([c["stable_step"] for c in found])
     replicas = [len(c["stable_step"]) for c in found]
     curves["composition"] = np.repeat(list(parts), replicas)
-    each = [replica_values(c) for c in found]
-    values = {name: np.concatenate([v[name] for v in each]) for name in each[0]}
-    values["stable_fraction"] = np.concatenate([_stable_fraction(r) for r in parts.values()])
-    ordered = [summary(name, values[name], unit) for name, unit in UNITS.items() if name in values]
+    each = [block_values(c) for c in found]
+    values = {name: stacked([v[name] for v in each]) for name in each[0] if all(name in v for v in each)}
+    curves |= {f"{name}_blocks": values[name].astype(np.float32) for name in STRUCTURE if name in values}
+    values["stable_fraction"] = np.concatenate([stable_fractions(r) for r in parts.values()])
+    ordered = [
+        summary(name, values[name], unit, groups=curves["composition"])
+        for name, unit in UNITS.items()
+        if name in values
+    ]
     for name in ("ms_per_step", "replica_steps_per_second", "steps", "reference_contiguous"):
         costs = [r.metric(name) for r in parts.values()]
         ordered.append(Metric(name, np.mean([m.value for m in costs]), costs[0].unit))
     return ordered, curves
 
 
-def _stable_fraction(record):
-    """Of every replica, shape ``(R,)``; one that ran to the end of the simulation is stable."""
+def stable_fractions(record):
+    """Stable part of every replica of a rollout, shape ``(R,)``, dimensionless.
+
+    One that ran to the end of the simulation is stable, also where the simulation ended early.
+    """
     stable = record.curves["stable_step"]
     return np.where(stable < record["steps"], stable / record.parameters["steps"], 1.0)
+
+
+def stacked(parts):
+    """Values (R, K) of several records below each other, NaN where one has fewer blocks."""
+    return np.concatenate([_pad(part, max(p.shape[1] for p in parts)) for part in parts])
 
 
 def _pad(curve, length):
@@ -230,14 +369,82 @@ def _pad(curve, length):
     return np.pad(curve, [(0, 0), (0, length - curve.shape[1])], constant_values=np.nan)
 
 
-def summary(name, values, unit):
-    """:class:`~egraff_utils.records.Metric`: mean of one value per replica with its bootstrap interval."""
+def summary(name, values, unit, *, groups=None):
+    """:class:`~egraff_utils.records.Metric`: mean over replicas with its 95 % interval.
+
+    The interval is that of :func:`~egraff_utils.statistics.replica_interval`, on a logarithmic scale for the
+    metrics in :data:`POSITIVE`; of ``stable_fraction`` that of
+    :func:`~egraff_utils.statistics.fraction_interval`; of ``stable_steps`` there is none. It says where the
+    mean over many replicas of this length from such starts would lie, noise of their length included; it does
+    not know of another training.
+
+    Parameters
+    ----------
+    values
+        One value per replica, shape ``(R,)``, or one per block, ``(R, K)``, as from :func:`block_values`. A
+        replica without a value is left out.
+    groups
+        Name of the group of each replica, shape ``(R,)``, where some differ by design.
+    """
     values = np.asarray(values, dtype=float)
-    values = values[np.isfinite(values)]
-    if not len(values):
+    values = values if values.ndim == 2 else values[:, None]
+    means = _row_means(values)
+    count = int(np.isfinite(means).sum())
+    if not count:
         return Metric(name, None, unit, n=0)
-    low, high = statistics.bootstrap_interval(values)
-    return Metric(name, values.mean(), unit, low, high, len(values))
+    if name == "stable_steps":
+        bounds = None, None
+    elif name == "stable_fraction":
+        bounds = statistics.fraction_interval(means)
+    else:
+        bounds = statistics.replica_interval(values, groups=groups, positive=name in POSITIVE)
+    return Metric(name, np.nanmean(means), unit, *bounds, count)
+
+
+def reinterval(record):
+    """A rollout's record with the intervals that its curves give, values as they are.
+
+    Brings stored records up to date without a simulation. Of a record over several compositions those of the
+    compositions are read, and it gets the curves that :func:`pool` gives. What the curves do not determine
+    stays as it is.
+
+    Returns
+    -------
+    Record
+        Not written; ``records.write(found, found.curves)`` does.
+    """
+    curves = dict(record.curves)
+    if "composition" in curves:
+        names = dict.fromkeys(map(str, curves["composition"]))
+        parts = {name: records.load(_part_path(record, name)) for name in names}
+        measured, curves = pool(parts)
+        fresh = {metric.name: metric for metric in measured}
+    else:
+        values = block_values(curves) | {"stable_fraction": stable_fractions(record)}
+        if "energy" in curves:
+            values["energy_drift"] = _drifts(record)
+        fresh = {name: summary(name, found, UNITS[name]) for name, found in values.items()}
+    kept = [
+        replace(metric, low=new.low, high=new.high, n=new.n) if (new := fresh.get(metric.name)) else metric
+        for metric in record.metrics
+    ]
+    found = replace(record, metrics=kept)
+    found.__dict__["curves"] = curves
+    return found
+
+
+def _part_path(record, composition):
+    return records.record_path(
+        f"rollout_{composition}", record.campaign, record.dataset, record.model, record.seed
+    )
+
+
+def _drifts(record):
+    """Energy drift of every replica, from the curves and scaled to the record's mean, meV/atom/ps."""
+    time, energy = record.curves["time"], record.curves["energy"]
+    drifts = np.array([_drift(time, values) for values in energy])
+    stored, mean = record["energy_drift"], np.nanmean(drifts) if np.isfinite(drifts).any() else np.nan
+    return drifts * stored / mean if stored is not None and mean else np.full(len(drifts), np.nan)
 
 
 def _violations(trajectory, energy, forces):
@@ -264,14 +471,6 @@ def _late_mean(curve):
     """Mean over the last tenth of the frames that have a value."""
     values = curve[np.isfinite(curve)]
     return values[-max(1, len(values) // 10) :].mean() if len(values) else np.nan
-
-
-def _geometric(values):
-    """Geometric mean over the frames that have a value, without those that agree exactly; zero if all do."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return np.nan
-    return metrics.geometric_mean(values[values > 0]) if (values > 0).any() else 0.0
 
 
 def _drift(time, energy):

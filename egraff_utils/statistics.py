@@ -1,16 +1,28 @@
-"""How sure is a number? Intervals by resampling, correlation in time, floors from the reference itself."""
+"""How sure is a number? Intervals by resampling, correlation in time, floors from the reference itself.
+
+R replicas, K blocks of equal time, T frames.
+"""
+
+from functools import lru_cache
+from itertools import combinations
+from string import ascii_lowercase
 
 import numpy as np
+from scipy import special
 
 from egraff_utils import metrics
 from egraff_utils.structure import radial_distributions
 
 
 def bootstrap_interval(values, statistic=np.mean, *, level=0.95, seed=0, resamples=2000):
-    """Percentile bootstrap interval of a statistic of independent values (Efron 1979).
+    r"""Bootstrap interval of a statistic of independent values (Efron 1979), percentiles expanded for few.
 
-    Few values make it too narrow: of five normal values, the 95 % interval covers the mean in some 84 % of
-    cases, of twenty in 92 %.
+    Plain percentiles are too narrow for few values: of five normal values they cover the mean in some 84 %
+    of cases. Here the lower one is that of probability
+
+    .. math:: \Phi\big( \sqrt{n/(n-1)}\; t_{n-1,\alpha/2} \big)
+
+    which makes up for Student's quantile and the missing degree of freedom (Hesterberg 2015, Sec. 5.3).
 
     Parameters
     ----------
@@ -37,7 +49,16 @@ def bootstrap_interval(values, statistic=np.mean, *, level=0.95, seed=0, resampl
     """
     values = np.asarray(values, dtype=float)
     starts = _draw(len(values), (resamples, len(values)), seed)
-    return _interval(values, starts, statistic, level)
+    return _interval(values, starts, statistic, _tail(len(values), level))
+
+
+def _tail(count, level):
+    """Probability of the lower percentile, expanded for a number of independent values."""
+    if not 0 < level < 1:
+        raise ValueError(f"{level=} must lie between 0 and 1")
+    if count < 2:
+        return (1 - level) / 2
+    return special.ndtr(np.sqrt(count / (count - 1)) * special.stdtrit(count - 1, (1 - level) / 2))
 
 
 def block_bootstrap_interval(series, statistic=np.mean, *, block=None, level=0.95, seed=0, resamples=2000):
@@ -75,7 +96,7 @@ def block_bootstrap_interval(series, statistic=np.mean, *, block=None, level=0.9
     count = -(-len(series) // block)
     starts = _draw(len(series) - block + 1, (resamples, count), seed)
     picks = (starts[:, :, None] + np.arange(block)).reshape(resamples, -1)[:, : len(series)]
-    return _interval(series, picks, statistic, level)
+    return _interval(series, picks, statistic, _tail(count, level))
 
 
 def _draw(high, shape, seed):
@@ -90,14 +111,313 @@ def _block_length(series):
     return int(np.clip(np.ceil(length), 1, max(1, len(series) // 2)))
 
 
-def _interval(values, picks, statistic, level):
-    if not 0 < level < 1:
-        raise ValueError(f"{level=} must lie between 0 and 1")
+def _interval(values, picks, statistic, tail):
     if len(values) < 2:
         return float("nan"), float("nan")
     found = [statistic(values[pick]) for pick in picks]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(found, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def replica_interval(values, *, groups=None, positive=False, level=0.95):
+    r"""Interval of a mean over replicas, from their spread and from that of their blocks.
+
+    .. math:: \bar x \pm t_\nu s
+
+    with error s and degrees of freedom :math:`\nu` of :func:`standard_error`: the limit of many
+    :func:`replica_resamples`. Positive quantities take it on a logarithmic scale,
+    :math:`\bar x \exp(\pm t_\nu s / \bar x)`.
+
+    Parameters
+    ----------
+    values, groups
+        As those of :func:`standard_error`.
+    positive
+        Whether the quantity is positive by nature.
+    level
+        Coverage aimed at, between 0 and 1.
+
+    Returns
+    -------
+    low, high
+        In the unit of the values; both nan where there is no error.
+
+    Examples
+    --------
+    >>> low, high = replica_interval([[1.0], [2.0], [3.0]])  # Student's t: 2 +- 4.303 / sqrt(3)
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+    """
+    parts = _parts(values, groups)
+    mean, half = parts["mean"], _quantile(parts["degrees"], level) * parts["error"]
+    if not positive or not mean > 0:
+        return mean - half, mean + half
+    return float(mean * np.exp(-half / mean)), float(mean * np.exp(half / mean))
+
+
+def standard_error(values, *, groups=None):
+    r"""Standard error of a mean over replicas and its degrees of freedom.
+
+    Replicas are independent but few; blocks are many but correlated in time, and blind to what sets replicas
+    apart. With the variance of the mean from the spread of the replicas, :math:`V_b` with R - 1 degrees of
+    freedom, and from that of the blocks within replicas, :math:`V_w` with (R - 1)(K - 1),
+
+    .. math:: s^2 = \max(V_b, V_w), \qquad
+        \frac1\nu = \frac{\rho}{\nu_b} + \frac{1 - \rho}{\nu_w}, \qquad
+        \rho^2 = \max\Big(0, 1 - \frac{V_w}{V_b}\Big)
+
+    Where replicas differ by no more than their blocks explain, the blocks lend their degrees of freedom;
+    where they differ by more, be it from their starts or from correlation beyond a block, only replicas
+    count. The blocks' spread is taken about the course that all replicas have in common, so that a curve
+    that climbs in every replica alike is not counted as noise.
+
+    Parameters
+    ----------
+    values
+        A value for every block, shape ``(R, K)``, NaN where a replica has none, so that the mean of a row is
+        the replica's value; or one for every replica, shape ``(R,)``. Rows without a value are left out.
+    groups
+        Name of the group of each replica, shape ``(R,)``, where some differ by design, such as compositions:
+        spreads are then taken within groups.
+
+    Returns
+    -------
+    error
+        In the unit of the values; nan for a single replica.
+    degrees
+        Of freedom.
+
+    Examples
+    --------
+    >>> error, degrees = standard_error([1.0, 2.0, 3.0])
+    >>> round(error, 4), degrees
+    (0.5774, 2.0)
+    """
+    parts = _parts(values, groups)
+    return parts["error"], parts["degrees"]
+
+
+def replica_resamples(values, *, groups=None, positive=False, resamples=1000, seed=0):
+    """Resampled means over replicas, by a wild bootstrap over replicas and blocks.
+
+    Five replicas drawn with replacement give only 126 different means, and too little spread. So every
+    deviation of a replica, and of a block within it, gets a random normal weight in place of a random count
+    (Wu 1986; Shao 2010), scaled to the variance of :func:`standard_error` and to Student's quantile: the
+    2.5th and 97.5th percentile are the ends of :func:`replica_interval`. The weights depend on the shape and
+    the seed alone: models that were run from the same starts share them, which pairs the resamples.
+
+    Parameters
+    ----------
+    values, groups, positive
+        As those of :func:`replica_interval`.
+    resamples
+        Number of resamples, even: each has its mirror image.
+    seed
+        Of the weights.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(resamples,)``, unit of the values; nan for a single replica.
+    """
+    parts = _parts(values, groups)
+    rows, blocks = _weights(*_rows(values).shape, resamples, seed)
+    scale = _quantile(parts["degrees"], 0.95) / _quantile(np.inf, 0.95)
+    moved = rows[:, parts["kept"]] @ parts["between"]
+    moved = scale * (moved + np.einsum("srk,rk->s", blocks[:, parts["kept"]], parts["within"]))
+    mean = parts["mean"]
+    return mean * np.exp(moved / mean) if positive and mean > 0 else mean + moved
+
+
+@lru_cache(maxsize=32)
+def _weights(replicas, blocks, resamples, seed):
+    """Normal weights of replicas (S, R) and of their blocks (S, R, K); the second half mirrors the first."""
+    rng = np.random.default_rng(seed)
+    half = -(-resamples // 2)
+    drawn = [rng.standard_normal((half, *shape)) for shape in ((replicas,), (replicas, blocks))]
+    return [np.concatenate([found, -found])[:resamples] for found in drawn]
+
+
+def _rows(values):
+    """Values of blocks, shape (R, K); a row for every replica."""
+    values = np.asarray(values, dtype=float)
+    return values if values.ndim == 2 else values[:, None]
+
+
+def _parts(values, groups):
+    """Deviations of the mean by replica (R,) and block (R, K), its error and degrees of freedom."""
+    values = _rows(values)
+    kept = np.isfinite(values).any(1)
+    names = np.zeros(len(values)) if groups is None else np.asarray(groups)
+    values, names = values[kept], names[kept]
+    total = len(values)
+    between, within = np.zeros(total), np.zeros(values.shape)
+    sizes = {"between": [], "within": []}
+    for name in np.unique(names):
+        here = names == name
+        rows, blocks, degrees = _deviations(values[here])
+        between[here], within[here] = rows / total, blocks / total
+        sizes["between"].append((np.square(between[here]).sum(), here.sum() - 1))
+        sizes["within"].append((np.square(within[here]).sum(), degrees))
+    (v_between, n_between), (v_within, n_within) = _sum(sizes["between"]), _sum(sizes["within"])
+    share = max(0.0, 1 - v_within / v_between) if v_between > 0 else 0.0
+    weight = np.sqrt(share) if n_within else 1.0
+    inverse = weight / max(1, n_between) + (1 - weight) / max(1, n_within)
+    return {
+        "mean": float(np.nanmean(values, axis=1).mean()) if total else np.nan,
+        "kept": kept,
+        "between": between * np.sqrt(share),
+        "within": within,
+        "error": float(np.sqrt(max(v_between, v_within))) if n_between else np.nan,
+        "degrees": float(1 / inverse) if n_between else np.nan,
+    }
+
+
+def _deviations(values):
+    """Of replicas (R,) and blocks (R, K), so that squares sum to variances of the sum over replicas."""
+    count = len(values)
+    means = np.nanmean(values, axis=1)
+    rows = (means - means.mean()) * np.sqrt(count / max(1, count - 1))
+    apart = values - means[:, None]
+    present = np.isfinite(values)
+    course = np.where(present, apart, 0).sum(0) / np.maximum(1, present.sum(0))
+    apart = np.where(present, apart - course, np.nan)
+    apart = np.nan_to_num(apart - np.nanmean(apart, axis=1, keepdims=True))
+    degrees = present.sum() - count - (present.any(0).sum() - 1)
+    if degrees <= 0:
+        return rows, np.zeros_like(apart), 0
+    variance = np.square(apart).sum() / degrees * (1 / present.sum(1)).sum()
+    blocks = apart / present.sum(1, keepdims=True)
+    size = np.square(blocks).sum()
+    return rows, blocks * np.sqrt(variance / size) if size > 0 else blocks, degrees
+
+
+def _sum(parts):
+    """Sum of variances and its degrees of freedom (Satterthwaite 1946); parts without any do not count."""
+    parts = [(variance, degrees) for variance, degrees in parts if degrees > 0]
+    total = sum(variance for variance, _ in parts)
+    spread = sum(variance**2 / degrees for variance, degrees in parts)
+    return total, total**2 / spread if spread > 0 else sum(degrees for _, degrees in parts)
+
+
+def _quantile(degrees, level):
+    upper = (1 + level) / 2
+    return float(special.ndtri(upper) if np.isinf(degrees) else special.stdtrit(degrees, upper))
+
+
+def fraction_interval(fractions, *, level=0.95):
+    r"""Interval of the mean of numbers between 0 and 1, such as the part of a run that was stable.
+
+    That of Clopper and Pearson (1934) for :math:`n \bar x` successes in n trials, whole or not: of all such
+    numbers with a given mean, zeros and ones spread most. It stays inside 0 and 1, and five runs out of five
+    do not make it a point.
+
+    Parameters
+    ----------
+    fractions
+        Shape ``(n,)``, dimensionless, NaN for none.
+
+    Examples
+    --------
+    >>> low, high = fraction_interval([1, 1, 1, 1, 1])  # 0.025 ** (1 / 5)
+    >>> round(low, 3), high
+    (0.478, 1.0)
+    """
+    fractions = np.asarray(fractions, dtype=float)
+    fractions = fractions[np.isfinite(fractions)]
+    n, hits, tail = len(fractions), fractions.sum(), (1 - level) / 2
+    if not n:
+        return float("nan"), float("nan")
+    low = special.betaincinv(hits, n - hits + 1, tail) if hits > 0 else 0.0
+    high = special.betaincinv(hits + 1, n - hits, 1 - tail) if hits < n else 1.0
+    return float(low), float(high)
+
+
+def holm(p_values):
+    """P values adjusted for their number (Holm 1979): the chance of one false alarm among all stays bounded.
+
+    Parameters
+    ----------
+    p_values
+        Shape ``(n,)``.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values)
+    steps = p_values[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty_like(steps)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return adjusted
+
+
+def compact_letters(names, different):
+    """Letters of names such that two share one exactly if they are not told apart (Piepho 2004).
+
+    Parameters
+    ----------
+    names
+        Best first; the best has the letter ``a``.
+    different
+        Pairs of names that are told apart.
+
+    Returns
+    -------
+    dict
+        Name -> letters.
+
+    Examples
+    --------
+    >>> compact_letters(["mace", "nequip", "botnet"], [("mace", "botnet")])
+    {'mace': 'a', 'nequip': 'ab', 'botnet': 'b'}
+    """
+    groups = [frozenset(names)] if names else []
+    for pair in different:
+        split = [group - {name} for group in groups if group >= set(pair) for name in pair]
+        groups = [group for group in groups if not group >= set(pair)] + split
+        groups = [g for g in dict.fromkeys(groups) if not any(g < other for other in groups)]
+    groups.sort(key=lambda group: sorted(names.index(name) for name in group))
+    return {
+        name: "".join(ascii_lowercase[i] for i, group in enumerate(groups) if name in group) for name in names
+    }
+
+
+def told_apart(values, *, groups=None, level=0.95):
+    """Pairs of names whose means over the same replicas differ, by paired differences with Holm's correction.
+
+    Parameters
+    ----------
+    values
+        Name -> values of blocks, shape ``(R, K)`` each, as those of :func:`standard_error`; row r of all
+        comes from one start.
+    groups
+        As that of :func:`standard_error`.
+    level
+        One minus the chance of telling any two apart if all are equal.
+
+    Returns
+    -------
+    list of (name, name)
+        Pairs of different shapes, or with fewer than two rows in common, are not told apart.
+    """
+    pairs = list(combinations(values, 2))
+    adjusted = holm([_p_value(values[a], values[b], groups) for a, b in pairs])
+    return [pair for pair, p in zip(pairs, adjusted, strict=True) if p < 1 - level]
+
+
+def _p_value(first, second, groups):
+    """Two-sided p value of a zero mean difference."""
+    if np.shape(first) != np.shape(second):
+        return 1.0
+    parts = _parts(np.asarray(first, dtype=float) - np.asarray(second, dtype=float), groups)
+    if not np.isfinite(parts["error"]) or parts["mean"] == 0:
+        return 1.0
+    if parts["error"] == 0:
+        return 0.0
+    return float(2 * special.stdtr(parts["degrees"], -abs(parts["mean"]) / parts["error"]))
 
 
 def autocorrelation_time(series, *, window=5.0):

@@ -1,0 +1,106 @@
+"""Which models can be told apart? Letters for the columns of a table, from paired differences."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from scipy.stats import fisher_exact
+
+from egraff_utils import analysis, statistics
+
+HIGHER_IS_BETTER = ("stable_fraction", "stable_steps")
+FRAMES_IN_BLOCKS = 10
+"""Blocks of consecutive frames that errors on frames are averaged over, as those in a row are alike."""
+
+
+def letters(records: list, metric: str) -> dict[str, str]:
+    """Letters of the models of one dataset: two that share one cannot be told apart.
+
+    Replica r of every model starts from the same frame with the same velocities and noise, so models are
+    compared by their differences replica by replica and block by block, for positive metrics relative to the
+    models' means; with Student's quantiles and Holm's correction over all pairs
+    (`statistics.told_apart`). Whether runs are stable is compared by the number of replicas that broke
+    (Fisher 1922).
+
+    Parameters
+    ----------
+    records
+        Of one dataset and one kind: rollouts, or errors on a set of frames (``force_mae``).
+    metric
+        Name of a metric.
+
+    Returns
+    -------
+    Model -> letters, ``a`` for the group of the best (the least value; of stable runs the largest). Empty
+    where the record of a model does not hold the metric's curves.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace as Record
+    >>> time = np.linspace(0.0, 1.0, 40)
+    >>> curves = {m: {"temperature": t + np.cos(9 * np.outer([1, 2, 3], time)), "stable_step": np.ones(3)}
+    ...           for m, t in {"mace": 300.0, "nequip": 300.0, "botnet": 400.0}.items()}
+    >>> records = [Record(model=m, seed=0, curves=found) for m, found in curves.items()]
+    >>> letters(records, "temperature")
+    {'mace': 'a', 'nequip': 'a', 'botnet': 'b'}
+    """
+    values = model_values(records, metric)
+    known = {model: found for model, found in values.items() if np.isfinite(found).any()}
+    means = {model: np.nanmean(np.nanmean(_known(v), axis=1)) for model, v in known.items()}
+    order = sorted(known, key=means.get, reverse=metric in HIGHER_IS_BETTER)
+    if metric in HIGHER_IS_BETTER:
+        different = _broken_apart(known)
+    else:
+        scaled = {model: known[model] / means[model] for model in order}
+        logs = {model: scaled[model] - 1 + np.log(means[model]) for model in order if means[model] > 0}
+        positive = metric in (*analysis.POSITIVE, "force_mae") and len(logs) == len(order)
+        different = statistics.told_apart(logs if positive else known, groups=_groups(records))
+    found = statistics.compact_letters(order, different) if len(order) > 1 else {}
+    return {model: found.get(model, "") for model in values}
+
+
+def model_values(records: list, metric: str) -> dict:
+    """Values of a metric by block: model -> shape (R, K), replicas of several seeds below each other.
+
+    NaN of shape (1, 1) where the curves do not hold the metric.
+    """
+    values = {}
+    for record in sorted(records, key=lambda record: record.seed):
+        values.setdefault(record.model, []).append(_values(record, metric))
+    return {model: analysis.stacked(found) for model, found in values.items()}
+
+
+def _values(record, metric):
+    if not record.curves:
+        return np.full((1, 1), np.nan)
+    if metric == "force_mae" and "force_error" in record.curves:
+        blocks = np.array_split(record.curves["force_error"], FRAMES_IN_BLOCKS)
+        return np.array([[block.mean()] for block in blocks if len(block)])
+    if "stable_step" not in record.curves:
+        return np.full((1, 1), np.nan)
+    if metric == "stable_fraction":
+        return analysis.stable_fractions(record)[:, None]
+    return analysis.block_values(record.curves).get(metric, np.full((1, 1), np.nan))
+
+
+def _known(values):
+    return values[np.isfinite(values).any(1)]
+
+
+def _groups(records):
+    """Composition of every replica, where all records have the same."""
+    found = [record.curves.get("composition") for record in records if record.seed == records[0].seed]
+    seeds = len({record.seed for record in records})
+    if any(names is None or not np.array_equal(names, found[0]) for names in found):
+        return None
+    return np.tile(found[0], seeds)
+
+
+def _broken_apart(values):
+    """Pairs of models of which one broke in more replicas than chance allows."""
+    pairs = list(combinations(values, 2))
+    top = max((np.nanmax(found) for found in values.values()), default=0)
+    counts = {m: ((found < top).sum(), (found >= top).sum()) for m, found in values.items()}
+    adjusted = statistics.holm([fisher_exact([counts[a], counts[b]]).pvalue for a, b in pairs])
+    return [pair for pair, p in zip(pairs, adjusted, strict=True) if p < 0.05]
