@@ -1,0 +1,157 @@
+"""Letters of models from records, and the intervals that records are given anew."""
+
+import numpy as np
+import pytest
+
+from egraff_utils import analysis, metrics, records
+from egraff_utils.records import Metric, Record
+from egraff_utils.report import significance
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
+
+
+def curves_of(seed, *, shift=0.0, replicas=3, frames=200, bins=30, old=False):
+    """Curves of a rollout with noise that depends on the seed and a shift of the radial distribution."""
+    rng = np.random.default_rng(seed)
+    reference = 1 + np.sin(np.arange(bins)) ** 2
+    blocks = reference * (1 + shift) + 0.05 * rng.normal(size=(replicas, 10, bins))
+    curves = {
+        "time": np.arange(float(frames)),
+        "fv": rng.uniform(0.5, 0.9, (replicas, frames)),
+        "ev_root": 1e-5 * rng.lognormal(size=(replicas, frames)),
+        "temperature": 300 + rng.normal(size=(replicas, frames)),
+        "rmsd": np.cumsum(rng.random((replicas, frames)), axis=1),
+        "energy": rng.normal(size=(replicas, frames)),
+        "stable_step": np.full(replicas, frames - 1),
+        "rdf": blocks.mean(1),
+        "rdf_reference": reference,
+    }
+    return curves if old else curves | {"rdf_blocks": blocks, "block_frames": np.full((replicas, 10), 20)}
+
+
+def record_of(model, curves, kind="rollout"):
+    values = analysis.replica_values(curves)
+    measured = [Metric(name, np.nanmean(v), analysis.UNITS[name], 0.0, 0.0, 3) for name, v in values.items()]
+    steps = len(curves["time"]) - 1
+    measured += [Metric("steps", steps, "1"), Metric("energy_drift", 2.0, "meV/atom/ps", 2.0, 2.0, 3)]
+    measured += [Metric(n, 1.0, "1") for n in ("stable_fraction", "ms_per_step", "replica_steps_per_second")]
+    measured += [Metric("reference_contiguous", 1.0, "1")]
+    record = Record(kind, "test", "lips20", model, 0, {"steps": steps}, measured)
+    records.write(record, curves)
+    return record
+
+
+def test_block_values_average_to_the_metric_of_the_replica():
+    curves = curves_of(0)
+    values = analysis.block_values(curves)
+    assert values["fv"].shape == values["wf"].shape == (3, 10)
+    geometric = [metrics.geometric_mean(curve) for curve in curves["fv"]]
+    assert values["fv"].mean(1) == pytest.approx(geometric)
+    wright = [metrics.wright_factor(g, curves["rdf_reference"]) for g in curves["rdf"]]
+    assert values["wf"].mean(1) == pytest.approx(wright)
+    assert values["temperature"].mean(1) == pytest.approx(curves["temperature"].mean(1))
+    assert values["ev"].mean(1) == pytest.approx(values["ev_root"].mean(1) ** 2)
+    last = curves["rmsd"][:, -20:].mean(1)
+    assert values["rmsd"][:, 0] == pytest.approx(last)
+
+
+def test_block_values_of_a_mean_are_the_blocks():
+    curves = curves_of(0)
+    blocks = curves["temperature"].reshape(3, 10, 20).mean(-1)
+    assert analysis.block_values(curves)["temperature"] == pytest.approx(blocks)
+
+
+def test_blocks_behind_a_failure_are_left_out():
+    curves = curves_of(0)
+    for name in ("fv", "ev_root", "temperature"):
+        curves[name][1, 65:] = np.nan
+    curves["rdf_blocks"][1, 4:], curves["block_frames"][1, 3:] = np.nan, [5, *[0] * 6]
+    values = analysis.block_values(curves)
+    assert np.isfinite(values["fv"]).sum(1).tolist() == [10, 4, 10]
+    assert np.isfinite(values["wf"]).sum(1).tolist() == [10, 4, 10]
+    metric = analysis.summary("fv", values["fv"], "1")
+    assert 0 < metric.low < metric.value < metric.high
+    assert metric.n == 3
+
+
+def test_exact_agreement_has_the_value_zero():
+    curves = curves_of(0) | {"fv": np.zeros((3, 200))}
+    metric = analysis.summary("fv", analysis.block_values(curves)["fv"], "1")
+    assert (metric.value, metric.low, metric.high) == (0, 0, 0)
+
+
+def test_drawing_blocks_and_scoring_anew_would_miss_the_value():
+    """Redrawn blocks are twice as noisy as the run, and Wright's factor near zero measures noise."""
+    curves = curves_of(0)
+    rng = np.random.default_rng(1)
+    rows, cut = np.arange(3)[:, None], curves["rdf_blocks"]
+    drawn = [cut[rows, rng.integers(10, size=(3, 10))].mean(1) for _ in range(300)]
+    anew = [np.mean([metrics.wright_factor(g, curves["rdf_reference"]) for g in gs]) for gs in drawn]
+    value = analysis.replica_values(curves)["wf"].mean()
+    assert np.mean(anew) > 1.5 * value
+    assert np.median(analysis.resamples(curves, "wf")) == pytest.approx(value, rel=0.02)
+
+
+def test_resamples_name_what_there_is():
+    with pytest.raises(KeyError, match="no curves of 'wfx'; there are those of ev, ev_root, fv"):
+        analysis.resamples(curves_of(0), "wfx")
+
+
+def test_letters_of_records():
+    found = [record_of("mace", curves_of(0)), record_of("nequip", curves_of(1))]
+    found += [record_of("botnet", curves_of(2, shift=0.2))]
+    assert significance.letters(found, "wf") == {"mace": "a", "nequip": "a", "botnet": "b"}
+    assert set(significance.letters(found, "deviation").values()) == {""}
+    assert set(significance.letters(found, "stable_fraction").values()) == {"a"}
+    assert significance.letters(found[:1], "wf") == {"mace": ""}
+
+
+def test_letters_of_stable_runs_by_fisher():
+    """None of ten broke against all of ten: p = 2 / C(20, 10) < 0.05. Of three: 2 / 20."""
+    for replicas, letters in ((10, {"mace": "a", "nequip": "b"}), (3, {"mace": "a", "nequip": "a"})):
+        sound, broken = curves_of(0, replicas=replicas), curves_of(1, replicas=replicas)
+        broken["stable_step"] = np.full(replicas, 50)
+        found = [record_of("mace", sound), record_of("nequip", broken)]
+        assert significance.letters(found, "stable_fraction") == letters
+
+
+def test_letters_of_errors_on_frames():
+    error = np.random.default_rng(0).uniform(5, 6, 100)
+    found = [
+        Record("errors_test", "test", "lips", model, 0, metrics=[Metric("force_mae", 5.5 + add, "meV/Å")])
+        for model, add in (("mace", 0.0), ("nequip", 1.0))
+    ]
+    for record, add in zip(found, (0.0, 1.0), strict=True):
+        records.write(record, {"force_error": error + add})
+    assert significance.letters(found, "force_mae") == {"mace": "a", "nequip": "b"}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_reinterval_keeps_values_and_gives_intervals(old):
+    record = record_of("mace", curves_of(0, old=old))
+    new = analysis.reinterval(record)
+    for name in ("wf", "jsd", "fv", "ev_root", "temperature", "rmsd"):
+        metric = new.metric(name)
+        assert metric.value == record[name]
+        assert metric.low < metric.value < metric.high, name
+    assert new.metric("energy_drift").low < 2 < new.metric("energy_drift").high
+    assert new.metric("stable_fraction").low == pytest.approx(0.025 ** (1 / 3))
+    assert new.metric("ms_per_step").low is None
+    assert analysis.reinterval(new).metrics == new.metrics
+
+
+def test_reinterval_of_several_compositions():
+    parts = {n: record_of("mace", curves_of(i), f"rollout_{n}") for i, n in enumerate(("Li", "S"))}
+    pooled, curves = analysis.pool(parts)
+    assert curves["wf_blocks"].shape == (6, 10)
+    old = {name: values for name, values in curves.items() if not name.endswith("_blocks")}
+    record = Record("rollout", "test", "lips20", "mace", 0, {"steps": 199}, pooled)
+    records.write(record, old)
+    new = analysis.reinterval(record)
+    assert new.metrics == pooled
+    assert new.curves["wf_blocks"].shape == (6, 10)
+    assert new.metric("wf").n == 6
+    assert new["wf"] == pytest.approx(np.mean([part["wf"] for part in parts.values()]))
