@@ -7,9 +7,18 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.verlet import VelocityVerlet
 
 from egraff_utils.calculator import ReplicaCalculator
-from egraff_utils.dynamics import Noise, ReplicaLangevin, Thermostat, discard, kinetic_temperature, simulate
+from egraff_utils.dynamics import (
+    Newtonian,
+    Noise,
+    ReplicaLangevin,
+    Thermostat,
+    discard,
+    kinetic_temperature,
+    simulate,
+)
 
 THERMOSTAT = Thermostat(temperature=600, timestep=2.0)
 
@@ -153,3 +162,23 @@ def test_kinetic_temperature():
     atoms = starts(1)[0]
     expected = atoms.get_kinetic_energy() / (1.5 * units.kB * 3)  # three of four atoms' degrees of freedom
     assert kinetic_temperature(atoms.get_momenta(), atoms.get_masses()) == pytest.approx(expected)
+
+
+def test_newtonian_dynamics_are_those_of_ase_and_keep_the_energy():
+    run = simulate(starts(2), emt, thermostat=Newtonian(2.0), steps=100)
+    alone = starts(2)[1]
+    alone.calc = EMT()
+    VelocityVerlet(alone, 2 * units.fs).run(100)
+    assert np.allclose(run.positions[1, -1], alone.positions, atol=1e-5)
+    total = run.energy + run.temperature * 1.5 * units.kB * 3
+    assert np.abs(total - total[:, :1]).max() < 0.02 * np.ptp(run.energy, axis=1).min()
+
+
+def test_a_constant_friction_slows_a_free_atom():
+    atom = bulk("Cu")
+    atom.set_velocities([[0.01, 0, 0]])
+    h, zeta, n = 2.0, 0.05, 30
+    friction = Newtonian(h, friction=np.full((1, n + 1), zeta))
+    run = simulate([atom], emt, thermostat=friction, steps=n)
+    decay = ((1 - zeta * h / 2) / (1 + zeta * h / 2)) ** (2 * n)
+    assert run.temperature[0, -1] / run.temperature[0, 0] == pytest.approx(decay, rel=1e-6)

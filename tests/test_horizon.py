@@ -1,0 +1,212 @@
+"""The predictability horizon: a reference with a known thermostat is followed, a perturbed model loses it."""
+
+import numpy as np
+import pytest
+import yaml
+from ase import units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from test_calculator import SoftSpheres
+
+from egraff_utils import horizon
+from egraff_utils.calculator import ReplicaCalculator
+from egraff_utils.dynamics import Newtonian, Thermostat, simulate
+from egraff_utils.horizon import HorizonConfig
+
+INTERVAL, TEMPERATURE = 2.0, 900
+THERMOSTAT = Thermostat(TEMPERATURE, INTERVAL)
+
+
+def copper(seed=0):
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=seed)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=TEMPERATURE, rng=np.random.default_rng(seed))
+    Stationary(atoms)
+    return atoms
+
+
+class Scaled(ReplicaCalculator):
+    """EMT with all forces too large by a part of themselves: a model with a known error."""
+
+    def __init__(self, replicas, error=0.0):
+        super().__init__([EMT() for _ in range(replicas)])
+        self.error = error
+
+    def calculate(self, *args, **keywords):
+        super().calculate(*args, **keywords)
+        self.results["forces"] = self.results["forces"] * (1 + self.error)
+
+
+def emt(error=0.0):
+    return lambda replicas, skin=1.0: Scaled(replicas, error)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Frames of a Nosé-Hoover trajectory by position Verlet, and its friction in 1/fs."""
+    atoms, h = copper(), INTERVAL * units.fs
+    atoms.calc = EMT()
+    masses, goal, period = atoms.get_masses()[:, None], 12 * units.kB * TEMPERATURE, 40 * units.fs
+    before, zeta, frames, frictions = atoms.positions - h * atoms.get_velocities(), 0.0, [], []
+    for _ in range(160):
+        forces, x = atoms.get_forces(), atoms.get_positions()
+        frame = atoms.copy()
+        frame.set_momenta(None)
+        frame.calc = SinglePointCalculator(frame, energy=atoms.get_potential_energy(), forces=forces)
+        frames.append(frame)
+        frictions.append(zeta * units.fs)
+        after = (2 * x - before * (1 - zeta * h / 2) + h**2 * forces / masses) / (1 + zeta * h / 2)
+        twice_kinetic = (masses * ((after - x) / h) ** 2).sum()
+        zeta += h * (twice_kinetic / goal - 1) * (2 * np.pi / period) ** 2
+        before = x
+        atoms.set_positions(after)
+    return frames, np.array(frictions)
+
+
+@pytest.fixture(scope="module")
+def course(reference):
+    return horizon.stored_course(reference[0], INTERVAL, starts=4, steps=60)
+
+
+def test_the_friction_of_a_thermostat_is_found(reference):
+    frames, zeta = reference
+    found, residual, without = horizon.friction(frames, INTERVAL)
+    assert np.abs(zeta).max() > 0.01
+    np.testing.assert_allclose(found, zeta[1:-1], atol=1e-7)
+    assert residual.max() < 1e-6 < 0.1 < np.median(without)
+
+
+def test_friction_of_one_free_atom_by_hand():
+    frames = [bulk("Cu", cubic=True)[:1] for _ in range(3)]
+    for atoms, x in zip(frames, (0.0, 1.0, 1.5), strict=True):  # v = 0.75, a = -0.5 per step
+        atoms.positions[:] = [x, 0, 0]
+        atoms.pbc = False
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.full((1, 3), 1e-9))
+    zeta, residual, _ = horizon.friction(frames, 2.0)
+    assert zeta == pytest.approx(0.5 / 0.75 / 2.0)
+    assert residual < 2
+
+
+def test_checks_of_the_reference(reference):
+    found = {name: value for name, (value, _) in horizon.check_reference(reference[0], INTERVAL).items()}
+    assert found["step_error_friction"] < 1e-9 < found["step_error"]
+    assert found["friction"] == pytest.approx(np.sqrt(np.mean(reference[1][1:-1] ** 2)))
+    assert 300 < found["temperature"] < 2000
+
+
+def test_the_driven_integrator_follows_the_thermostatted_trajectory(course):
+    driven = Newtonian(INTERVAL, friction=course.friction)
+    run = simulate(course.starts, emt(), thermostat=driven, steps=60)
+    moved = run.positions - run.positions[:, :1]
+    assert np.abs(moved - course.moved["driven"]).max() < 1e-5
+    free = simulate(course.starts, emt(), thermostat=Newtonian(INTERVAL), steps=60)
+    assert np.abs(free.positions - free.positions[:, :1] - course.moved["driven"]).max() > 0.05
+
+
+def test_the_friction_goes_with_its_replica_when_another_leaves(course):
+    class Failing(Scaled):
+        def calculate(self, *args, **keywords):
+            super().calculate(*args, **keywords)
+            if len(self.calculators) == 4 and abs(self.atoms.positions - began).max() > 0.05:
+                self.results["forces"][:4] = np.nan
+
+    began = np.concatenate([atoms.positions for atoms in course.starts])
+    driven = Newtonian(INTERVAL, friction=course.friction)
+    run = simulate(course.starts, Failing, thermostat=driven, steps=60)
+    assert run.reasons[0]
+    assert run.stable_step[0] < 60
+    moved = run.positions[1:] - run.positions[1:, :1]
+    assert np.abs(moved - course.moved["driven"][1:]).max() < 1e-5
+
+
+def test_the_horizon_falls_with_the_error_and_the_exact_model_has_none(course):
+    found = []
+    for error in (0.0, 0.03, 0.3):
+        runs = horizon.follow(course, emt(error), thermostat=THERMOSTAT)
+        metrics, curves = horizon.measure(course, runs, floor=0.7)
+        found.append({m.name: m for m in metrics})
+        assert curves["fv_driven"].shape == (4, 61)
+        assert found[-1]["fv_control"].value < 1e-6
+    exact, good, bad = found
+    assert exact["horizon_driven_reached"].value == 0
+    assert exact["horizon_driven"].value == 120
+    assert exact["horizon_driven"].high is None
+    assert exact["deviation_driven_100"].value < 1e-5
+    assert exact["deviation_nve_100"].value > 0.01
+    assert good["fv_start"].value == pytest.approx(0.03 / 2.03, rel=1e-3)
+    assert bad["horizon_driven"].value < 120
+    assert bad["horizon_driven"].value < good["horizon_driven"].value
+    assert bad["deviation_driven_50"].value > good["deviation_driven_50"].value
+
+
+def test_no_driven_dynamics_where_no_friction_explains_the_frames(reference):
+    frames = [atoms.copy() for atoms in reference[0]]
+    for atoms, old in zip(frames, reference[0], strict=True):
+        forces = old.get_forces() + 0.1 * np.random.default_rng(len(atoms)).standard_normal((4, 3))
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=forces)
+    course = horizon.stored_course(frames, INTERVAL, starts=3, steps=50, short=20)
+    assert set(course.forces) == {"langevin", "nve"}
+    assert course.friction is None
+    assert course.steps("nve") == 20
+
+
+def test_starts_spread_over_the_frames_that_go_on_long_enough(reference):
+    course = horizon.stored_course(reference[0], INTERVAL, starts=4, steps=60)
+    assert course.first.tolist() == [1, 33, 65, 98]
+    with pytest.raises(ValueError, match="too few"):
+        horizon.stored_course(reference[0], INTERVAL, starts=4, steps=156)
+
+
+def test_horizon_time_by_hand():
+    time = np.arange(5.0)
+    fv = np.array([[0.1, 0.2, 0.4, 0.4, 0.4], [0.1, 0.2, 0.1, 0.4, 0.4]])  # geometric: 0.1 0.2 0.2 0.4 0.4
+    assert horizon.horizon_time(time, fv, 0.6) == pytest.approx(2.5)
+    assert horizon.horizon_time(time, fv, 0.1) == 0
+    assert horizon.horizon_time(time, fv, 1.0) == np.inf
+    draws = horizon.resamples(time, fv, 0.6)
+    assert set(np.round(draws, 6)) <= {1.5, 2.5, round(2 + 0.2 / 0.3, 6)}
+
+
+def test_resamples_are_paired_and_late_ones_are_censored():
+    time = np.arange(10.0)
+    fv = np.linspace(0.05, 0.5, 10) * np.array([[0.5], [0.8], [1.0]])
+    first, second = horizon.resamples(time, fv, 0.6), horizon.resamples(time + 5, fv, 0.6)
+    both = np.isfinite(first)
+    np.testing.assert_allclose(second[both] - first[both], 5)
+    assert 0.01 < 1 - both.mean() < 0.5  # only those made of the first start alone, or nearly
+    assert horizon.quantiles(first)[1] == np.inf
+
+
+def test_a_dataset_without_order_in_time_is_refused():
+    with pytest.raises(ValueError, match="do not follow each other in time"):
+        horizon.horizon(HorizonConfig("mace", "lips20"), force_field=SoftSpheres([3]))
+
+
+def test_a_live_reference_is_run_again_and_the_record_kept(tmp_path, monkeypatch):
+    for name in ("GENERATED", "RESULTS", "RUNS"):
+        monkeypatch.setenv(f"EGRAFF_{name}", str(tmp_path / name))
+    stage = {"frames": 4, "stride": 1, "friction": 0.01}
+    card = {
+        **{"name": "copper_test", "system": "bulk", "elements": [29], "temperature": 900, "timestep": 2.0},
+        **{"reader": "generated", "oracle": "emt", "time_ordered": {"test": 2.0}},
+        "generate": {
+            **{"bulk": "Cu", "lattice_constant": 3.7, "repeat": 1, "seed": 1},
+            "stages": [{"frames": 1, "stride": 60, "friction": 0.02}]
+            + [
+                {**stage, "split": split, "frames": n}
+                for split, n in (("train", 4), ("val", 4), ("test", 40))
+            ],
+        },
+        "splits": {split: {"source": split} for split in ("train", "val", "test")},
+    }
+    (tmp_path / "copper.yml").write_text(yaml.safe_dump(card))
+    config = HorizonConfig("spheres", str(tmp_path / "copper.yml"), starts=2, duration=40, progress=False)
+    record = horizon.horizon(config, force_field=SoftSpheres([29]))
+    assert record.kind == "horizon"
+    assert record["horizon_driven"] == record["horizon_nve"]
+    assert record.curves["fv_nve"].shape == (2, 21)
+    assert 0 < record["fv_start"] < 1
+    again = horizon.horizon(config, force_field=SoftSpheres([29]))
+    assert again.provenance["started"] == record.provenance["started"]
