@@ -52,8 +52,9 @@ class HorizonConfig:
     """Of the training and of the noise."""
     starts: int | None = None
     """Frames to start from; by default 12, of large systems fewer, at least four."""
-    duration: float = 250.0
-    """Of the simulations that a perfect model would keep to its reference, fs."""
+    duration: float | None = None
+    """Of the simulations that a perfect model would keep to its reference, fs; by default 250, and 120 where
+    the reference is run as well."""
     short: float = 100.0
     """Of those in which it would lose it, for want of the reference's thermostat, fs."""
     friction: float = 5e-3
@@ -123,7 +124,7 @@ def horizon(config, *, force_field=None):
     card = cards.dataset(config.dataset)
     weights = train.fingerprint(config, force_field)
     frames, interval = _frames(card, config.split)
-    config = _settled(config, len(frames[0]))
+    config = _settled(config, card, len(frames[0]))
     digest = records.digest(analysis.unwrap(frames), _forces(frames))
     stored = records.find(*config.key, config.parameters())
     if stored and stored.provenance["data"] == digest and weights in (None, stored.provenance["weights"]):
@@ -332,10 +333,11 @@ def _frames(card, split):
     return reference_of(card, split=split), card.time_ordered[split]
 
 
-def _settled(config, atoms):
-    """The config with the number of starts where it leaves it open."""
+def _settled(config, card, atoms):
+    """The config with starts and duration where it leaves them open."""
+    duration = config.duration or (250.0 if card.oracle is None else 120.0)
     starts = config.starts or min(MOST_STARTS, max(CONTROL_STARTS, MOST_ATOMS // atoms))
-    return replace(config, dataset=cards.dataset(config.dataset).name, starts=starts)
+    return replace(config, dataset=card.name, starts=starts, duration=duration)
 
 
 def _floor(frames):
