@@ -5,11 +5,24 @@ the exact force field would be given; a model at the floor cannot be told from i
 """
 
 import time
+from typing import NamedTuple
 
 import numpy as np
+from ase import units
+from ase.geometry import find_mic
 
-from egraff_utils import audit, cards, data, records, statistics, structure
+from egraff_utils import analysis, audit, cards, data, metrics, records, rollout, statistics, structure
 from egraff_utils.records import Metric
+
+DRAWS = 500
+"""Simulations that are imagined for an interval."""
+
+STAYS = 1 / 3
+"""An atom stays at its site if its root mean square displacement from it is at most this part of the distance
+to its nearest neighbour. Melting begins near 0.15 (Lindemann); a methyl group that turns is at 0.6."""
+
+METRICS = {"wf": "%", "jsd": "nats", "jsd_raw": "nats", "ev_root": "1", "fv": "1", "rmsd": "Å"}
+MODELS = ("reference", "frozen", "ideal_gas", "einstein")
 
 
 def measure(dataset, *, campaign="demo", seed=0):
@@ -81,9 +94,579 @@ def noise_floors(frames, *, seed=0):
     box = {"cell": first.cell.array, "pbc": first.pbc, "r_max": structure.as_coded_r_max(first)}
     found = statistics.floor_rdf(positions, first.numbers, **box)
     found |= statistics.floor_ev_fv(energies, forces, seed=seed)
-    units = {"wf": "%", "jsd": "nats", "jsd_raw": "nats", "ev_root": "1", "fv": "1"}
-    return [Metric(f"floor_{name}", found[name], unit) for name, unit in units.items()]
+    return [Metric(f"floor_{name}", found[name], unit) for name, unit in METRICS.items() if name in found]
 
 
 def _energies(frames):
     return np.array([atoms.get_potential_energy() for atoms in frames])
+
+
+# -- of one rollout -------------------------------------------------------------------------------------
+
+
+def of_rollout(config):
+    r"""Floor and ceilings of a rollout: what a perfect model would score, and what models without physics do.
+
+    **Floor** (model ``reference``). A simulation with the exact force field would still differ from the
+    reference, since both are finite. Where frames follow each other, a block of the reference as long as the
+    rollout (in time; half of the reference if that is shorter) is scored against all frames outside it, at
+    every place of the block. A shorter block scores too high. For blocks of n and m frames without
+    correlation
+
+    .. math:: \mathrm{WF} \propto \frac1n + \frac1m,
+
+    with correlation it falls more slowly. So the power p of the right-hand side is measured on blocks of a
+    half, a quarter and an eighth of the reference, kept between 0 and 1, and the score is taken to the
+    lengths of rollout and reference with it. The 95 % range is that of the mean over R replicas: the
+    reference is cut into R blocks and a rest, in proportion to the real lengths, at 500 places, and the
+    relative scatter of their mean score is taken over, times that of the level itself, which a reference of
+    few blocks does not tell exactly. EV and FV: pairs of stretches a random lag apart,
+    beyond the correlation time. RMSD: the reference's own displacement over the last tenth of the time.
+
+    Where frames are in no order, blocks are random draws without replacement and pairs are random pairs. Such
+    frames are independent, those of a rollout are not: it cannot reach this floor, and its values scatter
+    more than the range says. There is no RMSD.
+
+    **Ceilings.** ``frozen``: a frame of the reference, with its energy and forces, held for ever.
+    ``ideal_gas``: atoms anywhere in the cell, no forces, the mean energy; its g(r) is exact. ``einstein``,
+    where atoms stay at their sites (:data:`STAYS`): every atom in a harmonic well at its mean position (of
+    molecules superposed on each other), as wide as the reference's own displacement, with the forces and the
+    energy of that well. Their ranges are over starts and draws.
+
+    Parameters
+    ----------
+    config
+        :class:`~egraff_utils.rollout.RolloutConfig`; its model, its time limit and its seed do not matter.
+
+    Returns
+    -------
+    list of Record
+        Kind ``floor`` or ``floor_<shift>``, seed 0, that of the model ``reference`` first. Metrics ``wf``
+        (%), ``jsd``, ``jsd_raw`` (nats), ``ev_root``, ``fv``, ``rmsd`` (Å): mean, and the 95 % range of one
+        rollout's value. Curves: ``draws_<metric>`` (D,), the values behind the range; of the floor of
+        structure also ``exponent_<metric>`` and ``scale_<metric>``, the measured p and the factor it gives.
+        The stored records if parameters and frames are the same. Of a split of several compositions, records
+        of each are written and those over all replicas returned.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer frames than replicas, or a name is unknown.
+    """
+    if len(several := rollout.parts(config)) > 1:
+        return _pooled(config, [of_rollout(part) for part in several])
+    started = time.time()
+    card = cards.dataset(config.target or config.dataset)
+    frames = rollout.reference_of(card, split=config.split)
+    parameters = _parameters(config, card, frames)
+    if stored := _stored(config, parameters):
+        return stored
+    sample, extent = (
+        Sample.of(frames, card.time_ordered.get(config.split)),
+        _extent(config, card, len(frames)),
+    )
+    found = {"reference": _perfect(sample, extent), "frozen": _frozen(sample, extent)}
+    found["ideal_gas"] = _ideal_gas(sample, extent)
+    temperature = parameters["temperature"]
+    if (moved := displacements(frames)) is not None:
+        found["einstein"] = _einstein(sample, extent, frames[0], *moved, temperature)
+    messages = {"reference": _message(sample, extent, found["reference"])}
+    return [
+        _record(config, parameters, name, v, messages.get(name, ""), started) for name, v in found.items()
+    ]
+
+
+class Sample(NamedTuple):
+    """The reference as the floors need it: F frames, N atoms, B bins."""
+
+    rdf: np.ndarray
+    """g(r) of every frame, shape ``(F, B)``."""
+    energies: np.ndarray
+    """Shape ``(F,)``, eV."""
+    forces: np.ndarray
+    """Shape ``(F, N, 3)``, eV/Å."""
+    path: np.ndarray
+    """Positions without jumps through the cell, shape ``(F, N, 3)``, Å; of use only in order of time."""
+    interval: float | None
+    """Between two frames, fs; None where they are in no order."""
+    atoms: object
+    """The first frame, for cell and elements."""
+
+    @classmethod
+    def of(cls, frames, interval):
+        """From ``list[ase.Atoms]`` of one composition and one cell, with energy and forces."""
+        first = frames[0]
+        box = {"cell": first.cell.array, "pbc": first.pbc, "r_max": structure.as_coded_r_max(first)}
+        rdf = [structure.radial_distributions(a.positions[None], a.numbers, **box).total for a in frames]
+        forces = np.stack([atoms.get_forces() for atoms in frames])
+        return cls(np.stack(rdf), _energies(frames), forces, analysis.unwrap(frames), interval, first)
+
+    @property
+    def ordered(self):
+        """Whether frames follow each other in time."""
+        return self.interval is not None
+
+
+class Extent(NamedTuple):
+    """How much of the reference a rollout and its comparison are worth, in its frames."""
+
+    replicas: int
+    frames: int
+    """Of the time of a replica."""
+    reference: int
+    """Of the radial distribution that it is compared with."""
+    compared: tuple
+    """Of every replica, frames that have one of the reference beside them."""
+
+
+def _extent(config, card, total):
+    """:class:`Extent` of a rollout against ``total`` frames."""
+    interval = card.time_ordered.get(config.split)
+    steps = np.arange(0, config.steps + 1, config.record_every)
+    _, timestep = card.conditions(config.split)
+    timestep = config.timestep or timestep
+    frames = len(steps) if interval is None else round(steps[-1] * timestep / interval) + 1
+    corrected = config.protocol == "corrected"
+    if corrected and card.oracle is not None:
+        return Extent(config.replicas, frames, config.replicas * frames, (len(steps),) * config.replicas)
+    first = rollout.start_frames(config, total, ordered=interval is not None)
+    if corrected and interval is not None:
+        index = rollout.match_frames(first, steps, timestep, interval=interval, total=total)
+        return Extent(config.replicas, frames, total, tuple((index >= 0).sum(1).tolist()))
+    return Extent(config.replicas, frames, total, (len(steps),) * config.replicas)
+
+
+# -- the floor ------------------------------------------------------------------------------------------
+
+
+def _perfect(sample, extent):
+    found = structure_floor(sample.rdf, extent, ordered=sample.ordered)
+    apart = separation(sample.energies, sample.forces) if sample.ordered else None
+    found |= violation_floor(sample.energies, sample.forces, extent, apart=apart)
+    if sample.ordered:
+        found["draws_rmsd"] = displacement_floor(sample.path, extent)
+    return found
+
+
+def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
+    """What the structure metrics of a perfect model would be, from g(r) of single frames.
+
+    Parameters
+    ----------
+    rdf
+        Of every frame, shape ``(F, B)``, dimensionless.
+    extent
+        :class:`Extent` of the rollout.
+    ordered
+        Whether frames follow each other in time; else they count as independent.
+    draws, seed
+        Number of imagined rollouts, and of the places or draws of their blocks.
+
+    Returns
+    -------
+    dict
+        ``draws_<metric>`` (D,) in the metric's unit (all nan where there are too few frames for R blocks),
+        ``exponent_<metric>``, ``scale_<metric>``.
+
+    Examples
+    --------
+    >>> rdf = 10 + np.random.default_rng(0).normal(size=(400, 50))
+    >>> found = structure_floor(rdf, Extent(1, 100, 100, (100,)), ordered=False)
+    >>> bool(0.017 < found["draws_wf"].mean() < 0.023)  # (1/100 + 1/100) of a variance of 1 over 10**2, in %
+    True
+    """
+    total = len(rdf)
+    block = min(extent.frames, total // 2)
+    sizes = [size for size in dict.fromkeys((total // 2, total // 4, total // 8)) if size]
+    fewer = -(-draws // 5)  # for means, which need no tails
+    measured = {size: _scores(rdf, 1, size, total - size, ordered, fewer, seed) for size in {block, *sizes}}
+    share = min(1.0, total / (extent.replicas * extent.frames + extent.reference))
+    scaled = max(1, int(share * extent.frames))
+    rest = min(total - extent.replicas * scaled, max(1, round(share * extent.reference)))
+    several = _scores(rdf, extent.replicas, scaled, rest, ordered, draws, seed + 1) if rest > 0 else None
+    found = {}
+    for name in analysis.STRUCTURE:
+        means = {size: scores[name].mean() for size, scores in measured.items()}
+        power = _power([1 / size + 1 / (total - size) for size in sizes], [means[size] for size in sizes])
+        wanted, had = 1 / extent.frames + 1 / extent.reference, 1 / block + 1 / (total - block)
+        scale = (wanted / had) ** power
+        relative = several[name] / several[name].mean() if several else np.full(draws, np.nan)
+        if ordered:
+            relative = relative * _level(measured[block][name], total // block - 1, draws, seed)
+        found |= {f"draws_{name}": means[block] * scale * relative}
+        found |= {f"exponent_{name}": power, f"scale_{name}": scale}
+    return found
+
+
+def _scores(rdf, replicas, block, rest, ordered, draws, seed):
+    """Mean scores of blocks against a rest apart from them, ``{metric: (draws,)}``."""
+    rng, total = np.random.default_rng(seed), len(rdf)
+    rows = np.empty((draws, len(analysis.STRUCTURE)))
+    for draw in range(draws):
+        order = np.roll(np.arange(total), -rng.integers(total)) if ordered else rng.permutation(total)
+        inside, outside = order[: replicas * block], order[replicas * block :][:rest]
+        blocks, reference = rdf[inside].reshape(replicas, block, -1).mean(1), rdf[outside].mean(0)
+        rows[draw] = [np.mean([f(g, reference) for g in blocks]) for f in analysis.STRUCTURE.values()]
+    return dict(zip(analysis.STRUCTURE, rows.T, strict=True))
+
+
+def _level(scores, apart, draws, seed):
+    """Relative scatter of a mean score that is known from a few blocks only, (draws,)."""
+    picks = np.random.default_rng(seed).integers(len(scores), size=(draws, max(1, apart)))
+    return scores[picks].mean(1) / scores.mean()
+
+
+def _power(lengths, scores):
+    """Exponent p of scores ~ lengths**p, between 0 (which changes nothing) and 1 (no correlation)."""
+    if len(scores) < 2 or min(scores) <= 0:
+        return 0.0
+    return float(np.clip(np.polyfit(np.log(lengths), np.log(scores), 1)[0], 0.0, 1.0))
+
+
+def separation(energies, forces):
+    """Frames after which a trajectory has forgotten where it was.
+
+    The larger of the autocorrelation time of the energy and the first zero of the autocorrelation of the
+    forces, at most a quarter of the trajectory.
+
+    Parameters
+    ----------
+    energies, forces
+        Shapes ``(F,)``, eV, and ``(F, N, 3)``, eV/Å, in order of time.
+    """
+    gram = _gram(forces)
+    quarter = max(1, len(gram) // 4)
+    decay = [np.trace(gram, lag) for lag in range(quarter + 1)]
+    zero = next((lag for lag, value in enumerate(decay) if value <= 0), quarter)
+    energy = statistics.autocorrelation_time(energies)
+    return int(min(quarter, max(1, zero, np.ceil(energy) if np.isfinite(energy) else 1)))
+
+
+def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0):
+    """What EV and FV of a perfect but independent model would be.
+
+    Parameters
+    ----------
+    energies, forces
+        Shapes ``(F,)``, eV, and ``(F, N, 3)``, eV/Å.
+    extent
+        :class:`Extent` of the rollout.
+    apart
+        Frames after which the reference has forgotten itself: a stretch of it is compared with the stretch a
+        random lag of at least this later (its end is joined to its beginning). None where frames are in no
+        order: as many random pairs.
+    draws, seed
+        Number of imagined rollouts, and of their draws.
+
+    Returns
+    -------
+    dict
+        ``draws_ev_root`` and ``draws_fv``, geometric means over time averaged over replicas, shape ``(D,)``,
+        dimensionless.
+    """
+    rng, total = np.random.default_rng(seed), len(energies)
+
+    def pairs(count):
+        if apart is None:
+            first = rng.integers(total, size=(draws, count))
+            return first, (first + rng.integers(1, total, size=first.shape)) % total
+        first = rng.integers(total, size=(draws, 1)) + np.arange(count)
+        return first % total, (first + rng.integers(apart, total - apart + 1, size=(draws, 1))) % total
+
+    return _violations(energies, forces, [pairs(count) for count in extent.compared])
+
+
+def _violations(energies, forces, pairs):
+    """Means over replicas of the geometric means over pairs of frames, (draws, count) of each replica."""
+    tables = {"ev_root": _log_energy(energies), "fv": _log_force(forces)}
+    return {
+        f"draws_{name}": np.mean([_geometric(table[pair]) for pair in pairs], axis=0)
+        for name, table in tables.items()
+    }
+
+
+def _geometric(logs):
+    """Geometric means over frames, (draws,), of those that do not agree exactly."""
+    with np.errstate(invalid="ignore"):
+        return np.exp(np.nansum(logs, axis=1) / np.isfinite(logs).sum(1))
+
+
+def _log_energy(energies):
+    """Logarithm of the root of EV of all pairs of frames, (F, F); nan where they agree exactly."""
+    apart = metrics.energy_violation_root(*np.broadcast_arrays(energies[:, None], energies))
+    return np.log(np.where(apart > 0, apart, np.nan))
+
+
+def _log_force(forces):
+    """Logarithm of FV of all pairs of frames, (F, F); nan of a frame with itself."""
+    gram = _gram(forces)
+    norm = np.sqrt(np.diag(gram))
+    squared = np.maximum(norm[:, None] ** 2 + norm**2 - 2 * gram, 1e-24)
+    log = np.log(np.sqrt(squared) / (norm[:, None] + norm))
+    np.fill_diagonal(log, np.nan)
+    return log
+
+
+def _gram(forces):
+    flat = np.asarray(forces, dtype=float).reshape(len(forces), -1)
+    return flat @ flat.T
+
+
+def displacement_floor(path, extent, *, draws=DRAWS, seed=0):
+    """What the RMSD of a perfect model would be: the reference's own in the last tenth of the rollout's time.
+
+    The range is that of displacements over a time that the reference holds R + 1 times, in proportion.
+
+    Parameters
+    ----------
+    path
+        Positions without jumps, in order of time, shape ``(F, N, 3)``, Å.
+    extent
+        :class:`Extent` of the rollout.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(D,)``, Å; nan where the reference is too short.
+    """
+    total, last = len(path), extent.frames - 1
+    lags = np.arange(max(1, int(np.ceil(0.9 * last))), min(last, total - 1) + 1)
+    if not len(lags):
+        return np.full(draws, np.nan)
+    mean = np.mean([_displaced(path, lag).mean() for lag in lags])
+    short = _displaced(path, max(1, min(last, total // (extent.replicas + 1))))
+    starts = np.random.default_rng(seed).integers(len(short), size=(draws, extent.replicas))
+    return mean * short[starts].mean(1) / short.mean()
+
+
+def _displaced(path, lag):
+    """Root mean square displacement over a lag from every start, (F - lag,), Å."""
+    return np.sqrt(np.square(path[lag:] - path[:-lag]).sum(-1).mean(-1))
+
+
+# -- the ceilings ---------------------------------------------------------------------------------------
+
+
+def _frozen(sample, extent, *, draws=DRAWS, seed=0):
+    """A frame held for ever, from starts drawn at random."""
+    rng, total = np.random.default_rng(seed), len(sample.energies)
+    starts = rng.integers(total, size=(draws, extent.replicas))
+    reference = sample.rdf.mean(0)
+    found = {}
+    for name, compare in analysis.STRUCTURE.items():
+        found[f"draws_{name}"] = np.array([compare(g, reference) for g in sample.rdf])[starts].mean(1)
+
+    def pairs(start, count):
+        ahead = np.arange(count) if sample.ordered else rng.integers(1, total, size=(draws, count))
+        return start[:, None], (start[:, None] + ahead) % total
+
+    compared = [pairs(start, count) for start, count in zip(starts.T, extent.compared, strict=True)]
+    found |= _violations(sample.energies, sample.forces, compared)
+    return found | {"draws_rmsd": np.zeros(draws)}
+
+
+def _ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
+    """Atoms anywhere in the cell, mean energy, no forces; g(r) without noise."""
+    atoms = sample.atoms
+    g, reference = ideal_gas_rdf(atoms, sample.rdf.shape[1]), sample.rdf.mean(0)
+    found = {f"draws_{name}": np.full(draws, f(g, reference)) for name, f in analysis.STRUCTURE.items()}
+    rng, energy = np.random.default_rng(seed), sample.energies
+    log = np.log(
+        np.maximum(metrics.energy_violation_root(np.full(len(energy), energy.mean()), energy), 1e-300)
+    )
+    of_replica = [np.exp(log[rng.integers(len(log), size=(draws, n))].mean(1)) for n in extent.compared]
+    found |= {"draws_ev_root": np.mean(of_replica, axis=0), "draws_fv": np.ones(draws)}
+    moved = np.diff(rng.random((2, draws, extent.replicas, len(atoms), 3)), axis=0)[0] @ atoms.cell.array
+    return found | {"draws_rmsd": np.sqrt(np.square(moved).sum(-1).mean(-1)).mean(-1)}
+
+
+def ideal_gas_rdf(atoms, bins, *, directions=4000):
+    r"""g(r) of atoms without interaction, anywhere in the cell, normalised as everywhere here.
+
+    :math:`(N - 1) / N` in a periodic cell. In one that is not, a pair a vector with fractional coordinates s
+    apart has only the part :math:`\prod_k (1 - |s_k|)` of the cell for its first atom.
+
+    Parameters
+    ----------
+    atoms
+        For cell, periodicity and number of atoms.
+    bins
+        Up to the range of the published evaluation.
+    directions
+        Over which a vector of given length is averaged.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(B,)``, dimensionless.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> ideal_gas_rdf(Atoms("Ar4", cell=[21, 21, 21], pbc=True), 2)
+    array([0.75, 0.75])
+    """
+    pairs = (len(atoms) - 1) / len(atoms)
+    if atoms.pbc.all():
+        return np.full(bins, pairs)
+    height = np.linspace(-1, 1, 2 * directions + 1)[1::2]
+    turn = np.pi * (1 + np.sqrt(5)) * np.arange(directions)
+    flat = np.sqrt(1 - height**2)
+    vectors = np.stack([flat * np.cos(turn), flat * np.sin(turn), height], axis=1)
+    width = structure.as_coded_r_max(atoms) / bins
+    r = (np.arange(bins) + 0.5) * width
+    scaled = np.abs(vectors @ np.linalg.inv(atoms.cell.array)) * ~atoms.pbc
+    room = np.maximum(1 - r[:, None, None] * scaled, 0).prod(-1)
+    return pairs * room.mean(1)
+
+
+def _einstein(sample, extent, atoms, sites, widths, temperature, *, draws=DRAWS, seed=0):
+    """Every atom in a well of its own; ``widths`` (N,) are standard deviations along an axis, Å."""
+    rng, size = np.random.default_rng(seed), len(atoms)
+    frames = int(np.clip(4_000_000 // size**2, 50, extent.frames))
+    box = {"cell": atoms.cell.array, "pbc": atoms.pbc, "r_max": structure.as_coded_r_max(atoms)}
+    reference, rows = sample.rdf.mean(0), []
+    stiffness = (temperature * units.kB / widths**2)[:, None]
+    for _ in range(2 * extent.replicas):
+        moved = rng.normal(size=(frames, size, 3)) * widths[:, None]
+        g = structure.radial_distributions(sites + moved, atoms.numbers, **box).total
+        excess = 0.5 * (stiffness * moved**2).sum((1, 2)) - 1.5 * size * units.kB * temperature
+        picks = rng.integers(len(sample.energies), size=frames)
+        pair = metrics.energy_violation_root(sample.energies.mean() + excess, sample.energies[picks])
+        force = metrics.force_violation(-stiffness * moved, sample.forces[picks])
+        rmsd = np.sqrt(np.square(moved[1:] - moved[0]).sum(-1).mean(-1)).mean()
+        scores = [compare(g, reference) for compare in analysis.STRUCTURE.values()]
+        rows.append([*scores, metrics.geometric_mean(pair), metrics.geometric_mean(force), rmsd])
+    picked = np.array(rows)[rng.integers(len(rows), size=(draws, extent.replicas))].mean(1)
+    return {f"draws_{name}": values for name, values in zip(METRICS, picked.T, strict=True)}
+
+
+def displacements(frames):
+    """Mean positions of atoms that stay at their sites, and how far they stray; None if one does not stay.
+
+    Frames of a molecule are superposed first (Kabsch 1976); of a periodic system, without the motion of the
+    centre and by the shortest way through the cell.
+
+    Parameters
+    ----------
+    frames
+        ``list[ase.Atoms]`` of one composition and cell.
+
+    Returns
+    -------
+    sites : ndarray
+        Shape ``(N, 3)``, Å.
+    widths : ndarray
+        Standard deviation along an axis, shape ``(N,)``, Å.
+    """
+    first = frames[0]
+    positions = np.stack([atoms.positions for atoms in frames])
+    periodic, sites = first.pbc.any(), positions[0]
+    for _ in range(3):
+        moved = _strayed(positions, sites, first) if periodic else _superposed(positions, sites) - sites
+        sites, moved = sites + moved.mean(0), moved - moved.mean(0)
+    widths = np.sqrt(np.square(moved).mean((0, 2)))
+    apart = first.get_all_distances(mic=bool(periodic)) + np.diag(np.full(len(first), np.inf))
+    if not (widths > 0).all() or (np.sqrt(3) * widths > STAYS * apart.min(1)).any():
+        return None
+    return sites, widths
+
+
+def _strayed(positions, sites, atoms):
+    """Shortest vectors from the sites, (F, N, 3), without their mean over atoms."""
+    moved = find_mic((positions - sites).reshape(-1, 3), atoms.cell, atoms.pbc)[0].reshape(positions.shape)
+    return moved - moved.mean(1, keepdims=True)
+
+
+def _superposed(positions, onto):
+    """Positions (F, N, 3) moved and turned onto one frame (N, 3)."""
+    centred = positions - positions.mean(1, keepdims=True)
+    target = onto - onto.mean(0)
+    left, _, right = np.linalg.svd(centred.transpose(0, 2, 1) @ target)
+    left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
+    return centred @ left @ right + onto.mean(0)
+
+
+# -- records --------------------------------------------------------------------------------------------
+
+
+def _parameters(config, card, frames):
+    temperature, timestep = card.conditions(config.split)
+    return {
+        "split": config.split,
+        "target": config.target and card.name,
+        "protocol": config.protocol,
+        "replicas": config.replicas,
+        "steps": config.steps,
+        "record_every": config.record_every,
+        "temperature": config.temperature or temperature,
+        "timestep": config.timestep or timestep,
+        "frames": records.digest(_energies(frames), np.stack([atoms.positions for atoms in frames])),
+        "version": 1,
+    }
+
+
+def _key(config, model):
+    kind, campaign, dataset, *_ = config.key
+    return kind.replace("rollout", "floor", 1), campaign, cards.dataset(dataset).name, model, 0
+
+
+def _stored(config, parameters):
+    """Records that are there for these parameters, in order, or None if a needed one is missing."""
+    found = {model: records.find(*_key(config, model), parameters) for model in MODELS}
+    if any(found[model] is None for model in MODELS[:3]):
+        return None
+    return [record for record in found.values() if record is not None]
+
+
+def _record(config, parameters, model, values, message, started):
+    measured = []
+    for name, unit in METRICS.items():
+        draws = values.get(f"draws_{name}", np.empty(0))
+        draws = draws[np.isfinite(draws)]
+        bounds = np.quantile(draws, [0.025, 0.975]) if len(draws) else (None, None)
+        mean = draws.mean() if len(draws) else None
+        measured.append(Metric(name, mean, unit, *bounds, config.replicas if len(draws) else 0))
+    record = records.Record(*_key(config, model), parameters, measured, message=message)
+    record.provenance = records.provenance(started)
+    records.write(record, {name: np.asarray(value, dtype=np.float32) for name, value in values.items()})
+    return record
+
+
+def _message(sample, extent, found):
+    """How the floor was had."""
+    power, scale, total = found["exponent_wf"], found["scale_wf"], len(sample.rdf)
+    block = min(extent.frames, total // 2)
+    if sample.ordered:
+        fs = [f"{count * sample.interval:.4g}" for count in (block, extent.frames, total - block)]
+        return (
+            f"blocks of {fs[0]} of the {fs[1]} fs of a replica against the other {fs[2]} fs of the frames; "
+            f"Wright's factor times {scale:.2f} for the real lengths (exponent {power:.2f})"
+        )
+    halves = metrics.wright_factor(sample.rdf[: total // 2].mean(0), sample.rdf[total // 2 :].mean(0))
+    shuffled = _scores(sample.rdf, 1, total // 2, total - total // 2, False, 100, 0)["wf"].mean()
+    return (
+        f"random draws of {block} of {total} frames, taken as independent: lower than frames in time could "
+        f"reach; Wright's factor times {scale:.2f} for {extent.frames} frames in a replica; halves of the "
+        f"set as stored differ {halves / shuffled:.2g} times as much as random halves"
+    )
+
+
+def _pooled(config, parts):
+    """Records over the replicas of all compositions, from those of each."""
+    started = time.time()
+    frames = {record.parameters["split"]: record.parameters["frames"] for record, *_ in parts}
+    parameters = parts[0][0].parameters | {"split": config.split, "frames": frames, "temperature": None}
+    parameters["timestep"] = config.timestep
+    if stored := _stored(config, parameters):
+        return stored
+    pooled = []
+    for model in MODELS:
+        of_parts = [record for found in parts for record in found if record.model == model]
+        names = [name for name in of_parts[0].curves if name.startswith("draws_")] if of_parts else []
+        if len(of_parts) < len(parts) or not names:
+            continue
+        values = {name: np.mean([record.curves[name] for record in of_parts], axis=0) for name in names}
+        message = f"mean over {', '.join(frames)}"
+        pooled.append(_record(config, parameters, model, values, message, started))
+    return pooled

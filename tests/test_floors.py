@@ -1,0 +1,268 @@
+"""Floors and ceilings of frames whose floor is known by hand, and those of the published reference data."""
+
+import ase.io
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from egraff_utils import cards, data, floors, metrics, rollout
+from egraff_utils.floors import Extent
+from egraff_utils.rollout import RolloutConfig
+
+DECAY = np.exp(-(np.euler_gamma + np.log(2)) / 2)
+"""Geometric mean of the size of a standard normal variable."""
+
+
+def independent(frames=600, bins=60, seed=0):
+    """g(r) of frames: 10 with a standard deviation of 1 in every bin."""
+    return 10 + np.random.default_rng(seed).normal(size=(frames, bins))
+
+
+@pytest.mark.parametrize("frames", [100, 900])
+def test_wright_factor_of_independent_frames_falls_as_one_over_length(frames):
+    """Both lengths count: 1 % for one frame against an endless reference."""
+    extent = Extent(4, frames, 600, (frames,) * 4)
+    found = floors.structure_floor(independent(), extent, ordered=False)
+    assert found["exponent_wf"] == pytest.approx(1.0, abs=0.06)
+    assert found["draws_wf"].mean() == pytest.approx(1 / frames + 1 / 600, rel=0.12)
+    assert (
+        np.quantile(found["draws_wf"], 0.025) < 1 / frames + 1 / 600 < np.quantile(found["draws_wf"], 0.975)
+    )
+
+
+def test_replicas_narrow_the_range_down_to_what_the_reference_leaves():
+    """Replicas share the reference: with as many frames as one of them, it holds half of the mean."""
+    few, many = (
+        floors.structure_floor(independent(1000, 20), Extent(n, 40, 40, (40,) * n), ordered=False)["draws_wf"]
+        for n in (1, 20)
+    )
+    assert few.mean() == pytest.approx(many.mean(), rel=0.05)
+    assert np.std(many) < 0.75 * np.std(few)
+    assert np.std(many) > 0.3 * np.std(few)
+
+
+def test_frames_that_last_count_once():
+    """Every independent frame repeated five times: the floor is that of a fifth of the frames."""
+    slow = np.repeat(independent(200, 300), 5, axis=0)
+    found = floors.structure_floor(slow, Extent(3, 500, 1000, (500,) * 3), ordered=True)
+    expected = 5 * (1 / 500 + 1 / 1000)
+    assert found["draws_wf"].mean() == pytest.approx(expected, rel=0.15)
+    assert np.quantile(found["draws_wf"], 0.025) < expected < np.quantile(found["draws_wf"], 0.975)
+
+
+def test_a_trend_keeps_the_floor_from_falling():
+    """A drift over the whole reference, in place of noise: no longer simulation averages it out."""
+    drift = independent() + np.linspace(-30, 30, 600)[:, None] + 30
+    found = floors.structure_floor(drift, Extent(2, 1000, 600, (600,) * 2), ordered=True)
+    assert found["exponent_wf"] < 0.5
+    assert found["scale_wf"] > 0.85
+
+
+def test_too_few_frames_give_no_range():
+    found = floors.structure_floor(independent(4), Extent(4, 10, 4, (4,) * 4), ordered=False)
+    assert np.isnan(found["draws_wf"]).all()
+
+
+@pytest.mark.parametrize("apart", [None, 10])
+def test_violations_of_independent_frames(apart):
+    """Forces of equal size and no correlation: 1/sqrt(2). Energies as in test_statistics."""
+    rng = np.random.default_rng(0)
+    energies, forces = -1000 + rng.normal(size=800), rng.normal(size=(800, 40, 3))
+    found = floors.violation_floor(energies, forces, Extent(3, 500, 800, (500,) * 3), apart=apart)
+    assert found["draws_fv"].mean() == pytest.approx(np.sqrt(0.5), rel=0.005)
+    assert found["draws_ev_root"].mean() == pytest.approx(DECAY / 1000, rel=0.08)
+    assert np.std(found["draws_fv"]) < 0.002
+
+
+def test_violations_of_pairs_are_those_of_the_metrics():
+    rng = np.random.default_rng(1)
+    energies, forces = rng.normal(size=6) - 5, rng.normal(size=(6, 4, 3))
+    pairs = np.array([[0, 1, 2]]), np.array([[3, 3, 5]])
+    found = floors._violations(energies, forces, [pairs])
+    force = metrics.force_violation(forces[pairs[0][0]], forces[pairs[1][0]])
+    energy = metrics.energy_violation_root(energies[pairs[0][0]], energies[pairs[1][0]])
+    assert found["draws_fv"] == pytest.approx([metrics.geometric_mean(force)])
+    assert found["draws_ev_root"] == pytest.approx([metrics.geometric_mean(energy)])
+
+
+def test_pairs_in_order_lie_beyond_the_correlation():
+    """Forces that keep a direction for 20 frames: random pairs at least 20 apart are uncorrelated."""
+    rng = np.random.default_rng(2)
+    forces, energies = np.repeat(rng.normal(size=(30, 50, 3)), 20, axis=0), rng.normal(size=600) - 50
+    apart = floors.separation(energies, forces)
+    assert 15 <= apart <= 60
+    found = floors.violation_floor(energies, forces, Extent(2, 100, 600, (100,) * 2), apart=apart)
+    assert found["draws_fv"].mean() == pytest.approx(np.sqrt(0.5), rel=0.03)
+
+
+def test_displacement_of_atoms_that_fly_straight():
+    """One Å per frame: the last tenth of 20 frames are the lags 18, 19 and 20."""
+    path = np.arange(50.0)[:, None, None] * np.array([[[1.0, 0, 0], [0, 0, -1.0]]])
+    found = floors.displacement_floor(path, Extent(2, 21, 50, (21, 21)))
+    assert found == pytest.approx(np.full(len(found), 19.0))
+    assert np.isnan(floors.displacement_floor(path, Extent(2, 80, 50, (50, 50)))).all()
+
+
+def test_ideal_gas_between_walls():
+    """Against atoms thrown into a skew cell."""
+    cell = np.array([[12.0, 0, 0], [3, 11, 0], [0, 1, 13]])
+    atoms = Atoms("Ar5", cell=cell)
+    thrown = np.random.default_rng(0).random((20000, 5, 3)) @ cell
+    r_max = floors.structure.as_coded_r_max(atoms)
+    found = floors.structure.radial_distributions(thrown, atoms.numbers, cell=cell, pbc=False, r_max=r_max)
+    expected = floors.ideal_gas_rdf(atoms, len(found.r))
+    assert expected[0] == pytest.approx(0.8, abs=0.01)
+    for near, far in ((1, 3), (3, 4), (4, 5)):
+        shell = (found.r > near) & (found.r < far)
+        counted, known = (np.sum(g[shell] * found.r[shell] ** 2) for g in (found.total, expected))
+        assert counted == pytest.approx(known, rel=0.03)
+
+
+# -- an Einstein crystal --------------------------------------------------------------------------------
+
+SITES = 2.0 * np.stack(np.meshgrid(*[range(3)] * 3), axis=-1).reshape(-1, 3)
+WIDTH, TEMPERATURE = 0.05, 300
+
+
+def harmonic(frames):
+    """Frames of a crystal of independent harmonic atoms, with its energies and forces."""
+    rng, stiffness = np.random.default_rng(0), TEMPERATURE * units.kB / WIDTH**2
+    for moved in WIDTH * rng.normal(size=(frames, len(SITES), 3)):
+        atoms = Atoms("Ar27", SITES + moved, cell=[6, 6, 6], pbc=True)
+        energy, forces = 0.5 * stiffness * np.sum(moved**2) - 100, -stiffness * moved
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        yield atoms
+
+
+@pytest.fixture
+def crystal(tmp_path, monkeypatch):
+    """A dataset in no order: ``test``, made of two equal parts, and ``test_hot``."""
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
+    ase.io.write(tmp_path / "frames.xyz", list(harmonic(200)), format="extxyz")
+    part = {"source": "frames", "frames": 100}
+    mapping = {
+        "name": "einstein_crystal",
+        "system": "bulk",
+        "elements": [18],
+        "temperature": TEMPERATURE,
+        "timestep": 1.0,
+        "reader": "extxyz",
+        "files": {"frames": {"path": "frames.xyz"}},
+        "splits": {
+            "test": {"source": "frames"},
+            "test_hot": part | {"slice": ":100"},
+            "both": {"parts": [{"source": "frames", "slice": ":100"}, {"source": "frames", "slice": "100:"}]},
+            "first": part | {"slice": ":100", "subset_of": ["both"]},
+            "second": part | {"slice": "100:", "subset_of": ["both"]},
+        },
+        "temperatures": {"test_hot": 600},
+    }
+    path = tmp_path / "card.yml"
+    path.write_text(yaml.safe_dump(mapping))
+    return cards.dataset(path).name
+
+
+def config(dataset, **changes):
+    return RolloutConfig("any", dataset, campaign="test", **{"replicas": 2, "steps": 50} | changes)
+
+
+def test_an_einstein_crystal_cannot_be_told_from_a_perfect_one(crystal):
+    reference, frozen, gas, einstein = floors.of_rollout(config(crystal))
+    assert [r.model for r in (reference, frozen, gas, einstein)] == list(floors.MODELS)
+    assert {r.kind for r in (reference, frozen, gas, einstein)} == {"floor"}
+    assert einstein["wf"] == pytest.approx(reference["wf"], rel=0.6)
+    for name in ("fv", "ev_root"):
+        assert einstein[name] == pytest.approx(reference[name], rel=0.15)
+    assert einstein["rmsd"] == pytest.approx(np.sqrt(6) * WIDTH, rel=0.1)
+    assert frozen["wf"] > 20 * reference["wf"]
+    assert gas["wf"] > 90
+    assert (frozen["rmsd"], gas["fv"], reference["rmsd"]) == (0, 1, None)
+    low, high = reference.metric("wf").low, reference.metric("wf").high
+    assert low < reference["wf"] < high
+    assert "independent" in reference.message
+
+
+def test_sites_of_a_molecule_that_turns():
+    """Superposed, it is the same molecule; six of its 15 degrees of freedom are gone."""
+    rng = np.random.default_rng(3)
+    sites = np.array([[0.0, 0, 0], [2, 0, 0], [0, 2, 0], [0, 0, 2], [2, 2, 2]])
+    frames = [Atoms("C4O", sites + WIDTH * rng.normal(size=(5, 3))) for _ in range(400)]
+    for atoms in frames:
+        atoms.rotate(rng.uniform(0, 360), rng.normal(size=3))
+    found, widths = floors.displacements(frames)
+    assert np.linalg.norm(found[0] - found[4]) == pytest.approx(np.sqrt(12), abs=0.02)
+    assert np.sqrt(np.mean(widths**2)) == pytest.approx(WIDTH * np.sqrt(9 / 15), rel=0.05)
+
+
+def test_no_einstein_crystal_where_atoms_leave():
+    path = np.array([[0, 0, 0.03 * t] for t in range(100)])
+    frames = [Atoms("He2", [[2, 2, 2] + p, [4.0, 2, 2] - p], cell=[8, 8, 8], pbc=True) for p in path]
+    assert floors.displacements(frames) is None
+
+
+def test_sites_across_the_boundary():
+    rng = np.random.default_rng(0)
+    frames = []
+    for moved in 0.1 * rng.normal(size=(300, 2, 3)):
+        atoms = Atoms("He2", [[0.0, 0, 0], [3, 3, 3]] + moved, cell=[6, 6, 6], pbc=True)
+        atoms.wrap()
+        frames.append(atoms)
+    _, widths = floors.displacements(frames)
+    assert widths == pytest.approx([0.1 / np.sqrt(2)] * 2, rel=0.1)  # without the motion of the centre
+
+
+def test_records_are_kept_until_something_changes(crystal):
+    first = floors.of_rollout(config(crystal))
+    again = floors.of_rollout(config(crystal, seed=1, max_seconds=5))
+    assert [a.provenance for a in again] == [f.provenance for f in first]
+    longer = floors.of_rollout(config(crystal, steps=300))
+    assert longer[0]["wf"] < first[0]["wf"]
+
+
+def test_kind_says_the_set_and_the_protocol(crystal):
+    assert floors.of_rollout(config(crystal, split="test_hot"))[0].kind == "floor_hot"
+    assert floors.of_rollout(config(crystal, protocol="as_coded"))[0].kind == "floor_as_coded"
+
+
+def test_several_compositions_are_pooled(crystal):
+    pooled, *_ = floors.of_rollout(config(crystal, split="both"))
+    parts = [floors.of_rollout(config(crystal, split=name))[0] for name in ("first", "second")]
+    assert pooled.kind == "floor_both"
+    assert pooled["wf"] == pytest.approx(np.mean([part["wf"] for part in parts]), rel=1e-4)
+    widths = [record.metric("wf").high - record.metric("wf").low for record in (pooled, *parts)]
+    assert widths[0] < np.mean(widths[1:])
+
+
+# -- the published data ---------------------------------------------------------------------------------
+
+TABLE = {
+    "acac": (["test"], 0.16, 0.81, 0.714),
+    "3bpa": (["test_300K"], 0.06, 0.50, 0.704),
+    "aspirin": (["test"], 0.8, 0.74, 0.691),
+    "ethanol": (["test"], 0.6, 2.7, 0.690),
+    "naphthalene": (["test"], 0.8, 1.3, 0.688),
+    "salicylic_acid": (["test"], 1.4, 1.06, 0.703),
+    "lips": (["train", "val", "test"], 0.02, 80, 0.707),
+}
+"""Splits; Wright's factor of the first half against the second, %; root EV, 1e-5, and FV of random pairs:
+read off the published files before any of this was written."""
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", TABLE)
+def test_halves_of_the_published_data_lie_among_our_draws(name):
+    splits, wf, ev_root, fv = TABLE[name]
+    card = cards.dataset(name)
+    frames = [a for split in splits for a in data.load(name, split)]
+    frames = frames if len(splits) > 1 else rollout.reference_of(card, split=splits[0])
+    sample = floors.Sample.of(frames, card.time_ordered.get(splits[0]))
+    half = len(frames) // 2
+    extent = Extent(1, half, len(frames) - half, (len(frames),))
+    found = floors.structure_floor(sample.rdf, extent, ordered=sample.ordered, draws=100)
+    apart = floors.separation(sample.energies, sample.forces) if sample.ordered else None
+    found |= floors.violation_floor(sample.energies, sample.forces, extent, apart=apart)
+    for metric, value, factor in (("wf", wf, 1), ("ev_root", ev_root, 1e5), ("fv", fv, 1)):
+        low, high = factor * np.quantile(found[f"draws_{metric}"], [0.025, 0.975])
+        assert 0.99 * low <= value <= 1.01 * high, metric
