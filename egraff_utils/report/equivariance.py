@@ -13,6 +13,7 @@ from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
 from egraff_utils import cards, data, models, plots, records, tables, train
+from egraff_utils.gate import in_double, turned
 from egraff_utils.graph import build_graph
 from egraff_utils.report import catalogue
 
@@ -59,15 +60,6 @@ def fresh(name, preset, elements=(1, 6, 8), *, seed=0):
         return models.build(name, preset, elements).eval()
 
 
-def turned(atoms, matrix):
-    """Copy of a structure with every position multiplied by an orthogonal matrix, about the mean position."""
-    copy = atoms.copy()
-    middle = atoms.positions.mean(0)
-    copy.positions = (atoms.positions - middle) @ np.asarray(matrix).T + middle
-    copy.cell = np.asarray(atoms.cell) @ np.asarray(matrix).T
-    return copy
-
-
 def rotations(number, seed=0):
     """Rotation matrices drawn evenly from all orientations, shape ``(number, 3, 3)``."""
     return Rotation.random(number, rng=np.random.default_rng(seed)).as_matrix()
@@ -106,19 +98,6 @@ def residual(force_field, atoms, matrices):
         moved = np.abs(found - forces @ matrix.T).max() / scale
         failures.append((moved, np.abs(found - forces).max() / scale, abs(other - energy)))
     return dict(zip(("force", "still", "energy"), np.max(failures, axis=0).tolist(), strict=True))
-
-
-def in_double(force_field):
-    """The same force field with its network, constants included, in double precision."""
-    double = models.build(**{**force_field.build_arguments, "dtype": torch.float64})
-    constants = dict(double.named_buffers())
-    learnt = {
-        name: value
-        for name, value in force_field.state_dict().items()
-        if name not in constants or not torch.allclose(constants[name].to(value.dtype), value, atol=1e-6)
-    }
-    double.load_state_dict(learnt, strict=False)
-    return double.eval()
 
 
 def table(force_fields, atoms, *, number=10, seed=0):
