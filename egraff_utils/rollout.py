@@ -371,11 +371,24 @@ def _live(config, card, starts, digest):
 def _rule(card, frames):
     """Stability rule of a molecule or of a bulk system (Fu et al. 2023), for ``simulate``."""
     positions = np.stack([atoms.positions for atoms in frames])
-    return _bond_rule(frames[0], positions) if card.system == "molecule" else _bulk_rule(frames[0], positions)
+    if card.system == "molecule":
+        return _bond_rule(frames[0], positions, _training_positions(card, frames[0]))
+    return _bulk_rule(frames[0], positions)
 
 
-def _bond_rule(atoms, reference_positions):
+def _training_positions(card, atoms):
+    """Of the training frames of this molecule, shape ``(T, N, 3)``, Å; T is 0 if there are none."""
+    frames = data.load(card, "train") if "train" in card.splits else []
+    same = [frame.positions for frame in frames if np.array_equal(frame.numbers, atoms.numbers)]
+    return np.reshape(same, (-1, len(atoms), 3))
+
+
+def _bond_rule(atoms, reference_positions, training_positions):
+    """A bond that the training frames break, such as that of a proton that hops, is no fixed bond either."""
     pairs, lengths = structure.reference_bonds(atoms, reference_positions)
+    change = np.abs(structure.bond_lengths(training_positions, pairs) - lengths)
+    fixed = (change <= structure.BOND_TOLERANCE).all(axis=0)
+    pairs, lengths = pairs[fixed], lengths[fixed]
 
     def rule(positions):
         frame = structure.unstable_step_molecule(positions, pairs, lengths)

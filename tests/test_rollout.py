@@ -194,6 +194,17 @@ def test_a_molecule_that_falls_apart_is_unstable(nitrogen):
     assert np.isfinite(record["wf"])
 
 
+def test_a_bond_that_the_training_frames_break_may_break():
+    """Such as that of a proton which the reference passes on, but not in the few frames of the test set."""
+    atoms = molecule("N2")
+    still, far = (np.array([[[0, 0, 0], [0, 0, z]]]) for z in (1.1, 1.9))
+    none = np.zeros((0, 2, 3))
+    for training, verdict in ((none, 0), (still, 0), (np.concatenate([still, far]), None)):
+        rule = rollout._bond_rule(atoms, still, training)
+        assert rule(still) is None
+        assert (rule(far) or [None])[0] == verdict
+
+
 def test_thermal_starts_have_the_temperature_and_no_momentum(nitrogen):
     card = cards.dataset(nitrogen)
     settled = rollout._settled(config(nitrogen, replicas=8, temperature=500.0), card)
