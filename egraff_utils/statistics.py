@@ -49,16 +49,22 @@ def bootstrap_interval(values, statistic=np.mean, *, level=0.95, seed=0, resampl
     """
     values = np.asarray(values, dtype=float)
     starts = _draw(len(values), (resamples, len(values)), seed)
-    return _interval(values, starts, statistic, _tail(len(values), level))
+    return _interval(values, starts, statistic, expanded_tail(len(values), level))
 
 
-def _tail(count, level):
-    """Probability of the lower percentile, expanded for a number of independent values."""
+def expanded_tail(count, level=0.95):
+    """Probability of the lower percentile, expanded for a number of independent values (Hesterberg 2015).
+
+    Examples
+    --------
+    >>> round(expanded_tail(5), 5), round(expanded_tail(10**6), 4)
+    (0.00096, 0.025)
+    """
     if not 0 < level < 1:
         raise ValueError(f"{level=} must lie between 0 and 1")
     if count < 2:
         return (1 - level) / 2
-    return special.ndtr(np.sqrt(count / (count - 1)) * special.stdtrit(count - 1, (1 - level) / 2))
+    return float(special.ndtr(np.sqrt(count / (count - 1)) * special.stdtrit(count - 1, (1 - level) / 2)))
 
 
 def block_bootstrap_interval(series, statistic=np.mean, *, block=None, level=0.95, seed=0, resamples=2000):
@@ -96,7 +102,7 @@ def block_bootstrap_interval(series, statistic=np.mean, *, block=None, level=0.9
     count = -(-len(series) // block)
     starts = _draw(len(series) - block + 1, (resamples, count), seed)
     picks = (starts[:, :, None] + np.arange(block)).reshape(resamples, -1)[:, : len(series)]
-    return _interval(series, picks, statistic, _tail(count, level))
+    return _interval(series, picks, statistic, expanded_tail(count, level))
 
 
 def _draw(high, shape, seed):

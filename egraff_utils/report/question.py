@@ -1,0 +1,349 @@
+"""Does the test error predict the simulation? Rank correlations of force MAE with every rollout metric.
+
+A cell is a model on a dataset; S draws, M models. All correlations are turned so that +1 means: the smaller
+the test error, the better the simulation.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from scipy.stats import rankdata
+
+from egraff_utils import beside, paper, plots, statistics
+from egraff_utils.report.agreement import rank_correlation
+
+METRICS = {
+    "wf": "WF (%)",
+    "jsd": "JSD (nats)",
+    "fv": "FV (dimensionless)",
+    "ev_root": "Root EV (dimensionless)",
+    "deviation": "Deviation (Å)",
+    "stable_fraction": "Stable fraction (dimensionless)",
+    "horizon_langevin": "Horizon, thermostat (fs)",
+    "horizon_driven": "Horizon, reference's friction (fs)",
+    "horizon_nve": "Horizon, NVE (fs)",
+}
+"""Rollout metrics and the horizon, with heads."""
+
+PUBLISHED = {
+    "wf": ("2", "wf_percent", 1.0),
+    "fv": ("3", "fv_gmean", 1.0),
+    "ev_root": ("3", "ev_gmean_1e-5", 1e-5),
+}
+"""Table of the paper, its column, and the column's unit in that of the records."""
+
+HIGHER_IS_BETTER = ("stable_fraction", "horizon_langevin", "horizon_driven", "horizon_nve")
+COLUMNS = ["error", "value", "low", "high", "floor_low", "floor_high", "alike"]
+RESAMPLES = 1000
+"""Of every bootstrap and permutation test."""
+
+YES, NO, REVERSED, UNKNOWN = "predicts it", "not told from chance", "predicts the reverse", "not run"
+
+
+class Answer(NamedTuple):
+    """How far the test error orders a metric; nan where there are too few cells."""
+
+    cells: int
+    datasets: int
+    """Those with a rank correlation: three models or more, not all alike."""
+    overall: float
+    """Rank correlation over all cells; mostly tells datasets apart."""
+    overall_low: float
+    overall_high: float
+    within: float
+    """Mean of the datasets' rank correlations: whether the test error picks the model."""
+    within_low: float
+    within_high: float
+    chance: float
+    """Chance of a mean this far from zero, either way, if models are shuffled within datasets."""
+    right: float
+    """Part of the pairs of models of a dataset that the test error puts in the right order; 0.5 is a coin."""
+
+
+def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Test error, metric and floor of every model and dataset that has the first two.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it; several seeds are averaged.
+    metric
+        One of `METRICS`.
+
+    Returns
+    -------
+    DataFrame with the index (dataset, model): ``error`` (meV/Å), ``value`` and its interval ``low``,
+    ``high``, ``floor_low`` and ``floor_high`` in the unit of the record; ``alike`` where the value cannot be
+    told from the reference. NaN where there is no interval or floor.
+    """
+    kind = "horizon" if metric.startswith("horizon") else "rollout"
+    rows = frame[(frame.kind == kind) & (frame.metric == metric) & (frame.model != "reference")]
+    values = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
+    errors = frame[(frame.kind == "training") & (frame.metric == "force_mae")]
+    error = errors.groupby(["dataset", "model"])["value"].mean().rename("error")
+    places = dict.fromkeys(values.index.unique("dataset"), "rollout")
+    return _with_floors(values.join(error, how="inner"), frame, metric, places)
+
+
+def published_cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The same of the paper: Table 1 against Table 2 or 3; floors are those of the records at hand."""
+    number, column, factor = PUBLISHED[metric]
+    keys = ["dataset", "model"]
+    error = paper.table(1).set_index(keys)["force_mae_mev_per_ang"].rename("error")
+    values = paper.table(number).set_index(keys)[column].mul(factor).rename("value").to_frame()
+    values[["low", "high"]] = np.nan
+    places = {name: kind for kind, name in beside.COOL.values()}
+    return _with_floors(values.join(error, how="inner"), frame, metric, places)
+
+
+def _with_floors(values, frame, metric, places):
+    """Cells that have error and value, with the floors of their datasets; ``places`` has their kinds."""
+    values = values.dropna(subset=["error", "value"])
+    floors = {name: beside.floor_of(frame, kind, name, metric)[1:] for name, kind in places.items()}
+    names = values.index.get_level_values("dataset")
+    values["floor_low"] = [floors.get(name, (np.nan, np.nan))[0] for name in names]
+    values["floor_high"] = [floors.get(name, (np.nan, np.nan))[1] for name in names]
+    bounds = zip(values.value, values.floor_low, values.floor_high, strict=True)
+    values["alike"] = [beside.is_alike(metric, *each) for each in bounds]
+    return values[COLUMNS]
+
+
+def answer(found: pd.DataFrame, *, higher_is_better: bool = False, seed: int = 0) -> Answer:
+    """Rank correlations of test error and metric, their intervals, and the test against chance.
+
+    Intervals (95 %) add two sources. Datasets are drawn with replacement, models with them, the percentiles
+    expanded for few datasets (`statistics.bootstrap_interval`). And every value is redrawn from its own
+    interval, as far as it has one; those draws enter by their deviations from their mean, as noise on top of
+    noise lowers a correlation. The test error counts as known: another training would move it too.
+
+    Parameters
+    ----------
+    found
+        As `cells` gives them.
+    higher_is_better
+        Whether the metric is better if larger.
+    seed
+        Of the draws.
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_product([list("abcd"), ["x", "y", "z"]], names=["dataset", "model"])
+    >>> found = pd.DataFrame({"error": [1.0, 2, 3] * 4, "value": [5.0, 7, 6] * 4}, index=index)
+    >>> both = answer(found.reindex(columns=COLUMNS))
+    >>> round(both.within, 2), round(both.right, 2)
+    (0.5, 0.67)
+    """
+    if found.empty:
+        return Answer(0, 0, *[np.nan] * (len(Answer._fields) - 2))
+    rng = np.random.default_rng(seed)
+    sign = -1.0 if higher_is_better else 1.0
+    groups = [part for _, part in found.groupby(level="dataset")]
+    pairs = [(part.error.to_numpy(), sign * part.value.to_numpy()) for part in groups]
+    redrawn = [sign * _redraw(part, rng) for part in groups]
+    each = np.array([rank_correlation(*pair) for pair in pairs])
+    judged = np.flatnonzero(np.isfinite(each))
+    whole = [np.concatenate(part) for part in zip(*pairs, strict=True)]
+    overall, within = rank_correlation(*whole), float(each[judged].mean()) if len(judged) else np.nan
+    picks = rng.integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    drawn = [rank_correlation(*(np.concatenate([pairs[i][k] for i in row]) for k in (0, 1))) for row in picks]
+    noise = _rank_correlations(whole[0], np.concatenate(redrawn, axis=1))
+    chosen = each[judged][rng.integers(max(1, len(judged)), size=(RESAMPLES, len(judged)))]
+    inside = [_rank_correlations(pairs[i][0], redrawn[i]) for i in judged]
+    return Answer(
+        len(found),
+        len(judged),
+        overall,
+        *_interval(drawn, noise, len(pairs)),
+        within,
+        *_interval(
+            chosen.mean(1) if len(judged) else [], np.mean(inside, axis=0) if inside else 0, len(judged)
+        ),
+        _chance([pairs[i] for i in judged], within, rng),
+        _right(pairs),
+    )
+
+
+def _redraw(part, rng):
+    """Values (S, M) drawn from their intervals, on a logarithmic scale where these are positive."""
+    value, low, high = (part[name].to_numpy(float) for name in ("value", "low", "high"))
+    known = np.isfinite(low) & np.isfinite(high)
+    normal = rng.standard_normal((RESAMPLES, len(part))) / 1.96
+    width = np.where(known, np.where(normal > 0, high - value, value - low), 0.0)
+    straight = value + normal * width
+    if (value <= 0).any() or (low[known] <= 0).any():
+        return straight
+    ends = np.where(normal > 0, np.where(known, high / value, 1.0), np.where(known, value / low, 1.0))
+    return value * np.exp(normal * np.log(ends))
+
+
+def _rank_correlations(x, values):
+    """Rank correlation of x (n,) with every row of values (S, n); zero for a row of equal values."""
+    first, second = rankdata(x) - (len(x) + 1) / 2, rankdata(values, axis=1) - (len(x) + 1) / 2
+    norms = np.sqrt(np.square(first).sum() * np.square(second).sum(1))
+    return np.divide(second @ first, norms, out=np.zeros(len(values)), where=norms > 0)
+
+
+def _interval(drawn, noise, count):
+    """Percentiles of draws with the spread of the noise on top, between -1 and 1; nan for few datasets."""
+    total = np.clip(np.asarray(drawn, dtype=float) + noise - np.mean(noise), -1, 1)
+    total = total[np.isfinite(total)]  # draws of datasets on which all values are equal have none
+    if count < 3 or len(total) < RESAMPLES / 2:
+        return np.nan, np.nan
+    tail = statistics.expanded_tail(count)
+    return tuple(float(end) for end in np.quantile(total, [tail, 1 - tail]))
+
+
+def _chance(pairs, within, rng):
+    """Two-sided p value of a mean rank correlation, by shuffling models within datasets."""
+    if not pairs:
+        return np.nan
+    shuffled = [_rank_correlations(x, rng.permuted(np.tile(y, (RESAMPLES, 1)), axis=1)) for x, y in pairs]
+    means = np.mean(shuffled, axis=0)
+    return float((1 + (np.abs(means) >= abs(within) - 1e-9).sum()) / (1 + RESAMPLES))
+
+
+def _right(pairs):
+    """Part of pairs of models that both quantities put in one order; a tie of the metric counts half."""
+    signs = [
+        np.sign((y[j] - y[i]) * (x[j] - x[i]))
+        for x, y in pairs
+        for i, j in combinations(range(len(x)), 2)
+        if x[i] != x[j]
+    ]
+    return float((np.mean(signs) + 1) / 2) if signs else np.nan
+
+
+def answers(frame: pd.DataFrame, *, published: bool = False) -> pd.DataFrame:
+    """Answers for all metrics, from the records or from the paper's own numbers.
+
+    Returns
+    -------
+    DataFrame with a row for every metric: the fields of `Answer`; ``alike``, cells that cannot be told from
+    the reference; ``outside_`` and the fields, the same answer without those; and ``verdict``, of the mean
+    within datasets, at 5 % with Holm's correction over the metrics.
+    """
+    rows = {}
+    for metric in PUBLISHED if published else METRICS:
+        found = (published_cells if published else cells)(frame, metric)
+        better = metric in HIGHER_IS_BETTER
+        every, outside = (
+            answer(part, higher_is_better=better) for part in (found, found[~found.alike.astype(bool)])
+        )
+        further = {f"outside_{name}": value for name, value in outside._asdict().items()}
+        rows[metric] = every._asdict() | {"alike": int(found.alike.sum())} | further
+    table = pd.DataFrame(rows.values(), index=list(rows))
+    tested = table.chance.notna()
+    adjusted = pd.Series(np.nan, table.index)
+    adjusted[tested] = statistics.holm(table.chance[tested])
+    return table.assign(verdict=[_verdict(w, p) for w, p in zip(table.within, adjusted, strict=True)])
+
+
+def _verdict(within, p):
+    if not np.isfinite(within):
+        return UNKNOWN
+    return NO if p >= 0.05 else YES if within > 0 else REVERSED
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """`answers` as text: correlations with their intervals, the chance, and pairs in the right order."""
+    interval = ("within", "within_low", "within_high")
+    rows = [
+        {
+            "Cells": f"{row.cells:.0f}",
+            "All cells": with_interval(row.overall, row.overall_low, row.overall_high),
+            "Within datasets": with_interval(*(getattr(row, name) for name in interval)),
+            "p": _text(row.chance, "{:.2g}"),
+            "Pairs right": _text(row.right, "{:.0%}"),
+            "Outside the floor, cells": f"{row.outside_cells:.0f}",
+            "Within datasets ": with_interval(
+                row.outside_within, row.outside_within_low, row.outside_within_high
+            ),
+            "Test error": row.verdict,
+        }
+        for row in table.itertuples()
+    ]
+    return pd.DataFrame(rows, index=[METRICS[name] for name in table.index])
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A correlation and its interval as text.
+
+    Examples
+    --------
+    >>> with_interval(0.31, -0.02, 0.6), with_interval(0.31, float("nan"), 1.0), with_interval(np.nan, 0, 0)
+    ('0.31 (-0.02 to 0.60)', '0.31', 'no value')
+    """
+    if not np.isfinite(value):
+        return "no value"
+    return f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if np.isfinite([low, high]).all() else "")
+
+
+def _text(value, form):
+    return form.format(value) if np.isfinite(value) else "no value"
+
+
+def told(table: pd.DataFrame, verdict: str) -> str:
+    """Heads without units of the metrics with a verdict, in words; ``none`` where there are none."""
+    names = [METRICS[name].partition(" (")[0] for name in table.index[table.verdict == verdict]]
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names) or "none"
+
+
+def plot_question(found: dict, *, wide: int = 3) -> Figure:
+    """Metric against test error, a panel for every metric with cells; floors as grey boxes.
+
+    The colour tells the model, the marker the dataset. Open markers cannot be told from the reference. The
+    box of a dataset is as wide as its models' errors and as high as the range of its floor.
+
+    Parameters
+    ----------
+    found
+        Metric -> `cells`.
+    wide
+        Panels in a row.
+    """
+    shown = {metric: part for metric, part in found.items() if len(part)}
+    rows = max(1, -(-len(shown) // wide))
+    figure, axes = plt.subplots(rows, wide, figsize=(2.6 * wide, 2.5 * rows), squeeze=False)
+    names = list(dict.fromkeys(n for part in shown.values() for n in part.index.get_level_values("dataset")))
+    markers = dict(zip(names, plots.MARKERS * 4, strict=False))
+    for ax, (metric, part) in zip(axes.flat, shown.items(), strict=False):
+        _plot_cells(ax, metric, part, markers)
+    for ax in axes.flat[len(shown) :]:
+        ax.set_axis_off()
+    models = {model for part in shown.values() for model in part.index.get_level_values("model")}
+    handles = [
+        _key("o", plots.model_color(m), beside.model_title(m)) for m in sorted(models, key=plots.model_place)
+    ]
+    handles += [_key(marker, "0.5", beside.short_title(name)) for name, marker in markers.items()]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=8)
+    else:
+        axes[0, 0].text(0, 0.5, "not run")
+    return figure
+
+
+def _key(marker, color, label):
+    return plt.Line2D([], [], marker=marker, linestyle="", color=color, label=label)
+
+
+def _plot_cells(ax, metric, part, markers):
+    for dataset, here in part.groupby(level="dataset"):
+        low, high = here.floor_low.iloc[0], here.floor_high.iloc[0]
+        if np.isfinite([low, high]).all():
+            left, right = here.error.min() / 1.15, here.error.max() * 1.15
+            box = {"color": plots.FLOOR_COLOR, "alpha": 0.4, "linewidth": 0, "zorder": 0}
+            ax.add_patch(Rectangle((left, low), right - left, high - low, **box))
+        for (_, model), row in here.iterrows():
+            color = plots.model_color(model)
+            style = {"color": color, "markerfacecolor": "none" if row.alike else color, "markersize": 5}
+            ax.plot(row.error, row.value, markers[dataset], **style)
+    ax.set(xlabel="Force MAE, test (meV/Å)", ylabel=METRICS[metric])
+    for axis in "xy" if metric != "stable_fraction" and (part.value > 0).all() else "x":
+        plots.set_log_scale(ax, axis)
