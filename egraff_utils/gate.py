@@ -148,7 +148,8 @@ def check(config, *, force_field=None):
         Kind ``gate``. Metrics: those of :data:`CHECKS` that apply; ``jump_relative`` (jump over the force
         scale times 1 Å), ``force_jump`` (meV/Å), ``fluctuation`` (of the total energy about its slope,
         meV/atom), ``crossings`` (of the cutoff, 1/atom/ps) and ``force_scale`` (meV/Å), which are not judged;
-        ``passed``, 1 or 0. The message names the checks that failed and those that were skipped. Curves:
+        ``passed``, 1 or 0. The message names the checks that failed, ``provenance["skipped"]`` those that do
+        not apply, and why. Curves:
         ``jump_steps`` (K,) Å, ``jump_pairs`` (P, K) meV, ``jump_distance`` (P,) Å where the pair stood,
         ``jump_symbols`` (P,), ``cutoff_distance`` (D,) Å and ``cutoff_energy`` (D,) meV of the first pair,
         ``time`` (T,) fs, ``energy_total`` (R, T) meV/atom from the start.
@@ -166,7 +167,8 @@ def check(config, *, force_field=None):
     weights = train.fingerprint(config, force_field)
     digest = records.digest(*[array for a in frames for array in (a.numbers, a.positions)])
     stored = records.find(*config.key, config.parameters())
-    if stored and (stored.provenance["weights"], stored.provenance["data"]) == (weights, digest):
+    same = stored and weights in (None, stored.provenance.get("weights"))
+    if same and stored.provenance["data"] == digest:
         return stored
     if force_field is None:
         force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
@@ -178,9 +180,9 @@ def check(config, *, force_field=None):
         lambda n: ForceFieldCalculator(force_field, replicas=n),
     )
     metrics, curves, skipped = _measure(subject, frames, **_measured(config))
-    record = _judged(records.Record(*config.key, config.parameters(), metrics), skipped)
+    record = _judged(records.Record(*config.key, config.parameters(), metrics))
     made = {"device": config.device, "threads": config.threads, "weights": weights, "data": digest}
-    record.provenance = records.provenance(started, **made)
+    record.provenance = records.provenance(started, **made, skipped=skipped)
     records.write(record, curves)
     return record
 
@@ -224,6 +226,7 @@ def examine(
     -------
     Record
         As of :func:`check`, with its ``curves``; dataset is the formula, model the name of the calculator.
+        The message names what failed and what was skipped.
 
     Raises
     ------
@@ -248,7 +251,9 @@ def examine(
     limits = {name: check.tolerance for name, check in CHECKS.items()} | (tolerances or {})
     formula, name = frames[0].get_chemical_formula(), type(calculator).__name__
     parameters = settings | {"cutoff": cutoff, "tolerances": limits}
-    record = _judged(records.Record("gate", "own", formula, name, seed, parameters, metrics), skipped)
+    record = _judged(records.Record("gate", "own", formula, name, seed, parameters, metrics))
+    said = "skipped: " + ", ".join(f"{key} ({why})" for key, why in skipped.items())
+    record.message = "; ".join([record.message, said] if record.message else [said])
     record.__dict__["curves"] = curves
     return record
 
@@ -276,13 +281,11 @@ def _fails(metric, tolerance):
     return metric.value is None or abs(metric.value) > tolerance
 
 
-def _judged(record, skipped):
+def _judged(record):
     """The record with its verdict."""
     bad = failed(record)
     record.metrics = [Metric("passed", float(not bad), "1"), *record.metrics]
-    parts = [f"failed: {', '.join(bad)}"] if bad else []
-    parts += [f"skipped: {', '.join(f'{name} ({why})' for name, why in skipped.items())}"] if skipped else []
-    record.message = "; ".join(parts)
+    record.message = ", ".join(bad)
     return record
 
 

@@ -160,7 +160,7 @@ def test_the_gate_names_the_fault(fault):
     record = look(make(), atoms())
     assert gate.badge(record) == fault
     assert record["passed"] == 0
-    assert record.message.startswith(f"failed: {fault};")
+    assert record.message.startswith(f"{fault}; skipped: ")
 
 
 def test_every_check_has_a_fault():
@@ -249,6 +249,7 @@ def test_models_with_random_weights(name, tmp_path, monkeypatch):
     assert set(gate.failed(record)) - {"drift"} == ({"jump"} if jumps else set())
     assert set(gate.CHECKS) <= {metric.name for metric in record.metrics}
     assert record.path.is_file()
+    assert record.message == gate.badge(record).replace("pass", "")
     assert gate.check(config, force_field=ff).provenance == record.provenance
 
 
