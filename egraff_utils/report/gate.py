@@ -1,0 +1,214 @@
+"""Which trained models pass the gate? Tables and figures of its records, published and smooth side by side."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from egraff_utils import gate, plots, tables
+from egraff_utils.report import figures
+
+SMOOTH = "cpu_smooth"
+"""Campaign of the variants that are smooth at the cutoff."""
+PUBLISHED_LABEL, SMOOTH_LABEL = "as published", "smooth variant"
+SMALLEST = 1e-6
+"""meV; smaller jumps are rounding and are drawn here."""
+
+
+def select(found, *, dataset=None, model=None):
+    """Records of kind ``gate``, a list, of a dataset and a model where these are given."""
+    return [
+        record
+        for record in found
+        if record.kind == "gate" and dataset in (None, record.dataset) and model in (None, record.model)
+    ]
+
+
+def worst(found):
+    """Largest absolute value of every check over the datasets of a model.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each model, a column for each check of :data:`egraff_utils.gate.CHECKS`; infinite where a
+        value does not exist, NaN where the check did not apply.
+    """
+    rows = {}
+    for record in select(found):
+        row = rows.setdefault(record.model, {})
+        for metric in record.metrics:
+            if metric.name in gate.CHECKS:
+                value = np.inf if metric.value is None else abs(metric.value)
+                row[metric.name] = max(value, row.get(metric.name, 0.0))
+    frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(gate.CHECKS))
+    return frame.loc[figures.order_models(rows)].rename_axis("model")
+
+
+def table(found):
+    """Models against checks: the worst value over all datasets, and how many datasets were passed.
+
+    A cross stands behind a value that some dataset failed on; its last row is the tolerance.
+    """
+    values, rows = worst(found), {}
+    for model, row in values.iterrows():
+        runs = select(found, model=model)
+        failures = {name for record in runs for name in gate.failed(record)}
+        rows[model] = {name: _cell(row[name], name in failures) for name in gate.CHECKS}
+        rows[model]["passed"] = f"{sum(bool(record['passed']) for record in runs)} of {len(runs)}"
+    limits = {name: f"{check.tolerance:g}" for name, check in gate.CHECKS.items()}
+    shown = pd.DataFrame.from_dict(rows | {"tolerance": limits | {"passed": ""}}, orient="index")
+    units = {name: check.unit for name, check in gate.CHECKS.items() if check.unit != "1"}
+    shown.columns = [f"{name} ({units[name]})" if name in units else name for name in shown.columns]
+    return tables.plain(shown.rename_axis("model"), "gate-checks")
+
+
+def verdicts(found):
+    """What the gate said: a row for each dataset, a column for each model."""
+    badges = {(record.dataset, record.model): gate.badge(record) for record in select(found)}
+    index = figures.order_datasets({dataset for dataset, _ in badges})
+    columns = figures.order_models({model for _, model in badges})
+    cells = [[badges.get((dataset, model), tables.NOT_RUN) for model in columns] for dataset in index]
+    frame = pd.DataFrame(cells, index=index, columns=columns)
+    return frame.rename_axis(index="dataset", columns="model")
+
+
+def compare(frame, smooth):
+    """Accuracy, jump, conservation and simulation of the published form beside the smooth variant.
+
+    Parameters
+    ----------
+    frame, smooth
+        ``records.read`` of the two campaigns.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each dataset and model of the smooth campaign; two columns, :data:`PUBLISHED_LABEL` and
+        :data:`SMOOTH_LABEL`, for each quantity; NaN where there is no record.
+    """
+    wanted = {
+        ("training", "force_mae"): "Force MAE (meV/Å)",
+        ("training", "energy_mae"): "Energy MAE (meV)",
+        ("gate", "jump"): "Jump (meV)",
+        ("gate", "crossings"): "Crossings (1/atom/ps)",
+        ("gate", "drift"): "Drift (meV/atom/ps)",
+        ("gate", "fluctuation"): "Fluctuation (meV/atom)",
+        ("rollout", "stable_fraction"): "Stable fraction (×)",
+    }
+    keys = sorted({(row.dataset, row.model) for row in smooth.itertuples() if row.model != "reference"})
+    columns = {}
+    for (kind, metric), title in wanted.items():
+        for label, source in ((PUBLISHED_LABEL, frame), (SMOOTH_LABEL, smooth)):
+            rows = source[(source.kind == kind) & (source.metric == metric)]
+            values = rows.groupby(["dataset", "model"]).value.mean()
+            columns[title, label] = [values.get(key, np.nan) for key in keys]
+    index = pd.MultiIndex.from_tuples(keys, names=["dataset", "model"])
+    return pd.DataFrame(columns, index=index, columns=pd.MultiIndex.from_tuples(columns))
+
+
+def plot_crossing(record, *, label=None, linestyle="-", ax=None):
+    """Energy of a frame as one atom crosses the cutoff of another, its slope taken out.
+
+    The slope and a step at the cutoff are fitted, and the slope is subtracted: a smooth energy stays on a
+    line through zero, apart from its curvature.
+    """
+    ax = plots.take_axes(ax)
+    distance, energy = (plots.read_curve(record, f"cutoff_{name}") for name in ("distance", "energy"))
+    x = distance - distance.mean()
+    slope = np.linalg.lstsq(np.column_stack([x, np.ones_like(x), x > 0]), energy, rcond=None)[0][0]
+    rest = energy - slope * x
+    style = {"color": plots.model_color(record.model), "linestyle": linestyle}
+    for side, name in ((x < 0, label or tables.model_title(record.model)), (x > 0, None)):
+        ax.plot(distance[side], rest[side] - rest.mean(), label=name, **style)
+    ax.set(xlabel="Distance (Å)", ylabel="Energy (meV)")
+    return ax
+
+
+def plot_energy(record, *, label=None, linestyle="-", ax=None):
+    """Total energy along the NVE runs of a gate, from its start."""
+    ax = plots.take_axes(ax)
+    time, energy = plots.read_curve(record, "time"), plots.read_curve(record, "energy_total")
+    style = {"color": plots.model_color(record.model), "linestyle": linestyle, "linewidth": 1.0}
+    for run, values in enumerate(energy):
+        ax.plot(time, values, label=None if run else label or tables.model_title(record.model), **style)
+    ax.set(xlabel="Time (fs)", ylabel="Total energy (meV/atom)")
+    return ax
+
+
+def pair_grid(found, smooth, draw, datasets=("ethanol", "lips")):
+    """One panel for each dataset and architecture: the published form drawn through, the smooth one dashed.
+
+    Parameters
+    ----------
+    found, smooth
+        Records of the two campaigns.
+    draw
+        :func:`plot_crossing` or :func:`plot_energy`.
+    datasets
+        Those shown. Where the campaign has none of them, its own.
+    """
+    own = [name for name in datasets if select(found, dataset=name)]
+    names = own or figures.order_datasets({record.dataset for record in select(found)}) or list(datasets)
+    models = ("equiformer", "torchmd_net")
+    figure, axes = plt.subplots(len(names), 2, figsize=(9, 2.7 * len(names)), squeeze=False)
+    for (row, column), ax in np.ndenumerate(axes):
+        where = {"dataset": names[row], "model": models[column]}
+        for record in select(found, **where):
+            draw(record, label=PUBLISHED_LABEL, ax=ax)
+        for record in select(smooth, **where):
+            draw(record, label=SMOOTH_LABEL, linestyle="--", ax=ax)
+        title = f"{tables.short_title(names[row])}, {tables.model_title(models[column])}"
+        ax.set_title(title, fontsize="small", loc="left")
+        if ax.lines:
+            ax.legend(fontsize="small")
+        else:
+            ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center", color="0.4")
+    return figure
+
+
+def drift_against_jump(found, smooth=()):
+    """Fluctuation and drift of the total energy against the jump, a point for each model and dataset.
+
+    Hollow points are smooth variants.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.7))
+    drawn = [(record, "full") for record in select(found)] + [(record, "none") for record in select(smooth)]
+    markers = figures.dataset_markers({record.dataset for record, _ in drawn})
+    for record, fill in drawn:
+        jump = _value(record, "jump")
+        color = plots.model_color(record.model)
+        for ax, name in zip(axes, ("fluctuation", "drift"), strict=True):
+            value = _value(record, name)
+            if np.isfinite([jump, value]).all() and value:
+                style = {"marker": markers[record.dataset], "color": color, "fillstyle": fill}
+                ax.plot(max(jump, SMALLEST), abs(value), linestyle="none", **style)
+    labels = ("Fluctuation (meV/atom)", "Size of the drift (meV/atom/ps)")
+    for ax, label in zip(axes, labels, strict=True):
+        ax.set(xlabel="Jump (meV)", ylabel=label)
+        if ax.lines:
+            ax.set(xscale="log", yscale="log")
+            ax.axvline(gate.CHECKS["jump"].tolerance, color="0.6", linestyle=":", linewidth=1)
+    models = figures.order_models({record.model for record, _ in drawn})
+    handles = [Line2D([], [], color=plots.model_color(m), label=tables.model_title(m)) for m in models]
+    handles += [
+        Line2D([], [], marker=marker, color="0.4", linestyle="none", label=tables.short_title(name))
+        for name, marker in markers.items()
+    ]
+    if handles:
+        axes[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    return figure
+
+
+def _value(record, name):
+    """A metric, NaN where it is missing."""
+    found = {metric.name: metric.value for metric in record.metrics}
+    return np.nan if found.get(name) is None else found[name]
+
+
+def _cell(value, bad):
+    if np.isnan(value):
+        return "not applicable"
+    text = "not finite" if np.isinf(value) else "0" if value == 0 else f"{value:.1e}"
+    return f"{text} ✗" if bad else text
