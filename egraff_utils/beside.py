@@ -446,6 +446,11 @@ def short_title(name: str) -> str:
     return title.partition(" by ")[0] if len(title) > 30 else title
 
 
+def dataset_place(name: str) -> tuple:
+    """Place of a dataset in the paper's order, others behind by name: a key to sort by."""
+    return (DATASETS.index(name) if name in DATASETS else len(DATASETS), name)
+
+
 def campaign_name(frame: pd.DataFrame) -> str:
     """Campaign that the records of a frame lie in; ``"ours"`` where they do not say."""
     known = frame.path.dropna()
@@ -499,7 +504,7 @@ def dataset_layout(frames: dict, metrics, kind: str = "rollout") -> Layout:
     found = {name for frame in frames.values() for name in frame.dataset[_runs(frame, kinds)]}
     if kind in PROTOCOLS[:1] and any(column_of(metric).table for metric in metrics):
         found |= set(DATASETS)
-    return Layout(tuple(metrics), {(name,): (kind, name) for name in sorted(found, key=_dataset_place)})
+    return Layout(tuple(metrics), {(name,): (kind, name) for name in sorted(found, key=dataset_place)})
 
 
 def layout_values(
@@ -619,10 +624,6 @@ def _bound(column, kind, dataset, frame):
 
 def _is_main(layout):
     return all(kind in PROTOCOLS for kind, _ in layout.rows.values())
-
-
-def _dataset_place(name):
-    return (DATASETS.index(name) if name in DATASETS else len(DATASETS), name)
 
 
 def _model_place(name):

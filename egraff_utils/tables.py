@@ -29,11 +29,13 @@ from egraff_utils.beside import (
     Column,
     Layout,
     beside_values,
+    bound_of,
     budget,
     campaign_frames,
     campaign_name,
     columns_of,
     dataset_layout,
+    dataset_place,
     dataset_title,
     floor_of,
     is_alike,
@@ -55,7 +57,7 @@ FEW = 4
 """Rows up to which another campaign stands below a table and not in a column of it."""
 
 LEGEND = {
-    r"\n\d": "Small: 95 % interval",
+    r"\n\d": "small: 95 % interval",
     " ± ": "±: published standard deviation",
     ALIKE: f"{ALIKE} not distinguishable from the reference: in the floor's 95 % range (WF, JSD: or below)",
     r"\^": "models of one group that share a letter cannot be told apart",
@@ -139,7 +141,7 @@ def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NO
     Parameters
     ----------
     values
-        Numbers; its levels ``dataset`` and ``model`` are named so.
+        Numbers, or texts; its levels ``dataset`` and ``model`` are named so.
     name
         Name of the table.
     digits
@@ -151,11 +153,46 @@ def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NO
     -------
     pandas Styler, which a notebook shows as HTML.
     """
-    styler = values.style.format(lambda value: missing if pd.isna(value) else _shown(value, digits))
+
+    def text(value):
+        return value if isinstance(value, str) else missing if pd.isna(value) else _shown(value, digits)
+
+    styler = values.style.format(text)
     for axis, labels in (("index", values.index), ("columns", values.columns)):
         for level, title in enumerate(labels.names):
             styler.format_index(TITLES.get(title, str), axis=axis, level=level)
     return _finish(styler.hide(axis="columns", names=True), name)
+
+
+def bounds(frame: pd.DataFrame):
+    """Ceiling and floors of every dataset: the force error of predicting zero; floors with their 95 % range.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it.
+
+    Returns
+    -------
+    pandas Styler, which a notebook shows as HTML.
+    """
+    names = pd.unique(frame.dataset[(frame.model == "reference") | (frame.kind == "rollout")])
+    layout = Layout((), {(name,): ("rollout", name) for name in sorted(names, key=dataset_place)})
+    index = pd.MultiIndex.from_tuples([(*key, "") for key in layout.rows], names=["dataset", "model"])
+    cells, numbers = {}, {}
+    for column in [c for c in COLUMNS if c.bound]:
+        found = bound_of(column, layout, index, {OURS: frame}).droplevel("model")
+        head = column.head if column.bound.startswith("floor") else "Zero force, MAE (meV/Å)"
+        numbers |= {f"{head} {end}": values for end, values in found.items() if values.notna().any()}
+        cells[head] = [
+            _cell(value, column.digits, NO_VALUE, end=_range(low, high, column.digits))
+            for value, low, high in found.to_numpy()
+        ]
+    texts = pd.DataFrame(cells, index=pd.Index(layout.rows).get_level_values(0) if names.size else [])
+    styler = texts.style.format(_marked_up).format_index(short_title)
+    styler.set_caption(_legend(texts))
+    styler.numbers = pd.DataFrame(numbers, index=texts.index).rename_axis("dataset")
+    return _finish(styler, "bounds")
 
 
 def leaderboard_values(
@@ -361,7 +398,7 @@ def provenance(record) -> HTML:
 
 
 def runs(found: list, *, name: str = "runs"):
-    """How many runs a page rests on and their wall time (h), by kind, hardware and device.
+    """How many runs a page rests on and their wall time (h), by kind (up to its suffix), hardware and device.
 
     Parameters
     ----------
@@ -373,7 +410,8 @@ def runs(found: list, *, name: str = "runs"):
     pandas Styler, which a notebook shows as HTML.
     """
     columns = ["kind", "hardware", "device", "wall_time"]
-    made = pd.DataFrame([{**r.provenance, "kind": r.kind} for r in found], columns=columns)
+    made = [{**r.provenance, "kind": r.kind.partition("_")[0]} for r in found if r.provenance]
+    made = pd.DataFrame(made, columns=columns)
     made["wall_time"] = made.wall_time.astype(float) / 3600
     total = made.groupby(columns[:3], dropna=False).wall_time.agg(["count", "sum"]).reset_index()
     heads = ["Kind", "Hardware", "Device", "Runs (count)", "Wall time (h)"]
@@ -579,10 +617,8 @@ def _letters(frame, kind, dataset, metric):
 
 @lru_cache(maxsize=1000)
 def _found_letters(files, metric):
-    try:
-        from egraff_utils.report import significance
-    except ImportError:
-        return {}
+    from egraff_utils.report import significance
+
     return significance.letters([_record(file) for file in files], metric)
 
 
@@ -604,14 +640,14 @@ def _spread(numbers, head, source, digits):
     found = [numbers.get((head, f"{source} {end}")) for end in ("std", "low", "high")]
     std, low, high = (pd.Series(np.nan, numbers.index) if column is None else column for column in found)
     texts = [f" ± {_shown(value, digits)}" if pd.notna(value) else "" for value in std]
-    ranges = zip(texts, low, high, strict=True)
-    return [
-        text if pd.isna(a + b) else f"{text}\n{_shown(a, digits)} to {_shown(b, digits)}"
-        for text, a, b in ranges
-    ]
+    return [text + _range(*ends, digits) for text, *ends in zip(texts, low, high, strict=True)]
 
 
-def _cell(value, digits, missing, dagger, sign="", end=""):
+def _range(low, high, digits):
+    return "" if pd.isna(low + high) else f"\n{_shown(low, digits)} to {_shown(high, digits)}"
+
+
+def _cell(value, digits, missing, dagger="", sign="", end=""):
     return missing if pd.isna(value) else _shown(value, digits) + sign + dagger + end
 
 
