@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from scipy import stats
 
-from egraff_utils import cards, data, plots, structure
+from egraff_utils import cards, data, plots, statistics, structure
 from egraff_utils.beside import MODELS, model_title, short_title
 from egraff_utils.report import catalogue, shifts
 from egraff_utils.report.comparison import order_datasets, order_models
@@ -379,7 +379,7 @@ def compare_models(table: pd.DataFrame, **options) -> tuple[LogRank, pd.DataFram
     pairs = pd.DataFrame(rows, columns=["first", "second", "p"]).sort_values(
         "p", ignore_index=True, kind="stable"
     )
-    pairs["p"] = np.minimum(np.maximum.accumulate(pairs.p * np.arange(len(pairs), 0, -1)), 1.0)
+    pairs["p"] = statistics.holm(pairs.p)
     return overall, pairs
 
 
