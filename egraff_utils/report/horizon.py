@@ -1,0 +1,282 @@
+"""Which model follows its reference longest? Horizons of a campaign as tables and figures.
+
+Found are the records of a campaign; S starts, T frames, M models.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from egraff_utils import horizon, plots
+from egraff_utils.beside import model_title, short_title
+from egraff_utils.report.agreement import rank_correlation
+from egraff_utils.report.comparison import order_datasets, order_models
+
+TITLES = {
+    "driven": "reference's friction",
+    "nve": "no thermostat",
+    "langevin": "Langevin",
+    "noise": "Langevin against none",
+    "friction": "reference's friction against none",
+    "control": "moved by a constant vector",
+}
+"""How the dynamics are called in tables; the last three compare a model with itself."""
+
+LINES = {"driven": "-", "nve": "--", "langevin": ":"}
+
+
+def following(found: list) -> list:
+    """The records of kind ``horizon``, in the book's order of datasets and models."""
+    datasets = order_datasets({r.dataset for r in found if r.kind == "horizon"})
+    models = order_models({r.model for r in found if r.kind == "horizon"})
+    kept = [r for r in found if r.kind == "horizon"]
+    return sorted(kept, key=lambda r: (datasets.index(r.dataset), models.index(r.model), r.seed))
+
+
+def value(record, name: str) -> float:
+    """A metric of a record; nan where it has none."""
+    held = {m.name: m.value for m in record.metrics}.get(name)
+    return np.nan if held is None else float(held)
+
+
+def curve(record, quantity: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Time (t,) fs and geometric mean over the starts (t,) of ``fv`` or ``deviation`` under a dynamics.
+
+    For a reference that was run live ``driven`` is ``nve``. ``None`` where there is no such curve.
+    """
+    if (
+        name == "driven"
+        and f"{quantity}_driven" not in record.curves
+        and np.isfinite(value(record, "horizon_driven"))
+    ):
+        name = "nve"
+    values = record.curves.get(f"{quantity}_{name}")
+    if values is None:
+        return None
+    values = np.where(values > 0, values, np.nan)
+    return record.curves["time"][: values.shape[1]], plots.replica_mean(values, geometric=True)
+
+
+def text(record, name: str) -> str:
+    """A horizon with its 95 % interval, fs; with ``>`` where the simulations ended before it.
+
+    Examples
+    --------
+    >>> from egraff_utils.records import Metric, Record
+    >>> found = [Metric("horizon_nve", 40.0, "fs", 30.0, None), Metric("horizon_nve_reached", 0.0, "1")]
+    >>> text(Record("horizon", "demo", "ethanol", "mace", 0, {}, found), "nve")
+    '> 40 (from 30)'
+    """
+    metrics = {m.name: m for m in record.metrics}
+    here = metrics.get(f"horizon_{name}")
+    if here is None or here.value is None:
+        return ""
+    if not value(record, f"horizon_{name}_reached"):
+        return f"> {here.value:.0f}" + (
+            f" (from {here.low:.0f})" if (here.low or here.value) < here.value else ""
+        )
+    high = "more" if here.high is None else f"{here.high:.0f}"
+    return f"{here.value:.0f} ({here.low:.0f} to {high})"
+
+
+def table(found: list, names=("driven", "nve", "langevin")) -> pd.DataFrame:
+    """Horizons with intervals, fs: a row for every dataset and dynamics, a column for every model."""
+    rows = {}
+    for record in following(found):
+        for name in names:
+            if shown := text(record, name):
+                rows.setdefault((short_title(record.dataset), TITLES[name]), {})[record.model] = shown
+    return _frame(rows, ["Dataset", "Dynamics"])
+
+
+def _frame(rows, levels):
+    index = (
+        pd.MultiIndex.from_tuples(rows, names=levels)
+        if rows
+        else pd.MultiIndex.from_arrays([[], []], names=levels)
+    )
+    models = order_models({model for row in rows.values() for model in row})
+    made = pd.DataFrame(
+        [list(map(row.get, models)) for row in rows.values()], index=index, columns=models, dtype=object
+    )
+    return made.rename_axis(columns="model")
+
+
+def own_costs(found: list) -> pd.DataFrame:
+    """FV of a model against itself at the end of the shorter runs, median over models; beside it that of
+    its forces at the start; dimensionless."""
+    rows = {}
+    for record in following(found):
+        for name in ("start", "noise", "friction", "control"):
+            rows.setdefault(record.dataset, {}).setdefault(name, []).append(value(record, f"fv_{name}"))
+    heads = {"start": "single prediction"} | TITLES
+    made = {d: {heads[n]: _median(v) for n, v in row.items()} for d, row in rows.items()}
+    return pd.DataFrame.from_dict(made, orient="index").rename_axis("dataset").dropna(axis=1, how="all")
+
+
+def reference_checks(found: list) -> pd.DataFrame:
+    """What the frames of every dataset say of the reference itself (:func:`horizon.check_reference`)."""
+    heads = {
+        "reference_temperature": "Temperature (K)",
+        "reference_friction": "Friction (1/fs)",
+        "reference_residual": "Unexplained (%)",
+        "reference_residual_friction": "Unexplained with friction (%)",
+        "reference_step_error": "One step (10⁻⁶ Å)",
+        "reference_step_error_friction": "One step with friction (10⁻⁶ Å)",
+    }
+    scale = {"reference_residual": 100, "reference_residual_friction": 100}
+    scale |= {"reference_step_error": 1e6, "reference_step_error_friction": 1e6}
+    first = {record.dataset: record for record in reversed(following(found))}
+    rows = {
+        d: {h: value(first[d], n) * scale.get(n, 1) for n, h in heads.items()} for d in order_datasets(first)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(heads.values())).rename_axis("dataset")
+
+
+def _median(values):
+    values = [v for v in values if np.isfinite(v)]
+    return float(np.median(values)) if values else np.nan
+
+
+def pairs_apart(found: list, name: str = "driven") -> tuple[int, int]:
+    """Number of pairs of models on one dataset whose horizons differ, and number of all pairs.
+
+    Two differ if zero is outside of the 95 % interval of the difference, over resamples of starts that both
+    share. Where both are censored in a resample they count as equal there.
+    """
+    apart = pairs = 0
+    for _, group in _grouped(found):
+        draws = [_draws(record, name) for record in group]
+        for one, other in combinations([d for d in draws if d is not None], 2):
+            with np.errstate(invalid="ignore"):
+                difference = np.where(one == other, 0.0, one - other)
+            low, high = horizon.quantiles(difference)
+            pairs, apart = pairs + 1, apart + bool(low > 0 or high < 0)
+    return apart, pairs
+
+
+def _draws(record, name):
+    if name == "driven" and "fv_driven" not in record.curves and np.isfinite(value(record, "horizon_driven")):
+        name = "nve"
+    fv = record.curves.get(f"fv_{name}")
+    if fv is None:
+        return None
+    return horizon.resamples(record.curves["time"][: fv.shape[1]], fv, value(record, "floor_fv"))
+
+
+def _grouped(found):
+    groups = {}
+    for record in following(found):
+        groups.setdefault(record.dataset, []).append(record)
+    return groups.items()
+
+
+def cells(found: list, frame: pd.DataFrame, name: str = "driven") -> pd.DataFrame:
+    """Force MAE (meV/Å), horizon (fs) and whether it was reached, a row for every dataset and model."""
+    errors = frame[(frame.kind == "training") & (frame.metric == "force_mae")]
+    errors = errors.set_index(["dataset", "model", "seed"]).value
+    rows = [
+        (r.dataset, r.model, errors.get((r.dataset, r.model, r.seed), np.nan), value(r, f"horizon_{name}"),
+         value(r, f"horizon_{name}_reached"))
+        for r in following(found)
+    ]  # fmt: skip
+    made = pd.DataFrame(rows, columns=["dataset", "model", "force_mae", "horizon", "reached"])
+    return made.dropna(subset=["force_mae", "horizon"])
+
+
+def within(pairs: pd.DataFrame) -> tuple[float, int]:
+    """Mean over datasets of the rank correlation of force MAE and horizon, and the number of datasets."""
+    found = [rank_correlation(g.force_mae, g.horizon) for _, g in pairs.groupby("dataset")]
+    found = [r for r in found if np.isfinite(r)]
+    return (float(np.mean(found)) if found else np.nan), len(found)
+
+
+def following_grid(found: list, quantity: str = "fv", *, names=("driven",), datasets=None) -> Figure:
+    """FV or deviation of all models along the reference, a panel for every dataset, with the floor of FV.
+
+    Parameters
+    ----------
+    found
+        Records of a campaign.
+    quantity
+        ``"fv"`` or ``"deviation"``.
+    names
+        Dynamics; a line style for each.
+    datasets
+        Panels to show; by default all with records.
+    """
+    groups = {d: g for d, g in _grouped(found) if datasets is None or d in datasets}
+    columns = min(2, max(len(groups), 1))
+    rows = max(-(-len(groups) // columns), 1)
+    size = (7.4 if columns > 1 else 5.2, 2.4 * rows + 0.9)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    panels = list(axes.flat)
+    for ax, (dataset, group) in zip(panels, groups.items(), strict=False):
+        _draw(ax, group, quantity, names)
+        ax.set_title(short_title(dataset), fontsize="small", loc="left")
+    for ax in panels[len(groups) :]:
+        ax.set_axis_off()
+    if not groups:
+        panels[0].text(0.5, 0.5, "not run", transform=panels[0].transAxes, ha="center", color="0.4")
+    figure.supxlabel("Time (fs)", fontsize="medium")
+    labels = {"fv": "Force violation FV (dimensionless)", "deviation": "Deviation (Å)"}
+    figure.supylabel(labels[quantity], fontsize="medium")
+    models = order_models({r.model for group in groups.values() for r in group})
+    handles = [
+        Line2D([], [], color=plots.model_color(m), linewidth=2.2, label=model_title(m)) for m in models
+    ]
+    if len(names) > 1:
+        handles += [Line2D([], [], color="0.3", linestyle=LINES[n], label=TITLES[n]) for n in names]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
+    return figure
+
+
+def _draw(ax, group, quantity, names):
+    for record in group:
+        for name in names:
+            if (line := curve(record, quantity, name)) is not None:
+                ax.plot(*line, color=plots.model_color(record.model), linestyle=LINES[name], linewidth=1.2)
+    floor = _median([value(record, "floor_fv") for record in group])
+    if quantity == "fv" and np.isfinite(floor):
+        plots.plot_floor(ax, floor)
+        ax.axhline(floor / 2, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+    if ax.lines:
+        plots.set_log_scale(ax, "y")
+
+
+def plot_errors(pairs: pd.DataFrame) -> Figure:
+    """Horizon against force MAE, a marker for every dataset; hollow and with an arrow where censored."""
+    figure, ax = plt.subplots(figsize=(6.4, 3.6))
+    names = order_datasets(pairs.dataset.unique())
+    for row in pairs.itertuples():
+        marker, color = plots.MARKERS[names.index(row.dataset)], plots.model_color(row.model)
+        face = color if row.reached else "none"
+        ax.plot(
+            row.force_mae, row.horizon, marker=marker, color=color, markerfacecolor=face, linestyle="none"
+        )
+        if not row.reached:
+            ax.annotate("", (row.force_mae, row.horizon * 1.15), (row.force_mae, row.horizon),
+                        arrowprops={"arrowstyle": "->", "color": color})  # fmt: skip
+    ax.set(xlabel="Force MAE (meV/Å)", ylabel="Horizon (fs)")
+    for axis in "xy" if len(pairs) else "":
+        plots.set_log_scale(ax, axis)
+    models = order_models(pairs.model.unique())
+    handles = [
+        Line2D([], [], color=plots.model_color(m), linewidth=2.2, label=model_title(m)) for m in models
+    ]
+    style = {"color": "0.45", "linestyle": "none"}
+    handles += [
+        Line2D([], [], marker=plots.MARKERS[i], label=short_title(n), **style) for i, n in enumerate(names)
+    ]
+    if handles:
+        ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
+    return figure
