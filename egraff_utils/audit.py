@@ -25,6 +25,8 @@ CUTOFF = 5.0
 """Cutoff of the models, Å."""
 RESOLVED = 0.85
 """Correlation of accelerations with forces over masses above which an interval resolves the motion."""
+ROLES = ("train", "val", "test")
+"""Folders by which shipped files are told apart."""
 SAME = 1e-4
 """Å: two structures whose sorted interatomic distances all agree within this are one."""
 
@@ -216,17 +218,17 @@ def same_files(card):
     -------
     list of (role, role)
     """
-    roles, found = ("train", "val", "test"), []
-    names = {file.path for file in card.files.values()}
-    for name in names:
-        for role in [r for r in roles if f"/{r}/" in name]:
-            names = names | {name.replace(f"/{role}/", f"/{other}/") for other in roles}
+    found, names = [], set()
+    for path in (file.path for file in card.files.values()):
+        for role in ROLES:
+            if f"/{role}/" in path:
+                names |= {path.replace(f"/{role}/", f"/{other}/") for other in ROLES}
     there = {name: path for name in sorted(names) if (path := _place(card, name))}
     for first, path in there.items():
         for second, other in there.items():
             alike = first < second and path.stat().st_size == other.stat().st_size
             if alike and data.file_hash(path) == data.file_hash(other):
-                found.append(tuple(_role(name, roles) for name in (first, second)))
+                found.append((_role(first), _role(second)))
     return found
 
 
@@ -235,8 +237,8 @@ def _place(card, name):
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def _role(name, roles):
-    return next((role for role in roles if f"/{role}/" in name), name)
+def _role(name):
+    return next(role for role in ROLES if f"/{role}/" in name)
 
 
 def check_copies(card, series, splits):
