@@ -235,6 +235,20 @@ def test_several_compositions_are_pooled(crystal):
     assert widths[0] < np.mean(widths[1:])
 
 
+def test_order_that_a_set_hides_is_kept():
+    """A drift in a set said to be in no order: the floor is not that of independent frames."""
+    atoms, drift = Atoms("Ar2", cell=[9, 9, 9], pbc=True), np.linspace(0, 2, 200)[:, None]
+    rng = np.random.default_rng(0)
+    found = []
+    for rdf in (independent(200), independent(200) + drift):
+        forces, path = rng.normal(size=(200, 2, 3)), np.zeros((200, 2, 3))
+        sample = floors.Sample(rdf, rng.normal(size=200) - 50, forces, path, None, atoms)
+        found.append(floors._perfect(sample, Extent(2, 1000, 200, (1000,) * 2)))
+    assert found[0]["draws_wf"].mean() == pytest.approx(1 / 1000 + 1 / 200, rel=0.15)
+    assert found[1]["scale_wf"] == 1
+    assert found[1]["draws_wf"].mean() > 3 * found[0]["draws_wf"].mean()
+
+
 # -- the published data ---------------------------------------------------------------------------------
 
 TABLE = {

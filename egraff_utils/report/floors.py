@@ -1,0 +1,203 @@
+"""Where do scores lie between a perfect model and none? Floors, ceilings, published values and ours."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from egraff_utils import plots
+from egraff_utils.beside import (
+    BOUND,
+    LAYOUTS,
+    OURS,
+    PAPER,
+    beside_values,
+    column_of,
+    is_alike,
+    paper_values,
+    short_title,
+)
+
+METRICS = ("wf", "jsd_raw", "jsd", "ev_root", "fv", "rmsd")
+NULLS = {"frozen": "Frozen frame", "ideal_gas": "Ideal gas", "einstein": "Einstein crystal"}
+"""Null models, which give the ceilings, and their titles."""
+
+MARKERS = {"frozen": "|", "ideal_gas": "x", "einstein": "+"}
+SHIFTED = ("5", "6", "7a", "7b", "18", "19")
+"""Tables of the paper with sets other than the main ones."""
+
+COLUMNS = ["place", "kind", "dataset", "model", "metric", OURS, PAPER, "floor", "low", "high", *NULLS]
+
+
+def scores(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every value of a rollout, ours and the published one, with its floor and its ceilings.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it.
+
+    Returns
+    -------
+    DataFrame with a row for every set of frames, model and metric of `METRICS` that has a value of ours or a
+    published one. ``place`` names the set for readers; ``ours``, ``paper``, ``floor``, its 95 % range ``low``
+    and ``high``, and the null models' ``frozen``, ``ideal_gas`` and ``einstein`` are in the unit of the
+    leaderboard's column; NaN where there is none.
+    """
+    main = beside_values(frame, METRICS, bounds=True, spread=True)
+    names = main.index.unique("dataset")
+    rows = _rows(main, {(name,): ("rollout", name) for name in names})
+    for number in SHIFTED:
+        values = paper_values(frame, number, bounds=True, spread=True)
+        rows += _rows(values, LAYOUTS[number].rows)
+    found = pd.DataFrame(rows, columns=COLUMNS[: -len(NULLS)])
+    found = found.drop_duplicates(["kind", "dataset", "model", "metric"]).dropna(
+        subset=[OURS, PAPER], how="all"
+    )
+    nulls = frame[frame.model.isin(NULLS)].pivot_table(
+        index=["kind", "dataset", "metric"], columns="model", values="value"
+    )
+    kinds = found.kind.str.replace("rollout", "floor", n=1)
+    keys = pd.MultiIndex.from_arrays([kinds, found.dataset, found.metric])
+    factors = [column_of(metric).factor for metric in found.metric]
+    for name in NULLS:
+        known = nulls[name] if name in nulls else pd.Series(dtype=float, index=nulls.index)
+        found[name] = known.reindex(keys).to_numpy(float) * factors
+    return found.reset_index(drop=True)
+
+
+def _rows(values, places):
+    """Rows of one table, without the null models."""
+    rows = []
+    for metric in METRICS:
+        head = column_of(metric, {"jsd": "nats", "rmsd": "Å"}).head
+        if head not in values.columns.get_level_values(0):
+            continue
+        wanted = [(head, name) for name in (OURS, PAPER, BOUND, f"{BOUND} low", f"{BOUND} high")]
+        here = values.reindex(columns=wanted)
+        for (*label, model), numbers in zip(here.index, here.to_numpy(float), strict=True):
+            kind, dataset = places[tuple(label)]
+            rows.append([_place(kind, dataset), kind, dataset, model, metric, *numbers])
+    return rows
+
+
+def _place(kind, dataset):
+    """Name of a set of frames: the dataset, and which frames where they are not its own test set.
+
+    >>> _place("rollout_600K", "acac"), _place("rollout_benzene", "ethanol")
+    ('Acetylacetone, 600 K', 'Ethanol, benzene')
+    """
+    _, _, shift = kind.partition("_")
+    return ", ".join(
+        [short_title(dataset), *([shift.replace("600K", "600 K").replace("300K", "300 K")] * (shift != ""))]
+    )
+
+
+def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, int]:
+    """How many values of a metric cannot be told from the reference, and of how many with a floor's range.
+
+    Parameters
+    ----------
+    found
+        As `scores` gives it.
+    metric, source
+        ``source`` is ``"ours"``, ``"paper"`` or the name of a null model, which counts once per set.
+
+    Examples
+    --------
+    >>> row = {"metric": "wf", "place": "LiPS", "ours": 0.3, "low": 0.2, "high": 0.4}
+    >>> alike(pd.DataFrame([row, row | {"ours": 0.5}]), "wf")
+    (1, 2)
+    """
+    here = found[found.metric == metric]
+    here = here.drop_duplicates("place") if source in NULLS else here
+    rows = here[[source, "low", "high"]].dropna().to_numpy(float)
+    return sum(is_alike(metric, *row) for row in rows), len(rows)
+
+
+def ranges(found: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Floor, ceilings, and least to largest value of the paper's models and of ours, in words.
+
+    Parameters
+    ----------
+    found
+        As `scores` gives it.
+
+    Returns
+    -------
+    DataFrame of texts with a row for every set of frames; without those of which nothing is known.
+    """
+    rows = {}
+    for place, block in found[found.metric == metric].groupby("place", sort=False):
+        first = block.iloc[0]
+        rows[place] = {"Floor": _text(first.floor), "95 % range": _span(first.low, first.high)}
+        rows[place] |= {
+            "Published": _span(block[PAPER].min(), block[PAPER].max()),
+            "Ours": _span(block[OURS].min(), block[OURS].max()),
+        }
+        rows[place] |= {title: _text(first[name]) for name, title in NULLS.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("Set")
+
+
+def _text(value):
+    return "–" if pd.isna(value) else f"{value:.3g}"
+
+
+def _span(low, high):
+    return "–" if pd.isna(low) else _text(low) if low == high else f"{_text(low)} to {_text(high)}"
+
+
+def plot_ranges(found: pd.DataFrame, metrics: tuple[str, ...] = ("wf", "ev_root", "fv")) -> Figure:
+    """A panel for every metric: on each set the floor's range, ceilings, published values and ours.
+
+    Parameters
+    ----------
+    found
+        As `scores` gives it.
+    """
+    places = list(dict.fromkeys(found.place))
+    height = 1.6 + 0.3 * max(len(places), 1)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(10, height), sharey=True, squeeze=False)
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        _draw(ax, found[found.metric == metric], {place: y for y, place in enumerate(places)})
+        ax.set_xlabel(column_of(metric, {"jsd": "nats", "rmsd": "Å"}).head)
+        if metric != "fv":
+            plots.set_log_scale(ax, "x")
+    axes[0, 0].set_yticks(range(len(places)), places)
+    axes[0, 0].set_ylim(len(places) - 0.5, -0.5)
+    figure.legend(handles=_handles(found), loc="outside upper center", ncols=4)
+    return figure
+
+
+def _draw(ax, found, places):
+    for place, block in found.groupby("place"):
+        y, first = places[place], block.iloc[0]
+        if first.low < first.high:
+            ax.fill_betweenx(
+                [y - 0.4, y + 0.4], first.low, first.high, color=plots.FLOOR_COLOR, alpha=0.4, linewidth=0
+            )
+        elif np.isfinite(first.floor):
+            ax.plot([first.floor] * 2, [y - 0.4, y + 0.4], color=plots.FLOOR_COLOR)
+        for name, marker in MARKERS.items():
+            if first[name] > 0:
+                ax.plot(first[name], y, marker, color="black", markersize=7)
+        ax.plot(
+            block[PAPER], [y - 0.2] * len(block), "o", color="black", markerfacecolor="none", markersize=4
+        )
+        ax.scatter(
+            block[OURS], [y + 0.2] * len(block), s=16, c=[plots.model_color(m) for m in block.model], zorder=3
+        )
+
+
+def _handles(found):
+    point = {"linestyle": "", "color": "black"}
+    handles = [plt.Rectangle((0, 0), 1, 1, color=plots.FLOOR_COLOR, alpha=0.4, label="floor, 95 %")]
+    handles += [Line2D([], [], marker="o", markerfacecolor="none", label="published", **point)]
+    models = sorted(set(found.model[found[OURS].notna()]), key=plots.model_place)
+    for model in models:
+        color = plots.model_color(model)
+        handles.append(Line2D([], [], marker="o", linestyle="", color=color, label=plots.model_title(model)))
+    return handles + [Line2D([], [], marker=MARKERS[n], label=title, **point) for n, title in NULLS.items()]
