@@ -58,7 +58,7 @@ def expanded_tail(count, level=0.95):
     Examples
     --------
     >>> round(expanded_tail(5), 5), round(expanded_tail(10**6), 4)
-    (0.00096, 0.025)
+    (0.00095, 0.025)
     """
     if not 0 < level < 1:
         raise ValueError(f"{level=} must lie between 0 and 1")

@@ -1,0 +1,138 @@
+"""Rank correlations of test error and simulation on numbers worked out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from egraff_utils.records import COLUMNS
+from egraff_utils.report import question
+
+MODELS = list("uvwxyz")
+
+
+def cells_of(*datasets, width=None):
+    """Cells from (errors, values) of each dataset, with intervals of a relative width."""
+    index = [(f"d{i}", MODELS[j]) for i, (errors, _) in enumerate(datasets) for j in range(len(errors))]
+    found = pd.DataFrame(index=pd.MultiIndex.from_tuples(index, names=["dataset", "model"]))
+    found["error"], found["value"] = (np.concatenate([pair[k] for pair in datasets]) for k in (0, 1))
+    if width:
+        found["low"], found["high"] = found.value / width, found.value * width
+    return found.reindex(columns=question.COLUMNS)
+
+
+def test_answer_by_hand():
+    """Within: orders 123 and 321 of the same errors, so 1 and -1. Pairs: three right, three wrong."""
+    found = question.answer(cells_of(([1.0, 2, 3], [1.0, 2, 3]), ([10.0, 20, 30], [30.0, 20, 10])))
+    assert found.within == pytest.approx(0)
+    assert (found.cells, found.datasets, found.right) == (6, 2, 0.5)
+    # ranks of the errors 1..6, of the values 1 2 3 6 5 4: 1 - 6 * 8 / (6 * 35)
+    assert found.overall == pytest.approx(1 - 48 / 210)
+    assert np.isnan(found.within_low)
+    assert found.chance == 1
+
+
+def test_chance_of_one_dataset_is_that_of_all_orders():
+    """Of the 24 orders of four models one has the correlation 1 and one -1: p = 1/12."""
+    found = question.answer(cells_of(([1.0, 2, 3, 4], [1.0, 2, 3, 4])))
+    assert found.within == pytest.approx(1)
+    assert found.chance == pytest.approx(1 / 12, abs=0.03)
+
+
+def test_larger_is_better():
+    found = cells_of(([1.0, 2, 3], [30.0, 20, 10]))
+    assert question.answer(found).within == pytest.approx(-1)
+    assert question.answer(found, higher_is_better=True).within == pytest.approx(1)
+    assert question.answer(found, higher_is_better=True).right == 1
+
+
+def test_datasets_apart_say_nothing_of_models():
+    """Errors and values of datasets rise together, those of models are opposed."""
+    pairs = [(10.0**i * np.array([1.0, 2, 3, 4]), 10.0**i * np.array([4.0, 3, 2, 1])) for i in range(5)]
+    found = question.answer(cells_of(*pairs))
+    assert found.overall > 0.8
+    assert found.within == pytest.approx(-1)
+    assert (found.within_low, found.within_high) == pytest.approx((-1, -1))
+    assert found.chance < 0.01
+
+
+def test_intervals_of_the_values_widen_that_of_the_correlation():
+    rng = np.random.default_rng(0)
+    pairs = [(np.arange(1.0, 7), np.arange(1.0, 7) + rng.normal(size=6) / 2 + 1) for _ in range(6)]
+    sure, unsure = question.answer(cells_of(*pairs)), question.answer(cells_of(*pairs, width=3.0))
+    assert unsure.within == sure.within
+    assert unsure.within_low < sure.within_low - 0.1
+
+
+def test_chance_is_uniform_for_shuffled_models():
+    rng = np.random.default_rng(0)
+    chances = []
+    for _ in range(60):
+        pairs = [(rng.random(6), rng.random(6)) for _ in range(8)]
+        within = np.mean([question.rank_correlation(*pair) for pair in pairs])
+        chances.append(question._chance(pairs, within, rng))
+    assert 0.35 < np.mean(chances) < 0.65
+    assert np.mean(np.array(chances) < 0.05) < 0.15
+
+
+def rows_of(kind, dataset, model, metric, value, low=np.nan, high=np.nan):
+    return dict(
+        zip(
+            COLUMNS,
+            (kind, dataset, model, 0, metric, value, "1", low, high, 5, "complete", None),
+            strict=True,
+        )
+    )
+
+
+@pytest.fixture
+def records_frame():
+    rows = [rows_of("floor", "lips", "reference", "wf", 0.2, 0.1, 0.3)]
+    for place, model in enumerate(("mace", "nequip", "botnet", "allegro")):
+        rows += [
+            rows_of("training", "lips", model, "force_mae", 10.0 + place),
+            rows_of("rollout", "lips", model, "wf", 0.25 + place, 0.2 + place, 0.4 + place),
+            rows_of("horizon", "lips", model, "horizon_nve", 100.0 - place, 90.0, 110.0),
+        ]
+    return pd.DataFrame(rows)
+
+
+def test_cells_of_records(records_frame):
+    found = question.cells(records_frame, "wf")
+    assert found.index.tolist()[0] == ("lips", "allegro")
+    mace = found.loc["lips", "mace"]
+    assert (mace.error, mace.value, mace.floor_low, mace.floor_high, mace.alike) == (10, 0.25, 0.1, 0.3, True)
+    assert found.alike.sum() == 1
+    assert question.cells(records_frame, "fv").empty
+
+
+def test_answers_of_records(records_frame):
+    table = question.answers(records_frame)
+    assert table.loc["wf", ["cells", "alike", "outside_cells", "within"]].tolist() == [4, 1, 3, 1]
+    assert table.loc["horizon_nve", "within"] == pytest.approx(1)
+    assert table.loc["fv", "verdict"] == question.UNKNOWN
+    text = question.readable(table)
+    assert not text.map(lambda cell: "nan" in cell).any(axis=None)
+    assert text.loc["FV (dimensionless)", "Within datasets"] == "no value"
+
+
+def test_the_papers_own_numbers_answer_too(records_frame):
+    table = question.answers(records_frame, published=True)
+    assert table.loc["wf", "datasets"] == 9
+    assert table.cells.between(40, 54).all()
+    assert question.answers(pd.DataFrame(columns=COLUMNS)).cells.sum() == 0
+
+
+def test_verdicts_in_words():
+    table = pd.DataFrame(
+        {"verdict": [question.YES, question.NO, question.YES]}, index=["wf", "fv", "deviation"]
+    )
+    assert question.told(table, question.YES) == "WF and Deviation"
+    assert question.told(table, question.REVERSED) == "none"
+
+
+def test_figure_has_a_panel_for_every_metric_with_cells(records_frame):
+    found = {metric: question.cells(records_frame, metric) for metric in question.METRICS}
+    figure = question.plot_question(found)
+    assert [ax.get_ylabel() for ax in figure.axes if ax.axison] == ["WF (%)", "Horizon, NVE (fs)"]
+    assert len(figure.axes[0].patches) == 1
+    question.plot_question({})
