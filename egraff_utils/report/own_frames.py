@@ -1,0 +1,202 @@
+"""Is a model as good where it goes itself? Errors on frames of its own rollouts beside test errors.
+
+For datasets whose reference can be run (:mod:`egraff_utils.oracle`). R replicas, M labelled frames.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from egraff_utils import plots, tables
+from egraff_utils.beside import floor_of, short_title
+from egraff_utils.report.comparison import order_datasets, order_models
+
+TEST, OWN, SHIFTED, RATIO = "test", "own frames", "own, offset off", "ratio (×)"
+APART, FLOOR = "trajectories", "floor"
+FORCE, ENERGY = "Force MAE (meV/Å)", "Energy MAE (meV/atom)"
+FV, EV = "FV (dimensionless)", "Root EV (1e-5)"
+NONE = "no value"
+
+
+def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
+    """Test errors and errors on own frames.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it; several seeds are averaged.
+    kind
+        Kind of the rollouts. Test errors of ``rollout`` are those of the training record, of
+        ``rollout_600K`` those of ``errors_600K``.
+
+    Returns
+    -------
+    DataFrame with the index (dataset, model), all models of the campaign for every dataset with such
+    rollouts, and the columns (head with unit, ``test``, ``own frames``, ``own, offset off``, ``ratio (×)``).
+    The ratio is that of own frames to test. Missing values are NaN.
+    """
+    static = "training" if kind == "rollout" else kind.replace("rollout", "errors", 1)
+    columns = {
+        (FORCE, TEST): (static, "force_mae", 1.0),
+        (FORCE, OWN): (kind, "oracle_force_mae", 1.0),
+        (ENERGY, TEST): (static, "energy_mae_per_atom", 1.0),
+        (ENERGY, OWN): (kind, "oracle_energy_mae_per_atom", 1.0),
+        (ENERGY, SHIFTED): (kind, "oracle_energy_mae_shifted_per_atom", 1.0),
+    }
+    values = _values(frame, kind, columns)
+    values[FORCE, RATIO] = values[FORCE, OWN] / values[FORCE, TEST]
+    order = [(FORCE, TEST), (FORCE, OWN), (FORCE, RATIO), *[key for key in columns if key[0] == ENERGY]]
+    return values[order]
+
+
+def violations(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
+    """FV and root EV on own frames, between the two trajectories, and the floor of the latter.
+
+    Parameters and index as :func:`errors`; columns (head, ``own frames``, ``trajectories`` or ``floor``).
+    """
+    values = _values(
+        frame,
+        kind,
+        {
+            (FV, OWN): (kind, "oracle_fv", 1.0),
+            (FV, APART): (kind, "fv", 1.0),
+            (EV, OWN): (kind, "oracle_ev_root", 1e5),
+            (EV, APART): (kind, "ev_root", 1e5),
+        },
+    )
+    for head, metric, factor in ((FV, "fv", 1.0), (EV, "ev_root", 1e5)):
+        floors = {name: floor_of(frame, kind, name, metric)[0] * factor for name in values.index.unique(0)}
+        values[head, FLOOR] = [floors[name] for name, _ in values.index]
+    return values[[(head, source) for head in (FV, EV) for source in (OWN, APART, FLOOR)]]
+
+
+def shifted_kinds(frame: pd.DataFrame) -> list[str]:
+    """Kinds of rollouts out of distribution whose own frames were labelled."""
+    kinds = frame[frame.metric == "oracle_fv"].kind.unique()
+    return sorted(kind for kind in kinds if kind not in ("rollout", "rollout_as_coded"))
+
+
+def _values(frame, kind, columns):
+    there = frame[(frame.kind == kind) & (frame.metric == "oracle_fv")]
+    models = order_models(set(frame.model[frame.kind == "training"]) | set(there.model) - {"reference"})
+    pairs = [(name, model) for name in order_datasets(there.dataset.unique()) for model in models]
+    index = pd.MultiIndex.from_tuples(pairs, names=["dataset", "model"])
+    known = frame.groupby(["kind", "dataset", "model", "metric"])["value"].mean()
+    values = {
+        key: [factor * known.get((source, *pair, metric), np.nan) for pair in pairs]
+        for key, (source, metric, factor) in columns.items()
+    }
+    return pd.DataFrame(values, index, columns=pd.MultiIndex.from_tuples(columns), dtype=float)
+
+
+def middle(values, *, digits: int = 2) -> str:
+    """Median and range of the values that there are, as text.
+
+    Examples
+    --------
+    >>> middle([1.0, 3.0, np.nan, 2.0])
+    '2.00 (1.00 to 3.00)'
+    >>> middle([np.nan])
+    'no value'
+    """
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return NONE
+    return f"{np.median(known):.{digits}f} ({known.min():.{digits}f} to {known.max():.{digits}f})"
+
+
+def plot_errors(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Force error on own frames against test error; on the dashed diagonal the two are equal.
+
+    Parameters
+    ----------
+    values
+        As :func:`errors` gives them. Colours tell models, markers datasets.
+    """
+    ax = plots.take_axes(ax)
+    known = values[FORCE][[TEST, OWN]].dropna()
+    markers = dict(zip(values.index.unique(0), plots.MARKERS, strict=False))
+    for (dataset, model), row in known.iterrows():
+        style = {"color": plots.model_color(model), "marker": markers[dataset], "markeredgecolor": "0.2"}
+        ax.plot(row[TEST], row[OWN], linestyle="none", **style)
+    for model in known.index.unique(1):
+        ax.plot([], [], color=plots.model_color(model), linewidth=2.2, label=tables.model_title(model))
+    for dataset in known.index.unique(0):
+        ax.plot([], [], color="0.45", linestyle="none", marker=markers[dataset], label=short_title(dataset))
+    if len(known):
+        ends = np.array([known.min().min() / 1.3, known.max().max() * 1.3])
+        ax.plot(ends, ends, color="0.5", linestyle="--", linewidth=1, zorder=0)
+        ax.set(xscale="log", yscale="log")
+        ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center", color="0.4")
+    ax.set(xlabel="Force MAE on test frames (meV/Å)", ylabel="Force MAE on own frames (meV/Å)")
+    return ax
+
+
+def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout") -> Figure:
+    """Errors on own frames along the rollouts, a panel for every dataset, means over replicas.
+
+    Parameters
+    ----------
+    records
+        Records of a campaign, as `records.read_all` returns them.
+    name
+        ``"oracle_force_mae"`` (meV/Å), ``"oracle_energy_error"`` (meV/atom, model minus reference) or
+        ``"oracle_fv"``.
+    kind
+        Kind of the rollouts.
+    """
+    found = [r for r in records if r.kind == kind and r.model != "reference" and name in r.curves]
+    datasets = order_datasets({record.dataset for record in found}) or [None]
+    figure, axes = plt.subplots(1, len(datasets), figsize=(7.4, 2.9), squeeze=False)
+    for ax, dataset in zip(axes[0], datasets, strict=True):
+        for record in (
+            r for model in order_models({r.model for r in found}) for r in found if r.model == model
+        ):
+            if record.dataset == dataset:
+                time = record.curves["oracle_steps"] * record.parameters["timestep"]
+                label = tables.model_title(record.model)
+                mean = plots.replica_mean(record.curves[name])
+                ax.plot(time, mean, color=plots.model_color(record.model), label=label)
+        if dataset is None:
+            ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center", color="0.4")
+        else:
+            ax.set_title(short_title(dataset), fontsize="small", loc="left")
+    lines = {line.get_label(): line for ax in axes[0] for line in ax.get_lines()}
+    if lines:
+        figure.legend(handles=lines.values(), loc="outside upper center", ncols=6, fontsize="small")
+    figure.supxlabel("Time (fs)", fontsize="medium")
+    axes[0, 0].set_ylabel(LABELS[name])
+    return figure
+
+
+LABELS = {
+    "oracle_force_mae": "Force MAE (meV/Å)",
+    "oracle_energy_error": "Energy error (meV/atom)",
+    "oracle_fv": "FV (dimensionless)",
+}
+
+
+def plot_apart(record, *, floor=None, ax: Axes | None = None) -> Axes:
+    """FV between the trajectories of model and reference, and in black FV on the model's own frames.
+
+    Parameters
+    ----------
+    record
+        Record of a rollout with the curves of :func:`egraff_utils.oracle.label`.
+    floor
+        As in :func:`egraff_utils.plots.plot_violations`.
+    """
+    ax = plots.plot_violations(record, "fv", floor=floor, ax=ax)
+    time = record.curves["oracle_steps"] * record.parameters["timestep"]
+    own = np.asarray(record.curves["oracle_fv"], dtype=float)
+    ax.plot(time, own.T, color="0.2", linewidth=0.6, alpha=0.5)
+    ax.plot(time, plots.replica_mean(own, geometric=True), color="black", linewidth=2, label="on own frames")
+    ax.legend()
+    return ax
