@@ -238,6 +238,15 @@ def test_the_floor_stands_once_in_a_group_with_its_range(floored):
     assert (table.numbers.loc["ethanol"][WF, "bound"] == 0.3).all()  # the CSV has it in every row
 
 
+def test_bounds_have_a_row_for_every_dataset(floored, empty):
+    table = tables.bounds(floored)
+    assert table.data.loc["ethanol", WF] == "0.30\n0.20 to 0.40"
+    assert table.data.loc["ethanol", "JSD (nats)"] == "0.01000"  # of an older record, without a range
+    assert table.data.loc["ethanol", "Root EV (1e-5)"] == "–"
+    assert table.numbers.loc["ethanol", f"{WF} high"] == 0.4
+    assert tables.bounds(empty).data.empty
+
+
 def test_the_legend_explains_the_marks_that_occur(frame, floored):
     caption = tables.beside(floored, ("wf",)).caption
     for words in ("≈ not distinguishable", "Small: 95 % interval", "not run: no record"):
