@@ -1,4 +1,4 @@
-"""Which trained models pass the gate? Tables and figures of its records, published and smooth side by side."""
+"""Which trained models pass the gate? Tables and figures of its records, the smooth variants beside them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from egraff_utils.report import figures
 SMOOTH = "cpu_smooth"
 """Campaign of the variants that are smooth at the cutoff."""
 PUBLISHED_LABEL, SMOOTH_LABEL = "as published", "smooth variant"
+SMOOTH_COLOR = "0.25"
 SMALLEST = 1e-6
 """meV; smaller jumps are rounding and are drawn here."""
 
@@ -44,6 +45,33 @@ def worst(found):
                 row[metric.name] = max(value, row.get(metric.name, 0.0))
     frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(gate.CHECKS))
     return frame.loc[figures.order_models(rows)].rename_axis("model")
+
+
+def check_table():
+    """What every check measures, its unit, its tolerance and the reason for it."""
+    rows = {
+        name: (check.what, check.unit, f"{check.tolerance:g}", check.why)
+        for name, check in gate.CHECKS.items()
+    }
+    heads = ["What is measured", "Unit", "Tolerance", "Why so much"]
+    return tables.plain(pd.DataFrame.from_dict(rows, orient="index", columns=heads), "gate-about")
+
+
+def verdict_table(record):
+    """The checks of one record: value, unit, tolerance, and whether it passed."""
+    limits, bad = record.parameters["tolerances"], gate.failed(record)
+    rows = {
+        metric.name: (
+            tables.say(metric.value, ".2g"),
+            metric.unit,
+            f"{limits[metric.name]:g}",
+            "no" if metric.name in bad else "yes",
+        )
+        for metric in record.metrics
+        if metric.name in limits
+    }
+    heads = ["Value", "Unit", "Tolerance", "Passed"]
+    return tables.plain(pd.DataFrame.from_dict(rows, orient="index", columns=heads), "gate-verdict")
 
 
 def table(found):
@@ -108,7 +136,7 @@ def compare(frame, smooth):
     return pd.DataFrame(columns, index=index, columns=pd.MultiIndex.from_tuples(columns))
 
 
-def plot_crossing(record, *, label=None, linestyle="-", ax=None):
+def plot_crossing(record, *, label=None, color=None, ax=None):
     """Energy of a frame as one atom crosses the cutoff of another, its slope taken out.
 
     The slope and a step at the cutoff are fitted, and the slope is subtracted: a smooth energy stays on a
@@ -119,18 +147,19 @@ def plot_crossing(record, *, label=None, linestyle="-", ax=None):
     x = distance - distance.mean()
     slope = np.linalg.lstsq(np.column_stack([x, np.ones_like(x), x > 0]), energy, rcond=None)[0][0]
     rest = energy - slope * x
-    style = {"color": plots.model_color(record.model), "linestyle": linestyle}
+    style = {"color": color or plots.model_color(record.model)}
     for side, name in ((x < 0, label or tables.model_title(record.model)), (x > 0, None)):
-        ax.plot(distance[side], rest[side] - rest.mean(), label=name, **style)
-    ax.set(xlabel="Distance (Å)", ylabel="Energy (meV)")
+        ax.plot(x[side], rest[side] - rest.mean(), label=name, **style)
+    ax.set(xlabel="Distance minus cutoff (Å)", ylabel="Energy (meV)")
+    ax.locator_params(axis="x", nbins=5)
     return ax
 
 
-def plot_energy(record, *, label=None, linestyle="-", ax=None):
+def plot_energy(record, *, label=None, color=None, ax=None):
     """Total energy along the NVE runs of a gate, from its start."""
     ax = plots.take_axes(ax)
     time, energy = plots.read_curve(record, "time"), plots.read_curve(record, "energy_total")
-    style = {"color": plots.model_color(record.model), "linestyle": linestyle, "linewidth": 1.0}
+    style = {"color": color or plots.model_color(record.model), "linewidth": 1.0}
     for run, values in enumerate(energy):
         ax.plot(time, values, label=None if run else label or tables.model_title(record.model), **style)
     ax.set(xlabel="Time (fs)", ylabel="Total energy (meV/atom)")
@@ -138,7 +167,7 @@ def plot_energy(record, *, label=None, linestyle="-", ax=None):
 
 
 def pair_grid(found, smooth, draw, datasets=("ethanol", "lips")):
-    """One panel for each dataset and architecture: the published form drawn through, the smooth one dashed.
+    """One panel for each dataset and architecture: the published form in colour, the smooth one dark.
 
     Parameters
     ----------
@@ -158,13 +187,14 @@ def pair_grid(found, smooth, draw, datasets=("ethanol", "lips")):
         for record in select(found, **where):
             draw(record, label=PUBLISHED_LABEL, ax=ax)
         for record in select(smooth, **where):
-            draw(record, label=SMOOTH_LABEL, linestyle="--", ax=ax)
+            draw(record, label=SMOOTH_LABEL, color=SMOOTH_COLOR, ax=ax)
         title = f"{tables.short_title(names[row])}, {tables.model_title(models[column])}"
         ax.set_title(title, fontsize="small", loc="left")
         if ax.lines:
             ax.legend(fontsize="small")
         else:
             ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center", color="0.4")
+            ax.set(xticks=[], yticks=[])
     return figure
 
 
