@@ -465,7 +465,7 @@ def _first(mapping, *names):
 
 
 def _degree(network):
-    """Highest degree of the features; TorchMD-Net has vectors and no keyword for it."""
+    """Highest degree of the features; TorchMD-NET has vectors and no keyword for it."""
     if "channels" in network:
         return len(network["channels"]) - 1
     return next((network[name] for name in ("hidden_l_max", "l_max") if name in network), 1)
