@@ -6,8 +6,9 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import cards, data, paths
@@ -50,7 +51,7 @@ def test_the_example_of_a_model_builds_and_obeys_the_force_rule(monkeypatch):
 
 def test_the_example_of_a_dataset_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "_registered", {})
-    (card,) = _blocks("add_dataset.md", "yaml")
+    card, _ = _blocks("add_dataset.md", "yaml")
     (tmp_path / "water.yml").write_text(card)
     ase.io.write(tmp_path / "water.xyz", [_water(k) for k in range(100)], format="extxyz")
     cards.dataset(tmp_path / "water.yml")
@@ -58,6 +59,25 @@ def test_the_example_of_a_dataset_loads(tmp_path, monkeypatch):
     atoms = data.load("water", "train")[3]
     assert atoms.get_potential_energy() == pytest.approx(_water(3).get_potential_energy())
     np.testing.assert_allclose(atoms.get_forces(), _water(3).get_forces(), atol=1e-6)
+
+
+def test_the_example_of_an_oracle_labels_as_the_frames_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "_registered", {})
+    monkeypatch.chdir(tmp_path)
+    _, card = _blocks("add_dataset.md", "yaml")
+    (code,) = [block for block in _blocks("add_dataset.md", "python") if "reference.calculator" in block]
+    (tmp_path / "argon.yml").write_text(card)
+    frames = [bulk("Ar", a=5.4, cubic=True).repeat(2) for _ in range(100)]
+    for seed, atoms in enumerate(frames):
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = LennardJones(sigma=3.405, epsilon=0.0103, rc=8.0)
+        atoms.calc.calculate(atoms)
+    ase.io.write(tmp_path / "argon.xyz", frames, format="extxyz")
+    exec(code, {})
+    frames[90].calc.results["forces"] *= 1.1  # labels of another method are told
+    ase.io.write(tmp_path / "argon.xyz", frames, format="extxyz")
+    with pytest.raises(AssertionError, match="Not equal"):
+        exec(code, {})
 
 
 @pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda path: path.stem)
