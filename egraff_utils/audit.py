@@ -449,7 +449,8 @@ def check_interval(card, series, claims):
     if weak:
         worst = min(weak.values())
         text = f"forces explain only {worst**2:.0%} of the variance of the accelerations in {', '.join(weak)}"
-        effect = "Velocities and forces do not belong together: a rollout leaves the reference at once."
+        effect = "Something else moves the atoms, other labels or a thermostat's noise: even a perfect model"
+        effect += " would leave the reference at once."
         findings.append(Finding("interval", text, effect))
     free = {part.name: newton_clock(part).interval for part in series if part.order.kind == "gaps"}
     if free:

@@ -270,7 +270,7 @@ def narrow(frames, card):
         (rounded, {"units"}, "energies are rounded to 10 meV"),
         (free_atoms, {"atomic energies"}, "sum to -4,172 eV"),
         (unseen, {"geometry"}, "val holds N, train does not"),
-        (overlap, {"geometry", "labels"}, "the shortest distance in val is 0.2"),
+        (overlap, {"geometry", "labels"}, r"the shortest distance in val is 0\.[123]"),
         (wandering, {"geometry"}, "the molecule of train drifts: its centre spreads over 14 Å"),
         (narrow, {"geometry"}, "3 of 3 cells are narrower than twice the cutoff of 5 Å"),
     ],
