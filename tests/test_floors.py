@@ -1,7 +1,9 @@
 """Floors and ceilings of frames whose floor is known by hand, and those of the published reference data."""
 
 import ase.io
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from ase import Atoms, units
@@ -9,6 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import cards, data, floors, metrics, rollout
 from egraff_utils.floors import Extent
+from egraff_utils.report import floors as report
 from egraff_utils.rollout import RolloutConfig
 
 DECAY = np.exp(-(np.euler_gamma + np.log(2)) / 2)
@@ -247,6 +250,45 @@ def test_order_that_a_set_hides_is_kept():
     assert found[0]["draws_wf"].mean() == pytest.approx(1 / 1000 + 1 / 200, rel=0.15)
     assert found[1]["scale_wf"] == 1
     assert found[1]["draws_wf"].mean() > 3 * found[0]["draws_wf"].mean()
+
+
+# -- beside the values ----------------------------------------------------------------------------------
+
+
+def with_bounds(frame):
+    """The fixture's rollouts on ethanol (FV 0.5, 0.6, 0.7) with a floor and two null models."""
+    rows = [("reference", 0.6, 0.55, 0.62), ("frozen", 0.59, 0.5, 0.7), ("ideal_gas", 1.0, 1.0, 1.0)]
+    names = ["model", "value", "low", "high"]
+    more = [dict(zip(names, row, strict=True), kind="floor", dataset="ethanol", metric="fv") for row in rows]
+    return pd.concat([frame, pd.DataFrame(more)], ignore_index=True)
+
+
+def test_values_between_floor_and_ceiling(frame):
+    found = report.scores(with_bounds(frame))
+    ours = found[(found.metric == "fv") & found.ours.notna()]
+    assert set(ours.place) == {"Ethanol"}
+    assert set(ours.floor) == {0.6}
+    assert (set(ours.frozen), set(ours.ideal_gas), ours.einstein.notna().sum()) == ({0.59}, {1.0}, 0)
+    assert report.alike(found, "fv") == (1, 3)  # 0.6 alone; 0.5 follows the reference
+    assert report.alike(found, "fv", "paper") == (0, 6)  # 0.684 to 0.698
+    assert report.alike(found, "fv", "frozen") == (1, 1)
+    row = report.ranges(found, "fv").loc["Ethanol"]
+    assert (row["95 % range"], row["Ours"], row["Published"]) == (
+        "0.55 to 0.62",
+        "0.5 to 0.7",
+        "0.684 to 0.698",
+    )
+    assert row["Einstein crystal"] == "–"
+
+
+def test_figure_and_tables_of_any_records(frame):
+    for rows in (with_bounds(frame), frame, frame.iloc[:0]):
+        found = report.scores(rows)
+        figure = report.plot_ranges(found)
+        assert len(figure.axes) == 3
+        plt.close(figure)
+        assert report.alike(found, "rmsd") == (0, 0)
+        assert not report.ranges(found, "wf").isna().any(axis=None)
 
 
 # -- the published data ---------------------------------------------------------------------------------
