@@ -67,6 +67,13 @@ def test_values_in_and_out_and_their_ratio(frame):
     assert structure.loc[("3bpa", "mace"), (WF, shifts.RATIO)] == 3.0
 
 
+def test_a_set_that_is_not_the_papers_is_shown_where_it_was_run(frame):
+    assert "acac_xtb" not in shifts.compare(frame, "temperature", shifts.STRUCTURE).index.unique(0)
+    own = [row("rollout", "acac_xtb", "wf", 2.0), row("rollout_600K", "acac_xtb", "wf", 3.0)]
+    structure = shifts.compare(pd.concat([frame, frame_of(*own)]), "temperature", shifts.STRUCTURE)
+    assert list(structure.loc[("acac_xtb", "mace"), WF].dropna()) == [2.0, 3.0, 1.5]
+
+
 def test_the_papers_ratio_stands_beside_ours(frame):
     structure = shifts.compare(frame, "temperature", shifts.STRUCTURE)
     ratio = structure.loc[("acac", "mace"), (WF, shifts.PAPER_RATIO)]
@@ -93,7 +100,7 @@ def test_published_values(task, key, values):
 def test_tables_of_nothing_say_so(task, quantities):
     empty = frame_of()
     assert tables.NOT_RUN in shifts.table(empty, task, quantities).to_html()
-    assert len(shifts.compare(empty, task, quantities)) == 6 * len(shifts.TASKS[task])
+    assert len(shifts.compare(empty, task, quantities)) == 6 * len(shifts.shown(task, empty))
 
 
 def test_a_broken_simulation_bears_a_dagger_and_a_missing_one_is_named(frame):
