@@ -644,7 +644,8 @@ def _spread(numbers, head, source, digits):
 
 
 def _range(low, high, digits):
-    return "" if pd.isna(low + high) else f"\n{_shown(low, digits)} to {_shown(high, digits)}"
+    """Second line of a cell: an interval that has a width."""
+    return f"\n{_shown(low, digits)} to {_shown(high, digits)}" if low < high else ""
 
 
 def _cell(value, digits, missing, dagger="", sign="", end=""):
@@ -660,15 +661,16 @@ def _marked_up(text):
 
 
 def _shown(value, digits):
-    """Number with at most so many digits behind the point, and no more than four that count before them.
+    """Number with at most so many digits behind the point, no more than four and no less than two that count.
 
     Examples
     --------
-    >>> _shown(0.96, 3), _shown(24.55, 3), _shown(1130600.0, 3), _shown(0.00012, 5)
-    ('0.960', '24.55', '1,130,600', '0.00012')
+    >>> _shown(0.96, 3), _shown(24.55, 3), _shown(1130600.0, 3), _shown(0.00091, 3), _shown(0.0, 2)
+    ('0.960', '24.55', '1,130,600', '0.00091', '0.00')
     """
-    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-    return f"{value:,.{max(0, min(digits, 4 - whole)) if whole else digits}f}"
+    size = int(np.floor(np.log10(abs(value)))) if value else 0
+    digits = max(digits, min(1 - size, 6)) if size < 0 else max(0, min(digits, 3 - size))
+    return f"{value:,.{digits}f}"
 
 
 def _shading(values, column):
