@@ -42,7 +42,9 @@ PUBLISHED = {
 HIGHER_IS_BETTER = ("stable_fraction", "horizon_langevin", "horizon_driven", "horizon_nve")
 COLUMNS = ["error", "value", "low", "high", "floor_low", "floor_high", "alike"]
 RESAMPLES = 1000
-"""Of every bootstrap and permutation test."""
+"""Of every bootstrap."""
+PERMUTATIONS = 20_000
+"""Of every test against chance."""
 
 YES, NO, REVERSED, UNKNOWN = "predicts it", "not told from chance", "predicts the reverse", "not run"
 
@@ -204,9 +206,9 @@ def _chance(pairs, within, rng):
     """Two-sided p value of a mean rank correlation, by shuffling models within datasets."""
     if not pairs:
         return np.nan
-    shuffled = [_rank_correlations(x, rng.permuted(np.tile(y, (RESAMPLES, 1)), axis=1)) for x, y in pairs]
+    shuffled = [_rank_correlations(x, rng.permuted(np.tile(y, (PERMUTATIONS, 1)), axis=1)) for x, y in pairs]
     means = np.mean(shuffled, axis=0)
-    return float((1 + (np.abs(means) >= abs(within) - 1e-9).sum()) / (1 + RESAMPLES))
+    return float((1 + (np.abs(means) >= abs(within) - 1e-9).sum()) / (1 + PERMUTATIONS))
 
 
 def _right(pairs):
