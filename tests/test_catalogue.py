@@ -36,7 +36,7 @@ def test_every_dataset_is_listed_once():
 def test_overview_without_files():
     table = catalogue.overview()
     assert set(table.atoms) == {"?"}
-    assert (table["live reference"] != "none").sum() == 2
+    assert (table["live reference"] != "none").sum() == 4
     assert table.loc["Ethanol (MD17)", "every (fs)"] == "0.5"
     assert table.loc["Benzene (MD17)", "train"] == "–"
     assert table.licence["Acetylacetone (acac)"] == "none stated; BOTNet-datasets MIT"

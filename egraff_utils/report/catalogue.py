@@ -28,6 +28,7 @@ TITLES = {"md17": "MD17", "lips": "LiPS", "3bpa": "3BPA", "acac": "AcAc", "lips2
 ORDER = [
     *("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "benzene"),
     *("lips", "lips_full", "lips20", "gete", "gete_full", "ethanol_xtb", "copper_emt"),
+    *("acac_xtb", "aspirin_xtb"),
 ]
 """Datasets in the order in which they are shown; others follow by name."""
 
