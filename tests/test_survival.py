@@ -216,6 +216,14 @@ def test_the_stretched_bond_is_found():
     assert (found.length, found.usual) == pytest.approx((1.36, 0.96))
 
 
+def test_a_proton_that_changes_its_oxygen_is_told_from_a_broken_bond():
+    atoms = Atoms("OHO", [[0, 0, 0], [1.0, 0, 0], [2.5, 0, 0]])
+    last = atoms.copy()
+    last.positions[1, 0] = 1.45
+    found = survival.offender(frames_of(last, 1, 0.1), atoms, BOND)
+    assert found.name == f"O-H bond, {survival.MOVED_ON} O"
+
+
 def test_the_closest_pair_and_the_lost_atom_are_found():
     box = Atoms("LiLiS", [[0.1, 0, 0], [7.6, 0, 0], [4, 0, 0]], cell=[8, 8, 8], pbc=True)
     found = survival.offender(np.stack([box.positions] * 2), box, CONTACT)

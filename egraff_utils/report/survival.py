@@ -51,6 +51,9 @@ COLUMNS = (
     "end",
     "path",
 )
+MOVED_ON = "H now nearer to another"
+"""Of a bond: its hydrogen has changed its partner, which is a reaction rather than a defect."""
+
 AROUND = 4.5
 """Å; atoms of a periodic system that are drawn around the place of a failure."""
 
@@ -546,9 +549,9 @@ def offender(positions, atoms, reason: str, reference=None) -> Offender | None:
         )
         k = int(np.abs(structure.bond_lengths(ahead[None], pairs)[0] - usual).argmax())
         i, j = map(int, pairs[k])
-        return Offender(
-            (i, j), f"{symbols[i]}-{symbols[j]} bond", float(_distances(last, atoms)[i, j]), usual[k]
-        )
+        now = _distances(last, atoms)
+        name = f"{symbols[i]}-{symbols[j]} bond{_transfer(now, symbols, (i, j))}"
+        return Offender((i, j), name, float(now[i, j]), usual[k])
     if "came" not in reason:
         return None
     apart = _distances(ahead, atoms)
@@ -563,6 +566,17 @@ def offender(positions, atoms, reason: str, reference=None) -> Offender | None:
             (lonely,), f"{symbols[lonely]} atom, to the nearest", float(now[lonely].min()), np.nan
         )
     return Offender((i, j), f"{symbols[i]}-{symbols[j]} contact", float(now[i, j]), np.nan)
+
+
+def _transfer(apart, symbols, pair):
+    """Says so where the hydrogen of a stretched bond is nearer to another atom than to its partner."""
+    for h, partner in (pair, pair[::-1]):
+        others = [k for k in range(len(symbols)) if k not in pair and symbols[k] != "H"]
+        if symbols[h] == "H" and others:
+            new = min(others, key=lambda k: apart[h, k])
+            if apart[h, new] < apart[h, partner]:
+                return f", {MOVED_ON} {symbols[new]}"
+    return ""
 
 
 def _distances(positions, atoms):
@@ -677,8 +691,11 @@ def _draw_curve(ax, steps, broke, model, place):
         ax.fill_between(ends, low, high, step="post", color=color, alpha=0.12, linewidth=0)
     (line,) = ax.step(ends, fraction + lift, where="post", color=color, linewidth=1.8)
     censored = np.asarray(steps)[~np.asarray(broke)]
-    at = fraction[np.searchsorted(ends, censored)]
-    ax.plot(censored, at + lift, plots.model_marker(model), color=color, markersize=3.5, clip_on=False)
+    if len(censored):  # an empty artist that is not clipped has no extent, which the layout cannot bear
+        style = {"color": color, "markersize": 3.5, "clip_on": False}
+        ax.plot(
+            censored, fraction[np.searchsorted(ends, censored)] + lift, plots.model_marker(model), **style
+        )
     return line
 
 

@@ -463,7 +463,7 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
     found
         Records, as `records.read_all` gives them.
     most
-        Datasets shown, first those that have both protocols.
+        Most datasets shown: those that have both protocols, or the first ones if none has.
     window
         fs.
     """
@@ -474,7 +474,8 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
     ]
     runs = [(kind, r) for kind, r in runs if r.parameters.get("temperature")]
     kinds = {name: {kind for kind, r in runs if r.dataset == name} for name in {r.dataset for _, r in runs}}
-    shown = sorted(order_datasets(kinds), key=lambda name: -len(kinds[name]))[:most]
+    both = [name for name in order_datasets(kinds) if len(kinds[name]) == len(PROTOCOLS)]
+    shown = (both or order_datasets(kinds))[:most]
     figure, axes = plt.subplots(
         max(len(shown), 1), 2, figsize=(7.5, 0.8 + 2.2 * max(len(shown), 1)), sharey="row", squeeze=False
     )
@@ -572,6 +573,8 @@ def reached_plot(table: pd.DataFrame) -> Figure:
 def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figure:
     """Temperature of each element over that of all atoms, an axes for each protocol that has some.
 
+    Longer intervals are cut at 0.3 and 1.9.
+
     Parameters
     ----------
     table
@@ -601,12 +604,14 @@ def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figu
             ax.errorbar(x, row.ratio, yerr=bar, elinewidth=0.9, **style)
         ax.axhline(1, color="black", linestyle="--", linewidth=1)
         firsts = [i for i, (d, _) in enumerate(places) if i == 0 or places[i - 1][0] != d]
-        labels = [f"{e}\n{short_title(d)}" if i in firsts else e for i, (d, e) in enumerate(places)]
-        ax.set_xticks(range(len(places)), labels, fontsize="x-small")
+        ax.set_xticks(range(len(places)), [e for _, e in places], fontsize="small")
+        for level, i in enumerate(firsts):
+            style = {"fontsize": "x-small", "va": "top", "transform": ax.get_xaxis_transform()}
+            ax.text(i - 0.45, 0.99 - 0.09 * (level % 2), short_title(places[i][0]), **style)
         for i in firsts[1:]:
             ax.axvline(i - 0.5, color="0.8", linewidth=0.8)
         ax.set_title(PROTOCOLS[kind], fontsize="small", loc="left")
-        ax.set_xlim(-0.5, len(places) - 0.5)
+        ax.set(xlim=(-0.5, len(places) - 0.5), ylim=(0.3, 1.9))
     figure.supylabel("Element over all atoms (dimensionless)", fontsize="medium")
     handles = [
         Line2D(
