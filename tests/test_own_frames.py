@@ -1,0 +1,52 @@
+"""Are errors on own frames put beside the right test errors, and is nothing invented where there are none?"""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from egraff_utils.report import own_frames
+from egraff_utils.report.own_frames import APART, EV, FLOOR, FORCE, FV, OWN, RATIO, TEST
+
+
+def frame_of(*rows):
+    return pd.DataFrame(rows, columns=["kind", "dataset", "model", "metric", "value"])
+
+
+@pytest.fixture
+def frame():
+    return frame_of(
+        ("training", "acac_xtb", "mace", "force_mae", 20.0),
+        ("training", "acac_xtb", "nequip", "force_mae", 10.0),
+        ("errors_600K", "acac_xtb", "mace", "force_mae", 50.0),
+        ("rollout", "acac_xtb", "mace", "oracle_fv", 0.1),
+        ("rollout", "acac_xtb", "mace", "oracle_force_mae", 30.0),
+        ("rollout", "acac_xtb", "mace", "fv", 0.6),
+        ("rollout", "acac_xtb", "mace", "oracle_ev_root", 4e-5),
+        ("floor", "acac_xtb", "reference", "fv", 0.7),
+        ("rollout_600K", "acac_xtb", "mace", "oracle_fv", 0.2),
+        ("rollout_600K", "acac_xtb", "mace", "oracle_force_mae", 100.0),
+        ("rollout_as_coded", "acac_xtb", "mace", "oracle_fv", 0.2),
+        ("rollout", "lips", "mace", "fv", 0.7),
+    )
+
+
+def test_own_errors_stand_beside_those_of_their_own_set(frame):
+    home = own_frames.errors(frame)
+    assert list(home.index) == [("acac_xtb", "nequip"), ("acac_xtb", "mace")]
+    assert home.loc[("acac_xtb", "mace"), FORCE].to_dict() == {TEST: 20.0, OWN: 30.0, RATIO: 1.5}
+    assert np.isnan(home.loc[("acac_xtb", "nequip"), (FORCE, OWN)])
+    assert own_frames.shifted_kinds(frame) == ["rollout_600K"]
+    hot = own_frames.errors(frame, "rollout_600K")
+    assert hot.loc[("acac_xtb", "mace"), (FORCE, RATIO)] == 2.0
+
+
+def test_own_violations_stand_beside_those_of_trajectories(frame):
+    row = own_frames.violations(frame).loc[("acac_xtb", "mace")]
+    assert row[FV].to_dict() == {OWN: 0.1, APART: 0.6, FLOOR: 0.7}
+    assert row[EV, OWN] == pytest.approx(4.0)
+    assert np.isnan(row[EV, APART])
+
+
+def test_no_records_are_an_empty_table():
+    assert len(own_frames.errors(frame_of())) == len(own_frames.violations(frame_of())) == 0
+    assert own_frames.shifted_kinds(frame_of()) == []
