@@ -9,7 +9,8 @@ from egraff_utils.report.own_frames import APART, EV, FLOOR, FORCE, FV, OWN, RAT
 
 
 def frame_of(*rows):
-    return pd.DataFrame(rows, columns=["kind", "dataset", "model", "metric", "value"])
+    frame = pd.DataFrame(rows, columns=["kind", "dataset", "model", "metric", "value"])
+    return frame.assign(low=np.nan, high=np.nan)
 
 
 @pytest.fixture
