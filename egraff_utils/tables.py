@@ -701,7 +701,12 @@ def _finish(styler, identity):
     """Fixed ids: a page made twice is the same page. Class ``dataframe``: the table follows the theme."""
     styler.set_uuid(identity).hide(axis="index", names=True)
     cells = {"selector": "th, td", "props": "padding: 0.25em 0.6em; text-align: left; vertical-align: middle"}
-    styler.set_table_styles([cells, {"selector": "th.col_heading", "props": "vertical-align: bottom"}])
+    below = (
+        "caption-side: bottom; text-align: left; white-space: normal; font-size: small; padding-top: 0.4em"
+    )
+    heads = {"selector": "th.col_heading", "props": "vertical-align: bottom"}
+    small = {"selector": "small", "props": "white-space: nowrap"}
+    styler.set_table_styles([cells, heads, small, {"selector": "caption", "props": below}])
     styler.set_table_attributes('class="dataframe"')
     return styler
 
