@@ -53,7 +53,7 @@ METRIC_NAMES = {
     "oracle_fv": "FV on the model's own frames",
     "oracle_ev_root": "Root EV on the model's own frames",
     "oracle_labelled": "Own frames that the reference could label",
-    "horizon_nve": "Horizon",
+    "horizon_driven": "Horizon",
     "floor_wf": "Floor of Wright's factor",
     "floor_jsd": "Floor of JSD",
     "floor_jsd_raw": "Floor of JSD as published",
@@ -80,7 +80,7 @@ UNRANKED = (
 )
 ERRORS = ("force_mae", "energy_mae", "energy_mae_per_atom", "zero_force_mae")
 OF_TRAINING = ("seconds_per_epoch", "steps", "epochs", "seconds", "parameters")
-OF_KIND = dict.fromkeys(OF_TRAINING, "training") | {"horizon_nve": "horizon"}
+OF_KIND = dict.fromkeys(OF_TRAINING, "training") | {"horizon_driven": "horizon"}
 """Kind of the records that hold a metric, where it is not that of the rollouts."""
 
 PROTOCOLS = ("rollout", "rollout_as_coded")
@@ -130,7 +130,7 @@ COLUMNS = (
     Column("structure", "JSD (nats)", "jsd", 5, bound="floor_jsd"),
     Column("dynamics", "Root EV (1e-5)", "ev_root", 3, 1e5, **_EV),
     Column("dynamics", "FV (dimensionless)", "fv", 3, **_FV),
-    Column("dynamics", "Horizon (fs)", "horizon_nve", 1, lower_is_better=False),
+    Column("dynamics", "Horizon (fs)", "horizon_driven", 1, lower_is_better=False),
     Column("dynamics", "Stable fraction (dimensionless)", "stable_fraction", 2, lower_is_better=False),
     Column("cost", "Training (s/epoch)", "seconds_per_epoch", 2, published="train_min_per_epoch", **_MINUTES),
     Column("cost", "MD (ms/step)", "ms_per_step", 1, published="inference_min_per_1000_steps", **_MINUTES),

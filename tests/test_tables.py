@@ -289,7 +289,7 @@ def test_the_leaderboard_has_gate_and_survivors(frame, tmp_path, monkeypatch):
         records.write(
             Record("rollout", "demo", "ethanol", model, 0, metrics=metrics), {"stable_step": stable}
         )
-        horizon = [Metric("horizon_nve", 12.0, "fs", 10.0, 15.0)]
+        horizon = [Metric("horizon_driven", 12.0, "fs", 10.0, 15.0)]
         records.write(Record("horizon", "demo", "ethanol", model, 0, metrics=horizon))
     table = tables.leaderboard(records.read("demo"), "ethanol").data.droplevel(1, axis=1).loc["ethanol"]
     assert table["Gate"].to_dict() == {"nequip": "fails\nsmoothness", "mace": "pass"}
