@@ -730,7 +730,7 @@ def plot_last_frame(failure: Failure, *, ax=None):
     for i in ring:
         ax.add_patch(Circle(points[i, :2], 0.55, fill=False, edgecolor="#d1001f", linewidth=1.8, zorder=9))
     place = failure.row.composition or short_title(failure.row.dataset)
-    what = f"{found.name} {found.length:.2f} Å" if found else failure.row.reason
+    what = f"{found.name.split(',')[0]} {found.length:.2f} Å" if found else failure.row.reason
     text = f"{model_title(failure.row.model)}, {place}, step {failure.row.step}\n{what}"
     ax.set_title(text, fontsize="small", loc="left")
     return ax
