@@ -185,7 +185,9 @@ def wrong_temperature(frames, card):
 
 
 def stretched(frames, card):
-    frames["train"] = [relabel(a, x=1.08 * a.positions) for a in frames["train"]]
+    """Bonds longer by 0.2 % than their forces like, as if sampled with another potential."""
+    longer = [(a, 1.002 * a.positions) for a in frames["train"]]
+    frames["train"] = [relabel(a, x=x, forces=lambda f, x=x: spring_forces(x)[1]) for a, x in longer]
 
 
 def hotter(frames, card):
