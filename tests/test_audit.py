@@ -185,8 +185,8 @@ def wrong_temperature(frames, card):
 
 
 def stretched(frames, card):
-    """Bonds longer by 0.2 % than their forces like, as if sampled with another potential."""
-    longer = [(a, 1.002 * a.positions) for a in frames["train"]]
+    """Bonds longer by 1 % than their forces like, as if sampled with another potential."""
+    longer = [(a, 1.01 * a.positions) for a in frames["train"]]
     frames["train"] = [relabel(a, x=x, forces=lambda f, x=x: spring_forces(x)[1]) for a, x in longer]
 
 
