@@ -67,6 +67,17 @@ def test_values_in_and_out_and_their_ratio(frame):
     assert structure.loc[("3bpa", "mace"), (WF, shifts.RATIO)] == 3.0
 
 
+def test_the_floor_of_the_shifted_rollouts_and_values_in_its_range(frame):
+    floor = row("floor_600K", "acac", "wf", 12.0, model="reference") | {"low": 9.0, "high": 16.0}
+    frame = pd.concat([frame, frame_of(floor)])
+    structure = shifts.compare(frame, "temperature", shifts.STRUCTURE)
+    assert structure.loc[("acac", "mace"), (WF, shifts.FLOOR)] == 12.0
+    assert np.isnan(structure.loc[("3bpa", "mace"), (WF, shifts.FLOOR)])
+    texts = shifts.table(frame, "temperature", shifts.STRUCTURE).data
+    assert tables.ALIKE in texts.loc[("acac", "mace"), (WF, shifts.OUT)]
+    assert tables.ALIKE not in texts.loc[("acac", "mace"), (WF, shifts.IN)]
+
+
 def test_a_set_that_is_not_the_papers_is_shown_where_it_was_run(frame):
     assert "acac_xtb" not in shifts.compare(frame, "temperature", shifts.STRUCTURE).index.unique(0)
     own = [row("rollout", "acac_xtb", "wf", 2.0), row("rollout_600K", "acac_xtb", "wf", 3.0)]

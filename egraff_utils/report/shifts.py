@@ -14,10 +14,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from egraff_utils import analysis, cards, data, paper, plots, tables
-from egraff_utils.beside import DATASETS, MODELS
+from egraff_utils.beside import DATASETS, MODELS, floor_of, is_alike
 from egraff_utils.units import EV_TO_MEV
 
-IN, OUT, RATIO, PAPER_RATIO = "in", "out", "ratio (×)", "paper's ratio (×)"
+IN, OUT, FLOOR, RATIO, PAPER_RATIO = "in", "out", "floor of out", "ratio (×)", "paper's ratio (×)"
 RATIOS = (RATIO, PAPER_RATIO)
 
 
@@ -170,8 +170,9 @@ def compare(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]) ->
     Returns
     -------
     DataFrame with the index (set, model): every set of the task with the paper's models and others of the
-    records. Columns (head with unit, ``in``, ``out``, ``ratio (×)`` or ``paper's ratio (×)``); missing values
-    are NaN. Ratios that no row has are left out, and quantities that no shifted row has, unless none has any.
+    records. Columns (head with unit, ``in``, ``out``, ``floor of out``, ``ratio (×)`` or
+    ``paper's ratio (×)``); missing values are NaN. Floors and ratios that no row has are left out, and
+    quantities that no shifted row has, unless none has any.
 
     Raises
     ------
@@ -186,10 +187,12 @@ def compare(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]) ->
         for side in (IN, OUT):
             found = [_value(known, quantity, shift, side, model) for shift, model in cells]
             values[quantity.head, side] = pd.Series(found, index, dtype=float)
+        floors = [_floor(frame, quantity, shift, OUT)[0] for shift, _ in cells]
+        values[quantity.head, FLOOR] = pd.Series(floors, index, dtype=float)
         if quantity.ratio:
             values[quantity.head, RATIO] = values[quantity.head, OUT] / values[quantity.head, IN]
             values[quantity.head, PAPER_RATIO] = _published_ratio(task, quantity.metric, index)
-    kept = {key: value for key, value in values.items() if key[1] not in RATIOS or value.notna().any()}
+    kept = {key: value for key, value in values.items() if key[1] in (IN, OUT) or value.notna().any()}
     there = {head for (head, side), value in kept.items() if side == OUT and value.notna().any()}
     return pd.DataFrame({key: value for key, value in kept.items() if key[0] in there or not there})
 
@@ -211,6 +214,15 @@ def _value(known, quantity, shift, side, model):
         if np.isfinite(value):
             return value
     return np.nan
+
+
+def _floor(frame, quantity, shift, side):
+    """Floor of a quantity and its range, in the unit of its head; NaN where simulations have none."""
+    if quantity.group == "accuracy":
+        return (np.nan,) * 3
+    (kind,) = shift.kinds(side, rollout=True)
+    found = floor_of(frame, kind, shift.dataset, quantity.metric)
+    return tuple(value * quantity.factor for value in found)
 
 
 def _published_ratio(task, metric, index):
@@ -511,11 +523,13 @@ def table(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]):
     for key in values:
         quantity = by_head[key[0]]
         texts[key] = _texts(frame, values[key], quantity, cells)
-        css[key] = values[key].groupby("set").transform(lambda part, q=quantity: tables._shading(part, q))
+        shaded = values[key] * (np.nan if key[1] == FLOOR else 1)
+        css[key] = shaded.groupby("set").transform(lambda part, q=quantity: tables._shading(part, q))
     titles = {shift.name: shift.title or tables.short_title(shift.dataset) for shift in _shifts(task)}
     styler = _styled(pd.DataFrame(texts, values.index), pd.DataFrame(css, values.index), values)
     styler.format_index(titles.get, axis="index", level=0)
     styler.format_index(tables.model_title, axis="index", level=1)
+    styler.set_caption(tables._legend(styler.data))
     return _finished(styler, f"{task}-{quantities[0].group}")
 
 
@@ -564,11 +578,18 @@ def _styled(texts, css, values):
 
 def _texts(frame, values, quantity, cells):
     side = values.name[1]
+    if side == FLOOR:
+        return ["" if np.isnan(value) else tables._shown(value, quantity.digits) for value in values]
     if side in RATIOS:
         return [tables.NO_VALUE if np.isnan(value) else f"{value:,.2f}" for value in values]
     rollout = quantity.group != "accuracy"
     keys = [(shift.kinds(side, rollout=rollout)[0], shift.dataset, model) for shift, model in cells]
-    return _cell_texts(frame, values, quantity, keys)
+    ranges = [_floor(frame, quantity, shift, side)[1:] for shift, _ in cells]
+    alike = [
+        is_alike(quantity.metric, *three) for three in zip(values, *zip(*ranges, strict=True), strict=True)
+    ]
+    texts = _cell_texts(frame, values, quantity, keys)
+    return [text + f"\u00a0{tables.ALIKE}" * mark for text, mark in zip(texts, alike, strict=True)]
 
 
 def _cell_texts(frame, values, quantity, keys):
