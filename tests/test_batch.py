@@ -155,7 +155,8 @@ def test_a_tiny_campaign_survives_kill_and_ends(workplace):
     subprocess.run(words, cwd=paths.ROOT, check=True)
     assert {path: path.read_bytes() for path in stored} == stored, "a finished training ran again"
     frame = records.read("tiny")
-    assert set(frame.kind) == {"dataset", "training", "rollout", "rollout_as_coded"}
+    made = {"training", "rollout", "rollout_as_coded", "floor", "floor_as_coded"}
+    assert set(frame.kind) == made | {"dataset", "audit"}
     assert set(frame.status) <= {"complete", "unstable"}
     board = json.loads(batch.report_page("tiny").read_text())
     assert any("every cell of the campaign" in str(cell.get("outputs")) for cell in board["cells"])
