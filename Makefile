@@ -8,6 +8,7 @@ JOBS ?=  # notebooks at a time; default, what the campaign says
 ARGUMENTS ?=
 BIN := .venv/bin
 PARALLEL := $(if $(strip $(JOBS)),--jobs $(JOBS))
+TRAINED := training rollout ood checks  # folders of notebooks that train if they must
 SCRATCH := $(CURDIR)/runs/test
 NBVAL := EGRAFF_RESULTS=$(SCRATCH)/results EGRAFF_RUNS=$(SCRATCH)/runs \
   $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout 600
@@ -49,7 +50,7 @@ test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warni
 	rm -rf $(SCRATCH)
 	$(BIN)/python -m pytest
 	ls notebooks/datasets/*.ipynb | xargs -P 2 -n 4 env $(NBVAL)
-	ls notebooks/training/*.ipynb notebooks/rollout/*.ipynb notebooks/ood/*.ipynb | xargs -P 2 -n 1 env $(NBVAL)
+	ls $(wildcard $(TRAINED:%=notebooks/%/*.ipynb)) | xargs -P 2 -n 1 env $(NBVAL)
 	ls notebooks/report/*.ipynb | xargs -P 2 -n 5 env $(NBVAL)
 	$(MAKE) book
 

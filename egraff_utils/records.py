@@ -120,7 +120,7 @@ class Record:
 
     def _repr_html_(self):
         rows = "".join(
-            f"<tr><td>{escape(m.name)}</td><td>{_shown(m.value)}</td><td>{_interval(m)}</td>"
+            f"<tr><td>{escape(m.name)}</td><td>{_shown(m.value)}</td><td>{interval_text(m)}</td>"
             f"<td>{escape(m.unit)}</td></tr>"
             for m in self.metrics
         )
@@ -267,8 +267,15 @@ def _shown(value):
     return "—" if value is None else f"{value:.4g}"
 
 
-def _interval(metric):
-    return "" if metric.low is None else f"{metric.low:.4g} to {metric.high:.4g}"
+def interval_text(metric):
+    """Interval of a metric as text; an end that is not known, as of a censored time, is left open.
+
+    >>> interval_text(Metric("horizon_nve", 100, "fs", low=80, high=None))
+    '80 and up'
+    """
+    if metric.low is None:
+        return "" if metric.high is None else f"up to {metric.high:.4g}"
+    return f"{metric.low:.4g} " + ("and up" if metric.high is None else f"to {metric.high:.4g}")
 
 
 def _commit():

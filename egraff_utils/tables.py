@@ -359,7 +359,7 @@ def record_table(record):
     pandas Styler, which a notebook shows as HTML.
     """
     rows = [
-        (METRIC_NAMES.get(m.name, m.name), _number(m.value), _interval(m), _unit(m), m.n or "")
+        (METRIC_NAMES.get(m.name, m.name), _number(m.value), records.interval_text(m), _unit(m), m.n or "")
         for m in record.metrics
     ]
     columns = ["Metric", "Value", "95 % interval", "Unit", "Replicas"]
@@ -713,10 +713,6 @@ def _finish(styler, identity):
 
 def _number(value):
     return "" if value is None else f"{value:.4g}"
-
-
-def _interval(metric):
-    return "" if metric.low is None or metric.high is None else f"{metric.low:.4g} to {metric.high:.4g}"
 
 
 def _unit(metric):
