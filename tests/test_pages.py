@@ -46,6 +46,14 @@ def test_equal_to_the_notebook_apart_from_parameters(page):
     )
 
 
+def test_a_captioned_figure_is_the_only_output_of_its_cell(page):
+    for cell in code_cells(page[1]):
+        if "figure" in cell.metadata.get("mystnb", {}):
+            assert len(cell.outputs) == 1, (
+                f"{cell.id}: a second output would take the caption and the label too"
+            )
+
+
 def test_one_title(page):
     prose = "\n".join(cell.source for cell in page[1].cells if cell.cell_type == "markdown")
     assert len(re.findall("^# ", prose, re.MULTILINE)) == 1
