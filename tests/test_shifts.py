@@ -70,7 +70,9 @@ def test_values_in_and_out_and_their_ratio(frame):
 def test_the_floor_of_the_shifted_rollouts_and_values_in_its_range(frame):
     floor = row("floor_600K", "acac", "wf", 12.0, model="reference") | {"low": 9.0, "high": 16.0}
     frame = pd.concat([frame, frame_of(floor)])
+    frame = pd.concat([frame, frame_of(row("floor_600K", "acac", "wf", 50.0, model="frozen"))])
     structure = shifts.compare(frame, "temperature", shifts.STRUCTURE)
+    assert "frozen" not in structure.index.unique("model"), "a model without physics is no model"
     assert structure.loc[("acac", "mace"), (WF, shifts.FLOOR)] == 12.0
     assert np.isnan(structure.loc[("3bpa", "mace"), (WF, shifts.FLOOR)])
     texts = shifts.table(frame, "temperature", shifts.STRUCTURE).data

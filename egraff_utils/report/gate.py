@@ -125,7 +125,8 @@ def compare(frame, smooth):
         ("gate", "fluctuation"): "Fluctuation (meV/atom)",
         ("rollout", "stable_fraction"): "Stable fraction (×)",
     }
-    keys = sorted({(row.dataset, row.model) for row in smooth.itertuples() if row.model != "reference"})
+    trained = smooth[smooth.kind == "training"]
+    keys = sorted(set(zip(trained.dataset, trained.model, strict=True)))
     columns = {}
     for (kind, metric), title in wanted.items():
         for label, source in ((PUBLISHED_LABEL, frame), (SMOOTH_LABEL, smooth)):

@@ -200,7 +200,8 @@ def compare(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]) ->
 def _cells(frame, task):
     """Pairs of shift and model that a table shows."""
     shifts = shown(task, frame)
-    there = frame[frame.dataset.isin([shift.dataset for shift in shifts]) & (frame.model != "reference")]
+    runs = frame.kind.str.startswith(("training", "rollout", "errors")) & (frame.model != "reference")
+    there = frame[frame.dataset.isin([shift.dataset for shift in shifts]) & runs]
     others = sorted(set(there.model) - set(MODELS))
     return [(shift, model) for shift in shifts for model in (*MODELS, *others)]
 
