@@ -247,10 +247,6 @@ def _structure_values(curves, compare):
     return _pseudo_values(g * frames[..., None], frames, score)
 
 
-def _same(means):
-    return means[..., 0]
-
-
 def _exponential(means):
     return np.exp(means[..., 0])
 

@@ -540,34 +540,23 @@ def reached_plot(table: pd.DataFrame) -> Figure:
         here = table.loc[(kind, dataset)]
         for model, row in here.iterrows():
             y = place + 0.7 * ((models.index(model) + 0.5) / len(models) - 0.5)
-            style = {
-                "color": plots.model_color(model),
-                "marker": plots.model_marker(model),
-                "markersize": 3.5,
-            }
-            ax.errorbar(
-                row.ratio, y, xerr=plots.error_bar(row.ratio, row.low, row.high), elinewidth=0.9, **style
-            )
+            bar = plots.error_bar(row.ratio, row.low, row.high)
+            ax.errorbar(row.ratio, y, xerr=bar, elinewidth=0.9, markersize=3.5, **_marks(model))
             ax.plot(row.expected, y, "x", color="black", markersize=3, markeredgewidth=0.8)
     ax.axvline(1, color="black", linestyle="--", linewidth=1)
     labels = [f"{short_title(d)}{'' if s == survival.HOME else ', ' + s}" for s, d, _ in keys]
     ax.set_yticks(range(len(keys)), labels, fontsize="small")
     ax.set(xlabel="Temperature over target (dimensionless)", ylabel="Dataset")
     ax.invert_yaxis()
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=plots.model_color(m),
-            marker=plots.model_marker(m),
-            linestyle="none",
-            label=model_title(m),
-        )
-        for m in models
-    ]
+    handles = [Line2D([], [], linestyle="none", label=model_title(m), **_marks(m)) for m in models]
     handles.append(Line2D([], [], color="black", marker="x", linestyle="none", label="expected"))
     figure.legend(handles=handles, loc="outside upper center", ncols=7, columnspacing=0.9, handletextpad=0.3)
     return figure
+
+
+def _marks(model):
+    """Colour and marker of a model."""
+    return {"color": plots.model_color(model), "marker": plots.model_marker(model)}
 
 
 def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figure:
@@ -596,12 +585,7 @@ def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figu
         for (dataset, model, element), row in here.iterrows():
             x = places.index((dataset, element)) + 0.7 * ((models.index(model) + 0.5) / len(models) - 0.5)
             bar = plots.error_bar(row.ratio, row.low, row.high)
-            style = {
-                "color": plots.model_color(model),
-                "marker": plots.model_marker(model),
-                "markersize": 3.5,
-            }
-            ax.errorbar(x, row.ratio, yerr=bar, elinewidth=0.9, **style)
+            ax.errorbar(x, row.ratio, yerr=bar, elinewidth=0.9, markersize=3.5, **_marks(model))
         ax.axhline(1, color="black", linestyle="--", linewidth=1)
         firsts = [i for i, (d, _) in enumerate(places) if i == 0 or places[i - 1][0] != d]
         ax.set_xticks(range(len(places)), [e for _, e in places], fontsize="small")
@@ -613,17 +597,7 @@ def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figu
         ax.set_title(PROTOCOLS[kind], fontsize="small", loc="left")
         ax.set(xlim=(-0.5, len(places) - 0.5), ylim=(0.3, 1.9))
     figure.supylabel("Element over all atoms (dimensionless)", fontsize="medium")
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=plots.model_color(m),
-            marker=plots.model_marker(m),
-            linestyle="none",
-            label=model_title(m),
-        )
-        for m in models
-    ]
+    handles = [Line2D([], [], linestyle="none", label=model_title(m), **_marks(m)) for m in models]
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=6)
     return figure
