@@ -53,8 +53,8 @@ class HorizonConfig:
     starts: int | None = None
     """Frames to start from; by default 12, of large systems fewer, at least four."""
     duration: float | None = None
-    """Of the simulations that a perfect model would keep to its reference, fs; by default 250, and 120 where
-    the reference is run as well."""
+    """Of the simulations that a perfect model would keep to its reference, fs; by default 250, at most two thirds of
+    the stored frames, and 120 where the reference is run as well."""
     short: float = 100.0
     """Of those in which it would lose it, for want of the reference's thermostat, fs."""
     friction: float = 5e-3
@@ -124,7 +124,7 @@ def horizon(config, *, force_field=None):
     card = cards.dataset(config.dataset)
     weights = train.fingerprint(config, force_field)
     frames, interval = _frames(card, config.split)
-    config = _settled(config, card, len(frames[0]))
+    config = _settled(config, card, frames, interval)
     digest = records.digest(analysis.unwrap(frames), _forces(frames))
     stored = records.find(*config.key, config.parameters())
     if stored and stored.provenance["data"] == digest and weights in (None, stored.provenance["weights"]):
@@ -333,10 +333,11 @@ def _frames(card, split):
     return reference_of(card, split=split), card.time_ordered[split]
 
 
-def _settled(config, card, atoms):
+def _settled(config, card, frames, interval):
     """The config with starts and duration where it leaves them open."""
-    duration = config.duration or (250.0 if card.oracle is None else 120.0)
-    starts = config.starts or min(MOST_STARTS, max(CONTROL_STARTS, MOST_ATOMS // atoms))
+    stored = min(250.0, 2 * len(frames) // 3 * interval)
+    duration = config.duration or (stored if card.oracle is None else 120.0)
+    starts = config.starts or min(MOST_STARTS, max(CONTROL_STARTS, MOST_ATOMS // len(frames[0])))
     return replace(config, dataset=card.name, starts=starts, duration=duration)
 
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import yaml
-from ase import units
+from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from test_calculator import SoftSpheres
 
-from egraff_utils import horizon
+from egraff_utils import cards, horizon
 from egraff_utils.calculator import ReplicaCalculator
 from egraff_utils.dynamics import Newtonian, Thermostat, simulate
 from egraff_utils.horizon import HorizonConfig
@@ -157,6 +157,14 @@ def test_starts_spread_over_the_frames_that_go_on_long_enough(reference):
     assert course.first.tolist() == [1, 33, 65, 98]
     with pytest.raises(ValueError, match="too few"):
         horizon.stored_course(reference[0], INTERVAL, starts=4, steps=156)
+
+
+@pytest.mark.parametrize(("frames", "duration"), [(1000, 250), (200, 159.6)])
+def test_a_short_reference_is_followed_for_two_thirds_of_its_length(frames, duration):
+    config = horizon._settled(
+        HorizonConfig("mace", "gete"), cards.dataset("gete"), [Atoms("Ge")] * frames, 1.2
+    )
+    assert config.duration == pytest.approx(duration)
 
 
 def test_horizon_time_by_hand():
