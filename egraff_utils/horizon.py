@@ -53,8 +53,8 @@ class HorizonConfig:
     starts: int | None = None
     """Frames to start from; by default 12, of large systems fewer, at least four."""
     duration: float | None = None
-    """Of the simulations that a perfect model would keep to its reference, fs; by default 250, at most two thirds of
-    the stored frames, and 120 where the reference is run as well."""
+    """Of the simulations that a perfect model would keep to its reference, fs; by default 250, at most two
+    thirds of the stored frames, and 120 where the reference is run as well."""
     short: float = 100.0
     """Of those in which it would lose it, for want of the reference's thermostat, fs."""
     friction: float = 5e-3
