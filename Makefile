@@ -1,6 +1,6 @@
 # A thin front door; everything else is in egraff_utils/batch.py and the Snakefile.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo campaign pages book test lint clean
+.PHONY: help setup demo campaign bench pages book test lint clean
 
 PYTHON ?= python3
 CAMPAIGN ?= cpu
@@ -35,6 +35,9 @@ demo: setup  ## train and roll out six models on two systems, build the book on 
 
 campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
 	$(BIN)/python -m egraff_utils.batch campaign $(CAMPAIGN) $(PARALLEL) $(ARGUMENTS)
+
+bench: setup  ## time ours beside upstream's packages: make bench ARGUMENTS=--quick (2 min; without, 45 min)
+	$(BIN)/python -m benchmarks $(ARGUMENTS)
 
 pages: setup  ## execute the book's pages from stored records
 	$(BIN)/python -m egraff_utils.batch pages $(PARALLEL)

@@ -1,0 +1,104 @@
+"""How fast is it beside what a user would write with the upstream packages? One module per question.
+
+A benchmark is a module here with a ``TITLE`` and ``run(settings)``, which yields records as they are made;
+its line in `SHARES` says how long it may take. ``python -m benchmarks`` runs them, and the page report/speed
+shows what they found.
+"""
+
+import time
+from dataclasses import dataclass
+
+from egraff_utils import paths, records
+
+SHARES = {
+    "md": (50, 1200),
+    "training": (30, 480),
+    "scaling": (10, 240),
+    "limit": (5, 120),
+    "metrics": (5, 120),
+    "pipeline": (10, 180),
+    "precision": (10, 240),
+}
+"""Benchmark -> its share of time, s: of a quick run, of a full one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the benchmarks are run."""
+
+    quick: bool = False
+    """Fewer cells and repetitions: two minutes in all."""
+    device: str = "cpu"
+    threads: int = 1
+    """Of both sides of a comparison."""
+    anew: bool = False
+    """Measure also what is stored with the same parameters."""
+
+    @property
+    def campaign(self):
+        """Name under which the records lie: ``bench``, ``bench_quick`` or ``bench_gpu``."""
+        if self.quick:
+            return "bench_quick"
+        return "bench_gpu" if self.device.startswith("cuda") else "bench"
+
+    @property
+    def synchronize(self):
+        """What waits until the device is done: a function on a GPU, ``None`` on a CPU."""
+        if not self.device.startswith("cuda"):
+            return None
+        import torch
+
+        return torch.cuda.synchronize
+
+    def share(self, name):
+        """Time that a benchmark may take, s.
+
+        >>> Settings(quick=True).share("md")
+        50
+        """
+        quick, full = SHARES[name]
+        return quick if self.quick else full
+
+
+def measured(settings, kind, dataset, model, parameters, measure, **hashes):
+    """Record of one cell of a benchmark, written: the stored one, or what `measure` gives.
+
+    Parameters
+    ----------
+    settings
+        :class:`Settings`; device and threads become parameters of the record.
+    kind, dataset, model
+        Of the record, such as ``bench_md``, ``ethanol``, ``mace``.
+    parameters
+        What determines the result. A record that is stored with the same is taken up again, unless it failed
+        or `settings` ask for all anew.
+    measure
+        Called without arguments; returns a list of :class:`~egraff_utils.records.Metric` and a dictionary of
+        curves. What it raises becomes the message of a record of status ``failed``.
+    hashes
+        Of what went in, for the provenance: ``weights=...``.
+
+    Returns
+    -------
+    Record
+    """
+    parameters = {**parameters, "device": settings.device, "threads": settings.threads}
+    stored = records.find(kind, settings.campaign, dataset, model, 0, parameters)
+    if stored and stored.status != "failed" and not settings.anew:
+        return stored
+    started, metrics, curves, status, message = time.time(), [], {}, "complete", ""
+    try:
+        metrics, curves = measure()
+    except Exception as error:  # a cell that fails is a result; the others go on
+        status, message = "failed", _reason(error)
+    made = records.provenance(started, device=settings.device, threads=settings.threads, **hashes)
+    record = records.Record(
+        kind, settings.campaign, dataset, model, 0, parameters, metrics, status, message, made
+    )
+    records.write(record, curves)
+    return record
+
+
+def _reason(error):
+    text = " ".join(str(error).split())[:300].replace(f"{paths.ROOT}/", "")
+    return f"{type(error).__name__}: {text}"
