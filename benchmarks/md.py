@@ -1,0 +1,232 @@
+"""Molecular dynamics: how many replica-steps a second, beside a loop over the upstream package's calculator?
+
+Ours: all replicas in one batch, `ReplicaLangevin` and `ForceFieldCalculator`, as in a rollout. Theirs: one
+`ase.Atoms` per replica with its own calculator (see `benchmarks.upstream`) and ASE's Langevin, one replica
+after another. Both have the same weights, starts, temperature, timestep and number of steps, and go on from
+call to call; a replica whose temperature leaves all bounds starts again.
+"""
+
+import time
+
+import numpy as np
+
+from benchmarks import measured
+from benchmarks.compare import compare, same
+
+TITLE = "Molecular dynamics: replica-steps per second beside the upstream ASE calculators"
+MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
+FULL = (
+    ("small", "ethanol", (1, 5, 20)),
+    ("small", "lips", (1, 5, 20)),
+    ("paper", "ethanol", (1, 5)),
+    ("paper", "lips", (1, 5)),
+    ("small", "3bpa", (1, 5, 20)),
+    ("small", "gete", (1, 5, 20)),
+)
+"""Preset, system and numbers of replicas, most telling first: what the time does not allow is left out."""
+QUICK = (("small", "ethanol", (1, 5)),)
+CAMPAIGN = "cpu"  # whose weights stand for the preset small
+COLD = {"scale": 1e-3, "temperature": 10.0}  # eV, K: untrained weights would tear a molecule apart
+CALL_SECONDS = 0.2  # of the slower side, as nearly as whole steps allow
+MOST_STEPS = 10  # in a call
+SKIN_FREE = 2  # first steps, in which code is compiled and lists are built
+
+
+def run(settings):
+    """Records of kind ``bench_md`` (preset small) and ``bench_md_paper``, one for each system and model.
+
+    Metrics for every number R of replicas: ``ratio_R``, ``ours_R``, ``theirs_R`` (replica-steps/s) and
+    ``start_ours_R``, ``start_theirs_R`` (s, until two steps are done: what a compiler must pay back); and
+    ``force_difference``, the largest relative to the largest force, checked before anything is timed.
+    """
+    began = time.monotonic()
+    cells = QUICK if settings.quick else FULL
+    for preset, system, replicas in cells:
+        for model in MODELS:
+            if time.monotonic() - began > settings.share("md"):
+                print(f"no time left for {model} on {system}, preset {preset}")
+                continue
+            yield _cell(settings, preset, system, model, replicas)
+
+
+def _cell(settings, preset, system, model, replicas):
+    from egraff_utils import train
+
+    trained = preset == "small"
+    kind = "bench_md" if trained else f"bench_md_{preset}"
+    parameters = {"preset": preset, "replicas": list(replicas), "weights": CAMPAIGN if trained else "fresh"}
+    run_of = train.TrainConfig(model, system, CAMPAIGN)
+    hashes = {"weights": train.fingerprint(run_of)} if trained else {}
+
+    def measure():
+        return _measure(settings, preset, system, model, replicas)
+
+    return measured(settings, kind, system, model, parameters, measure, **hashes)
+
+
+def _measure(settings, preset, system, model, replicas):
+    from egraff_utils.records import Metric
+
+    seconds = 1.0 if settings.quick else 6.0
+    metrics, curves, differences = [], {}, []
+    for count in replicas:
+        scene = Scene.of(preset, system, model, count)
+        ours, start_ours = _begun(Ours, scene, settings)
+        theirs, start_theirs = _begun(Theirs, scene, settings)
+        differences.append(same(ours.first_forces, theirs.first_forces))
+        steps = _steps_of_a_call(ours, theirs)
+        found = compare(
+            lambda side=ours, n=steps: side.run(n),
+            lambda side=theirs, n=steps: side.run(n),
+            seconds=seconds,
+            least=3,
+            most=30,
+            warm_up=1,
+            synchronize=settings.synchronize,
+            clock=_clock(settings),
+        )
+        metrics += found.metrics(count, unit_per_call=count * steps, unit="replica-steps/s")
+        metrics += [
+            Metric(f"start_ours_{count}", start_ours, "s"),
+            Metric(f"start_theirs_{count}", start_theirs, "s"),
+        ]
+        curves |= found.curves(count)
+    metrics.append(Metric("force_difference", max(differences), "1", n=len(differences)))
+    return metrics, curves
+
+
+def _clock(settings):
+    from egraff_utils import train
+
+    return train.clock(settings.device)
+
+
+def _begun(side, scene, settings):
+    """One side after its first steps, and the time that took, s."""
+    clock = _clock(settings)
+    started = clock()
+    made = side(scene, settings.device)
+    made.run(SKIN_FREE)
+    if settings.synchronize:
+        settings.synchronize()
+    return made, clock() - started
+
+
+def _steps_of_a_call(ours, theirs):
+    """Steps that the slower side does in about `CALL_SECONDS`."""
+    taken = []
+    for side in (ours, theirs):
+        started = time.perf_counter()
+        side.run(1)
+        taken.append(time.perf_counter() - started)
+    return int(np.clip(CALL_SECONDS / max(taken), 1, MOST_STEPS))
+
+
+class Scene:
+    """What both sides simulate: a force field and R replicas with momenta."""
+
+    def __init__(self, force_field, starts, *, temperature, timestep):
+        self.force_field, self.starts = force_field, starts
+        self.temperature, self.timestep = temperature, timestep
+
+    @classmethod
+    def of(cls, preset, system, model, count):
+        """Trained weights of the preset small, fresh ones of any other; frames of the test split."""
+        from egraff_utils import cards, rollout, train
+
+        card = cards.dataset(system)
+        temperature, timestep = card.conditions("test")
+        frames = rollout.reference_of(card)
+        if preset == "small":
+            force_field = train.trained(CAMPAIGN, card.name, model)
+        else:
+            force_field, temperature = _fresh(model, preset, frames[0]), COLD["temperature"]
+        starts = [_start(frames[i * len(frames) // count], temperature, i) for i in range(count)]
+        return cls(force_field, starts, temperature=temperature, timestep=timestep)
+
+    def thermostat(self):
+        """Keywords of a Langevin integrator that both sides share."""
+        return {"temperature_K": self.temperature, "friction": 5e-3}
+
+
+def _fresh(model, preset, atoms):
+    import torch
+
+    from egraff_utils import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        force_field = models.build(model, preset, set(atoms.numbers))
+    force_field.set_reference({}, scale=COLD["scale"])
+    return force_field.eval()
+
+
+def _start(frame, temperature, seed):
+    """Atoms of a frame with thermal momenta, in the orientation of the cell that TorchMD-Net asks for."""
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+
+    atoms = frame.copy()
+    atoms.info = {"charge": 0}
+    if atoms.pbc.any():
+        atoms.set_cell(atoms.cell.standard_form()[0], scale_atoms=True)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(seed))
+    Stationary(atoms)
+    return atoms
+
+
+class Ours:
+    """All replicas in one batch."""
+
+    def __init__(self, scene, device):
+        from ase import units
+
+        from egraff_utils.calculator import ForceFieldCalculator, join_replicas
+        from egraff_utils.dynamics import Noise, ReplicaLangevin
+
+        count = len(scene.starts)
+        self.atoms, self.limit = join_replicas(scene.starts), 10 * scene.temperature
+        self.start = self.atoms.copy()
+        self.atoms.calc = ForceFieldCalculator(scene.force_field, device, replicas=count)
+        self.first_forces = self.atoms.get_forces()
+        options = scene.thermostat() | {"rng": Noise(0, range(count)), "replicas": count}
+        self.integrator = ReplicaLangevin(self.atoms, scene.timestep * units.fs, **options)
+
+    def run(self, steps):
+        """Steps of all replicas."""
+        _begin_again(self.atoms, self.start, self.limit)
+        self.integrator.run(steps)
+
+
+class Theirs:
+    """One replica after another."""
+
+    def __init__(self, scene, device):
+        from ase import units
+        from ase.md.langevin import Langevin
+
+        from benchmarks.upstream import calculators
+
+        self.limit, self.starts = 10 * scene.temperature, scene.starts
+        self.replicas = [atoms.copy() for atoms in scene.starts]
+        made = calculators(scene.force_field, len(self.replicas), device=device)
+        for atoms, calculator in zip(self.replicas, made, strict=True):
+            atoms.calc = calculator
+        self.first_forces = np.concatenate([atoms.get_forces() for atoms in self.replicas])
+        timestep, options = scene.timestep * units.fs, scene.thermostat() | {"fixcm": False}
+        self.integrators = [
+            Langevin(atoms, timestep, rng=np.random.default_rng(seed), **options)
+            for seed, atoms in enumerate(self.replicas)
+        ]
+
+    def run(self, steps):
+        """Steps of every replica."""
+        for atoms, start, integrator in zip(self.replicas, self.starts, self.integrators, strict=True):
+            _begin_again(atoms, start, self.limit)
+            integrator.run(steps)
+
+
+def _begin_again(atoms, start, limit):
+    """Put atoms back to the start if their temperature, K, is above the limit or not a number."""
+    if not atoms.get_temperature() < limit:
+        atoms.positions = start.positions
+        atoms.set_momenta(start.get_momenta())
