@@ -1,0 +1,395 @@
+"""How much faster than the upstream packages, and how far from the machine's limit? Benchmarks as tables.
+
+The records are those that ``python -m benchmarks`` writes: kinds ``bench_md``, ``bench_training`` and so on;
+what follows a kind and an underscore tells presets apart. A ratio is theirs over ours in time: above one,
+ours is faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from egraff_utils import paths, plots, records, tables
+from egraff_utils.beside import model_title, short_title
+from egraff_utils.report.comparison import order_datasets, order_models
+
+TRIED = paths.ROOT / "benchmarks" / "tried.csv"
+LEVELS = ("dataset", "model", "preset", "device")
+LINES = {"small": "-", "paper": "--"}
+RATES = [*LEVELS, "replicas", "ratio", "low", "high", "pairs", "ours", "theirs", "unit"]
+
+
+class Goal(NamedTuple):
+    """What was set out to be reached: bounds on one metric in all cells of a kind."""
+
+    title: str
+    kind: str
+    metric: str
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+    dataset: str = ""
+    """Only on this one, where there is a name."""
+    device: str = "cpu"
+    enough: int = 0
+    """Cells that must reach it; 0, all."""
+
+    @property
+    def asked(self):
+        """The bounds as text.
+
+        >>> Goal("", "", "", low=3).asked, Goal("", "", "", high=8, unit="s").asked
+        ('at least 3', 'at most 8 s')
+        """
+        if math.isinf(self.high):
+            text = f"at least {self.low:g}"
+        else:
+            text = f"at most {self.high:g}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}"
+        return f"{text} {self.unit}".strip() + (f", for {self.enough} of them" if self.enough else "")
+
+
+GOALS = (
+    Goal("MD of ethanol, 5 replicas: ratio", "bench_md", "ratio_5", 3, dataset="ethanol"),
+    Goal("MD of LiPS, 5 replicas: ratio", "bench_md", "ratio_5", 1.5, dataset="lips"),
+    Goal("MD, 1 replica: ratio", "bench_md", "ratio_1", 1),
+    Goal("MD on a GPU, 5 replicas: ratio", "bench_md", "ratio_5", 4, device="cuda"),
+    Goal("MD on a GPU, 20 replicas: ratio", "bench_md", "ratio_20", 10, device="cuda"),
+    Goal("Training: ratio", "bench_training", "ratio", 1),
+    Goal("Training, two trainers: ratio", "bench_training", "ratio", 1.3, enough=2),
+    Goal("Exponent of time against atoms", "bench_scaling", "time_exponent", 0.9, 1.1),
+    Goal("Largest system timed", "bench_scaling", "largest_size", 2000, unit="atoms"),
+    Goal("RDF beside ASE: ratio", "bench_metrics", "ratio_rdf", 15),
+    Goal("Metrics, part of the rollout's time", "bench_metrics", "share_of_rollout", high=0.05),
+    Goal("Pipeline, per run", "bench_pipeline", "overhead_per_run", high=8, unit="s"),
+    Goal("import egraff_utils", "bench_pipeline", "import_time", high=0.3, unit="s"),
+    Goal("import egraff_utils imports torch", "bench_pipeline", "imports_torch", high=0),
+    Goal("make book", "bench_pipeline", "book_time", high=120, unit="s"),
+)
+
+
+def read(names: Iterable[str]) -> list:
+    """Records of benchmarks in the campaigns of these names, a list; of two of one cell the first counts."""
+    found = [r for name in names for r in records.read_all(name) if r.kind.startswith("bench_")]
+    return list({(r.kind, *_key(r)): r for r in reversed(found)}.values())[::-1]
+
+
+def of_kind(found: Iterable, kind: str) -> list:
+    """Records of a kind, whatever follows it and an underscore."""
+    return [r for r in found if r.kind == kind or r.kind.startswith(f"{kind}_")]
+
+
+def rates(found: Iterable, kind: str = "bench_md") -> pd.DataFrame:
+    """Throughput of both sides and their ratio.
+
+    Parameters
+    ----------
+    found
+        Records; failed ones and those of other kinds are passed over.
+    kind
+        ``bench_md`` or ``bench_training``.
+
+    Returns
+    -------
+    DataFrame, one row per record and number of replicas: ``dataset``, ``model``, ``preset``, ``device``,
+    ``replicas`` (count; 0 where a metric names none), ``ratio`` with ``low`` and ``high`` (10th and 90th
+    percentile over ``pairs``, dimensionless), and ``ours`` and ``theirs`` in ``unit``.
+    """
+    rows = []
+    for record in of_kind(found, kind):
+        for ratio in record.metrics:
+            name, _, replicas = ratio.name.partition("_")
+            if name != "ratio" or not (replicas or "0").isdigit():
+                continue
+            sides = [record.metric(ratio.name.replace("ratio", side)) for side in ("ours", "theirs")]
+            measured = (ratio.value, ratio.low, ratio.high, ratio.n, *(side.value for side in sides))
+            rows.append((*_key(record), int(replicas or 0), *measured, sides[0].unit))
+    table = pd.DataFrame(rows, columns=RATES).astype(dict.fromkeys(RATES[5:-1], float))
+    return table.sort_values([*LEVELS, "replicas"], key=_order, ignore_index=True)
+
+
+def ratio_table(found: Iterable, kind: str = "bench_md", *, name: str = "ratios"):
+    """Ratios with their range, and our throughput, as a styled table: a row for every dataset and model.
+
+    A cell that failed says so; `failures` has the reason.
+    """
+    found = of_kind(found, kind)
+    table = rates(found, kind)
+    heads = {"ratio": "Ratio (dimensionless)", "ours": f"Ours ({next(iter(table.unit), '1/s')})"}
+    cells = table.assign(ratio=[_ranged(row) for row in table.itertuples()]).rename(columns=heads)
+    wide = cells.pivot(index=list(LEVELS), columns="replicas", values=list(heads.values()))
+    parts = sorted(set(table.replicas))
+    wide = wide.reindex(columns=[(head, part) for head in heads.values() for part in parts])
+    names = [(head, f"{part} replica{'s' * (part > 1)}") for head, part in wide]
+    wide.columns = pd.MultiIndex.from_tuples(names) if any(parts) else [head for head, _ in names]
+    return _styled(_with_failures(wide, found), name)
+
+
+def _ranged(row):
+    known = f" ({row.low:.2f} to {row.high:.2f})" if np.isfinite(row.low) else ""
+    return f"{row.ratio:.2f}{known}"
+
+
+def value_table(found: Iterable, kind: str, *, metrics: Iterable[str] = (), name: str | None = None):
+    """All metrics of the records of a kind as a styled table: a row for every dataset and model.
+
+    Large values get a prefix to their unit. What ended a measurement stands in the last column.
+
+    Parameters
+    ----------
+    found
+        Records; those of other kinds are passed over.
+    metrics
+        Only these, in this order; all by default, in the order of the records.
+    """
+    found = of_kind(found, kind)
+    units = {m.name: m.unit for r in found for m in r.metrics}
+    chosen = [m for m in metrics if m in units] if metrics else list(units)
+    columns = {metric: _column(found, metric, units[metric]) for metric in chosen}
+    wide = pd.DataFrame(dict(columns.values()), index=_index(found))
+    if any(r.message for r in found):
+        wide["Note"] = [r.message for r in found]
+    return _styled(_with_failures(wide, found), name or kind)
+
+
+def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:
+    """What was asked, what was found and where it was missed.
+
+    Returns
+    -------
+    DataFrame with the index ``Goal`` and texts in the columns ``Asked``, ``Found`` (smallest to largest of
+    all cells), ``Cells`` (that reach it, of how many), ``Verdict`` (``met``, ``not met`` or ``not measured``)
+    and ``Missed by``.
+    """
+    found, rows = list(found), {}
+    for goal in goals:
+        cells = _cells(goal, found)
+        missed = {title: value for title, value in cells.items() if not goal.low <= value <= goal.high}
+        met = len(cells) - len(missed)
+        verdict = "met" if met >= (goal.enough or len(cells)) else "not met"
+        rows[goal.title] = {
+            "Asked": goal.asked,
+            "Found": _span([value for value in cells.values() if not math.isnan(value)]),
+            "Cells": f"{met} of {len(cells)}" if cells else "",
+            "Verdict": verdict if cells else "not measured",
+            "Missed by": ", ".join(f"{title} {_short(value)}" for title, value in missed.items()),
+        }
+    columns = ["Asked", "Found", "Cells", "Verdict", "Missed by"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("Goal")
+
+
+def failures(found: Iterable) -> pd.DataFrame:
+    """Comparisons that gave no value and why: ``Benchmark``, ``Dataset``, ``Model``, ``Reason``."""
+    rows = [
+        (r.kind.removeprefix("bench_"), short_title(r.dataset), model_title(r.model), r.message)
+        for r in found
+        if r.status == "failed"
+    ]
+    return pd.DataFrame(rows, columns=["Benchmark", "Dataset", "Model", "Reason"]).set_index("Benchmark")
+
+
+def made_on(found: Iterable) -> pd.DataFrame:
+    """Hardware, versions and wall time (min), one row per campaign, machine and number of threads."""
+    rows = [
+        {
+            "Campaign": r.campaign,
+            "Hardware": r.provenance.get("hardware", "not recorded"),
+            "Threads": r.provenance.get("threads", 1),
+            "Versions": ", ".join(
+                f"{k} {v}" for k, v in r.provenance.get("versions", {}).items() if v != "absent"
+            ),
+            "wall_time": r.provenance.get("wall_time", 0) / 60,
+        }
+        for r in found
+    ]
+    heads = ["Campaign", "Hardware", "Threads", "Versions"]
+    table = pd.DataFrame(rows, columns=[*heads, "wall_time"]).groupby(heads).wall_time.agg(["count", "sum"])
+    return table.set_axis(["Records (count)", "Wall time (min)"], axis=1).reset_index().set_index("Campaign")
+
+
+def tried() -> pd.DataFrame:
+    """What was tried to become faster: part, change, what it was predicted to give and gave, whether kept.
+
+    The notes of those who worked on it, ``benchmarks/tried.csv``; texts.
+    """
+    table = pd.read_csv(TRIED, dtype=str, keep_default_na=False)
+    return table.set_index("part").rename(columns=str.capitalize).rename_axis("Part")
+
+
+# -- figures --------------------------------------------------------------------------------------------
+
+
+def ratio_grid(table: pd.DataFrame, *, device: str = "cpu") -> Figure:
+    """Ratio against the number of replicas, a panel for every dataset; bars from the 10th to 90th percentile.
+
+    Parameters
+    ----------
+    table
+        As `rates` gives it.
+    device
+        Only its rows.
+    """
+    table = table[table.device == device]
+    datasets = order_datasets(set(table.dataset))
+    rows = -(-max(len(datasets), 1) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(7.5, 0.9 + 2.2 * rows), squeeze=False, sharey=True)
+    for ax, dataset in zip(axes.flat, datasets, strict=False):
+        _draw_ratios(ax, table[table.dataset == dataset])
+        ax.set_title(short_title(dataset), fontsize="small", loc="left")
+    for ax in axes.flat[len(datasets) :]:
+        ax.set_axis_off()
+    if not datasets:
+        axes[0, 0].text(0.5, 0.5, "not measured", ha="center", va="center", color="0.4")
+    figure.supxlabel("Replicas (count)", fontsize="medium")
+    figure.supylabel("Ratio, theirs over ours (dimensionless)", fontsize="medium")
+    return _add_legend(figure, table)
+
+
+def scaling_grid(found: Iterable) -> Figure:
+    """Time and memory of an MD step against the number of atoms, a line for every model and dataset.
+
+    Drawn from the curves ``atoms``, ``milliseconds`` (ms) and ``memory`` (MB).
+    """
+    found = [r for r in of_kind(found, "bench_scaling") if "atoms" in r.curves]
+    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6))
+    labels = {"milliseconds": "Time per MD step (ms)", "memory": "Memory of an MD step (MB)"}
+    styles = dict(zip(order_datasets({r.dataset for r in found}), ("-", "--", ":", "-."), strict=False))
+    for ax, (name, label) in zip(axes, labels.items(), strict=True):
+        drawn = [r for r in found if name in r.curves]
+        for record in drawn:
+            line = {"color": plots.model_color(record.model), "linestyle": styles[record.dataset]}
+            marker = plots.model_marker(record.model)
+            ax.plot(record.curves["atoms"], record.curves[name], marker=marker, markersize=4, **line)
+        ax.set(xlabel="Atoms (count)", ylabel=label)
+        for axis in "xy" if drawn else "":
+            plots.set_log_scale(ax, axis)
+        if not drawn:
+            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="0.4")
+    handles = _model_handles({r.model for r in found})
+    handles += [
+        Line2D([], [], color="0.3", linestyle=line, label=short_title(d)) for d, line in styles.items()
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    return figure
+
+
+def _draw_ratios(ax, table):
+    ax.axhline(1, color=plots.FLOOR_COLOR, linewidth=2)
+    for (model, preset), rows in table.groupby(["model", "preset"], sort=False):
+        ends = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows.ratio.to_numpy())
+        line = {"color": plots.model_color(model), "linestyle": LINES.get(preset, ":")}
+        spread = 1 + 0.02 * (order_models(plots.MODEL_COLORS).index(model) - 2.5) if _known(model) else 1
+        ax.errorbar(
+            rows.replicas * spread, rows.ratio, ends, marker=plots.model_marker(model), markersize=4, **line
+        )
+    for axis in "xy":
+        plots.set_log_scale(ax, axis)
+    ax.set_xticks(sorted(set(table.replicas)), labels=[str(n) for n in sorted(set(table.replicas))])
+
+
+def _known(model):
+    return model in plots.MODEL_COLORS
+
+
+def _add_legend(figure, table):
+    handles = _model_handles(set(table.model))
+    if table.preset.nunique() > 1:
+        handles += [
+            Line2D([], [], color="0.3", linestyle=LINES.get(p, ":"), label=f"preset {p}")
+            for p in dict.fromkeys(table.preset)
+        ]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    return figure
+
+
+def _model_handles(models):
+    return [
+        Line2D([], [], color=plots.model_color(m), marker=plots.model_marker(m), label=model_title(m))
+        for m in order_models(models)
+    ]
+
+
+# -- pieces of tables -----------------------------------------------------------------------------------
+
+
+def _key(record):
+    """Dataset, model, preset and device of a record, as `LEVELS` names them."""
+    given = record.parameters
+    device = str(given.get("device", record.provenance.get("device", "cpu"))).partition(":")[0]
+    preset = given.get("preset") or "_".join(record.kind.split("_")[2:])
+    return record.dataset, record.model, str(preset), device
+
+
+def _index(found):
+    return pd.MultiIndex.from_tuples([_key(r) for r in found], names=LEVELS)
+
+
+def _order(values):
+    """Sorting key of a level: datasets and models as the book has them, small before paper."""
+    known = {"dataset": order_datasets, "model": order_models}.get(values.name)
+    order = known(set(values)) if known else sorted(set(values), key=lambda v: (v == "paper", v))
+    return values.map({name: place for place, name in enumerate(order)})
+
+
+def _column(found, metric, unit):
+    """Head with its unit, and the values of a metric, scaled where they are large."""
+    values = np.array([_value(r, metric) for r in found], dtype=float)
+    largest = np.nanmax(np.abs(values), initial=0)
+    prefix = "" if unit in ("1", "") else "G" if largest >= 1e9 else "M" if largest >= 1e6 else ""
+    values = values / {"": 1, "M": 1e6, "G": 1e9}[prefix]
+    unit = {"1": "dimensionless", "": "dimensionless"}.get(unit, prefix + unit)
+    return f"{metric.replace('_', ' ').capitalize()} ({unit})", values
+
+
+def _value(record, metric):
+    found = [m.value for m in record.metrics if m.name == metric and m.value is not None]
+    return found[0] if found else math.nan
+
+
+def _with_failures(wide, found):
+    """A table with a row for every record; where one failed, the word stands for its numbers."""
+    wide = wide.astype(object).reindex(_index(found)).sort_index(key=_order)
+    numbers = [column for column in wide if column != "Note"]
+    wide.loc[_index([r for r in found if r.status == "failed"]), numbers] = tables.FAILED
+    return wide
+
+
+def _styled(wide, name):
+    """Styled table without the levels of its rows that say nothing: one preset, one device."""
+    for level in ("preset", "device"):
+        if wide.index.get_level_values(level).nunique() <= 1:
+            wide = wide.droplevel(level)
+    return tables.plain(wide, name, missing=tables.NO_VALUE)
+
+
+def _cells(goal, found):
+    """Title -> value of every cell that a goal speaks of; NaN for one that failed."""
+    cells = {}
+    for record in of_kind(found, goal.kind):
+        dataset, model, preset, device = _key(record)
+        known = goal.metric in {m.name for m in record.metrics}
+        if device != goal.device or goal.dataset not in ("", dataset):
+            continue
+        if known or record.status == "failed":
+            place = [] if goal.dataset or dataset == "-" else [short_title(dataset)]
+            words = [*([] if model == "-" else [model_title(model)]), *place, *([preset] if preset else [])]
+            cells[" ".join(words)] = _value(record, goal.metric)
+    return cells
+
+
+def _span(values):
+    low, high = (min(values), max(values)) if values else (math.nan, math.nan)
+    return "" if not values else _short(low) if low == high else f"{_short(low)} to {_short(high)}"
+
+
+def _short(value):
+    return tables.FAILED if math.isnan(value) else f"{value:.3g}"

@@ -1,0 +1,182 @@
+"""Does the page of speed say what the records hold? Ratios, goals that are missed, cells that failed."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from egraff_utils import records
+from egraff_utils.records import Metric, Record
+from egraff_utils.report import speed
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
+    yield
+    plt.close("all")
+
+
+def md(
+    model="mace", dataset="ethanol", ratios=(1.2, 4.0), *, campaign="bench", kind="bench_md", **parameters
+):
+    metrics = []
+    for replicas, ratio in zip((1, 5), ratios, strict=True):
+        metrics.append(Metric(f"ratio_{replicas}", ratio, "1", ratio - 0.1, ratio + 0.2, 20))
+        metrics.append(Metric(f"ours_{replicas}", 100 * ratio, "replica-steps/s"))
+        metrics.append(Metric(f"theirs_{replicas}", 100, "replica-steps/s"))
+    given = {"preset": "small", "device": "cpu"} | parameters
+    return Record(kind, campaign, dataset, model, 0, given, [*metrics, Metric("force_difference", 1e-7, "1")])
+
+
+def one(kind, metric, value, unit="1", *, dataset="lips", model="mace", message=""):
+    return Record(kind, "bench", dataset, model, 0, {}, [Metric(metric, value, unit)], "complete", message)
+
+
+def failed(model="nequip", dataset="ethanol", reason="AssertionError: results differ"):
+    return Record("bench_md", "bench", dataset, model, 0, {"preset": "small"}, [], "failed", reason)
+
+
+def test_rates_are_one_row_for_every_number_of_replicas():
+    rows = speed.rates([md(), one("bench_metrics", "ratio_rdf", 20)])
+    assert list(rows.replicas) == [1, 5]
+    assert list(rows.ratio) == [1.2, 4.0]
+    assert (rows.ours[1], rows.theirs[1], rows.unit[1]) == (400, 100, "replica-steps/s")
+    assert (rows.low[1], rows.high[1], rows.pairs[1]) == (3.9, 4.2, 20)
+
+
+def test_a_training_has_no_replicas_in_its_names():
+    metrics = [Metric(name, value, "1/s") for name, value in (("ratio", 2), ("ours", 8), ("theirs", 4))]
+    record = Record("bench_training", "bench", "ethanol", "mace", 0, {}, metrics)
+    assert list(speed.rates([record], "bench_training").ratio) == [2]
+    html = speed.ratio_table([record], "bench_training").to_html()
+    assert "2.00" in html
+    assert "replica" not in html
+
+
+def test_models_and_datasets_stand_in_the_order_of_the_book():
+    found = [
+        md("torchmd_net"),
+        md("nequip"),
+        md("mace", "lips"),
+        md("mace", kind="bench_md_paper", preset="paper"),
+    ]
+    rows = speed.rates(found)
+    assert list(rows.dataset[::2]) == ["ethanol", "ethanol", "ethanol", "lips"]
+    assert list(rows.model[::2]) == ["nequip", "mace", "torchmd_net", "mace"]
+
+
+def test_the_table_of_ratios_shows_ranges_and_failures():
+    html = speed.ratio_table([md(), failed()]).to_html()
+    assert "4.00 (3.90 to 4.20)" in html
+    assert html.count("failed") == 4  # two ratios and two throughputs
+    assert ">small<" not in html  # one preset needs no name
+    assert ">small<" in speed.ratio_table([md(), md(kind="bench_md_paper", preset="paper")]).to_html()
+
+
+def test_the_kind_names_the_preset_where_the_parameters_do_not():
+    assert list(speed.rates([md(kind="bench_md_paper", preset="")]).preset) == ["paper", "paper"]
+
+
+def test_values_are_scaled_with_their_unit():
+    found = [
+        one("bench_limit", "flop_per_step", 3e9, "flop"),
+        one("bench_limit", "flop_per_step", 1e6, "flop"),
+    ]
+    found[1].model = "nequip"
+    table = speed.value_table(found, "bench_limit").data
+    assert list(table["Flop per step (Gflop)"]) == [0.001, 3]
+
+
+def test_what_ended_a_measurement_is_a_note():
+    record = one("bench_scaling", "time_exponent", 1.02, message="ended before 4x4x4 copies")
+    html = speed.value_table(
+        [record, one("bench_scaling", "time_exponent", 1.0, model="nequip")], "bench_scaling"
+    )
+    assert "ended before 4x4x4 copies" in html.to_html()
+
+
+def test_goals_name_what_missed_them():
+    found = [md(), md("nequip", ratios=(0.9, 2.5)), md("mace", "lips", (1.0, 1.5))]
+    table = speed.goal_table(found)
+    ethanol = table.loc["MD of ethanol, 5 replicas: ratio"]
+    assert (ethanol.Asked, ethanol.Found, ethanol.Cells) == ("at least 3", "2.5 to 4", "1 of 2")
+    assert (ethanol.Verdict, ethanol["Missed by"]) == ("not met", "NequIP small 2.5")
+    assert table.Verdict["MD of LiPS, 5 replicas: ratio"] == "met"
+    assert table.loc["MD, 1 replica: ratio", "Missed by"] == "NequIP Ethanol small 0.9"
+    assert table.Verdict["MD on a GPU, 5 replicas: ratio"] == "not measured"
+
+
+def test_a_cell_that_failed_misses_its_goal():
+    goal = speed.goal_table([md(), failed()]).loc["MD of ethanol, 5 replicas: ratio"]
+    assert (goal.Verdict, goal["Missed by"]) == ("not met", "NequIP small failed")
+    assert speed.failures([md(), failed()]).Reason.tolist() == ["AssertionError: results differ"]
+
+
+@pytest.mark.parametrize(("ratios", "verdict"), [((1.4, 1.5, 1.0), "met"), ((1.4, 1.2, 1.0), "not met")])
+def test_some_goals_need_two_only(ratios, verdict):
+    names = ("mace", "nequip", "torchmd_net")
+    found = [one("bench_training", "ratio", r, model=m) for m, r in zip(names, ratios, strict=True)]
+    table = speed.goal_table(found)
+    assert table.Verdict["Training, two trainers: ratio"] == verdict
+    assert table.Verdict["Training: ratio"] == "met"
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.85, "not met"), (1.05, "met"), (1.2, "not met")])
+def test_an_exponent_is_bounded_on_both_sides(value, verdict):
+    found = [one("bench_scaling", "time_exponent", value)]
+    assert speed.goal_table(found).Verdict["Exponent of time against atoms"] == verdict
+
+
+def test_of_two_campaigns_the_first_counts():
+    for record in (
+        md(ratios=(1, 2)),
+        md(ratios=(5, 6), campaign="bench_quick"),
+        md("nequip", campaign="bench_quick"),
+    ):
+        records.write(record)
+    found = speed.read(["bench", "bench_quick"])
+    assert sorted((r.campaign, r.model) for r in found) == [("bench", "mace"), ("bench_quick", "nequip")]
+    assert speed.read(["no such"]) == []
+
+
+def test_devices_stand_apart():
+    found = [md(), md(campaign="bench_gpu", device="cuda", ratios=(2, 8))]
+    table = speed.goal_table(found)
+    assert table.Found["MD on a GPU, 5 replicas: ratio"] == "8"
+    assert table.Found["MD of ethanol, 5 replicas: ratio"] == "4"
+    assert len(speed.made_on(found)) == 2
+    assert ">cuda<" in speed.ratio_table(found).to_html()
+
+
+def test_figures_show_what_was_measured():
+    table = speed.rates([md(), md("nequip"), md("mace", "lips"), failed("botnet")])
+    figure = speed.ratio_grid(table)
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.axison]
+    assert titles == ["Ethanol", "LiPS"]
+    assert len(figure.axes[0].containers) == 2
+    record = one("bench_scaling", "time_exponent", 1.0)
+    record.__dict__["curves"] = {"atoms": np.array([32, 256]), "milliseconds": np.array([1.0, 9.0])}
+    time, memory = speed.scaling_grid([record]).axes
+    assert len(time.lines) == 1
+    assert [text.get_text() for text in memory.texts] == ["not measured"]
+
+
+def test_no_records_give_empty_tables_and_figures():
+    assert speed.rates([]).empty
+    assert set(speed.goal_table([]).Verdict) == {"not measured"}
+    speed.ratio_table([]).to_html()
+    speed.value_table([], "bench_limit").to_html()
+    speed.ratio_grid(speed.rates([]))
+    speed.scaling_grid([])
+    assert speed.failures([]).empty
+    assert speed.made_on([]).empty
+
+
+def test_every_change_that_was_tried_says_what_it_gave():
+    table = speed.tried()
+    assert list(table) == ["Change", "Predicted", "Gave", "Kept"]
+    assert (table.map(len) > 0).all(axis=None)
