@@ -17,7 +17,7 @@ from ase.data import chemical_symbols
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from egraff_utils import cards
+from egraff_utils import allocator, cards
 
 NAMES = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 _registered: dict[str, tuple[Callable, cards.ModelCard]] = {}
@@ -156,6 +156,7 @@ def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **ov
     ValueError
         If the name, the preset or an override is unknown.
     """
+    allocator.keep_freed_memory()
     elements = sorted({int(z) for z in elements})
     hyperparameters = {"average_neighbors": 10.0, **card(name).network(preset)}
     for key in overrides:
