@@ -53,6 +53,8 @@ __all__ = ["Column", "beside_values", "budget", "literature_values", "paper_valu
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
 FAILING = ("training", "failure")
+COMPARED = ("force_mae", "energy_mae")
+"""Metrics without a floor of which models are compared."""
 FEW = 4
 """Rows up to which another campaign stands below a table and not in a column of it."""
 
@@ -586,7 +588,7 @@ def _once(texts, index):
 
 def _signs(column, keys, values, frame, other, *, letters):
     """Letters of significance, and ≈ where a value cannot be told from the reference, for every row."""
-    if not column.bound.startswith("floor"):
+    if not (column.bound.startswith("floor") or column.metric in COMPARED):
         return [""] * len(keys)
     floors = {key[:2]: _floor(frame, other, *key[:2], column) for key in keys}
     alike = [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from egraff_utils import cards, data, models, paths, records
+from egraff_utils import cards, data, errors, models, paths, records
 from egraff_utils.graph import AtomicGraph, build_graph, collate
 from egraff_utils.units import EV_TO_MEV
 
@@ -90,12 +90,13 @@ def fit(config):
     torch.set_num_threads(config.threads)
     hyperparameters = models.card(config.model).training(config.preset, **config.training)
     train, validation, test = (data.load(config.dataset, split) for split in ("train", "val", "test"))
-    learner = _learner(config, hyperparameters, train)
+    learner = new_learner(config, hyperparameters, train)
     status, message = _run(learner, config, parameters, train, validation)
     metrics, curves = _costs(learner), learner.history_arrays()
     if learner.best is not None:
         learner.force_field.load_state_dict(learner.best)
-        metrics = errors(learner.force_field, test) + metrics
+        found, on_frames = errors.compare(test, *errors.predict(learner.force_field, test))
+        metrics, curves = found + metrics, curves | on_frames
     record = records.Record(*key, parameters, metrics, status, message)
     if status == "complete":
         models.save(learner.force_field, record.path.with_suffix(".safetensors"))
@@ -542,7 +543,7 @@ class WeightAverage(lightning.Callback):
 # -- one run --------------------------------------------------------------------------------------------
 
 
-def _learner(config, hyperparameters, train):
+def new_learner(config, hyperparameters, train):
     card = cards.dataset(config.dataset)
     torch.manual_seed(config.seed)
     cutoff = models.card(config.model).network(config.preset, **config.network)["cutoff"]
@@ -643,39 +644,6 @@ def _costs(learner):
         metric("seconds", seconds, "s"),
         metric("seconds_per_epoch", seconds / epochs, "s"),
         metric("parameters", learner.force_field.num_parameters(), "1"),
-    ]
-
-
-# -- testing --------------------------------------------------------------------------------------------
-
-
-def predict(force_field, frames, *, batch_size=10):
-    """Energies, shape ``(S,)``, eV, and forces, list of ``(N, 3)``, eV/Å, of frames."""
-    force_field.eval()
-    device, energies, forces = force_field.scale.device, [], []
-    for k in range(0, len(frames), batch_size):
-        part = frames[k : k + batch_size]
-        prediction = force_field(build_graph(part, force_field.cutoff).to(device, dtype=force_field.dtype))
-        energies.append(prediction.energy.cpu().numpy())
-        sizes = [len(atoms) for atoms in part]
-        forces += [f.numpy() for f in torch.split(prediction.forces.cpu(), sizes)]
-    return np.concatenate(energies), forces
-
-
-def errors(force_field, frames):
-    """Mean absolute errors of energy and force components as metrics, with that of predicting zero force."""
-    energies, forces = predict(force_field, frames)
-    sizes = np.array([len(atoms) for atoms in frames])
-    truth = [atoms.get_forces() for atoms in frames]
-    energy_error = np.abs(energies - [atoms.get_potential_energy() for atoms in frames]) * EV_TO_MEV
-    force_error = np.concatenate([np.abs(f - t).ravel() for f, t in zip(forces, truth, strict=True)])
-    zero = np.concatenate([np.abs(t).ravel() for t in truth])
-    metric, n = records.Metric, len(frames)
-    return [
-        metric("force_mae", force_error.mean() * EV_TO_MEV, "meV/Å", n=n),
-        metric("energy_mae", energy_error.mean(), "meV", n=n),
-        metric("energy_mae_per_atom", (energy_error / sizes).mean(), "meV/atom", n=n),
-        metric("zero_force_mae", zero.mean() * EV_TO_MEV, "meV/Å", n=n),
     ]
 
 

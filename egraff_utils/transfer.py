@@ -5,11 +5,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from ase.calculators.calculator import PropertyNotImplementedError
 
-from egraff_utils import cards, data, records, statistics, train
-from egraff_utils.records import Metric
-from egraff_utils.units import EV_TO_MEV
+from egraff_utils import cards, data, records, train
+from egraff_utils.errors import compare, predict
 
 WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads")
 
@@ -60,10 +58,7 @@ def errors(config, *, force_field=None):
     Returns
     -------
     Record
-        Kind ``errors_<shift>``. Metrics: ``force_mae`` and ``zero_force_mae`` (meV/Å; absent where the frames
-        have no forces), ``energy_mae`` (meV), ``energy_mae_per_atom`` (meV/atom), ``energy_offset`` (mean of
-        predicted minus reference, meV), ``energy_mae_shifted`` (meV, after the offset is removed). Curves:
-        ``energy``, ``energy_reference`` (F,) eV, ``force_error`` (F,) meV/Å, ``composition`` (F,).
+        Kind ``errors_<shift>``. Metrics and curves as of `errors.compare`.
 
     Raises
     ------
@@ -82,52 +77,12 @@ def errors(config, *, force_field=None):
         return stored
     if force_field is None:
         force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
-    metrics, curves = compare(frames, *train.predict(force_field.to(config.device), frames))
+    metrics, curves = compare(frames, *predict(force_field.to(config.device), frames))
     made = {"device": config.device, "threads": config.threads, "weights": weights, "data": digest}
     record = records.Record(*config.key, config.parameters(), metrics)
     record.provenance = records.provenance(started, **made)
     records.write(record, curves)
     return record
-
-
-def compare(frames, energies, forces):
-    """Metrics and curves of predictions beside the reference, as :func:`errors` stores them.
-
-    Parameters
-    ----------
-    frames
-        ``list[ase.Atoms]`` with energy (eV) and, where there are any, forces (eV/Å).
-    energies
-        Predicted, shape ``(F,)``, eV.
-    forces
-        Predicted, list of ``(N, 3)``, eV/Å.
-    """
-    truth = np.array([atoms.get_potential_energy() for atoms in frames])
-    composition = np.array([atoms.get_chemical_formula() for atoms in frames])
-    sizes = np.array([len(atoms) for atoms in frames])
-    error = (energies - truth) * EV_TO_MEV
-    shifted = error.copy()
-    for name in np.unique(composition):
-        shifted[composition == name] -= error[composition == name].mean()
-    metrics = [
-        _mean("energy_mae", np.abs(error), "meV"),
-        _mean("energy_mae_per_atom", np.abs(error) / sizes, "meV/atom"),
-        _mean("energy_offset", error, "meV"),
-        _mean("energy_mae_shifted", np.abs(shifted), "meV"),
-    ]
-    curves = {"energy": energies, "energy_reference": truth, "composition": composition}
-    true_forces = _forces(frames)
-    if true_forces is None:
-        return metrics, curves
-    pairs = list(zip(forces, true_forces, strict=True))
-    curves["force_error"] = np.array([np.abs(f - t).mean() for f, t in pairs]) * EV_TO_MEV
-    zero = np.concatenate([t.ravel() for _, t in pairs])
-    mae = np.concatenate([np.abs(f - t).ravel() for f, t in pairs]).mean() * EV_TO_MEV
-    forces = [
-        Metric("force_mae", mae, "meV/Å", *_spread(curves["force_error"]), len(frames)),
-        Metric("zero_force_mae", np.abs(zero).mean() * EV_TO_MEV, "meV/Å"),
-    ]
-    return forces + metrics, curves
 
 
 def _thinned(frames, most):
@@ -142,18 +97,3 @@ def _thinned(frames, most):
         for part in by_source.values()
         for i in np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(int))
     ]
-
-
-def _forces(frames):
-    try:
-        return [atoms.get_forces() for atoms in frames]
-    except PropertyNotImplementedError:
-        return None
-
-
-def _mean(name, values, unit):
-    return Metric(name, values.mean(), unit, *_spread(values), len(values))
-
-
-def _spread(values):
-    return statistics.bootstrap_interval(values)

@@ -12,7 +12,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from egraff_utils import cards, models, records, train
+from egraff_utils import cards, errors, models, records, train
 from egraff_utils.train import TrainConfig, fit
 
 CARD = """
@@ -78,12 +78,14 @@ def test_test_errors_equal_those_worked_out_by_hand(dataset):
     record = fit(config(dataset))
     ff = models.load(record.path.with_suffix(".safetensors"))
     frames = train.data.load("copper_clusters", "test")
-    energies, forces = train.predict(ff, frames)
+    energies, forces = errors.predict(ff, frames)
     by_hand = 1000 * np.mean(np.abs(np.array(forces) - [a.get_forces() for a in frames]))
     assert record["force_mae"] == pytest.approx(by_hand, rel=1e-5)
     by_hand = 1000 * np.mean(np.abs(energies - [a.get_potential_energy() for a in frames]))
     assert record["energy_mae"] == pytest.approx(by_hand, rel=1e-5)
     assert record["energy_mae_per_atom"] == pytest.approx(by_hand / 4, rel=1e-5)
+    assert record["force_mae"] == pytest.approx(record.curves["force_error"].mean(), rel=1e-5)
+    assert record.metric("force_mae").low < record["force_mae"] < record.metric("force_mae").high
 
 
 def test_the_same_parameters_return_the_stored_record(dataset):

@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import cards, models, transfer
+from egraff_utils import cards, errors, models, transfer
 from egraff_utils.transfer import TransferConfig
 
 
@@ -20,7 +20,7 @@ def frame(symbols, energy, force=None, source="a"):
 def test_offsets_are_removed_within_each_composition():
     frames = [frame("H2", 1.0, 0.1), frame("H2", 2.0, 0.1), frame("O2", 5.0, -0.2)]
     predicted = np.array([11.0, 14.0, 4.0])  # off by 10, 12 and -1 eV
-    found, curves = transfer.compare(frames, predicted, [np.zeros((2, 3))] * 3)
+    found, curves = errors.compare(frames, predicted, [np.zeros((2, 3))] * 3)
     values = {metric.name: metric.value for metric in found}
     assert values["energy_mae"] == pytest.approx(23 / 3 * 1000)
     assert values["energy_offset"] == pytest.approx(21 / 3 * 1000)
@@ -32,7 +32,7 @@ def test_offsets_are_removed_within_each_composition():
 
 
 def test_frames_without_forces_have_no_force_error():
-    found, curves = transfer.compare([frame("H2", 1.0)], np.array([1.5]), [np.zeros((2, 3))])
+    found, curves = errors.compare([frame("H2", 1.0)], np.array([1.5]), [np.zeros((2, 3))])
     assert "force_mae" not in [metric.name for metric in found]
     assert "force_error" not in curves
 

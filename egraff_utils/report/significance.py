@@ -10,6 +10,7 @@ from scipy.stats import fisher_exact
 from egraff_utils import analysis, statistics
 
 HIGHER_IS_BETTER = ("stable_fraction", "stable_steps")
+ERRORS = ("force_mae", "energy_mae")
 FRAMES_IN_BLOCKS = 10
 """Blocks of consecutive frames that errors on frames are averaged over, as those in a row are alike."""
 
@@ -26,7 +27,8 @@ def letters(records: list, metric: str) -> dict[str, str]:
     Parameters
     ----------
     records
-        Of one dataset and one kind: rollouts, or errors on a set of frames (``force_mae``).
+        Of one dataset and one kind: rollouts, or trainings and errors on a set of frames, of which
+        ``force_mae`` and ``energy_mae`` are compared.
     metric
         Name of a metric.
 
@@ -54,7 +56,7 @@ def letters(records: list, metric: str) -> dict[str, str]:
     else:
         scaled = {model: known[model] / means[model] for model in order}
         logs = {model: scaled[model] - 1 + np.log(means[model]) for model in order if means[model] > 0}
-        positive = metric in (*analysis.POSITIVE, "force_mae") and len(logs) == len(order)
+        positive = metric in (*analysis.POSITIVE, *ERRORS) and len(logs) == len(order)
         different = statistics.told_apart(logs if positive else known, groups=_groups(records))
     found = statistics.compact_letters(order, different) if len(order) > 1 else {}
     return {model: found.get(model, "") for model in values}
@@ -74,14 +76,22 @@ def model_values(records: list, metric: str) -> dict:
 def _values(record, metric):
     if not record.curves:
         return np.full((1, 1), np.nan)
-    if metric == "force_mae" and "force_error" in record.curves:
-        blocks = np.array_split(record.curves["force_error"], FRAMES_IN_BLOCKS)
+    if metric in ERRORS and "force_error" in record.curves:
+        blocks = np.array_split(_frame_errors(record.curves, metric), FRAMES_IN_BLOCKS)
         return np.array([[block.mean()] for block in blocks if len(block)])
     if "stable_step" not in record.curves:
         return np.full((1, 1), np.nan)
     if metric == "stable_fraction":
         return analysis.stable_fractions(record)[:, None]
     return analysis.block_values(record.curves).get(metric, np.full((1, 1), np.nan))
+
+
+def _frame_errors(curves, metric):
+    return (
+        curves["force_error"]
+        if metric == "force_mae"
+        else np.abs(curves["energy"] - curves["energy_reference"])
+    )
 
 
 def _known(values):

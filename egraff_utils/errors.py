@@ -1,0 +1,87 @@
+"""How far are single predictions from the reference? Energies and forces of frames, and their errors."""
+
+import numpy as np
+import torch
+from ase.calculators.calculator import PropertyNotImplementedError
+
+from egraff_utils import statistics
+from egraff_utils.graph import build_graph
+from egraff_utils.records import Metric
+from egraff_utils.units import EV_TO_MEV
+
+
+def predict(force_field, frames, *, batch_size=10):
+    """Energies, shape ``(S,)``, eV, and forces, list of ``(N, 3)``, eV/Å, of frames."""
+    force_field.eval()
+    device, energies, forces = force_field.scale.device, [], []
+    for k in range(0, len(frames), batch_size):
+        part = frames[k : k + batch_size]
+        prediction = force_field(build_graph(part, force_field.cutoff).to(device, dtype=force_field.dtype))
+        energies.append(prediction.energy.cpu().numpy())
+        sizes = [len(atoms) for atoms in part]
+        forces += [f.numpy() for f in torch.split(prediction.forces.cpu(), sizes)]
+    return np.concatenate(energies), forces
+
+
+def compare(frames, energies, forces):
+    """Metrics and curves of predictions beside the reference.
+
+    Parameters
+    ----------
+    frames
+        ``list[ase.Atoms]`` with energy (eV) and, where there are any, forces (eV/Å).
+    energies
+        Predicted, shape ``(F,)``, eV.
+    forces
+        Predicted, list of ``(N, 3)``, eV/Å.
+
+    Returns
+    -------
+    metrics, curves
+        ``force_mae`` and ``zero_force_mae`` (meV/Å, where the frames have forces), ``energy_mae`` (meV),
+        ``energy_mae_per_atom`` (meV/atom), ``energy_offset`` (mean of predicted minus reference, meV) and
+        ``energy_mae_shifted`` (meV, with the mean of every composition removed), with 95 % intervals over
+        blocks of frames. Curves ``energy``, ``energy_reference`` (F,) eV, ``composition`` (F,) and
+        ``force_error`` (F,) meV/Å, mean over the components of a frame.
+    """
+    truth = np.array([atoms.get_potential_energy() for atoms in frames])
+    composition = np.array([atoms.get_chemical_formula() for atoms in frames])
+    sizes = np.array([len(atoms) for atoms in frames])
+    error = (energies - truth) * EV_TO_MEV
+    shifted = error.copy()
+    for name in np.unique(composition):
+        shifted[composition == name] -= error[composition == name].mean()
+    metrics = [
+        _mean("energy_mae", np.abs(error), "meV"),
+        _mean("energy_mae_per_atom", np.abs(error) / sizes, "meV/atom"),
+        _mean("energy_offset", error, "meV"),
+        _mean("energy_mae_shifted", np.abs(shifted), "meV"),
+    ]
+    curves = {"energy": energies, "energy_reference": truth, "composition": composition}
+    true_forces = _forces(frames)
+    if true_forces is None:
+        return metrics, curves
+    pairs = list(zip(forces, true_forces, strict=True))
+    curves["force_error"] = np.array([np.abs(f - t).mean() for f, t in pairs]) * EV_TO_MEV
+    zero = np.concatenate([t.ravel() for _, t in pairs])
+    mae = np.concatenate([np.abs(f - t).ravel() for f, t in pairs]).mean() * EV_TO_MEV
+    forces = [
+        Metric("force_mae", mae, "meV/Å", *_spread(curves["force_error"]), len(frames)),
+        Metric("zero_force_mae", np.abs(zero).mean() * EV_TO_MEV, "meV/Å"),
+    ]
+    return forces + metrics, curves
+
+
+def _forces(frames):
+    try:
+        return [atoms.get_forces() for atoms in frames]
+    except PropertyNotImplementedError:
+        return None
+
+
+def _mean(name, values, unit):
+    return Metric(name, values.mean(), unit, *_spread(values), len(values))
+
+
+def _spread(values):
+    return statistics.block_bootstrap_interval(values)
