@@ -50,6 +50,15 @@ class Settings:
 
         return torch.cuda.synchronize
 
+    @property
+    def clock(self):
+        """Seconds of this process, for `compare`: of its processor in one thread, else of the wall.
+
+        Processor time leaves out what other programs take; with several threads it would count each of them.
+        """
+        alone = self.device == "cpu" and self.threads == 1
+        return time.process_time if alone else time.perf_counter
+
     def share(self, name):
         """Time that a benchmark may take, s.
 

@@ -1,6 +1,7 @@
 """Is a comparison what it says? Order of calls, ratios, the bound on differences, records that are kept."""
 
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,6 +131,12 @@ def test_a_cell_that_fails_is_a_record_and_is_tried_again(settings):
 )
 def test_where_records_lie(options, campaign):
     assert benchmarks.Settings(**options).campaign == campaign
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"device": "cuda"}])
+def test_processor_time_is_that_of_one_thread_only(options):
+    assert benchmarks.Settings().clock is time.process_time
+    assert benchmarks.Settings(**options).clock is time.perf_counter
 
 
 def test_shares_add_up_to_what_is_promised():

@@ -115,8 +115,8 @@ def rates(found: Iterable, kind: str = "bench_md") -> pd.DataFrame:
     return table.sort_values([*LEVELS, "replicas"], key=_order, ignore_index=True)
 
 
-def ratio_table(found: Iterable, kind: str = "bench_md", *, name: str = "ratios"):
-    """Ratios with their range, and our throughput, as a styled table: a row for every dataset and model.
+def ratio_table(found: Iterable, kind: str = "bench_md") -> pd.DataFrame:
+    """Ratios with their range, and our throughput: a row for every dataset and model.
 
     A cell that failed says so; `failures` has the reason.
     """
@@ -129,7 +129,7 @@ def ratio_table(found: Iterable, kind: str = "bench_md", *, name: str = "ratios"
     wide = wide.reindex(columns=[(head, part) for head in heads.values() for part in parts])
     names = [(head, f"{part} replica{'s' * (part > 1)}") for head, part in wide]
     wide.columns = pd.MultiIndex.from_tuples(names) if any(parts) else [head for head, _ in names]
-    return _styled(_with_failures(wide, found), name)
+    return _with_failures(wide, found)
 
 
 def _ranged(row):
@@ -137,10 +137,10 @@ def _ranged(row):
     return f"{row.ratio:.2f}{known}"
 
 
-def value_table(found: Iterable, kind: str, *, metrics: Iterable[str] = (), name: str | None = None):
-    """All metrics of the records of a kind as a styled table: a row for every dataset and model.
+def value_table(found: Iterable, kind: str, *, metrics: Iterable[str] = ()) -> pd.DataFrame:
+    """Metrics of the records of a kind: a row for every dataset and model, heads with units.
 
-    Large values get a prefix to their unit. What ended a measurement stands in the last column.
+    Large values get a prefix to their unit. What ended a measurement stands in the column ``Note``.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def value_table(found: Iterable, kind: str, *, metrics: Iterable[str] = (), name
     wide = pd.DataFrame(dict(columns.values()), index=_index(found))
     if any(r.message for r in found):
         wide["Note"] = [r.message for r in found]
-    return _styled(_with_failures(wide, found), name or kind)
+    return _with_failures(wide, found)
 
 
 def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:
@@ -356,19 +356,12 @@ def _value(record, metric):
 
 
 def _with_failures(wide, found):
-    """A table with a row for every record; where one failed, the word stands for its numbers."""
+    """A row for every record, the word for its numbers where it failed; of preset and device what varies."""
     wide = wide.astype(object).reindex(_index(found)).sort_index(key=_order)
     numbers = [column for column in wide if column != "Note"]
     wide.loc[_index([r for r in found if r.status == "failed"]), numbers] = tables.FAILED
-    return wide
-
-
-def _styled(wide, name):
-    """Styled table without the levels of its rows that say nothing: one preset, one device."""
-    for level in ("preset", "device"):
-        if wide.index.get_level_values(level).nunique() <= 1:
-            wide = wide.droplevel(level)
-    return tables.plain(wide, name, missing=tables.NO_VALUE)
+    constant = [name for name in LEVELS[2:] if wide.index.get_level_values(name).nunique() <= 1]
+    return wide.droplevel(constant)
 
 
 def _cells(goal, found):
