@@ -1,6 +1,6 @@
 # A thin front door; everything else is in egraff_utils/batch.py and the Snakefile.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo campaign bench pages book test lint clean
+.PHONY: help setup demo campaign bench plan pages book test lint clean
 
 PYTHON ?= python3
 CAMPAIGN ?= cpu
@@ -38,6 +38,9 @@ campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
 
 bench: setup  ## time ours beside upstream's packages: make bench ARGUMENTS=--quick (2 min; without, 45 min)
 	$(BIN)/python -m benchmarks $(ARGUMENTS)
+
+plan: setup  ## fit a campaign's budgets to a time: make plan CAMPAIGN=gpu BUDGET=25m JOBS=6
+	$(BIN)/python -m egraff_utils.plan $(CAMPAIGN) $(if $(BUDGET),--budget $(BUDGET)) $(PARALLEL)
 
 pages: setup  ## execute the book's pages from stored records
 	$(BIN)/python -m egraff_utils.batch pages $(PARALLEL)

@@ -188,12 +188,13 @@ def _plain(value):
 def run_campaign(name, *, jobs=None, extra=()):
     """Run a campaign through Snakemake: datasets, training, rollouts, tasks, reports.
 
-    A run that fails does not stop the others; the reports are then made of what there is.
+    A campaign with a budget is planned first, unless it was (:func:`egraff_utils.plan.make`). A run that
+    fails does not stop the others; the reports are then made of what there is.
 
     Parameters
     ----------
     name
-        Name of a file in ``params/``, without its ending.
+        Name of a file in ``params/``, without its ending, or path of such a file.
     jobs
         Notebooks at a time; default, the campaign's ``jobs``.
     extra
@@ -204,26 +205,35 @@ def run_campaign(name, *, jobs=None, extra=()):
     int
         Snakemake's exit status: 0 if every run finished.
     """
+    name = Path(name).resolve() if Path(name).suffix else name
     campaign = campaigns.load(name)
     for folder in campaigns.TASKS:
         tasks = [path.stem for path in (NOTEBOOKS / folder).glob("*.ipynb")]
         for task in getattr(campaign, folder):
             if task not in tasks:
                 raise cards.unknown(f"task in notebooks/{folder}", task, tasks)
-    folder = paths.runs() / name
+    dry = {"-n", "--dry-run", "--dryrun"} & set(extra)
+    if campaign.budget and not dry and not campaigns.plan_path(campaign.name).is_file():
+        _plan(name, jobs)
+        campaign = campaigns.load(name)
+    folder = paths.runs() / campaign.name
     folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")]
     words += ["--directory", str(folder), "--config", f"campaign={name}"]
     if not any(word.startswith("--profile") for word in extra):
         words += ["--cores", str((jobs or campaign.jobs) * campaign.threads), *_LOCAL]
     status = subprocess.run([*words, *extra], cwd=paths.ROOT).returncode
-    dry = {"-n", "--dry-run", "--dryrun"} & set(extra)
     if status and not dry:
         for page in reports():
-            execute(
-                NOTEBOOKS / "report" / f"{page}.ipynb", report_page(name, page), parameters={"campaign": name}
-            )
+            made = report_page(campaign.name, page)
+            execute(NOTEBOOKS / "report" / f"{page}.ipynb", made, parameters={"campaign": campaign.name})
     return status
+
+
+def _plan(name, jobs):
+    from egraff_utils import plan  # no other command needs it
+
+    print(plan.make(name, jobs=jobs), flush=True)
 
 
 # --nolock: outputs appear by a move, so a killed run leaves no lock and no half-written file behind

@@ -60,6 +60,9 @@ class Campaign:
     """Threads of one run."""
     jobs: int = 2
     """Runs at a time."""
+    budget: str | None = None
+    """Time for the whole campaign, such as ``25m``. Where it is given, the campaign is planned before its
+    first run, and its trainings and rollouts are as long as the plan says (:mod:`egraff_utils.plan`)."""
     overrides: dict = field(default_factory=dict)
     """``{dataset: {training: {...}, rollout: {...}}}``: budgets that differ for a dataset."""
 
@@ -156,8 +159,15 @@ def names():
     return sorted(p.stem for p in (paths.ROOT / "params").glob("*.yml") if p.stem != "book")
 
 
-def load(name):
+def load(name, *, planned=True):
     """The campaign of a name in ``params/``, or of a path to a YAML file.
+
+    Parameters
+    ----------
+    name
+        Name or path.
+    planned
+        Whether times are those of the campaign's plan, where there is one (:func:`plan_path`).
 
     Raises
     ------
@@ -168,4 +178,22 @@ def load(name):
     if not path.is_file():
         raise cards.unknown("campaign", name, names())
     mapping = {"name": path.stem, **cards.read_yaml(path)}
+    if planned and plan_path(mapping["name"]).is_file():
+        mapping |= _planned(mapping, cards.read_yaml(plan_path(mapping["name"])))
     return cards.from_mapping(Campaign, mapping, where=f"campaign {path.name}")
+
+
+def plan_path(name):
+    """File with the budgets that fit a time, ``results/<campaign>/plan.yml``; among the records, so that it
+    goes where they go."""
+    return paths.results() / name / "plan.yml"
+
+
+def _planned(mapping, plan):
+    """Runs at a time and overrides with the budgets of a plan."""
+    overrides = {dataset: dict(parts) for dataset, parts in mapping.get("overrides", {}).items()}
+    for dataset in set(plan["budgets"]) & set(mapping["datasets"]):
+        parts = overrides.setdefault(dataset, {})
+        for part, limits in plan["budgets"][dataset].items():
+            parts[part] = {**parts.get(part, {}), **limits}
+    return {"jobs": plan["jobs"], "overrides": overrides}

@@ -1,0 +1,559 @@
+"""What fits into the time at hand? Times one step of every cell of a campaign and writes budgets that fit.
+
+``python -m egraff_utils.plan CAMPAIGN --budget 25m --jobs 6``
+"""
+
+import argparse
+import heapq
+import math
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from egraff_utils import campaign as campaigns
+from egraff_utils import cards, records
+from egraff_utils.records import Metric
+
+KIND = "timing"
+FRAMES = 40  # of the training set, spread over it; eight steps an epoch
+EPOCHS = 4  # the first, in which everything is compiled, does not count
+STEPS, WARM_UP = 30, 10  # of the dynamics, and those of them that do not count
+MOST_SECONDS = 20.0  # of each of the two
+NOTEBOOK = 8.0  # s that a notebook takes beside its work
+LEAST_TRAINING = 10.0  # s
+SPARE = 2.0  # a rollout is cut off at so many times its predicted length
+TASKS = {"horizon": 3.0}  # length of a task in rollouts of its dataset, if not one
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+WORKING_FIELDS = ("campaign", "dataset", "model", "seed")
+
+
+@dataclass(frozen=True)
+class TimingConfig:
+    """One cell whose steps are timed."""
+
+    model: str
+    dataset: str
+    campaign: str = "demo"
+    seed: int = 0
+    preset: str = "small"
+    replicas: int = 5
+    device: str = "cpu"
+    threads: int = 1
+    jobs: int = 1
+    """Cells that are timed at once, as many as will run at once."""
+
+    def parameters(self):
+        """What determines the result, as stored in the record."""
+        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
+
+    @property
+    def key(self):
+        """Kind (``timing``), campaign, dataset, model and seed."""
+        return KIND, self.campaign, cards.dataset(self.dataset).name, self.model, self.seed
+
+
+class Plan:
+    """Budgets of the datasets of a campaign that fit a time, and what they are predicted to give.
+
+    Parameters
+    ----------
+    campaign
+        :class:`~egraff_utils.campaign.Campaign` with these budgets.
+    costs
+        ``{(dataset, model): Cost}``.
+    budget
+        Time for the whole campaign, s.
+    jobs
+        Runs at a time.
+    """
+
+    def __init__(self, campaign, costs, *, budget, jobs):
+        self.campaign, self.costs, self.budget, self.jobs = campaign, costs, budget, jobs
+
+    @property
+    def seconds(self):
+        """Predicted wall time of the campaign, s."""
+        lengths = [_cell(self.campaign, self.costs, *cell) for cell in self.campaign.cells()]
+        pages = len(self.campaign.datasets) + _pages()
+        return makespan([*lengths, *[NOTEBOOK] * pages], self.jobs)
+
+    def table(self):
+        """Data frame with a row for every dataset: budgets, s; predicted training steps of the
+        slowest and the fastest model; mean time of a cell, s."""
+        return pd.DataFrame([self._row(dataset) for dataset in self.campaign.datasets]).set_index("dataset")
+
+    def _row(self, dataset):
+        limits = _limits(self.campaign, dataset)
+        cells = [cell for cell in self.campaign.cells() if cell[0] == dataset]
+        steps = [limits["training"]["max_seconds"] / self.costs[cell[:2]].train_step for cell in cells]
+        return {
+            "dataset": dataset,
+            "training (s)": limits["training"]["max_seconds"],
+            "rollout (s, at most)": limits["rollout"]["max_seconds"],
+            "training steps": f"{_digits(min(steps))} to {_digits(max(steps))}",
+            "cell (s)": round(np.mean([_cell(self.campaign, self.costs, *cell) for cell in cells])),
+        }
+
+    def write(self):
+        """Write the budgets to ``results/<campaign>/plan.yml``, where ``campaign.load`` finds them."""
+        path = campaigns.plan_path(self.campaign.name)
+        budgets = {dataset: _limits(self.campaign, dataset) for dataset in self.campaign.datasets}
+        content = {"budget": self.budget, "predicted": round(self.seconds), "jobs": self.jobs}
+        head = "# Budgets (s) made by egraff_utils.plan; remove this file to plan anew.\n"
+        text = yaml.safe_dump(content | {"budgets": budgets}, sort_keys=False, default_flow_style=None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(head + text)
+        return path
+
+    def __repr__(self):
+        total = (
+            f"predicted: {self.seconds / 60:.1f} of {self.budget / 60:.1f} min, {self.jobs} runs at a time"
+        )
+        return f"{self.table().to_string()}\n{total}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cell costs, s."""
+
+    train_step: float
+    """One optimiser step, with its share of the validations."""
+    md_step: float
+    """One MD step of all replicas."""
+    prepare_frame: float
+    """Graph of a frame, built once at the start of a training."""
+    predict_frame: float
+    """Prediction of a frame of the test set."""
+    start: float
+    """First steps of a rollout, in which the model is compiled."""
+
+    @classmethod
+    def of(cls, record):
+        """From a record of kind ``timing``."""
+        return cls(**{name: record[name] / 1e3 for name in cls.__dataclass_fields__})
+
+
+def make(name, *, budget=None, jobs=None):
+    """Plan a campaign: time its cells, or read stored timings, and fit the budgets to the time.
+
+    The time that rollouts and checks of full length need is set apart; the rest is for training. Within a
+    dataset all models train for an equal time; between datasets it grows with the square root of the mean
+    time of a training step, halfway between equal times and equal numbers of steps. Cells are timed as many
+    at a time as will run at a time, so that what they take from each other is in the times.
+
+    Parameters
+    ----------
+    name
+        Name of a campaign or path of its file.
+    budget
+        Time for the whole campaign, such as ``"25m"``; by default the campaign's ``budget``.
+    jobs
+        Runs at a time; by default the campaign's.
+
+    Returns
+    -------
+    Plan
+        As written to ``results/<campaign>/plan.yml``.
+
+    Raises
+    ------
+    ValueError
+        If there is no budget, the least that the campaign can do does not fit, or the device is not at hand
+        and timings are missing.
+    """
+    campaign = campaigns.load(name, planned=False)
+    budget, jobs = budget or campaign.budget, jobs or campaign.jobs
+    if not budget:
+        raise ValueError(f"campaign {campaign.name} has no budget; give one, such as --budget 25m")
+    made = fit(campaign, timings(campaign, jobs=jobs), budget=seconds(budget), jobs=jobs)
+    made.write()
+    return made
+
+
+def seconds(text):
+    """Time in s of a number of seconds or of a text such as ``25m``.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Examples
+    --------
+    >>> seconds("25m"), seconds("1h30m"), seconds("2d"), seconds(90)
+    (1500.0, 5400.0, 172800.0, 90.0)
+    """
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text))
+    if not found or not any(found.groups()):
+        raise ValueError(f"'{text}' is no time; write 90s, 25m, 1h30m or 2d")
+    numbers = (float(number or 0) for number in found.groups())
+    return sum(number * UNITS[unit] for number, unit in zip(numbers, "dhms", strict=True))
+
+
+def makespan(lengths, jobs):
+    """Time at which the last of several tasks ends, if each begins as soon as one of ``jobs`` places is free.
+
+    Examples
+    --------
+    >>> makespan([3, 1, 1, 1, 4], jobs=2)
+    7
+    """
+    ends = [0] * jobs
+    for length in lengths:
+        heapq.heapreplace(ends, ends[0] + length)
+    return max(ends)
+
+
+# -- budgets --------------------------------------------------------------------------------------------
+
+
+def fit(campaign, costs, *, budget, jobs):
+    """:class:`Plan` of a campaign whose costs are known.
+
+    Parameters
+    ----------
+    campaign
+        :class:`~egraff_utils.campaign.Campaign`.
+    costs
+        ``{(dataset, model): Cost}`` of all its cells.
+    budget
+        s.
+    jobs
+        Runs at a time.
+
+    Raises
+    ------
+    ValueError
+        If the shortest trainings and full rollouts do not fit; names the least budget.
+    """
+    means = {d: np.mean([costs[d, m].train_step for m in campaign.models]) for d in campaign.datasets}
+    weights = {dataset: math.sqrt(mean / min(means.values())) for dataset, mean in means.items()}
+
+    def planned(unit):
+        budgeted = replace(campaign, jobs=jobs, overrides=_overrides(campaign, costs, weights, unit))
+        return Plan(budgeted, costs, budget=budget, jobs=jobs)
+
+    low, high = LEAST_TRAINING, budget
+    least = planned(low)
+    if least.seconds > budget:
+        needed = math.ceil(least.seconds / 60)
+        raise ValueError(f"campaign {campaign.name} needs {needed} min at least, with {jobs} runs at a time")
+    while high - low > 0.5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if planned(middle).seconds <= budget else (low, middle)
+    return planned(low)
+
+
+def _overrides(campaign, costs, weights, unit):
+    """Overrides of a campaign: trainings of these lengths, rollouts that may take what they need."""
+    found = {}
+    for dataset in campaign.datasets:
+        slowest = max(_rollout(campaign, costs[dataset, m], dataset, parts=1) for m in campaign.models)
+        limits = {"training": weights[dataset] * unit, "rollout": max(LEAST_TRAINING, SPARE * slowest)}
+        parts = campaign.overrides.get(dataset, {})
+        found[dataset] = {
+            part: {**parts.get(part, {}), "max_seconds": float(math.floor(limit))}
+            for part, limit in limits.items()
+        }
+    return found
+
+
+def _limits(campaign, dataset):
+    parts = campaign.overrides[dataset]
+    return {part: {"max_seconds": parts[part]["max_seconds"]} for part in ("training", "rollout")}
+
+
+def _cell(campaign, costs, dataset, model, seed):
+    """Predicted length of a cell from the start of its training to the end of its last task, s."""
+    cost, card = costs[dataset, model], cards.dataset(dataset)
+    budget = campaign.training_parameters(dataset, model, seed)["max_seconds"]
+    frames = {name: card.split(name).frames or 0 for name in ("train", "val", "test")}
+    ready = cost.prepare_frame * (frames["train"] + frames["val"]) + cost.predict_frame * frames["test"]
+    rollout = _rollout(campaign, cost, dataset, parts=len(card.parts("test")))
+    tasks = [
+        TASKS.get(task, 1.0) for _, task, *cell in campaign.task_cells() if cell == [dataset, model, seed]
+    ]
+    times = len(campaign.protocols(dataset)) + sum(tasks)
+    runs = 1 + len(campaign.protocols(dataset)) + len(tasks)
+    return budget + ready + times * rollout + runs * NOTEBOOK
+
+
+def _rollout(campaign, cost, dataset, *, parts):
+    steps = campaign.rollout_parameters(dataset, "", 0, "corrected")["steps"]
+    return cost.start + parts * steps * cost.md_step
+
+
+def _pages():
+    from egraff_utils import batch
+
+    return len(batch.reports())
+
+
+def _digits(value):
+    """Whole number with two digits that count, such as 1,300."""
+    return f"{round(value, 1 - math.floor(math.log10(max(value, 1)))):,.0f}"
+
+
+# -- timings --------------------------------------------------------------------------------------------
+
+
+def timings(campaign, *, jobs):
+    """Costs of all cells of a campaign, timed now where there is no stored timing of this hardware.
+
+    Where the campaign's device is not at hand, stored timings of any hardware are taken.
+
+    Returns
+    -------
+    dict
+        ``{(dataset, model): Cost}``. A model that could not be timed has the mean costs of the others on the
+        dataset; its record says why.
+
+    Raises
+    ------
+    ValueError
+        If the device is not at hand and a timing is missing, or no model of a dataset could be timed.
+    """
+    configs = [_config(campaign, d, m, jobs) for d in campaign.datasets for m in campaign.models]
+    hardware = _hardware(campaign.device)
+    found = {config: _stored(config, hardware) for config in configs}
+    missing = [config for config in configs if found[config] is None]
+    if missing and hardware is None:
+        names = ", ".join(f"{config.dataset}-{config.model}" for config in missing[:3])
+        raise ValueError(
+            f"{campaign.device} is not at hand, and {len(missing)} cells of campaign {campaign.name} have no "
+            f"stored timing with {jobs} runs at a time ({names}, ...); plan where it is, or bring "
+            f"{records.record_path(KIND, campaign.name, '*', '*', 0).parent}"
+        )
+    if missing:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+            label = f"timing {campaign.name}"
+            done = tqdm(pool.map(measure, missing), desc=label, total=len(missing), file=sys.stderr)
+            found |= dict(zip(missing, done, strict=True))
+    return _costs(campaign, {(c.dataset, c.model): record for c, record in found.items()})
+
+
+def _config(campaign, dataset, model, jobs):
+    return TimingConfig(
+        model,
+        dataset,
+        campaign.name,
+        campaign.seeds[0],
+        preset=campaign.preset,
+        replicas=campaign.rollout_parameters(dataset, model, 0, "corrected")["replicas"],
+        device=campaign.device,
+        threads=campaign.threads,
+        jobs=jobs,
+    )
+
+
+def _stored(config, hardware):
+    """Stored timing of a cell on this hardware, on any if it is ``None``."""
+    record = records.find(*config.key, config.parameters())
+    fits = record and hardware in (None, record.provenance.get("hardware"))
+    return record if fits else None
+
+
+def _hardware(device):
+    """Name of the device, ``None`` if it is not at hand."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else None
+    return records.provenance(time.time())["hardware"]
+
+
+def _costs(campaign, found):
+    costs = {cell: Cost.of(record) for cell, record in found.items() if record.status == "complete"}
+    for dataset, model in found:
+        others = [costs[dataset, m] for m in campaign.models if (dataset, m) in costs]
+        if not others:
+            raise ValueError(f"no model could be timed on {dataset}: {found[dataset, model].message}")
+        mean = {name: np.mean([getattr(c, name) for c in others]) for name in Cost.__dataclass_fields__}
+        costs.setdefault((dataset, model), Cost(**mean))
+    return costs
+
+
+def measure(config):
+    """Time the steps of a cell in this process, on a few frames; the record is written.
+
+    Parameters
+    ----------
+    config
+        :class:`TimingConfig`.
+
+    Returns
+    -------
+    Record
+        Kind ``timing``. Metrics as in :class:`Cost`, ms. Status ``failed`` if the cell could not be run, with
+        the reason in the message.
+    """
+    started = time.time()
+    status, message, metrics = "complete", "", []
+    try:
+        metrics = [Metric(name, 1e3 * value, "ms") for name, value in asdict(_timed(config)).items()]
+    except Exception as error:  # whatever it is, the other cells can be planned
+        status, message = "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+    made = records.provenance(started, device=config.device, threads=config.threads)
+    record = records.Record(*config.key, config.parameters(), metrics, status, message, made)
+    records.write(record)
+    return record
+
+
+def _timed(config):
+    """:class:`Cost` by a short training on a thinned dataset, and a short simulation with its weights."""
+    import torch
+
+    from egraff_utils import data, train
+
+    torch.set_num_threads(config.threads)
+    card = cards.dataset(config.dataset)
+    with tempfile.TemporaryDirectory() as folder, _elsewhere(folder):
+        few = train.TrainConfig(
+            config.model,
+            _thin(card),
+            preset=config.preset,
+            seed=config.seed,
+            max_epochs=EPOCHS,
+            max_seconds=MOST_SECONDS,
+            device=config.device,
+            threads=config.threads,
+            progress=False,
+        )
+        training = train.fit(few)
+        force_field = train.trained(few.campaign, few.dataset, few.model, few.seed).to(config.device)
+    clock = train.clock(config.device)
+    sample = data.load(_thin(card), "train")[: FRAMES // 4]
+    _predict(force_field, sample)  # compiles
+    began = clock()
+    train.Batches(sample, 5, cutoff=force_field.cutoff, device=config.device)
+    prepared = clock()
+    _predict(force_field, sample)
+    predicted = clock()
+    step, start = _simulated(config, card, force_field, clock)
+    return Cost(
+        train_step=_train_step(training),
+        md_step=step,
+        prepare_frame=(prepared - began) / len(sample),
+        predict_frame=(predicted - prepared) / len(sample),
+        start=start,
+    )
+
+
+def _predict(force_field, frames):
+    from egraff_utils.graph import build_graph
+
+    force_field.eval()
+    graph = build_graph(frames, force_field.cutoff)
+    return force_field(graph.to(force_field.scale.device, dtype=force_field.dtype)).forces.cpu()
+
+
+class _elsewhere:
+    """Records and checkpoints in a folder of their own for as long as it lasts."""
+
+    def __init__(self, folder):
+        self.wanted = {"EGRAFF_RESULTS": f"{folder}/results", "EGRAFF_RUNS": f"{folder}/runs"}
+
+    def __enter__(self):
+        self.before = {name: os.environ.get(name) for name in self.wanted}
+        os.environ.update(self.wanted)
+
+    def __exit__(self, *_):
+        for name, value in self.before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _thin(card):
+    """Card of the same dataset with a few frames of every split, spread over it."""
+    few = {"train": FRAMES, "val": FRAMES // 8, "test": FRAMES // 8}
+    return replace(card, splits=card.splits | {s: _thin_split(card.split(s), n) for s, n in few.items()})
+
+
+def _thin_split(split, frames):
+    every = math.ceil((split.frames or frames) / frames)
+    return replace(split, frames=None, parts=[_thin_part(part, every) for part in split.parts])
+
+
+def _thin_part(part, every):
+    start, stop, step = (*part.slice.split(":"), "")[:3]
+    return replace(part, slice=f"{start}:{stop}:{int(step or 1) * every}")
+
+
+def _train_step(record):
+    """Seconds of a step behind the first epoch; over all where there was but one."""
+    steps, times = record.curves["step"], record.curves["seconds"]
+    if len(steps) < 2:
+        return record["seconds"] / record["steps"]
+    return (times[-1] - times[0]) / (steps[-1] - steps[0])
+
+
+def _simulated(config, card, force_field, clock):
+    """Seconds of an MD step, and of the first ones above that."""
+    from egraff_utils.calculator import ForceFieldCalculator
+    from egraff_utils.dynamics import Thermostat, simulate
+
+    split = _typical_part(card)
+    temperature, timestep = card.conditions(split)
+    starts = _starts(card, split, config.replicas, temperature, config.seed)
+    trajectory = simulate(
+        starts,
+        lambda n: ForceFieldCalculator(force_field, config.device, replicas=n),
+        thermostat=Thermostat(temperature, timestep),
+        steps=STEPS,
+        max_seconds=MOST_SECONDS,
+        clock=clock,
+    )
+    times = trajectory.step_times
+    settled = times[min(WARM_UP, len(times) - 1) :]
+    step = float(np.mean(settled))
+    return step, max(0.0, float(times.sum()) - step * len(times))
+
+
+def _typical_part(card):
+    """Split of the composition whose number of atoms is nearest the mean; ``test`` where there is but one."""
+    from egraff_utils import data
+
+    sizes = {part: len(data.load(card, part)[0]) for part in card.parts("test")}
+    return min(sizes, key=lambda part: abs(sizes[part] - np.mean(list(sizes.values()))))
+
+
+def _starts(card, split, replicas, temperature, seed):
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+
+    from egraff_utils import data
+
+    frames = data.load(card, split)
+    starts = [atoms.copy() for atoms in frames if np.array_equal(atoms.numbers, frames[0].numbers)][:replicas]
+    for replica, atoms in enumerate(starts):
+        rng = np.random.default_rng([seed, replica])
+        MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+    return starts
+
+
+def main(arguments=None):
+    """Command line; returns the exit status, 2 for a campaign that cannot be planned."""
+    parser = argparse.ArgumentParser(prog="python -m egraff_utils.plan", description=__doc__.splitlines()[0])
+    parser.add_argument("campaign", help="name of a file in params/, or a path")
+    parser.add_argument("--budget", help="time for the whole campaign, such as 25m or 1h30m")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default, what the campaign says")
+    chosen = parser.parse_args(arguments)
+    try:
+        print(make(chosen.campaign, budget=chosen.budget, jobs=chosen.jobs))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
