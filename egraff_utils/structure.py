@@ -7,6 +7,8 @@ from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from ase.geometry import complete_cell
 from ase.neighborlist import natural_cutoffs, neighbor_list
+from matscipy.neighbours import neighbour_list
+from numpy.lib.stride_tricks import sliding_window_view
 
 BOND_TOLERANCE = 0.5
 """Å; a molecule is broken once a bond deviates by more from its mean length (Fu et al. 2023, molecules)."""
@@ -153,14 +155,13 @@ def radial_distributions(positions, numbers, *, cell, pbc, r_max, dr=0.05, volum
     pbc = np.broadcast_to(np.asarray(pbc, dtype=bool), 3)
     num_bins = _num_bins(r_max, dr)
     species, which = np.unique(numbers, return_inverse=True)
-    first, second = np.triu_indices(len(numbers), 1)
     kind_of = _kinds(len(species))
-    kinds = kind_of[which[first], which[second]]
-    counts = np.zeros((kind_of.max() + 1, num_bins + 1))
-    for block, vectors in _blocks(positions, np.asarray(cell, dtype=float), len(first)):
-        frame_counts = _count(block, vectors, pbc, r_max, num_bins, (first, second, kinds), len(counts))
-        counts += frame_counts * _volume(vectors, volume)
-    return _normalise(counts[:, 1:] / len(positions), np.bincount(which), species, kind_of, r_max)
+    kinds = _pair_kinds(which, kind_of)
+    counts = np.zeros((kind_of.max() + 2, num_bins + 1))  # the last kind is that of pairs met twice
+    for block, box in _blocks(positions, np.asarray(cell, dtype=float), pbc, r_max, volume, len(kinds)):
+        counts += _count(block, box, r_max, num_bins, kinds, len(counts)) * box.volume
+    counts = counts[:-1, 1:] / len(positions)
+    return _normalise(counts, np.bincount(which), species, kind_of, r_max)
 
 
 def _num_bins(r_max, dr):
@@ -177,59 +178,93 @@ def _kinds(num_species):
     return np.maximum(table, table.T)
 
 
-def _blocks(positions, cell, num_pairs):
-    """Yield runs of frames that share a cell, short enough for the cache."""
+def _pair_kinds(which, kind_of):
+    """Kind of every pair of :func:`_differences`, shape (P,); for one met a second time, one kind more."""
+    count = len(which)
+    ahead = sliding_window_view(np.tile(which, 2), count)[1 : count // 2 + 1]
+    kinds = kind_of[which, ahead]
+    if count % 2 == 0:
+        kinds[-1, count // 2 :] = kind_of.max() + 1
+    return kinds.ravel()
+
+
+class _Box(NamedTuple):
+    """A cell and what follows from it."""
+
+    vectors: np.ndarray  # (3, 3), Å
+    inverse: np.ndarray  # (3, 3), 1/Å
+    pbc: np.ndarray  # (3,)
+    reach: np.ndarray  # (3,): range over height of the cell; zero in directions that are not periodic
+    volume: float  # Å³, that defines the density
+
+    @classmethod
+    def of(cls, cell, pbc, r_max, volume):
+        volume = abs(np.linalg.det(cell)) if volume is None else volume
+        if volume < 1e-10:
+            raise ValueError("the cell has no volume, so no density; give one with volume= (Å³)")
+        cell = complete_cell(cell) if pbc.any() else np.eye(3)
+        inverse = np.linalg.inv(cell)
+        reach = r_max * np.linalg.norm(inverse, axis=0) * pbc
+        if (reach >= 1).any():
+            height = (r_max / reach[pbc]).min()
+            raise ValueError(
+                f"{r_max=} Å exceeds the cell's smallest height, {height:.2f} Å; repeat the cell"
+            )
+        return cls(cell, inverse, pbc, reach, volume)
+
+
+def _blocks(positions, cell, pbc, r_max, volume, num_pairs):
+    """Yield runs of frames that share a cell, short enough for the cache, and their :class:`_Box`."""
     if cell.ndim == 3:
         if len(cell) != len(positions):
             raise ValueError(f"{cell.shape=} but {positions.shape=}")
-        yield from ((positions[t : t + 1], cell[t]) for t in range(len(positions)))
+        yield from ((positions[t : t + 1], _Box.of(cell[t], pbc, r_max, volume)) for t in range(len(cell)))
         return
-    step = max(1, _PAIRS_AT_ONCE // max(1, num_pairs))
-    yield from ((positions[t : t + step], cell) for t in range(0, len(positions), step))
+    box, step = _Box.of(cell, pbc, r_max, volume), max(1, _PAIRS_AT_ONCE // max(1, num_pairs))
+    yield from ((positions[t : t + step], box) for t in range(0, len(positions), step))
 
 
-def _volume(cell, volume):
-    volume = abs(np.linalg.det(cell)) if volume is None else volume
-    if volume < 1e-10:
-        raise ValueError("the cell has no volume, so no density; give one with volume= (Å³)")
-    return volume
-
-
-def _count(positions, cell, pbc, r_max, num_bins, pairs, num_kinds):
-    """Histogram, shape (kinds, num_bins + 1), of the distances of pairs i < j in frames of one cell."""
-    first, second, kinds = pairs
-    vectors, kinds = _short_vectors(positions, cell, pbc, r_max, first, second, kinds)
-    squared = np.einsum("pk,pk->p", vectors, vectors)
+def _count(positions, box, r_max, num_bins, kinds, num_kinds):
+    """Histogram, shape (kinds, num_bins + 1), of the distances of all pairs in frames of one cell."""
+    vectors, kinds = _short_vectors(positions, box, kinds)
+    squared = np.einsum("kp,kp->p", vectors, vectors)
     near = np.flatnonzero(squared <= r_max**2)
     bins = np.ceil(np.sqrt(squared[near]) * (num_bins / r_max)).astype(np.intp)
     bins = np.minimum(bins, num_bins) + kinds[near] * (num_bins + 1)
     return np.bincount(bins, minlength=num_kinds * (num_bins + 1)).reshape(num_kinds, num_bins + 1)
 
 
-def _short_vectors(positions, cell, pbc, r_max, first, second, kinds):
-    """All vectors (M, 3) from i to j and its images that can be shorter than r_max, and their kinds (M,).
+def _short_vectors(positions, box, kinds):
+    """All vectors (3, M) between atoms and their images that can be short enough, and their kinds (M,).
 
     A vector shorter than half the height of the cell has fractional coordinates below 1/2, so rounding
     finds it; up to the full height, the next image on the other side can be short too.
     """
     kinds = np.tile(kinds, len(positions))
-    if not pbc.any():
-        return (positions[:, second] - positions[:, first]).reshape(-1, 3), kinds
-    cell = complete_cell(cell)
-    inverse = np.linalg.inv(cell)
-    reach = r_max * np.linalg.norm(inverse, axis=0) * pbc
-    if (reach >= 1).any():
-        height = (r_max / reach[pbc]).min()
-        raise ValueError(f"{r_max=} Å exceeds the cell's smallest height, {height:.2f} Å; repeat the cell")
-    scaled = positions @ inverse
-    scaled = (scaled[:, second] - scaled[:, first]).reshape(-1, 3)
-    scaled -= np.rint(scaled) * pbc
-    for axis in np.flatnonzero(reach > 0.5):
-        more = np.flatnonzero(np.abs(scaled[:, axis]) >= 1 - reach[axis])
-        image = scaled[more]
-        image[:, axis] -= np.sign(image[:, axis])
-        scaled, kinds = np.concatenate([scaled, image]), np.concatenate([kinds, kinds[more]])
-    return scaled @ cell, kinds
+    if not box.pbc.any():
+        return _differences(positions), kinds
+    scaled = _differences(positions @ box.inverse)
+    for axis in np.flatnonzero(box.pbc):
+        scaled[axis] -= np.rint(scaled[axis])
+    for axis in np.flatnonzero(box.reach > 0.5):
+        more = np.flatnonzero(np.abs(scaled[axis]) >= 1 - box.reach[axis])
+        image = scaled[:, more]
+        image[axis] -= np.sign(image[axis])
+        scaled, kinds = np.concatenate([scaled, image], axis=1), np.concatenate([kinds, kinds[more]])
+    return box.vectors.T @ scaled, kinds
+
+
+def _differences(coordinates):
+    """Vectors from every atom to the N // 2 that follow it in a circle, shape (3, T * P), P = N * (N // 2).
+
+    Every pair is met once; if N is even, those that lie opposite each other twice. Frames of shape (T, N, 3)
+    are cut, not gathered, with the component first: all that follows runs over long rows.
+    """
+    rows = np.moveaxis(coordinates, -1, 0)
+    count = rows.shape[-1]
+    circle = np.concatenate([rows, rows[..., : count // 2]], axis=-1)
+    ahead = sliding_window_view(circle, count, axis=-1)[..., 1 : count // 2 + 1, :]
+    return np.subtract(ahead, circle[..., None, :count], order="C").reshape(3, -1)
 
 
 def _normalise(counts, atoms_of, species, kind_of, r_max):
@@ -418,18 +453,19 @@ def nearest_distances(positions, *, cell=None, pbc=False):
     """
     positions = np.asarray(positions, dtype=float)
     pbc = np.broadcast_to(np.asarray(pbc, dtype=bool), 3)
-    nearest = np.empty(positions.shape[:2])
+    cell = complete_cell(cell) if pbc.any() else np.eye(3)
+    frames, atoms = positions.shape[:2]
+    step, nearest = max(1, _PAIRS_AT_ONCE // atoms**2), np.empty((frames, atoms))
     with np.errstate(invalid="ignore"):
-        if pbc.any():
-            cell = complete_cell(cell)
-            positions = positions @ np.linalg.inv(cell)
-        for t, frame in enumerate(positions):
-            vectors = frame[:, None] - frame
-            if pbc.any():
-                vectors = (vectors - np.rint(vectors) * pbc) @ cell
-            squared = np.einsum("ijk,ijk->ij", vectors, vectors)
-            np.fill_diagonal(squared, np.inf)
-            nearest[t] = np.sqrt(squared.min(axis=1))
+        for t in range(0, frames, step):
+            rows = np.moveaxis(positions[t : t + step] @ np.linalg.inv(cell), -1, 0)
+            vectors = (rows[..., None, :] - rows[..., None]).reshape(3, -1)
+            for axis in np.flatnonzero(pbc):
+                vectors[axis] -= np.rint(vectors[axis])
+            vectors = cell.T @ vectors
+            squared = np.einsum("kp,kp->p", vectors, vectors).reshape(-1, atoms, atoms)
+            squared[:, range(atoms), range(atoms)] = np.inf
+            nearest[t : t + step] = np.sqrt(squared.min(axis=-1))
     return nearest
 
 
@@ -452,11 +488,21 @@ def unstable_contacts(positions, *, cell=None, pbc=False, minimum=MINIMUM_DISTAN
     >>> unstable_contacts(np.array([[[0.0, 0, 0], [x, 0, 0]] for x in (1.0, 0.6, 0.4)]))
     2
     """
+    if maximum is None and np.all(pbc):
+        return _first_collapse(np.asarray(positions, dtype=float), complete_cell(cell), minimum)
     nearest = nearest_distances(positions, cell=cell, pbc=pbc)
     good = nearest >= minimum
     if maximum is not None:
         good &= nearest <= maximum
     return _first(~good.all(axis=1))
+
+
+def _first_collapse(positions, cell, minimum):
+    """Index of the first frame of a bulk system with a pair closer than the minimum, or not finite."""
+    for t, frame in enumerate(positions):
+        if not np.isfinite(frame).all() or len(neighbour_list("i", None, minimum, frame, cell, [True] * 3)):
+            return t
+    return None
 
 
 def rdf_deviation(g, g_ref, *, dr):
