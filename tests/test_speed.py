@@ -104,16 +104,22 @@ def test_goals_name_what_missed_them():
     table = speed.goal_table(found)
     ethanol = table.loc["MD of ethanol, 5 replicas: ratio"]
     assert (ethanol.Asked, ethanol.Found, ethanol.Cells) == ("at least 3", "2.5 to 4", "1 of 2")
-    assert (ethanol.Verdict, ethanol["Missed by"]) == ("not met", "NequIP small 2.5")
+    assert (ethanol.Verdict, ethanol["Missed by"]) == ("not met", "NequIP (small) 2.5")
     assert table.Verdict["MD of LiPS, 5 replicas: ratio"] == "met"
-    assert table.loc["MD, 1 replica: ratio", "Missed by"] == "NequIP Ethanol small 0.9"
+    assert table.loc["MD, 1 replica: ratio", "Missed by"] == "NequIP Ethanol (small) 0.9"
     assert table.Verdict["MD on a GPU, 5 replicas: ratio"] == "not measured"
 
 
 def test_a_cell_that_failed_misses_its_goal():
     goal = speed.goal_table([md(), failed()]).loc["MD of ethanol, 5 replicas: ratio"]
-    assert (goal.Verdict, goal["Missed by"]) == ("not met", "NequIP small failed")
+    assert (goal.Verdict, goal["Missed by"]) == ("not met", "NequIP (small) failed")
     assert speed.failures([md(), failed()]).Reason.tolist() == ["AssertionError: results differ"]
+
+
+def test_of_many_misses_the_worst_are_named():
+    found = [one("bench_metrics", "ratio_rdf", value, model=f"m{value}") for value in (7, 3, 9, 5, 4, 8)]
+    missed = speed.goal_table(found).loc["RDF beside ASE: ratio", "Missed by"]
+    assert missed == "m3 LiPS 3, m4 LiPS 4, m5 LiPS 5, m7 LiPS 7, 2 more"
 
 
 @pytest.mark.parametrize(("ratios", "verdict"), [((1.4, 1.5, 1.0), "met"), ((1.4, 1.2, 1.0), "not met")])

@@ -23,6 +23,18 @@ from egraff_utils.report.comparison import order_datasets, order_models
 
 TRIED = paths.ROOT / "benchmarks" / "tried.csv"
 LEVELS = ("dataset", "model", "preset", "device")
+HEADS = {
+    "time_exponent": "Exponent of time (dimensionless)",
+    "largest_size": "Largest size (atoms)",
+    "imports_torch": "Imports torch (1: yes)",
+    "share_of_rollout": "Metrics over rollout, time (dimensionless)",
+    "ratio_rdf": "RDF, ratio to ASE (dimensionless)",
+}
+"""Heads of metrics whose name says too little."""
+
+WORST = 4
+"""Cells that a goal names among those that missed it."""
+
 LINES = {"small": "-", "paper": "--"}
 RATES = [*LEVELS, "replicas", "ratio", "low", "high", "pairs", "ours", "theirs", "unit"]
 
@@ -179,10 +191,17 @@ def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:
             "Found": _span([value for value in cells.values() if not math.isnan(value)]),
             "Cells": f"{met} of {len(cells)}" if cells else "",
             "Verdict": verdict if cells else "not measured",
-            "Missed by": ", ".join(f"{title} {_short(value)}" for title, value in missed.items()),
+            "Missed by": _missed(missed),
         }
     columns = ["Asked", "Found", "Cells", "Verdict", "Missed by"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("Goal")
+
+
+def _missed(cells):
+    """The worst cells with their values, failed ones first, and how many more there are."""
+    order = sorted(cells, key=lambda title: -math.inf if math.isnan(cells[title]) else cells[title])
+    more = [f"{len(order) - WORST} more"] if len(order) > WORST else []
+    return ", ".join([f"{title} {_short(cells[title])}" for title in order[:WORST]] + more)
 
 
 def failures(found: Iterable) -> pd.DataFrame:
@@ -211,7 +230,8 @@ def made_on(found: Iterable) -> pd.DataFrame:
     ]
     heads = ["Campaign", "Hardware", "Threads", "Versions"]
     table = pd.DataFrame(rows, columns=[*heads, "wall_time"]).groupby(heads).wall_time.agg(["count", "sum"])
-    return table.set_axis(["Records (count)", "Wall time (min)"], axis=1).reset_index().set_index("Campaign")
+    table = table.set_axis(["Records (count)", "Wall time (min)"], axis=1).reset_index().set_index("Campaign")
+    return table.astype({"Threads": str, "Records (count)": str})
 
 
 def tried() -> pd.DataFrame:
@@ -229,6 +249,8 @@ def tried() -> pd.DataFrame:
 def ratio_grid(table: pd.DataFrame, *, device: str = "cpu") -> Figure:
     """Ratio against the number of replicas, a panel for every dataset; bars from the 10th to 90th percentile.
 
+    A grey line is a ratio of one, a black dash a goal for this dataset.
+
     Parameters
     ----------
     table
@@ -242,6 +264,8 @@ def ratio_grid(table: pd.DataFrame, *, device: str = "cpu") -> Figure:
     figure, axes = plt.subplots(rows, 2, figsize=(7.5, 0.9 + 2.2 * rows), squeeze=False, sharey=True)
     for ax, dataset in zip(axes.flat, datasets, strict=False):
         _draw_ratios(ax, table[table.dataset == dataset])
+        for goal in (g for g in GOALS if (g.dataset, g.device) == (dataset, device)):
+            ax.plot(int(goal.metric.partition("_")[2]), goal.low, "_", color="black", markersize=22)
         ax.set_title(short_title(dataset), fontsize="small", loc="left")
     for ax in axes.flat[len(datasets) :]:
         ax.set_axis_off()
@@ -286,17 +310,13 @@ def _draw_ratios(ax, table):
     for (model, preset), rows in table.groupby(["model", "preset"], sort=False):
         ends = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows.ratio.to_numpy())
         line = {"color": plots.model_color(model), "linestyle": LINES.get(preset, ":")}
-        spread = 1 + 0.02 * (order_models(plots.MODEL_COLORS).index(model) - 2.5) if _known(model) else 1
+        spread = 1 + 0.02 * (plots.model_place(model) - 2.5)  # lines apart that lie on each other
         ax.errorbar(
             rows.replicas * spread, rows.ratio, ends, marker=plots.model_marker(model), markersize=4, **line
         )
     for axis in "xy":
         plots.set_log_scale(ax, axis)
     ax.set_xticks(sorted(set(table.replicas)), labels=[str(n) for n in sorted(set(table.replicas))])
-
-
-def _known(model):
-    return model in plots.MODEL_COLORS
 
 
 def _add_legend(figure, table):
@@ -347,7 +367,7 @@ def _column(found, metric, unit):
     prefix = "" if unit in ("1", "") else "G" if largest >= 1e9 else "M" if largest >= 1e6 else ""
     values = values / {"": 1, "M": 1e6, "G": 1e9}[prefix]
     unit = {"1": "dimensionless", "": "dimensionless"}.get(unit, prefix + unit)
-    return f"{metric.replace('_', ' ').capitalize()} ({unit})", values
+    return HEADS.get(metric, f"{metric.replace('_', ' ').capitalize()} ({unit})"), values
 
 
 def _value(record, metric):
@@ -373,8 +393,11 @@ def _cells(goal, found):
         if device != goal.device or goal.dataset not in ("", dataset):
             continue
         if known or record.status == "failed":
-            place = [] if goal.dataset or dataset == "-" else [short_title(dataset)]
-            words = [*([] if model == "-" else [model_title(model)]), *place, *([preset] if preset else [])]
+            words = [
+                *([] if model == "-" else [model_title(model)]),
+                *([] if dataset == "-" or goal.dataset else [short_title(dataset)]),
+                *([f"({preset})"] if preset else []),
+            ]
             cells[" ".join(words)] = _value(record, goal.metric)
     return cells
 
@@ -385,4 +408,4 @@ def _span(values):
 
 
 def _short(value):
-    return tables.FAILED if math.isnan(value) else f"{value:.3g}"
+    return tables.FAILED if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
