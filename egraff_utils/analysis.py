@@ -65,8 +65,9 @@ class Reference:
     def from_frames(cls, frames, index, *, contiguous):
         """Reference from stored frames; ``index`` (R, T) is the frame of each step, -1 for none."""
         missing = index < 0
-        energy = np.array([atoms.get_potential_energy() for atoms in frames])[index]
-        forces = np.stack([atoms.get_forces() for atoms in frames]).astype(np.float32)[index]
+        stored = [atoms.calc.results for atoms in frames]  # the getters of ASE compare all atoms first
+        energy = np.array([results["energy"] for results in stored])[index]
+        forces = np.stack([results["forces"] for results in stored]).astype(np.float32)[index]
         energy[missing], forces[missing] = np.nan, np.nan
         path = unwrap(frames)
         moved = None

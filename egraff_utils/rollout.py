@@ -407,15 +407,11 @@ def _bulk_rule(atoms, reference_positions):
     g = structure.radial_distributions(reference_positions, atoms.numbers, r_max=r_max, **box).total
 
     def rule(positions):
-        contact = structure.unstable_contacts(positions, **box)
-        if len(positions) < RULE_WINDOW:
-            frame = contact
-        else:
-            settings = {"g_ref": g, "r_max": r_max, "window": min(100, len(positions)), **box}
-            frame = structure.unstable_step_bulk(positions, atoms.numbers, **settings)
+        settings = {"g_ref": g, "r_max": r_max, "window": max(RULE_WINDOW, min(100, len(positions))), **box}
+        frame = structure.unstable_step_bulk(positions, atoms.numbers, **settings)
         if frame is None:
             return None
-        if frame == contact:
+        if structure.unstable_contacts(positions[frame : frame + 1], **box) is not None:
             return frame, f"two atoms came closer than {structure.MINIMUM_DISTANCE} Å"
         return frame, f"the radial distribution left the reference's by more than {structure.RDF_TOLERANCE} Å"
 
