@@ -146,7 +146,8 @@ def of_rollout(config):
         Kind ``floor`` or ``floor_<shift>``, seed 0, that of the model ``reference`` first. Metrics ``wf``
         (%), ``jsd``, ``jsd_raw`` (nats), ``ev_root``, ``fv``, ``rmsd`` (Å): mean, and the 95 % range of one
         rollout's value. Curves: ``draws_<metric>`` (D,), the values behind the range; of the floor of
-        structure also ``exponent_<metric>`` and ``scale_<metric>``, the measured p and the factor it gives.
+        structure also ``exponent_<metric>`` and ``scale_<metric>``, the measured p and the factor it gives,
+        and ``rdf_spread`` (2, B), see :func:`rdf_spread`.
         The stored records if parameters and frames are the same. Of a split of several compositions, records
         of each are written and those over all replicas returned.
 
@@ -295,7 +296,7 @@ def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
     -------
     dict
         ``draws_<metric>`` (D,) in the metric's unit (all nan where there are too few frames for R blocks),
-        ``exponent_<metric>``, ``scale_<metric>``.
+        ``exponent_<metric>``, ``scale_<metric>``, and ``rdf_spread`` (2, B), see :func:`rdf_spread`.
 
     Examples
     --------
@@ -324,7 +325,51 @@ def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
             relative = relative * _level(measured[block][name], total // block - 1, draws, seed)
         found |= {f"draws_{name}": means[block] * scale * relative}
         found |= {f"exponent_{name}": power, f"scale_{name}": scale}
+    power = found["exponent_wf"]
+    if total >= 2:
+        found["rdf_spread"] = rdf_spread(rdf, extent, block, power, ordered=ordered, draws=draws, seed=seed)
     return found
+
+
+def rdf_spread(rdf, extent, block, power, *, ordered, draws=DRAWS, seed=0):
+    """How far g(r) of a perfect model may lie from that of the reference, in 95 of 100 cases.
+
+    Blocks of the reference are set against the rest of it, and the differences, whose squares go as Wright's
+    factor does, are taken to the lengths of rollout and reference with its exponent.
+
+    Parameters
+    ----------
+    rdf
+        Of every frame, shape ``(F, B)``, dimensionless.
+    extent
+        :class:`Extent` of the rollout.
+    block
+        Frames in a block.
+    power
+        Exponent of Wright's factor, see :func:`of_rollout`.
+    ordered, draws, seed
+        As in :func:`structure_floor`.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(2, B)``, dimensionless: of a single replica, and of the mean over all replicas.
+
+    Examples
+    --------
+    >>> rdf = 10 + np.random.default_rng(0).normal(size=(400, 50))
+    >>> spread = rdf_spread(rdf, Extent(4, 100, 400, (100,)), 100, 1.0, ordered=False)
+    >>> [round(float(x), 1) for x in spread.mean(1) * 10 / 1.96]  # roots of 1/100 + 1/400, 1/400 + 1/400
+    [1.1, 0.7]
+    """
+    total, rng = len(rdf), np.random.default_rng(seed)
+    apart = np.empty((draws, rdf.shape[1]))
+    for draw in range(draws):
+        order = np.roll(np.arange(total), -rng.integers(total)) if ordered else rng.permutation(total)
+        apart[draw] = rdf[order[:block]].mean(0) - rdf[order[block:]].mean(0)
+    had = 1 / block + 1 / (total - block)
+    wanted = np.array([1 / extent.frames, 1 / (extent.replicas * extent.frames)]) + 1 / extent.reference
+    return np.quantile(np.abs(apart), 0.95, axis=0) * (wanted[:, None] / had) ** (power / 2)
 
 
 def _scores(rdf, replicas, block, rest, ordered, draws, seed):
@@ -631,7 +676,7 @@ def _parameters(config, card, frames):
         "temperature": config.temperature or temperature,
         "timestep": config.timestep or timestep,
         "frames": records.digest(_energies(frames), np.stack([atoms.positions for atoms in frames])),
-        "version": 1,
+        "version": 2,
     }
 
 

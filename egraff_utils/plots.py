@@ -125,7 +125,7 @@ def plot_learning_curve(
     return ax
 
 
-def plot_rdf(record, *, label: str | None = None, ax: Axes | None = None) -> Axes:
+def plot_rdf(record, *, floor=None, label: str | None = None, ax: Axes | None = None) -> Axes:
     """Radial distribution function of a rollout beside the reference.
 
     Replicas are thin, their mean is thick, the reference is black.
@@ -135,6 +135,8 @@ def plot_rdf(record, *, label: str | None = None, ax: Axes | None = None) -> Axe
     record
         Record of a rollout with curves ``rdf_r`` (B,) Å, ``rdf`` (R, B) and ``rdf_reference`` (B,),
         dimensionless.
+    floor
+        Record of the floor; the grey band is where a replica of a perfect model would lie, bin by bin.
     label
         Entry of the legend; the model's title by default.
 
@@ -144,10 +146,12 @@ def plot_rdf(record, *, label: str | None = None, ax: Axes | None = None) -> Axe
         If the record has no such curve.
     """
     ax = take_axes(ax)
-    r = read_curve(record, "rdf_r")
+    r, reference = read_curve(record, "rdf_r"), read_curve(record, "rdf_reference")
+    if floor is not None:
+        plot_rdf_floor(ax, r, reference, floor)
     ax.plot(
         r,
-        read_curve(record, "rdf_reference"),
+        reference,
         color=REFERENCE_COLOR,
         linewidth=1.4,
         label=_reference_label(ax),
@@ -615,6 +619,25 @@ def plot_floor(ax: Axes, floor: float | Sequence[float], *, label: str | None = 
     elif np.isfinite(low):
         style = {"color": FLOOR_COLOR, "alpha": 0.45, "linewidth": 7, "zorder": 0}
         ax.axhline(low, label=label or f"floor {low:.3g}", **style)
+
+
+def plot_rdf_floor(ax: Axes, r: np.ndarray, reference: np.ndarray, floor, *, mean: bool = False) -> None:
+    """Grey band around a radial distribution function where a perfect model's would lie in 95 of 100 cases.
+
+    Parameters
+    ----------
+    r, reference
+        Distance, Å, and the reference's function (or zeros, around differences), shape ``(B,)``.
+    floor
+        Record of a floor with curve ``rdf_spread`` (2, B); without it there is no band.
+    mean
+        Whether the band is that of the mean over replicas, not of a single one.
+    """
+    if "rdf_spread" in floor.curves:
+        spread = floor.curves["rdf_spread"][int(mean)]
+        low, high = np.maximum(reference - spread, 0 if reference.any() else -np.inf), reference + spread
+        style = {"color": FLOOR_COLOR, "alpha": 0.35, "linewidth": 0, "zorder": 0}
+        ax.fill_between(r, low, high, **style, label="floor")
 
 
 def _range(floor, metric):

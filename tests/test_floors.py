@@ -322,3 +322,13 @@ def test_halves_of_the_published_data_lie_among_our_draws(name):
     for metric, value, factor in (("wf", wf, 1), ("ev_root", ev_root, 1e5), ("fv", fv, 1)):
         low, high = factor * np.quantile(found[f"draws_{metric}"], [0.025, 0.975])
         assert 0.99 * low <= value <= 1.01 * high, metric
+
+
+def test_spread_of_rdf_covers_unseen_blocks():
+    """95 of 100 bins of a fresh rollout's mean g(r) lie within the spread around that of the reference."""
+    rdf, extent = independent(600, 2000), Extent(4, 150, 600, (150,) * 4)
+    spread = floors.structure_floor(rdf, extent, ordered=False)["rdf_spread"]
+    fresh = independent(600, 2000, seed=1).reshape(4, 150, -1).mean(1)
+    apart = np.abs(fresh - rdf.mean(0))
+    assert 0.92 < (apart[0] < spread[0]).mean() < 0.98
+    assert 0.92 < (np.abs(fresh.mean(0) - rdf.mean(0)) < spread[1]).mean() < 0.98

@@ -130,6 +130,20 @@ def test_floor_is_a_grey_band_behind_the_curves(rollout):
     assert ax.patches[0].get_zorder() < ax.get_lines()[-1].get_zorder()
 
 
+def test_the_band_of_a_radial_distribution_lies_around_the_reference(rollout):
+    reference = rollout.curves["rdf_reference"]
+    floor = Record("floor", "demo", "ethanol", "reference", 0)
+    floor.__dict__["curves"] = {
+        "rdf_spread": np.stack([np.full(len(reference), 0.5), np.zeros(len(reference))])
+    }
+    bare, ax = plots.plot_rdf(rollout), plots.plot_rdf(rollout, floor=floor)
+    assert len(bare.collections) == 0
+    (band,) = ax.collections
+    corners = band.get_paths()[0].vertices[:, 1]
+    assert corners.max() == pytest.approx(reference.max() + 0.5)
+    assert corners.min() == 0.0
+
+
 def test_the_record_of_a_floor_gives_its_range(rollout):
     metrics = [Metric("fv", 0.7, "1", 0.6, 0.8), Metric("ev_root", 3e-5, "1")]
     floor = Record("floor", "demo", "ethanol", "reference", 0, metrics=metrics)

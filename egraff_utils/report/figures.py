@@ -76,8 +76,9 @@ def plot_rdf_models(records: Iterable, *, ax: Axes | None = None) -> Axes:
 def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: str = "rollout") -> Figure:
     """Figure 3: radial distribution functions, a panel for every dataset, a line for every model.
 
-    Below each panel, on a scale of its own, what the models' functions differ by from the reference. A
-    rollout over several compositions has a panel for each of them.
+    Below each panel, on a scale of its own, what the models' functions differ by from the reference; grey,
+    how far the mean over the replicas of a perfect model would differ in 95 of 100 cases. A rollout over
+    several compositions has a panel for each of them.
 
     Parameters
     ----------
@@ -101,6 +102,7 @@ def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: 
         found = _by_model(r for r in panels[key] if "rdf" in r.curves)
         _draw_rdfs(ax[0], found)
         _draw_rdf_differences(ax[1], found)
+        _draw_rdf_floor(ax[1], found, records)
         ax[0].tick_params(labelbottom=False)
         ax[1].set(xlim=ax[0].get_xlim())
         return list(found)
@@ -126,6 +128,14 @@ def _draw_rdf_differences(ax, found):
         r = plots.read_curve(records[0], "rdf_r")
         ax.plot(r, difference, color=plots.model_color(model), linewidth=0.9)
     ax.axhline(0, color=REFERENCE_COLOR, linewidth=0.8)
+
+
+def _draw_rdf_floor(ax, found, records):
+    run = next(iter(found.values()))[0]
+    place = (run.kind.replace("rollout", "floor", 1), run.dataset, "reference")
+    for floor in (r for r in records if (r.kind, r.dataset, r.model) == place):
+        r = plots.read_curve(run, "rdf_r")
+        plots.plot_rdf_floor(ax, r, np.zeros(len(r)), floor, mean=True)
 
 
 def _mean_rdf(records):
