@@ -1,0 +1,189 @@
+"""What do the metrics cost, beside ASE's analysis and beside the rollout they are taken of?
+
+Radial distributions: `structure.radial_distributions` against `ase.geometry.analysis.Analysis.get_rdf`, the
+same frames, range and bins; ours gives all partial distributions in the same pass, ASE's the total alone.
+Metrics of a rollout: reference, stability rule and all metrics of five replicas of 1000 steps, against the
+steps themselves, of the model that makes them fastest. Times are processor times.
+"""
+
+import itertools
+import time
+import warnings
+from dataclasses import replace
+
+import numpy as np
+
+from benchmarks import measured
+from benchmarks.compare import compare, same
+from egraff_utils.records import Metric
+
+TITLE = "Metrics: radial distributions beside ASE's, and all metrics of a rollout beside its steps"
+SYSTEMS = ("lips", "gete", "ethanol")
+MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
+CAMPAIGN = "cpu"  # whose weights are rolled out
+WIDTH = 0.05  # of a bin, Å
+FRAMES = 1000
+BLOCK = 100  # frames in a call: what a rollout asks for at a time
+REPLICAS, STEPS = 5, 1000
+TIMED_STEPS = 12  # of which the first third is warm-up
+
+
+def run(settings):
+    """Records of kind ``bench_metrics``, model ``reference``, one for each system.
+
+    Metrics: ``ratio_rdf``, ``ours_rdf``, ``theirs_rdf`` (frames/s) and ``rdf_difference`` (relative to the
+    largest g, checked to 1e-10 before anything is timed); ``metrics_time`` (s), ``rollout_time`` (s) of the
+    fastest model and ``share_of_rollout``. Curves: ``models`` and ``milliseconds_per_step`` (ms).
+    """
+    for system in SYSTEMS[:1] if settings.quick else SYSTEMS:
+        models = MODELS[3:4] if settings.quick else MODELS
+        parameters = {"frames": FRAMES, "replicas": REPLICAS, "steps": STEPS, "models": list(models)}
+
+        def measure(system=system, models=models):
+            metrics, curves = _radial_distributions(system, settings)
+            more, found = _share(system, models, settings)
+            return metrics + more, curves | found
+
+        yield measured(settings, "bench_metrics", system, "reference", parameters, measure)
+
+
+def _radial_distributions(system, settings):
+    from egraff_utils import structure
+
+    frames, count = _frames(system), FRAMES // 20 if settings.quick else FRAMES
+    size = count // 10
+    chosen = [frames[t % len(frames)] for t in range(count)]
+    blocks = [chosen[t : t + size] for t in range(0, count, size)]
+    r_max = _range(frames[0])
+
+    def ours(block):
+        positions = np.stack([atoms.positions for atoms in block])
+        box = {"cell": block[0].cell.array, "pbc": block[0].pbc}
+        return structure.radial_distributions(positions, block[0].numbers, r_max=r_max, dr=WIDTH, **box).total
+
+    def theirs(block):
+        return ase_distribution(block, r_max)
+
+    difference = same(ours(blocks[0]), theirs(blocks[0]), relative=1e-10)
+    found = compare(
+        _turns(ours, blocks),
+        _turns(theirs, blocks),
+        seconds=0.5 * settings.share("metrics"),
+        least=3,
+        most=10,
+        clock=time.process_time,
+    )
+    metrics = found.metrics("rdf", unit_per_call=size, unit="frames/s")
+    return [*metrics, Metric("rdf_difference", difference, "1", n=size)], found.curves("rdf")
+
+
+def _frames(system):
+    """All frames of a system at hand; those of one composition and cell."""
+    from egraff_utils import cards, data
+
+    frames = [atoms for split in cards.dataset(system).splits for atoms in data.load(system, split)]
+    return [
+        atoms
+        for atoms in frames
+        if np.array_equal(atoms.numbers, frames[0].numbers) and np.allclose(atoms.cell, frames[0].cell)
+    ]
+
+
+def _range(atoms):
+    """The published range, or the longest whole number of bins that ASE accepts, Å."""
+    from egraff_utils import structure
+
+    r_max = structure.as_coded_r_max(atoms)
+    if atoms.pbc.any():
+        heights = 1 / np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0)
+        r_max = min(r_max, WIDTH * np.floor(heights[atoms.pbc].min() / 2 / WIDTH))
+    return r_max
+
+
+def ase_distribution(frames, r_max):
+    """Mean over frames of ``Analysis.get_rdf``, shape ``(B,)``."""
+    from ase.geometry.analysis import Analysis
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return np.mean(Analysis(frames).get_rdf(r_max, round(r_max / WIDTH)), axis=0)
+
+
+def _turns(call, blocks):
+    """A callable that takes the next block each time."""
+    turns = itertools.cycle(blocks)
+    return lambda: call(next(turns))
+
+
+def _share(system, models, settings):
+    """Metrics and curves: time of the metrics of a rollout, and of its steps."""
+    from egraff_utils import cards, rollout
+
+    card = cards.dataset(system)
+    config = rollout.RolloutConfig(models[0], system, CAMPAIGN, replicas=REPLICAS, steps=STEPS)
+    config = rollout._settled(replace(config, device=settings.device, progress=False), card)
+    scene = rollout._scene(config, card)
+    per_step = [_step_time(replace(config, model=model), card, scene) for model in models]
+    taken = np.median([_metrics_time(config, card, scene) for _ in range(1 if settings.quick else 3)])
+    total = STEPS * min(per_step)
+    metrics = [
+        Metric("metrics_time", taken, "s"),
+        Metric("rollout_time", total, "s"),
+        Metric("share_of_rollout", taken / total, "1"),
+    ]
+    return metrics, {"models": np.array(models), "milliseconds_per_step": 1e3 * np.array(per_step)}
+
+
+def _step_time(config, card, scene):
+    """Median time of a step of all replicas, s."""
+    from egraff_utils import rollout, train
+    from egraff_utils.dynamics import simulate
+
+    dynamics = rollout._dynamics(config) | {"steps": TIMED_STEPS, "clock": train.clock(config.device)}
+    trajectory = simulate(scene.starts, rollout._calculators(config, card, None), **dynamics)
+    return float(np.median(trajectory.step_times[TIMED_STEPS // 3 :]))
+
+
+def _metrics_time(config, card, scene):
+    """Time of everything in a rollout but its steps and the loading of starts, s."""
+    from egraff_utils import analysis, rollout
+
+    trajectory = walk(scene, STEPS + 1)
+    begun = time.process_time()
+    reference = rollout._stored(config, card, scene.frames, scene.first)
+    rule = rollout._rule(card, scene.frames)
+    for replica, start in itertools.product(range(REPLICAS), range(0, STEPS, config.checkpoint_every)):
+        rule(trajectory.positions[replica, start : start + config.checkpoint_every])
+    analysis.measure(trajectory, scene.starts[0], reference, timestep=config.timestep, steps=STEPS)
+    return time.process_time() - begun
+
+
+def walk(scene, frames):
+    """A :class:`~egraff_utils.dynamics.Trajectory` as a sound rollout leaves it, of frames of the reference.
+
+    Parameters
+    ----------
+    scene
+        :class:`~egraff_utils.rollout.Scene`.
+    frames
+        T.
+    """
+    from egraff_utils.dynamics import Trajectory
+
+    replicas, elements = len(scene.starts), len(np.unique(scene.starts[0].numbers))
+    index = (np.array(scene.first)[:, None] + np.arange(frames)) % len(scene.frames)
+    results = [atoms.calc.results for atoms in scene.frames]
+    rng = np.random.default_rng(0)
+    forces = np.stack([found["forces"] for found in results]).astype(np.float32)[index]
+    energy = np.array([found["energy"] for found in results])[index]
+    return Trajectory(
+        steps=np.arange(frames),
+        positions=np.stack([atoms.positions for atoms in scene.frames]).astype(np.float32)[index],
+        forces=forces + rng.normal(scale=0.1, size=forces.shape).astype(np.float32),
+        energy=energy + rng.normal(scale=0.1, size=energy.shape),
+        temperature=rng.normal(300, 10, size=(replicas, frames)),
+        temperature_species=rng.normal(300, 10, size=(replicas, frames, elements)),
+        stable_step=np.full(replicas, frames - 1),
+        reasons=[""] * replicas,
+        step_times=np.full(frames - 1, 0.01),
+    )
