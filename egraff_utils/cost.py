@@ -1,4 +1,4 @@
-"""What does one MD step cost? Time and memory of energy and forces against the number of atoms.
+"""What does one MD step cost? Time and memory against the number of atoms.
 
 ``python -m egraff_utils.cost CAMPAIGN`` measures every trained model of a campaign; nothing else may run
 meanwhile, or the times are those of a shared machine.
@@ -23,9 +23,10 @@ from egraff_utils import cards, records, tables
 from egraff_utils.records import Metric
 
 WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads")
-WARM_UP = 2  # evaluations before the first that counts: compilation and caches
+WARM_UP = 2  # steps before the first that counts: compilation and caches
 FRAGMENT = 8  # atoms evaluated before memory is counted, so that libraries are loaded
 STARTING = 120  # s allowed for loading a model
+LARGE = 250  # atoms from which on the constant cost of a step hardly counts
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CostConfig:
     """Of the training."""
     cells: tuple[tuple[int, int, int], ...] = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2), (2, 2, 4))
     """Copies of the frame along the cell vectors, smallest first."""
-    evaluations: int = 5
+    steps: int = 5
     """In the median."""
     max_seconds: float = 20
     """Wall time of one size; a size that would take longer ends the measurement."""
@@ -60,9 +61,7 @@ class CostConfig:
 
 
 def measure(config):
-    """Time and memory of one energy and force evaluation, neighbour list included, by number of atoms.
-
-    Every size runs in a process of its own, so that its peak memory is not that of a larger one before.
+    """Time and memory of one MD step by number of atoms.
 
     Parameters
     ----------
@@ -72,11 +71,8 @@ def measure(config):
     Returns
     -------
     Record
-        Kind ``cost``. Metrics: ``time_exponent`` (b of time = a * atoms**b, over all sizes),
-        ``largest_size`` (atoms), ``ms_per_atom`` (ms, at the largest size), ``memory_per_atom`` (MB, slope).
-        Curves of S sizes: ``atoms``, ``edges``, ``milliseconds`` (median, ms), ``milliseconds_neighbours``
-        (its part for the neighbour list, ms), ``memory`` (peak above that of the loaded model, MB). The
-        stored one if parameters and weights are the same. The message tells what ended the measurement.
+        Kind ``cost``. Metrics and curves: those of :func:`grow`. The stored one if parameters and weights are
+        the same. The message tells what ended the measurement.
 
     Raises
     ------
@@ -87,43 +83,69 @@ def measure(config):
     """
     from egraff_utils import train
 
-    card = cards.dataset(config.dataset)
-    if card.system == "molecule":
-        raise ValueError(f"{card.name} is a molecule; supercells need a periodic dataset, such as lips")
     started = time.time()
     weights = train.fingerprint(config)
     stored = records.find(*config.key, config.parameters())
     if stored and weights in (None, stored.provenance.get("weights")):
         return stored
-    if weights is None:
-        train.trained(config.campaign, card.name, config.model, config.seed)  # says what is missing
-    rows, message = _sizes(config)
-    made = records.provenance(started, device="cpu", threads=config.threads, weights=weights)
-    made["device"] = config.device
-    curves = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
-    status = "complete" if rows else "failed"
-    record = records.Record(*config.key, config.parameters(), _metrics(curves), status, message, made)
-    record.provenance["hardware"] = rows[0]["hardware"] if rows else made["hardware"]
-    curves.pop("hardware", None)
+    metrics, curves, message = grow(config)
+    made = records.provenance(started, device=config.device, threads=config.threads, weights=weights)
+    status = "complete" if metrics else "failed"
+    record = records.Record(*config.key, config.parameters(), metrics, status, message, made)
     records.write(record, curves)
     return record
 
 
-def evaluate(config, copies):
-    """Time and memory of one size in this process; `measure` calls it in a fresh one.
+def grow(config):
+    """Time and memory of one MD step by number of atoms, in a process of its own.
+
+    The step is that of a rollout: Langevin dynamics with kept neighbour lists.
 
     Parameters
     ----------
     config
         :class:`CostConfig`.
-    copies
-        Of the frame along the cell vectors, three numbers.
 
     Returns
     -------
+    metrics
+        List of :class:`~egraff_utils.records.Metric`, empty if not even the smallest size could be measured:
+        ``time_exponent`` (b of time = a * atoms**b, over all sizes), ``time_exponent_large`` (from 250 atoms
+        on), ``constant`` (ms, of a step without atoms, from the line that fits best in relative terms),
+        ``largest_size`` (atoms), ``ms_per_atom`` (ms, at the largest size), ``memory_per_atom`` (MB, slope),
+        ``atoms_in_memory`` (atoms at which the memory of the machine would be full, by that slope).
+    curves
+        Of S sizes: ``atoms``, ``edges``, ``milliseconds`` (median, ms), ``milliseconds_neighbours`` (ms, its
+        part for the neighbour list), ``memory`` (MB, peak above that of the loaded model).
+    message
+        What ended the measurement; empty if all sizes were measured.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As in :func:`measure`.
+    """
+    from egraff_utils import train
+
+    card = cards.dataset(config.dataset)
+    if card.system == "molecule":
+        raise ValueError(f"{card.name} is a molecule; supercells need a periodic dataset, such as lips")
+    if train.fingerprint(config) is None:
+        train.trained(config.campaign, card.name, config.model, config.seed)  # says what is missing
+    rows, message = _in_a_process(config)
+    names = ("atoms", "edges", "milliseconds", "milliseconds_neighbours", "memory")
+    curves = {name: np.array([row[name] for row in rows]) for name in names if rows}
+    return _metrics(curves, rows[0]["machine_memory"]) if rows else [], curves, message
+
+
+def evaluate(config):
+    """Time and memory of one size after the other in this process; `grow` calls it in a fresh one.
+
+    Yields
+    ------
     dict
-        ``atoms``, ``edges``, ``milliseconds``, ``milliseconds_neighbours`` (ms), ``memory`` (MB) and
-        ``hardware``.
+        ``atoms``, ``edges``, ``milliseconds``, ``milliseconds_neighbours`` (ms), ``memory`` and
+        ``machine_memory`` (MB); last ``message`` alone, where a limit ended the measurement.
     """
     import torch
 
@@ -132,20 +154,51 @@ def evaluate(config, copies):
     torch.set_num_threads(config.threads)
     frame = data.load(config.dataset, "test")[0]
     force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
-    force_field.to(config.device).requires_grad_(False).eval()
-    _evaluate(force_field, frame[:FRAGMENT], config.device)
+    stepper(force_field, frame[:FRAGMENT], device=config.device)()
     before = _memory(config.device, reset=True)
-    atoms = frame.repeat(copies)
-    runs = [_evaluate(force_field, atoms, config.device) for _ in range(WARM_UP + config.evaluations)]
-    neighbours, total, edges = (np.array(column) for column in zip(*runs[WARM_UP:], strict=True))
-    return {
-        "atoms": len(atoms),
-        "edges": int(edges[0]),
-        "milliseconds": 1e3 * float(np.median(total)),
-        "milliseconds_neighbours": 1e3 * float(np.median(neighbours)),
-        "memory": _memory(config.device) - before,
-        "hardware": records.provenance(time.time(), device=config.device)["hardware"],
-    }
+    row = {}
+    for copies in config.cells:
+        if message := _too_much(config, row, math.prod(copies) * len(frame)):
+            yield {"message": message}
+            return
+        row = _one_size(config, force_field, frame.repeat(copies))
+        row |= {"memory": _memory(config.device) - before, "machine_memory": _machine_memory(config.device)}
+        yield row
+
+
+def stepper(force_field, atoms, *, replicas=1, device="cpu", temperature=300.0, timestep=1.0, seed=0):
+    """What makes one step of a rollout: R replicas of a frame in Langevin dynamics, a function.
+
+    Its attribute ``dynamics`` is the integrator.
+
+    Parameters
+    ----------
+    force_field
+        :class:`~egraff_utils.models.ForceField`.
+    atoms
+        ``ase.Atoms``; each replica gets thermal velocities of its own.
+    temperature
+        K.
+    timestep
+        fs.
+    """
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+
+    from egraff_utils.calculator import ForceFieldCalculator, join_replicas
+    from egraff_utils.dynamics import Noise, Thermostat
+
+    joined = join_replicas([atoms] * replicas)
+    rng = np.random.default_rng(seed)
+    MaxwellBoltzmannDistribution(joined, temperature_K=temperature, rng=rng)
+    joined.calc = ForceFieldCalculator(force_field, device, replicas=replicas)
+    thermostat = Thermostat(temperature, timestep, seed=seed)
+    dynamics = thermostat.integrator(joined, Noise(seed, range(replicas)))
+
+    def step():
+        dynamics.step()
+
+    step.dynamics = dynamics
+    return step
 
 
 def exponent(atoms, values):
@@ -207,64 +260,69 @@ def measure_campaign(name, *, dataset=None):
     return found
 
 
-def _sizes(config):
-    """Rows of all sizes that the limits allow, and what ended the measurement."""
-    rows = []
-    for copies in config.cells:
-        reason = _too_much(config, rows, copies)
-        if reason:
-            return rows, reason
-        try:
-            rows.append(_in_a_process(config, copies))
-        except subprocess.TimeoutExpired:
-            return rows, f"ended at {_name(copies)} copies: longer than {config.max_seconds:g} s"
-        except subprocess.CalledProcessError as error:
-            last = (error.stderr or "").strip().splitlines()[-1:] or [f"exit status {error.returncode}"]
-            return rows, f"ended at {_name(copies)} copies: {last[0]}"
-    return rows, ""
+def _in_a_process(config):
+    """Rows of all sizes that the limits and the machine allow, and what ended the measurement."""
+    threads = {f"{name}_NUM_THREADS": str(config.threads) for name in ("OMP", "MKL", "OPENBLAS")}
+    call = [sys.executable, "-m", "egraff_utils.cost", "--sizes", json.dumps(asdict(config))]
+    limit = STARTING + config.max_seconds * len(config.cells)
+    try:
+        done = subprocess.run(call, env=os.environ | threads, capture_output=True, text=True, timeout=limit)
+        output, errors = done.stdout, done.stderr.strip().splitlines()
+        reason = "" if done.returncode == 0 else (errors or [f"exit status {done.returncode}"])[-1]
+    except subprocess.TimeoutExpired as error:
+        output, reason = (error.stdout or b"").decode(), f"longer than {limit:g} s in all"
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    message = rows.pop()["message"] if rows and "message" in rows[-1] else ""
+    if reason:
+        message = f"ended at {_name(config.cells[len(rows)])} copies: {reason}"
+    return rows, message
 
 
-def _too_much(config, rows, copies):
+def _one_size(config, force_field, atoms):
+    """Median times of a step and of its neighbour list; numbers of atoms and edges."""
+    from egraff_utils.graph import SkinList
+
+    step = stepper(force_field, atoms, device=config.device)
+    lists = SkinList(atoms, force_field.cutoff, dtype=force_field.dtype, device=config.device)
+    positions = step.dynamics.atoms.get_positions()
+    return {
+        "atoms": len(atoms),
+        "edges": lists.update(positions).edge_index.shape[1],
+        "milliseconds": _median(step, config),
+        "milliseconds_neighbours": _median(lambda: lists.update(positions), config),
+    }
+
+
+def _median(call, config):
+    """Median time of a call, ms; of the processor in one thread on a CPU, so that other programs do not count."""
+    alone = config.device == "cpu" and config.threads == 1
+    clock = time.process_time if alone else time.perf_counter
+    for _ in range(WARM_UP):
+        call()
+    times = []
+    for _ in range(config.steps):
+        began = clock()
+        call()
+        times.append(clock() - began)
+    return 1e3 * float(np.median(times))
+
+
+def _too_much(config, row, atoms):
     """Why the next size is not begun; time and memory are taken to grow in proportion to the atoms."""
-    if not rows:
+    if not row:
         return ""
-    growth = math.prod(copies) / math.prod(config.cells[len(rows) - 1])
-    seconds = growth * rows[-1]["milliseconds"] / 1e3 * (WARM_UP + config.evaluations)
-    memory = growth * rows[-1]["memory"]
+    growth = atoms / row["atoms"]
+    seconds = growth * row["milliseconds"] / 1e3 * (WARM_UP + config.steps)
+    memory = growth * row["memory"]
     if seconds > config.max_seconds:
-        return f"ended before {_name(copies)} copies: some {seconds:.0f} s of {config.max_seconds:g} s"
+        return f"ended before {atoms} atoms: some {seconds:.0f} s of {config.max_seconds:g} s"
     if memory > config.max_memory:
-        return f"ended before {_name(copies)} copies: some {memory:.0f} MB of {config.max_memory:g} MB"
+        return f"ended before {atoms} atoms: some {memory:.0f} MB of {config.max_memory:g} MB"
     return ""
 
 
 def _name(copies):
     return "x".join(map(str, copies))
-
-
-def _in_a_process(config, copies):
-    order = json.dumps({"config": asdict(config), "copies": copies})
-    threads = {f"{name}_NUM_THREADS": str(config.threads) for name in ("OMP", "MKL", "OPENBLAS")}
-    done = subprocess.run(
-        [sys.executable, "-m", "egraff_utils.cost", "--size", order],
-        env=os.environ | threads,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=STARTING + config.max_seconds,
-    )
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _evaluate(force_field, atoms, device):
-    """Seconds of the neighbour list, of everything, and the number of edges."""
-    from egraff_utils.graph import build_graph
-
-    began = time.perf_counter()
-    graph = build_graph(atoms, force_field.cutoff).to(device)
-    listed = time.perf_counter()
-    force_field(graph).forces.cpu()
-    return listed - began, time.perf_counter() - began, graph.edge_index.shape[1]
 
 
 def _memory(device, *, reset=False):
@@ -284,16 +342,29 @@ def _memory(device, *, reset=False):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def _metrics(curves):
-    if not curves:
-        return []
-    atoms, times = curves["atoms"], curves["milliseconds"]
-    slope = np.polyfit(atoms, curves["memory"], 1)[0] if len(atoms) > 1 else math.nan
+def _machine_memory(device):
+    """Of the machine, or of the GPU, MB."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory / 1e6
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _metrics(curves, machine_memory):
+    atoms, times, memory = (curves[name] for name in ("atoms", "milliseconds", "memory"))
+    large = atoms >= LARGE
+    several = len(atoms) > 1
+    constant = np.polyfit(atoms, times, 1, w=1 / times)[1] if several else math.nan
+    slope = np.polyfit(atoms, memory, 1)[0] if several else math.nan
     return [
         Metric("time_exponent", exponent(atoms, times), "1", n=len(atoms)),
+        Metric("time_exponent_large", exponent(atoms[large], times[large]), "1", n=int(large.sum())),
+        Metric("constant", constant, "ms"),
         Metric("largest_size", atoms[-1], "1"),
         Metric("ms_per_atom", times[-1] / atoms[-1], "ms"),
         Metric("memory_per_atom", slope, "MB"),
+        Metric("atoms_in_memory", machine_memory / slope if slope > 0 else math.nan, "1"),
     ]
 
 
@@ -302,12 +373,11 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m egraff_utils.cost", description=measure.__doc__[:88])
     parser.add_argument("campaign", nargs="?", help="measure every trained model of this campaign")
     parser.add_argument("--dataset", help="periodic dataset; lips by default")
-    parser.add_argument("--size", help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    if chosen.size:
-        order = json.loads(chosen.size)
-        cells = tuple(tuple(copies) for copies in order["config"].pop("cells"))
-        print(json.dumps(evaluate(CostConfig(**order["config"], cells=cells), order["copies"])))
+    if chosen.sizes:
+        for row in evaluate(CostConfig(**json.loads(chosen.sizes))):
+            print(json.dumps(row), flush=True)
     elif chosen.campaign:
         for record in measure_campaign(chosen.campaign, dataset=chosen.dataset):
             print(record)

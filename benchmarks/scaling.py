@@ -1,0 +1,55 @@
+"""How do time and memory of an MD step grow with the number of atoms?
+
+Supercells of copper, from 32 atoms, and of LiPS, from 83, with trained weights; one step is that of a rollout
+(see `egraff_utils.cost.grow`). Each model and system has a process of its own.
+"""
+
+import time
+
+from benchmarks import measured
+
+TITLE = "Scaling: time and memory of an MD step against the number of atoms"
+MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
+COPIES = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
+SYSTEMS = {"copper_emt": ("demo", COPIES), "lips": ("cpu", COPIES[:6])}
+"""Dataset -> campaign whose weights are taken, copies of the frame: up to 2048 and 2656 atoms."""
+
+
+def run(settings):
+    """Records of kind ``bench_scaling``, one for each system and model.
+
+    Metrics and curves: those of :func:`egraff_utils.cost.grow`.
+    """
+    began = time.monotonic()
+    systems = {"copper_emt": ("demo", (COPIES[0], *COPIES[3:5]))} if settings.quick else SYSTEMS
+    for dataset, (campaign, cells) in systems.items():
+        for model in MODELS[:1] if settings.quick else MODELS:
+            if time.monotonic() - began > settings.share("scaling"):
+                print(f"no time left for {model} on {dataset}")
+                continue
+            yield _cell(settings, dataset, campaign, model, cells)
+
+
+def _cell(settings, dataset, campaign, model, cells):
+    from egraff_utils import cost, train
+
+    config = cost.CostConfig(
+        model,
+        campaign,
+        dataset,
+        cells=cells,
+        steps=3,
+        max_seconds=60,
+        device=settings.device,
+        threads=settings.threads,
+    )
+
+    def measure():
+        metrics, curves, message = cost.grow(config)
+        if not metrics:
+            raise RuntimeError(message)
+        return metrics, curves
+
+    parameters = {**config.parameters(), "preset": "small", "weights": campaign}
+    hashes = {"weights": train.fingerprint(config)}
+    return measured(settings, "bench_scaling", dataset, model, parameters, measure, **hashes)
