@@ -168,7 +168,9 @@ def _start(frame, temperature, seed):
     atoms = frame.copy()
     atoms.info = {"charge": 0}
     if atoms.pbc.any():
-        atoms.set_cell(atoms.cell.standard_form()[0], scale_atoms=True)
+        cell, _ = atoms.cell.standard_form()
+        atoms.set_cell(cell.array.astype(np.float32), scale_atoms=True)
+    atoms.positions = atoms.positions.astype(np.float32)  # as upstream packages round cell and positions
     MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(seed))
     Stationary(atoms)
     return atoms

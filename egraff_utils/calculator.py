@@ -95,6 +95,19 @@ class ForceFieldCalculator(Calculator):
         self.skin, self.replicas = skin, replicas
         self._list = self._system = None
 
+    def check_state(self, atoms, tol=0.0):
+        """What has changed since the last calculation, exactly and of what matters here.
+
+        ASE's own comparison, asked three times a step, takes longer than the neighbour list.
+        """
+        if self.atoms is None:
+            return list(all_changes)
+        changed = [
+            name for name in ("positions", "numbers") if _differ(name, atoms.arrays, self.atoms.arrays)
+        ]
+        changed += ["cell"] if (atoms.cell.array != self.atoms.cell.array).any() else []
+        return changed + (["pbc"] if (atoms.pbc != self.atoms.pbc).any() else [])
+
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         """Fill ``results``; called by ASE."""
         super().calculate(atoms, properties, system_changes)
@@ -154,6 +167,10 @@ class ReplicaCalculator(Calculator):
             "forces": forces,
             "energies_of_replicas": energies,
         }
+
+
+def _differ(name, one, other):
+    return not np.array_equal(one[name], other[name])
 
 
 def _device(ff):
