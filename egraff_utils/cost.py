@@ -294,7 +294,7 @@ def _one_size(config, force_field, atoms):
 
 
 def _median(call, config):
-    """Median time of a call, ms; of the processor in one thread on a CPU, so that other programs do not count."""
+    """Median time of a call, ms; in one thread on a CPU processor time, which other programs do not touch."""
     alone = config.device == "cpu" and config.threads == 1
     clock = time.process_time if alone else time.perf_counter
     for _ in range(WARM_UP):

@@ -1,0 +1,185 @@
+"""How far from what the machine can do is an MD step? Operations and bytes over measured rates.
+
+A step of five replicas, as in a rollout, is executed once under `Operations`, which sees every operator that
+torch dispatches: floating-point operations of matrix products (by torch's own formulas), bytes read and
+written, and the number of operators. Each count over the measured rate of the machine is the least time that
+it would take alone; its fraction of the time of a step says how near that limit is.
+"""
+
+import time
+from contextlib import contextmanager
+
+import numpy as np
+
+from benchmarks import measured
+from egraff_utils.records import Metric
+
+TITLE = "The limit: operations and bytes of an MD step over the rates of the machine"
+MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
+CELLS = (("small", "ethanol"), ("small", "lips"), ("paper", "ethanol"))
+CAMPAIGN = "cpu"  # whose weights stand for the preset small
+REPLICAS = 5
+COLD = 10.0  # K: untrained weights would tear a molecule apart
+SIDE = 2048  # of the matrices that are multiplied
+LENGTH = 2**26  # float32 numbers that are copied, 268 MB
+OPERATORS = 1000  # additions of one number
+
+
+def run(settings):
+    """Records of kind ``bench_limit`` (preset small) and ``bench_limit_paper``, by system and model.
+
+    Metrics: ``flop_per_step`` (of matrix products), ``bytes_per_step``, ``operators_per_step``; the rates
+    ``matmul_rate`` (flop/s), ``copy_rate`` (B/s), ``operator_rate`` (1/s); ``ms_per_step``; and the fractions
+    ``compute_fraction``, ``memory_fraction`` and ``operator_fraction`` of a step that would be enough at
+    these rates. That of memory may exceed one: arrays that stay in a cache are read faster than copied.
+    """
+    began = time.monotonic()
+    rates = machine_rates(settings)
+    for preset, system in CELLS[:1] if settings.quick else CELLS:
+        for model in MODELS[:1] if settings.quick else MODELS:
+            if not settings.quick and time.monotonic() - began > settings.share("limit"):
+                print(f"no time left for {model} on {system}, preset {preset}")
+                continue
+            yield _cell(settings, preset, system, model, rates)
+
+
+def machine_rates(settings):
+    """Best rates of float32 matrix products (flop/s), of copies (B/s), and of smallest operators (1/s)."""
+    import torch
+
+    a, x = (torch.rand(*shape, device=settings.device) for shape in ((SIDE, SIDE), (LENGTH,)))
+    b, y, one = torch.empty_like(a), torch.empty_like(x), torch.zeros(1, device=settings.device)
+
+    def add():
+        for _ in range(OPERATORS):
+            one.add(1)
+
+    times = {
+        "matmul_rate": (2 * SIDE**3, "flop/s", lambda: torch.mm(a, a, out=b)),
+        "copy_rate": (2 * 4 * LENGTH, "B/s", lambda: y.copy_(x)),
+        "operator_rate": (OPERATORS, "1/s", add),
+    }
+    return {
+        name: Metric(name, work / min(_times(call, settings, 5)), unit)
+        for name, (work, unit, call) in times.items()
+    }
+
+
+class Operations:
+    """Counts of what torch executes within a ``with`` block over :meth:`counted`.
+
+    Matrix products are counted by the formulas of ``torch.utils.flop_counter`` (its own ``FlopCounterMode``
+    does not bear ``autograd.grad``), bytes as the sizes of all inputs and outputs of every operator that is
+    no view; an array that is repeated by a stride of zero counts once.
+    """
+
+    def __init__(self):
+        self.flop = self.bytes = self.operators = 0
+
+    @contextmanager
+    def counted(self):
+        """Context in which everything is counted."""
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        count = self
+
+        class Mode(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                found = function(*args, **(kwargs or {}))
+                count._add(function, args, kwargs or {}, found)
+                return found
+
+        with Mode():
+            yield self
+
+    def _add(self, function, args, kwargs, found):
+        from torch import Tensor
+        from torch.utils._pytree import tree_leaves
+        from torch.utils.flop_counter import flop_registry
+
+        self.operators += 1
+        if function.is_view:
+            return
+        if formula := flop_registry.get(function.overloadpacket):
+            self.flop += formula(*args, **kwargs, out_val=found)
+        tensors = [t for t in tree_leaves((args, kwargs, found)) if isinstance(t, Tensor)]
+        self.bytes += sum(_size(t) for t in tensors)
+
+
+def _size(tensor):
+    """Bytes that a tensor touches."""
+    shape = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return int(np.prod(shape, dtype=np.int64)) * tensor.element_size() if tensor.numel() else 0
+
+
+def _cell(settings, preset, system, model, rates):
+    from egraff_utils import train
+
+    trained = preset == "small"
+    kind = "bench_limit" if trained else f"bench_limit_{preset}"
+    parameters = {"preset": preset, "replicas": REPLICAS, "weights": CAMPAIGN if trained else "fresh"}
+    run_of = train.TrainConfig(model, system, CAMPAIGN)
+    hashes = {"weights": train.fingerprint(run_of)} if trained else {}
+
+    def measure():
+        return _measure(settings, _force_field(preset, system, model), system, trained, rates)
+
+    return measured(settings, kind, system, model, parameters, measure, **hashes)
+
+
+def _force_field(preset, system, model):
+    import torch
+
+    from egraff_utils import models, train
+    from egraff_utils.cards import dataset
+
+    if preset == "small":
+        return train.trained(CAMPAIGN, system, model)
+    torch.manual_seed(0)
+    force_field = models.build(model, preset, dataset(system).elements)
+    force_field.set_reference({}, 1e-3)
+    return force_field
+
+
+def _measure(settings, force_field, system, trained, rates):
+    from egraff_utils import cost, data
+
+    frame = data.load(system, "test")[0]
+    warmth = {} if trained else {"temperature": COLD}
+    step = cost.stepper(force_field, frame, replicas=REPLICAS, device=settings.device, **warmth)
+    for _ in range(2):
+        step()
+    operations = Operations()
+    with operations.counted():
+        step()
+    times = np.array(_times(step, settings, 3 if settings.quick else 10))
+    return _metrics(operations, float(np.median(times)), rates), {"times": times}
+
+
+def _metrics(operations, seconds, rates):
+    counts = {"matmul_rate": operations.flop, "copy_rate": operations.bytes}
+    counts["operator_rate"] = operations.operators
+    least = {name: count / rates[name].value for name, count in counts.items()}
+    return [
+        Metric("flop_per_step", operations.flop, "flop"),
+        Metric("bytes_per_step", operations.bytes, "B"),
+        Metric("operators_per_step", operations.operators, "1"),
+        Metric("ms_per_step", 1e3 * seconds, "ms"),
+        Metric("compute_fraction", least["matmul_rate"] / seconds, "1"),
+        Metric("memory_fraction", least["copy_rate"] / seconds, "1"),
+        Metric("operator_fraction", least["operator_rate"] / seconds, "1"),
+        *rates.values(),
+    ]
+
+
+def _times(call, settings, count):
+    """Times of calls after one that does not count, s."""
+    wait = settings.synchronize or (lambda: None)
+    times = []
+    for _ in range(count + 1):
+        wait()
+        began = settings.clock()
+        call()
+        wait()
+        times.append(settings.clock() - began)
+    return times[1:]
