@@ -1,0 +1,519 @@
+"""Does training keep up? Our training beside the upstream packages' own commands, step by step.
+
+Both sides are whole programs, ``fit`` of :mod:`egraff_utils.train` and ``mace_run_train``, ``nequip-train``
+or ``torchmd-train``, each in a process of its own, with the same files, batches, dtype, hyperparameters and
+first weights. A hook behind every optimiser step lets them run in turns, so that what is timed is all that
+lies between two steps, and nothing of the start.
+"""
+
+import importlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import yaml
+from ase.data import chemical_symbols
+
+from benchmarks import measured
+from benchmarks.compare import compare, same
+from egraff_utils import cards, data
+from egraff_utils.records import Metric
+
+TITLE = "Training: structures per second of ours and of the packages' own commands"
+CELLS = [
+    ("torchmd_net", "ethanol"),
+    ("mace", "ethanol"),
+    ("nequip", "ethanol"),
+    ("allegro", "ethanol"),
+    ("botnet", "ethanol"),
+    ("mace", "lips"),
+    ("nequip", "lips"),
+    ("allegro", "lips"),
+    ("botnet", "lips"),
+]
+"""Model and dataset; torchmd-train reads no periodic frames. A quick run takes the first three."""
+TRAINING = {"batch_size": 5, "scheduler": "none"}
+LIKE_TORCHMD = {
+    "optimizer": "adamw",
+    "amsgrad": False,
+    "ema_decay": None,
+    "clip_norm": None,
+    "energy_per_atom": False,
+}
+"""What torchmd-train cannot do otherwise."""
+PRESET = "small"
+FRAMES = 600  # those of the dataset, repeated, so that no epoch ends within a comparison
+STEPS = 2  # of one call
+SETTLING = 5  # first steps of both, in which compiled code is specialised
+STARTING = 120  # s allowed for the start of a program
+
+
+def run(settings):
+    """Records of kind ``bench_training``: ``ratio``, ``ours``, ``theirs`` (structures/s) and
+    ``force_difference`` of the first batch; curves of the times of ``STEPS`` steps, s."""
+    cells = CELLS[:3] if settings.quick else CELLS
+    for model, dataset in cells:
+        parameters = {"preset": PRESET, "training": _training(model), "frames": FRAMES, "steps": STEPS}
+        seconds = 0.25 * settings.share("training") / len(cells)
+        yield measured(
+            settings,
+            "bench_training",
+            dataset,
+            model,
+            parameters,
+            lambda model=model, dataset=dataset, seconds=seconds: _measure(model, dataset, settings, seconds),
+        )
+
+
+def _training(model):
+    return TRAINING | (LIKE_TORCHMD if model == "torchmd_net" else {})
+
+
+def _measure(model, dataset, settings, seconds):
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        plan = Plan(folder, model, dataset, settings)
+        theirs = stack.enter_context(Program(plan, UPSTREAM[model]))
+        ours = stack.enter_context(Program(plan, _ours))
+        difference = same(*plan.forces(*theirs.receive()))
+        for program in (theirs, ours):
+            program.receive()
+            program.step(SETTLING)
+        alone = settings.threads == 1 and settings.device == "cpu"
+        clock = (lambda: ours.seconds + theirs.seconds) if alone else time.perf_counter
+        found = compare(ours.step, theirs.step, seconds=seconds, warm_up=1, clock=clock)
+    structures = STEPS * TRAINING["batch_size"]
+    metrics = found.metrics(unit_per_call=structures, unit="structures/s")
+    return [*metrics, Metric("force_difference", difference, "1")], found.curves()
+
+
+# -- one training, described once for both sides ----------------------------------------------------------
+
+
+class Plan:
+    """Files and hyperparameters of a training, in a folder of its own; what every program is made from.
+
+    Parameters
+    ----------
+    folder
+        Where ``train.xyz``, ``val.xyz``, a dataset card and the first weights are written.
+    model, dataset
+        As in :data:`CELLS`.
+    settings
+        :class:`benchmarks.Settings`.
+    """
+
+    def __init__(self, folder, model, dataset, settings):
+        from egraff_utils import models, train
+
+        self.folder, self.model, self.dataset = str(folder), model, dataset
+        self.device, self.threads = settings.device, settings.threads
+        self.training = _training(model)
+        hyperparameters = models.card(model).training(PRESET, **self.training)
+        self.hyper = asdict(hyperparameters)
+        self._write_data(folder)
+        frames = ase.io.read(folder / "train.xyz", ":")
+        learner = train.new_learner(self.config(), hyperparameters, frames)
+        self.network = {**models.card(model).network(PRESET), **learner.force_field.build_arguments}
+        self.elements = learner.force_field.elements
+        energies = learner.force_field.reference_energies
+        self.energies = {z: float(energies[z]) for z in self.elements}
+        self.scale = float(learner.force_field.scale)
+        models.save(learner.force_field, folder / "first.safetensors")
+
+    def _write_data(self, folder):
+        card = cards.dataset(self.dataset)
+        train = data.load(card, "train")
+        ase.io.write(folder / "train.xyz", [train[i % len(train)] for i in range(FRAMES)])
+        ase.io.write(folder / "val.xyz", data.load(card, "val")[:10])
+        described = {
+            "name": f"{card.name}_training",
+            "system": card.system,
+            "elements": list(card.elements),
+            "temperature": card.temperature,
+            "timestep": card.timestep,
+            "reader": "extxyz",
+            "files": {split: f"{split}.xyz" for split in ("train", "val")},
+            "splits": {"train": "train", "val": "val", "test": "val"},
+        }
+        (folder / "card.yml").write_text(yaml.safe_dump(described))
+
+    def config(self):
+        """:class:`~egraff_utils.train.TrainConfig` of our side."""
+        from egraff_utils.train import TrainConfig
+
+        working = {"device": self.device, "threads": self.threads, "progress": False}
+        card = f"{self.folder}/card.yml"
+        return TrainConfig(
+            self.model, card, preset=PRESET, max_steps=10**6, training=self.training, **working
+        )
+
+    def forces(self, positions, forces):
+        """Forces of our force field and theirs, shape ``(N, 3)``, eV/Å, of a batch that theirs was given."""
+        from egraff_utils import models
+        from egraff_utils.graph import build_graph
+
+        force_field = models.load(f"{self.folder}/first.safetensors")
+        frames = [
+            atoms for part in ("train", "val") for atoms in ase.io.read(f"{self.folder}/{part}.xyz", ":")
+        ]
+        stored = np.array([atoms.positions for atoms in frames])
+        batch = positions.reshape(-1, *stored.shape[1:])
+        found = [int(np.abs(stored - frame).max(axis=(1, 2)).argmin()) for frame in batch]
+        graph = build_graph([frames[i] for i in found], force_field.cutoff, dtype=force_field.dtype)
+        return force_field(graph).forces.numpy(), forces
+
+
+# -- programs that run in turns -------------------------------------------------------------------------
+
+
+class Program:
+    """A training in a process of its own that takes steps when told to; ends with its ``with`` block.
+
+    Parameters
+    ----------
+    plan
+        :class:`Plan`.
+    main
+        Called with the plan and a function that reports to this process.
+    """
+
+    def __init__(self, plan, main):
+        spawn = multiprocessing.get_context("spawn")
+        self.connection, there = spawn.Pipe()
+        self.log = Path(plan.folder, f"{main.__name__}.log")
+        self.process = spawn.Process(target=_work, args=(there, self.log, main, plan), daemon=True)
+        self.process.start()
+        there.close()
+        self.seconds = 0.0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.join()
+
+    def receive(self):
+        """What the process reports next; its processor time is kept in ``seconds``.
+
+        Raises
+        ------
+        RuntimeError
+            If it ended or hangs, with the last line it wrote.
+        """
+        try:
+            if self.connection.poll(STARTING):
+                self.seconds, report = self.connection.recv()
+                return report
+        except EOFError:
+            pass
+        lines = self.log.read_text(errors="replace").split("\n")
+        raise RuntimeError(f"{self.log.stem} ended: {([''] + [x for x in lines if x.strip()])[-1][-300:]}")
+
+    def step(self, steps=STEPS):
+        """Take steps, and wait for them."""
+        self.connection.send(steps)
+        self.receive()
+
+
+def _work(connection, log, main, plan):
+    """Run a program; it waits behind its first optimiser step, and after as many as it is told to take."""
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(plan.threads)
+    left = [1]
+
+    def report(what):
+        connection.send((time.process_time(), what))
+
+    def wait(*_):
+        left[0] -= 1
+        if not left[0]:
+            report(None)
+            left[0] = connection.recv()
+
+    register_optimizer_step_post_hook(wait)
+    main(plan, report)
+
+
+def _ours(plan, report):
+    from egraff_utils import train
+
+    for name in ("RESULTS", "RUNS"):
+        os.environ[f"EGRAFF_{name}"] = f"{plan.folder}/{name.lower()}"
+    train.fit(plan.config())
+
+
+def _start_from(plan, report, place, find, read):
+    """Give the model that a package builds our first weights, and report its forces on its first batch.
+
+    Parameters
+    ----------
+    place
+        Package's builder, ``module:name``, replaced by one that goes on from its model.
+    find
+        Model in what the builder returns.
+    read
+        Positions and forces from input and output of the model.
+    """
+    import torch
+
+    from egraff_utils import models
+
+    owner, name = place.split(":")
+    module = importlib.import_module(owner)
+    *parents, name = name.split(".")
+    for parent in parents:
+        module = getattr(module, parent)
+    build = getattr(module, name)
+
+    def built(*arguments, **keywords):
+        made = build(*arguments, **keywords)
+        model = find(made)
+        first = models.load(f"{plan.folder}/first.safetensors").network
+        with torch.no_grad():
+            for theirs, ours in zip(model.parameters(), first.parameters(), strict=True):
+                theirs.copy_(ours.reshape(theirs.shape))
+        model.register_forward_hook(once)
+        return made
+
+    done = []
+
+    def once(model, arguments, output):
+        if not done:
+            done.append(True)
+            report([tensor.detach().double().cpu().numpy() for tensor in read(arguments, output)])
+
+    setattr(module, name, built)
+
+
+# -- the packages' own commands, given what our side is given ----------------------------------------------
+
+
+def _mace(plan, report):
+    from mace.cli.run_train import main
+
+    network, hyper = plan.network, plan.hyper
+    first = "RealAgnosticResidualInteractionBlock"
+    arguments = {
+        "name": "training",
+        "work_dir": f"{plan.folder}/mace",
+        "train_file": f"{plan.folder}/train.xyz",
+        "valid_file": f"{plan.folder}/val.xyz",
+        "energy_key": "energy",
+        "forces_key": "forces",
+        "model": "ScaleShiftMACE",
+        "interaction": first,
+        "interaction_first": first,
+        "r_max": network["cutoff"],
+        "num_radial_basis": network["num_bessels"],
+        "num_cutoff_basis": network["polynomial_cutoff"],
+        "max_ell": network["l_max"],
+        "num_interactions": network["num_interactions"],
+        "correlation": network.get("correlation", 1),
+        "num_channels": network["num_channels"],
+        "max_L": network["hidden_l_max"],
+        "MLP_irreps": f"{network['readout_width']}x0e",
+        "radial_MLP": [network["radial_width"]] * network["radial_layers"],
+        "avg_num_neighbors": network["average_neighbors"],
+        "compute_avg_num_neighbors": False,
+        "E0s": plan.energies,
+        "mean": 0.0,
+        "std": plan.scale,
+        "loss": "weighted",
+        "energy_weight": hyper["energy_weight"],
+        "forces_weight": hyper["force_weight"],
+        "batch_size": hyper["batch_size"],
+        "valid_batch_size": 10,
+        "lr": hyper["learning_rate"],
+        "weight_decay": hyper["weight_decay"],
+        "ema_decay": hyper["ema_decay"],
+        "clip_grad": hyper["clip_norm"],
+        "default_dtype": "float32",
+        "device": plan.device,
+        "max_num_epochs": 1000,
+        "seed": 0,
+    }
+    sys.argv = ["mace_run_train", "--ema", "--amsgrad", *[f"--{k}={v}" for k, v in arguments.items()]]
+    _start_from(
+        plan,
+        report,
+        "mace.cli.run_train:configure_model",
+        find=lambda made: made[0],
+        read=lambda given, output: (given[0]["positions"], output["forces"]),
+    )
+    main()
+
+
+def _nequip(plan, report):
+    from nequip.scripts.train import main
+
+    hyper, names = plan.hyper, [chemical_symbols[z] for z in plan.elements]
+    transforms = [
+        {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "model_type_names": names},
+        {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": plan.network["cutoff"]},
+    ]
+    weights = {"total_energy": hyper["energy_weight"], "forces": hyper["force_weight"]}
+    watched = {"per_atom_energy_mae": 1.0, "forces_mae": 1.0}
+    config = {
+        "hydra": {"run": {"dir": f"{plan.folder}/nequip"}},
+        "run": ["train"],
+        "data": {
+            "_target_": "nequip.data.datamodule.ASEDataModule",
+            "seed": 0,
+            "train_file_path": f"{plan.folder}/train.xyz",
+            "val_file_path": f"{plan.folder}/val.xyz",
+            "transforms": transforms,
+            "train_dataloader": {"batch_size": hyper["batch_size"], "shuffle": True},
+            "val_dataloader": {"batch_size": 10},
+        },
+        "trainer": {
+            "_target_": "lightning.Trainer",
+            "accelerator": "gpu" if plan.device.startswith("cuda") else "cpu",
+            "devices": 1,
+            "max_epochs": 1000,
+            "gradient_clip_val": hyper["clip_norm"],
+            "num_sanity_val_steps": 0,
+        },
+        "training_module": {
+            "_target_": "nequip.train.EMALightningModule",
+            "ema_decay": hyper["ema_decay"],
+            "loss": {"_target_": "nequip.train.EnergyForceLoss", "coeffs": weights},
+            "val_metrics": {"_target_": "nequip.train.EnergyForceMetrics", "coeffs": watched},
+            "optimizer": {
+                "_target_": "torch.optim.Adam",
+                "lr": hyper["learning_rate"],
+                "amsgrad": hyper["amsgrad"],
+            },
+            "model": _nequip_model(plan, names),
+        },
+    }
+    Path(plan.folder, "nequip.yaml").write_text(yaml.safe_dump(config))
+    sys.argv = ["nequip-train", "-cp", plan.folder, "-cn", "nequip"]
+    os.chdir(plan.folder)
+    _start_from(
+        plan,
+        report,
+        "nequip.train.lightning:NequIPLightningModule._build_model",
+        find=lambda model: model,
+        read=lambda given, output: (given[0]["pos"], output["forces"]),
+    )
+    main()
+
+
+def _nequip_model(plan, names):
+    """Model of nequip's configuration: the keywords with which ours is built, by their names there."""
+    network = plan.network
+    energies = {name: plan.energies[z] for name, z in zip(names, plan.elements, strict=True)}
+    shared = {
+        "seed": 0,
+        "model_dtype": "float32",
+        "type_names": names,
+        "r_max": network["cutoff"],
+        "avg_num_neighbors": network["average_neighbors"],
+        "per_type_energy_scales": plan.scale,
+        "per_type_energy_shifts": energies,
+    }
+    same_names = {k: network[k] for k in ("num_layers", "l_max", "parity")}
+    radial = {
+        "num_bessels": network["num_bessels"],
+        "bessel_trainable": network["bessel_trainable"],
+        "polynomial_cutoff_p": network["polynomial_cutoff"],
+    }
+    if plan.model == "nequip":
+        own = {
+            "_target_": "nequip.model.NequIPGNNModel",
+            "num_features": network["num_features"],
+            "radial_mlp_depth": network["radial_layers"],
+            "radial_mlp_width": network["radial_width"],
+            **radial,
+        }
+    else:
+        own = {
+            "_target_": "allegro.model.AllegroModel",
+            "radial_chemical_embed": {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", **radial},
+            "scalar_embed_mlp_hidden_layers_depth": network["two_body_layers"],
+            "scalar_embed_mlp_hidden_layers_width": network["two_body_width"],
+            "num_scalar_features": network["num_scalar_features"],
+            "num_tensor_features": network["num_tensor_features"],
+            "allegro_mlp_hidden_layers_depth": network["latent_layers"],
+            "allegro_mlp_hidden_layers_width": network["latent_width"],
+            "readout_mlp_hidden_layers_depth": 1,
+            "readout_mlp_hidden_layers_width": network["readout_width"],
+            "readout_mlp_nonlinearity": None,
+        }
+    return shared | same_names | own
+
+
+def _torchmd(plan, report):
+    from torchmdnet.scripts.train import main
+
+    network, hyper = plan.network, plan.hyper
+    frames = ase.io.read(f"{plan.folder}/train.xyz", ":")
+    shift = [sum(plan.energies[z] for z in atoms.numbers) for atoms in frames]
+    energies = [atoms.get_potential_energy() for atoms in frames] - np.array(shift)
+    arrays = {
+        "coord": np.array([atoms.positions for atoms in frames], dtype=np.float32),
+        "embed": frames[0].numbers,
+        "energy": energies[:, None].astype(np.float32),
+        "force": np.array([atoms.get_forces() for atoms in frames], dtype=np.float32),
+    }
+    for name, array in arrays.items():
+        np.save(f"{plan.folder}/{name}.npy", array)
+    arguments = {
+        **{f"{name}-files": f"{plan.folder}/{name}.npy" for name in arrays},
+        "dataset": "Custom",
+        "train-size": len(frames) - 10,
+        "val-size": 10,
+        "test-size": 0,
+        "num-workers": 0,
+        "ngpus": 1,
+        "log-dir": f"{plan.folder}/torchmd",
+        "num-epochs": 1000,
+        "batch-size": hyper["batch_size"],
+        "lr": hyper["learning_rate"],
+        "weight-decay": hyper["weight_decay"],
+        "y-weight": hyper["energy_weight"],
+        "neg-dy-weight": hyper["force_weight"],
+        "precision": 32,
+        "model": "equivariant-transformer",
+        "embedding-dimension": network["embedding_dimension"],
+        "num-layers": network["num_layers"],
+        "num-heads": network["num_heads"],
+        "num-rbf": network["num_rbf"],
+        "max-z": network["max_z"],
+        "cutoff-upper": network["cutoff"],
+        "neighbor-embedding": "true",
+        "derivative": "true",
+    }
+    sys.argv = ["torchmd-train", *[part for k, v in arguments.items() for part in (f"--{k}", str(v))]]
+    import torch
+
+    def scaled(model):
+        model.std = torch.tensor(plan.scale)
+        return model
+
+    _start_from(
+        plan,
+        report,
+        "torchmdnet.module:create_model",
+        find=scaled,
+        read=lambda given, output: (given[1], output[1]),
+    )
+    main()
+
+
+UPSTREAM = {"mace": _mace, "botnet": _mace, "nequip": _nequip, "allegro": _nequip, "torchmd_net": _torchmd}
+"""Model -> the command of the package that it comes from."""
