@@ -83,7 +83,8 @@ def measured(settings, kind, dataset, model, parameters, measure, **hashes):
         or `settings` ask for all anew.
     measure
         Called without arguments; returns a list of :class:`~egraff_utils.records.Metric` and a dictionary of
-        curves. What it raises becomes the message of a record of status ``failed``.
+        curves, and a message where there is something to say, such as what ended it. What it raises becomes
+        the message of a record of status ``failed``.
     hashes
         Of what went in, for the provenance: ``weights=...``.
 
@@ -97,7 +98,8 @@ def measured(settings, kind, dataset, model, parameters, measure, **hashes):
         return stored
     started, metrics, curves, status, message = time.time(), [], {}, "complete", ""
     try:
-        metrics, curves = measure()
+        metrics, curves, *said = measure()
+        message = " ".join(said)
     except Exception as error:  # a cell that fails is a result; the others go on
         status, message = "failed", _reason(error)
     made = records.provenance(started, device=settings.device, threads=settings.threads, **hashes)

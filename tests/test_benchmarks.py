@@ -122,7 +122,12 @@ def test_a_cell_that_fails_is_a_record_and_is_tried_again(settings):
     assert (record.status, record.metrics) == ("failed", [])
     assert record.message.startswith("AssertionError: results differ by 1 of 2")
     record = benchmarks.measured(settings, "bench_md", "ethanol", "mace", {}, lambda: ([], {}))
-    assert record.status == "complete"
+    assert (record.status, record.message) == ("complete", "")
+
+
+def test_a_cell_may_say_what_ended_it(settings):
+    record = benchmarks.measured(settings, "bench_scaling", "lips", "mace", {}, lambda: ([], {}, "no memory"))
+    assert (record.status, record.message) == ("complete", "no memory")
 
 
 @pytest.mark.parametrize(
