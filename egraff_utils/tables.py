@@ -354,7 +354,7 @@ def dataset(card, frames: dict[str, int] | None = None):
 
 
 def record_table(record):
-    """Metrics of one record: value, 95 % interval over replicas, unit and number of replicas.
+    """Metrics of one record: value, 95 % interval, unit and the number n of values (replicas, frames) behind it.
 
     Returns
     -------
@@ -364,10 +364,10 @@ def record_table(record):
         (METRIC_NAMES.get(m.name, m.name), _number(m.value), records.interval_text(m), _unit(m), m.n or "")
         for m in record.metrics
     ]
-    columns = ["Metric", "Value", "95 % interval", "Unit", "Replicas"]
+    columns = ["Metric", "Value", "95 % interval", "Unit", "n"]
     table = pd.DataFrame(rows, columns=columns).set_index("Metric")
     if not any(table["95 % interval"]):
-        table = table.drop(columns=["95 % interval", "Replicas"])
+        table = table.drop(columns=["95 % interval", "n"])
     return _finish(table.style, f"record-{record.kind}-{record.dataset}-{record.model}-s{record.seed}")
 
 
