@@ -354,7 +354,7 @@ def dataset(card, frames: dict[str, int] | None = None):
 
 
 def record_table(record):
-    """Metrics of one record: value, 95 % interval, unit and the number n of values (replicas, frames) behind it.
+    """Metrics of one record: value, 95 % interval, unit and number n of values (replicas, frames) behind it.
 
     Returns
     -------
