@@ -91,6 +91,12 @@ def test_values_are_scaled_with_their_unit():
     assert list(table["Flop per step (Gflop)"]) == [0.001, 3]
 
 
+def test_rounding_is_a_power_of_ten():
+    found = [one("bench_metrics", "rdf_difference", 2.2e-16), one("bench_metrics", "rdf_difference", 0.5)]
+    found[1].model = "nequip"
+    assert set(speed.value_table(found, "bench_metrics").iloc[:, 0]) == {"2e-16", 0.5}
+
+
 def test_what_ended_a_measurement_is_a_note():
     record = one("bench_scaling", "time_exponent", 1.02, message="ended before 4x4x4 copies")
     html = speed.value_table(

@@ -44,6 +44,7 @@ HEADS = {
 WORST = 4
 """Cells that a goal names among those that missed it."""
 
+TINY = 1e-4
 LINES = {"small": "-", "paper": "--"}
 RATES = [*LEVELS, "replicas", "ratio", "low", "high", "pairs", "ours", "theirs", "unit"]
 
@@ -186,7 +187,7 @@ def value_table(found: Iterable, kind: str, *, metrics: Iterable[str] = ()) -> p
     units = {m.name: m.unit for r in found for m in r.metrics}
     chosen = [m for m in metrics if m in units] if metrics else list(units)
     columns = {metric: _column(found, metric, units[metric]) for metric in chosen}
-    wide = pd.DataFrame(dict(columns.values()), index=_index(found))
+    wide = pd.DataFrame(dict(columns.values()), index=_index(found)).astype(object).map(_tiny)
     if any(r.message for r in found):
         wide["Note"] = [r.message for r in found]
     return _with_failures(wide, found)
@@ -389,6 +390,11 @@ def _column(found, metric, unit):
     values = values / {"": 1, "M": 1e6, "G": 1e9}[prefix]
     unit = {"1": "dimensionless", "": "dimensionless"}.get(unit, prefix + unit)
     return HEADS.get(metric, f"{metric.replace('_', ' ').capitalize()} ({unit})"), values
+
+
+def _tiny(value):
+    """A number near zero as a power of ten; any other as it is."""
+    return f"{value:.0e}" if 0 < abs(value) < TINY else value
 
 
 def _value(record, metric):
