@@ -1,0 +1,155 @@
+"""Is float32 enough? Forces, energy drift and speed of the same weights in float32 and float64.
+
+On a GPU also TF32, in which matrix products keep ten bits of a number.
+"""
+
+import time
+from contextlib import contextmanager
+
+import numpy as np
+
+from benchmarks import measured
+from benchmarks.compare import compare
+from egraff_utils.records import Metric
+from egraff_utils.units import EV_TO_MEV
+
+TITLE = "Precision: float32 beside float64"
+MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
+SYSTEMS = {"ethanol": (5, 200), "lips": (1, 100)}
+"""Dataset -> runs at constant energy, side by side, and their steps."""
+CAMPAIGN = "cpu"  # whose weights are taken
+FRAMES = 10  # whose forces are compared
+PAIRS = 5  # of timed steps
+
+
+def run(settings):
+    """Records of kind ``bench_precision``, one for each system and model.
+
+    Metrics for every precision P, ``float32`` and on a GPU ``tf32``: ``force_difference_P`` (mean absolute
+    difference of a force component to float64, meV/Å), ``force_difference_over_error_P`` (the same over
+    ``force_error``, 1), ``speed_P`` (time of a step in float64 over that in P, 1), ``drift_P``
+    (meV/atom/ps) at constant energy and ``drift_difference_P`` (to float64 from the same start); besides
+    ``drift_float64`` and ``force_error``, the mean absolute error of the model on the same frames (meV/Å).
+    Curves: ``time`` (T,), fs, and ``energy_P`` (R, T), total energy from the start, meV/atom.
+    """
+    began = time.monotonic()
+    for dataset in ["ethanol"] if settings.quick else SYSTEMS:
+        for model in MODELS[:1] if settings.quick else MODELS:
+            if not settings.quick and time.monotonic() - began > settings.share("precision"):
+                print(f"no time left for {model} on {dataset}")
+                continue
+            yield _cell(settings, dataset, model)
+
+
+def _cell(settings, dataset, model):
+    from egraff_utils import train
+
+    replicas, steps = SYSTEMS[dataset]
+    steps = 20 if settings.quick else steps
+    parameters = {"preset": "small", "replicas": replicas, "steps": steps, "weights": CAMPAIGN}
+    hashes = {"weights": train.fingerprint(train.TrainConfig(model, dataset, CAMPAIGN))}
+
+    def measure():
+        return _measure(settings, dataset, model, replicas, steps)
+
+    return measured(settings, "bench_precision", dataset, model, parameters, measure, **hashes)
+
+
+def _measure(settings, dataset, model, replicas, steps):
+    from egraff_utils import cards, cost, data, gate, train
+
+    single = train.trained(CAMPAIGN, dataset, model).to(settings.device)
+    double = gate.in_double(single).to(settings.device)
+    frames = data.load(dataset, "test")[:FRAMES]
+    temperature, timestep = cards.dataset(dataset).conditions("test")
+    starts = [_start(frame, temperature, run) for run, frame in enumerate(frames[:replicas])]
+    times = timestep * np.arange(steps + 1)
+
+    def examine(force_field, *, tf32=False):
+        with arithmetic(tf32):
+            step = cost.stepper(force_field, frames[0], replicas=replicas, device=settings.device)
+            return _forces(force_field, frames), _energy(force_field, starts, timestep, steps), step
+
+    exact, energy, slow = examine(double)
+    error = _mean_difference(exact, [frame.get_forces() for frame in frames])
+    metrics, curves = [Metric("force_error", error, "meV/Å")], {"time": times, "energy_float64": energy}
+    metrics.append(_slope("drift_float64", times, energy))
+    for name in ["float32", "tf32"] if settings.device.startswith("cuda") else ["float32"]:
+        forces, found, step = examine(single, tf32=name == "tf32")
+        difference = _mean_difference(forces, exact)
+        with arithmetic(name == "tf32"):
+            ratio = _ratio(settings, step, slow)
+        metrics += [
+            Metric(f"force_difference_{name}", difference, "meV/Å", n=len(frames)),
+            Metric(f"force_difference_over_error_{name}", difference / error, "1"),
+            Metric(f"speed_{name}", ratio.ratio, "1", ratio.low, ratio.high, ratio.pairs),
+            _slope(f"drift_{name}", times, found),
+            _slope(f"drift_difference_{name}", times, found - energy),
+        ]
+        curves[f"energy_{name}"] = found
+    return metrics, curves
+
+
+@contextmanager
+def arithmetic(tf32):
+    """Matrix products of float32 numbers in TF32, or not, within a ``with`` block; of meaning on a GPU."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _start(frame, temperature, run):
+    """A frame with thermal velocities and its centre of mass at rest."""
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+
+    start = frame.copy()
+    MaxwellBoltzmannDistribution(start, temperature_K=temperature, rng=np.random.default_rng(run))
+    Stationary(start)
+    return start
+
+
+def _forces(force_field, frames):
+    """As a rollout gets them, list of ``(N, 3)``, eV/Å."""
+    from egraff_utils.calculator import ForceFieldCalculator
+
+    calculator = ForceFieldCalculator(force_field)
+    return [calculator.get_forces(frame) for frame in frames]
+
+
+def _mean_difference(forces, others):
+    differences = [np.abs(a - b).ravel() for a, b in zip(forces, others, strict=True)]
+    return EV_TO_MEV * float(np.concatenate(differences).mean())
+
+
+def _energy(force_field, starts, timestep, steps):
+    """Total energy of runs at constant energy, from the start, shape ``(R, T)``, meV/atom."""
+    from egraff_utils import gate
+    from egraff_utils.calculator import ForceFieldCalculator
+
+    def calculators(replicas):
+        return ForceFieldCalculator(force_field, replicas=replicas)
+
+    trajectory = gate.nve(starts, calculators, timestep=timestep, steps=steps)
+    energy = np.full((len(starts), steps + 1), np.nan)
+    found = gate.total_energy(trajectory, starts[0])
+    energy[:, : found.shape[1]] = EV_TO_MEV * (found - found[:, :1]) / len(starts[0])
+    return energy
+
+
+def _slope(name, times, energy):
+    """Mean slope of runs, with Student's interval."""
+    from egraff_utils import gate
+
+    slopes, _ = gate.slopes(times / 1000, energy)
+    value, low, high = gate.mean_interval(slopes)
+    return Metric(name, value, "meV/atom/ps", low, high, len(slopes))
+
+
+def _ratio(settings, step, slow):
+    pairs = {"least": PAIRS, "most": PAIRS if settings.quick else 4 * PAIRS, "seconds": 2.0}
+    return compare(step, slow, **pairs, synchronize=settings.synchronize, clock=settings.clock)
