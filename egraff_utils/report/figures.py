@@ -55,24 +55,6 @@ BREAK = {"marker": r"$\dagger$", "markersize": 10, "markeredgewidth": 0.3, "zord
 # Figure 3: structure
 
 
-def plot_rdf_models(records: Iterable, *, ax: Axes | None = None) -> Axes:
-    """Radial distribution functions of all models on one dataset; the reference is the broad black line.
-
-    Parameters
-    ----------
-    records
-        Rollout records of one dataset with curves ``rdf_r`` (B,) Å, ``rdf`` (R, B) and ``rdf_reference``
-        (B,), dimensionless; others are passed over. A model's line is the mean over its replicas.
-    """
-    own_figure, ax = ax is None, plots.take_axes(ax)
-    found = _by_model(r for r in records if "rdf" in r.curves)
-    _draw_rdfs(ax, found)
-    ax.set(xlabel="Distance r (Å)", ylabel=f"g(r) ({DIMENSIONLESS})")
-    if own_figure:
-        ax.legend(handles=_model_handles(found, reference=True))
-    return ax
-
-
 def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: str = "rollout") -> Figure:
     """Figure 3: radial distribution functions, a panel for every dataset, a line for every model.
 
