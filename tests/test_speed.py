@@ -91,6 +91,13 @@ def test_values_are_scaled_with_their_unit():
     assert list(table["Flop per step (Gflop)"]) == [0.001, 3]
 
 
+def test_rates_of_the_machine_are_read_from_the_limit():
+    metrics = [Metric("compute_fraction", 0.1, "1"), Metric("matmul_rate", 8.1e10, "flop/s")]
+    record = Record("bench_limit", "bench", "lips", "mace", 0, {}, metrics)
+    assert speed.machine_rates([md(), record]) == {"matmul_rate": "81 Gflop/s"}
+    assert list(speed.value_table([record], "bench_limit")) == ["Compute fraction (dimensionless)"]
+
+
 def test_rounding_is_a_power_of_ten():
     found = [one("bench_metrics", "rdf_difference", 2.2e-16), one("bench_metrics", "rdf_difference", 0.5)]
     found[1].model = "nequip"
@@ -193,6 +200,7 @@ def test_no_records_give_empty_tables_and_figures():
     speed.ratio_grid(speed.rates([]))
     speed.scaling_grid([])
     assert speed.failures([]).empty
+    assert speed.machine_rates([]) == {}
     assert speed.made_on([]).empty
 
 

@@ -30,6 +30,17 @@ HEADS = {
     "constant": "Time without atoms (ms)",
     "atoms_in_memory": "Would fill the memory (atoms)",
     "largest_size": "Largest size (atoms)",
+    "ms_per_step": "Time of a step (ms)",
+    "ms_per_atom": "Time per atom there (ms)",
+    "operators_per_step": "Operators per step (count)",
+    "force_error": "Model's force error (meV/Å)",
+    "force_difference_over_error_float32": "float32 difference over it (dimensionless)",
+    "force_difference_over_error_tf32": "TF32 difference over it (dimensionless)",
+    "speed_float32": "float32, speed (dimensionless)",
+    "speed_tf32": "TF32, speed (dimensionless)",
+    "drift_float64": "Drift in float64 (meV/atom/ps)",
+    "drift_float32": "Drift in float32 (meV/atom/ps)",
+    "drift_tf32": "Drift in TF32 (meV/atom/ps)",
     "imports_torch": "Imports torch (1: yes)",
     "ratio_rdf": "RDF, ratio (dimensionless)",
     "ours_rdf": "RDF, ours (frames/s)",
@@ -40,6 +51,37 @@ HEADS = {
     "share_of_rollout": "Share (dimensionless)",
 }
 """Heads of metrics whose name says too little."""
+
+SHOWN = {
+    "bench_limit": (
+        "flop_per_step",
+        "bytes_per_step",
+        "operators_per_step",
+        "ms_per_step",
+        "compute_fraction",
+        "memory_fraction",
+        "operator_fraction",
+    ),
+    "bench_metrics": (
+        "ratio_rdf",
+        "ours_rdf",
+        "rdf_difference",
+        "metrics_time",
+        "rollout_time",
+        "share_of_rollout",
+    ),
+    "bench_precision": (
+        "force_error",
+        "force_difference_over_error_float32",
+        "force_difference_over_error_tf32",
+        "speed_float32",
+        "speed_tf32",
+        "drift_float64",
+        "drift_float32",
+        "drift_tf32",
+    ),
+}
+"""Metrics that a table of a kind shows; all, where a kind is not here."""
 
 WORST = 4
 """Cells that a goal names among those that missed it."""
@@ -105,7 +147,14 @@ GOALS = (
     Goal("pipeline, per run", "bench_pipeline", "overhead_per_run", high=8, unit="s"),
     Goal("import egraff_utils", "bench_pipeline", "import_time", high=0.3, unit="s"),
     Goal("import egraff_utils without torch", "bench_pipeline", "imports_torch", high=0),
+    Goal(
+        "float32, difference over the force error",
+        "bench_precision",
+        "force_difference_over_error_float32",
+        high=0.01,
+    ),
     Goal("make book", "bench_pipeline", "book_time", high=120, unit="s"),
+    Goal("make demo", "bench_pipeline", "demo_time", high=600, unit="s"),
 )
 
 
@@ -171,26 +220,27 @@ def _ranged(row):
     return f"{row.ratio:.2f}{known}"
 
 
-def value_table(found: Iterable, kind: str, *, metrics: Iterable[str] = ()) -> pd.DataFrame:
+def value_table(found: Iterable, kind: str) -> pd.DataFrame:
     """Metrics of the records of a kind: a row for every dataset and model, heads with units.
 
-    Large values get a prefix to their unit. What ended a measurement stands in the column ``Note``.
-
-    Parameters
-    ----------
-    found
-        Records; those of other kinds are passed over.
-    metrics
-        Only these, in this order; all by default, in the order of the records.
+    Those of :data:`SHOWN`. Large values get a prefix to their unit. What ended a measurement stands in the
+    column ``Note``.
     """
     found = of_kind(found, kind)
     units = {m.name: m.unit for r in found for m in r.metrics}
-    chosen = [m for m in metrics if m in units] if metrics else list(units)
+    chosen = [m for m in SHOWN.get(kind, units) if m in units]
     columns = {metric: _column(found, metric, units[metric]) for metric in chosen}
     wide = pd.DataFrame(dict(columns.values()), index=_index(found)).astype(object).map(_tiny)
     if any(r.message for r in found):
         wide["Note"] = [r.message for r in found]
     return _with_failures(wide, found)
+
+
+def machine_rates(found: Iterable) -> dict:
+    """Rates of the machine that the limits were taken from, name -> text with unit; empty without records."""
+    limits = [r for r in of_kind(found, "bench_limit") if r.metrics]
+    rates = [m for m in limits[0].metrics if m.name.endswith("_rate")] if limits else []
+    return {m.name: f"{m.value / 1e9:.3g} G{m.unit}" for m in rates if m.unit != "1/s"}
 
 
 def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:
