@@ -27,6 +27,7 @@ FULL = (
 QUICK = (("small", "ethanol", (1, 5)),)
 CAMPAIGN = "cpu"  # whose weights stand for the preset small
 COLD = {"scale": 1e-3, "temperature": 10.0}  # eV, K: untrained weights would tear a molecule apart
+SECONDS = (1.0, 6.0)  # of a comparison, in a quick run and in a full one
 CALL_SECONDS = 0.2  # of the slower side, as nearly as whole steps allow
 MOST_STEPS = 10  # in a call
 SKIN_FREE = 2  # first steps, in which code is compiled and lists are built
@@ -67,7 +68,7 @@ def _cell(settings, preset, system, model, replicas):
 def _measure(settings, preset, system, model, replicas):
     from egraff_utils.records import Metric
 
-    seconds = 1.0 if settings.quick else 6.0
+    seconds = SECONDS[0] if settings.quick else SECONDS[1]
     metrics, curves, differences = [], {}, []
     for count in replicas:
         scene = Scene.of(preset, system, model, count)

@@ -1,0 +1,95 @@
+"""Are both sides of the dynamics benchmark the same physics, and is theirs really the upstream package's?"""
+
+import ase
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+
+from benchmarks import Settings, md
+from benchmarks.compare import same
+from benchmarks.upstream import calculators
+from egraff_utils import models
+
+
+def ethanol(seed=0):
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=seed)
+    return atoms
+
+
+def liquid():
+    """Atoms in an oblique cell: rotated, the cell is what TorchMD-Net asks for."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(4)] * 3), -1).reshape(-1, 3)[::3] / 4
+    cell = [[11.5, 0, 0], [-2.0, 11.5, 0], [1.0, -1.5, 12.0]]
+    atoms = ase.Atoms("HCO" * 7 + "H", scaled_positions=grid, cell=cell, pbc=True)
+    atoms.positions += rng.normal(0, 0.2, (len(atoms), 3))
+    return atoms
+
+
+@pytest.fixture(params=models.NAMES)
+def force_field(request):
+    torch.manual_seed(1)
+    made = models.build(request.param, "tiny", (1, 6, 8)).eval()
+    made.set_reference({1: -10.0, 6: -1000.0, 8: -2000.0}, scale=2.0)
+    return made
+
+
+def scene(force_field, frame, count=2):
+    starts = [md._start(frame, 300.0, seed) for seed in range(count)]
+    return md.Scene(force_field, starts, temperature=300.0, timestep=0.5)
+
+
+@pytest.mark.parametrize("frame", [ethanol(), liquid()], ids=["molecule", "periodic"])
+def test_upstream_has_our_forces(force_field, frame):
+    both = scene(force_field, frame)
+    ours, theirs = md.Ours(both, "cpu"), md.Theirs(both, "cpu")
+    assert same(ours.first_forces, theirs.first_forces, relative=1e-5) < 1e-5
+    assert np.abs(theirs.first_forces).max() > 1e-3
+
+
+def test_upstream_is_made_of_upstream_modules(force_field):
+    name = force_field.build_arguments["name"]
+    if name == "equiformer":
+        pytest.skip("no upstream package")
+    (calculator,) = calculators(force_field, 1)
+    model = calculator.models[0] if hasattr(calculator, "models") else calculator.model
+    assert not [m for m in model.modules() if type(m).__module__.startswith("egraff_utils")]
+
+
+def test_an_unknown_architecture_has_no_upstream():
+    with pytest.raises(ValueError, match="no upstream calculator is known for None"):
+        calculators(models.ForceField(torch.nn.Linear(1, 1), [1]), 1)
+
+
+def test_both_sides_move_and_start_again_when_they_break():
+    torch.manual_seed(0)
+    both = scene(models.build("equiformer", "tiny", (1, 6, 8)).eval(), ethanol())
+    for side in (md.Ours(both, "cpu"), md.Theirs(both, "cpu")):
+        systems = getattr(side, "replicas", None) or [side.atoms]
+        before = systems[0].positions.copy()
+        side.run(2)
+        moved = np.abs(systems[0].positions - before).max()
+        assert 0 < moved < 1
+        systems[0].set_momenta(1e3 + systems[0].get_momenta())
+        side.run(1)
+        assert systems[0].get_temperature() < side.limit
+        assert np.abs(systems[0].positions - before).max() < moved
+
+
+def test_a_record_holds_every_number_of_replicas(monkeypatch, tmp_path):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
+    force_field = models.build("equiformer", "tiny", (1, 6, 8)).eval()
+    monkeypatch.setattr(
+        md.Scene, "of", lambda preset, system, model, count: scene(force_field, ethanol(), count)
+    )
+    monkeypatch.setattr(md, "QUICK", (("small", "ethanol", (1, 2)),))
+    monkeypatch.setattr(md, "MODELS", ("equiformer",))
+    monkeypatch.setattr(md, "SECONDS", (0.01, 0.01))
+    (record,) = md.run(Settings(quick=True))
+    assert (record.kind, record.status) == ("bench_md", "complete")
+    assert {"ratio_1", "ours_2", "theirs_2", "start_ours_1", "force_difference"} <= {
+        metric.name for metric in record.metrics
+    }
+    assert record["ours_2"] > 0
