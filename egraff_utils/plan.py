@@ -126,6 +126,8 @@ class Plan:
 class Cost:
     """What a cell costs, s."""
 
+    set_up: float
+    """Frames are loaded, the model is made."""
     train_step: float
     """One optimiser step, with its share of the validations."""
     md_step: float
@@ -135,7 +137,7 @@ class Cost:
     predict_frame: float
     """Prediction of a frame of the test set."""
     start: float
-    """First steps of a rollout, in which the model is compiled."""
+    """First steps of a rollout, in which the model is compiled, beyond what they cost later."""
 
     @classmethod
     def of(cls, record):
@@ -285,7 +287,7 @@ def _cell(campaign, costs, dataset, model, seed):
     ]
     times = len(campaign.protocols(dataset)) + sum(tasks)
     runs = 1 + len(campaign.protocols(dataset)) + len(tasks)
-    return budget + ready + times * rollout + runs * NOTEBOOK
+    return cost.set_up + ready + budget + times * rollout + runs * NOTEBOOK
 
 
 def _rollout(campaign, cost, dataset, *, parts):
@@ -417,37 +419,39 @@ def _timed(config):
     from egraff_utils import data, train
 
     torch.set_num_threads(config.threads)
-    card = cards.dataset(config.dataset)
-    with tempfile.TemporaryDirectory() as folder, _elsewhere(folder):
-        few = train.TrainConfig(
-            config.model,
-            _thin(card),
-            preset=config.preset,
-            seed=config.seed,
-            max_epochs=EPOCHS,
-            max_seconds=MOST_SECONDS,
-            device=config.device,
-            threads=config.threads,
-            progress=False,
-        )
-        training = train.fit(few)
-        force_field = train.trained(few.campaign, few.dataset, few.model, few.seed).to(config.device)
-    clock = train.clock(config.device)
-    sample = data.load(_thin(card), "train")[: FRAMES // 4]
-    _predict(force_field, sample)  # compiles
+    card, clock = cards.dataset(config.dataset), train.clock(config.device)
     began = clock()
+    training, force_field = _briefly_trained(config, _thin(card))
+    set_up = clock() - began - training["seconds"]
+    sample = data.load(_thin(card), "train")[: FRAMES // 4]
+    marks = [clock()]
+    for _ in range(2):
+        _predict(force_field, sample)
+        marks.append(clock())
     train.Batches(sample, 5, cutoff=force_field.cutoff, device=config.device)
-    prepared = clock()
-    _predict(force_field, sample)
-    predicted = clock()
+    first, again, prepared = np.diff([*marks, clock()])
     step, start = _simulated(config, card, force_field, clock)
     return Cost(
+        set_up=max(0.0, set_up),
         train_step=_train_step(training),
         md_step=step,
-        prepare_frame=(prepared - began) / len(sample),
-        predict_frame=(predicted - prepared) / len(sample),
-        start=start,
+        prepare_frame=prepared / len(sample),
+        predict_frame=again / len(sample),
+        start=start + max(0.0, first - again),
     )
+
+
+def _briefly_trained(config, card):
+    """Record and force field of a training that leaves nothing behind."""
+    from egraff_utils import train
+
+    options = {name: getattr(config, name) for name in ("preset", "seed", "device", "threads")}
+    limits = {"max_epochs": EPOCHS, "max_seconds": MOST_SECONDS}
+    few = train.TrainConfig(config.model, card, progress=False, **limits, **options)
+    with tempfile.TemporaryDirectory() as folder, _elsewhere(folder):
+        training = train.fit(few)
+        force_field = train.trained(few.campaign, few.dataset, few.model, few.seed)
+        return training, force_field.to(config.device)
 
 
 def _predict(force_field, frames):

@@ -25,7 +25,7 @@ def costs_of(settings):
     step = {d: 0.02 * BULK.get(d, 1.0) for d in settings.datasets}
     factor = {m: SLOW.get(m, 1.0) for m in settings.models}
     return {
-        (d, m): Cost(step[d] * factor[m], step[d] * factor[m] / 4, 1e-3, 1e-3, 2.0)
+        (d, m): Cost(3.0, step[d] * factor[m], step[d] * factor[m] / 4, 1e-3, 1e-3, start=2.0)
         for d in settings.datasets
         for m in settings.models
     }
@@ -113,16 +113,18 @@ def test_timings_of_other_hardware_or_load_do_not_count(workplace):
     assert plan._stored(replace(config, jobs=2), "abacus") is None
 
 
-def test_a_cell_that_cannot_be_timed_is_planned_like_the_others(workplace):
-    config = plan.TimingConfig("mace", "ethanol_xtb", "test", preset="huge")
-    record = plan.measure(config)
-    assert record.status == "failed"
-    assert "unknown preset" in record.message
+def test_a_cell_that_cannot_be_timed_is_planned_like_the_others(workplace, monkeypatch):
+    def run_out(config):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(plan, "_timed", run_out)
+    record = plan.measure(plan.TimingConfig("mace", "ethanol_xtb", "test", preset="tiny"))
+    assert (record.status, record.message) == ("failed", "MemoryError: out of memory")
     settings = campaign.load("tiny")
     other = records.Record("timing", "test", "ethanol_xtb", "torchmd_net", 0)
     other.metrics = [records.Metric(name, 2e3, "ms") for name in Cost.__dataclass_fields__]
     found = plan._costs(settings, {("ethanol_xtb", "mace"): record, ("ethanol_xtb", "torchmd_net"): other})
-    assert found["ethanol_xtb", "mace"] == Cost(2, 2, 2, 2, 2)
+    assert found["ethanol_xtb", "mace"] == Cost(2, 2, 2, 2, 2, 2)
 
 
 @pytest.mark.data
