@@ -48,7 +48,7 @@ def _cell(settings, dataset, campaign, model, cells):
         metrics, curves, message = cost.grow(config)
         if not metrics:
             raise RuntimeError(message)
-        return metrics, curves
+        return metrics, curves, message
 
     parameters = {**config.parameters(), "preset": "small", "weights": campaign}
     hashes = {"weights": train.fingerprint(config)}
