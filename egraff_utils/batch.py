@@ -185,7 +185,7 @@ def _plain(value):
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def run_campaign(name, *, jobs=None, extra=()):
+def run_campaign(name, *, jobs=None, only=(), extra=()):
     """Run a campaign through Snakemake: datasets, training, rollouts, tasks, reports.
 
     A campaign with a budget is planned first, unless it was (:func:`egraff_utils.plan.make`). A run that
@@ -197,6 +197,8 @@ def run_campaign(name, *, jobs=None, extra=()):
         Name of a file in ``params/``, without its ending, or path of such a file.
     jobs
         Notebooks at a time; default, the campaign's ``jobs``.
+    only
+        Datasets whose cells are run, without reports: a part of the campaign, for one of several machines.
     extra
         Further arguments for Snakemake, e.g. ``["--profile", "profiles/slurm"]``.
 
@@ -218,16 +220,36 @@ def run_campaign(name, *, jobs=None, extra=()):
         campaign = campaigns.load(name)
     folder = paths.runs() / campaign.name
     folder.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")]
+    words = [sys.executable, "-m", "snakemake", *map(str, cell_notebooks(campaign, only))]
+    words += ["--snakefile", str(paths.ROOT / "Snakefile")]
     words += ["--directory", str(folder), "--config", f"campaign={name}"]
     if not any(word.startswith("--profile") for word in extra):
         words += ["--cores", str((jobs or campaign.jobs) * campaign.threads), *_LOCAL]
     status = subprocess.run([*words, *extra], cwd=paths.ROOT).returncode
-    if status and not dry:
+    if status and not dry and not only:
         for page in reports():
             made = report_page(campaign.name, page)
             execute(NOTEBOOKS / "report" / f"{page}.ipynb", made, parameters={"campaign": campaign.name})
     return status
+
+
+def cell_notebooks(campaign, datasets):
+    """Executed notebooks of all rollouts and tasks of a campaign on these datasets, a list of paths.
+
+    Raises
+    ------
+    ValueError
+        If the campaign does not have a dataset.
+    """
+    folder, found = paths.runs() / campaign.name, []
+    for dataset in datasets:
+        if dataset not in campaign.datasets:
+            raise cards.unknown(f"dataset of campaign {campaign.name}", dataset, campaign.datasets)
+        kinds = ["rollout" if p == "corrected" else f"rollout_{p}" for p in campaign.protocols(dataset)]
+        cells = [(kind, *cell) for kind in kinds for cell in campaign.cells()]
+        cells += [(f"{kind}/{task}", *cell) for kind, task, *cell in campaign.task_cells()]
+        found += [folder / kind / f"{d}-{m}-s{s}.ipynb" for kind, d, m, s in cells if d == dataset]
+    return found
 
 
 def _plan(name, jobs):
@@ -454,6 +476,7 @@ def parser():
     campaign = commands.add_parser("campaign", help="run a campaign; further arguments go to Snakemake")
     campaign.add_argument("name", help="name of a file in params/")
     campaign.add_argument("--jobs", type=int, help="notebooks at a time")
+    campaign.add_argument("--only", type=lambda text: text.split(","), default=[], metavar="DATASET,...")
 
     page = commands.add_parser("pages", help="execute the pages of the book from stored records")
     page.add_argument("names", nargs="*", metavar="page")
@@ -474,7 +497,7 @@ def main(arguments=None):
         if options.command == "run":
             return _run(options)
         if options.command == "campaign":
-            return int(run_campaign(options.name, jobs=options.jobs, extra=extra) != 0)
+            return int(run_campaign(options.name, jobs=options.jobs, only=options.only, extra=extra) != 0)
         if options.command == "pages":
             return int(make_pages(options.names, jobs=options.jobs) > 0)
         return int(run_demo(options.name, jobs=options.jobs) != 0)

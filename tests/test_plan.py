@@ -2,11 +2,13 @@
 
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
-from egraff_utils import campaign, cards, data, paths, plan, records
+from egraff_utils import batch, campaign, cards, data, paths, plan, records
 from egraff_utils.plan import Cost
 
 SLOW = {"equiformer": 4.0, "nequip": 2.0}
@@ -143,6 +145,27 @@ def test_a_cell_is_timed(workplace):
     cost = Cost.of(record)
     assert 0 < cost.md_step < cost.train_step < 1
     assert list((workplace / "results").rglob("*.json")) == [record.path], "the short training left nothing"
+
+
+def test_a_part_of_a_campaign_is_its_cells_on_some_datasets(workplace):
+    settings = campaign.load("gpu")
+    part = batch.cell_notebooks(settings, ["acac"])
+    folders = {path.relative_to(paths.runs() / "gpu").parent.as_posix() for path in part}
+    rollouts = {"rollout", "rollout_as_coded"}
+    assert folders == rollouts | {"ood/temperature", "ood/acac_dihedral", "checks/gate"}
+    assert len(part) == len(set(part)) == len(folders) * len(settings.models)
+    with pytest.raises(ValueError, match="did you mean 'acac'"):
+        batch.cell_notebooks(settings, ["acak"])
+
+
+@pytest.mark.parametrize("only", ["ethanol_xtb", ""])
+def test_snakemake_runs_a_part(workplace, only):
+    words = [sys.executable, "-m", "egraff_utils.batch", "campaign", "tiny", "--dry-run"]
+    words += ["--only", only] if only else []
+    done = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=True)
+    found = " ".join((done.stdout + done.stderr).split())
+    assert "rollout_as_coded 2" in found
+    assert ("report" in found) == (not only)
 
 
 def run_cell(settings, model):
