@@ -2,16 +2,19 @@
 
 Ours: all replicas in one batch, `ReplicaLangevin` and `ForceFieldCalculator`, as in a rollout. Theirs: one
 `ase.Atoms` per replica with its own calculator (see `benchmarks.upstream`) and ASE's Langevin, one replica
-after another. Both have the same weights, starts, temperature, timestep and number of steps, and go on from
-call to call; a replica whose temperature leaves all bounds starts again.
+after another, in a process of its own that waits meanwhile. Both have the same weights, starts, temperature,
+timestep and number of steps, and go on from call to call; a replica whose temperature leaves all bounds
+starts again.
 """
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks import measured
 from benchmarks.compare import compare, same
+from benchmarks.elsewhere import Elsewhere
 
 TITLE = "Molecular dynamics: replica-steps per second beside the upstream ASE calculators"
 MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
@@ -30,7 +33,7 @@ COLD = {"scale": 1e-3, "temperature": 10.0}  # eV, K: untrained weights would te
 SECONDS = (1.0, 6.0)  # of a comparison, in a quick run and in a full one
 CALL_SECONDS = 0.2  # of the slower side, as nearly as whole steps allow
 MOST_STEPS = 10  # in a call
-SKIN_FREE = 2  # first steps, in which code is compiled and lists are built
+FIRST_STEPS = 2  # in which code is compiled and lists are built
 
 
 def run(settings):
@@ -40,17 +43,19 @@ def run(settings):
     ``start_ours_R``, ``start_theirs_R`` (s, until two steps are done: what a compiler must pay back); and
     ``force_difference``, the largest relative to the largest force, checked before anything is timed.
     """
-    began = time.monotonic()
-    cells = QUICK if settings.quick else FULL
-    for preset, system, replicas in cells:
-        for model in MODELS:
-            if time.monotonic() - began > settings.share("md"):
-                print(f"no time left for {model} on {system}, preset {preset}")
-                continue
-            yield _cell(settings, preset, system, model, replicas)
+    began, theirs = time.monotonic(), Elsewhere(settings)
+    try:
+        for preset, system, replicas in QUICK if settings.quick else FULL:
+            for model in MODELS:
+                if time.monotonic() - began > settings.share("md"):
+                    print(f"no time left for {model} on {system}, preset {preset}")
+                else:
+                    yield _cell(settings, theirs, preset, system, model, replicas)
+    finally:
+        theirs.stop()
 
 
-def _cell(settings, preset, system, model, replicas):
+def _cell(settings, theirs, preset, system, model, replicas):
     from egraff_utils import train
 
     trained = preset == "small"
@@ -60,67 +65,61 @@ def _cell(settings, preset, system, model, replicas):
     hashes = {"weights": train.fingerprint(run_of)} if trained else {}
 
     def measure():
-        return _measure(settings, preset, system, model, replicas)
+        return _measure(settings, theirs, replicas, preset, system, model)
 
     return measured(settings, kind, system, model, parameters, measure, **hashes)
 
 
-def _measure(settings, preset, system, model, replicas):
+def _measure(settings, theirs, replicas, *cell):
+    """Metrics and curves of a cell, given by preset, system and model."""
     from egraff_utils.records import Metric
 
-    seconds = SECONDS[0] if settings.quick else SECONDS[1]
     metrics, curves, differences = [], {}, []
     for count in replicas:
-        scene = Scene.of(preset, system, model, count)
-        ours, start_ours = _begun(Ours, scene, settings)
-        theirs, start_theirs = _begun(Theirs, scene, settings)
-        differences.append(same(ours.first_forces, theirs.first_forces))
-        steps = _steps_of_a_call(ours, theirs)
+        ours, here = _begun(Ours, *cell, count, settings)
+        there = theirs.make(_begun, Theirs, *cell, count, settings)
+        differences.append(same(here.forces, there.forces))
+        steps = int(np.clip(CALL_SECONDS / max(here.step, there.step), 1, MOST_STEPS))
         found = compare(
             lambda side=ours, n=steps: side.run(n),
-            lambda side=theirs, n=steps: side.run(n),
-            seconds=seconds,
+            lambda n=steps: theirs.run(n),
+            seconds=SECONDS[0] if settings.quick else SECONDS[1],
             least=3,
             most=30,
             warm_up=1,
             synchronize=settings.synchronize,
-            clock=_clock(settings),
+            clock=theirs.clock,
         )
         metrics += found.metrics(count, unit_per_call=count * steps, unit="replica-steps/s")
-        metrics += [
-            Metric(f"start_ours_{count}", start_ours, "s"),
-            Metric(f"start_theirs_{count}", start_theirs, "s"),
-        ]
+        starts = (("ours", here.start), ("theirs", there.start))
+        metrics += [Metric(f"start_{side}_{count}", seconds, "s") for side, seconds in starts]
         curves |= found.curves(count)
     metrics.append(Metric("force_difference", max(differences), "1", n=len(differences)))
     return metrics, curves
 
 
-def _clock(settings):
-    from egraff_utils import train
+class Beginning(NamedTuple):
+    """What is known of a side before the comparison."""
 
-    return train.clock(settings.device)
+    forces: np.ndarray
+    """At the start, shape ``(R*N, 3)``, eV/Å."""
+    start: float
+    """Time until the first steps are done, s."""
+    step: float
+    """Time of the next one, s."""
 
 
-def _begun(side, scene, settings):
-    """One side after its first steps, and the time that took, s."""
-    clock = _clock(settings)
-    started = clock()
+def _begun(side, preset, system, model, count, settings):
+    """A side after its first steps, and its :class:`Beginning`."""
+    scene = Scene.of(preset, system, model, count)
+    times = [settings.clock()]
     made = side(scene, settings.device)
-    made.run(SKIN_FREE)
-    if settings.synchronize:
-        settings.synchronize()
-    return made, clock() - started
-
-
-def _steps_of_a_call(ours, theirs):
-    """Steps that the slower side does in about `CALL_SECONDS`."""
-    taken = []
-    for side in (ours, theirs):
-        started = time.perf_counter()
-        side.run(1)
-        taken.append(time.perf_counter() - started)
-    return int(np.clip(CALL_SECONDS / max(taken), 1, MOST_STEPS))
+    for steps in (FIRST_STEPS, 1):
+        made.run(steps)
+        if settings.synchronize:
+            settings.synchronize()
+        times.append(settings.clock())
+    return made, Beginning(made.first_forces, *(float(t) for t in np.diff(times)))
 
 
 class Scene:

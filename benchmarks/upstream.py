@@ -153,7 +153,7 @@ class BareCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         graph = build_graph(atoms, self.force_field.cutoff, dtype=self.force_field.dtype)
         energy, forces = self.force_field(graph.to(self.force_field.scale.device))
-        self.results = {"energy": float(energy), "forces": forces.detach().cpu().numpy()}
+        self.results = {"energy": float(energy.detach()), "forces": forces.detach().cpu().numpy()}
 
 
 def _equiformer(force_field, device):

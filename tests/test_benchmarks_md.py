@@ -1,5 +1,8 @@
 """Are both sides of the dynamics benchmark the same physics, and is theirs really the upstream package's?"""
 
+import os
+import time
+
 import ase
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from ase.build import molecule
 
 from benchmarks import Settings, md
 from benchmarks.compare import same
+from benchmarks.elsewhere import Elsewhere
 from benchmarks.upstream import calculators
 from egraff_utils import models
 
@@ -78,18 +82,57 @@ def test_both_sides_move_and_start_again_when_they_break():
         assert np.abs(systems[0].positions - before).max() < moved
 
 
+class Here:
+    """Stands for another process, where a test would wait for it."""
+
+    def __init__(self, settings):
+        self.settings, self.clock = settings, settings.clock
+
+    def make(self, maker, *arguments):
+        self.made, answer = maker(*arguments)
+        return answer
+
+    def run(self, steps):
+        self.made.run(steps)
+
+    def stop(self):
+        pass
+
+
 def test_a_record_holds_every_number_of_replicas(monkeypatch, tmp_path):
     monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
     force_field = models.build("equiformer", "tiny", (1, 6, 8)).eval()
-    monkeypatch.setattr(
-        md.Scene, "of", lambda preset, system, model, count: scene(force_field, ethanol(), count)
-    )
+    monkeypatch.setattr(md.Scene, "of", lambda *cell: scene(force_field, ethanol(), cell[-1]))
+    monkeypatch.setattr(md, "Elsewhere", Here)
     monkeypatch.setattr(md, "QUICK", (("small", "ethanol", (1, 2)),))
     monkeypatch.setattr(md, "MODELS", ("equiformer",))
     monkeypatch.setattr(md, "SECONDS", (0.01, 0.01))
     (record,) = md.run(Settings(quick=True))
-    assert (record.kind, record.status) == ("bench_md", "complete")
-    assert {"ratio_1", "ours_2", "theirs_2", "start_ours_1", "force_difference"} <= {
-        metric.name for metric in record.metrics
-    }
+    assert (record.kind, record.status, record.message) == ("bench_md", "complete", "")
+    named = {metric.name for metric in record.metrics}
+    assert {"ratio_1", "ours_2", "theirs_2", "start_ours_1", "force_difference"} <= named
     assert record["ours_2"] > 0
+
+
+class Sleeper:
+    """Takes time without work, and fails when asked to take less than none."""
+
+    def run(self, seconds):
+        time.sleep(seconds)
+
+
+def _make_sleeper(answer):
+    return Sleeper(), (answer, os.environ.get("MALLOC_AS_IT_IS"))
+
+
+def test_another_process_runs_and_says_what_failed():
+    elsewhere = Elsewhere(Settings(threads=2))
+    try:
+        assert elsewhere.make(_make_sleeper, 5) == (5, "1")
+        elsewhere.run(0.02)
+        assert 0.02 <= elsewhere.seconds < 1
+        with pytest.raises(RuntimeError, match="ValueError: sleep length must be non-negative"):
+            elsewhere.run(-1)
+    finally:
+        elsewhere.stop()
+    assert "MALLOC_AS_IT_IS" not in os.environ

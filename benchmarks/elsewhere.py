@@ -1,0 +1,96 @@
+"""A side of a comparison in a process of its own, so that nothing of ours helps or hinders theirs."""
+
+import multiprocessing
+import os
+import time
+
+
+class Elsewhere:
+    """A process that makes objects and calls their ``run``, timed by its own clock.
+
+    Ours sets the memory allocator of its process (:mod:`egraff_utils.allocator`); here it is left as a user
+    of the upstream packages has it. The process waits while it is not asked, and starts with the first
+    question.
+
+    Parameters
+    ----------
+    settings
+        :class:`~benchmarks.Settings`.
+    """
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.process = self.pipe = None
+        self.seconds = 0.0
+        """Time of all calls of :meth:`run` by the clock there, s."""
+
+    def make(self, maker, *arguments):
+        """Answer of ``maker(*arguments)``, which gives an object and an answer; the object stays there.
+
+        Raises
+        ------
+        RuntimeError
+            If it fails; with type and message of the error.
+        """
+        return self._ask("make", maker, *arguments)
+
+    def run(self, *arguments):
+        """Call ``run`` of the object that was made last."""
+        self.seconds += self._ask("run", *arguments)
+
+    def clock(self):
+        """Seconds in which both processes worked, one of them at a time: for `compare`."""
+        here = self.settings.clock()
+        return here + self.seconds if self.settings.clock is time.process_time else here
+
+    def stop(self):
+        """End the process."""
+        if self.process is not None:
+            self.pipe.send(None)
+            self.process.join()
+            self.process = None
+
+    def _ask(self, *order):
+        if self.process is None:
+            self._start()
+        self.pipe.send(order)
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _start(self):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(end, self.settings), daemon=True)
+        os.environ["MALLOC_AS_IT_IS"] = "1"  # no option of the C library, but a sign to our allocator module
+        try:
+            self.process.start()
+        finally:
+            del os.environ["MALLOC_AS_IT_IS"]
+
+
+def _serve(pipe, settings):
+    from benchmarks.__main__ import prepare
+
+    prepare(settings)
+    made = None
+    while order := pipe.recv():
+        name, *arguments = order
+        try:
+            if name == "make":
+                maker, *arguments = arguments
+                made, answer = maker(*arguments)
+            else:
+                answer = _timed_run(made, arguments, settings)
+        except Exception as error:  # whoever asked is told
+            answer = RuntimeError(f"{type(error).__name__}: {error}")
+        pipe.send(answer)
+
+
+def _timed_run(made, arguments, settings):
+    began = settings.clock()
+    made.run(*arguments)
+    if settings.synchronize:
+        settings.synchronize()
+    return settings.clock() - began
