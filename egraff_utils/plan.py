@@ -21,7 +21,7 @@ import yaml
 from tqdm import tqdm
 
 from egraff_utils import campaign as campaigns
-from egraff_utils import cards, records
+from egraff_utils import cards, paths, records
 from egraff_utils.records import Metric
 
 KIND = "timing"
@@ -296,9 +296,8 @@ def _rollout(campaign, cost, dataset, *, parts):
 
 
 def _pages():
-    from egraff_utils import batch
-
-    return len(batch.reports())
+    pages = cards.read_yaml(paths.ROOT / "params" / "book.yml")["pages"]
+    return sum(page.startswith("report/") for page in pages)
 
 
 def _digits(value):
