@@ -6,6 +6,7 @@ import pytest
 import torch
 from e3nn import o3
 
+from benchmarks.plain_equiformer import PlainEquiformer
 from egraff_utils import cards, models
 from egraff_utils.graph import build_graph
 from egraff_utils.models import equiformer
@@ -115,31 +116,74 @@ def test_basis_vanishes_at_the_cutoff_and_peaks_at_its_centres():
     assert peak.tolist() == list(range(5, 31))
 
 
+def disturb(ff):
+    """Fresh biases are zero and would hide a mistake."""
+    for parameter in ff.network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return ff
+
+
+def in_plain_form(ff):
+    """The same force field, its network written with e3nn's own operators."""
+    other = models.build(**ff.build_arguments | {"dtype": torch.float64})
+    other.load_state_dict(ff.state_dict())
+    other.network = PlainEquiformer(other.network)
+    return other.train(ff.training)
+
+
+def structures():
+    """Edges along the axes, which are special to the frames; a lone atom; a cell full of images."""
+    along = ase.Atoms("CHHO", [[0, 0, 0], [1.1, 0, 0], [0, 1.2, 0], [0, 0, -1.3]])
+    cell = ase.Atoms("CO", [[0, 0, 0], [1.9, 1.7, 0.3]], cell=[3.6, 3.7, 3.8], pbc=True)
+    return build_graph([chiral(), along, ase.Atoms("O"), cell])
+
+
+DEGREE_3 = {"channels": [6, 4, 3, 2], "head_channels": [4, 2, 2, 1], "feed_forward_channels": [6, 4, 3, 2]}
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"parity": False}, {"smooth_cutoff": True}, {"parity": False, **DEGREE_3}], ids=str
+)
+def test_same_as_written_with_e3nn(overrides):
+    ff = disturb(force_field(**overrides))
+    for mine, plain in zip(ff(structures()), in_plain_form(ff)(structures()), strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-10, atol=1e-10 * float(plain.abs().max()))
+
+
+def test_gradients_of_forces_are_those_of_the_plain_form():
+    ff = disturb(force_field(parity=False)).train()
+    gradients = [
+        torch.autograd.grad(field(structures()).forces.square().sum(), field.network.atom_embedding)[0]
+        for field in (ff, in_plain_form(ff))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9 * float(gradients[0].abs().max()))
+
+
+def test_single_precision_agrees_with_double():
+    ff = disturb(force_field(parity=False))
+    double, single = ff(structures()).forces, ff.float()(structures()).forces
+    assert float((single - double).abs().max()) < 1e-5 * float(double.abs().max())
+
+
+def test_frozen_weights_may_change():
+    ff, other = force_field().requires_grad_(False), disturb(force_field()).requires_grad_(False)
+    before, expected = ff(structures()).energy, other(structures()).energy
+    ff.load_state_dict(other.state_dict())
+    assert not torch.equal(ff(structures()).energy, before)
+    assert torch.equal(ff(structures()).energy, expected)
+
+
 @pytest.mark.parametrize("parity", [False, True])
-def test_depthwise_product_is_that_of_e3nn(parity):
-    channels, sign = [4, 3, 2], -1 if parity else 1
-    coupling = equiformer.Coupling(2, parity=parity)
-    mine = equiformer.DepthwiseProduct(channels, coupling.paths)
-    order = sorted(coupling.paths, key=lambda path: path[2])
-    reference = o3.TensorProduct(
-        [(n, (degree, sign**degree)) for degree, n in enumerate(channels)],
-        [(1, (degree, sign**degree)) for degree in range(3)],
-        [(channels[l1], (l3, sign**l3)) for l1, _, l3 in order],
-        [(l1, l2, order.index((l1, l2, l3)), "uvu", True) for l1, l2, l3 in coupling.paths],
-        path_normalization="none", shared_weights=False, internal_weights=False,
-    )  # fmt: skip
-    x = [torch.randn(5, 2 * degree + 1, n) for degree, n in enumerate(channels)]
-    directions = torch.nn.functional.normalize(torch.randn(5, 3), dim=1)
-    weights = torch.randn(5, sum(mine.path_channels))
-    y = o3.spherical_harmonics([0, 1, 2], directions, True, "component")
-    torch.testing.assert_close(
-        flat(mine(x, coupling(directions), weights)), reference(flat(x), y, weights), atol=1e-12, rtol=0
+def test_frames_are_rotations_that_turn_the_edge_to_the_axis(parity):
+    directions = torch.nn.functional.normalize(
+        torch.cat([torch.eye(3), -torch.eye(3), torch.randn(5, 3)]), dim=1
     )
-
-
-def flat(x):
-    """Features in e3nn's layout, channels before m."""
-    return torch.cat([t.transpose(1, 2).flatten(1) for t in x], dim=1)
+    frames = equiformer.Frames(3, parity=parity)(directions)
+    for degree, d in enumerate(frames, 1):
+        identity = torch.eye(2 * degree + 1).expand_as(d)
+        torch.testing.assert_close(d @ d.mT, identity, atol=1e-12, rtol=0)
+        harmonics = o3.spherical_harmonics(degree, directions, True, "norm")
+        torch.testing.assert_close((d @ harmonics[:, :, None])[:, :, 0], identity[:, 0], atol=1e-12, rtol=0)
 
 
 def test_forces_can_be_trained():

@@ -8,7 +8,7 @@ down to the number of its parameters. Section numbers are the paper's.
 
 import math
 from functools import cache
-from itertools import product
+from itertools import accumulate, product
 
 import torch
 from ase.data import chemical_symbols
@@ -83,24 +83,24 @@ def build_network(
         raise ValueError(
             f"{channels=}, {head_channels=} and {feed_forward_channels=} differ in largest degree"
         )
-    coupling = Coupling(len(channels) - 1, parity=parity)
+    frames = Frames(len(channels) - 1, parity=parity)
+    paths = tensor_product_paths(len(channels) - 1, parity=parity)
     radial = (radial_basis, *radial_hidden)
     sizes = [channels] * blocks + [(features,)]
     layers = [
-        Block(channels, out, coupling.paths, head_channels, feed_forward_channels, heads, radial)
-        for out in sizes[1:]
+        Block(channels, out, paths, head_channels, feed_forward_channels, heads, radial) for out in sizes[1:]
     ]
-    embedding = EdgeDegreeEmbedding(channels, coupling.paths, radial, average_neighbors)
+    embedding = EdgeDegreeEmbedding(channels, paths, radial, average_neighbors)
     basis = ExponentialNormalBasis(radial_basis, cutoff)
-    return Equiformer(coupling, basis, embedding, layers, atom_types=atom_types, smooth_cutoff=smooth_cutoff)
+    return Equiformer(frames, basis, embedding, layers, atom_types=atom_types, smooth_cutoff=smooth_cutoff)
 
 
 class Equiformer(nn.Module):
     """The whole network (Section 4.3, Figure 1): embeddings, transformer blocks, scalar head."""
 
-    def __init__(self, coupling, basis, degree_embedding, blocks, *, atom_types, smooth_cutoff):
+    def __init__(self, frames, basis, degree_embedding, blocks, *, atom_types, smooth_cutoff):
         super().__init__()
-        self.coupling, self.basis, self.degree_embedding = coupling, basis, degree_embedding
+        self.frames, self.basis, self.degree_embedding = frames, basis, degree_embedding
         self.blocks = nn.ModuleList(blocks)
         self.smooth_cutoff = smooth_cutoff
         features = blocks[-1].out_channels[0]
@@ -113,9 +113,10 @@ class Equiformer(nn.Module):
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, dimensionless, from edge vectors ``(E, 3)``, Å."""
         distances = vectors.norm(dim=1)
+        rotations = self.frames(vectors / distances[:, None])
         geometry = (
             graph.edge_index,
-            self.coupling(vectors / distances[:, None]),
+            (rotations, self.frames.extend(rotations)),
             self.basis(distances),
             self.basis.envelope(distances)[:, None] if self.smooth_cutoff else None,
         )
@@ -153,97 +154,196 @@ class ExponentialNormalBasis(nn.Module):
         return self.envelope(r) * torch.exp(-self.beta * (closeness - self.centres) ** 2)
 
 
-class Coupling(nn.Module):
-    r"""Spherical harmonics, and products with them as one matrix per edge for all channels (Section 3).
+class Frames(nn.Module):
+    r"""Rotations of features into a frame along each edge, in which a product with harmonics is sparse.
 
-    A path :math:`(l_1, l_2, l_3)` couples degree :math:`l_1` of a feature with
-    :math:`Y_{l_2}(\hat r)` to degree :math:`l_3` by
-    :math:`\sqrt{2 l_3 + 1}` times the Wigner 3j symbol. The matrices depend on directions only, so all
-    blocks share them; where :math:`l_1` or :math:`l_2` is zero none is needed.
+    With the edge along the polar axis only :math:`Y_{l m}` of :math:`m = 0` is not zero, so a product couples
+    order :math:`m` to :math:`\pm m` alone (Passaro & Zitnick, ICML 2023, arXiv:2302.03655). The angle about
+    the edge is free; energies do not depend on it.
 
-    >>> Coupling(1, parity=True).paths
-    [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)]
+    Rows are ordered by :math:`m = 0, -1, 1, -2, 2, \dots`; unless ``parity``, two rows for each
+    :math:`m > 0` follow, turned by a quarter of a period: :math:`(-x_m, x_{-m})` below :math:`(x_{-m}, x_m)`.
     """
 
     def __init__(self, largest, *, parity):
         super().__init__()
-        degrees = range(largest + 1)
-        self.largest = largest
-        self.paths = [
-            (l1, l2, l3)
-            for l1, l2, l3 in product(degrees, repeat=3)
-            if abs(l1 - l2) <= l3 <= l1 + l2 and not (parity and (l1 + l2 + l3) % 2)
-        ]
-        for degree in degrees[2:]:
-            self.register_buffer(f"raise_{degree}", self._recursion(degree), persistent=False)
-        for degree in degrees[1:]:
-            self.register_buffer(f"from_{degree}", self._tensor(degree), persistent=False)
-
-    def _tensor(self, l1):
-        """Linear map from all harmonics to the matrices of ``l1``, shape ``(H, R (2 l1 + 1))``."""
-        rows = []
-        for _, l2, l3 in (path for path in self.paths if path[0] == l1 and path[1] > 0):
-            rows.append(torch.zeros((self.largest + 1) ** 2, 2 * l3 + 1, 2 * l1 + 1))
-            rows[-1][l2**2 : (l2 + 1) ** 2] = _wigner(l2, l3, l1) * (2 * l3 + 1) ** 0.5
-        return torch.cat(rows, dim=1).flatten(1)
-
-    def _recursion(self, degree):
-        """Map from products of ``Y_1`` and ``Y_(degree-1)`` to ``Y_degree``."""
-        symbol = _wigner(1, degree - 1, degree).flatten(0, 1)
-        lower = self.harmonics(torch.eye(3)[:1], degree - 1)
-        length = (_outer(lower[1], lower[-1]) @ symbol).norm()
-        return symbol * ((2 * degree + 1) ** 0.5 / length)
-
-    def harmonics(self, directions, largest):
-        """Real spherical harmonics of unit vectors ``(E, 3)``, list of ``(E, 2l+1)``, norm ``sqrt(2l+1)``."""
-        y = [torch.ones_like(directions[:, :1]), directions * 3**0.5]
+        self.largest, self.parity = largest, parity
         for degree in range(2, largest + 1):
-            y.append(_outer(y[1], y[-1]) @ getattr(self, f"raise_{degree}"))
-        return y[: largest + 1]
+            self.register_buffer(f"raise_{degree}", self._recursion(degree), persistent=False)
+
+    @staticmethod
+    def _recursion(degree):
+        """Map from products of entries of ``D_1`` and ``D_(degree-1)`` to those of ``D_degree``."""
+        symbol = _wigner(1, degree - 1, degree)
+        rows = symbol[_by_order(1)][:, _by_order(degree - 1)][:, :, _by_order(degree)]
+        entries = torch.einsum("abm,xyk->axbymk", rows, symbol) * (2 * degree + 1)
+        return entries.reshape(9 * (2 * degree - 1) ** 2, (2 * degree + 1) ** 2)
 
     def forward(self, directions):
-        """Harmonics, list of ``(E, 2l+1, 1)``, and matrices of ``l1 > 0``, list of ``(E, R, 2 l1 + 1)``."""
-        harmonics = self.harmonics(directions, self.largest)
-        y = torch.cat(harmonics, dim=1)
-        matrices = [
-            (y @ getattr(self, f"from_{l1}")).unflatten(1, (-1, 2 * l1 + 1))
-            for l1 in range(1, self.largest + 1)
+        """Rotation matrices of ``l = 1, 2, ...`` for unit vectors ``(E, 3)``, list of ``(E, 2l+1, 2l+1)``."""
+        helper = torch.eye(3, dtype=directions.dtype, device=directions.device)[
+            directions.abs().argmin(dim=1)
         ]
-        return [h[:, :, None] for h in harmonics], matrices
+        first = torch.nn.functional.normalize(torch.linalg.cross(directions, helper), dim=1)
+        second = torch.linalg.cross(first, directions)
+        rotations = [torch.stack([directions, first, second], dim=1)]
+        for degree in range(2, self.largest + 1):
+            products = (rotations[0].flatten(1)[:, :, None] * rotations[-1].flatten(1)[:, None]).flatten(1)
+            entries = products @ getattr(self, f"raise_{degree}")
+            rotations.append(entries.unflatten(1, (2 * degree + 1, 2 * degree + 1)))
+        return rotations
+
+    def extend(self, rotations):
+        """The same with the turned rows."""
+        if self.parity:
+            return rotations
+        return [torch.cat([d, self._turn(d)], dim=1) for d in rotations]
+
+    @staticmethod
+    def _turn(d):
+        pairs = d[:, 1:].unflatten(1, (-1, 2))
+        return torch.stack([-pairs[:, :, 1], pairs[:, :, 0]], dim=2).flatten(1, 2)
 
 
 def _wigner(l1, l2, l3):
     return wigner_3j(l1, l2, l3, dtype=torch.get_default_dtype())
 
 
-def _outer(a, b):
-    return (a[:, :, None] * b[:, None]).flatten(1)
+def _by_order(degree):
+    """Positions of m = 0, -1, 1, -2, 2, ... among -l, ..., l.
+
+    >>> _by_order(2)
+    [2, 1, 3, 0, 4]
+    """
+    return [degree, *(degree + sign * m for m in range(1, degree + 1) for sign in (-1, 1))]
+
+
+def tensor_product_paths(largest, *, parity):
+    """Paths (l1, l2, l3) from a feature of degree l1 and harmonics of degree l2 to degree l3.
+
+    >>> tensor_product_paths(1, parity=True)
+    [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)]
+    """
+    return [
+        (l1, l2, l3)
+        for l1, l2, l3 in product(range(largest + 1), repeat=3)
+        if abs(l1 - l2) <= l3 <= l1 + l2 and not (parity and (l1 + l2 + l3) % 2)
+    ]
+
+
+class Part(nn.Module):
+    """The part of a depth-wise product of order ``±m`` into degree ``l3``: its places in the weights.
+
+    Even paths, from ``m`` to ``m``, come before odd ones, from ``-m`` to ``m``; both by degree ``l1``.
+    """
+
+    def __init__(self, channels, paths, degree, order):
+        super().__init__()
+        into = [k for k, path in enumerate(paths) if path[2] == degree]
+        coupled = [k for k in into if paths[k][0] >= order and (order or not _is_odd(paths[k]))]
+        chosen = sorted(coupled, key=lambda k: _is_odd(paths[k]))
+        columns = [0, *accumulate(channels[l1] for l1, _, _ in paths)]
+        rows = dict(zip(into, accumulate((channels[paths[k][0]] for k in into), initial=0), strict=False))
+        places = [0] * order + [0, *accumulate(channels[order:])]
+        self.sources = [(paths[k][0], _is_odd(paths[k])) for k in chosen]
+        self.widths = [channels[l1] for l1, _ in self.sources]
+        self.even = sum(width for width, (_, odd) in zip(self.widths, self.sources, strict=True) if not odd)
+        self._register("column", [columns[k] for k in chosen])
+        self._register("row", [rows[k] for k in chosen])
+        self._register("place", [places[l1] for l1, _ in self.sources])
+        factors = torch.tensor([_factor(*paths[k], order) for k in chosen])
+        factors = factors.repeat_interleave(torch.tensor(self.widths))[:, None]
+        self.register_buffer("factor", factors, persistent=False)
+
+    def _register(self, name, starts):
+        """Index of all channels of the paths, shape ``(K,)``."""
+        index = [torch.arange(width) + start for width, start in zip(self.widths, starts, strict=True)]
+        self.register_buffer(name, torch.cat(index), persistent=False)
+
+
+def _is_odd(path):
+    return sum(path) % 2 == 1
+
+
+def _factor(l1, l2, l3, order):
+    """Entry from ``m`` (even paths) or ``-m`` (odd ones) to ``m`` of a path's matrix along an edge."""
+    source = -order if _is_odd((l1, l2, l3)) else order
+    return float(_wigner(l1, l2, l3)[l1 + source, l2, l3 + order]) * ((2 * l3 + 1) * (2 * l2 + 1)) ** 0.5
 
 
 class DepthwiseProduct(nn.Module):
-    """Depth-wise tensor product (Section 4.1): every channel is coupled alone, every path has its weights.
+    r"""Depth-wise product with harmonics (Section 4.1) in the frames of the edges, then a linear layer.
 
-    The channels of degree ``l3`` of the result are those of all paths into it, in the order of the paths.
+    A path :math:`(l_1, l_2, l_3)` couples degree :math:`l_1` of a feature with
+    :math:`Y_{l_2}(\hat r)` to degree :math:`l_3` by :math:`\sqrt{2 l_3 + 1}` times the Wigner 3j symbol.
+    Every channel is coupled alone, every path has its weights. The channels of degree ``l3`` before the
+    linear layer are those of all paths into it, in the order of the paths.
+
+    Features by order are lists: entry ``m`` is of shape ``(E, 1, C)`` for ``m = 0``, else ``(E, 2, C)``,
+    with ``-m`` before ``m``; its channels are those of the degrees ``l >= m``, one after another.
     """
 
     def __init__(self, channels, paths):
         super().__init__()
         degrees = range(len(channels))
+        self.channels = channels
         self.path_channels = [channels[l1] for l1, _, _ in paths]
-        self.rows = [[2 * l3 + 1 for l1, l2, l3 in paths if l1 == degree and l2] for degree in degrees]
-        self.into = [[k for k, path in enumerate(paths) if path[2] == degree] for degree in degrees]
-        self.out_channels = [sum(self.path_channels[k] for k in into) for into in self.into]
+        self.out_channels = [sum(channels[l1] for l1, _, l3 in paths if l3 == degree) for degree in degrees]
+        self.parts = nn.ModuleList(
+            nn.ModuleList(Part(channels, paths, l3, m) for l3 in degrees[m:]) for m in degrees
+        )
 
-    def forward(self, x, coupling, weights=None):
-        """Result on edges from ``x`` on edges and weights of shape ``(E, sum(path_channels))``."""
-        harmonics, matrices = coupling
-        parts = [y * x[0] for y in harmonics]
-        for feature, matrix, rows in zip(x[1:], matrices, self.rows[1:], strict=True):
-            parts += [feature, *(matrix @ feature).split(rows, dim=1)]
-        if weights is not None:
-            per_path = weights[:, None].split(self.path_channels, dim=-1)
-            parts = [p * w for p, w in zip(parts, per_path, strict=True)]
-        return [torch.cat([parts[k] for k in into], dim=-1) for into in self.into]
+    def message_maps(self, linear, radial, largest):
+        """For every part up to an order: matrix of the linear layer, weight and bias of its path weights."""
+        last = radial[-1]
+        return [
+            [
+                (linear.weights[l3][p.row] * p.factor, last.weight[p.column], last.bias[p.column])
+                for l3, p in enumerate(parts, m)
+            ]
+            for m, parts in enumerate(self.parts[: largest + 1])
+        ]
+
+    def value_maps(self, linear, largest):
+        """For every order, one matrix for product and linear layer, as no weight depends on the edge."""
+        return [self._value_map(linear, m, largest) for m in range(largest + 1)]
+
+    def _value_map(self, linear, m, largest):
+        evens, odds = [], []
+        for l3, part in enumerate(self.parts[m][: largest + 1 - m], m):
+            weights = (linear.weights[l3] * linear.scales[l3])[part.row] * part.factor
+            zero = weights.new_zeros(sum(self.channels[m:]), weights.shape[1])
+            evens.append(zero.index_add(0, part.place[: part.even], weights[: part.even]))
+            odds.append(zero.index_add(0, part.place[part.even :], weights[part.even :]))
+        even, odd = torch.cat(evens, dim=1), torch.cat(odds, dim=1)
+        if m == 0:
+            return even
+        return torch.cat([torch.cat([even, odd], dim=1), torch.cat([-odd, even], dim=1)])
+
+    def forward(self, x, rotations, hidden, maps):
+        """Result by order, each entry a list of degrees, from ``x`` on edges and :meth:`message_maps`."""
+        rows = self._rotate(x, rotations)
+        return [
+            [self._couple(rows, m, part, hidden, *map_) for part, map_ in zip(parts, some, strict=True)]
+            for m, (parts, some) in enumerate(zip(self.parts, maps, strict=False))
+        ]
+
+    @staticmethod
+    def _couple(rows, m, part, hidden, matrix, weight, bias):
+        features = torch.cat([rows[degree, m, odd] for degree, odd in part.sources], dim=-1)
+        weighted = features * nn.functional.linear(hidden, weight, bias)[:, None]
+        return (weighted.flatten(0, 1) @ matrix).unflatten(0, weighted.shape[:2])
+
+    @staticmethod
+    def _rotate(x, rotations):
+        """Rows of rotated features, by degree, order, and whether they are turned."""
+        rows = {(0, 0, False): x[0]}
+        for degree, (feature, d) in enumerate(zip(x[1:], rotations, strict=True), 1):
+            orders = range(1, degree + 1)
+            keys = [(degree, 0, False), *((degree, m, odd) for odd in (False, True) for m in orders)]
+            sizes = [1] + [2] * (d.shape[1] // 2)
+            rows |= zip(keys, (d @ feature).split(sizes, dim=1), strict=False)
+        return rows
 
 
 class Linear(nn.Module):
@@ -255,7 +355,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_channels, out_channels, *, bias=True, scaled=False):
         super().__init__()
-        pairs = [(i, o) for i, o in zip(in_channels, out_channels, strict=False)]
+        pairs = list(zip(in_channels, out_channels, strict=False))
         self.weights = nn.ParameterList([torch.randn(i, o) / i**0.5 for i, o in pairs])
         self.scales = nn.ParameterList([torch.randn(i, 1) for i, _ in pairs] if scaled else [])
         self.bias = nn.Parameter(torch.zeros(out_channels[0])) if bias else None
@@ -281,7 +381,7 @@ class EquivariantLayerNorm(nn.Module):
 
     def forward(self, x):
         centred = [x[0] - x[0].mean(dim=-1, keepdim=True), *x[1:]]
-        y = [self._normalise(t) * w for t, w in zip(centred, self.weights, strict=True)]
+        y = [self._normalise(t) * w for t, w in zip(centred, self.weights, strict=False)]
         return [y[0] + self.bias, *y[1:]]
 
     def _normalise(self, t):
@@ -327,7 +427,7 @@ class Gate(nn.Module):
     def forward(self, x):
         scalars, gates = x[0].split([self.sizes[0], sum(self.sizes[1:])], dim=-1)
         gates = self.gate(gates).split(self.sizes[1:], dim=-1)
-        return [self.scalar(scalars), *(t * g for t, g in zip(x[1:], gates, strict=True))]
+        return [self.scalar(scalars), *(t * g for t, g in zip(x[1:], gates, strict=False))]
 
 
 class RadialFunction(nn.Sequential):
@@ -343,6 +443,12 @@ class RadialFunction(nn.Sequential):
         super().__init__(*layers, nn.Linear(sizes[-2], sizes[-1]))
         for layer in layers[::3]:
             nn.init.zeros_(layer.bias)
+
+    def hidden(self, basis):
+        """Activations before the last layer, shape ``(E, hidden)``."""
+        for layer in list(self)[:-1]:
+            basis = layer(basis)
+        return basis
 
 
 class EdgeDegreeEmbedding(nn.Module):
@@ -361,12 +467,13 @@ class EdgeDegreeEmbedding(nn.Module):
         self.project = Linear(self.product.out_channels, channels)
         self.factor = average_neighbors**-0.5
 
-    def forward(self, atoms, edge_index, coupling, basis, envelope):
+    def forward(self, atoms, edge_index, rotations, basis, envelope):
         width = self.channels[0]
         (constant,) = self.constant([basis.new_ones(1, 1)])
         weights = self.radial(basis)[:, None, : width * len(self.channels)].split(width, dim=-1)
         maps = [constant.T * p[:width] for p in self.project.weights]
-        y = [h * (w @ m) for h, w, m in zip(coupling[0], weights, maps, strict=True)]
+        harmonics = [1, *(d[:, 0, :, None] * d.shape[1] ** 0.5 for d in rotations[0])]
+        y = [h * (w @ m) for h, w, m in zip(harmonics, weights, maps, strict=True)]
         y[0] = y[0] + self.project.bias
         if envelope is not None:
             y = [t * envelope[:, None] for t in y]
@@ -393,18 +500,58 @@ class Attention(nn.Module):
         self.logit_weights = nn.Parameter(torch.empty(heads, head_channels[0]).uniform_(-bound, bound))
         self.value = Linear(self.product.out_channels, values, scaled=True)
         self.project = Linear(values, channels)
+        self._state = self._kept = None
 
-    def forward(self, x, edge_index, coupling, basis, envelope):
+    def forward(self, x, edge_index, rotations, basis, envelope, largest):
+        """Change of the features up to a degree."""
         centre, neighbour = edge_index
+        atoms, (message_maps, value_maps) = len(x[0]), self.maps(largest)
         pairs = zip(self.from_centre(x), self.from_neighbour(x), strict=True)
         merged = [a.index_select(0, centre) + b.index_select(0, neighbour) for a, b in pairs]
-        coupled = self.product(merged, coupling, self.radial(basis))
-        scalars, *others = self.message(coupled)
-        logits, scalars = scalars.split(self.sizes, dim=-1)
-        weights = self.weights(logits[:, 0], centre, len(x[0]), envelope)
-        value = self.value(self.product(self.gate([scalars, *others]), coupling))
-        weighted = [(v.unflatten(-1, (self.heads, -1)) * weights[:, None, :, None]).flatten(2) for v in value]
-        return self.project([sum_by_centre(v, centre, len(x[0])) for v in weighted])
+        coupled = self.product(merged, rotations[1], self.radial.hidden(basis), message_maps)
+        logits, gated = self.gated(coupled)
+        weights = self.weights(logits, centre, atoms, envelope)[:, None, :, None]
+        pairs = zip(gated, value_maps, strict=True)
+        values = self.by_degree([(g.flatten(1) @ w).unflatten(1, (g.shape[1], -1)) for g, w in pairs])
+        values[0] = values[0] + self.value.bias
+        weighted = [(v.unflatten(-1, (self.heads, -1)) * weights).flatten(2) for v in values]
+        weighted[1:] = [d.mT @ v for d, v in zip(rotations[0], weighted[1:], strict=False)]
+        return self.project([sum_by_centre(v, centre, atoms) for v in weighted])
+
+    def maps(self, largest):
+        """Matrices made of the weights, kept from call to call while the weights are frozen."""
+        last = self.radial[-1]
+        used = [*self.message.parameters(), *self.value.parameters(), last.weight, last.bias]
+        if any(p.requires_grad for p in used):
+            return self._maps(largest)
+        state = [(p.data_ptr(), p._version) for p in used]
+        if state != self._state:
+            self._state, self._kept = state, self._maps(largest)
+        return self._kept
+
+    def _maps(self, largest):
+        messages = self.product.message_maps(self.message, self.radial, largest)
+        return messages, self.product.value_maps(self.value, largest)
+
+    def gated(self, coupled):
+        """Logits, shape ``(E, heads * channels)``, and gated messages by order."""
+        channels = self.gate.sizes
+        (first, *zeroth), *higher = coupled
+        logits, scalars, gates = (first + self.message.bias).split(
+            [self.sizes[0], channels[0], sum(channels[1:])], dim=-1
+        )
+        gates = self.gate.gate(gates)  # one a channel, whatever its order
+        gated = [torch.cat([self.gate.scalar(scalars), torch.cat(zeroth, dim=-1) * gates], dim=-1)]
+        for m, features in enumerate(higher, 1):
+            gated.append(torch.cat(features, dim=-1) * gates[..., sum(channels[1:m]) :])
+        return logits[:, 0], gated
+
+    def by_degree(self, values):
+        """Features by degree, rows by order, out of features by order."""
+        widths = [w.shape[1] for w in self.value.weights][: len(values)]
+        by_order = [v.split(widths[m:], dim=-1) for m, v in enumerate(values)]
+        degrees = range(len(widths))
+        return [torch.cat([by_order[m][degree - m] for m in range(degree + 1)], dim=1) for degree in degrees]
 
     def weights(self, logits, centre, atoms, envelope):
         """Attention weights, shape ``(E, heads)``."""
@@ -453,7 +600,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block (Section 4.3): attention and feed-forward network, each after a norm and added."""
+    """Transformer block (Section 4.3): attention and feed-forward network, each after a norm and added.
+
+    Nothing is evaluated of degrees that the block does not give out.
+    """
 
     def __init__(self, channels, out_channels, paths, head_channels, hidden_channels, heads, radial):
         super().__init__()
@@ -465,10 +615,12 @@ class Block(nn.Module):
         self.shortcut = Linear(channels, out_channels) if out_channels != channels else None
 
     def forward(self, x, *geometry):
-        x = _add(x, self.attention(self.attention_norm(x), *geometry))
+        largest = len(self.out_channels) - 1
+        x = _add(x, self.attention(self.attention_norm(x), *geometry, largest))
         change = self.feed_forward(self.feed_forward_norm(x))
         return _add(x if self.shortcut is None else self.shortcut(x), change)
 
 
 def _add(x, y):
-    return [a + b for a, b in zip(x, y, strict=True)]
+    """Sum of two features up to the lower of their degrees."""
+    return [a + b for a, b in zip(x, y, strict=False)]
