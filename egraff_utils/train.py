@@ -305,6 +305,7 @@ class Learner(lightning.LightningModule):
             lr=self.hyper.learning_rate,
             amsgrad=self.hyper.amsgrad,
             weight_decay=self.hyper.weight_decay,
+            fused=True,
         )
         if self.hyper.scheduler != "plateau":
             return optimizer
@@ -343,6 +344,10 @@ class Learner(lightning.LightningModule):
         if batch_idx % FINITE_CHECK_INTERVAL == 0:
             self._check(loss)
         return loss
+
+    def backward(self, loss):
+        """Gradients of the weights alone: without a list, those by the edge vectors are worked out too."""
+        loss.backward(inputs=[p for p in self.force_field.parameters() if p.requires_grad])
 
     def loss(self, batch, prediction):
         """Weighted energy and force errors of a batch, a scalar."""
@@ -544,6 +549,7 @@ class WeightAverage(lightning.Callback):
 
 
 def new_learner(config, hyperparameters, train):
+    """Learner of a fresh force field: weights drawn with the seed, scales fitted to the training frames."""
     card = cards.dataset(config.dataset)
     torch.manual_seed(config.seed)
     cutoff = models.card(config.model).network(config.preset, **config.network)["cutoff"]
