@@ -95,7 +95,14 @@ def test_rates_of_the_machine_are_read_from_the_limit():
     metrics = [Metric("compute_fraction", 0.1, "1"), Metric("matmul_rate", 8.1e10, "flop/s")]
     record = Record("bench_limit", "bench", "lips", "mace", 0, {}, metrics)
     assert speed.machine_rates([md(), record]) == {"matmul_rate": "81 Gflop/s"}
+    assert list(speed.limit_reached([md(), record])) == [0.1]
     assert list(speed.value_table([record], "bench_limit")) == ["Compute fraction (dimensionless)"]
+
+
+def test_a_benchmark_without_models_has_no_column_for_them():
+    record = one("bench_pipeline", "import_time", 0.2, "s", dataset="-", model="-")
+    assert list(speed.value_table([record], "bench_pipeline").index.names) == ["dataset"]
+    assert list(speed.goal_table([record]).Cells[["import egraff_utils"]]) == ["1 of 1"]
 
 
 def test_rounding_is_a_power_of_ten():
@@ -201,6 +208,7 @@ def test_no_records_give_empty_tables_and_figures():
     speed.scaling_grid([])
     assert speed.failures([]).empty
     assert speed.machine_rates([]) == {}
+    assert speed.limit_reached([]).empty
     assert speed.made_on([]).empty
 
 

@@ -230,7 +230,7 @@ def value_table(found: Iterable, kind: str) -> pd.DataFrame:
     units = {m.name: m.unit for r in found for m in r.metrics}
     chosen = [m for m in SHOWN.get(kind, units) if m in units]
     columns = {metric: _column(found, metric, units[metric]) for metric in chosen}
-    wide = pd.DataFrame(dict(columns.values()), index=_index(found)).astype(object).map(_tiny)
+    wide = pd.DataFrame(dict(columns.values()), index=_index(found)).astype(object).map(_plain)
     if any(r.message for r in found):
         wide["Note"] = [r.message for r in found]
     return _with_failures(wide, found)
@@ -241,6 +241,15 @@ def machine_rates(found: Iterable) -> dict:
     limits = [r for r in of_kind(found, "bench_limit") if r.metrics]
     rates = [m for m in limits[0].metrics if m.name.endswith("_rate")] if limits else []
     return {m.name: f"{m.value / 1e9:.3g} G{m.unit}" for m in rates if m.unit != "1/s"}
+
+
+def limit_reached(found: Iterable) -> pd.Series:
+    """Largest of the fractions of the machine's limits in every cell, dimensionless, shape ``(cells,)``."""
+    ends = "_fraction"
+    cells = {
+        r.path: [m.value for m in r.metrics if m.name.endswith(ends)] for r in of_kind(found, "bench_limit")
+    }
+    return pd.Series({path: max(values) for path, values in cells.items() if values}, dtype=float)
 
 
 def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:
@@ -442,9 +451,11 @@ def _column(found, metric, unit):
     return HEADS.get(metric, f"{metric.replace('_', ' ').capitalize()} ({unit})"), values
 
 
-def _tiny(value):
-    """A number near zero as a power of ten; any other as it is."""
-    return f"{value:.0e}" if 0 < abs(value) < TINY else value
+def _plain(value):
+    """A number near zero as a power of ten, a large count without decimals; any other as it is."""
+    if 0 < abs(value) < TINY:
+        return f"{value:.0e}"
+    return f"{value:,.0f}" if value == np.round(value) and abs(value) >= 100 else value
 
 
 def _value(record, metric):
@@ -457,8 +468,9 @@ def _with_failures(wide, found):
     wide = wide.astype(object).reindex(_index(found)).sort_index(key=_order)
     numbers = [column for column in wide if column != "Note"]
     wide.loc[_index([r for r in found if r.status == "failed"]), numbers] = tables.FAILED
-    constant = [name for name in LEVELS[2:] if wide.index.get_level_values(name).nunique() <= 1]
-    return wide.droplevel(constant)
+    said = {name: set(wide.index.get_level_values(name)) for name in LEVELS}
+    silent = [name for name in LEVELS[2:] if len(said[name]) <= 1]
+    return wide.droplevel(silent + ["model"] * (said["model"] == {"-"}))
 
 
 def _cells(goal, found):
