@@ -73,6 +73,16 @@ def test_exact_beyond_half_the_cell(salt):
     np.testing.assert_allclose(g, by_ase(repeated, 8.0), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_few_atoms(count):
+    """Pairs of few atoms are counted once each, those opposite each other in the circle too."""
+    positions = np.random.default_rng(0).random((3, count, 3))
+    numbers = [1, 6, 1, 8][:count]
+    found = structure.radial_distributions(positions, numbers, cell=9 * np.eye(3), pbc=False, r_max=2.0)
+    frames = [Atoms(numbers, frame, cell=[9, 9, 9]) for frame in positions]
+    np.testing.assert_allclose(found.total, by_ase(frames, 2.0), rtol=1e-10, atol=1e-10)
+
+
 def test_partials_sum_to_the_total(salt):
     salt[0].numbers[:7] = 19
     found = structure.radial_distributions(
@@ -220,3 +230,18 @@ def test_reference_of_molecules_never_breaks(name):
     assert deviations.max() < 0.6 * structure.BOND_TOLERANCE
     shared_protons = 1 if name == "acac" else 0
     assert len(structure.bonds(frames[0])) - len(pairs) == shared_protons
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_contacts_of_a_bulk_system_are_those_of_nearest_distances(salt, odd):
+    """They are found by a neighbour list, over the faces of the cell and for atoms far outside it too."""
+    cell = salt[0].cell.array
+    positions = np.stack([atoms.positions for atoms in salt])[:, odd:]
+    box = {"cell": cell, "pbc": True}
+    assert structure.unstable_contacts(positions, **box) is None
+    positions[2, 0] = positions[2, 7] + [0.2, 0.3, 0.25] - 2 * cell[0] + cell[2]
+    assert structure.nearest_distances(positions, **box)[2, 0] == pytest.approx(0.4387482, abs=1e-6)
+    assert structure.unstable_contacts(positions, **box) == 2
+    assert structure.unstable_contacts(positions, minimum=0.43, **box) is None
+    positions[1, 4, 2] = np.nan
+    assert structure.unstable_contacts(positions, **box) == 1
