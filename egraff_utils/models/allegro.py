@@ -1,8 +1,28 @@
 """Allegro: strictly local, a tensor and a scalar track on every edge (package ``nequip-allegro``)."""
 
+import torch
 from allegro.model import AllegroModel
+from allegro.nn._strided import Contracter
 
+from egraff_utils import fast
 from egraff_utils.models.nequip import NequIPNetwork, common_arguments, nequip_state
+
+
+class Contraction(Contracter):
+    """The package's tensor product of an edge and its centre, with a matrix product in place of a sum."""
+
+    @classmethod
+    def of(cls, plain):
+        """The same product with the same weights."""
+        plain.__class__ = cls
+        return plain
+
+    def _contract_conv(self, x1, x2, idxs):
+        if self.w3j_is_ij_diagonal or not self.path_channel_coupling:
+            return super()._contract_conv(x1, x2, idxs)
+        weights = torch.einsum(self._weight_w3j_einstr, self.weights, self.w3j).flatten(1, 2)
+        outer = x1.unsqueeze(-1) * x2.index_select(0, idxs).unsqueeze(-2)
+        return torch.bmm(outer.flatten(2).transpose(0, 1), weights).transpose(0, 1)
 
 
 def build_network(
@@ -69,4 +89,6 @@ def build_network(
     }
     common = common_arguments(elements, cutoff, average_neighbors)
     with nequip_state():
-        return NequIPNetwork(AllegroModel(**common, **hyperparameters), elements)
+        model = AllegroModel(**common, **hyperparameters)
+        fast.replace(model, Contracter, Contraction.of)
+        return NequIPNetwork(model, elements)

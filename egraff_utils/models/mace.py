@@ -9,6 +9,8 @@ from ase.data import chemical_symbols
 from e3nn import o3
 from torch import nn
 
+from egraff_utils import fast
+
 with redirect_stdout(StringIO()):  # mace announces the accelerators that it does not find
     from mace.modules import ScaleShiftMACE, interaction_classes
 
@@ -112,4 +114,8 @@ def build_network(
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
     )
+    for interaction in model.interactions:
+        if not fast.is_plain():
+            interaction.conv_tp = fast.Convolution(interaction.conv_tp)
+            interaction.conv_fusion = True  # the product then gets the edges and sums over neighbours itself
     return MACENetwork(model, elements)

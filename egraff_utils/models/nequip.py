@@ -9,8 +9,11 @@ from ase.data import chemical_symbols
 from lightning.pytorch.utilities.seed import isolate_rng
 from nequip.data import AtomicDataDict
 from nequip.model import NequIPGNNModel
+from nequip.nn._tp_scatter_base import TensorProductScatter
 from nequip.utils.global_state import set_global_state
 from torch import nn
+
+from egraff_utils import fast
 
 
 class NequIPNetwork(nn.Module):
@@ -40,6 +43,18 @@ class NequIPNetwork(nn.Module):
             AtomicDataDict.EDGE_VECTORS_KEY: vectors,
         }
         return self.model(data)[AtomicDataDict.PER_ATOM_ENERGY_KEY].squeeze(-1).to(vectors.dtype)
+
+
+class Scatter(nn.Module):
+    """``TensorProductScatter`` by way of :class:`~egraff_utils.fast.Convolution`."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.tp = fast.Convolution(plain.tp)
+
+    def forward(self, x, edge_attr, edge_weight, edge_dst, edge_src):
+        """Messages of all neighbours; the arguments are the package's."""
+        return self.tp(x, edge_attr, edge_weight, (edge_src, edge_dst))
 
 
 def build_network(
@@ -87,7 +102,9 @@ def build_network(
     }
     common = common_arguments(elements, cutoff, average_neighbors)
     with nequip_state():
-        return NequIPNetwork(NequIPGNNModel(**common, **hyperparameters), elements)
+        model = NequIPGNNModel(**common, **hyperparameters)
+        fast.replace(model, TensorProductScatter, Scatter)
+        return NequIPNetwork(model, elements)
 
 
 def common_arguments(elements, cutoff, average_neighbors):

@@ -1,0 +1,86 @@
+"""Speed does not change results: networks as they run beside those of the packages."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+
+from egraff_utils import fast, models
+from egraff_utils.calculator import ForceFieldCalculator
+from egraff_utils.dynamics import Thermostat, simulate
+from egraff_utils.graph import build_graph
+
+NAMES = [name for name in models.NAMES if name != "equiformer"]
+ELEMENTS = [1, 6, 8]
+
+
+def starts(count):
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        found.append(molecule("CH3CH2OH"))
+        found[-1].rattle(0.05, rng=rng)
+        found[-1].set_momenta(np.zeros((9, 3)))
+    return found
+
+
+def pair(name, *, preset="tiny", dtype=torch.float64):
+    torch.manual_seed(1)
+    with fast.plain():
+        plain = models.build(name, preset, ELEMENTS, dtype=dtype)
+    plain.set_reference({}, 0.02)  # eV: small enough for 200 steps
+    quick = models.build(name, preset, ELEMENTS, dtype=dtype)
+    quick.load_state_dict(plain.state_dict())  # all names, or an error
+    return plain, quick
+
+
+def parameter_gradients(ff, graph):
+    prediction = ff.train()(graph)
+    (prediction.energy.sum() + prediction.forces.square().sum()).backward()
+    return [p.grad for p in ff.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_energies_forces_and_gradients(name):
+    plain, quick = pair(name)
+    graph = build_graph(starts(2))
+    for mode in (True, False):
+        expected, found = plain.train(mode)(graph), quick.train(mode)(graph)
+        torch.testing.assert_close(found.energy, expected.energy, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-10)
+    gradients = zip(parameter_gradients(quick, graph), parameter_gradients(plain, graph), strict=True)
+    for found, expected in gradients:
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["nequip", "allegro", "mace"])
+def test_presets_of_the_paper_in_single_precision(name):
+    plain, quick = pair(name, preset="paper", dtype=torch.float32)
+    graph = build_graph(starts(1))
+    expected, found = plain.eval()(graph).forces, quick.eval()(graph).forces
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_hundred_steps(name):
+    """Replicas, plain networks and lists searched anew at every step all give one trajectory."""
+    plain, quick = pair(name)
+    thermostat = Thermostat(temperature=300, timestep=0.5)
+
+    def run(ff, replicas, skin):
+        chosen = [starts(2)[r] for r in replicas]
+        make = lambda n: ForceFieldCalculator(ff, skin=skin, replicas=n)  # noqa: E731
+        return simulate(chosen, make, thermostat=thermostat, steps=200, record_every=50, replicas=replicas)
+
+    together = run(quick, [0, 1], 1.0)
+    alone = run(plain, [1], 0.0)
+    assert together.stable_step.tolist() == [200, 200]
+    np.testing.assert_allclose(together.positions[1:], alone.positions, atol=1e-5)
+    np.testing.assert_allclose(together.energy[1:], alone.energy, rtol=1e-8, atol=1e-8)
+
+
+def test_another_kind_of_product_is_refused():
+    from e3nn import o3
+
+    with pytest.raises(ValueError, match="number of channels"):
+        fast.Convolution(o3.FullyConnectedTensorProduct("2x0e", "1x0e", "2x0e"))
