@@ -3,11 +3,10 @@
 Radial distributions: `structure.radial_distributions` against `ase.geometry.analysis.Analysis.get_rdf`, the
 same frames, range and bins; ours gives all partial distributions in the same pass, ASE's the total alone.
 Metrics of a rollout: reference, stability rule and all metrics of five replicas of 1000 steps, against the
-steps themselves, of the model that makes them fastest. Times are processor times.
+steps themselves, of the model that makes them fastest.
 """
 
 import itertools
-import time
 import warnings
 from dataclasses import replace
 
@@ -71,7 +70,7 @@ def _radial_distributions(system, settings):
         seconds=0.5 * settings.share("metrics"),
         least=3,
         most=10,
-        clock=time.process_time,
+        clock=settings.clock,
     )
     metrics = found.metrics("rdf", unit_per_call=size, unit="frames/s")
     return [*metrics, Metric("rdf_difference", difference, "1", n=size)], found.curves("rdf")
@@ -123,8 +122,9 @@ def _share(system, models, settings):
     config = rollout.RolloutConfig(models[0], system, CAMPAIGN, replicas=REPLICAS, steps=STEPS)
     config = rollout._settled(replace(config, device=settings.device, progress=False), card)
     scene = rollout._scene(config, card)
-    per_step = [_step_time(replace(config, model=model), card, scene) for model in models]
-    taken = np.median([_metrics_time(config, card, scene) for _ in range(1 if settings.quick else 3)])
+    per_step = [_step_time(replace(config, model=model), card, scene, settings.clock) for model in models]
+    rounds = range(1 if settings.quick else 3)
+    taken = np.median([_metrics_time(config, card, scene, settings.clock) for _ in rounds])
     total = STEPS * min(per_step)
     metrics = [
         Metric("metrics_time", taken, "s"),
@@ -134,28 +134,28 @@ def _share(system, models, settings):
     return metrics, {"models": np.array(models), "milliseconds_per_step": 1e3 * np.array(per_step)}
 
 
-def _step_time(config, card, scene):
+def _step_time(config, card, scene, clock):
     """Median time of a step of all replicas, s."""
-    from egraff_utils import rollout, train
+    from egraff_utils import rollout
     from egraff_utils.dynamics import simulate
 
-    dynamics = rollout._dynamics(config) | {"steps": TIMED_STEPS, "clock": train.clock(config.device)}
+    dynamics = rollout._dynamics(config) | {"steps": TIMED_STEPS, "clock": clock}
     trajectory = simulate(scene.starts, rollout._calculators(config, card, None), **dynamics)
     return float(np.median(trajectory.step_times[TIMED_STEPS // 3 :]))
 
 
-def _metrics_time(config, card, scene):
+def _metrics_time(config, card, scene, clock):
     """Time of everything in a rollout but its steps and the loading of starts, s."""
     from egraff_utils import analysis, rollout
 
     trajectory = walk(scene, STEPS + 1)
-    begun = time.process_time()
+    begun = clock()
     reference = rollout._stored(config, card, scene.frames, scene.first)
     rule = rollout._rule(card, scene.frames)
     for replica, start in itertools.product(range(REPLICAS), range(0, STEPS, config.checkpoint_every)):
         rule(trajectory.positions[replica, start : start + config.checkpoint_every])
     analysis.measure(trajectory, scene.starts[0], reference, timestep=config.timestep, steps=STEPS)
-    return time.process_time() - begun
+    return clock() - begun
 
 
 def walk(scene, frames):
