@@ -95,7 +95,11 @@ class Plan:
     def _row(self, dataset):
         limits = _limits(self.campaign, dataset)
         cells = [cell for cell in self.campaign.cells() if cell[0] == dataset]
-        steps = [limits["training"]["max_seconds"] / self.costs[cell[:2]].train_step for cell in cells]
+        costs = [self.costs[cell[:2]] for cell in cells]
+        steps = [
+            _training(self.campaign, cost, *cell) / cost.train_step
+            for cost, cell in zip(costs, cells, strict=True)
+        ]
         return {
             "dataset": dataset,
             "training (s)": limits["training"]["max_seconds"],
@@ -278,7 +282,7 @@ def _limits(campaign, dataset):
 def _cell(campaign, costs, dataset, model, seed):
     """Predicted length of a cell from the start of its training to the end of its last task, s."""
     cost, card = costs[dataset, model], cards.dataset(dataset)
-    budget = campaign.training_parameters(dataset, model, seed)["max_seconds"]
+    training = _training(campaign, cost, dataset, model, seed)
     frames = {name: card.split(name).frames or 0 for name in ("train", "val", "test")}
     ready = cost.prepare_frame * (frames["train"] + frames["val"]) + cost.predict_frame * frames["test"]
     rollout = _rollout(campaign, cost, dataset, parts=len(card.parts("test")))
@@ -287,7 +291,17 @@ def _cell(campaign, costs, dataset, model, seed):
     ]
     times = len(campaign.protocols(dataset)) + sum(tasks)
     runs = 1 + len(campaign.protocols(dataset)) + len(tasks)
-    return cost.set_up + ready + budget + times * rollout + runs * NOTEBOOK
+    return cost.set_up + ready + training + times * rollout + runs * NOTEBOOK
+
+
+def _training(campaign, cost, dataset, model, seed):
+    """Predicted length of a training, s: its time, or that of its last step or epoch where it comes first."""
+    limits = campaign.training_parameters(dataset, model, seed)
+    hyperparameters = cards.model(model).training(campaign.preset)
+    frames = cards.dataset(dataset).split("train").frames or math.inf
+    batches = frames / hyperparameters.batch_size
+    steps = (limits["max_epochs"] or hyperparameters.max_epochs) * batches
+    return min(limits["max_seconds"], cost.train_step * min(steps, limits["max_steps"] or math.inf))
 
 
 def _rollout(campaign, cost, dataset, *, parts):

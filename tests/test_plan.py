@@ -65,6 +65,13 @@ def test_rollouts_keep_their_length_and_may_take_twice_what_is_predicted():
     assert (lips20["replicas"], lips20["steps"]) == (3, 200), "what the campaign says otherwise holds"
 
 
+def test_a_training_that_ends_by_itself_needs_no_more_time():
+    settings = replace(campaign.load("gpu", planned=False), training=campaign.TrainingBudget(max_steps=100))
+    made = plan.fit(settings, costs_of(settings), budget=100 * 3600, jobs=6)
+    assert made.seconds < 20 * 3600
+    assert set(made.table()["training steps"]) == {"100 to 100"}
+
+
 def test_a_time_that_is_too_short_is_refused_with_the_least_that_does():
     with pytest.raises(ValueError, match=r"needs \d+ min at least, with 6 runs at a time") as refused:
         fitted(60)
