@@ -1,8 +1,9 @@
 """What would a user of the upstream packages write? Their own ASE calculators, with the same weights as ours.
 
 Equiformer has no maintained package; in its place stands what the paper's script does (`equiformer_calc.py`
-of the released code): one structure at a time, edges searched anew at every step, the module as in training,
-so that the graph of the forces is kept for a second differentiation that never comes.
+of the released code): the network in e3nn's operators (`benchmarks.plain_equiformer`), one structure at a
+time, edges searched anew at every step, the module as in training, so that the graph of the forces is kept
+for a second differentiation that never comes.
 """
 
 import tempfile
@@ -14,7 +15,7 @@ import torch
 from ase.calculators.calculator import Calculator, all_changes
 from ase.data import chemical_symbols
 
-from egraff_utils import models
+from egraff_utils import fast, models
 from egraff_utils.graph import build_graph
 
 
@@ -51,7 +52,7 @@ def calculators(force_field, count, *, device="cpu"):
 def _plain_copy(force_field):
     """The force field as built, with the same weights, whatever has been done to this one to make it fast."""
     arguments = {**force_field.build_arguments, "dtype": force_field.dtype}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), fast.plain():
         plain = models.build(**arguments)
     plain.load_state_dict(force_field.state_dict())
     return plain
@@ -157,6 +158,9 @@ class BareCalculator(Calculator):
 
 
 def _equiformer(force_field, device):
+    from benchmarks.plain_equiformer import PlainEquiformer
+
+    force_field.network = PlainEquiformer(force_field.network)
     bare = force_field.to(device)
     return lambda: BareCalculator(bare)
 
