@@ -30,7 +30,7 @@ FULL = (
 QUICK = (("small", "ethanol", (1, 5)),)
 CAMPAIGN = "cpu"  # whose weights stand for the preset small
 COLD = {"scale": 1e-3, "temperature": 10.0}  # eV, K: untrained weights would tear a molecule apart
-SECONDS = (1.0, 6.0)  # of a comparison, in a quick run and in a full one
+SECONDS = (1.0, 4.0)  # of a comparison, in a quick run and in a full one
 CALL_SECONDS = 0.2  # of the slower side, as nearly as whole steps allow
 MOST_STEPS = 10  # in a call
 FIRST_STEPS = 2  # in which code is compiled and lists are built
@@ -86,7 +86,7 @@ def _measure(settings, theirs, replicas, *cell):
             seconds=SECONDS[0] if settings.quick else SECONDS[1],
             least=3,
             most=30,
-            warm_up=1,
+            warm_up=0,  # both sides have run
             synchronize=settings.synchronize,
             clock=theirs.clock,
         )
