@@ -111,6 +111,8 @@ class Plan:
     """
 
     def __init__(self, folder, model, dataset, settings):
+        import torch
+
         from egraff_utils import models, train
 
         self.folder, self.model, self.dataset = str(folder), model, dataset
@@ -127,6 +129,8 @@ class Plan:
         self.energies = {z: float(energies[z]) for z in self.elements}
         self.scale = float(learner.force_field.scale)
         models.save(learner.force_field, folder / "first.safetensors")
+        parameters = learner.force_field.network.parameters()
+        torch.save([p.detach() for p in parameters], folder / "first.pt")
 
     def _write_data(self, folder):
         card = cards.dataset(self.dataset)
@@ -270,8 +274,6 @@ def _start_from(plan, report, place, find, read):
     """
     import torch
 
-    from egraff_utils import models
-
     owner, name = place.split(":")
     module = importlib.import_module(owner)
     *parents, name = name.split(".")
@@ -282,9 +284,9 @@ def _start_from(plan, report, place, find, read):
     def built(*arguments, **keywords):
         made = build(*arguments, **keywords)
         model = find(made)
-        first = models.load(f"{plan.folder}/first.safetensors").network
+        first = torch.load(f"{plan.folder}/first.pt")
         with torch.no_grad():
-            for theirs, ours in zip(model.parameters(), first.parameters(), strict=True):
+            for theirs, ours in zip(model.parameters(), first, strict=True):
                 theirs.copy_(ours.reshape(theirs.shape))
         model.register_forward_hook(once)
         return made
