@@ -22,10 +22,18 @@ def keep_freed_memory():
     The peak of the memory does not grow; only, less of it is given back before the process ends. Nothing is
     changed where the environment sets ``MALLOC_...`` variables, or where the C library is not glibc.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except AttributeError:
+    set_option = _function("mallopt")
+    if set_option is None or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     return bool(set_option(MMAP_THRESHOLD, LARGEST) and set_option(TRIM_THRESHOLD, -1))
+
+
+def release():
+    """Give freed memory back to the kernel now, so that what remains is in use."""
+    if trim := _function("malloc_trim"):
+        trim(0)
+
+
+def _function(name):
+    """Of the C library, or ``None`` where it has none of this name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from egraff_utils import allocator, cards, records, tables
 from egraff_utils import campaign as campaigns
-from egraff_utils import cards, records, tables
 from egraff_utils.records import Metric
 
 WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads")
@@ -327,6 +327,8 @@ def _name(copies):
 
 def _memory(device, *, reset=False):
     """Peak so far, MB: of the process, or of the tensors on a GPU, from a reset on."""
+    if reset:
+        allocator.release()
     if str(device).startswith("cuda"):
         import torch
 
