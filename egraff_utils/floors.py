@@ -11,7 +11,7 @@ import numpy as np
 from ase import units
 from ase.geometry import find_mic
 
-from egraff_utils import analysis, audit, cards, data, metrics, records, rollout, statistics, structure
+from egraff_utils import analysis, audit, cards, data, metrics, records, statistics, structure
 from egraff_utils.records import Metric
 
 DRAWS = 500
@@ -156,6 +156,8 @@ def of_rollout(config):
     ValueError
         If there are fewer frames than replicas, or a name is unknown.
     """
+    from egraff_utils import rollout  # torch, which the floors of a dataset do not need
+
     if len(several := rollout.parts(config)) > 1:
         return _pooled(config, [of_rollout(part) for part in several])
     started = time.time()
@@ -224,6 +226,8 @@ class Extent(NamedTuple):
 
 def _extent(config, card, total):
     """:class:`Extent` of a rollout against ``total`` frames."""
+    from egraff_utils import rollout
+
     interval = card.time_ordered.get(config.split)
     steps = np.arange(0, config.steps + 1, config.record_every)
     _, timestep = card.conditions(config.split)
