@@ -24,7 +24,7 @@ WIDTH = 0.05  # of a bin, Å
 FRAMES = 1000
 BLOCK = 100  # frames in a call: what a rollout asks for at a time
 REPLICAS, STEPS = 5, 1000
-TIMED_STEPS = 12  # of which the first third is warm-up
+TIMED_STEPS = 9  # of which the first third is warm-up
 
 
 def run(settings):
@@ -70,6 +70,7 @@ def _radial_distributions(system, settings):
         seconds=0.5 * settings.share("metrics"),
         least=3,
         most=10,
+        warm_up=1,
         clock=settings.clock,
     )
     metrics = found.metrics("rdf", unit_per_call=size, unit="frames/s")

@@ -24,7 +24,9 @@ TITLE = "Pipeline: what a run of a campaign, the import and the book cost"
 CAMPAIGN, SYSTEM, MODEL = "demo", "ethanol_xtb", "mace"
 KINDS = ("dataset", "training", "rollout")
 """Runs that follow from each other; a quick benchmark makes the first alone."""
-LIGHT = "batch campaign cards data records structure metrics statistics analysis tables plots paper report"
+LIGHT = (
+    "batch campaign cards data records audit floors statistics structure metrics analysis tables plots report"
+)
 """Modules that are to be had without torch."""
 
 
@@ -48,7 +50,10 @@ def run(settings):
 def _fixed(settings):
     metrics = [
         _metric("import_time", [_import_time("egraff_utils") for _ in range(5)]),
-        _metric("import_batch_time", [_import_time("egraff_utils.batch") for _ in range(3)]),
+        _metric(
+            "import_batch_time",
+            [_import_time("egraff_utils.batch") for _ in range(1 if settings.quick else 3)],
+        ),
         Metric("imports_torch", float(imports_torch()), "1"),
     ]
     if not settings.quick:
