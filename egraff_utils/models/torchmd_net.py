@@ -7,6 +7,8 @@ from io import StringIO
 import torch
 from torch import nn
 
+from egraff_utils import fast
+
 
 @contextmanager
 def _silence():
@@ -32,7 +34,8 @@ class EquivariantTransformer(nn.Module):
 
     The package's forward pass searches neighbours itself, without images in small cells, and takes an edge
     from an atom to its own image for the self loop. Here its blocks are called in the same order with our
-    edges, and the self loops, of length zero, are added behind them.
+    edges, and the self loops, of length zero, are added behind them. Its attention is evaluated by
+    :func:`attend` unless the network is to be plain.
 
     Parameters
     ----------
@@ -46,6 +49,7 @@ class EquivariantTransformer(nn.Module):
         super().__init__()
         self.representation_model = representation
         self.output_model = output
+        self.plain = fast.is_plain()
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
@@ -57,10 +61,13 @@ class EquivariantTransformer(nn.Module):
         lengths = torch.cat([lengths, lengths.new_zeros(len(x))])
         directions = torch.cat([vectors / lengths[: len(vectors), None], vectors.new_zeros(len(x), 3)])
         radial = model.distance_expansion(lengths)
-        vector_features = x.new_zeros(len(x), 3, x.shape[1])
+        vector_features = x.new_zeros(len(x), 3, x.shape[1]) if self.plain else None
         for layer in model.attention_layers:
-            dx, dv = layer(x, vector_features, edges, lengths, radial, directions)
-            x, vector_features = x + dx, vector_features + dv
+            if self.plain:
+                dx, dv = layer(x, vector_features, edges, lengths, radial, directions)
+            else:
+                dx, dv = attend(layer, x, vector_features, edges, lengths, radial, directions)
+            x, vector_features = x + dx, dv if vector_features is None else vector_features + dv
         x = model.out_norm(x)
         return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
 
@@ -76,6 +83,50 @@ class EquivariantTransformer(nn.Module):
         messages = filters * envelope * neighbors.embedding(graph.species)[neighbour]
         around = torch.zeros_like(x).index_add(0, centre, messages)
         return neighbors.combine(torch.cat([x, around], dim=1))
+
+
+def attend(layer, x, vectors, edges, lengths, radial, directions):
+    """What a layer of the package adds to its scalars and vectors, shapes ``(N, U)`` and ``(N, 3, U)``.
+
+    The package's forward pass, less what comes out as zero while the vectors are zero, and with fewer passes
+    over the messages.
+
+    Parameters
+    ----------
+    layer
+        ``EquivariantMultiHeadAttention`` with distances in both keys and values.
+    x, vectors
+        Features of the atoms, shapes ``(N, U)`` and ``(N, 3, U)``; ``None`` for vectors that are still zero.
+    edges
+        Neighbours and centres, shape ``(2, E)``.
+    lengths, radial, directions
+        Of the edges, shapes ``(E,)``, Å, ``(E, B)`` for B radial functions, and ``(E, 3)``.
+    """
+    (neighbour, centre), u, heads = edges, layer.hidden_channels, layer.num_heads
+    envelope = layer.cutoff(lengths)[:, None]
+    x = layer.layernorm(x)
+    query, key = layer.q_proj(x).index_select(0, centre), layer.k_proj(x).index_select(0, neighbour)
+    attention = (query * key * layer.act(layer.dk_proj(radial))).view(len(lengths), heads, -1).sum(2)
+    attention = layer.attn_activation(attention)
+    value = layer.v_proj(x).index_select(0, neighbour) * layer.act(layer.dv_proj(radial))
+    if layer.vector_cutoff:
+        value = value * envelope
+    else:
+        attention = attention * envelope
+    scalar, along, across = value.view(len(lengths), heads, -1).split(u // heads, dim=2)
+    zero = x.new_zeros(len(x), u)
+    total = zero.index_add(0, centre, (scalar * attention.unsqueeze(2)).flatten(1))
+    messages = across.unsqueeze(1) * directions[:, :, None, None]
+    if vectors is not None:
+        near = vectors.view(len(x), 3, heads, -1).index_select(0, neighbour)
+        messages = torch.addcmul(messages, near, along.unsqueeze(1))
+    zero = x.new_zeros(len(x), 3 * u)
+    moved = zero.index_add(0, centre, messages.flatten(1)).view(-1, 3, u)
+    first, second, third = layer.o_proj(total).split(u, dim=1)
+    if vectors is None:
+        return third, moved
+    one, two, three = layer.vec_proj(vectors).split(u, dim=2)
+    return (one * two).sum(1) * second + third, three * first.unsqueeze(1) + moved
 
 
 def build_network(
