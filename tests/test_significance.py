@@ -165,12 +165,14 @@ def test_reinterval_of_several_compositions():
 
 def test_errors_of_trainings_have_letters():
     draws = np.random.default_rng(0)
-    truth = np.zeros(200)
+    truth, names = np.zeros(200), np.full(200, "H2")
     found = {"mace": 10.0, "nequip": 10.0, "botnet": 20.0}
     errors = {m: scale + draws.normal(size=200) for m, scale in found.items()}
     made = [
         SimpleNamespace(
-            model=m, seed=0, curves={"force_error": e, "energy": e / 1e3, "energy_reference": truth}
+            model=m,
+            seed=0,
+            curves={"force_error": e, "energy": e / 1e3, "energy_reference": truth, "composition": names},
         )
         for m, e in errors.items()
     ]

@@ -103,7 +103,8 @@ def build_network(
     common = common_arguments(elements, cutoff, average_neighbors)
     with nequip_state():
         model = NequIPGNNModel(**common, **hyperparameters)
-        fast.replace(model, TensorProductScatter, Scatter)
+        if l_max > 1:  # with scalars and vectors alone the package is as fast
+            fast.replace(model, TensorProductScatter, Scatter)
         return NequIPNetwork(model, elements)
 
 

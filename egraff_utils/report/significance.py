@@ -56,8 +56,9 @@ def letters(records: list, metric: str) -> dict[str, str]:
     else:
         scaled = {model: known[model] / means[model] for model in order}
         logs = {model: scaled[model] - 1 + np.log(means[model]) for model in order if means[model] > 0}
+        groups = None if metric in ERRORS else _groups(records)
         positive = metric in (*analysis.POSITIVE, *ERRORS) and len(logs) == len(order)
-        different = statistics.told_apart(logs if positive else known, groups=_groups(records))
+        different = statistics.told_apart(logs if positive else known, groups=groups)
     found = statistics.compact_letters(order, different) if len(order) > 1 else {}
     return {model: found.get(model, "") for model in values}
 
