@@ -114,6 +114,7 @@ for protocol, folder in FOLDERS.items():
             RUNS / folder / CELL,
         params:
             words=rollout_words(protocol),
+        priority: 1  # a run cut short has whole cells
         threads: CAMPAIGN.threads
         resources:
             gpu=int(CAMPAIGN.device != "cpu"),
@@ -129,6 +130,7 @@ rule task:
         RUNS / "{folder}" / "{task}" / CELL,
     params:
         words=task_words,
+    priority: 2
     threads: CAMPAIGN.threads
     resources:
         gpu=int(CAMPAIGN.device != "cpu"),
