@@ -36,10 +36,17 @@ class Settings:
 
     @property
     def campaign(self):
-        """Name under which the records lie: ``bench``, ``bench_quick`` or ``bench_gpu``."""
+        """Name under which the records lie: ``bench`` (``bench_2`` of two threads), ``bench_gpu``,
+        ``bench_quick``.
+
+        >>> Settings(threads=2).campaign
+        'bench_2'
+        """
         if self.quick:
             return "bench_quick"
-        return "bench_gpu" if self.device.startswith("cuda") else "bench"
+        if self.device.startswith("cuda"):
+            return "bench_gpu"
+        return "bench" if self.threads == 1 else f"bench_{self.threads}"
 
     @property
     def synchronize(self):

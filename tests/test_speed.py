@@ -186,6 +186,18 @@ def test_devices_stand_apart():
     assert "cuda" in speed.ratio_table(found).to_html()
 
 
+def test_numbers_of_threads_stand_apart():
+    one, two = md(dataset="lips", ratios=(1.1, 1.4)), md(dataset="lips", ratios=(1.0, 1.8), threads=2)
+    two.campaign = "bench_2"
+    for record in (one, two):
+        records.write(record)
+    found = speed.read(["bench", "bench_2"])
+    assert list(speed.rates(found).device) == ["cpu", "cpu", speed.TWO, speed.TWO]
+    goals = speed.goal_table(found)
+    assert goals.Verdict["MD of LiPS, 5 replicas"] == "not met"
+    assert goals.Verdict["MD of LiPS, two threads"] == "met"
+
+
 def test_figures_show_what_was_measured():
     table = speed.rates([md(), md("nequip"), md("mace", "lips"), failed("botnet")])
     figure = speed.ratio_grid(table)

@@ -87,6 +87,7 @@ WORST = 4
 """Cells that a goal names among those that missed it."""
 
 TINY = 1e-4
+TWO = "cpu, 2 threads"
 LINES = {"small": "-", "paper": "--"}
 RATES = [*LEVELS, "replicas", "ratio", "low", "high", "pairs", "ours", "theirs", "unit"]
 
@@ -135,6 +136,9 @@ GOALS = (
     Goal("MD of ethanol, 5 replicas", "bench_md", "ratio_5", 3, unit="times", dataset="ethanol"),
     Goal("MD of LiPS, 5 replicas", "bench_md", "ratio_5", 1.5, unit="times", dataset="lips"),
     Goal("MD, 1 replica", "bench_md", "ratio_1", 1, unit="times"),
+    Goal("MD of ethanol, two threads", "bench_md", "ratio_5", 3, unit="times", dataset="ethanol", device=TWO),
+    Goal("MD of LiPS, two threads", "bench_md", "ratio_5", 1.5, unit="times", dataset="lips", device=TWO),
+    Goal("MD, 1 replica, two threads", "bench_md", "ratio_1", 1, unit="times", device=TWO),
     Goal("MD on a GPU, 5 replicas", "bench_md", "ratio_5", 4, unit="times", device="cuda"),
     Goal("MD on a GPU, 20 replicas", "bench_md", "ratio_20", 10, unit="times", device="cuda"),
     Goal("training", "bench_training", "ratio", 1, unit="times"),
@@ -423,9 +427,11 @@ def _model_handles(models):
 
 
 def _key(record):
-    """Dataset, model, preset and device of a record, as `LEVELS` names them."""
+    """Dataset, model, preset and device (with its threads, if several) of a record, as in `LEVELS`."""
     given = record.parameters
     device = str(given.get("device", record.provenance.get("device", "cpu"))).partition(":")[0]
+    threads = given.get("threads", 1)
+    device = f"{device}, {threads} threads" if device == "cpu" and threads > 1 else device
     preset = given.get("preset") or "_".join(record.kind.split("_")[2:])
     return record.dataset, record.model, str(preset), device
 
