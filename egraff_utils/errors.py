@@ -52,10 +52,10 @@ def compare(frames, energies, forces):
     for name in np.unique(composition):
         shifted[composition == name] -= error[composition == name].mean()
     metrics = [
-        _mean("energy_mae", np.abs(error), "meV"),
-        _mean("energy_mae_per_atom", np.abs(error) / sizes, "meV/atom"),
-        _mean("energy_offset", error, "meV"),
-        _mean("energy_mae_shifted", np.abs(shifted), "meV"),
+        _mean("energy_mae", np.abs(error), "meV", composition),
+        _mean("energy_mae_per_atom", np.abs(error) / sizes, "meV/atom", composition),
+        _mean("energy_offset", error, "meV", composition),
+        _mean("energy_mae_shifted", np.abs(shifted), "meV", composition),
     ]
     curves = {"energy": energies, "energy_reference": truth, "composition": composition}
     true_forces = _forces(frames)
@@ -66,7 +66,7 @@ def compare(frames, energies, forces):
     zero = np.concatenate([t.ravel() for _, t in pairs])
     mae = np.concatenate([np.abs(f - t).ravel() for f, t in pairs]).mean() * EV_TO_MEV
     forces = [
-        Metric("force_mae", mae, "meV/Å", *_spread(curves["force_error"]), len(frames)),
+        Metric("force_mae", mae, "meV/Å", *interval(curves["force_error"], composition), len(frames)),
         Metric("zero_force_mae", np.abs(zero).mean() * EV_TO_MEV, "meV/Å"),
     ]
     return forces + metrics, curves
@@ -79,9 +79,33 @@ def _forces(frames):
         return None
 
 
-def _mean(name, values, unit):
-    return Metric(name, values.mean(), unit, *_spread(values), len(values))
+def interval(values, composition):
+    """95 % interval of a mean over frames: of blocks in time within every composition, which are independent.
+
+    Parameters
+    ----------
+    values, composition
+        Shape ``(F,)``; frames of one composition in their order.
+
+    Returns
+    -------
+    low, high
+        In the unit of the values; NaN where a composition has fewer than two frames.
+
+    Examples
+    --------
+    >>> interval(np.array([1.0, 1.0, 5.0, 5.0]), np.array(["Li", "Li", "S", "S"]))
+    (3.0, 3.0)
+    """
+    mean, below, above = np.mean(values), 0.0, 0.0
+    for name in np.unique(composition):
+        own = values[composition == name]
+        low, high = statistics.block_bootstrap_interval(own)
+        share = len(own) / len(values)
+        below += (share * (own.mean() - low)) ** 2
+        above += (share * (high - own.mean())) ** 2
+    return float(mean - np.sqrt(below)), float(mean + np.sqrt(above))
 
 
-def _spread(values):
-    return statistics.block_bootstrap_interval(values)
+def _mean(name, values, unit, composition):
+    return Metric(name, values.mean(), unit, *interval(values, composition), len(values))

@@ -66,3 +66,12 @@ def test_the_record_is_taken_up_again_until_the_weights_change(tmp_path, monkeyp
     assert transfer.errors(config, force_field=force_field).provenance == first.provenance
     other = models.build("torchmd_net", "tiny", [29], cutoff=4.0)
     assert transfer.errors(config, force_field=other)["energy_mae"] != first["energy_mae"]
+
+
+def test_compositions_of_different_errors_do_not_widen_the_interval():
+    draws = np.random.default_rng(0)
+    names = np.repeat(["Li", "S"], 400)
+    values = np.where(names == "Li", 10.0, 500.0) + draws.normal(size=800)
+    low, high = errors.interval(values, names)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(800), rel=0.15)
