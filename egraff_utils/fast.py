@@ -122,7 +122,7 @@ class Convolution(nn.Module):
             if not groups:
                 continue
             near = part.view(-1, u, d).transpose(1, 2).contiguous().index_select(0, neighbour)
-            products = torch.bmm(coupling.view(len(near), -1, d), near)
+            products = torch.bmm(coupling.unflatten(1, (-1, d)), near)
             for product, (paths, k) in zip(
                 products.split([p * k for p, k in groups], 1), groups, strict=True
             ):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import molecule
 
 from egraff_utils import fast, models
@@ -61,6 +62,18 @@ def test_same_energies_forces_and_gradients(name):
     gradients = zip(parameter_gradients(quick, graph), parameter_gradients(plain, graph), strict=True)
     for found, expected in gradients:
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+@pytest.mark.parametrize("name", models.NAMES)
+def test_atoms_without_neighbours(name, preset):
+    """No edge anywhere, and atoms out of reach beside a molecule."""
+    torch.manual_seed(1)
+    ff = models.build(name, preset, ELEMENTS, dtype=torch.float64).eval()
+    alone = [ff(build_graph(Atoms([z]))).energy.item() for z in (1, 6, 8)]
+    apart = ff(build_graph(Atoms([1, 6, 8], [[20.0 * i, 0, 0] for i in range(3)])))
+    assert apart.energy.item() == pytest.approx(sum(alone), abs=1e-10)
+    assert apart.forces.abs().max() == 0
 
 
 @pytest.mark.parametrize("name", ["nequip", "allegro", "mace"])
