@@ -78,6 +78,8 @@ UNRANKED = (
     "seconds",
     "parameters",
 )
+COMPARED = ("force_mae", "energy_mae")
+"""Errors of frames by which models are told apart."""
 ERRORS = ("force_mae", "energy_mae", "energy_mae_per_atom", "zero_force_mae")
 OF_TRAINING = ("seconds_per_epoch", "steps", "epochs", "seconds", "parameters")
 OF_KIND = dict.fromkeys(OF_TRAINING, "training") | {"horizon_driven": "horizon"}

@@ -102,9 +102,8 @@ class ForceFieldCalculator(Calculator):
         """
         if self.atoms is None:
             return list(all_changes)
-        changed = [
-            name for name in ("positions", "numbers") if _differ(name, atoms.arrays, self.atoms.arrays)
-        ]
+        now, before = atoms.arrays, self.atoms.arrays
+        changed = [name for name in ("positions", "numbers") if not np.array_equal(now[name], before[name])]
         changed += ["cell"] if (atoms.cell.array != self.atoms.cell.array).any() else []
         return changed + (["pbc"] if (atoms.pbc != self.atoms.pbc).any() else [])
 
@@ -167,10 +166,6 @@ class ReplicaCalculator(Calculator):
             "forces": forces,
             "energies_of_replicas": energies,
         }
-
-
-def _differ(name, one, other):
-    return not np.array_equal(one[name], other[name])
 
 
 def _device(ff):

@@ -369,11 +369,16 @@ def rdf_spread(rdf, extent, block, power, *, ordered, draws=DRAWS, seed=0):
     total, rng = len(rdf), np.random.default_rng(seed)
     apart = np.empty((draws, rdf.shape[1]))
     for draw in range(draws):
-        order = np.roll(np.arange(total), -rng.integers(total)) if ordered else rng.permutation(total)
+        order = _order(rng, total, ordered)
         apart[draw] = rdf[order[:block]].mean(0) - rdf[order[block:]].mean(0)
     had = 1 / block + 1 / (total - block)
     wanted = np.array([1 / extent.frames, 1 / (extent.replicas * extent.frames)]) + 1 / extent.reference
     return np.quantile(np.abs(apart), 0.95, axis=0) * (wanted[:, None] / had) ** (power / 2)
+
+
+def _order(rng, total, ordered):
+    """All frames from a random one on, the first behind the last; or shuffled, where they are in no order."""
+    return np.roll(np.arange(total), -rng.integers(total)) if ordered else rng.permutation(total)
 
 
 def _scores(rdf, replicas, block, rest, ordered, draws, seed):
@@ -381,7 +386,7 @@ def _scores(rdf, replicas, block, rest, ordered, draws, seed):
     rng, total = np.random.default_rng(seed), len(rdf)
     rows = np.empty((draws, len(analysis.STRUCTURE)))
     for draw in range(draws):
-        order = np.roll(np.arange(total), -rng.integers(total)) if ordered else rng.permutation(total)
+        order = _order(rng, total, ordered)
         inside, outside = order[: replicas * block], order[replicas * block :][:rest]
         blocks, reference = rdf[inside].reshape(replicas, block, -1).mean(1), rdf[outside].mean(0)
         rows[draw] = [np.mean([f(g, reference) for g in blocks]) for f in analysis.STRUCTURE.values()]

@@ -22,6 +22,7 @@ from egraff_utils import cards, paths, records
 from egraff_utils.beside import (
     BOUND,
     COLUMNS,
+    COMPARED,
     COUNTS,
     METRIC_NAMES,
     OURS,
@@ -53,8 +54,6 @@ __all__ = ["Column", "beside_values", "budget", "literature_values", "paper_valu
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
 FAILING = ("training", "failure")
-COMPARED = ("force_mae", "energy_mae")
-"""Metrics without a floor of which models are compared."""
 FEW = 4
 """Rows up to which another campaign stands below a table and not in a column of it."""
 

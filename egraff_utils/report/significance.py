@@ -8,9 +8,9 @@ import numpy as np
 from scipy.stats import fisher_exact
 
 from egraff_utils import analysis, statistics
+from egraff_utils.beside import COMPARED
 
 HIGHER_IS_BETTER = ("stable_fraction", "stable_steps")
-ERRORS = ("force_mae", "energy_mae")
 FRAMES_IN_BLOCKS = 10
 """Blocks of consecutive frames that errors on frames are averaged over, as those in a row are alike."""
 
@@ -56,8 +56,8 @@ def letters(records: list, metric: str) -> dict[str, str]:
     else:
         scaled = {model: known[model] / means[model] for model in order}
         logs = {model: scaled[model] - 1 + np.log(means[model]) for model in order if means[model] > 0}
-        groups = None if metric in ERRORS else _groups(records)
-        positive = metric in (*analysis.POSITIVE, *ERRORS) and len(logs) == len(order)
+        groups = None if metric in COMPARED else _groups(records)
+        positive = metric in (*analysis.POSITIVE, *COMPARED) and len(logs) == len(order)
         different = statistics.told_apart(logs if positive else known, groups=groups)
     found = statistics.compact_letters(order, different) if len(order) > 1 else {}
     return {model: found.get(model, "") for model in values}
@@ -77,7 +77,7 @@ def model_values(records: list, metric: str) -> dict:
 def _values(record, metric):
     if not record.curves:
         return np.full((1, 1), np.nan)
-    if metric in ERRORS and "force_error" in record.curves:
+    if metric in COMPARED and "force_error" in record.curves:
         blocks = np.array_split(_frame_errors(record.curves, metric), FRAMES_IN_BLOCKS)
         return np.array([[block.mean()] for block in blocks if len(block)])
     if "stable_step" not in record.curves:
