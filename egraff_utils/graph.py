@@ -15,8 +15,8 @@ from torch import Tensor
 class AtomicGraph(NamedTuple):
     """One or more structures and all pairs of atoms closer than a cutoff.
 
-    Every pair stands in both directions. In a small cell an atom may be its own neighbour, through an
-    image, and a pair may be joined by several edges.
+    Every pair stands in both directions: edge ``e + E/2`` is the reverse of edge ``e``. In a small cell an
+    atom may be its own neighbour, through an image, and a pair may be joined by several edges.
     """
 
     positions: Tensor
@@ -79,25 +79,33 @@ def collate(graphs):
     sizes = [len(g.positions) for g in graphs]
     atom_offsets = np.cumsum([0, *sizes[:-1]])
     structure_offsets = np.cumsum([0, *[g.num_structures for g in graphs[:-1]]])
+    edges = [g.edge_index + int(o) for g, o in zip(graphs, atom_offsets, strict=True)]
     return AtomicGraph(
         positions=torch.cat([g.positions for g in graphs]),
         species=torch.cat([g.species for g in graphs]),
-        edge_index=torch.cat([g.edge_index + int(o) for g, o in zip(graphs, atom_offsets, strict=True)], 1),
-        shifts=torch.cat([g.shifts for g in graphs]),
+        edge_index=_join_edges(edges, 1),
+        shifts=_join_edges([g.shifts for g in graphs], 0),
         structure=torch.cat([g.structure + int(o) for g, o in zip(graphs, structure_offsets, strict=True)]),
         cells=torch.cat([g.cells for g in graphs]),
     )
+
+
+def _join_edges(parts, dim):
+    """Edges of several graphs, the first halves of all before the reverse edges of all."""
+    halves = [part.tensor_split(2, dim) for part in parts]
+    return torch.cat([*(there for there, _ in halves), *(back for _, back in halves)], dim)
 
 
 def _single_graph(atoms, cutoff, dtype):
     _check_geometry(atoms)
     i, j, images = _pairs(atoms, cutoff)
     cell = np.asarray(atoms.cell)
+    there, back = np.stack([i, j]), np.stack([j, i])
     return AtomicGraph(
         positions=torch.as_tensor(atoms.positions, dtype=dtype),
         species=torch.as_tensor(atoms.numbers, dtype=torch.int64),
-        edge_index=torch.as_tensor(np.stack([i, j]), dtype=torch.int64),
-        shifts=torch.as_tensor(images @ cell, dtype=dtype),
+        edge_index=torch.as_tensor(np.concatenate([there, back], axis=1), dtype=torch.int64),
+        shifts=torch.as_tensor(np.concatenate([images, -images]) @ cell, dtype=dtype),
         structure=torch.zeros(len(atoms), dtype=torch.int64),
         cells=torch.as_tensor(cell[None], dtype=dtype),
     )
@@ -114,13 +122,16 @@ def _check_geometry(atoms):
 
 
 def _pairs(atoms, cutoff):
-    """Centres, neighbours and integer images of all pairs within the cutoff."""
+    """Two atoms and the integer image of the second, of all pairs within the cutoff, each in one direction."""
     if len(atoms) == 0:
         raise ValueError("a structure without atoms has no graph")
     boxed = ase.Atoms(positions=atoms.positions, numbers=atoms.numbers, cell=atoms.cell, pbc=atoms.pbc)
     if not atoms.pbc.all():
         _enclose(boxed, cutoff)
-    return neighbour_list("ijS", boxed, float(cutoff))
+    i, j, images = neighbour_list("ijS", boxed, float(cutoff))
+    base = 2 * np.abs(images).max(initial=0) + 1
+    once = (i < j) | ((i == j) & (images @ [base**2, base, 1] > 0))  # of an atom's own images every other
+    return i[once], j[once], images[once]
 
 
 def _enclose(atoms, cutoff):
@@ -173,11 +184,12 @@ class SkinList:
         """
         if self._built_at is None or self._moved(positions):
             self._search(positions)
-        wide = self._wide
+        wide, pairs = self._wide, self._wide.edge_index.shape[1] // 2
         x = torch.as_tensor(positions, dtype=torch.float64).to(self.device)
-        centre, neighbour = wide.edge_index
-        vectors = x[neighbour] + wide.shifts - x[centre]
+        centre, neighbour = wide.edge_index[:, :pairs]
+        vectors = x[neighbour] + wide.shifts[:pairs] - x[centre]
         near = (vectors.square().sum(1) < self.cutoff**2).nonzero().squeeze(1)
+        near = torch.cat([near, near + pairs])
         graph = wide._replace(positions=x, edge_index=wide.edge_index[:, near], shifts=wide.shifts[near])
         return graph.to(dtype=self.dtype)
 

@@ -60,6 +60,23 @@ def test_every_edge_stands_in_both_directions(name):
     np.testing.assert_allclose(forward, backward, atol=1e-9)
 
 
+def assert_reversed(graph):
+    """Edge e + E/2 is the reverse of edge e."""
+    there, back = graph.edge_index.chunk(2, dim=1)
+    assert torch.equal(back, there.flip(0))
+    assert torch.equal(graph.shifts.chunk(2)[1], -graph.shifts.chunk(2)[0])
+
+
+@pytest.mark.parametrize("name", systems())
+def test_the_second_half_of_the_edges_is_the_first_reversed(name):
+    atoms = systems()[name]
+    assert_reversed(build_graph(atoms))
+    assert_reversed(build_graph([atoms, bulk("Cu"), atoms]))
+    skin = SkinList([atoms, atoms], 5.0)
+    for shift in (0.0, 0.3):
+        assert_reversed(skin.update(np.concatenate([atoms.positions, atoms.positions * (1 + shift)])))
+
+
 def test_collated_structures_are_not_connected():
     atoms = list(systems().values())
     graph = build_graph(atoms)
