@@ -43,6 +43,37 @@ def replace(module, kind, make):
             setattr(module, name, make(part))
 
 
+def share_directions(module, *, repeat):
+    """Let a module that reads lengths of edges alone be evaluated on one direction of every pair.
+
+    The second half of the edges are the first reversed (:class:`~egraff_utils.graph.AtomicGraph`).
+
+    Parameters
+    ----------
+    module
+        Rows of length E/2 go in, whatever it is called with.
+    repeat
+        Whether E rows come out, the same for both directions, or E/2.
+
+    Returns
+    -------
+    The module itself.
+    """
+    module.register_forward_pre_hook(_first_half)
+    if repeat:
+        module.register_forward_hook(_for_both)
+    return module
+
+
+def _first_half(module, arguments):
+    (rows,) = arguments
+    return rows[: len(rows) // 2]
+
+
+def _for_both(module, arguments, rows):
+    return torch.cat([rows, rows])
+
+
 class Convolution(nn.Module):
     r"""Sum over neighbours of weighted tensor products of their features with an edge's harmonics.
 
@@ -96,7 +127,7 @@ class Convolution(nn.Module):
         harmonics
             Of the edges, shape ``(E, (l_max + 1)^2)``.
         weights
-            Of the edges, shape ``(E, P * U)``.
+            Of the edges, shape ``(E/2, P * U)``: both directions of a pair have the same.
         edges
             Neighbour and centre of each, two of shape ``(E,)``.
         """
@@ -126,8 +157,9 @@ class Convolution(nn.Module):
             for product, (paths, k) in zip(
                 products.split([p * k for p, k in groups], 1), groups, strict=True
             ):
-                weighted = product.view(-1, paths, k, u) * next(weights).view(-1, paths, 1, u)
-                yield weighted.flatten(1)
+                both = product.view(2, len(ordered), paths, k, u)
+                weighted = both * next(weights).view(len(ordered), paths, 1, u)
+                yield weighted.view(len(product), paths * k * u)
 
 
 def _coupling(product, instruction):

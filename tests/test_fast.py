@@ -42,7 +42,8 @@ def is_plain(ff):
     """Whether nothing in a network is evaluated in another way than in its package."""
     parts = [part for part in ff.network.modules() if part is not ff.network]
     ours = any(type(part).__module__.startswith("egraff_utils") for part in parts)
-    return not ours and getattr(ff.network, "plain", True)
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+    return not ours and not hooked and getattr(ff.network, "plain", True)
 
 
 def parameter_gradients(ff, graph):

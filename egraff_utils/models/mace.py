@@ -114,8 +114,9 @@ def build_network(
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
     )
-    for interaction in model.interactions:
-        if l_max > 1 and not fast.is_plain():  # with scalars and vectors alone the package is as fast
+    for interaction in model.interactions if not fast.is_plain() else ():
+        fast.share_directions(interaction.conv_tp_weights, repeat=l_max < 2)
+        if l_max > 1:  # with scalars and vectors alone the package is as fast
             interaction.conv_tp = fast.Convolution(interaction.conv_tp)
             interaction.conv_fusion = True  # the product then gets the edges and sums over neighbours itself
     return MACENetwork(model, elements)

@@ -9,6 +9,7 @@ from ase.data import chemical_symbols
 from lightning.pytorch.utilities.seed import isolate_rng
 from nequip.data import AtomicDataDict
 from nequip.model import NequIPGNNModel
+from nequip.nn import InteractionBlock
 from nequip.nn._tp_scatter_base import TensorProductScatter
 from nequip.utils.global_state import set_global_state
 from torch import nn
@@ -105,6 +106,10 @@ def build_network(
         model = NequIPGNNModel(**common, **hyperparameters)
         if l_max > 1:  # with scalars and vectors alone the package is as fast
             fast.replace(model, TensorProductScatter, Scatter)
+        if not fast.is_plain():
+            for block in model.modules():
+                if isinstance(block, InteractionBlock):
+                    fast.share_directions(block.edge_mlp, repeat=l_max < 2)
         return NequIPNetwork(model, elements)
 
 
