@@ -43,6 +43,22 @@ def replace(module, kind, make):
             setattr(module, name, make(part))
 
 
+class Kept:
+    """Something made of weights, kept from call to call while they are frozen."""
+
+    def __init__(self):
+        self._state = self._made = None
+
+    def get(self, weights, make):
+        """``make()``, or what it gave when it was last called with the same frozen weights, a list."""
+        if any(w.requires_grad for w in weights):
+            return make()
+        state = [(w.data_ptr(), w._version) for w in weights]
+        if state != self._state:
+            self._state, self._made = state, make()
+        return self._made
+
+
 def share_directions(module, *, repeat):
     """Let a module that reads lengths of edges alone be evaluated on one direction of every pair.
 

@@ -16,6 +16,8 @@ from e3nn.o3 import wigner_3j
 from torch import nn
 from torch.nn.functional import silu
 
+from egraff_utils import fast
+
 AVERAGE_ATOMS = 18.03065905448718  # atoms of a QM9 molecule, which the authors keep for MD17
 
 
@@ -500,7 +502,7 @@ class Attention(nn.Module):
         self.logit_weights = nn.Parameter(torch.empty(heads, head_channels[0]).uniform_(-bound, bound))
         self.value = Linear(self.product.out_channels, values, scaled=True)
         self.project = Linear(values, channels)
-        self._state = self._kept = None
+        self._kept = fast.Kept()
 
     def forward(self, x, edge_index, rotations, basis, envelope, largest):
         """Change of the features up to a degree."""
@@ -522,12 +524,7 @@ class Attention(nn.Module):
         """Matrices made of the weights, kept from call to call while the weights are frozen."""
         last = self.radial[-1]
         used = [*self.message.parameters(), *self.value.parameters(), last.weight, last.bias]
-        if any(p.requires_grad for p in used):
-            return self._maps(largest)
-        state = [(p.data_ptr(), p._version) for p in used]
-        if state != self._state:
-            self._state, self._kept = state, self._maps(largest)
-        return self._kept
+        return self._kept.get(used, lambda: self._maps(largest))
 
     def _maps(self, largest):
         messages = self.product.message_maps(self.message, self.radial, largest)

@@ -3,12 +3,16 @@
 import os
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear, silu
 
 from egraff_utils import fast
 
+silu_backward = torch.ops.aten.silu_backward
 
 @contextmanager
 def _silence():
@@ -35,7 +39,7 @@ class EquivariantTransformer(nn.Module):
     The package's forward pass searches neighbours itself, without images in small cells, and takes an edge
     from an atom to its own image for the self loop. Here its blocks are called in the same order with our
     edges, and the self loops, of length zero, are added behind them. Its attention is evaluated by
-    :func:`attend` unless the network is to be plain.
+    :class:`Attention` unless the network is to be plain.
 
     Parameters
     ----------
@@ -50,83 +54,309 @@ class EquivariantTransformer(nn.Module):
         self.representation_model = representation
         self.output_model = output
         self.plain = fast.is_plain()
+        self._attentions = [Attention(layer) for layer in representation.attention_layers]
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
         model = self.representation_model
+        x, vector_features = (self._plain if self.plain else self._fast)(graph, vectors)
+        x = model.out_norm(x)
+        return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
+
+    def _plain(self, graph, vectors):
+        """Features of the atoms, ``(N, U)`` and ``(N, 3, U)``, by the package's layers."""
+        model = self.representation_model
         lengths = vectors.norm(dim=1)
-        x = self._embed(graph, lengths)
+        x = self._embed(graph, lengths, model.distance_expansion(lengths))
         loops = torch.arange(len(x), device=x.device).expand(2, -1)
         edges = torch.cat([graph.edge_index.flip(0), loops], dim=1)  # the package names the neighbour first
         lengths = torch.cat([lengths, lengths.new_zeros(len(x))])
         directions = torch.cat([vectors / lengths[: len(vectors), None], vectors.new_zeros(len(x), 3)])
         radial = model.distance_expansion(lengths)
-        vector_features = x.new_zeros(len(x), 3, x.shape[1]) if self.plain else None
+        vector_features = x.new_zeros(len(x), 3, x.shape[1])
         for layer in model.attention_layers:
-            if self.plain:
-                dx, dv = layer(x, vector_features, edges, lengths, radial, directions)
-            else:
-                dx, dv = attend(layer, x, vector_features, edges, lengths, radial, directions)
-            x, vector_features = x + dx, dv if vector_features is None else vector_features + dv
-        x = model.out_norm(x)
-        return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
+            dx, dv = layer(x, vector_features, edges, lengths, radial, directions)
+            x, vector_features = x + dx, vector_features + dv
+        return x, vector_features
 
-    def _embed(self, graph, lengths):
-        """Features of the elements, each mixed with those of its neighbours."""
+    def _fast(self, graph, vectors):
+        """The same from one direction of every pair."""
+        model = self.representation_model
+        one_way = vectors[: len(vectors) // 2]
+        lengths = one_way.norm(dim=1)
+        directions = one_way / lengths[:, None]
+        lengths, directions = (torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in (lengths, directions))
+        radial, envelope = model.distance_expansion(lengths), model.attention_layers[0].cutoff(lengths)
+        geometry = torch.cat([envelope[:, None], directions], dim=1)
+        x, vector_features = self._embed(graph, lengths[:-1], radial[:-1]), None
+        blocks = Block.all_of(graph.edge_index[:, : len(one_way)], x)
+        for attention in self._attentions:
+            x, vector_features = attention(x, vector_features, radial, geometry, blocks)
+        return x, vector_features
+
+    def _embed(self, graph, lengths, radial):
+        """Features of the elements, each mixed with those of its neighbours.
+
+        Lengths and radial functions are those of the edges, or of their first half.
+        """
         model, neighbors = self.representation_model, self.representation_model.neighbor_embedding
         x = model.embedding(graph.species)
         if neighbors is None:
             return x
         centre, neighbour = graph.edge_index
-        filters = neighbors.distance_proj(model.distance_expansion(lengths))
-        envelope = neighbors.cutoff(lengths)[:, None]
-        messages = filters * envelope * neighbors.embedding(graph.species)[neighbour]
+        filters = neighbors.distance_proj(radial) * neighbors.cutoff(lengths)[:, None]
+        near = neighbors.embedding(graph.species)[neighbour]
+        messages = near * filters.repeat(len(near) // max(len(filters), 1), 1)
         around = torch.zeros_like(x).index_add(0, centre, messages)
         return neighbors.combine(torch.cat([x, around], dim=1))
 
 
-def attend(layer, x, vectors, edges, lengths, radial, directions):
-    """What a layer of the package adds to its scalars and vectors, shapes ``(N, U)`` and ``(N, 3, U)``.
+class Attention:
+    """A layer of the package, evaluated with less traffic of memory.
 
-    The package's forward pass, less what comes out as zero while the vectors are zero, and with fewer passes
-    over the messages.
+    Filters, which depend on lengths alone, are made once for both directions of a pair; channels stand in the
+    order key, scalar, vector along the edge, vector of the neighbour, over all heads; nothing is done
+    with vectors while they are zero. Where forces alone are wanted, :class:`Messages` does the sums.
 
     Parameters
     ----------
     layer
         ``EquivariantMultiHeadAttention`` with distances in both keys and values.
-    x, vectors
-        Features of the atoms, shapes ``(N, U)`` and ``(N, 3, U)``; ``None`` for vectors that are still zero.
-    edges
-        Neighbours and centres, shape ``(2, E)``.
-    lengths, radial, directions
-        Of the edges, shapes ``(E,)``, Å, ``(E, B)`` for B radial functions, and ``(E, 3)``.
     """
-    (neighbour, centre), u, heads = edges, layer.hidden_channels, layer.num_heads
-    envelope = layer.cutoff(lengths)[:, None]
-    x = layer.layernorm(x)
-    query, key = layer.q_proj(x).index_select(0, centre), layer.k_proj(x).index_select(0, neighbour)
-    attention = (query * key * layer.act(layer.dk_proj(radial))).view(len(lengths), heads, -1).sum(2)
-    attention = layer.attn_activation(attention)
-    value = layer.v_proj(x).index_select(0, neighbour) * layer.act(layer.dv_proj(radial))
-    if layer.vector_cutoff:
-        value = value * envelope
-    else:
-        attention = attention * envelope
-    scalar, along, across = value.view(len(lengths), heads, -1).split(u // heads, dim=2)
-    zero = x.new_zeros(len(x), u)
-    total = zero.index_add(0, centre, (scalar * attention.unsqueeze(2)).flatten(1))
-    messages = across.unsqueeze(1) * directions[:, :, None, None]
-    if vectors is not None:
-        near = vectors.view(len(x), 3, heads, -1).index_select(0, neighbour)
-        messages = torch.addcmul(messages, near, along.unsqueeze(1))
-    zero = x.new_zeros(len(x), 3 * u)
-    moved = zero.index_add(0, centre, messages.flatten(1)).view(-1, 3, u)
-    first, second, third = layer.o_proj(total).split(u, dim=1)
-    if vectors is None:
-        return third, moved
-    one, two, three = layer.vec_proj(vectors).split(u, dim=2)
-    return (one * two).sum(1) * second + third, three * first.unsqueeze(1) + moved
+
+    def __init__(self, layer):
+        self.layer, self._kept = layer, fast.Kept()
+
+    def __call__(self, x, vectors, radial, geometry, blocks):
+        """New scalars and vectors of the atoms, shapes ``(N, U)`` and ``(N, 3, U)``.
+
+        Parameters
+        ----------
+        x, vectors
+            Features of the atoms; ``None`` for vectors that are still zero.
+        radial
+            Functions of the lengths of P pairs and, last, of a self loop, shape ``(P + 1, B)``.
+        geometry
+            Envelopes and unit vectors of the same, shape ``(P + 1, 4)``; a self loop has no direction.
+        blocks
+            A list of :class:`Block`.
+        """
+        layer, u = self.layer, self.layer.hidden_channels
+        atoms, filters, heads = self._kept.get(list(layer.parameters()), self._matrices)
+        parts = 3 if vectors is None else 4  # without the vectors of the neighbours
+        atoms, filters = ([t[: parts * u] for t in pair] for pair in (atoms, filters))
+        normed = layer.layernorm(x)
+        query, table = layer.q_proj(normed), linear(normed, *atoms)
+        tensors = query, table, None if vectors is None else vectors.flatten(1), radial, geometry
+        if layer.training or layer.vector_cutoff:
+            total = _sum(tensors, blocks, filters, heads, everywhere=layer.vector_cutoff)
+        else:
+            total = Messages.apply(*tensors, blocks, filters, heads)
+        scalar, moved = total[:, :u], total[:, u:].unflatten(1, (3, u))
+        first, second, third = layer.o_proj(scalar).split(u, dim=1)
+        if vectors is None:
+            return x + third, moved
+        one, two, three = layer.vec_proj(vectors).split(u, dim=2)
+        return x + (one * two).sum(1) * second + third, vectors + three * first.unsqueeze(1) + moved
+
+    def _matrices(self):
+        """Weights and biases for atoms and for lengths, and which channel is of which head."""
+        layer, h, u = self.layer, self.layer.num_heads, self.layer.hidden_channels
+
+        def by_part(rows):
+            scalar, near, along = rows.unflatten(0, (h, 3, u // h)).unbind(1)
+            return [part.flatten(0, 1) for part in (scalar, along, near)]
+
+        def joined(key, value):
+            return [torch.cat([k, *by_part(v)]) for k, v in zip(key.parameters(), value.parameters(), strict=True)]
+
+        heads = torch.eye(h, dtype=layer.q_proj.weight.dtype, device=layer.q_proj.weight.device)
+        atoms, filters = joined(layer.k_proj, layer.v_proj), joined(layer.dk_proj, layer.dv_proj)
+        return atoms, filters, heads.repeat_interleave(u // h, dim=1)
+
+
+class Block(NamedTuple):
+    """M messages: both directions of some pairs and, in the last block, all self loops."""
+
+    centre: torch.Tensor
+    """Shape ``(M,)``."""
+    neighbour: torch.Tensor
+    lengths: slice
+    """Rows of what is known of the pairs and of a self loop."""
+    pairs: int
+    """Those that come first; the row of a self loop, if there are any, is the last."""
+    sign: torch.Tensor
+    """Of the envelope and of the direction, shape ``(M, 4)``."""
+
+    @classmethod
+    def all_of(cls, edges, x):
+        """Blocks of P pairs, whose centres and neighbours are ``edges``, shape ``(2, P)``.
+
+        ``x``, shape ``(N, U)``, says how large the arrays of a block are; on a GPU there is one block.
+        """
+        loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
+        size = CACHE // (8 * x.shape[1] * x.element_size()) if x.device.type == "cpu" else pairs
+        count = max(1, round(pairs / max(size, 1)))
+        bounds = [pairs * n // count for n in range(count + 1)]
+        return [
+            cls._of(edges[:, start:stop], start, loops if stop == pairs else loops[:0], x)
+            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
+
+    @classmethod
+    def _of(cls, edges, start, loops, x):
+        (one, other), pairs = edges, edges.shape[1]
+        sign = x.new_ones(2 * pairs + len(loops), 4)
+        sign[pairs:, 1:] = -1
+        return cls(
+            torch.cat([one, other, loops]),
+            torch.cat([other, one, loops]),
+            slice(start, start + pairs + bool(len(loops))),
+            pairs,
+            sign,
+        )
+
+    def spread(self, rows):
+        """A row of every message, shape ``(M, K)``, out of those of the lengths."""
+        there, loop = rows[: self.pairs], rows[self.pairs :]
+        return torch.cat([there, there, loop.expand(len(self.centre) - 2 * self.pairs, -1)])
+
+    def gather(self, rows, *, out):
+        """Sums of the rows of both directions into the rows of pairs; the length of a loop is a constant."""
+        torch.add(rows[: self.pairs], rows[self.pairs : 2 * self.pairs], out=out[: self.pairs])
+
+
+CACHE = 2**20
+"""Bytes of an array of all channels of the messages of a block, which a core can keep at hand."""
+
+
+class Rows:
+    """What the messages of a block are made of; U channels, H heads.
+
+    Parameters
+    ----------
+    query, table
+        Of the atoms, shape ``(N, U)``; their keys and values, shape ``(N, 3U or 4U)``.
+    vectors
+        Of the atoms, shape ``(N, 3U)``; or ``None``.
+    radial, geometry
+        As :class:`Attention` gets them.
+    block
+        :class:`Block`.
+    filters
+        Weight and bias, of ``3U or 4U`` rows.
+    heads
+        Ones where a channel is of a head, else zero, shape ``(H, U)``.
+    """
+
+    def __init__(self, query, table, vectors, radial, geometry, block, filters, heads):
+        self.u, self.heads = heads.shape[1], heads
+        u = self.u
+        self.before = linear(radial[block.lengths], *filters)
+        self.filters = block.spread(silu(self.before))
+        self.query = query.index_select(0, block.centre)
+        self.near = table.index_select(0, block.neighbour)
+        self.key, self.scalar, self.along, *self.across = (self.near * self.filters).split(u, dim=1)
+        self.logits = (self.query * self.key) @ heads.T
+        self.attention = silu(self.logits)
+        geometry = block.spread(geometry[block.lengths]) * block.sign
+        self.envelope, *self.directions = geometry.split(1, dim=1)
+        self.weights = (self.attention * self.envelope) @ heads
+        self.vectors = [] if vectors is None else vectors.index_select(0, block.neighbour).split(u, dim=1)
+
+    def messages(self):
+        """A scalar and three components of a vector, each of shape ``(M, U)``."""
+        vectors = [self.along * d for d in self.directions]
+        if self.vectors:
+            (across,) = self.across
+            pairs = zip(vectors, self.vectors, strict=True)
+            vectors = [torch.addcmul(total, vector, across) for total, vector in pairs]
+        return self.scalar * self.weights, *vectors
+
+
+def _sum(tensors, blocks, filters, heads, *, everywhere):
+    """Sum of the messages to every atom, shape ``(N, 4U)``, differentiable twice.
+
+    ``everywhere``: the envelope multiplies vectors too.
+    """
+    total = tensors[0].new_zeros(len(tensors[0]), 4 * heads.shape[1])
+    for block in blocks:
+        rows = Rows(*tensors, block, filters, heads)
+        scalar, *vectors = rows.messages()
+        if everywhere:
+            vectors = [vector * rows.envelope for vector in vectors]
+        total = total.index_add(0, block.centre, torch.cat([scalar, *vectors], dim=1))
+    return total
+
+
+class Messages(torch.autograd.Function):
+    """The same sum, whose arrays of messages stay in the cache of a processor.
+
+    Of several blocks nothing is kept for the backward pass, which makes it anew. The sum can be
+    differentiated once, by its first five arguments; weights are constants.
+    """
+
+    @staticmethod
+    def forward(ctx, query, table, vectors, radial, geometry, blocks, filters, heads):
+        """Shape ``(N, 4U)``."""
+        tensors = query, table, vectors, radial, geometry
+        ctx.save_for_backward(*tensors)
+        ctx.constants, ctx.rows = (blocks, filters, heads), None
+        total = query.new_zeros(len(query), 4 * query.shape[1])
+        for block in blocks:
+            rows = Rows(*tensors, block, filters, heads)
+            total.index_add_(0, block.centre, torch.cat(rows.messages(), dim=1))
+            if len(blocks) == 1:
+                ctx.rows = rows
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        """Gradients of the first five arguments from that of the sum."""
+        blocks, filters, heads = ctx.constants
+        slopes = [None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors]
+        for block in blocks:
+            rows = ctx.rows or Rows(*ctx.saved_tensors, block, filters, heads)
+            _add_slopes(*slopes, slope.index_select(0, block.centre), rows, block, filters[0])
+        return *slopes, None, None, None
+
+
+def _add_slopes(query, table, vectors, radial, geometry, slope, rows, block, weight):
+    """Add to the gradients of the five tensors what the messages of a block contribute.
+
+    ``slope``: gradient of the messages, shape ``(M, 4U)``.
+    """
+    u, heads = rows.u, rows.heads
+    scalar, *vector = slope.split(u, dim=1)
+    values = torch.empty_like(rows.near)
+    d_key, d_scalar, d_along, *d_across = values.split(u, dim=1)
+
+    torch.mul(scalar, rows.weights, out=d_scalar)
+    attention = (scalar * rows.scalar) @ heads.T
+    logits = silu_backward(attention * rows.envelope, rows.logits) @ heads
+    torch.mul(logits, rows.query, out=d_key)
+    query.index_add_(0, block.centre, logits * rows.key)
+
+    _dot(vector, rows.directions, out=d_along)
+    if rows.vectors:
+        _dot(vector, rows.vectors, out=d_across[0])
+        turned = torch.cat([v * rows.across[0] for v in vector], dim=1)
+        vectors.index_add_(0, block.neighbour, turned)
+    directions = [(v * rows.along).sum(1) for v in vector]
+    around = torch.stack([(attention * rows.attention).sum(1), *directions], dim=1) * block.sign
+    block.gather(around, out=geometry[block.lengths])
+
+    table.index_add_(0, block.neighbour, values * rows.filters)
+    filters = torch.zeros_like(rows.before)
+    block.gather(values.mul_(rows.near), out=filters)
+    radial[block.lengths] = silu_backward(filters, rows.before) @ weight
+
+
+def _dot(first, second, *, out):
+    """Sum over components of products, into ``out``, shape ``(M, U)``."""
+    torch.mul(first[0], second[0], out=out)
+    out.addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
 
 
 def build_network(
