@@ -47,10 +47,16 @@ class EquivariantTransformer(nn.Module):
         ``TorchMD_ET``.
     output
         ``EquivariantScalar``, from both kinds of features to an energy per atom.
+    elements
+        Atomic numbers that can be met.
     """
 
-    def __init__(self, representation, output):
+    def __init__(self, representation, output, elements):
         super().__init__()
+        kinds = torch.zeros(max(elements) + 1, dtype=torch.int64)
+        kinds[elements] = torch.arange(len(elements))
+        self.register_buffer("elements", torch.tensor(elements), persistent=False)
+        self.register_buffer("kinds", kinds, persistent=False)
         self.representation_model = representation
         self.output_model = output
         self.plain = fast.is_plain()
@@ -103,11 +109,13 @@ class EquivariantTransformer(nn.Module):
         x = model.embedding(graph.species)
         if neighbors is None:
             return x
-        centre, neighbour = graph.edge_index
         filters = neighbors.distance_proj(radial) * neighbors.cutoff(lengths)[:, None]
-        near = neighbors.embedding(graph.species)[neighbour]
-        messages = near * filters.repeat(len(near) // max(len(filters), 1), 1)
-        around = torch.zeros_like(x).index_add(0, centre, messages)
+        centre, neighbour = graph.edge_index
+        kind, kinds = self.kinds[graph.species], len(self.elements)
+        around = x.new_zeros(len(x) * kinds, x.shape[1])  # by element of the neighbour
+        for part in (centre * kinds + kind[neighbour]).split(max(len(filters), 1)):
+            around = around.index_add(0, part, filters)
+        around = (around.view(len(x), kinds, -1) * neighbors.embedding(self.elements)).sum(1)
         return neighbors.combine(torch.cat([x, around], dim=1))
 
 
@@ -152,7 +160,7 @@ class Attention:
             total = _sum(tensors, blocks, filters, heads, everywhere=layer.vector_cutoff)
         else:
             total = Messages.apply(*tensors, blocks, filters, heads)
-        scalar, moved = total[:, :u], total[:, u:].unflatten(1, (3, u))
+        scalar, moved = total[:, :u], total[:, u:].unflatten(1, (3, u)).contiguous()
         first, second, third = layer.o_proj(scalar).split(u, dim=1)
         if vectors is None:
             return x + third, moved
@@ -196,8 +204,9 @@ class Block(NamedTuple):
         """
         loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
         size = CACHE // (8 * x.shape[1] * x.element_size()) if x.device.type == "cpu" else pairs
-        count = max(1, round(pairs / max(size, 1)))
-        bounds = [pairs * n // count for n in range(count + 1)]
+        count = max(1, round((pairs + len(x) / 2) / max(size, 1)))
+        step = (pairs + len(x) / 2) / count  # the last block has all loops as well
+        bounds = [*(min(round(step * n), pairs) for n in range(count)), pairs]
         return [
             cls._of(edges[:, start:stop], start, loops if stop == pairs else loops[:0], x)
             for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
@@ -220,6 +229,12 @@ class Block(NamedTuple):
         """A row of every message, shape ``(M, K)``, out of those of the lengths."""
         there, loop = rows[: self.pairs], rows[self.pairs :]
         return torch.cat([there, there, loop.expand(len(self.centre) - 2 * self.pairs, -1)])
+
+    def times(self, x, rows):
+        """Product of ``x``, shape ``(M, K)``, with the row of every message."""
+        if len(rows) > self.pairs:
+            return x * self.spread(rows)
+        return (x.view(2, *rows.shape) * rows).view_as(x)
 
     def gather(self, rows, *, out):
         """Sums of the rows of both directions into the rows of pairs; the length of a loop is a constant."""
@@ -247,17 +262,20 @@ class Rows:
         Weight and bias, of ``3U or 4U`` rows.
     heads
         Ones where a channel is of a head, else zero, shape ``(H, U)``.
+    kept
+        ``before`` and ``logits`` of the same, which take longer to make than to fetch.
     """
 
-    def __init__(self, query, table, vectors, radial, geometry, block, filters, heads):
+    def __init__(self, query, table, vectors, radial, geometry, block, filters, heads, kept=None):
         self.u, self.heads = heads.shape[1], heads
         u = self.u
-        self.before = linear(radial[block.lengths], *filters)
-        self.filters = block.spread(silu(self.before))
+        before, logits = kept or (None, None)
+        self.before = linear(radial[block.lengths], *filters) if before is None else before
+        self.filters = silu(self.before)
         self.query = query.index_select(0, block.centre)
         self.near = table.index_select(0, block.neighbour)
-        self.key, self.scalar, self.along, *self.across = (self.near * self.filters).split(u, dim=1)
-        self.logits = (self.query * self.key) @ heads.T
+        self.key, self.scalar, self.along, *self.across = block.times(self.near, self.filters).split(u, dim=1)
+        self.logits = (self.query * self.key) @ heads.T if logits is None else logits
         self.attention = silu(self.logits)
         geometry = block.spread(geometry[block.lengths]) * block.sign
         self.envelope, *self.directions = geometry.split(1, dim=1)
@@ -292,7 +310,7 @@ def _sum(tensors, blocks, filters, heads, *, everywhere):
 class Messages(torch.autograd.Function):
     """The same sum, whose arrays of messages stay in the cache of a processor.
 
-    Of several blocks nothing is kept for the backward pass, which makes it anew. The sum can be
+    Of several blocks little is kept for the backward pass, which makes the rest anew. The sum can be
     differentiated once, by its first five arguments; weights are constants.
     """
 
@@ -301,13 +319,13 @@ class Messages(torch.autograd.Function):
         """Shape ``(N, 4U)``."""
         tensors = query, table, vectors, radial, geometry
         ctx.save_for_backward(*tensors)
-        ctx.constants, ctx.rows = (blocks, filters, heads), None
+        ctx.constants, ctx.kept = (blocks, filters, heads), []
         total = query.new_zeros(len(query), 4 * query.shape[1])
         for block in blocks:
             rows = Rows(*tensors, block, filters, heads)
             total.index_add_(0, block.centre, torch.cat(rows.messages(), dim=1))
-            if len(blocks) == 1:
-                ctx.rows = rows
+            ctx.kept.append((rows.before, rows.logits))
+        ctx.rows = rows if len(blocks) == 1 else None
         return total
 
     @staticmethod
@@ -316,8 +334,8 @@ class Messages(torch.autograd.Function):
         """Gradients of the first five arguments from that of the sum."""
         blocks, filters, heads = ctx.constants
         slopes = [None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors]
-        for block in blocks:
-            rows = ctx.rows or Rows(*ctx.saved_tensors, block, filters, heads)
+        for block, kept in zip(blocks, ctx.kept, strict=True):
+            rows = ctx.rows or Rows(*ctx.saved_tensors, block, filters, heads, kept)
             _add_slopes(*slopes, slope.index_select(0, block.centre), rows, block, filters[0])
         return *slopes, None, None, None
 
@@ -347,7 +365,7 @@ def _add_slopes(query, table, vectors, radial, geometry, slope, rows, block, wei
     around = torch.stack([(attention * rows.attention).sum(1), *directions], dim=1) * block.sign
     block.gather(around, out=geometry[block.lengths])
 
-    table.index_add_(0, block.neighbour, values * rows.filters)
+    table.index_add_(0, block.neighbour, block.times(values, rows.filters))
     filters = torch.zeros_like(rows.before)
     block.gather(values.mul_(rows.near), out=filters)
     radial[block.lengths] = silu_backward(filters, rows.before) @ weight
@@ -421,4 +439,4 @@ def build_network(
         dtype=dtype,
     )
     output = EquivariantScalar(embedding_dimension, activation="silu", dtype=dtype)
-    return EquivariantTransformer(representation, output)
+    return EquivariantTransformer(representation, output, elements)
