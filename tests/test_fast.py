@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 
 from egraff_utils import fast, models
 from egraff_utils.calculator import ForceFieldCalculator
 from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import build_graph
+from egraff_utils.models import torchmd_net
 
 NAMES = [name for name in models.NAMES if name != "equiformer"]
 ELEMENTS = [1, 6, 8]
@@ -25,9 +26,9 @@ def starts(count):
     return found
 
 
-def pair(name, *, preset="tiny", dtype=torch.float64):
+def pair(name, *, preset="tiny", dtype=torch.float64, **options):
     torch.manual_seed(1)
-    degrees = {"l_max": 2} if preset == "tiny" and name in ("nequip", "botnet", "mace") else {}
+    degrees = {"l_max": 2} if preset == "tiny" and name in ("nequip", "botnet", "mace") else options
     with fast.plain():
         plain = models.build(name, preset, ELEMENTS, dtype=dtype, **degrees)
     plain.set_reference({}, 0.02)  # eV: small enough for 200 steps
@@ -77,7 +78,25 @@ def test_atoms_without_neighbours(name, preset):
     assert apart.forces.abs().max() == 0
 
 
-@pytest.mark.parametrize("name", ["nequip", "allegro", "mace"])
+@pytest.mark.parametrize("smooth_cutoff", [False, True])
+@pytest.mark.parametrize("cache", [2**10, 2**14, 2**30])
+def test_blocks_of_messages(cache, smooth_cutoff, monkeypatch):
+    """One pair a block, several, all in one; the self loops of several blocks in a block of their own."""
+    monkeypatch.setattr(torchmd_net, "CACHE", cache)
+    plain, quick = pair("torchmd_net", smooth_cutoff=smooth_cutoff)
+    graph = build_graph([*starts(2), Atoms("H"), bulk("C")])
+    blocks = torchmd_net.Block.all_of(graph.edge_index.chunk(2, dim=1)[0], graph.positions.new_zeros(21, 16))
+    pairs = sum(block.pairs for block in blocks)
+    assert pairs == graph.edge_index.shape[1] // 2
+    assert sum(len(block.centre) for block in blocks) == 2 * pairs + 21
+    assert len(blocks) == {2**10: pairs + 1, 2**14: round(pairs / 16) + 1, 2**30: 1}[cache]
+    for mode in (True, False):
+        expected, found = plain.train(mode)(graph), quick.train(mode)(graph)
+        torch.testing.assert_close(found.energy, expected.energy, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["nequip", "allegro", "mace", "torchmd_net"])
 def test_presets_of_the_paper_in_single_precision(name):
     plain, quick = pair(name, preset="paper", dtype=torch.float32)
     graph = build_graph(starts(1))

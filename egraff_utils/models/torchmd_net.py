@@ -3,6 +3,7 @@
 import os
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -67,7 +68,11 @@ class EquivariantTransformer(nn.Module):
         model = self.representation_model
         x, vector_features = (self._plain if self.plain else self._fast)(graph, vectors)
         x = model.out_norm(x)
-        return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
+        if self.plain or self.training:
+            return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
+        for layer in self.output_model.output_network:
+            x, vector_features = _gate(layer, x, vector_features)
+        return x.squeeze(-1)
 
     def _plain(self, graph, vectors):
         """Features of the atoms, ``(N, U)`` and ``(N, 3, U)``, by the package's layers."""
@@ -117,6 +122,15 @@ class EquivariantTransformer(nn.Module):
             around = around.index_add(0, part, filters)
         around = (around.view(len(x), kinds, -1) * neighbors.embedding(self.elements)).sum(1)
         return neighbors.combine(torch.cat([x, around], dim=1))
+
+
+def _gate(layer, x, vectors):
+    """A ``GatedEquivariantBlock`` of the package; a vector of zero has no slope, as there."""
+    squares = layer.vec1_proj(vectors).square().sum(1)
+    zero = squares == 0
+    lengths = squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+    scalar, gate = layer.update_net(torch.cat([x, lengths], dim=1)).split(layer.out_channels, dim=1)
+    return (layer.act or nn.Identity())(scalar), gate.unsqueeze(1) * layer.vec2_proj(vectors)
 
 
 class Attention:
@@ -184,7 +198,7 @@ class Attention:
 
 
 class Block(NamedTuple):
-    """M messages: both directions of some pairs and, in the last block, all self loops."""
+    """M messages: both directions of some pairs, or all self loops, or all of both."""
 
     centre: torch.Tensor
     """Shape ``(M,)``."""
@@ -203,14 +217,14 @@ class Block(NamedTuple):
         ``x``, shape ``(N, U)``, says how large the arrays of a block are; on a GPU there is one block.
         """
         loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
-        size = CACHE // (8 * x.shape[1] * x.element_size()) if x.device.type == "cpu" else pairs
-        count = max(1, round((pairs + len(x) / 2) / max(size, 1)))
-        step = (pairs + len(x) / 2) / count  # the last block has all loops as well
-        bounds = [*(min(round(step * n), pairs) for n in range(count)), pairs]
-        return [
-            cls._of(edges[:, start:stop], start, loops if stop == pairs else loops[:0], x)
-            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        size = CACHE // (8 * x.shape[1] * x.element_size())
+        count = max(1, round(pairs / size)) if x.device.type == "cpu" else 1
+        if count == 1:
+            return [cls._of(edges, 0, loops, x)]
+        parts = edges.tensor_split(count, dim=1)
+        starts = accumulate((part.shape[1] for part in parts), initial=0)
+        blocks = [cls._of(part, start, loops[:0], x) for part, start in zip(parts, starts, strict=False)]
+        return [*blocks, cls._of(edges[:, pairs:], pairs, loops, x)]
 
     @classmethod
     def _of(cls, edges, start, loops, x):
