@@ -84,7 +84,9 @@ def test_blocks_of_messages(cache, smooth_cutoff, monkeypatch):
     """One pair a block, several, all in one; the self loops of several blocks in a block of their own."""
     monkeypatch.setattr(torchmd_net, "CACHE", cache)
     plain, quick = pair("torchmd_net", smooth_cutoff=smooth_cutoff)
-    graph = build_graph([*starts(2), Atoms("H"), bulk("C")])
+    carbon = bulk("C")
+    carbon.rattle(0.05, seed=0)
+    graph = build_graph([*starts(2), Atoms("H"), carbon])
     blocks = torchmd_net.Block.all_of(graph.edge_index.chunk(2, dim=1)[0], graph.positions.new_zeros(21, 16))
     pairs = sum(block.pairs for block in blocks)
     assert pairs == graph.edge_index.shape[1] // 2
