@@ -1,11 +1,242 @@
-"""Allegro: strictly local, a tensor and a scalar track on every edge (package ``nequip-allegro``)."""
+"""Allegro: strictly local, a tensor and a scalar track on every edge (package ``nequip-allegro``).
+
+Symbols: N atoms, E edges, U channels of the tensor track, R degrees, D = R^2 harmonics.
+"""
 
 import torch
 from allegro.model import AllegroModel
 from allegro.nn._strided import Contracter
+from nequip.data import AtomicDataDict
+from nequip.nn.mlp import DeepLinearMLP
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
 
 from egraff_utils import fast
 from egraff_utils.models.nequip import NequIPNetwork, common_arguments, nequip_state
+
+
+class AllegroNetwork(NequIPNetwork):
+    """The package's model; with frozen weights, the same written for whole rows of channels.
+
+    Features of the tensor track have shape ``(E, components, U)``: channels last, so that each coefficient of
+    a tensor product is one multiplication and addition of long rows. Matrices made of the weights are kept
+    from call to call. The frozen network can be differentiated once.
+    """
+
+    def __init__(self, model, elements):
+        super().__init__(model, elements)
+        self._state = self._kept = None
+
+    def forward(self, graph, vectors):
+        """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
+        parameters = list(self.parameters())
+        if self.training or any(p.requires_grad for p in parameters):
+            return super().forward(graph, vectors)
+        state = [(p.data_ptr(), p._version) for p in parameters]
+        if state != self._state:
+            with torch.no_grad():
+                self._state, self._kept = state, Frozen(self.model.model.func)
+        types = self.types[graph.species]
+        return self._kept(types, graph.edge_index, vectors).squeeze(-1).to(vectors.dtype)
+
+
+class Frozen:
+    """Allegro with the weights that it has now.
+
+    Parameters
+    ----------
+    model
+        ``SequentialGraphNetwork`` of the package.
+    """
+
+    def __init__(self, model):
+        track = model.allegro
+        channels, scalars = track.num_tensor_features, track.num_scalar_features
+        self.basis = model.edge_norm, model.radial_chemical_embed.bessel_encode
+        self.harmonics = model.tensor_embed.sh
+        self.energy = model.edge_eng_sum, model.per_type_energy_scale_shift
+        embed = model.radial_chemical_embed.type_embed
+        self.num_types = embed.num_types
+        centre, neighbour = embed.center_embed.weight, embed.neighbor_embed.weight
+        pairs = torch.cartesian_prod(*[torch.arange(embed.num_types, device=centre.device)] * 2).view(-1, 2)
+        self.pairs = torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1)
+        (self.radial,) = _matrices(embed.basis_linear)
+        self.two_body = _matrices(model.scalar_embed_mlp.mlp_module)
+        self.degrees = [2 * l + 1 for l in range(track._env_weighter._num_irreps)]
+        (first,) = _matrices(model.tensor_embed.env_embed_linear)
+        self.first = _channels_last(first, channels)
+        (projection,) = _matrices(track.first_layer_env_embed_projection)
+        project, environment = projection[:, :scalars], projection[:, scalars:]
+        self.environments = [_channels_last(environment, channels)]
+        (readout,) = _matrices(model.edge_readout.mlp_module)
+        readout = readout.split(scalars)
+        self.readouts = [project @ readout[0]]  # of the two-body embedding, then of every layer
+        self.products, self.inputs, self.hidden, self.scalars = [], [], [], []
+        norm = track.avg_num_neighbors_norm.norm_const
+        for n, (product, latent) in enumerate(zip(track.tps, track.latents, strict=True)):
+            self.products.append(Product(product, norm))
+            enter, *hidden, leave = _matrices(latent)
+            before, scalar = enter.split([scalars * (n + 1), channels])
+            zeroth, *others = before.split(scalars)
+            self.inputs.append([scalar, project @ zeroth, *others])
+            self.hidden.append(hidden)
+            if n < len(track.tps) - 1:
+                self.scalars.append(leave[:, :scalars].contiguous())
+                self.environments.append(_channels_last(leave[:, scalars:], channels))
+                self.readouts.append(readout[n + 1])
+            else:
+                self.readouts.append(leave @ readout[n + 1])
+
+    def __call__(self, types, edge_index, vectors):
+        """Energy of each atom, shape ``(N, 1)``, float64."""
+        centre, _ = edge_index
+        data = {AtomicDataDict.EDGE_VECTORS_KEY: vectors}
+        for part in self.basis:
+            data = part(data)
+        on_edges = types[edge_index]
+        pairs = self.pairs.index_select(0, on_edges[0] * self.num_types + on_edges[1])
+        x = _mlp((data[AtomicDataDict.EDGE_EMBEDDING_KEY] @ self.radial) * pairs, self.two_body)
+        harmonics = self.harmonics(vectors)
+        tensors = Weighted.apply(harmonics, x @ self.first, self.degrees)
+        energy, last, features = x @ self.readouts[0], x, [x]
+        for n, product in enumerate(self.products):
+            around = Weighted.apply(harmonics, last @ self.environments[n], self.degrees)
+            around = around.new_zeros(len(types), *around.shape[1:]).index_add(0, centre, around)
+            tensors = product(tensors, around, centre)
+            entering = zip([tensors[:, 0], *features], self.inputs[n], strict=True)
+            last = silu(_sum_of_products(entering))
+            for matrix in self.hidden[n]:
+                last = silu(last @ matrix)
+            if n < len(self.scalars):
+                features.append(last @ self.scalars[n])
+                energy = torch.addmm(energy, features[-1], self.readouts[n + 1])
+        data = {
+            AtomicDataDict.EDGE_INDEX_KEY: edge_index,
+            AtomicDataDict.EDGE_ENERGY_KEY: torch.addmm(energy, last, self.readouts[-1]),
+            AtomicDataDict.ATOM_TYPE_KEY: types,
+            AtomicDataDict.POSITIONS_KEY: types,  # read for their number only
+        }
+        for part in self.energy:
+            data = part(data)
+        return data[AtomicDataDict.PER_ATOM_ENERGY_KEY]
+
+
+def _matrices(mlp):
+    """Scaled weights of the layers of a ``ScalarMLPFunction``, or of one equal to them all if it is linear."""
+    if isinstance(mlp.mlp, DeepLinearMLP):
+        return [torch.linalg.multi_dot(list(mlp.mlp.weights)) * mlp.mlp.alpha]
+    return [layer.weight * layer.alpha for layer in mlp.mlp if hasattr(layer, "weight")]
+
+
+def _channels_last(matrix, channels):
+    """Columns ordered by degree and channel, out of columns ordered by channel and degree."""
+    return matrix.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1)
+
+
+def _mlp(x, matrices):
+    for matrix in matrices[:-1]:
+        x = silu(x @ matrix)
+    return x @ matrices[-1]
+
+
+def _sum_of_products(pairs):
+    (x, matrix), *others = pairs
+    y = x @ matrix
+    for x, matrix in others:
+        y = torch.addmm(y, x, matrix)
+    return y
+
+
+class Weighted(torch.autograd.Function):
+    """Harmonics of an edge, shape ``(E, D)``, times weights, ``(E, R * U)``: shape ``(E, D, U)``."""
+
+    @staticmethod
+    def forward(ctx, harmonics, weights, degrees):
+        ctx.degrees = degrees
+        ctx.save_for_backward(harmonics, weights)
+        weights = weights.unflatten(1, (len(degrees), -1))
+        out = weights.new_empty(*harmonics.shape, weights.shape[2])
+        for part, y, w in zip(
+            out.split(degrees, 1), harmonics.split(degrees, 1), weights.split(1, 1), strict=True
+        ):
+            torch.mul(y.unsqueeze(2), w, out=part)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        harmonics, weights = ctx.saved_tensors
+        weights = weights.unflatten(1, (len(ctx.degrees), -1))
+        of_weights, of_harmonics = torch.empty_like(weights), []
+        start = 0
+        for n, size in enumerate(ctx.degrees):
+            total = of_weights[:, n]
+            for m in range(start, start + size):
+                part, y = gradient[:, m], harmonics[:, m : m + 1]
+                if m == start:
+                    torch.mul(part, y, out=total)
+                else:
+                    total.addcmul_(part, y)
+                of_harmonics.append((part * weights[:, n]).sum(1))
+            start += size
+        return torch.stack(of_harmonics, 1), of_weights.flatten(1), None
+
+
+class Product:
+    """Tensor product of an edge and its centre: a list of coefficients that are not zero.
+
+    Parameters
+    ----------
+    contracter
+        Of the package.
+    factor
+        Of what is summed at the centre, shape ``(1, 1)``.
+    """
+
+    def __init__(self, contracter, factor):
+        paths, diagonal = contracter.num_paths, contracter.w3j_is_ij_diagonal
+        coefficients = contracter.w3j if paths > 1 else contracter.w3j[None]
+        places, indices = coefficients.nonzero().tolist(), []
+        for place in places:
+            p, i, j, k = (*place[:2], *place[1:]) if diagonal else place
+            indices.append((p, i, j, k, coefficients[tuple(place)].item()))
+        columns = sorted({(p, j) for p, _, j, _, _ in indices})
+        self.size = contracter.base_dim_out
+        self.terms = [(i, columns.index((p, j)), k, value) for p, i, j, k, value in indices]
+        self.components = torch.tensor([j for _, j in columns], device=factor.device)
+        weights = contracter.weights.view(-1, paths) * factor
+        self.weights = weights.T[[p for p, _ in columns]].contiguous()
+
+    def __call__(self, x, around, centre):
+        """Products, shape ``(E, components, U)``, of features of that shape and those of centres, ``(N, ...)``."""
+        weighted = around.index_select(1, self.components) * self.weights
+        return Coupled.apply(x, weighted.index_select(0, centre), self.terms, self.size)
+
+
+class Coupled(torch.autograd.Function):
+    """Sum of products of components (first, second, of the result, coefficient), shape ``(E, size, U)``."""
+
+    @staticmethod
+    def forward(ctx, x, y, terms, size):
+        ctx.terms = terms
+        ctx.save_for_backward(x, y)
+        out = x.new_zeros(len(x), size, x.shape[2])
+        xs, ys, outs = x.unbind(1), y.unbind(1), out.unbind(1)
+        for i, j, k, value in terms:
+            outs[k].addcmul_(xs[i], ys[j], value=value)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, y = ctx.saved_tensors
+        of_x, of_y = torch.zeros_like(x), torch.zeros_like(y)
+        xs, ys, gs = x.unbind(1), y.unbind(1), gradient.unbind(1)
+        into_x, into_y = of_x.unbind(1), of_y.unbind(1)
+        for i, j, k, value in ctx.terms:
+            into_x[i].addcmul_(gs[k], ys[j], value=value)
+            into_y[j].addcmul_(gs[k], xs[i], value=value)
+        return of_x, of_y, None, None
 
 
 class Contraction(Contracter):
@@ -91,4 +322,4 @@ def build_network(
     with nequip_state():
         model = AllegroModel(**common, **hyperparameters)
         fast.replace(model, Contracter, Contraction.of)
-        return NequIPNetwork(model, elements)
+        return (NequIPNetwork if fast.is_plain() else AllegroNetwork)(model, elements)
