@@ -3,10 +3,11 @@
 Symbols: N atoms, E edges, U channels of the tensor track, R degrees, D = R^2 harmonics.
 """
 
+import math
+
 import torch
 from allegro.model import AllegroModel
 from allegro.nn._strided import Contracter
-from nequip.data import AtomicDataDict
 from nequip.nn.mlp import DeepLinearMLP
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
@@ -52,9 +53,11 @@ class Frozen:
     def __init__(self, model):
         track = model.allegro
         channels, scalars = track.num_tensor_features, track.num_scalar_features
-        self.basis = model.edge_norm, model.radial_chemical_embed.bessel_encode
+        basis, energy = model.radial_chemical_embed.bessel_encode, model.per_type_energy_scale_shift
+        self.roots, self.cutoff = basis.bessel_weights * math.pi, (model.edge_norm.r_max, basis.cutoff.p)
         self.harmonics = model.tensor_embed.sh
-        self.energy = model.edge_eng_sum, model.per_type_energy_scale_shift
+        self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
+        self.shift = energy.shifts
         embed = model.radial_chemical_embed.type_embed
         self.num_types = embed.num_types
         centre, neighbour = embed.center_embed.weight, embed.neighbor_embed.weight
@@ -88,14 +91,11 @@ class Frozen:
                 self.readouts.append(leave @ readout[n + 1])
 
     def __call__(self, types, edge_index, vectors):
-        """Energy of each atom, shape ``(N, 1)``, float64."""
+        """Energy of each atom, shape ``(N, 1)``."""
         centre, _ = edge_index
-        data = {AtomicDataDict.EDGE_VECTORS_KEY: vectors}
-        for part in self.basis:
-            data = part(data)
         on_edges = types[edge_index]
         pairs = self.pairs.index_select(0, on_edges[0] * self.num_types + on_edges[1])
-        x = _mlp((data[AtomicDataDict.EDGE_EMBEDDING_KEY] @ self.radial) * pairs, self.two_body)
+        x = _mlp((Radial.apply(vectors, self.roots, *self.cutoff) @ self.radial) * pairs, self.two_body)
         harmonics = self.harmonics(vectors)
         tensors = Weighted.apply(harmonics, x @ self.first, self.degrees)
         energy, last, features = x @ self.readouts[0], x, [x]
@@ -109,16 +109,9 @@ class Frozen:
                 last = silu(last @ matrix)
             if n < len(self.scalars):
                 features.append(last @ self.scalars[n])
-                energy = torch.addmm(energy, features[-1], self.readouts[n + 1])
-        data = {
-            AtomicDataDict.EDGE_INDEX_KEY: edge_index,
-            AtomicDataDict.EDGE_ENERGY_KEY: torch.addmm(energy, last, self.readouts[-1]),
-            AtomicDataDict.ATOM_TYPE_KEY: types,
-            AtomicDataDict.POSITIONS_KEY: types,  # read for their number only
-        }
-        for part in self.energy:
-            data = part(data)
-        return data[AtomicDataDict.PER_ATOM_ENERGY_KEY]
+                energy = energy.addmm_(features[-1], self.readouts[n + 1])
+        energy = energy.addmm_(last, self.readouts[-1])
+        return self.scale * energy.new_zeros(len(types), 1).index_add(0, centre, energy) + self.shift
 
 
 def _matrices(mlp):
@@ -143,8 +136,36 @@ def _sum_of_products(pairs):
     (x, matrix), *others = pairs
     y = x @ matrix
     for x, matrix in others:
-        y = torch.addmm(y, x, matrix)
+        y = y.addmm_(x, matrix)
     return y
+
+
+class Radial(torch.autograd.Function):
+    r"""Functions :math:`u(x) \sin(k_n x) / (\pi x)` of ``x = |r| / r_c``, shape ``(E, n)``, by edge vectors.
+
+    The envelope is :math:`u = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
+    """
+
+    @staticmethod
+    def forward(ctx, vectors, roots, cutoff, p):
+        distances = vectors.norm(dim=1, keepdim=True)
+        x = distances / cutoff
+        inside, angles = x.clamp(max=1), x * roots  # at one the envelope and its slope are zero
+        power = inside.pow(p - 1)
+        bracket = (p + 1) * (p + 2) / 2 + inside * (inside * (p * (p + 1) / 2) - p * (p + 2))
+        envelope = 1 - inside * power * bracket
+        slope = power * (inside - 1).square() * (-p * (p + 1) * (p + 2) / 2)
+        scale = 1 / (math.pi * x)
+        sines, cosines = angles.sin(), angles.cos()
+        by_distance = (cosines * (roots * envelope * scale)).addcmul_(sines, (slope - envelope / x) * scale)
+        ctx.save_for_backward(by_distance, vectors / (distances * cutoff))
+        return sines * (envelope * scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        by_distance, directions = ctx.saved_tensors
+        return (gradient * by_distance).sum(1, keepdim=True) * directions, None, None, None
 
 
 class Weighted(torch.autograd.Function):
@@ -220,23 +241,30 @@ class Coupled(torch.autograd.Function):
     def forward(ctx, x, y, terms, size):
         ctx.terms = terms
         ctx.save_for_backward(x, y)
-        out = x.new_zeros(len(x), size, x.shape[2])
-        xs, ys, outs = x.unbind(1), y.unbind(1), out.unbind(1)
-        for i, j, k, value in terms:
-            outs[k].addcmul_(xs[i], ys[j], value=value)
-        return out
+        xs, ys = x.unbind(1), y.unbind(1)
+        return _sums(x, size, [(k, xs[i], ys[j], value) for i, j, k, value in terms])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         x, y = ctx.saved_tensors
-        of_x, of_y = torch.zeros_like(x), torch.zeros_like(y)
         xs, ys, gs = x.unbind(1), y.unbind(1), gradient.unbind(1)
-        into_x, into_y = of_x.unbind(1), of_y.unbind(1)
-        for i, j, k, value in ctx.terms:
-            into_x[i].addcmul_(gs[k], ys[j], value=value)
-            into_y[j].addcmul_(gs[k], xs[i], value=value)
+        of_x = _sums(x, x.shape[1], [(i, gs[k], ys[j], value) for i, j, k, value in ctx.terms])
+        of_y = _sums(x, y.shape[1], [(j, gs[k], xs[i], value) for i, j, k, value in ctx.terms])
         return of_x, of_y, None, None
+
+
+def _sums(like, size, terms):
+    """Components, shape ``(E, size, U)``, out of a component, two factors ``(E, U)`` and a coefficient each."""
+    out = like.new_empty(len(like), size, like.shape[2])
+    outs, begun, zero = out.unbind(1), set(), like.new_zeros(())
+    for place, a, b, value in terms:
+        before = outs[place] if place in begun else zero
+        begun.add(place)
+        torch.addcmul(before, a, b, value=value, out=outs[place])
+    for place in set(range(size)) - begun:
+        outs[place].zero_()
+    return out
 
 
 class Contraction(Contracter):
