@@ -175,32 +175,35 @@ class Weighted(torch.autograd.Function):
     def forward(ctx, harmonics, weights, degrees):
         ctx.degrees = degrees
         ctx.save_for_backward(harmonics, weights)
-        weights = weights.unflatten(1, (len(degrees), -1))
-        out = weights.new_empty(*harmonics.shape, weights.shape[2])
-        for part, y, w in zip(
-            out.split(degrees, 1), harmonics.split(degrees, 1), weights.split(1, 1), strict=True
-        ):
-            torch.mul(y.unsqueeze(2), w, out=part)
+        out = weights.new_empty(*harmonics.shape, weights.shape[1] // len(degrees))
+        of_components = _repeated(weights.split(out.shape[2], 1), degrees)
+        for part, y, w in zip(out.unbind(1), harmonics.split(1, 1), of_components, strict=True):
+            torch.mul(y, w, out=part)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         harmonics, weights = ctx.saved_tensors
-        weights = weights.unflatten(1, (len(ctx.degrees), -1))
-        of_weights, of_harmonics = torch.empty_like(weights), []
-        start = 0
-        for n, size in enumerate(ctx.degrees):
-            total = of_weights[:, n]
-            for m in range(start, start + size):
-                part, y = gradient[:, m], harmonics[:, m : m + 1]
-                if m == start:
-                    torch.mul(part, y, out=total)
-                else:
-                    total.addcmul_(part, y)
-                of_harmonics.append((part * weights[:, n]).sum(1))
-            start += size
-        return torch.stack(of_harmonics, 1), of_weights.flatten(1), None
+        of_weights, channels = torch.empty_like(weights), gradient.shape[2]
+        totals = _repeated(of_weights.split(channels, 1), ctx.degrees)
+        of_components = _repeated(weights.split(channels, 1), ctx.degrees)
+        of_harmonics, before = [], None
+        for part, y, w, total in zip(
+            gradient.unbind(1), harmonics.split(1, 1), of_components, totals, strict=True
+        ):
+            if total is before:
+                total.addcmul_(part, y)
+            else:
+                torch.mul(part, y, out=total)
+            of_harmonics.append((part * w).sum(1))
+            before = total
+        return torch.stack(of_harmonics, 1), of_weights, None
+
+
+def _repeated(parts, degrees):
+    """Part n as often as degree n has components."""
+    return [part for part, size in zip(parts, degrees, strict=True) for _ in range(size)]
 
 
 class Product:
