@@ -30,15 +30,17 @@ class AllegroNetwork(NequIPNetwork):
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
-        parameters = list(self.parameters())
-        if self.training or any(p.requires_grad for p in parameters):
+        if not self.is_frozen():
             return super().forward(graph, vectors)
-        state = [(p.data_ptr(), p._version) for p in parameters]
+        state = [(p.data_ptr(), p._version) for p in self.parameters()]
         if state != self._state:
             with torch.no_grad():
                 self._state, self._kept = state, Frozen(self.model.model.func)
-        types = self.types[graph.species]
-        return self._kept(types, graph.edge_index, vectors).squeeze(-1).to(vectors.dtype)
+        return self._kept(self.types[graph.species], graph.edge_index, vectors)
+
+    def is_frozen(self):
+        """Whether the weights are constants."""
+        return not (self.training or any(p.requires_grad for p in self.parameters()))
 
 
 class Frozen:
@@ -54,7 +56,7 @@ class Frozen:
         track = model.allegro
         channels, scalars = track.num_tensor_features, track.num_scalar_features
         basis, energy = model.radial_chemical_embed.bessel_encode, model.per_type_energy_scale_shift
-        self.roots, self.cutoff = basis.bessel_weights * math.pi, (model.edge_norm.r_max, basis.cutoff.p)
+        self.radial_basis = basis.bessel_weights * math.pi, 1 / model.edge_norm._rmax_recip.item(), basis.cutoff.p
         self.harmonics = model.tensor_embed.sh
         self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
         self.shift = energy.shifts
@@ -91,11 +93,11 @@ class Frozen:
                 self.readouts.append(leave @ readout[n + 1])
 
     def __call__(self, types, edge_index, vectors):
-        """Energy of each atom, shape ``(N, 1)``."""
+        """Energy of each atom, shape ``(N,)``."""
         centre, _ = edge_index
         on_edges = types[edge_index]
         pairs = self.pairs.index_select(0, on_edges[0] * self.num_types + on_edges[1])
-        x = _mlp((Radial.apply(vectors, self.roots, *self.cutoff) @ self.radial) * pairs, self.two_body)
+        x = _mlp((Radial.apply(vectors, *self.radial_basis) @ self.radial) * pairs, self.two_body)
         harmonics = self.harmonics(vectors)
         tensors = Weighted.apply(harmonics, x @ self.first, self.degrees)
         energy, last, features = x @ self.readouts[0], x, [x]
@@ -111,7 +113,8 @@ class Frozen:
                 features.append(last @ self.scalars[n])
                 energy = energy.addmm_(features[-1], self.readouts[n + 1])
         energy = energy.addmm_(last, self.readouts[-1])
-        return self.scale * energy.new_zeros(len(types), 1).index_add(0, centre, energy) + self.shift
+        total = energy.new_zeros(len(types), 1).index_add(0, centre, energy)
+        return (self.scale * total + self.shift).squeeze(1)
 
 
 def _matrices(mlp):
