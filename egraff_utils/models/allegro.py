@@ -56,7 +56,8 @@ class Frozen:
         track = model.allegro
         channels, scalars = track.num_tensor_features, track.num_scalar_features
         basis, energy = model.radial_chemical_embed.bessel_encode, model.per_type_energy_scale_shift
-        self.radial_basis = basis.bessel_weights * math.pi, 1 / model.edge_norm._rmax_recip.item(), basis.cutoff.p
+        cutoff = 1 / model.edge_norm._rmax_recip.item()
+        self.radial_basis = basis.bessel_weights * math.pi, cutoff, basis.cutoff.p
         self.harmonics = model.tensor_embed.sh
         self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
         self.shift = energy.shifts
@@ -67,7 +68,7 @@ class Frozen:
         self.pairs = torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1)
         (self.radial,) = _matrices(embed.basis_linear)
         self.two_body = _matrices(model.scalar_embed_mlp.mlp_module)
-        self.degrees = [2 * l + 1 for l in range(track._env_weighter._num_irreps)]
+        self.degrees = [2 * n + 1 for n in range(track._env_weighter._num_irreps)]
         (first,) = _matrices(model.tensor_embed.env_embed_linear)
         self.first = _channels_last(first, channels)
         (projection,) = _matrices(track.first_layer_env_embed_projection)
@@ -118,7 +119,7 @@ class Frozen:
 
 
 def _matrices(mlp):
-    """Scaled weights of the layers of a ``ScalarMLPFunction``, or of one equal to them all if it is linear."""
+    """Scaled weights of a ``ScalarMLPFunction``: of every layer, or their product if it is linear."""
     if isinstance(mlp.mlp, DeepLinearMLP):
         return [torch.linalg.multi_dot(list(mlp.mlp.weights)) * mlp.mlp.alpha]
     return [layer.weight * layer.alpha for layer in mlp.mlp if hasattr(layer, "weight")]
@@ -235,7 +236,7 @@ class Product:
         self.weights = weights.T[[p for p, _ in columns]].contiguous()
 
     def __call__(self, x, around, centre):
-        """Products, shape ``(E, components, U)``, of features of that shape and those of centres, ``(N, ...)``."""
+        """Products, shape ``(E, components, U)``, of features of edges and of their centres, ``(N, D, U)``."""
         weighted = around.index_select(1, self.components) * self.weights
         return Coupled.apply(x, weighted.index_select(0, centre), self.terms, self.size)
 
@@ -261,7 +262,7 @@ class Coupled(torch.autograd.Function):
 
 
 def _sums(like, size, terms):
-    """Components, shape ``(E, size, U)``, out of a component, two factors ``(E, U)`` and a coefficient each."""
+    """Sums of products, shape ``(E, size, U)``; a term is a place, two factors ``(E, U)``, a coefficient."""
     out = like.new_empty(len(like), size, like.shape[2])
     outs, begun, zero = out.unbind(1), set(), like.new_zeros(())
     for place, a, b, value in terms:
