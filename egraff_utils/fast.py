@@ -15,6 +15,7 @@ from itertools import groupby
 import torch
 from e3nn import o3
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 _plain = ContextVar("plain", default=False)
 
@@ -41,6 +42,49 @@ def replace(module, kind, make):
             replace(part, kind, make)
         elif not is_plain():
             setattr(module, name, make(part))
+
+
+class Matrix:
+    """A constant matrix, called with rows to be multiplied by it: ``x @ matrix``, differentiable once.
+
+    Large ones on a processor are kept in the order in which oneDNN reads them, which saves a copy in each
+    product, both in the forward pass and in its derivative.
+    """
+
+    LEAST = 128
+    """Rows and columns from which the order pays."""
+
+    def __init__(self, matrix):
+        self.matrix = matrix.contiguous()
+        kind = (matrix.dtype, matrix.device.type)
+        wide = min(matrix.shape) >= self.LEAST and kind == (torch.float32, "cpu")
+        self.packed = None
+        if wide and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available():
+            self.packed = [_packed(matrix.T), _packed(matrix)]
+
+    def __call__(self, x):
+        return x @ self.matrix if self.packed is None else _Times.apply(x, *self.packed)
+
+
+def _packed(matrix):
+    """For products with rows times the transpose of a matrix."""
+    return torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous())
+
+
+def _times(x, matrix):
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
+
+
+class _Times(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, matrix, transposed):
+        ctx.transposed = transposed
+        return _times(x, matrix)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return _times(gradient, ctx.transposed), None, None
 
 
 class Convolution(nn.Module):

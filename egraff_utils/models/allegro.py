@@ -38,6 +38,9 @@ class AllegroNetwork(NequIPNetwork):
                 self._state, self._kept = state, Frozen(self.model.model.func)
         return self._kept(self.types[graph.species], graph.edge_index, vectors)
 
+    def __getstate__(self):
+        return self.__dict__ | {"_state": None, "_kept": None}
+
     def is_frozen(self):
         """Whether the weights are constants."""
         return not (self.training or any(p.requires_grad for p in self.parameters()))
@@ -67,28 +70,26 @@ class Frozen:
         pairs = torch.cartesian_prod(*[torch.arange(embed.num_types, device=centre.device)] * 2).view(-1, 2)
         self.pairs = torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1)
         (self.radial,) = _matrices(embed.basis_linear)
-        self.two_body = _matrices(model.scalar_embed_mlp.mlp_module)
+        self.two_body = [fast.Matrix(m) for m in _matrices(model.scalar_embed_mlp.mlp_module)]
         self.degrees = [2 * n + 1 for n in range(track._env_weighter._num_irreps)]
         (first,) = _matrices(model.tensor_embed.env_embed_linear)
-        self.first = _channels_last(first, channels)
+        self.first = fast.Matrix(_channels_last(first, channels))
         (projection,) = _matrices(track.first_layer_env_embed_projection)
         project, environment = projection[:, :scalars], projection[:, scalars:]
-        self.environments = [_channels_last(environment, channels)]
+        self.environments = [fast.Matrix(_channels_last(environment, channels))]
         (readout,) = _matrices(model.edge_readout.mlp_module)
         readout = readout.split(scalars)
         self.readouts = [project @ readout[0]]  # of the two-body embedding, then of every layer
-        self.products, self.inputs, self.hidden, self.scalars = [], [], [], []
+        self.products, self.hidden, self.scalars = [], [], []
         norm = track.avg_num_neighbors_norm.norm_const
         for n, (product, latent) in enumerate(zip(track.tps, track.latents, strict=True)):
             self.products.append(Product(product, norm))
             enter, *hidden, leave = _matrices(latent)
-            before, scalar = enter.split([scalars * (n + 1), channels])
-            zeroth, *others = before.split(scalars)
-            self.inputs.append([scalar, project @ zeroth, *others])
-            self.hidden.append(hidden)
+            entering = torch.cat([project @ enter[:scalars], enter[scalars:]])
+            self.hidden.append([fast.Matrix(m) for m in (entering, *hidden)])
             if n < len(track.tps) - 1:
-                self.scalars.append(leave[:, :scalars].contiguous())
-                self.environments.append(_channels_last(leave[:, scalars:], channels))
+                self.scalars.append(fast.Matrix(leave[:, :scalars]))
+                self.environments.append(fast.Matrix(_channels_last(leave[:, scalars:], channels)))
                 self.readouts.append(readout[n + 1])
             else:
                 self.readouts.append(leave @ readout[n + 1])
@@ -98,20 +99,22 @@ class Frozen:
         centre, _ = edge_index
         on_edges = types[edge_index]
         pairs = self.pairs.index_select(0, on_edges[0] * self.num_types + on_edges[1])
-        x = _mlp((Radial.apply(vectors, *self.radial_basis) @ self.radial) * pairs, self.two_body)
+        x = (Radial.apply(vectors, *self.radial_basis) @ self.radial) * pairs
+        for matrix in self.two_body[:-1]:
+            x = silu(matrix(x))
+        x = self.two_body[-1](x)
         harmonics = self.harmonics(vectors)
-        tensors = Weighted.apply(harmonics, x @ self.first, self.degrees)
+        tensors = Weighted.apply(harmonics, self.first(x), self.degrees)
         energy, last, features = x @ self.readouts[0], x, [x]
         for n, product in enumerate(self.products):
-            around = Weighted.apply(harmonics, last @ self.environments[n], self.degrees)
+            around = Weighted.apply(harmonics, self.environments[n](last), self.degrees)
             around = around.new_zeros(len(types), *around.shape[1:]).index_add(0, centre, around)
             tensors = product(tensors, around, centre)
-            entering = zip([tensors[:, 0], *features], self.inputs[n], strict=True)
-            last = silu(_sum_of_products(entering))
+            last = torch.cat([*features, tensors[:, 0]], dim=1)
             for matrix in self.hidden[n]:
-                last = silu(last @ matrix)
+                last = silu(matrix(last))
             if n < len(self.scalars):
-                features.append(last @ self.scalars[n])
+                features.append(self.scalars[n](last))
                 energy = energy.addmm_(features[-1], self.readouts[n + 1])
         energy = energy.addmm_(last, self.readouts[-1])
         total = energy.new_zeros(len(types), 1).index_add(0, centre, energy)
@@ -128,20 +131,6 @@ def _matrices(mlp):
 def _channels_last(matrix, channels):
     """Columns ordered by degree and channel, out of columns ordered by channel and degree."""
     return matrix.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1)
-
-
-def _mlp(x, matrices):
-    for matrix in matrices[:-1]:
-        x = silu(x @ matrix)
-    return x @ matrices[-1]
-
-
-def _sum_of_products(pairs):
-    (x, matrix), *others = pairs
-    y = x @ matrix
-    for x, matrix in others:
-        y = y.addmm_(x, matrix)
-    return y
 
 
 class Radial(torch.autograd.Function):
@@ -236,7 +225,7 @@ class Product:
         self.weights = weights.T[[p for p, _ in columns]].contiguous()
 
     def __call__(self, x, around, centre):
-        """Products, shape ``(E, components, U)``, of features of edges and of their centres, ``(N, D, U)``."""
+        """Products, shape ``(E, components, U)``, of features of edges and those of centres ``(N, D, U)``."""
         weighted = around.index_select(1, self.components) * self.weights
         return Coupled.apply(x, weighted.index_select(0, centre), self.terms, self.size)
 
