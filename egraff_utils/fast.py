@@ -45,25 +45,33 @@ def replace(module, kind, make):
 
 
 class Matrix:
-    """A constant matrix, called with rows to be multiplied by it: ``x @ matrix``, differentiable once.
+    """A constant matrix, called with rows to be multiplied by it, in one part or several side by side.
 
     Large ones on a processor are kept in the order in which oneDNN reads them, which saves a copy in each
-    product, both in the forward pass and in its derivative.
+    product, both in the forward pass and in its derivative. The product can be differentiated once.
     """
 
     LEAST = 128
     """Rows and columns from which the order pays."""
 
     def __init__(self, matrix):
-        self.matrix = matrix.contiguous()
         kind = (matrix.dtype, matrix.device.type)
         wide = min(matrix.shape) >= self.LEAST and kind == (torch.float32, "cpu")
-        self.packed = None
+        self.packed = self.matrix = None
         if wide and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available():
             self.packed = [_packed(matrix.T), _packed(matrix)]
+        else:
+            self.matrix = matrix.contiguous()
 
-    def __call__(self, x):
-        return x @ self.matrix if self.packed is None else _Times.apply(x, *self.packed)
+    def __call__(self, *parts):
+        if self.packed is not None:
+            x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            return _Times.apply(x, *self.packed)
+        (x, matrix), *others = zip(parts, self.matrix.split([x.shape[1] for x in parts]), strict=True)
+        y = x @ matrix
+        for x, matrix in others:
+            y = y.addmm_(x, matrix)
+        return y
 
 
 def _packed(matrix):

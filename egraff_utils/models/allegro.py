@@ -110,8 +110,9 @@ class Frozen:
             around = Weighted.apply(harmonics, self.environments[n](last), self.degrees)
             around = around.new_zeros(len(types), *around.shape[1:]).index_add(0, centre, around)
             tensors = product(tensors, around, centre)
-            last = torch.cat([*features, tensors[:, 0]], dim=1)
-            for matrix in self.hidden[n]:
+            enter, *hidden = self.hidden[n]
+            last = silu(enter(*features, tensors[:, 0]))
+            for matrix in hidden:
                 last = silu(matrix(last))
             if n < len(self.scalars):
                 features.append(self.scalars[n](last))
