@@ -30,9 +30,10 @@ class AllegroNetwork(NequIPNetwork):
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
-        if not self.is_frozen():
+        parameters = list(self.parameters())
+        if self.training or any(p.requires_grad for p in parameters):
             return super().forward(graph, vectors)
-        state = [(p.data_ptr(), p._version) for p in self.parameters()]
+        state = [(p.data_ptr(), p._version) for p in parameters]
         if state != self._state:
             with torch.no_grad():
                 self._state, self._kept = state, Frozen(self.model.model.func)
@@ -40,10 +41,6 @@ class AllegroNetwork(NequIPNetwork):
 
     def __getstate__(self):
         return self.__dict__ | {"_state": None, "_kept": None}
-
-    def is_frozen(self):
-        """Whether the weights are constants."""
-        return not (self.training or any(p.requires_grad for p in self.parameters()))
 
 
 class Frozen:
