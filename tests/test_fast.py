@@ -1,5 +1,7 @@
 """Speed does not change results: networks as they run beside those of the packages."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,10 @@ def test_frozen_allegro_in_single_precision():
     graph = build_graph(starts(2))
     expected, found = plain.eval()(graph).forces, quick.eval().requires_grad_(False)(graph).forces
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    copied = copy.deepcopy(quick)
+    assert torch.equal(copied(graph).forces, found)
+    apart = build_graph(Atoms([1, 6, 8], [[20.0 * i, 0, 0] for i in range(3)]))
+    assert torch.equal(copied(apart).forces, torch.zeros(3, 3))
 
 
 def test_another_kind_of_product_is_refused():
