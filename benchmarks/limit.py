@@ -8,6 +8,7 @@ it would take alone; its fraction of the time of a step says how near that limit
 
 import time
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 
@@ -95,19 +96,32 @@ class Operations:
     def _add(self, function, args, kwargs, found):
         from torch import Tensor
         from torch.utils._pytree import tree_leaves
-        from torch.utils.flop_counter import flop_registry
 
         self.operators += 1
         if function.is_view:
             return
-        if formula := flop_registry.get(function.overloadpacket):
+        if formula := _formulas().get(function.overloadpacket):
             self.flop += formula(*args, **kwargs, out_val=found)
         tensors = [t for t in tree_leaves((args, kwargs, found)) if isinstance(t, Tensor)]
         self.bytes += sum(_size(t) for t in tensors)
 
 
+@cache
+def _formulas():
+    """Flop of operators that multiply matrices."""
+    from torch import ops
+    from torch.utils.flop_counter import flop_registry
+
+    found = flop_registry | {ops.aten.addmm_: flop_registry[ops.aten.addmm]}
+    if hasattr(ops.mkldnn, "_linear_pointwise"):
+        found[ops.mkldnn._linear_pointwise] = lambda x, *_, out_val: 2 * x.numel() * out_val.shape[-1]
+    return found
+
+
 def _size(tensor):
     """Bytes that a tensor touches."""
+    if tensor.is_mkldnn:  # in an order without strides
+        return tensor.numel() * tensor.element_size()
     shape = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
     return int(np.prod(shape, dtype=np.int64)) * tensor.element_size() if tensor.numel() else 0
 

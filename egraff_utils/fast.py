@@ -15,6 +15,7 @@ from itertools import groupby
 import torch
 from e3nn import o3
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 _plain = ContextVar("plain", default=False)
 
@@ -44,10 +45,13 @@ def replace(module, kind, make):
 
 
 class Kept:
-    """Something made of weights, kept from call to call while they are frozen."""
+    """Something made of weights, kept from call to call while they are frozen; a copy keeps nothing."""
 
     def __init__(self):
         self._state = self._made = None
+
+    def __reduce__(self):
+        return Kept, ()
 
     def get(self, weights, make):
         """``make()``, or what it gave when it was last called with the same frozen weights, a list."""
@@ -88,6 +92,57 @@ def _first_half(module, arguments):
 
 def _for_both(module, arguments, rows):
     return torch.cat([rows, rows])
+
+
+class Matrix:
+    """A constant matrix, called with rows to be multiplied by it, in one part or several side by side.
+
+    Large ones on a processor are kept in the order in which oneDNN reads them, which saves a copy in each
+    product, both in the forward pass and in its derivative. The product can be differentiated once.
+    """
+
+    LEAST = 128
+    """Rows and columns from which the order pays."""
+
+    def __init__(self, matrix):
+        kind = (matrix.dtype, matrix.device.type)
+        wide = min(matrix.shape) >= self.LEAST and kind == (torch.float32, "cpu")
+        self.packed = self.matrix = None
+        if wide and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available():
+            self.packed = [_packed(matrix.T), _packed(matrix)]
+        else:
+            self.matrix = matrix.contiguous()
+
+    def __call__(self, *parts):
+        if self.packed is not None:
+            x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            return _Times.apply(x, *self.packed)
+        (x, matrix), *others = zip(parts, self.matrix.split([part.shape[1] for part in parts]), strict=True)
+        total = x @ matrix
+        for x, matrix in others:
+            total = total.addmm_(x, matrix)
+        return total
+
+
+def _packed(matrix):
+    """For products with rows times the transpose of a matrix."""
+    return torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous())
+
+
+def _times(x, matrix):
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
+
+
+class _Times(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, matrix, transposed):
+        ctx.transposed = transposed
+        return _times(x, matrix)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return _times(gradient, ctx.transposed), None, None
 
 
 class Convolution(nn.Module):

@@ -122,7 +122,7 @@ def _check_geometry(atoms):
 
 
 def _pairs(atoms, cutoff):
-    """Two atoms and the integer image of the second, of all pairs within the cutoff, each in one direction."""
+    """Two atoms and the integer image of the second, of all pairs within the cutoff, in one direction."""
     if len(atoms) == 0:
         raise ValueError("a structure without atoms has no graph")
     boxed = ase.Atoms(positions=atoms.positions, numbers=atoms.numbers, cell=atoms.cell, pbc=atoms.pbc)

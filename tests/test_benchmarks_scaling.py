@@ -8,7 +8,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from e3nn import nn, o3
 
 from benchmarks import Settings, limit, precision, scaling
-from egraff_utils import cost, data, models, train
+from egraff_utils import cost, data, fast, models, train
 
 ATOMS, EDGES, WIDTH = 4, 6, 8
 QUICK = Settings(quick=True)
@@ -79,6 +79,15 @@ def test_compiled_operators_are_seen():
         for _ in range(3):  # the compiler rewrites the code after its first runs
             found = counted(lambda module=module: torch.autograd.grad(module(x).sum(), x))
         assert found.flop == 2 * 2 * 7 * (8 * 16 + 16 * 4)
+
+
+@pytest.mark.parametrize("width", [8, 256])
+def test_products_with_constant_matrices_are_counted(width):
+    """In place, or in the order of oneDNN."""
+    matrix = fast.Matrix(torch.rand(2 * width, width))
+    x, y = (torch.rand(7, width, requires_grad=True) for _ in range(2))
+    found = counted(lambda: torch.autograd.grad(matrix(x, y).sum(), (x, y)))
+    assert found.flop == 2 * 2 * 7 * 2 * width * width
 
 
 def test_bytes_are_those_of_what_is_read_and_written():

@@ -1,5 +1,7 @@
 """Speed does not change results: networks as they run beside those of the packages."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,47 @@ def test_two_hundred_steps(name):
     assert together.stable_step.tolist() == [200, 200]
     np.testing.assert_allclose(together.positions[1:], alone.positions, atol=1e-5)
     np.testing.assert_allclose(together.energy[1:], alone.energy, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{}, {"l_max": 2}, {"parity": False}, {"num_layers": 1}])
+def test_allegro_with_frozen_weights(options):
+    """Edges in any order, an atom out of reach, weights trained since the last call."""
+    torch.manual_seed(1)
+    with fast.plain():
+        plain = models.build("allegro", "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
+    quick = models.build("allegro", "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
+    quick.load_state_dict(plain.state_dict())
+    alone = starts(1)[0] + Atoms([6], [[30.0, 0, 0]])
+    graph = build_graph([alone, *starts(2)])
+    order = torch.randperm(graph.edge_index.shape[1])
+    shuffled = graph._replace(edge_index=graph.edge_index[:, order], shifts=graph.shifts[order])
+    for _ in range(2):
+        expected = plain(graph)
+        quick.requires_grad_(False)
+        for given in (graph, shuffled):
+            found = quick(given)
+            assert quick.network._kept is not None
+            torch.testing.assert_close(found.energy, expected.energy, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-10)
+        quick.requires_grad_(True)
+        for ff in (plain, quick):
+            gradients = parameter_gradients(ff, graph)
+            with torch.no_grad():
+                for parameter, gradient in zip(ff.parameters(), gradients, strict=True):
+                    parameter -= 1e-3 * gradient
+            ff.zero_grad()
+            ff.eval()
+
+
+def test_frozen_allegro_in_single_precision():
+    plain, quick = pair("allegro", preset="paper", dtype=torch.float32)
+    graph = build_graph(starts(2))
+    expected, found = plain.eval()(graph).forces, quick.eval().requires_grad_(False)(graph).forces
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    copied = copy.deepcopy(quick)
+    assert torch.equal(copied(graph).forces, found)
+    apart = build_graph(Atoms([1, 6, 8], [[20.0 * i, 0, 0] for i in range(3)]))
+    assert torch.equal(copied(apart).forces, torch.zeros(3, 3))
 
 
 def test_another_kind_of_product_is_refused():

@@ -1,11 +1,262 @@
-"""Allegro: strictly local, a tensor and a scalar track on every edge (package ``nequip-allegro``)."""
+"""Allegro: strictly local, a tensor and a scalar track on every edge (package ``nequip-allegro``).
+
+Symbols: N atoms, E edges, U channels of the tensor track, R degrees, D = R^2 harmonics.
+"""
+
+import math
 
 import torch
 from allegro.model import AllegroModel
 from allegro.nn._strided import Contracter
+from nequip.nn.mlp import DeepLinearMLP
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
 
 from egraff_utils import fast
 from egraff_utils.models.nequip import NequIPNetwork, common_arguments, nequip_state
+
+
+class AllegroNetwork(NequIPNetwork):
+    """The package's model; with frozen weights, the same written for whole rows of channels.
+
+    Features of the tensor track have shape ``(E, components, U)``: channels last, so that each coefficient of
+    a tensor product is one multiplication and addition of long rows. Matrices made of the weights are kept
+    from call to call. The frozen network can be differentiated once.
+    """
+
+    def __init__(self, model, elements):
+        super().__init__(model, elements)
+        self._frozen = fast.Kept()
+
+    def forward(self, graph, vectors):
+        """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
+        parameters = list(self.parameters())
+        if self.training or any(p.requires_grad for p in parameters):
+            return super().forward(graph, vectors)
+        frozen = self._frozen.get(parameters, self._freeze)
+        return frozen(self.types[graph.species], graph.edge_index, vectors)
+
+    @torch.no_grad()
+    def _freeze(self):
+        return Frozen(self.model.model.func)
+
+
+class Frozen:
+    """Allegro with the weights that it has now.
+
+    Parameters
+    ----------
+    model
+        ``SequentialGraphNetwork`` of the package.
+    """
+
+    def __init__(self, model):
+        track = model.allegro
+        channels, scalars = track.num_tensor_features, track.num_scalar_features
+        basis, energy = model.radial_chemical_embed.bessel_encode, model.per_type_energy_scale_shift
+        cutoff = 1 / model.edge_norm._rmax_recip.item()
+        self.radial_basis = basis.bessel_weights * math.pi, cutoff, basis.cutoff.p
+        self.harmonics = model.tensor_embed.sh
+        self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
+        self.shift = energy.shifts
+        embed = model.radial_chemical_embed.type_embed
+        self.num_types = embed.num_types
+        centre, neighbour = embed.center_embed.weight, embed.neighbor_embed.weight
+        pairs = torch.cartesian_prod(*[torch.arange(embed.num_types, device=centre.device)] * 2).view(-1, 2)
+        self.pairs = torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1)
+        (self.radial,) = _matrices(embed.basis_linear)
+        self.two_body = [fast.Matrix(m) for m in _matrices(model.scalar_embed_mlp.mlp_module)]
+        self.degrees = [2 * n + 1 for n in range(track._env_weighter._num_irreps)]
+        (first,) = _matrices(model.tensor_embed.env_embed_linear)
+        self.first = fast.Matrix(_channels_last(first, channels))
+        (projection,) = _matrices(track.first_layer_env_embed_projection)
+        project, environment = projection[:, :scalars], projection[:, scalars:]
+        self.environments = [fast.Matrix(_channels_last(environment, channels))]
+        (readout,) = _matrices(model.edge_readout.mlp_module)
+        readout = readout.split(scalars)
+        self.readouts = [project @ readout[0]]  # of the two-body embedding, then of every layer
+        self.products, self.hidden, self.scalars = [], [], []
+        norm = track.avg_num_neighbors_norm.norm_const
+        for n, (product, latent) in enumerate(zip(track.tps, track.latents, strict=True)):
+            self.products.append(Product(product, norm))
+            enter, *hidden, leave = _matrices(latent)
+            entering = torch.cat([project @ enter[:scalars], enter[scalars:]])
+            self.hidden.append([fast.Matrix(m) for m in (entering, *hidden)])
+            if n < len(track.tps) - 1:
+                self.scalars.append(fast.Matrix(leave[:, :scalars]))
+                self.environments.append(fast.Matrix(_channels_last(leave[:, scalars:], channels)))
+                self.readouts.append(readout[n + 1])
+            else:
+                self.readouts.append(leave @ readout[n + 1])
+
+    def __call__(self, types, edge_index, vectors):
+        """Energy of each atom, shape ``(N,)``."""
+        centre, _ = edge_index
+        on_edges = types[edge_index]
+        pairs = self.pairs.index_select(0, on_edges[0] * self.num_types + on_edges[1])
+        x = (Radial.apply(vectors, *self.radial_basis) @ self.radial) * pairs
+        for matrix in self.two_body[:-1]:
+            x = silu(matrix(x))
+        x = self.two_body[-1](x)
+        harmonics = self.harmonics(vectors)
+        tensors = Weighted.apply(harmonics, self.first(x), self.degrees)
+        energy, last, features = x @ self.readouts[0], x, [x]
+        for n, product in enumerate(self.products):
+            around = Weighted.apply(harmonics, self.environments[n](last), self.degrees)
+            around = around.new_zeros(len(types), *around.shape[1:]).index_add(0, centre, around)
+            tensors = product(tensors, around, centre)
+            enter, *hidden = self.hidden[n]
+            last = silu(enter(*features, tensors[:, 0]))
+            for matrix in hidden:
+                last = silu(matrix(last))
+            if n < len(self.scalars):
+                features.append(self.scalars[n](last))
+                energy = energy.addmm_(features[-1], self.readouts[n + 1])
+        energy = energy.addmm_(last, self.readouts[-1])
+        total = energy.new_zeros(len(types), 1).index_add(0, centre, energy)
+        return (self.scale * total + self.shift).squeeze(1)
+
+
+def _matrices(mlp):
+    """Scaled weights of a ``ScalarMLPFunction``: of every layer, or their product if it is linear."""
+    if isinstance(mlp.mlp, DeepLinearMLP):
+        return [torch.linalg.multi_dot(list(mlp.mlp.weights)) * mlp.mlp.alpha]
+    return [layer.weight * layer.alpha for layer in mlp.mlp if hasattr(layer, "weight")]
+
+
+def _channels_last(matrix, channels):
+    """Columns ordered by degree and channel, out of columns ordered by channel and degree."""
+    return matrix.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1)
+
+
+class Radial(torch.autograd.Function):
+    r"""Functions :math:`u(x) \sin(k_n x) / (\pi x)` of ``x = |r| / r_c``, shape ``(E, n)``, by edge vectors.
+
+    The envelope is :math:`u = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
+    """
+
+    @staticmethod
+    def forward(ctx, vectors, roots, cutoff, p):
+        distances = vectors.norm(dim=1, keepdim=True)
+        x = distances / cutoff
+        inside, angles = x.clamp(max=1), x * roots  # at one the envelope and its slope are zero
+        power = inside.pow(p - 1)
+        bracket = (p + 1) * (p + 2) / 2 + inside * (inside * (p * (p + 1) / 2) - p * (p + 2))
+        envelope = 1 - inside * power * bracket
+        slope = power * (inside - 1).square() * (-p * (p + 1) * (p + 2) / 2)
+        scale = 1 / (math.pi * x)
+        sines, cosines = angles.sin(), angles.cos()
+        by_distance = (cosines * (roots * envelope * scale)).addcmul_(sines, (slope - envelope / x) * scale)
+        ctx.save_for_backward(by_distance, vectors / (distances * cutoff))
+        return sines * (envelope * scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        by_distance, directions = ctx.saved_tensors
+        return (gradient * by_distance).sum(1, keepdim=True) * directions, None, None, None
+
+
+class Weighted(torch.autograd.Function):
+    """Harmonics of an edge, shape ``(E, D)``, times weights, ``(E, R * U)``: shape ``(E, D, U)``."""
+
+    @staticmethod
+    def forward(ctx, harmonics, weights, degrees):
+        ctx.degrees = degrees
+        ctx.save_for_backward(harmonics, weights)
+        out = weights.new_empty(*harmonics.shape, weights.shape[1] // len(degrees))
+        of_components = _repeated(weights.split(out.shape[2], 1), degrees)
+        for part, y, w in zip(out.unbind(1), harmonics.split(1, 1), of_components, strict=True):
+            torch.mul(y, w, out=part)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        harmonics, weights = ctx.saved_tensors
+        of_weights, channels = torch.empty_like(weights), gradient.shape[2]
+        totals = _repeated(of_weights.split(channels, 1), ctx.degrees)
+        of_components = _repeated(weights.split(channels, 1), ctx.degrees)
+        of_harmonics, before = [], None
+        for part, y, w, total in zip(
+            gradient.unbind(1), harmonics.split(1, 1), of_components, totals, strict=True
+        ):
+            if total is before:
+                total.addcmul_(part, y)
+            else:
+                torch.mul(part, y, out=total)
+            of_harmonics.append((part * w).sum(1))
+            before = total
+        return torch.stack(of_harmonics, 1), of_weights, None
+
+
+def _repeated(parts, degrees):
+    """Part n as often as degree n has components."""
+    return [part for part, size in zip(parts, degrees, strict=True) for _ in range(size)]
+
+
+class Product:
+    """Tensor product of an edge and its centre: a list of coefficients that are not zero.
+
+    Parameters
+    ----------
+    contracter
+        Of the package.
+    factor
+        Of what is summed at the centre, shape ``(1, 1)``.
+    """
+
+    def __init__(self, contracter, factor):
+        paths, diagonal = contracter.num_paths, contracter.w3j_is_ij_diagonal
+        coefficients = contracter.w3j if paths > 1 else contracter.w3j[None]
+        places, indices = coefficients.nonzero().tolist(), []
+        for place in places:
+            p, i, j, k = (*place[:2], *place[1:]) if diagonal else place
+            indices.append((p, i, j, k, coefficients[tuple(place)].item()))
+        columns = sorted({(p, j) for p, _, j, _, _ in indices})
+        self.size = contracter.base_dim_out
+        self.terms = [(i, columns.index((p, j)), k, value) for p, i, j, k, value in indices]
+        self.components = torch.tensor([j for _, j in columns], device=factor.device)
+        weights = contracter.weights.view(-1, paths) * factor
+        self.weights = weights.T[[p for p, _ in columns]].contiguous()
+
+    def __call__(self, x, around, centre):
+        """Products, shape ``(E, components, U)``, of features of edges and those of centres ``(N, D, U)``."""
+        weighted = around.index_select(1, self.components) * self.weights
+        return Coupled.apply(x, weighted.index_select(0, centre), self.terms, self.size)
+
+
+class Coupled(torch.autograd.Function):
+    """Sum of products of components (first, second, of the result, coefficient), shape ``(E, size, U)``."""
+
+    @staticmethod
+    def forward(ctx, x, y, terms, size):
+        ctx.terms = terms
+        ctx.save_for_backward(x, y)
+        xs, ys = x.unbind(1), y.unbind(1)
+        return _sums(x, size, [(k, xs[i], ys[j], value) for i, j, k, value in terms])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, y = ctx.saved_tensors
+        xs, ys, gs = x.unbind(1), y.unbind(1), gradient.unbind(1)
+        of_x = _sums(x, x.shape[1], [(i, gs[k], ys[j], value) for i, j, k, value in ctx.terms])
+        of_y = _sums(x, y.shape[1], [(j, gs[k], xs[i], value) for i, j, k, value in ctx.terms])
+        return of_x, of_y, None, None
+
+
+def _sums(like, size, terms):
+    """Sums of products, shape ``(E, size, U)``; a term is a place, two factors ``(E, U)``, a coefficient."""
+    out = like.new_empty(len(like), size, like.shape[2])
+    outs, begun, zero = out.unbind(1), set(), like.new_zeros(())
+    for place, a, b, value in terms:
+        before = outs[place] if place in begun else zero
+        begun.add(place)
+        torch.addcmul(before, a, b, value=value, out=outs[place])
+    for place in set(range(size)) - begun:
+        outs[place].zero_()
+    return out
 
 
 class Contraction(Contracter):
@@ -91,4 +342,4 @@ def build_network(
     with nequip_state():
         model = AllegroModel(**common, **hyperparameters)
         fast.replace(model, Contracter, Contraction.of)
-        return NequIPNetwork(model, elements)
+        return (NequIPNetwork if fast.is_plain() else AllegroNetwork)(model, elements)

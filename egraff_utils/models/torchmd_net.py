@@ -15,6 +15,7 @@ from egraff_utils import fast
 
 silu_backward = torch.ops.aten.silu_backward
 
+
 @contextmanager
 def _silence():
     """Nothing on standard output, nor on standard error, which compiled code writes to directly."""
@@ -190,7 +191,8 @@ class Attention:
             return [part.flatten(0, 1) for part in (scalar, along, near)]
 
         def joined(key, value):
-            return [torch.cat([k, *by_part(v)]) for k, v in zip(key.parameters(), value.parameters(), strict=True)]
+            pairs = zip(key.parameters(), value.parameters(), strict=True)
+            return [torch.cat([k, *by_part(v)]) for k, v in pairs]
 
         heads = torch.eye(h, dtype=layer.q_proj.weight.dtype, device=layer.q_proj.weight.device)
         atoms, filters = joined(layer.k_proj, layer.v_proj), joined(layer.dk_proj, layer.dv_proj)
