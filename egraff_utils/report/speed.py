@@ -42,6 +42,7 @@ HEADS = {
     "drift_float32": "Drift in float32 (meV/atom/ps)",
     "drift_tf32": "Drift in TF32 (meV/atom/ps)",
     "imports_torch": "Imports torch (1: yes)",
+    "notebooks": "Notebooks of the demo (count)",
     "ratio_rdf": "RDF, ratio (dimensionless)",
     "ours_rdf": "RDF, ours (frames/s)",
     "theirs_rdf": "RDF, ASE's (frames/s)",
@@ -148,17 +149,17 @@ GOALS = (
     Goal("largest system", "bench_scaling", "largest_size", 2000, unit="atoms"),
     Goal("RDF beside ASE's", "bench_metrics", "ratio_rdf", 15, unit="times"),
     Goal("metrics over their rollout, time", "bench_metrics", "share_of_rollout", high=0.05),
-    Goal("pipeline, per run", "bench_pipeline", "overhead_per_run", high=8, unit="s"),
-    Goal("import egraff_utils", "bench_pipeline", "import_time", high=0.3, unit="s"),
-    Goal("import egraff_utils without torch", "bench_pipeline", "imports_torch", high=0),
+    Goal("pipeline, per run", "bench_pipeline", "overhead_per_run", high=8, unit="s", dataset="ethanol_xtb"),
+    Goal("import egraff_utils", "bench_pipeline", "import_time", high=0.3, unit="s", dataset="-"),
+    Goal("import egraff_utils without torch", "bench_pipeline", "imports_torch", high=0, dataset="-"),
     Goal(
         "float32, difference over the force error",
         "bench_precision",
         "force_difference_over_error_float32",
         high=0.01,
     ),
-    Goal("make book", "bench_pipeline", "book_time", high=120, unit="s"),
-    Goal("make demo", "bench_pipeline", "demo_time", high=600, unit="s"),
+    Goal("make book", "bench_pipeline", "book_time", high=120, unit="s", dataset="-"),
+    Goal("make demo", "bench_pipeline", "demo_time", high=600, unit="s", dataset="demo"),
 )
 
 
