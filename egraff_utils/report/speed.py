@@ -382,7 +382,7 @@ def scaling_grid(found: Iterable) -> Figure:
             plots.set_log_scale(ax, axis)
         if not drawn:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="0.4")
-    handles = _model_handles({r.model for r in found})
+    handles = plots.model_handles(order_models({r.model for r in found}), markers=True)
     handles += [
         Line2D([], [], color="0.3", linestyle=line, label=short_title(d)) for d, line in styles.items()
     ]
@@ -406,7 +406,7 @@ def _draw_ratios(ax, table):
 
 
 def _add_legend(figure, table):
-    handles = _model_handles(set(table.model))
+    handles = plots.model_handles(order_models(set(table.model)), markers=True)
     if table.preset.nunique() > 1:
         handles += [
             Line2D([], [], color="0.3", linestyle=LINES.get(p, ":"), label=f"preset {p}")
@@ -415,13 +415,6 @@ def _add_legend(figure, table):
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
     return figure
-
-
-def _model_handles(models):
-    return [
-        Line2D([], [], color=plots.model_color(m), marker=plots.model_marker(m), label=model_title(m))
-        for m in order_models(models)
-    ]
 
 
 # -- pieces of tables -----------------------------------------------------------------------------------
