@@ -9,12 +9,11 @@
 import sys
 
 from egraff_utils import batch, campaign as campaigns, paths
+from egraff_utils.campaign import CELL, FOLDERS
 
 CAMPAIGN = campaigns.load(config.get("campaign", "demo"))
 NOTEBOOKS = paths.ROOT / "notebooks"
 RUNS = paths.runs() / CAMPAIGN.name
-CELL = "{dataset}-{model}-s{seed}.ipynb"
-FOLDERS = {"corrected": "rollout", "as_coded": "rollout_as_coded"}
 EXECUTE = (
     f"OMP_NUM_THREADS={CAMPAIGN.threads} MKL_NUM_THREADS={CAMPAIGN.threads} "
     f"{sys.executable} -m egraff_utils.batch run --quiet {{input.notebook}} {{output}} {{params.words}}"
@@ -28,23 +27,6 @@ wildcard_constraints:
     folder="|".join(campaigns.TASKS),
     task="[a-z0-9_]+",
     page="[a-z0-9_]+",
-
-
-def rollouts():
-    """Executed rollout notebooks of every cell and protocol of the campaign."""
-    return [
-        RUNS / FOLDERS[protocol] / CELL.format(dataset=dataset, model=model, seed=seed)
-        for dataset, model, seed in CAMPAIGN.cells()
-        for protocol in CAMPAIGN.protocols(dataset)
-    ]
-
-
-def tasks():
-    """Executed notebooks of the campaign's tasks."""
-    return [
-        RUNS / folder / task / CELL.format(dataset=dataset, model=model, seed=seed)
-        for folder, task, dataset, model, seed in CAMPAIGN.task_cells()
-    ]
 
 
 def training_words(wildcards):
@@ -140,8 +122,7 @@ rule task:
 
 rule report:
     input:
-        rollouts(),
-        tasks(),
+        batch.cell_notebooks(CAMPAIGN, CAMPAIGN.datasets),
         notebook=NOTEBOOKS / "report" / "{page}.ipynb",
     output:
         RUNS / "report" / "{page}.ipynb",

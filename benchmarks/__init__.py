@@ -16,7 +16,7 @@ SHARES = {
     "scaling": (10, 240),
     "limit": (5, 120),
     "metrics": (5, 120),
-    "pipeline": (10, 180),
+    "pipeline": (10, 780),
     "precision": (10, 240),
 }
 """Benchmark -> its share of time, s: of a quick run, of a full one."""

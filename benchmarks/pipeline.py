@@ -2,6 +2,7 @@
 
 Ours is not faster than nothing here: a run of a campaign is set beside a fresh interpreter that calls the
 same functions with the same parameters. All records are stored ones, so that neither side computes anything.
+The demo is timed from nothing, as on a fresh clone: its data are made, and every notebook computes.
 """
 
 import os
@@ -20,10 +21,14 @@ from egraff_utils import campaign as campaigns
 from egraff_utils import paths, records
 from egraff_utils.records import Metric
 
-TITLE = "Pipeline: what a run of a campaign, the import and the book cost"
+TITLE = "Pipeline: what a run of a campaign, the import, the book and the demo cost"
 CAMPAIGN, SYSTEM, MODEL = "demo", "ethanol_xtb", "mace"
 KINDS = ("dataset", "training", "rollout")
 """Runs that follow from each other; a quick benchmark makes the first alone."""
+DEMO = ("-m", "egraff_utils.batch", "demo")
+"""What ``make demo`` runs after the install."""
+PLACES = ("results", "runs", "data", "generated")
+"""Folders of `paths` that a command may be given in place of the repository's."""
 LIGHT = (
     "batch campaign cards data records audit floors statistics structure metrics analysis tables plots report"
 )
@@ -31,17 +36,22 @@ LIGHT = (
 
 
 def run(settings):
-    """Records of kind ``bench_pipeline``, model ``-``: of dataset ``ethanol_xtb`` and ``-``.
+    """Records of kind ``bench_pipeline``, model ``-``: of dataset ``ethanol_xtb``, ``-`` and ``demo``.
 
     ``ethanol_xtb``, of every run: ``overhead_per_run``, ``run_time``, ``call_time`` (s). ``-``:
     ``import_time`` (s) of the package, ``import_batch_time`` (s) of what starts a run, ``imports_torch`` (1
     if any module of `LIGHT` does) and, in a full benchmark, ``book_time`` (s), whatever the book warns of.
+    ``demo``, in a full benchmark: ``demo_time`` (s) of ``make demo`` after the install, with nothing stored,
+    and ``notebooks``, the number of those that it ran.
     """
     kinds, rounds = (KINDS[:1], 1) if settings.quick else (KINDS, 2)
     book = {"book": not settings.quick}
     yield measured(settings, "bench_pipeline", "-", "-", book, lambda: _fixed(settings))
     parameters = {"campaign": CAMPAIGN, "model": MODEL, "kinds": list(kinds), "rounds": rounds}
     yield measured(settings, "bench_pipeline", SYSTEM, "-", parameters, lambda: _runs(kinds, rounds))
+    if not settings.quick:
+        demo = {"campaign": CAMPAIGN, "jobs": campaigns.load(CAMPAIGN).jobs}
+        yield measured(settings, "bench_pipeline", "demo", "-", demo, _demo)
 
 
 # -- imports and the book -------------------------------------------------------------------------------
@@ -103,7 +113,12 @@ def _workplace(folder):
         if not stored.is_file():
             raise FileNotFoundError(f"no record {stored.name}; make campaign CAMPAIGN={CAMPAIGN} gives it")
     shutil.copytree(paths.results() / CAMPAIGN, folder / "results" / CAMPAIGN)
-    return {"EGRAFF_RESULTS": str(folder / "results"), "EGRAFF_RUNS": str(folder / "runs")}
+    return _places(folder, PLACES[:2])
+
+
+def _places(folder, names=PLACES):
+    """Environment in which these folders of `paths` lie in one of their own."""
+    return {f"EGRAFF_{name.upper()}": str(folder / name) for name in names}
 
 
 def _campaign_time(kind, environment):
@@ -144,17 +159,35 @@ def call(kind):
     return roll_out(config)
 
 
+# -- the demo -------------------------------------------------------------------------------------------
+
+
+def _demo():
+    """Time of the demo where nothing was run or made before, s, and the number of its notebooks."""
+    with tempfile.TemporaryDirectory() as folder:
+        taken = _timed([sys.executable, *DEMO], _places(Path(folder)))
+        runs = Path(folder) / "runs" / CAMPAIGN
+        ran = [path for path in runs.rglob("*.ipynb") if path.relative_to(runs).parts[0] != "site"]
+    return [_metric("demo_time", [taken]), Metric("notebooks", len(ran), "1")], {}
+
+
 # -- clocks ---------------------------------------------------------------------------------------------
 
 
 def _timed(words, environment=None, *, check=True):
-    """Wall time of a command, s; one that fails raises the end of what it said."""
+    """Wall time of a command, s; one that fails raises why."""
     begun = time.perf_counter()
     done = _command(words, environment)
     taken = time.perf_counter() - begun
     if check and done.returncode:
-        raise RuntimeError(f"exit status {done.returncode}: {(done.stderr or done.stdout)[-300:]}")
+        raise RuntimeError(f"exit status {done.returncode}: {_reason(done)}")
     return taken
+
+
+def _reason(done):
+    """What the first notebook that failed said, else the end of what the command said."""
+    errors = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    return next(errors, (done.stderr or done.stdout)[-300:])
 
 
 def _python(*words):

@@ -241,15 +241,18 @@ def cell_notebooks(campaign, datasets):
     ValueError
         If the campaign does not have a dataset.
     """
-    folder, found = paths.runs() / campaign.name, []
     for dataset in datasets:
         if dataset not in campaign.datasets:
             raise cards.unknown(f"dataset of campaign {campaign.name}", dataset, campaign.datasets)
-        kinds = ["rollout" if p == "corrected" else f"rollout_{p}" for p in campaign.protocols(dataset)]
-        cells = [(kind, *cell) for kind in kinds for cell in campaign.cells()]
-        cells += [(f"{kind}/{task}", *cell) for kind, task, *cell in campaign.task_cells()]
-        found += [folder / kind / f"{d}-{m}-s{s}.ipynb" for kind, d, m, s in cells if d == dataset]
-    return found
+    folders = campaigns.FOLDERS
+    cells = [(folders[p], *cell) for cell in campaign.cells() for p in campaign.protocols(cell[0])]
+    cells += [(f"{folder}/{task}", *cell) for folder, task, *cell in campaign.task_cells()]
+    runs = paths.runs() / campaign.name
+    return [
+        runs / folder / campaigns.CELL.format(dataset=dataset, model=model, seed=seed)
+        for folder, dataset, model, seed in cells
+        if dataset in datasets
+    ]
 
 
 def _plan(name, jobs):
@@ -393,9 +396,10 @@ def campaign_pages(name):
         if stem not in known.get(kind, [stem]):
             continue
         values = {"dataset": stem, "model": stem, **page_parameters(page, settings or {}, campaign)}
-        run = f"{values['dataset']}-{values['model']}-s{campaign.seeds[0]}"
-        names = {"datasets": stem, "report": stem} | dict.fromkeys(campaigns.TASKS, f"{stem}/{run}")
-        chosen[page] = folder / kind / f"{names.get(kind, run)}.ipynb"
+        cell = {"dataset": values["dataset"], "model": values["model"], "seed": campaign.seeds[0]}
+        run, own = campaigns.CELL.format(**cell), f"{stem}.ipynb"
+        names = {"datasets": own, "report": own} | dict.fromkeys(campaigns.TASKS, f"{stem}/{run}")
+        chosen[page] = folder / kind / names.get(kind, run)
     return {page: path for page, path in chosen.items() if path.exists()}
 
 

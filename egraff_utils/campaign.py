@@ -5,7 +5,10 @@ from pathlib import Path
 
 from egraff_utils import cards, paths
 
-PROTOCOLS = ("corrected", "as_coded")
+FOLDERS = {"corrected": "rollout", "as_coded": "rollout_as_coded"}
+"""Protocol -> folder of its executed notebooks in ``runs/<campaign>/``."""
+CELL = "{dataset}-{model}-s{seed}.ipynb"
+"""Name of the executed notebook of a cell."""
 TASKS = ("ood", "checks")
 """Folders of notebooks that put a trained model to a task, and keys of a campaign."""
 
@@ -32,8 +35,8 @@ class RolloutBudget:
     def __post_init__(self):
         object.__setattr__(self, "protocols", tuple(self.protocols))
         for protocol in self.protocols:
-            if protocol not in PROTOCOLS:
-                raise cards.unknown("protocol", protocol, PROTOCOLS)
+            if protocol not in FOLDERS:
+                raise cards.unknown("protocol", protocol, FOLDERS)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from egraff_utils import allocator, cards, records, tables
 from egraff_utils import campaign as campaigns
 from egraff_utils.records import Metric
 
-WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads")
 WARM_UP = 2  # steps before the first that counts: compilation and caches
 FRAGMENT = 8  # atoms evaluated before memory is counted, so that libraries are loaded
 STARTING = 120  # s allowed for loading a model
@@ -30,7 +29,7 @@ LARGE = 250  # atoms from which on the constant cost of a step hardly counts
 
 
 @dataclass(frozen=True)
-class CostConfig:
+class CostConfig(records.Config):
     """One trained model and the supercells it is timed on."""
 
     model: str
@@ -49,10 +48,6 @@ class CostConfig:
     """MB, likewise."""
     device: str = "cpu"
     threads: int = 1
-
-    def parameters(self):
-        """What determines the result, as stored in the record."""
-        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
 
     @property
     def key(self):

@@ -139,7 +139,8 @@ def _download(card, key):
         _check(temporary, file.hash, name=path)
         os.replace(temporary, path)
     except OSError as error:  # includes all errors of requests
-        raise _missing(card, key, f"the download failed ({type(error).__name__})") from error
+        reason = f"the download failed ({type(error).__name__}: {error})"
+        raise _missing(card, key, reason) from None  # the chain of errors of requests says no more
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -12,7 +12,7 @@ component, eV/Å.
 import copy
 import itertools
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import ase
@@ -41,7 +41,6 @@ PAIRS = 6
 """Pairs taken across the cutoff, at most."""
 WINDOW = np.linspace(-0.01, 0.01, 20)
 """Å; distances from the cutoff of the curve that is drawn, none of them zero."""
-WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads")
 
 
 class Check(NamedTuple):
@@ -89,7 +88,7 @@ CHECKS = {
 
 
 @dataclass(frozen=True)
-class GateConfig:
+class GateConfig(records.Config):
     """One trained model at the gate."""
 
     model: str
@@ -120,8 +119,8 @@ class GateConfig:
 
     def parameters(self):
         """What determines the result, as stored in the record, with the tolerances."""
-        parameters = {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
-        return parameters | {"tolerances": {name: check.tolerance for name, check in CHECKS.items()}}
+        tolerances = {name: check.tolerance for name, check in CHECKS.items()}
+        return super().parameters() | {"tolerances": tolerances}
 
     @property
     def key(self):

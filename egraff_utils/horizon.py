@@ -20,7 +20,6 @@ from egraff_utils.dynamics import Newtonian, Thermostat, Trajectory, simulate
 from egraff_utils.records import Metric
 from egraff_utils.rollout import reference_of
 
-WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads", "progress")
 DYNAMICS = ("langevin", "nve", "driven")
 THEMSELVES = {"noise": ("langevin", "nve"), "friction": ("driven", "nve"), "control": ("control", "nve")}
 """Comparisons of a model with itself: name -> the two dynamics."""
@@ -40,7 +39,7 @@ CONTROL_SHIFT = (0.37, 0.11, 0.23)
 
 
 @dataclass(frozen=True)
-class HorizonConfig:
+class HorizonConfig(records.Config):
     """One trained model and the reference that it is to follow."""
 
     model: str
@@ -68,10 +67,6 @@ class HorizonConfig:
         for name in ("starts", "duration", "short", "friction"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-
-    def parameters(self):
-        """What determines the result, as stored in the record."""
-        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
 
     @property
     def key(self):

@@ -34,12 +34,13 @@ LEAST_TRAINING = 10.0  # s
 SPARE = 2.0  # a rollout is cut off at so many times its predicted length
 TASKS = {"horizon": 3.0}  # length of a task in rollouts of its dataset, if not one
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-WORKING_FIELDS = ("campaign", "dataset", "model", "seed")
 
 
 @dataclass(frozen=True)
-class TimingConfig:
+class TimingConfig(records.Config):
     """One cell whose steps are timed."""
+
+    WORKING_FIELDS = ("campaign", "dataset", "model", "seed")
 
     model: str
     dataset: str
@@ -51,10 +52,6 @@ class TimingConfig:
     threads: int = 1
     jobs: int = 1
     """Cells that are timed at once, as many as will run at once."""
-
-    def parameters(self):
-        """What determines the result, as stored in the record."""
-        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
 
     @property
     def key(self):

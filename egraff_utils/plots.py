@@ -8,7 +8,7 @@ pairs of elements. Figures over many records are in `figures`, which shares the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,6 +20,7 @@ from ase.data.colors import jmol_colors
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -596,6 +597,23 @@ def model_place(model: str) -> int:
 def model_marker(model: str) -> str:
     """Marker of a model, the same in the whole book."""
     return MARKERS[model_place(model) % len(MARKERS)]
+
+
+def model_handles(models: Iterable[str], *, markers: bool = False, **style) -> list[Line2D]:
+    """Entries of a legend, one for every model: its title in its colour, with its marker where `markers`.
+
+    `style` goes to ``Line2D``.
+
+    Examples
+    --------
+    >>> [(line.get_label(), line.get_marker()) for line in model_handles(["mace"], markers=True)]
+    [('MACE', '^')]
+    """
+    handles = []
+    for name in models:
+        own = {"marker": model_marker(name)} if markers else {}
+        handles.append(Line2D([], [], color=model_color(name), label=model_title(name), **own, **style))
+    return handles
 
 
 def replica_mean(values: np.ndarray, *, geometric: bool = False) -> np.ndarray:

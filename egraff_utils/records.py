@@ -54,6 +54,17 @@ PACKAGES = [
 ]
 
 
+class Config:
+    """Base of the dataclasses that say what is run: all fields but a few determine the result."""
+
+    WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads", "progress")
+    """These few: the record's key, and what does not change the result."""
+
+    def parameters(self):
+        """What determines the result, as stored in the record."""
+        return {key: value for key, value in asdict(self).items() if key not in self.WORKING_FIELDS}
+
+
 @dataclass
 class Metric:
     """One number: its unit, its 95 % interval and the number of values behind it, where there are such."""

@@ -20,13 +20,14 @@ from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
 from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, discard, simulate
 
 PROTOCOLS = ("corrected", "as_coded")
-WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "skin", "device", "threads", "progress")
 RULE_WINDOW = 50  # frames; fewer are too noisy to judge a radial distribution
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(records.Config):
     """One rollout: replicas of one trained model on one dataset."""
+
+    WORKING_FIELDS = (*records.Config.WORKING_FIELDS, "skin")
 
     model: str
     """Architecture whose trained weights are taken from the training record of the same campaign, dataset
@@ -70,7 +71,7 @@ class RolloutConfig:
 
     def parameters(self):
         """What determines the result, as stored in the record."""
-        parameters = {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
+        parameters = super().parameters()
         if self.target is None:
             parameters.pop("target")
         return parameters

@@ -22,12 +22,13 @@ from egraff_utils.units import EV_TO_MEV
 
 CHECKPOINT_INTERVAL = 20.0  # s
 FINITE_CHECK_INTERVAL = 20  # steps; a look at the loss makes a GPU wait
-WORKING_FIELDS = ("campaign", "device", "threads", "progress")  # do not change what is computed
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(records.Config):
     """One training: an architecture, a dataset and a budget."""
+
+    WORKING_FIELDS = ("campaign", "device", "threads", "progress")
 
     model: str
     dataset: str
@@ -47,10 +48,6 @@ class TrainConfig:
     device: str = "cpu"
     threads: int = 1
     progress: bool = True
-
-    def parameters(self):
-        """What determines the result: all fields but where and how it is computed."""
-        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
 
 
 class NonFiniteLossError(RuntimeError):

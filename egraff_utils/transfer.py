@@ -1,7 +1,7 @@
 """How good is a force field on frames it was not trained for? Errors on a shifted set of frames."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,11 +9,9 @@ import torch
 from egraff_utils import cards, data, records, train
 from egraff_utils.errors import compare, predict
 
-WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads")
-
 
 @dataclass(frozen=True)
-class TransferConfig:
+class TransferConfig(records.Config):
     """One trained model and the frames it is put to."""
 
     model: str
@@ -29,10 +27,6 @@ class TransferConfig:
     """At most so many of every composition, equally spaced; ``None`` for all."""
     device: str = "cpu"
     threads: int = 1
-
-    def parameters(self):
-        """What determines the result, as stored in the record."""
-        return {key: value for key, value in asdict(self).items() if key not in WORKING_FIELDS}
 
     @property
     def key(self):

@@ -64,6 +64,9 @@ def test_pipeline_runs_stored_records_only(workplace):
 def test_a_command_that_fails_says_why():
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         pipeline._timed([pipeline.sys.executable, "-c", "1 / 0"])
+    code = "import sys; sys.exit('a job\\nerror: mace.ipynb failed (KeyError)\\n' + 'a warning\\n' * 99)"
+    with pytest.raises(RuntimeError, match=r"exit status 1: error: mace.ipynb failed \(KeyError\)$"):
+        pipeline._timed([pipeline.sys.executable, "-c", code])
 
 
 def test_overhead_is_the_run_less_the_call(monkeypatch, tmp_path):
@@ -74,3 +77,36 @@ def test_overhead_is_the_run_less_the_call(monkeypatch, tmp_path):
     values = {metric.name: metric.value for metric in found}
     assert values == {"overhead_per_run": 6.0, "run_time": 10.0, "call_time": 4.0}
     assert len(times["run_time"]) == 2
+
+
+DEMO = """
+import time
+from egraff_utils import paths
+
+places = (paths.results(), paths.runs(), paths.generated(), paths.data()[0])
+assert not any(place.exists() for place in places)
+for name in ("training/mace", "checks/gate/mace", "site/book/report/cost"):
+    path = paths.runs() / "demo" / f"{name}.ipynb"
+    path.parent.mkdir(parents=True)
+    path.touch()
+time.sleep(0.2)
+"""
+
+
+def test_the_demo_starts_from_nothing_and_is_kept(workplace, monkeypatch):
+    kept = [pipeline.Metric("book_time", 1, "s")], {}
+    monkeypatch.setattr(pipeline, "_fixed", lambda settings: kept)
+    monkeypatch.setattr(pipeline, "_runs", lambda kinds, rounds: kept)
+    monkeypatch.setattr(pipeline, "DEMO", ("-c", DEMO))
+    workplace.joinpath("runs").mkdir()
+    record = list(pipeline.run(Settings()))[-1]
+    assert record.status == "complete", record.message
+    assert (record.kind, record.dataset, record.model) == ("bench_pipeline", "demo", "-")
+    assert (record["notebooks"], record.metric("demo_time").unit) == (2, "s")
+    assert 0.2 < record["demo_time"] < 60
+    monkeypatch.setattr(pipeline, "DEMO", ("-c", "1 / 0"))
+    assert list(pipeline.run(Settings()))[-1]["demo_time"] == record["demo_time"]
+    record = list(pipeline.run(Settings(anew=True)))[-1]
+    assert record.status == "failed"
+    assert "ZeroDivisionError" in record.message
+    assert [r.dataset for r in pipeline.run(Settings(quick=True))] == ["-", "ethanol_xtb"]

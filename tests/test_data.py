@@ -209,8 +209,11 @@ def test_missing_file_is_explained(own, monkeypatch):
     card = with_hash(own, url="http://127.0.0.1:9/co.xyz")
     with pytest.raises(FileNotFoundError) as error:
         data.load(card, "test")
-    for said in ("src/co.xyz", "http://127.0.0.1:9/co.xyz", card.files["all"].hash, "EGRAFF_DATA"):
+    address, cause = "Address: http://127.0.0.1:9/co.xyz", "(ConnectionError: "
+    for said in ("src/co.xyz", address, cause, "refused", card.files["all"].hash, "EGRAFF_DATA"):
         assert said in str(error.value)
+    assert error.value.__suppress_context__, "what requests raised on the way is not shown"
+    assert error.value.__cause__ is None
     assert not list((own / "root").rglob("*.part"))
 
 

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from egraff_utils import campaign, records
+from egraff_utils import campaign, cost, gate, horizon, plan, records, rollout, train, transfer
 from egraff_utils.records import Metric, Record
+
+KEY = {"campaign", "dataset", "model", "seed"}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,23 @@ def test_a_record_is_found_only_with_its_parameters():
     assert records.find(*key, {"max_seconds": 20}) is not None
     assert records.find(*key, {"max_seconds": 21}) is None
     assert records.find("training", "demo", "ethanol", "nequip", 0, {"max_seconds": 20}) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "left_out"),
+    [
+        (train.TrainConfig, {"campaign", "device", "threads", "progress"}),
+        (rollout.RolloutConfig, KEY | {"target", "skin", "device", "threads", "progress"}),
+        (gate.GateConfig, KEY | {"device", "threads"}),
+        (horizon.HorizonConfig, KEY | {"device", "threads", "progress"}),
+        (transfer.TransferConfig, KEY | {"device", "threads"}),
+        (cost.CostConfig, KEY | {"device", "threads"}),
+        (plan.TimingConfig, KEY),
+    ],
+)
+def test_parameters_are_the_fields_that_determine_the_result(config, left_out):
+    fields = set(config.__dataclass_fields__)
+    assert fields - set(config(model="mace", dataset="ethanol").parameters()) == left_out
 
 
 def test_non_finite_values_are_missing_not_nan(results):

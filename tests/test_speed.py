@@ -103,6 +103,11 @@ def test_a_benchmark_without_models_has_no_column_for_them():
     record = one("bench_pipeline", "import_time", 0.2, "s", dataset="-", model="-")
     assert list(speed.value_table([record], "bench_pipeline").index.names) == ["dataset"]
     assert list(speed.goal_table([record]).Cells[["import egraff_utils"]]) == ["1 of 1"]
+    broken = Record(
+        "bench_pipeline", "bench", "demo", "-", 0, {}, [], "failed", "RuntimeError: no space left"
+    )
+    goals = speed.goal_table([record, broken]).Verdict
+    assert list(goals[["import egraff_utils", "make demo"]]) == ["met", "not met"]
 
 
 def test_rounding_is_a_power_of_ten():

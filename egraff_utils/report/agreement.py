@@ -455,10 +455,7 @@ def plot_agreement(columns: dict, *, wide: int = 3) -> Figure:
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
     models = {model for cells in shown.values() for model in cells.index.get_level_values("model")}
-    handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=plots.model_color(m), label=beside.model_title(m))
-        for m in sorted(models, key=plots.model_place)
-    ]
+    handles = plots.model_handles(sorted(models, key=plots.model_place), marker="o", linestyle="")
     figure.legend(handles=handles, loc="outside upper center", ncols=6)
     return figure
 

@@ -48,6 +48,9 @@ PAIR_LABELS = {
 }
 
 
+POINT = {"markersize": 5, "markeredgecolor": "0.2", "markeredgewidth": 0.5, "linestyle": "none"}
+"""A model's marker."""
+
 BREAK = {"marker": r"$\dagger$", "markersize": 10, "markeredgewidth": 0.3, "zorder": 4}
 """Dagger where a replica broke, as in the tables."""
 
@@ -172,7 +175,7 @@ def plot_mean(
     ax.set(ylabel=plots.metric_label(frame, metric))
     if own_figure:
         ax.set(xlabel="Dataset (name)")
-        handles = _model_handles(models, marker=True, floor=any(drawn))
+        handles = _legend_entries(models, marker=True, floor=any(drawn))
         ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
@@ -202,7 +205,7 @@ def mean_grid(
     for metric, ax in zip(metrics, axes[:, 0], strict=True):
         plot_mean(frame, metric, datasets=datasets, models=models, ax=ax)
     floors = [floor_of(frame, "rollout", name, metric)[0] for name in datasets for metric in metrics]
-    return _add_legend(figure, _model_handles(models, marker=True, floor=bool(np.isfinite(floors).any())))
+    return _add_legend(figure, _legend_entries(models, marker=True, floor=bool(np.isfinite(floors).any())))
 
 
 def _metric_rows(frame, metrics):
@@ -546,7 +549,7 @@ def pairs_grid(
         ax.set_title(title, fontsize="medium", loc="left")
     models = order_models({name for _, side in sides for name in side.index.get_level_values(1)})
     floor = any(f"floor_{metric}_low" in values for pair in pairs for metric in pair)
-    return _add_legend(figure, _model_handles(models, floor=floor) + _dataset_handles(markers), columns=5)
+    return _add_legend(figure, _legend_entries(models, floor=floor) + _dataset_handles(markers), columns=5)
 
 
 def _draw_floor_crosses(ax, values, x, y):
@@ -603,7 +606,7 @@ def cost_grid(records: Iterable) -> Figure:
         if not found:
             _say_not_run(ax, "not measured")
             ax.set(xticks=[], yticks=[])
-    return _add_legend(figure, _model_handles(found, marker=True))
+    return _add_legend(figure, _legend_entries(found, marker=True))
 
 
 # order and looks
@@ -660,7 +663,7 @@ def _grid(
             ax.set_axis_off()
     if not keys:
         _say_not_run(stacks[0][0])
-    return _add_legend(figure, _model_handles(order_models(every), **handles)) if legend else figure
+    return _add_legend(figure, _legend_entries(order_models(every), **handles)) if legend else figure
 
 
 def _label(figure, x, y):
@@ -681,14 +684,12 @@ def _add_legend(figure, handles, *, columns=None):
     return figure
 
 
-def _model_handles(models, *, marker=False, reference=False, floor=False, lines=None):
+def _legend_entries(models, *, marker=False, reference=False, floor=False, lines=None):
     """Entries of the legend; a marker where the figure has them."""
     handles = []
     if reference:
         handles.append(Line2D([], [], color=REFERENCE_COLOR, linewidth=2.6, label="reference"))
-    for name in models:
-        style = _point(name) if marker else {"color": plots.model_color(name), "linewidth": 2.2}
-        handles.append(Line2D([], [], label=tables.model_title(name), **style))
+    handles += plots.model_handles(models, markers=marker, **(POINT if marker else {"linewidth": 2.2}))
     if floor:
         label = floor if isinstance(floor, str) else "floor"
         handles.append(Line2D([], [], color=FLOOR_COLOR, linewidth=5, alpha=0.45, label=label))
@@ -704,14 +705,7 @@ def _dataset_handles(markers):
 
 
 def _point(model):
-    return {
-        "color": plots.model_color(model),
-        "marker": plots.model_marker(model),
-        "markersize": 5,
-        "markeredgecolor": "0.2",
-        "markeredgewidth": 0.5,
-        "linestyle": "none",
-    }
+    return {"color": plots.model_color(model), "marker": plots.model_marker(model), **POINT}
 
 
 def _offset(place, total):

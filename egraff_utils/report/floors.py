@@ -197,7 +197,5 @@ def _handles(found):
     handles = [plt.Rectangle((0, 0), 1, 1, color=plots.FLOOR_COLOR, alpha=0.4, label="floor, 95 %")]
     handles += [Line2D([], [], marker="o", markerfacecolor="none", label="published", **point)]
     models = sorted(set(found.model[found[OURS].notna()]), key=plots.model_place)
-    for model in models:
-        color = plots.model_color(model)
-        handles.append(Line2D([], [], marker="o", linestyle="", color=color, label=plots.model_title(model)))
+    handles += plots.model_handles(models, marker="o", linestyle="")
     return handles + [Line2D([], [], marker=MARKERS[n], label=title, **point) for n, title in NULLS.items()]

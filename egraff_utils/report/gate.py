@@ -222,7 +222,7 @@ def drift_against_jump(found, smooth=()):
             ax.set(xscale="log", yscale="log")
             ax.axvline(gate.CHECKS["jump"].tolerance, color="0.6", linestyle=":", linewidth=1)
     models = figures.order_models({record.model for record, _ in drawn})
-    handles = [Line2D([], [], color=plots.model_color(m), label=tables.model_title(m)) for m in models]
+    handles = plots.model_handles(models)
     handles += [
         Line2D([], [], marker=marker, color="0.4", linestyle="none", label=tables.short_title(name))
         for name, marker in markers.items()

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from egraff_utils import horizon, plots
-from egraff_utils.beside import model_title, short_title
+from egraff_utils.beside import short_title
 from egraff_utils.report.agreement import rank_correlation
 from egraff_utils.report.comparison import order_datasets, order_models
 
@@ -228,9 +228,7 @@ def following_grid(found: list, quantity: str = "fv", *, names=("driven",), data
     labels = {"fv": "Force violation FV (dimensionless)", "deviation": "Deviation (Å)"}
     figure.supylabel(labels[quantity], fontsize="medium")
     models = order_models({r.model for group in groups.values() for r in group})
-    handles = [
-        Line2D([], [], color=plots.model_color(m), linewidth=2.2, label=model_title(m)) for m in models
-    ]
+    handles = plots.model_handles(models, linewidth=2.2)
     if len(names) > 1:
         handles += [Line2D([], [], color="0.3", linestyle=LINES[n], label=TITLES[n]) for n in names]
     if handles:
@@ -268,9 +266,7 @@ def plot_errors(pairs: pd.DataFrame) -> Figure:
     for axis in "xy" if len(pairs) else "":
         plots.set_log_scale(ax, axis)
     models = order_models(pairs.model.unique())
-    handles = [
-        Line2D([], [], color=plots.model_color(m), linewidth=2.2, label=model_title(m)) for m in models
-    ]
+    handles = plots.model_handles(models, linewidth=2.2)
     style = {"color": "0.45", "linestyle": "none"}
     handles += [
         Line2D([], [], marker=plots.MARKERS[i], label=short_title(n), **style) for i, n in enumerate(names)

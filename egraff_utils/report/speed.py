@@ -42,6 +42,7 @@ HEADS = {
     "drift_float32": "Drift in float32 (meV/atom/ps)",
     "drift_tf32": "Drift in TF32 (meV/atom/ps)",
     "imports_torch": "Imports torch (1: yes)",
+    "notebooks": "Notebooks of the demo (count)",
     "ratio_rdf": "RDF, ratio (dimensionless)",
     "ours_rdf": "RDF, ours (frames/s)",
     "theirs_rdf": "RDF, ASE's (frames/s)",
@@ -148,17 +149,17 @@ GOALS = (
     Goal("largest system", "bench_scaling", "largest_size", 2000, unit="atoms"),
     Goal("RDF beside ASE's", "bench_metrics", "ratio_rdf", 15, unit="times"),
     Goal("metrics over their rollout, time", "bench_metrics", "share_of_rollout", high=0.05),
-    Goal("pipeline, per run", "bench_pipeline", "overhead_per_run", high=8, unit="s"),
-    Goal("import egraff_utils", "bench_pipeline", "import_time", high=0.3, unit="s"),
-    Goal("import egraff_utils without torch", "bench_pipeline", "imports_torch", high=0),
+    Goal("pipeline, per run", "bench_pipeline", "overhead_per_run", high=8, unit="s", dataset="ethanol_xtb"),
+    Goal("import egraff_utils", "bench_pipeline", "import_time", high=0.3, unit="s", dataset="-"),
+    Goal("import egraff_utils without torch", "bench_pipeline", "imports_torch", high=0, dataset="-"),
     Goal(
         "float32, difference over the force error",
         "bench_precision",
         "force_difference_over_error_float32",
         high=0.01,
     ),
-    Goal("make book", "bench_pipeline", "book_time", high=120, unit="s"),
-    Goal("make demo", "bench_pipeline", "demo_time", high=600, unit="s"),
+    Goal("make book", "bench_pipeline", "book_time", high=120, unit="s", dataset="-"),
+    Goal("make demo", "bench_pipeline", "demo_time", high=600, unit="s", dataset="demo"),
 )
 
 
@@ -381,7 +382,7 @@ def scaling_grid(found: Iterable) -> Figure:
             plots.set_log_scale(ax, axis)
         if not drawn:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="0.4")
-    handles = _model_handles({r.model for r in found})
+    handles = plots.model_handles(order_models({r.model for r in found}), markers=True)
     handles += [
         Line2D([], [], color="0.3", linestyle=line, label=short_title(d)) for d, line in styles.items()
     ]
@@ -405,7 +406,7 @@ def _draw_ratios(ax, table):
 
 
 def _add_legend(figure, table):
-    handles = _model_handles(set(table.model))
+    handles = plots.model_handles(order_models(set(table.model)), markers=True)
     if table.preset.nunique() > 1:
         handles += [
             Line2D([], [], color="0.3", linestyle=LINES.get(p, ":"), label=f"preset {p}")
@@ -414,13 +415,6 @@ def _add_legend(figure, table):
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
     return figure
-
-
-def _model_handles(models):
-    return [
-        Line2D([], [], color=plots.model_color(m), marker=plots.model_marker(m), label=model_title(m))
-        for m in order_models(models)
-    ]
 
 
 # -- pieces of tables -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from egraff_utils import cards, data, plots, statistics
-from egraff_utils.beside import model_title, short_title
+from egraff_utils.beside import short_title
 from egraff_utils.report import catalogue, survival
 from egraff_utils.report.comparison import order_datasets, order_models
 
@@ -490,7 +490,7 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
         axes[0, 0].text(0.5, 0.5, "not run", ha="center", va="center", color="0.4")
     figure.supxlabel("Time (fs)", fontsize="medium")
     figure.supylabel("Temperature (K)", fontsize="medium")
-    handles = [Line2D([], [], color=plots.model_color(m), label=model_title(m)) for m in order_models(models)]
+    handles = plots.model_handles(order_models(models))
     handles += [Line2D([], [], color="black", linewidth=1.6, label="expected")]
     handles += [Line2D([], [], color="black", linestyle="--", linewidth=1, label="target")]
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
@@ -548,7 +548,7 @@ def reached_plot(table: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(keys)), labels, fontsize="small")
     ax.set(xlabel="Temperature over target (dimensionless)", ylabel="Dataset")
     ax.invert_yaxis()
-    handles = [Line2D([], [], linestyle="none", label=model_title(m), **_marks(m)) for m in models]
+    handles = plots.model_handles(models, markers=True, linestyle="none")
     handles.append(Line2D([], [], color="black", marker="x", linestyle="none", label="expected"))
     figure.legend(handles=handles, loc="outside upper center", ncols=7, columnspacing=0.9, handletextpad=0.3)
     return figure
@@ -597,7 +597,7 @@ def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figu
         ax.set_title(PROTOCOLS[kind], fontsize="small", loc="left")
         ax.set(xlim=(-0.5, len(places) - 0.5), ylim=(0.3, 1.9))
     figure.supylabel("Element over all atoms (dimensionless)", fontsize="medium")
-    handles = [Line2D([], [], linestyle="none", label=model_title(m), **_marks(m)) for m in models]
+    handles = plots.model_handles(models, markers=True, linestyle="none")
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=6)
     return figure
@@ -629,10 +629,7 @@ def protocol_plot(values: pd.DataFrame, metrics=("wf", "ev_root", "fv")) -> Figu
         ax.title.set(fontsize="small")
     axes[0, 0].set_ylabel("as coded")
     models = order_models(set(values.index.get_level_values(1)))
-    handles = [
-        Line2D([], [], color=plots.model_color(m), marker="s", linestyle="none", label=model_title(m))
-        for m in models
-    ]
+    handles = plots.model_handles(models, marker="s", linestyle="none")
     handles += [
         Line2D(
             [],
