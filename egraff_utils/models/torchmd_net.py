@@ -246,11 +246,12 @@ class Block(NamedTuple):
         there, loop = rows[: self.pairs], rows[self.pairs :]
         return torch.cat([there, there, loop.expand(len(self.centre) - 2 * self.pairs, -1)])
 
-    def times(self, x, rows):
+    def times(self, x, rows, out=None):
         """Product of ``x``, shape ``(M, K)``, with the row of every message."""
         if len(rows) > self.pairs:
-            return x * self.spread(rows)
-        return (x.view(2, *rows.shape) * rows).view_as(x)
+            return torch.mul(x, self.spread(rows), out=out)
+        both = (2, *rows.shape)
+        return torch.mul(x.view(both), rows, out=None if out is None else out.view(both)).view_as(x)
 
     def gather(self, rows, *, out):
         """Sums of the rows of both directions into the rows of pairs; the length of a loop is a constant."""
@@ -259,6 +260,26 @@ class Block(NamedTuple):
 
 CACHE = 2**20
 """Bytes of an array of all channels of the messages of a block, which a thread can keep at hand."""
+
+
+class Scratch:
+    """Arrays that one block after another writes into: they stay where the processor has them at hand."""
+
+    def __init__(self):
+        self._arrays = {}
+
+    def take(self, name, like, columns):
+        """Array of a name, as long as ``like`` and of its type."""
+        if len(like) > len(self._arrays.get(name, ())):
+            self._arrays[name] = like.new_empty(len(like), columns)
+        return self._arrays[name][: len(like)]
+
+
+class Nothing:
+    """In place of :class:`Scratch` where a derivative needs all arrays: every operator makes its own."""
+
+    def take(self, name, like, columns):
+        """``None``."""
 
 
 class Rows:
@@ -278,34 +299,43 @@ class Rows:
         Weight and bias, of ``3U or 4U`` rows.
     heads
         Ones where a channel is of a head, else zero, shape ``(H, U)``.
+    scratch
+        Where the widest arrays lie.
     kept
         ``before`` and ``logits`` of the same, which take longer to make than to fetch.
     """
 
-    def __init__(self, query, table, vectors, radial, geometry, block, filters, heads, kept=None):
-        self.u, self.heads = heads.shape[1], heads
-        u = self.u
+    def __init__(self, query, table, vectors, radial, geometry, block, filters, heads, scratch, kept=None):
+        self.u, self.heads, self.scratch = heads.shape[1], heads, scratch
+        u, width = self.u, table.shape[1]
         before, logits = kept or (None, None)
         self.before = linear(radial[block.lengths], *filters) if before is None else before
         self.filters = silu(self.before)
         self.query = query.index_select(0, block.centre)
-        self.near = table.index_select(0, block.neighbour)
-        self.key, self.scalar, self.along, *self.across = block.times(self.near, self.filters).split(u, dim=1)
+        near, values = (scratch.take(name, self.query, width) for name in ("near", "values"))
+        self.near = torch.index_select(table, 0, block.neighbour, out=near)
+        self.key, self.scalar, self.along, *self.across = block.times(self.near, self.filters, values).split(
+            u, 1
+        )
         self.logits = (self.query * self.key) @ heads.T if logits is None else logits
         self.attention = silu(self.logits)
         geometry = block.spread(geometry[block.lengths]) * block.sign
         self.envelope, *self.directions = geometry.split(1, dim=1)
         self.weights = (self.attention * self.envelope) @ heads
-        self.vectors = [] if vectors is None else vectors.index_select(0, block.neighbour).split(u, dim=1)
+        self.vectors = []
+        if vectors is not None:
+            near = scratch.take("vectors", self.query, 3 * u)
+            self.vectors = torch.index_select(vectors, 0, block.neighbour, out=near).split(u, 1)
 
-    def messages(self):
-        """A scalar and three components of a vector, each of shape ``(M, U)``."""
-        vectors = [self.along * d for d in self.directions]
+    def messages(self, out=None):
+        """A scalar and three components of a vector, each of shape ``(M, U)``; in ``out``, ``(M, 4U)``."""
+        first, *rest = [None] * 4 if out is None else out.split(self.u, 1)
+        vectors = [torch.mul(self.along, d, out=o) for d, o in zip(self.directions, rest, strict=True)]
         if self.vectors:
             (across,) = self.across
-            pairs = zip(vectors, self.vectors, strict=True)
-            vectors = [torch.addcmul(total, vector, across) for total, vector in pairs]
-        return self.scalar * self.weights, *vectors
+            parts = zip(vectors, self.vectors, rest, strict=True)
+            vectors = [torch.addcmul(total, vector, across, out=o) for total, vector, o in parts]
+        return torch.mul(self.scalar, self.weights, out=first), *vectors
 
 
 def _sum(tensors, blocks, filters, heads, *, everywhere):
@@ -315,7 +345,7 @@ def _sum(tensors, blocks, filters, heads, *, everywhere):
     """
     total = tensors[0].new_zeros(len(tensors[0]), 4 * heads.shape[1])
     for block in blocks:
-        rows = Rows(*tensors, block, filters, heads)
+        rows = Rows(*tensors, block, filters, heads, Nothing())
         scalar, *vectors = rows.messages()
         if everywhere:
             vectors = [vector * rows.envelope for vector in vectors]
@@ -335,11 +365,13 @@ class Messages(torch.autograd.Function):
         """Shape ``(N, 4U)``."""
         tensors = query, table, vectors, radial, geometry
         ctx.save_for_backward(*tensors)
-        ctx.constants, ctx.kept = (blocks, filters, heads), []
+        ctx.constants, ctx.kept, scratch = (blocks, filters, heads), [], Scratch()
         total = query.new_zeros(len(query), 4 * query.shape[1])
         for block in blocks:
-            rows = Rows(*tensors, block, filters, heads)
-            total.index_add_(0, block.centre, torch.cat(rows.messages(), dim=1))
+            rows = Rows(*tensors, block, filters, heads, scratch)
+            messages = scratch.take("messages", rows.query, total.shape[1])
+            rows.messages(out=messages)
+            total.index_add_(0, block.centre, messages)
             ctx.kept.append((rows.before, rows.logits))
         ctx.rows = rows if len(blocks) == 1 else None
         return total
@@ -349,22 +381,23 @@ class Messages(torch.autograd.Function):
     def backward(ctx, slope):
         """Gradients of the first five arguments from that of the sum."""
         blocks, filters, heads = ctx.constants
-        slopes = [None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors]
+        slopes, scratch = [None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors], Scratch()
         for block, kept in zip(blocks, ctx.kept, strict=True):
-            rows = ctx.rows or Rows(*ctx.saved_tensors, block, filters, heads, kept)
-            _add_slopes(*slopes, slope.index_select(0, block.centre), rows, block, filters[0])
+            rows = ctx.rows or Rows(*ctx.saved_tensors, block, filters, heads, scratch, kept)
+            _add_slopes(*slopes, slope, rows, block, filters[0])
         return *slopes, None, None, None
 
 
 def _add_slopes(query, table, vectors, radial, geometry, slope, rows, block, weight):
     """Add to the gradients of the five tensors what the messages of a block contribute.
 
-    ``slope``: gradient of the messages, shape ``(M, 4U)``.
+    ``slope``: gradient of the sum, shape ``(N, 4U)``.
     """
-    u, heads = rows.u, rows.heads
-    scalar, *vector = slope.split(u, dim=1)
-    values = torch.empty_like(rows.near)
-    d_key, d_scalar, d_along, *d_across = values.split(u, dim=1)
+    u, heads, scratch, width = rows.u, rows.heads, rows.scratch, table.shape[1]
+    of_messages = scratch.take("slope", rows.query, slope.shape[1])
+    scalar, *vector = torch.index_select(slope, 0, block.centre, out=of_messages).split(u, 1)
+    values = scratch.take("slope of values", rows.query, width)
+    d_key, d_scalar, d_along, *d_across = values.split(u, 1)
 
     torch.mul(scalar, rows.weights, out=d_scalar)
     attention = (scalar * rows.scalar) @ heads.T
@@ -375,13 +408,16 @@ def _add_slopes(query, table, vectors, radial, geometry, slope, rows, block, wei
     _dot(vector, rows.directions, out=d_along)
     if rows.vectors:
         _dot(vector, rows.vectors, out=d_across[0])
-        turned = torch.cat([v * rows.across[0] for v in vector], dim=1)
+        turned = scratch.take("turned", rows.query, 3 * u)
+        for v, part in zip(vector, turned.split(u, 1), strict=True):
+            torch.mul(v, rows.across[0], out=part)
         vectors.index_add_(0, block.neighbour, turned)
     directions = [(v * rows.along).sum(1) for v in vector]
     around = torch.stack([(attention * rows.attention).sum(1), *directions], dim=1) * block.sign
     block.gather(around, out=geometry[block.lengths])
 
-    table.index_add_(0, block.neighbour, block.times(values, rows.filters))
+    of_table = scratch.take("slope of table", rows.query, width)
+    table.index_add_(0, block.neighbour, block.times(values, rows.filters, of_table))
     filters = torch.zeros_like(rows.before)
     block.gather(values.mul_(rows.near), out=filters)
     radial[block.lengths] = silu_backward(filters, rows.before) @ weight
