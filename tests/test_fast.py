@@ -84,7 +84,7 @@ def test_atoms_without_neighbours(name, preset):
 @pytest.mark.parametrize("cache", [2**10, 2**14, 2**30])
 def test_blocks_of_messages(cache, smooth_cutoff, monkeypatch):
     """One pair a block, several, all in one; the self loops of several blocks in a block of their own."""
-    monkeypatch.setattr(torchmd_net, "CACHE", cache // torch.get_num_threads())
+    monkeypatch.setattr(torchmd_net, "CACHE", cache)
     plain, quick = pair("torchmd_net", smooth_cutoff=smooth_cutoff)
     carbon = bulk("C")
     carbon.rattle(0.05, seed=0)

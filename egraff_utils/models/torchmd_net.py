@@ -219,7 +219,7 @@ class Block(NamedTuple):
         ``x``, shape ``(N, U)``, says how large the arrays of a block are; on a GPU there is one block.
         """
         loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
-        size = CACHE * torch.get_num_threads() // (8 * x.shape[1] * x.element_size())
+        size = CACHE // (8 * x.shape[1] * x.element_size())
         count = max(1, round(pairs / size)) if x.device.type == "cpu" else 1
         if count == 1:
             return [cls._of(edges, 0, loops, x)]
@@ -259,7 +259,7 @@ class Block(NamedTuple):
 
 
 CACHE = 2**20
-"""Bytes of an array of all channels of the messages of a block, which a thread can keep at hand."""
+"""Bytes of an array of all channels of the messages of a block, which a processor keeps at hand."""
 
 
 class Scratch:
