@@ -148,6 +148,14 @@ def test_an_unknown_element_is_named(ff):
         ff(build_graph(Atoms("Fe"), CUTOFF))
 
 
+def test_edges_in_another_order_are_refused(ff):
+    graph = build_graph(ethanol(), ff.cutoff)
+    order = torch.arange(graph.edge_index.shape[1])
+    order[:2] = order[:2].flip(0)
+    with pytest.raises(ValueError, match="not the reverse"):
+        ff(graph._replace(edge_index=graph.edge_index[:, order], shifts=graph.shifts[order]))
+
+
 def test_training_differentiates_the_forces(ff):
     ff.train()
     try:

@@ -71,9 +71,11 @@ class ForceField(nn.Module):
         Raises
         ------
         ValueError
-            If the graph holds an element that the model was not built for.
+            If the graph holds an element that the model was not built for, or its edges are not ordered by
+            direction.
         """
         self.check_elements(graph.species)
+        _check_directions(graph.edge_index)
         with torch.enable_grad():
             vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
             atomic = self.network(graph, vectors)
@@ -115,6 +117,16 @@ class ForceField(nn.Module):
         name = self.build_arguments.get("name", type(self.network).__name__)
         symbols = "".join(chemical_symbols[z] for z in self.elements)
         return f"ForceField({name}, {symbols}, cutoff={self.cutoff} Å, {self.num_parameters():,} parameters)"
+
+
+def _check_directions(edge_index):
+    """Raise ``ValueError`` unless the second half of the edges is the first reversed."""
+    there, back = edge_index.tensor_split(2, dim=1)
+    if not torch.equal(there, back.flip(0)):
+        raise ValueError(
+            "edge e + E/2 is not the reverse of edge e; make graphs by graph.build_graph, graph.collate or "
+            "graph.SkinList, which order them so"
+        )
 
 
 def register(name, build_network, card):
