@@ -63,26 +63,14 @@ class Kept:
         return self._made
 
 
-def share_directions(module, *, repeat):
+def share_directions(module):
     """Let a module that reads lengths of edges alone be evaluated on one direction of every pair.
 
-    The second half of the edges are the first reversed (:class:`~egraff_utils.graph.AtomicGraph`).
-
-    Parameters
-    ----------
-    module
-        Rows of length E/2 go in, whatever it is called with.
-    repeat
-        Whether E rows come out, the same for both directions, or E/2.
-
-    Returns
-    -------
-    The module itself.
+    The second half of the edges is the first reversed (:class:`~egraff_utils.graph.AtomicGraph`), so of E
+    rows the first E/2 go in, and what comes out is repeated.
     """
     module.register_forward_pre_hook(_first_half)
-    if repeat:
-        module.register_forward_hook(_for_both)
-    return module
+    module.register_forward_hook(_for_both)
 
 
 def _first_half(module, arguments):
@@ -198,7 +186,7 @@ class Convolution(nn.Module):
         harmonics
             Of the edges, shape ``(E, (l_max + 1)^2)``.
         weights
-            Of the edges, shape ``(E/2, P * U)``: both directions of a pair have the same.
+            Of the edges, shape ``(E, P * U)``.
         edges
             Neighbour and centre of each, two of shape ``(E,)``.
         """
@@ -228,9 +216,8 @@ class Convolution(nn.Module):
             for product, (paths, k) in zip(
                 products.split([p * k for p, k in groups], 1), groups, strict=True
             ):
-                both = product.view(2, len(ordered), paths, k, u)
-                weighted = both * next(weights).view(len(ordered), paths, 1, u)
-                yield weighted.view(len(product), paths * k * u)
+                weighted = product.view(-1, paths, k, u) * next(weights).view(-1, paths, 1, u)
+                yield weighted.flatten(1)
 
 
 def _coupling(product, instruction):

@@ -115,7 +115,7 @@ def build_network(
         atomic_inter_shift=0.0,
     )
     for interaction in model.interactions if not fast.is_plain() else ():
-        fast.share_directions(interaction.conv_tp_weights, repeat=l_max < 2)
+        fast.share_directions(interaction.conv_tp_weights)
         if l_max > 1:  # with scalars and vectors alone the package is as fast
             interaction.conv_tp = fast.Convolution(interaction.conv_tp)
             interaction.conv_fusion = True  # the product then gets the edges and sums over neighbours itself

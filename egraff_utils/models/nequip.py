@@ -109,7 +109,7 @@ def build_network(
         if not fast.is_plain():
             for block in model.modules():
                 if isinstance(block, InteractionBlock):
-                    fast.share_directions(block.edge_mlp, repeat=l_max < 2)
+                    fast.share_directions(block.edge_mlp)
         return NequIPNetwork(model, elements)
 
 
