@@ -82,6 +82,20 @@ def _for_both(module, arguments, rows):
     return torch.cat([rows, rows])
 
 
+@contextmanager
+def one_thread():
+    """Operators in this ``with`` block use one thread: arrays stay in the cache of one core.
+
+    With two, each waits for what the other wrote; small operators then take up to twice as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Matrix:
     """A constant matrix, called with rows to be multiplied by it, in one part or several side by side.
 

@@ -1,7 +1,7 @@
 """TorchMD-NET's equivariant transformer: attention on scalars and vectors (package ``torchmd-net``)."""
 
 import os
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 from itertools import accumulate
 from typing import NamedTuple
@@ -259,7 +259,7 @@ class Block(NamedTuple):
 
 
 CACHE = 2**20
-"""Bytes of an array of all channels of the messages of a block, which a processor keeps at hand."""
+"""Bytes of an array of all channels of the messages of a block, which a core keeps at hand."""
 
 
 class Scratch:
@@ -354,7 +354,7 @@ def _sum(tensors, blocks, filters, heads, *, everywhere):
 
 
 class Messages(torch.autograd.Function):
-    """The same sum, whose arrays of messages stay in the cache of a processor.
+    """The same sum, whose arrays of messages stay in the cache of one core.
 
     Of several blocks little is kept for the backward pass, which makes the rest anew. The sum can be
     differentiated once, by its first five arguments; weights are constants.
@@ -367,12 +367,13 @@ class Messages(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.constants, ctx.kept, scratch = (blocks, filters, heads), [], Scratch()
         total = query.new_zeros(len(query), 4 * query.shape[1])
-        for block in blocks:
-            rows = Rows(*tensors, block, filters, heads, scratch)
-            messages = scratch.take("messages", rows.query, total.shape[1])
-            rows.messages(out=messages)
-            total.index_add_(0, block.centre, messages)
-            ctx.kept.append((rows.before, rows.logits))
+        with fast.one_thread() if len(blocks) > 1 else nullcontext():
+            for block in blocks:
+                rows = Rows(*tensors, block, filters, heads, scratch)
+                messages = scratch.take("messages", rows.query, total.shape[1])
+                rows.messages(out=messages)
+                total.index_add_(0, block.centre, messages)
+                ctx.kept.append((rows.before, rows.logits))
         ctx.rows = rows if len(blocks) == 1 else None
         return total
 
@@ -382,9 +383,10 @@ class Messages(torch.autograd.Function):
         """Gradients of the first five arguments from that of the sum."""
         blocks, filters, heads = ctx.constants
         slopes, scratch = [None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors], Scratch()
-        for block, kept in zip(blocks, ctx.kept, strict=True):
-            rows = ctx.rows or Rows(*ctx.saved_tensors, block, filters, heads, scratch, kept)
-            _add_slopes(*slopes, slope, rows, block, filters[0])
+        with fast.one_thread() if len(blocks) > 1 else nullcontext():
+            for block, kept in zip(blocks, ctx.kept, strict=True):
+                rows = ctx.rows or Rows(*ctx.saved_tensors, block, filters, heads, scratch, kept)
+                _add_slopes(*slopes, slope, rows, block, filters[0])
         return *slopes, None, None, None
 
 
