@@ -314,9 +314,8 @@ class Rows:
         self.query = query.index_select(0, block.centre)
         near, values = (scratch.take(name, self.query, width) for name in ("near", "values"))
         self.near = torch.index_select(table, 0, block.neighbour, out=near)
-        self.key, self.scalar, self.along, *self.across = block.times(self.near, self.filters, values).split(
-            u, 1
-        )
+        values = block.times(self.near, self.filters, values)
+        self.key, self.scalar, self.along, *self.across = values.split(u, dim=1)
         self.logits = (self.query * self.key) @ heads.T if logits is None else logits
         self.attention = silu(self.logits)
         geometry = block.spread(geometry[block.lengths]) * block.sign
@@ -367,7 +366,7 @@ class Messages(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.constants, ctx.kept, scratch = (blocks, filters, heads), [], Scratch()
         total = query.new_zeros(len(query), 4 * query.shape[1])
-        with fast.one_thread() if len(blocks) > 1 else nullcontext():
+        with _threads_of(blocks):
             for block in blocks:
                 rows = Rows(*tensors, block, filters, heads, scratch)
                 messages = scratch.take("messages", rows.query, total.shape[1])
@@ -383,11 +382,16 @@ class Messages(torch.autograd.Function):
         """Gradients of the first five arguments from that of the sum."""
         blocks, filters, heads = ctx.constants
         slopes, scratch = [None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors], Scratch()
-        with fast.one_thread() if len(blocks) > 1 else nullcontext():
+        with _threads_of(blocks):
             for block, kept in zip(blocks, ctx.kept, strict=True):
                 rows = ctx.rows or Rows(*ctx.saved_tensors, block, filters, heads, scratch, kept)
                 _add_slopes(*slopes, slope, rows, block, filters[0])
         return *slopes, None, None, None
+
+
+def _threads_of(blocks):
+    """One thread for several blocks; for one, which is small or on a GPU, as many as torch has."""
+    return fast.one_thread() if len(blocks) > 1 else nullcontext()
 
 
 def _add_slopes(query, table, vectors, radial, geometry, slope, rows, block, weight):
