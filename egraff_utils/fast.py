@@ -8,8 +8,12 @@ the forward pass, its derivative and the derivative of that.
 Symbols: N atoms, E edges, P paths, U channels, K components of all paths together.
 """
 
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from itertools import groupby
 
 import torch
@@ -18,6 +22,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 _plain = ContextVar("plain", default=False)
+_threads = ContextVar("threads", default=None)
 
 
 @contextmanager
@@ -86,14 +91,53 @@ def _for_both(module, arguments, rows):
 def one_thread():
     """Operators in this ``with`` block use one thread: arrays stay in the cache of one core.
 
-    With two, each waits for what the other wrote; small operators then take up to twice as long.
+    With two, each waits for what the other wrote, and a thread that has nothing to do keeps its core busy for
+    milliseconds, which :func:`in_threads` needs.
     """
     before = torch.get_num_threads()
+    token = _threads.set(_threads.get() or before)
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        _threads.reset(token)
+
+
+def threads():
+    """How many threads torch has, outside :func:`one_thread`."""
+    return _threads.get() or torch.get_num_threads()
+
+
+def in_threads(function, calls):
+    """Results of ``function(*arguments)`` for every call, each in a thread and with one thread of torch.
+
+    The function is compiled by TorchScript, so that its operators do not wait for the interpreter. No
+    derivative is recorded.
+    """
+    compiled = _compiled(function)
+
+    def call(arguments):
+        with one_thread(), torch.no_grad():
+            return compiled(*arguments)
+
+    with one_thread():
+        others = [_pool().submit(call, arguments) for arguments in calls[1:]]
+        return [call(calls[0]), *(other.result() for other in others)]
+
+
+@cache
+def _compiled(function):
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of what might replace it, nothing frees the interpreter
+        return torch.jit.script(function)
+
+
+@cache
+def _pool():
+    return ThreadPoolExecutor(os.cpu_count())
 
 
 class Matrix:

@@ -8,7 +8,7 @@ dimensionless energy per atom, shape ``(N,)``. :func:`register` adds an architec
 import importlib
 import json
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from ase.data import chemical_symbols
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from egraff_utils import allocator, cards
+from egraff_utils import allocator, cards, fast
 
 NAMES = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 _registered: dict[str, tuple[Callable, cards.ModelCard]] = {}
@@ -76,7 +76,8 @@ class ForceField(nn.Module):
         """
         self.check_elements(graph.species)
         _check_directions(graph.edge_index)
-        with torch.enable_grad():
+        shares = getattr(self.network, "has_threads", None)
+        with fast.one_thread() if shares and shares(graph) else nullcontext(), torch.enable_grad():
             vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
             atomic = self.network(graph, vectors)
             on_edges = self._edge_gradient(atomic, vectors)

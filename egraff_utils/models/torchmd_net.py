@@ -1,9 +1,9 @@
 """TorchMD-NET's equivariant transformer: attention on scalars and vectors (package ``torchmd-net``)."""
 
 import os
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from itertools import accumulate
+from itertools import accumulate, starmap
 from typing import NamedTuple
 
 import torch
@@ -74,6 +74,14 @@ class EquivariantTransformer(nn.Module):
         for layer in self.output_model.output_network:
             x, vector_features = _gate(layer, x, vector_features)
         return x.squeeze(-1)
+
+    def has_threads(self, graph):
+        """Whether the work on a graph is shared out among threads here, not by the operators of torch."""
+        weight = self.representation_model.embedding.weight
+        mine = not (
+            self.plain or self.training or self.representation_model.attention_layers[0].vector_cutoff
+        )
+        return mine and Block.count(graph.edge_index.shape[1] // 2, weight) > 1
 
     def _plain(self, graph, vectors):
         """Features of the atoms, ``(N, U)`` and ``(N, 3, U)``, by the package's layers."""
@@ -170,11 +178,12 @@ class Attention:
         atoms, filters = ([t[: parts * u] for t in pair] for pair in (atoms, filters))
         normed = layer.layernorm(x)
         query, table = layer.q_proj(normed), linear(normed, *atoms)
-        tensors = query, table, None if vectors is None else vectors.flatten(1), radial, geometry
+        rows = None if vectors is None else vectors.flatten(1)
+        given = Given(query, table, rows, radial, geometry, *filters, heads)
         if layer.training or layer.vector_cutoff:
-            total = _sum(tensors, blocks, filters, heads, everywhere=layer.vector_cutoff)
+            total = _sum(given, blocks, everywhere=layer.vector_cutoff)
         else:
-            total = Messages.apply(*tensors, blocks, filters, heads)
+            total = Messages.apply(*given, blocks)
         scalar, moved = total[:, :u], total[:, u:].unflatten(1, (3, u)).contiguous()
         first, second, third = layer.o_proj(scalar).split(u, dim=1)
         if vectors is None:
@@ -205,10 +214,12 @@ class Block(NamedTuple):
     centre: torch.Tensor
     """Shape ``(M,)``."""
     neighbour: torch.Tensor
-    lengths: slice
-    """Rows of what is known of the pairs and of a self loop."""
+    start: int
+    """First row of what is known of the pairs and of a self loop."""
+    stop: int
+    """Behind the last; the row of a self loop, if there are any, is the last."""
     pairs: int
-    """Those that come first; the row of a self loop, if there are any, is the last."""
+    """Those that come first."""
     sign: torch.Tensor
     """Of the envelope and of the direction, shape ``(M, 4)``."""
 
@@ -219,8 +230,7 @@ class Block(NamedTuple):
         ``x``, shape ``(N, U)``, says how large the arrays of a block are; on a GPU there is one block.
         """
         loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
-        size = CACHE // (8 * x.shape[1] * x.element_size())
-        count = max(1, round(pairs / size)) if x.device.type == "cpu" else 1
+        count = cls.count(pairs, x)
         if count == 1:
             return [cls._of(edges, 0, loops, x)]
         parts = edges.tensor_split(count, dim=1)
@@ -228,211 +238,281 @@ class Block(NamedTuple):
         blocks = [cls._of(part, start, loops[:0], x) for part, start in zip(parts, starts, strict=False)]
         return [*blocks, cls._of(edges[:, pairs:], pairs, loops, x)]
 
+    @staticmethod
+    def count(pairs, x):
+        """Number of blocks of so many pairs for features like ``x``, shape ``(..., U)``."""
+        size = CACHE // (8 * x.shape[-1] * x.element_size())
+        return max(1, round(pairs / size)) if x.device.type == "cpu" else 1
+
     @classmethod
     def _of(cls, edges, start, loops, x):
         (one, other), pairs = edges, edges.shape[1]
         sign = x.new_ones(2 * pairs + len(loops), 4)
         sign[pairs:, 1:] = -1
-        return cls(
-            torch.cat([one, other, loops]),
-            torch.cat([other, one, loops]),
-            slice(start, start + pairs + bool(len(loops))),
-            pairs,
-            sign,
-        )
-
-    def spread(self, rows):
-        """A row of every message, shape ``(M, K)``, out of those of the lengths."""
-        there, loop = rows[: self.pairs], rows[self.pairs :]
-        return torch.cat([there, there, loop.expand(len(self.centre) - 2 * self.pairs, -1)])
-
-    def times(self, x, rows, out=None):
-        """Product of ``x``, shape ``(M, K)``, with the row of every message."""
-        if len(rows) > self.pairs:
-            return torch.mul(x, self.spread(rows), out=out)
-        both = (2, *rows.shape)
-        return torch.mul(x.view(both), rows, out=None if out is None else out.view(both)).view_as(x)
-
-    def gather(self, rows, *, out):
-        """Sums of the rows of both directions into the rows of pairs; the length of a loop is a constant."""
-        torch.add(rows[: self.pairs], rows[self.pairs : 2 * self.pairs], out=out[: self.pairs])
+        stop = start + pairs + bool(len(loops))
+        return cls(torch.cat([one, other, loops]), torch.cat([other, one, loops]), start, stop, pairs, sign)
 
 
 CACHE = 2**20
 """Bytes of an array of all channels of the messages of a block, which a core keeps at hand."""
 
 
-class Scratch:
-    """Arrays that one block after another writes into: they stay where the processor has them at hand."""
+class Given(NamedTuple):
+    """What messages are made of; N atoms, P pairs, U channels, H heads."""
 
-    def __init__(self):
-        self._arrays = {}
-
-    def take(self, name, like, columns):
-        """Array of a name, as long as ``like`` and of its type."""
-        if len(like) > len(self._arrays.get(name, ())):
-            self._arrays[name] = like.new_empty(len(like), columns)
-        return self._arrays[name][: len(like)]
-
-
-class Nothing:
-    """In place of :class:`Scratch` where a derivative needs all arrays: every operator makes its own."""
-
-    def take(self, name, like, columns):
-        """``None``."""
-
-
-class Rows:
-    """What the messages of a block are made of; U channels, H heads.
-
-    Parameters
-    ----------
-    query, table
-        Of the atoms, shape ``(N, U)``; their keys and values, shape ``(N, 3U or 4U)``.
-    vectors
-        Of the atoms, shape ``(N, 3U)``; or ``None``.
-    radial, geometry
-        As :class:`Attention` gets them.
-    block
-        :class:`Block`.
-    filters
-        Weight and bias, of ``3U or 4U`` rows.
-    heads
-        Ones where a channel is of a head, else zero, shape ``(H, U)``.
-    scratch
-        Where the widest arrays lie.
-    kept
-        ``before`` and ``logits`` of the same, which take longer to make than to fetch.
-    """
-
-    def __init__(self, query, table, vectors, radial, geometry, block, filters, heads, scratch, kept=None):
-        self.u, self.heads, self.scratch = heads.shape[1], heads, scratch
-        u, width = self.u, table.shape[1]
-        before, logits = kept or (None, None)
-        self.before = linear(radial[block.lengths], *filters) if before is None else before
-        self.filters = silu(self.before)
-        self.query = query.index_select(0, block.centre)
-        near, values = (scratch.take(name, self.query, width) for name in ("near", "values"))
-        self.near = torch.index_select(table, 0, block.neighbour, out=near)
-        values = block.times(self.near, self.filters, values)
-        self.key, self.scalar, self.along, *self.across = values.split(u, dim=1)
-        self.logits = (self.query * self.key) @ heads.T if logits is None else logits
-        self.attention = silu(self.logits)
-        geometry = block.spread(geometry[block.lengths]) * block.sign
-        self.envelope, *self.directions = geometry.split(1, dim=1)
-        self.weights = (self.attention * self.envelope) @ heads
-        self.vectors = []
-        if vectors is not None:
-            near = scratch.take("vectors", self.query, 3 * u)
-            self.vectors = torch.index_select(vectors, 0, block.neighbour, out=near).split(u, 1)
-
-    def messages(self, out=None):
-        """A scalar and three components of a vector, each of shape ``(M, U)``; in ``out``, ``(M, 4U)``."""
-        first, *rest = [None] * 4 if out is None else out.split(self.u, 1)
-        vectors = [torch.mul(self.along, d, out=o) for d, o in zip(self.directions, rest, strict=True)]
-        if self.vectors:
-            (across,) = self.across
-            parts = zip(vectors, self.vectors, rest, strict=True)
-            vectors = [torch.addcmul(total, vector, across, out=o) for total, vector, o in parts]
-        return torch.mul(self.scalar, self.weights, out=first), *vectors
+    query: torch.Tensor
+    """Shape ``(N, U)``."""
+    table: torch.Tensor
+    """Keys and values of the atoms, shape ``(N, 3U)`` without and ``(N, 4U)`` with vectors."""
+    vectors: torch.Tensor | None
+    """Shape ``(N, 3U)``; ``None`` while they are zero."""
+    radial: torch.Tensor
+    """Functions of the lengths of pairs and, last, of a self loop, shape ``(P + 1, B)``."""
+    geometry: torch.Tensor
+    """Envelopes and unit vectors of the same, shape ``(P + 1, 4)``."""
+    weight: torch.Tensor
+    """Of the filters, as many rows as ``table`` has columns."""
+    bias: torch.Tensor
+    heads: torch.Tensor
+    """Ones where a channel is of a head, else zero, shape ``(H, U)``."""
 
 
-def _sum(tensors, blocks, filters, heads, *, everywhere):
-    """Sum of the messages to every atom, shape ``(N, 4U)``, differentiable twice.
+class Rows(NamedTuple):
+    """What the M messages of a block are made of."""
 
-    ``everywhere``: the envelope multiplies vectors too.
-    """
-    total = tensors[0].new_zeros(len(tensors[0]), 4 * heads.shape[1])
+    before: torch.Tensor
+    """Filters of the pairs before their nonlinearity."""
+    filters: torch.Tensor
+    query: torch.Tensor
+    """Of the centres, shape ``(M, U)``."""
+    near: torch.Tensor
+    """Row of ``table`` of the neighbours."""
+    values: list[torch.Tensor]
+    """Key, scalar, vector along the edge and, if there are vectors, factor of that of the neighbour."""
+    logits: torch.Tensor
+    """Before the nonlinearity, ``attention`` behind it, shape ``(M, H)``."""
+    attention: torch.Tensor
+    geometry: list[torch.Tensor]
+    """Envelope and direction, four of shape ``(M, 1)``."""
+    weights: torch.Tensor
+    """Of the scalars, shape ``(M, U)``."""
+    vectors: list[torch.Tensor]
+    """Of the neighbours, three of shape ``(M, U)``, or none."""
+
+
+# What follows, down to the class Messages, is compiled by TorchScript too: hence the types. Where arrays can
+# be written over, a dictionary of them, ``scratch``, is used block after block: they stay at hand for the
+# processor. Where a derivative needs them all it is None, and every operator makes its own.
+
+
+def _place(scratch: dict[str, torch.Tensor] | None, name: str, like, columns: int):
+    return None if scratch is None else _take(scratch, name, like, columns)
+
+
+def _take(scratch: dict[str, torch.Tensor], name: str, like, columns: int):
+    """Array of a name, as long as ``like`` and of its type."""
+    if name not in scratch or len(scratch[name]) < len(like):
+        scratch[name] = torch.empty([len(like), columns], dtype=like.dtype, device=like.device)
+    return scratch[name][: len(like)]
+
+
+def _mul(x, y, out: torch.Tensor | None):
+    return x * y if out is None else torch.mul(x, y, out=out)
+
+
+def _fetch(table, index, out: torch.Tensor | None):
+    return table.index_select(0, index) if out is None else torch.index_select(table, 0, index, out=out)
+
+
+def _spread(rows, block: Block):
+    """A row of every message, shape ``(M, K)``, out of those of the lengths."""
+    there, loop = rows[: block.pairs], rows[block.pairs :]
+    return torch.cat([there, there, loop.expand(len(block.centre) - 2 * block.pairs, -1)])
+
+
+def _times(x, rows, block: Block, out: torch.Tensor | None):
+    """Product of ``x``, shape ``(M, K)``, with the row of every message."""
+    if len(rows) > block.pairs:
+        return _mul(x, _spread(rows, block), out)
+    both = [2, len(rows), rows.shape[1]]
+    return _mul(x.view(both), rows, None if out is None else out.view(both)).view_as(x)
+
+
+def _gather(rows, block: Block, out):
+    """Sums of the rows of both directions into the rows of pairs; the length of a loop is a constant."""
+    torch.add(rows[: block.pairs], rows[block.pairs : 2 * block.pairs], out=out[: block.pairs])
+
+
+def _rows(
+    given: Given,
+    block: Block,
+    scratch: dict[str, torch.Tensor] | None,
+    kept: tuple[torch.Tensor, torch.Tensor] | None,
+):
+    """Rows of a block; ``kept``: ``before`` and ``logits``, which take longer to make than to fetch."""
+    u = given.query.shape[1]
+    lengths = given.radial[block.start : block.stop]
+    before = linear(lengths, given.weight, given.bias) if kept is None else kept[0]
+    filters = silu(before)
+    query = given.query.index_select(0, block.centre)
+    near = _fetch(given.table, block.neighbour, _place(scratch, "near", query, before.shape[1]))
+    values = _times(near, filters, block, _place(scratch, "values", query, before.shape[1])).split(u, dim=1)
+    logits = torch.mm(query * values[0], given.heads.t()) if kept is None else kept[1]
+    attention = silu(logits)
+    geometry = (_spread(given.geometry[block.start : block.stop], block) * block.sign).split(1, dim=1)
+    weights = torch.mm(attention * geometry[0], given.heads)
+    vectors: list[torch.Tensor] = []
+    table = given.vectors
+    if table is not None:
+        near_vectors = _fetch(table, block.neighbour, _place(scratch, "vectors", query, 3 * u))
+        vectors = near_vectors.split(u, dim=1)
+    return Rows(before, filters, query, near, values, logits, attention, geometry, weights, vectors)
+
+
+def _messages(rows: Rows, out: torch.Tensor | None):
+    """A scalar and three components of a vector, each of shape ``(M, U)``; in ``out``, ``(M, 4U)``."""
+    u = rows.query.shape[1]
+    messages = [_mul(rows.values[1], rows.weights, None if out is None else out[:, :u])]
+    for k in range(3):
+        place = None if out is None else out[:, (k + 1) * u : (k + 2) * u]
+        messages.append(_mul(rows.values[2], rows.geometry[k + 1], place))
+        if len(rows.vectors) > 0:
+            messages[k + 1].addcmul_(rows.vectors[k], rows.values[3])
+    return messages
+
+
+def _total(given: Given, blocks: list[Block]):
+    """Sum of the messages to every atom, shape ``(N, 4U)``; what is kept of every block; rows of the last."""
+    scratch: dict[str, torch.Tensor] = {}
+    width = 4 * given.query.shape[1]
+    total = torch.zeros([len(given.query), width], dtype=given.query.dtype, device=given.query.device)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    last: list[Rows] = []
     for block in blocks:
-        rows = Rows(*tensors, block, filters, heads, Nothing())
-        scalar, *vectors = rows.messages()
-        if everywhere:
-            vectors = [vector * rows.envelope for vector in vectors]
-        total = total.index_add(0, block.centre, torch.cat([scalar, *vectors], dim=1))
-    return total
+        rows = _rows(given, block, scratch, None)
+        messages = _take(scratch, "messages", rows.query, width)
+        _messages(rows, messages)
+        total.index_add_(0, block.centre, messages)
+        kept.append((rows.before, rows.logits))
+        last = [rows]
+    return total, kept, last[0]
+
+
+def _slopes(
+    given: Given,
+    blocks: list[Block],
+    kept: list[tuple[torch.Tensor, torch.Tensor]],
+    whole: Rows | None,
+    slope,
+    radial,
+    geometry,
+):
+    """Gradients of ``query``, ``table`` and ``vectors`` from that of the sum; the others' are filled in.
+
+    ``whole``: the rows if there is one block.
+    """
+    scratch: dict[str, torch.Tensor] = {}
+    slopes = [torch.zeros_like(given.query), torch.zeros_like(given.table)]
+    vectors = given.vectors
+    if vectors is not None:
+        slopes.append(torch.zeros_like(vectors))
+    for k, block in enumerate(blocks):
+        rows = _rows(given, block, scratch, kept[k]) if whole is None else whole
+        _add_slopes(slopes, radial, geometry, given, rows, block, slope, scratch)
+    return slopes
+
+
+def _add_slopes(
+    slopes: list[torch.Tensor],
+    radial,
+    geometry,
+    given: Given,
+    rows: Rows,
+    block: Block,
+    slope,
+    scratch: dict[str, torch.Tensor],
+):
+    """Add to the gradients what the messages of a block contribute; ``slope``: of the sum, ``(N, 4U)``."""
+    u, width = rows.query.shape[1], rows.near.shape[1]
+    of_sum = _fetch(slope, block.centre, _take(scratch, "slope", rows.query, 4 * u)).split(u, dim=1)
+    scalar, vector = of_sum[0], of_sum[1:]
+    of_values = _take(scratch, "slope of values", rows.query, width)
+    parts = of_values.split(u, dim=1)
+    envelope, directions = rows.geometry[0], rows.geometry[1:]
+
+    torch.mul(scalar, rows.weights, out=parts[1])
+    attention = torch.mm(scalar * rows.values[1], given.heads.t())
+    logits = torch.mm(silu_backward(attention * envelope, rows.logits), given.heads)
+    torch.mul(logits, rows.query, out=parts[0])
+    slopes[0].index_add_(0, block.centre, logits * rows.values[0])
+
+    _dot(vector, directions, parts[2])
+    if len(rows.vectors) > 0:
+        _dot(vector, rows.vectors, parts[3])
+        turned = _take(scratch, "turned", rows.query, 3 * u)
+        for k in range(3):
+            torch.mul(vector[k], rows.values[3], out=turned[:, k * u : (k + 1) * u])
+        slopes[2].index_add_(0, block.neighbour, turned)
+    around = [(attention * rows.attention).sum(1)]
+    for k in range(3):
+        around.append((vector[k] * rows.values[2]).sum(1))
+    _gather(torch.stack(around, dim=1) * block.sign, block, geometry[block.start : block.stop])
+
+    of_table = _take(scratch, "slope of table", rows.query, width)
+    slopes[1].index_add_(0, block.neighbour, _times(of_values, rows.filters, block, of_table))
+    filters = torch.zeros_like(rows.before)
+    _gather(of_values.mul_(rows.near), block, filters)
+    radial[block.start : block.stop] = torch.mm(silu_backward(filters, rows.before), given.weight)
+
+
+def _dot(first: list[torch.Tensor], second: list[torch.Tensor], out):
+    """Sum over components of products, into ``out``, shape ``(M, U)``."""
+    torch.mul(first[0], second[0], out=out)
+    out.addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
 
 
 class Messages(torch.autograd.Function):
-    """The same sum, whose arrays of messages stay in the cache of one core.
+    """Sum of the messages to every atom, whose arrays stay in the cache of one core.
 
-    Of several blocks little is kept for the backward pass, which makes the rest anew. The sum can be
-    differentiated once, by its first five arguments; weights are constants.
+    Several blocks are shared out among threads, and little is kept of them for the backward pass, which
+    makes the rest anew. The sum can be differentiated once, by its first five arguments; weights are
+    constants.
     """
 
     @staticmethod
-    def forward(ctx, query, table, vectors, radial, geometry, blocks, filters, heads):
-        """Shape ``(N, 4U)``."""
-        tensors = query, table, vectors, radial, geometry
-        ctx.save_for_backward(*tensors)
-        ctx.constants, ctx.kept, scratch = (blocks, filters, heads), [], Scratch()
-        total = query.new_zeros(len(query), 4 * query.shape[1])
-        with _threads_of(blocks):
-            for block in blocks:
-                rows = Rows(*tensors, block, filters, heads, scratch)
-                messages = scratch.take("messages", rows.query, total.shape[1])
-                rows.messages(out=messages)
-                total.index_add_(0, block.centre, messages)
-                ctx.kept.append((rows.before, rows.logits))
-        ctx.rows = rows if len(blocks) == 1 else None
-        return total
+    def forward(ctx, query, table, vectors, radial, geometry, weight, bias, heads, blocks):
+        """Shape ``(N, 4U)``; the arguments are those of :class:`Given` and a list of :class:`Block`."""
+        given = Given(query, table, vectors, radial, geometry, weight, bias, heads)
+        count = min(fast.threads(), len(blocks))
+        shares = [blocks[k::count] for k in range(count)]
+        run = starmap if len(blocks) == 1 else fast.in_threads
+        totals, kept, rows = zip(*run(_total, [(given, share) for share in shares]), strict=True)
+        ctx.save_for_backward(*given)
+        ctx.run, ctx.shares = run, list(zip(shares, kept, strict=True))
+        ctx.whole = rows[0] if len(blocks) == 1 else None
+        return sum(totals[1:], totals[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, slope):
         """Gradients of the first five arguments from that of the sum."""
-        blocks, filters, heads = ctx.constants
-        slopes, scratch = [None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors], Scratch()
-        with _threads_of(blocks):
-            for block, kept in zip(blocks, ctx.kept, strict=True):
-                rows = ctx.rows or Rows(*ctx.saved_tensors, block, filters, heads, scratch, kept)
-                _add_slopes(*slopes, slope, rows, block, filters[0])
-        return *slopes, None, None, None
+        given = Given(*ctx.saved_tensors)
+        rest = [torch.zeros_like(given.radial), torch.zeros_like(given.geometry)]
+        calls = [(given, *share, ctx.whole, slope, *rest) for share in ctx.shares]
+        slopes = [sum(parts[1:], parts[0]) for parts in zip(*ctx.run(_slopes, calls), strict=True)]
+        return *slopes, *[None] * (3 - len(slopes)), *rest, None, None, None, None
 
 
-def _threads_of(blocks):
-    """One thread for several blocks; for one, which is small or on a GPU, as many as torch has."""
-    return fast.one_thread() if len(blocks) > 1 else nullcontext()
-
-
-def _add_slopes(query, table, vectors, radial, geometry, slope, rows, block, weight):
-    """Add to the gradients of the five tensors what the messages of a block contribute.
-
-    ``slope``: gradient of the sum, shape ``(N, 4U)``.
-    """
-    u, heads, scratch, width = rows.u, rows.heads, rows.scratch, table.shape[1]
-    of_messages = scratch.take("slope", rows.query, slope.shape[1])
-    scalar, *vector = torch.index_select(slope, 0, block.centre, out=of_messages).split(u, 1)
-    values = scratch.take("slope of values", rows.query, width)
-    d_key, d_scalar, d_along, *d_across = values.split(u, 1)
-
-    torch.mul(scalar, rows.weights, out=d_scalar)
-    attention = (scalar * rows.scalar) @ heads.T
-    logits = silu_backward(attention * rows.envelope, rows.logits) @ heads
-    torch.mul(logits, rows.query, out=d_key)
-    query.index_add_(0, block.centre, logits * rows.key)
-
-    _dot(vector, rows.directions, out=d_along)
-    if rows.vectors:
-        _dot(vector, rows.vectors, out=d_across[0])
-        turned = scratch.take("turned", rows.query, 3 * u)
-        for v, part in zip(vector, turned.split(u, 1), strict=True):
-            torch.mul(v, rows.across[0], out=part)
-        vectors.index_add_(0, block.neighbour, turned)
-    directions = [(v * rows.along).sum(1) for v in vector]
-    around = torch.stack([(attention * rows.attention).sum(1), *directions], dim=1) * block.sign
-    block.gather(around, out=geometry[block.lengths])
-
-    of_table = scratch.take("slope of table", rows.query, width)
-    table.index_add_(0, block.neighbour, block.times(values, rows.filters, of_table))
-    filters = torch.zeros_like(rows.before)
-    block.gather(values.mul_(rows.near), out=filters)
-    radial[block.lengths] = silu_backward(filters, rows.before) @ weight
-
-
-def _dot(first, second, *, out):
-    """Sum over components of products, into ``out``, shape ``(M, U)``."""
-    torch.mul(first[0], second[0], out=out)
-    out.addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
+def _sum(given, blocks, *, everywhere):
+    """The same, differentiable twice; ``everywhere``: the envelope multiplies vectors too."""
+    total = given.query.new_zeros(len(given.query), 4 * given.heads.shape[1])
+    for block in blocks:
+        rows = _rows(given, block, None, None)
+        scalar, *vectors = _messages(rows, None)
+        if everywhere:
+            vectors = [vector * rows.geometry[0] for vector in vectors]
+        total = total.index_add(0, block.centre, torch.cat([scalar, *vectors], dim=1))
+    return total
 
 
 def build_network(
