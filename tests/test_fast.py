@@ -100,6 +100,41 @@ def test_blocks_of_messages(cache, smooth_cutoff, monkeypatch):
         torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_blocks_shared_out_among_threads(threads, monkeypatch):
+    """In every thread operators have one thread; afterwards torch has as many as before."""
+    monkeypatch.setattr(torchmd_net, "CACHE", 2**14)
+    plain, quick = pair("torchmd_net")
+    graph, seen = build_graph(starts(2)), []
+    in_threads = fast.in_threads
+    monkeypatch.setattr(fast, "in_threads", lambda f, c: seen.append(len(c)) or in_threads(f, c))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected, found = plain.eval()(graph), quick.eval()(graph)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {threads}
+    torch.testing.assert_close(found.energy, expected.energy, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-10)
+
+
+def _inverse(x):
+    return torch.linalg.inv(x)
+
+
+def test_an_error_in_a_thread_is_raised():
+    regular, singular = 2 * torch.eye(2), torch.zeros(2, 2)
+    halves = fast.in_threads(_inverse, [(regular,), (4 * regular,)])
+    assert [half[0, 0].item() for half in halves] == [0.5, 0.125]
+    for calls in ([(regular,), (singular,)], [(singular,), (regular,)]):
+        before = torch.get_num_threads()
+        with pytest.raises(RuntimeError, match="singular"):
+            fast.in_threads(_inverse, calls)
+        assert torch.get_num_threads() == before
+
+
 @pytest.mark.parametrize("name", ["nequip", "allegro", "mace", "torchmd_net"])
 def test_presets_of_the_paper_in_single_precision(name):
     plain, quick = pair(name, preset="paper", dtype=torch.float32)
