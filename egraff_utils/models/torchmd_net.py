@@ -332,10 +332,12 @@ def _spread(rows, block: Block):
 
 def _times(x, rows, block: Block, out: torch.Tensor | None):
     """Product of ``x``, shape ``(M, K)``, with the row of every message."""
-    if len(rows) > block.pairs:
-        return _mul(x, _spread(rows, block), out)
-    both = [2, len(rows), rows.shape[1]]
-    return _mul(x.view(both), rows, None if out is None else out.view(both)).view_as(x)
+    if out is None:
+        return x * _spread(rows, block)
+    there, both = 2 * block.pairs, [2, block.pairs, rows.shape[1]]
+    torch.mul(x[:there].view(both), rows[: block.pairs], out=out[:there].view(both))
+    torch.mul(x[there:], rows[block.pairs :], out=out[there:])
+    return out
 
 
 def _gather(rows, block: Block, out):
