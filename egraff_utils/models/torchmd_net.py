@@ -71,9 +71,11 @@ class EquivariantTransformer(nn.Module):
         x = model.out_norm(x)
         if self.plain or self.training:
             return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
-        for layer in self.output_model.output_network:
-            x, vector_features = _gate(layer, x, vector_features)
-        return x.squeeze(-1)
+        *gates, last = self.output_model.output_network
+        for layer in gates:
+            x, gate = _gate(layer, x, vector_features)
+            vector_features = gate.unsqueeze(1) * layer.vec2_proj(vector_features)
+        return _gate(last, x, vector_features)[0].squeeze(-1)
 
     def has_threads(self, graph):
         """Whether the work on a graph is shared out among threads here, not by the operators of torch."""
@@ -134,12 +136,15 @@ class EquivariantTransformer(nn.Module):
 
 
 def _gate(layer, x, vectors):
-    """A ``GatedEquivariantBlock`` of the package; a vector of zero has no slope, as there."""
+    """Scalars and the factors of vectors that a ``GatedEquivariantBlock`` of the package gives out.
+
+    A vector of zero has no slope, as there.
+    """
     squares = layer.vec1_proj(vectors).square().sum(1)
     zero = squares == 0
     lengths = squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
     scalar, gate = layer.update_net(torch.cat([x, lengths], dim=1)).split(layer.out_channels, dim=1)
-    return (layer.act or nn.Identity())(scalar), gate.unsqueeze(1) * layer.vec2_proj(vectors)
+    return layer.act(scalar) if layer.act else scalar, gate
 
 
 class Attention:
@@ -156,7 +161,7 @@ class Attention:
     """
 
     def __init__(self, layer):
-        self.layer, self._kept = layer, fast.Kept()
+        self.layer, self._weights, self._kept = layer, list(layer.parameters()), fast.Kept()
 
     def __call__(self, x, vectors, radial, geometry, blocks):
         """New scalars and vectors of the atoms, shapes ``(N, U)`` and ``(N, 3, U)``.
@@ -173,7 +178,7 @@ class Attention:
             A list of :class:`Block`.
         """
         layer, u = self.layer, self.layer.hidden_channels
-        atoms, filters, heads = self._kept.get(list(layer.parameters()), self._matrices)
+        atoms, filters, heads = self._kept.get(self._weights, self._matrices)
         parts = 3 if vectors is None else 4  # without the vectors of the neighbours
         atoms, filters = ([t[: parts * u] for t in pair] for pair in (atoms, filters))
         normed = layer.layernorm(x)
