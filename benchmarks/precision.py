@@ -1,6 +1,7 @@
 """Is float32 enough? Forces, energy drift and speed of the same weights in float32 and float64.
 
-On a GPU also TF32, in which matrix products keep ten bits of a number.
+On a GPU also TF32, in which matrix products keep ten bits of a number. And does speed change the forces? The
+same weights beside networks that evaluate as the upstream packages do.
 """
 
 import time
@@ -13,7 +14,7 @@ from benchmarks.compare import compare
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
-TITLE = "Precision: float32 beside float64"
+TITLE = "Precision: float32 beside float64, fast networks beside plain ones"
 MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
 SYSTEMS = {"ethanol": (5, 200), "lips": (1, 100)}
 """Dataset -> runs at constant energy, side by side, and their steps."""
@@ -30,6 +31,9 @@ def run(settings):
     ``force_error``, 1), ``speed_P`` (time of a step in float64 over that in P, 1), ``drift_P``
     (meV/atom/ps) at constant energy and ``drift_difference_P`` (to float64 from the same start); besides
     ``drift_float64`` and ``force_error``, the mean absolute error of the model on the same frames (meV/Å).
+    ``plain_difference_float64`` is the largest difference of a force component between fast and plain
+    networks over the largest component, ``plain_difference_over_error_float32`` their mean absolute
+    difference over ``force_error`` (1).
     Curves: ``time`` (T,), fs, and ``energy_P`` (R, T), total energy from the start, meV/atom.
     """
     began = time.monotonic()
@@ -56,10 +60,13 @@ def _cell(settings, dataset, model):
 
 
 def _measure(settings, dataset, model, replicas, steps):
-    from egraff_utils import cards, cost, data, gate, train
+    from egraff_utils import cards, cost, data, fast, gate, train
 
     single = train.trained(CAMPAIGN, dataset, model).to(settings.device)
     double = gate.in_double(single).to(settings.device)
+    with fast.plain():
+        plain_single = train.trained(CAMPAIGN, dataset, model).to(settings.device)
+        plain_double = gate.in_double(plain_single).to(settings.device)
     frames = data.load(dataset, "test")[:FRAMES]
     temperature, timestep = cards.dataset(dataset).conditions("test")
     starts = [_start(frame, temperature, run) for run, frame in enumerate(frames[:replicas])]
@@ -74,6 +81,10 @@ def _measure(settings, dataset, model, replicas, steps):
     error = _mean_difference(exact, [frame.get_forces() for frame in frames])
     metrics, curves = [Metric("force_error", error, "meV/Å")], {"time": times, "energy_float64": energy}
     metrics.append(_slope("drift_float64", times, energy))
+    plain = _forces(plain_double, frames)
+    largest = max(np.abs(forces).max() for forces in plain)
+    difference = max(np.abs(a - b).max() for a, b in zip(exact, plain, strict=True)) / largest
+    metrics.append(Metric("plain_difference_float64", float(difference), "1", n=len(frames)))
     for name in ["float32", "tf32"] if settings.device.startswith("cuda") else ["float32"]:
         forces, found, step = examine(single, tf32=name == "tf32")
         difference = _mean_difference(forces, exact)
@@ -87,6 +98,9 @@ def _measure(settings, dataset, model, replicas, steps):
             _slope(f"drift_difference_{name}", times, found - energy),
         ]
         curves[f"energy_{name}"] = found
+        if name == "float32":
+            beside = _mean_difference(forces, _forces(plain_single, frames)) / error
+            metrics.append(Metric("plain_difference_over_error_float32", beside, "1", n=len(frames)))
     return metrics, curves
 
 

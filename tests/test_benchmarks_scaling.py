@@ -22,8 +22,12 @@ def copper(tmp_path, monkeypatch):
     frame.rattle(0.05, seed=0)
     frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.ones((len(frame), 3)))
     monkeypatch.setattr(data, "load", lambda *_: [frame] * 5)
-    torch.manual_seed(0)
-    monkeypatch.setattr(train, "trained", lambda *_: models.build("torchmd_net", "tiny", [29]))
+
+    def trained(*_):
+        torch.manual_seed(0)
+        return models.build("torchmd_net", "tiny", [29])
+
+    monkeypatch.setattr(train, "trained", trained)
 
 
 def counted(call):
@@ -122,6 +126,8 @@ def test_float32_stays_near_float64(copper, monkeypatch):
     assert 0 < record["force_difference_over_error_float32"] < 1e-4
     assert abs(record["drift_difference_float32"]) < 0.1 < abs(record["drift_float64"]) + 1
     assert record.curves["energy_float32"].shape == (2, 21)
+    assert 0 < record["plain_difference_float64"] < 1e-10
+    assert 0 < record["plain_difference_over_error_float32"] < 1e-4
 
 
 def test_a_scaling_record_holds_what_ended_it(copper, monkeypatch):

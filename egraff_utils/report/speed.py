@@ -41,6 +41,8 @@ HEADS = {
     "drift_float64": "Drift in float64 (meV/atom/ps)",
     "drift_float32": "Drift in float32 (meV/atom/ps)",
     "drift_tf32": "Drift in TF32 (meV/atom/ps)",
+    "plain_difference_float64": "Fast beside plain in float64, relative (dimensionless)",
+    "plain_difference_over_error_float32": "In float32, over the error (dimensionless)",
     "imports_torch": "Imports torch (1: yes)",
     "notebooks": "Notebooks of the demo (count)",
     "ratio_rdf": "RDF, ratio (dimensionless)",
@@ -80,6 +82,8 @@ SHOWN = {
         "drift_float64",
         "drift_float32",
         "drift_tf32",
+        "plain_difference_float64",
+        "plain_difference_over_error_float32",
     ),
 }
 """Metrics that a table of a kind shows; all, where a kind is not here."""
@@ -158,6 +162,7 @@ GOALS = (
         "force_difference_over_error_float32",
         high=0.01,
     ),
+    Goal("forces, fast beside plain, float64", "bench_precision", "plain_difference_float64", high=1e-9),
     Goal("make book", "bench_pipeline", "book_time", high=120, unit="s", dataset="-"),
     Goal("make demo", "bench_pipeline", "demo_time", high=600, unit="s", dataset="demo"),
 )
