@@ -12,7 +12,7 @@ from egraff_utils import fast, models
 from egraff_utils.calculator import ForceFieldCalculator
 from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import build_graph
-from egraff_utils.models import torchmd_net
+from egraff_utils.models import allegro, torchmd_net
 
 NAMES = [name for name in models.NAMES if name != "equiformer"]
 ELEMENTS = [1, 6, 8]
@@ -118,6 +118,29 @@ def test_blocks_shared_out_among_threads(threads, monkeypatch):
     assert set(seen) == {threads}
     torch.testing.assert_close(found.energy, expected.energy, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("edges", [1, 40, 200])
+def test_blocks_of_atoms(edges, monkeypatch):
+    """One atom a block, several, with atoms without neighbours between and behind them; any slope."""
+    plain, quick = pair("allegro")
+    plain, quick = (ff.eval().requires_grad_(False) for ff in (plain, quick))
+    carbon = bulk("C")
+    carbon.rattle(0.05, seed=0)
+    graph = build_graph([starts(2)[0], Atoms("H"), carbon, starts(2)[1], Atoms("C")])
+    whole, vectors = quick(graph), graph.edge_vectors().double().requires_grad_()
+    slope = torch.linspace(1, 2, len(graph.species), dtype=torch.float64)
+    (expected,) = torch.autograd.grad((slope * quick.network(graph, vectors)).sum(), vectors)
+    calls, frozen = [], allegro.Frozen.__call__
+    monkeypatch.setattr(allegro, "EDGES", edges)
+    monkeypatch.setattr(allegro.Frozen, "__call__", lambda f, *a: calls.append(len(a[0])) or frozen(f, *a))
+    (found,) = torch.autograd.grad((slope * quick.network(graph, vectors)).sum(), vectors)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert sum(calls) == len(vectors)
+    assert len(calls) == {1: 20, 40: 5, 200: 2}[edges]
+    for other in (whole, plain(graph)):
+        torch.testing.assert_close(quick(graph).forces, other.forces, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(quick(graph).energy, other.energy, rtol=1e-10, atol=1e-10)
 
 
 def _inverse(x):

@@ -34,7 +34,11 @@ class AllegroNetwork(NequIPNetwork):
         if self.training or any(p.requires_grad for p in parameters):
             return super().forward(graph, vectors)
         frozen = self._frozen.get(parameters, self._freeze)
-        return frozen(self.types[graph.species], graph.edge_index, vectors)
+        types, centre = self.types[graph.species], graph.edge_index[0]
+        blocks = round(len(vectors) / EDGES) if vectors.device.type == "cpu" else 1
+        if blocks > 1:
+            return Blocks.apply(vectors, types[graph.edge_index], centre, len(types), frozen, blocks)
+        return frozen(vectors, types[graph.edge_index], centre, len(types))
 
     @torch.no_grad()
     def _freeze(self):
@@ -89,11 +93,19 @@ class Frozen:
             else:
                 self.readouts.append(leave @ readout[n + 1])
 
-    def __call__(self, types, edge_index, vectors):
-        """Energy of each atom, shape ``(N,)``."""
-        centre, _ = edge_index
-        on_edges = types[edge_index]
-        pairs = self.pairs.index_select(0, on_edges[0] * self.num_types + on_edges[1])
+    def __call__(self, vectors, types, centre, count):
+        """Energy of each of so many atoms, shape ``(N,)``.
+
+        Parameters
+        ----------
+        vectors
+            Of the edges, shape ``(E, 3)``, Å.
+        types
+            Of their centres and neighbours, shape ``(2, E)``.
+        centre
+            Shape ``(E,)``.
+        """
+        pairs = self.pairs.index_select(0, types[0] * self.num_types + types[1])
         x = (Radial.apply(vectors, *self.radial_basis) @ self.radial) * pairs
         for matrix in self.two_body[:-1]:
             x = silu(matrix(x))
@@ -103,7 +115,7 @@ class Frozen:
         energy, last, features = x @ self.readouts[0], x, [x]
         for n, product in enumerate(self.products):
             around = Weighted.apply(harmonics, self.environments[n](last), self.degrees)
-            around = around.new_zeros(len(types), *around.shape[1:]).index_add(0, centre, around)
+            around = around.new_zeros(count, *around.shape[1:]).index_add(0, centre, around)
             tensors = product(tensors, around, centre)
             enter, *hidden = self.hidden[n]
             last = silu(enter(*features, tensors[:, 0]))
@@ -113,8 +125,44 @@ class Frozen:
                 features.append(self.scalars[n](last))
                 energy = energy.addmm_(features[-1], self.readouts[n + 1])
         energy = energy.addmm_(last, self.readouts[-1])
-        total = energy.new_zeros(len(types), 1).index_add(0, centre, energy)
+        total = energy.new_zeros(count, 1).index_add(0, centre, energy)
         return (self.scale * total + self.shift).squeeze(1)
+
+
+EDGES = 8000
+"""Of a block of atoms, on a processor: more would wait for memory."""
+
+
+class Blocks(torch.autograd.Function):
+    """Energies of the atoms, one block of atoms after the other, so that no array is larger than a block's.
+
+    The energy of an atom depends on its own edges alone; its gradient is taken as soon as it is known.
+    """
+
+    @staticmethod
+    def forward(ctx, vectors, types, centre, count, frozen, blocks):
+        """Shape ``(N,)``; the arguments are those of :class:`Frozen` and a number of blocks."""
+        order, ends = centre.argsort(stable=True), torch.bincount(centre, minlength=count).cumsum(0)
+        shares = torch.arange(1, blocks + 1) * len(centre) // blocks
+        stops = (torch.searchsorted(ends, shares) + 1).clamp(max=count).unique()  # behind the last atom
+        stops[-1] = count
+        gradient, energies, atom = torch.empty_like(vectors), [], 0
+        for stop, edges in zip(stops.tolist(), order.tensor_split(ends[stops[:-1] - 1]), strict=True):
+            with torch.enable_grad():
+                part = vectors.detach()[edges].requires_grad_()
+                energy = frozen(part, types[:, edges], centre[edges] - atom, stop - atom)
+                (gradient[edges],) = torch.autograd.grad(energy.sum(), part)
+            energies.append(energy.detach())
+            atom = stop
+        ctx.save_for_backward(gradient, centre)
+        return torch.cat(energies)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        """Gradient of the vectors from that of the energies."""
+        gradient, centre = ctx.saved_tensors
+        return gradient * slope[centre, None], *[None] * 5
 
 
 def _matrices(mlp):
