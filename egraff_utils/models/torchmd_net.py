@@ -79,11 +79,10 @@ class EquivariantTransformer(nn.Module):
 
     def has_threads(self, graph):
         """Whether the work on a graph is shared out among threads here, not by the operators of torch."""
-        weight = self.representation_model.embedding.weight
-        mine = not (
-            self.plain or self.training or self.representation_model.attention_layers[0].vector_cutoff
-        )
-        return mine and Block.count(graph.edge_index.shape[1] // 2, weight) > 1
+        model = self.representation_model
+        if self.plain or self.training or model.attention_layers[0].vector_cutoff:
+            return False
+        return Block.count(graph.edge_index.shape[1] // 2, model.embedding.weight) > 1
 
     def _plain(self, graph, vectors):
         """Features of the atoms, ``(N, U)`` and ``(N, 3, U)``, by the package's layers."""
