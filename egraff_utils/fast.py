@@ -168,6 +168,8 @@ class Convolution(nn.Module):
         super().__init__()
         self._buffers.update(product._buffers)  # not used: the state dict stays the upstream package's
         self._modules.update(product._modules)
+        self.irreps_in1, self.irreps_in2 = product.irreps_in1, product.irreps_in2
+        self.irreps_out, self.instructions = product.irreps_out, product.instructions
         instructions = product.instructions
         channels = {part.mul for part in product.irreps_in1}
         if len(channels) > 1 or any(i.connection_mode != "uvu" for i in instructions):
@@ -242,3 +244,148 @@ def _coupling(product, instruction):
     block = coefficients.new_zeros(harmonics.dim, out.dim * x.dim)
     block[harmonics.slices()[i.i_in2]] = coefficients.reshape(y.dim, -1)
     return block
+
+
+class Coupling:
+    r"""The sum of :class:`Convolution` as one multiplication and addition of long rows for each coefficient.
+
+    Features have shape ``(N, components, U)``: channels last, the kinds of features one after another. Of
+    the messages a kind is ``(2l + 1, paths)`` rows. Filters and harmonics come for one direction of the pairs
+    of atoms; the other has the same filters, and harmonics of odd degree with the opposite sign. The sum can
+    be differentiated once.
+
+    Parameters
+    ----------
+    product
+        :class:`Convolution`, or what it takes, with the paths of one kind of output side by side.
+    """
+
+    CACHE = 2**21
+    """Bytes of the messages of a block of pairs: rows far apart in memory are slow to find."""
+
+    def __init__(self, product):
+        inputs, harmonics, outputs = product.irreps_in1, product.irreps_in2, product.irreps_out
+        starts = [s.start // inputs[0].mul for s in inputs.slices()]
+        self.width = sum(ir.dim for _, ir in inputs)
+        self.signs = torch.tensor([(-1.0) ** ir.l for _, ir in harmonics for _ in range(ir.dim)])[1:]
+        self.scales, self.terms, rows, made = [], [], {}, self.width
+        for path, i in enumerate(product.instructions):
+            x, y, out = inputs[i.i_in1].ir, harmonics[i.i_in2].ir, outputs[i.i_out].ir
+            coefficients = o3.wigner_3j(x.l, y.l, out.l, dtype=torch.float64) * i.path_weight
+            self.scales.append(coefficients.abs().max().item())
+            coefficients = coefficients / self.scales[-1]
+            for k in range(out.dim):
+                first, place = starts[i.i_in1], (out.l, out.p, k, i.i_out)
+                if y.l == 0:
+                    rows[place] = first + k, path
+                    continue
+                for a, b in coefficients[:, :, k].nonzero().tolist():
+                    j = harmonics.slices()[i.i_in2].start + b - 1
+                    self.terms.append((made - self.width, first + a, j, coefficients[a, b, k].item()))
+                rows[place], made = (made, path), made + 1
+        self.products = made - self.width
+        kinds = [ir for n, (_, ir) in enumerate(outputs) if n == 0 or ir != outputs[n - 1].ir]
+        order = sorted(rows, key=lambda place: (kinds.index(o3.Irrep(*place[:2])), *place[2:]))
+        self.rows = [rows[place] for place in order]
+        """Of each message, a feature or a product of features with harmonics, and the path of its filter."""
+
+    def __call__(self, x, harmonics, filters, pairs):
+        """Messages, shape ``(N, rows, U)``.
+
+        Parameters
+        ----------
+        x
+            Features of the atoms, shape ``(N, components, U)``.
+        harmonics
+            From degree one on, shape ``(P, (l_max + 1)^2 - 1)``.
+        filters
+            Shape ``(P, paths, U)``, with the :attr:`scales` of the paths.
+        pairs
+            Centre and neighbour, shape ``(2, P)``; what is summed is then exchanged.
+        """
+        return _Messages.apply(x, harmonics, filters, pairs, self)
+
+    def blocks(self, x, harmonics, filters, pairs):
+        """Of some pairs at a time: their slice, centres, neighbours and what :meth:`multiply` takes."""
+        size = self.CACHE // (2 * len(self.rows) * x.shape[2] * x.element_size())
+        size = max(1, size if x.device.type == "cpu" else pairs.shape[1])
+        signs = torch.stack([torch.ones_like(self.signs), self.signs]).to(x).unsqueeze(1)
+        for start in range(0, pairs.shape[1], size):
+            part = slice(start, start + size)
+            centre, neighbour = pairs[:, part].flatten(), pairs[:, part].flip(0).flatten()
+            near = x.flatten(1).index_select(0, neighbour).view(2, -1, *x.shape[1:])
+            yield part, centre, neighbour, near, signs, harmonics[part] * signs, filters[part].unbind(1)
+
+    def multiply(self, near, harmonics):
+        """Features, then their products with harmonics: views of shape ``(2, P, U)``."""
+        xs, ys = near.unbind(2), harmonics.split(1, 2)
+        products = sums(near, self.products, [(n, xs[i], ys[j], value) for n, i, j, value in self.terms])
+        return [*xs, *products.unbind(2)]
+
+
+class _Messages(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, harmonics, filters, pairs, coupling):
+        ctx.coupling = coupling
+        ctx.save_for_backward(x, harmonics, filters, pairs)
+        total = x.new_zeros(len(x), len(coupling.rows) * x.shape[2])
+        for _, centre, _, near, _, ys, ws in coupling.blocks(x, harmonics, filters, pairs):
+            factors = coupling.multiply(near, ys)
+            messages = sums(
+                near,
+                len(coupling.rows),
+                [(k, factors[n], ws[p], 1) for k, (n, p) in enumerate(coupling.rows)],
+            )
+            total.index_add_(0, centre, messages.flatten(0, 1).flatten(1))
+        return total.view(len(x), -1, x.shape[2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, harmonics, filters, pairs = ctx.saved_tensors
+        coupling, gradient = ctx.coupling, gradient.flatten(1)
+        width, rows = coupling.width, coupling.rows
+        of_x = torch.zeros_like(x).flatten(1)
+        of_harmonics, of_filters = torch.empty_like(harmonics), torch.empty_like(filters)
+        for part, centre, neighbour, near, signs, ys, ws in coupling.blocks(x, harmonics, filters, pairs):
+            factors, ys = coupling.multiply(near, ys), ys.split(1, 2)
+            gs = gradient.index_select(0, centre).view(2, len(pairs[0, part]), -1, x.shape[2]).unbind(2)
+            of_filters[part] = sums(
+                filters[part],
+                filters.shape[1],
+                [(p, gs[k][way], factors[n][way], 1) for k, (n, p) in enumerate(rows) for way in (0, 1)],
+            )
+            of_products = sums(
+                near,
+                coupling.products,
+                [(n - width, gs[k], ws[p], 1) for k, (n, p) in enumerate(rows) if n >= width],
+            ).unbind(2)
+            of_near = [(n, gs[k], ws[p], 1) for k, (n, p) in enumerate(rows) if n < width]
+            of_ys = [(j, of_products[n], factors[i], value) for n, i, j, value in coupling.terms]
+            of_ys = sums(near, harmonics.shape[1], of_ys).sum(3)
+            of_harmonics[part] = (of_ys * signs).sum(0)
+            if ctx.needs_input_grad[0]:
+                of_near += [(i, of_products[n], ys[j], value) for n, i, j, value in coupling.terms]
+                of_near = sums(near, width, of_near)
+                of_x.index_add_(0, neighbour, of_near.flatten(0, 1).flatten(1))
+        return of_x.view_as(x), of_harmonics, of_filters, None, None
+
+
+def sums(like, size, terms):
+    """Sums of products, ``size`` rows in place of those of ``like``, shape ``(..., rows, U)``.
+
+    A term is the place of its sum, two factors, shape ``(..., U)`` or broadcast to it, and a coefficient.
+    """
+    out = like.new_empty(*like.shape[:-2], size, like.shape[-1])
+    outs, begun = out.unbind(-2), set()
+    for place, a, b, value in terms:
+        if place in begun:
+            torch.addcmul(outs[place], a, b, value=value, out=outs[place])
+            continue
+        begun.add(place)
+        torch.mul(a, b, out=outs[place])
+        if value != 1:
+            outs[place].mul_(value)
+    for place in set(range(size)) - begun:
+        outs[place].zero_()
+    return out
