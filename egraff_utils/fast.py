@@ -260,14 +260,15 @@ class Coupling:
         :class:`Convolution`, or what it takes, with the paths of one kind of output side by side.
     """
 
-    CACHE = 2**21
+    CACHE = 2**18
     """Bytes of the messages of a block of pairs: rows far apart in memory are slow to find."""
 
     def __init__(self, product):
         inputs, harmonics, outputs = product.irreps_in1, product.irreps_in2, product.irreps_out
         starts = [s.start // inputs[0].mul for s in inputs.slices()]
         self.width = sum(ir.dim for _, ir in inputs)
-        self.signs = torch.tensor([(-1.0) ** ir.l for _, ir in harmonics for _ in range(ir.dim)])[1:]
+        signs = [[[1.0], [(-1.0) ** ir.l]] for _, ir in harmonics for _ in range(ir.dim)]
+        self.signs = torch.tensor(signs[1:]).view(-1, 2, 1)
         self.scales, self.terms, rows, made = [], [], {}, self.width
         for path, i in enumerate(product.instructions):
             x, y, out = inputs[i.i_in1].ir, harmonics[i.i_in2].ir, outputs[i.i_out].ir
@@ -281,7 +282,7 @@ class Coupling:
                     continue
                 for a, b in coefficients[:, :, k].nonzero().tolist():
                     j = harmonics.slices()[i.i_in2].start + b - 1
-                    self.terms.append((made - self.width, first + a, j, coefficients[a, b, k].item()))
+                    self.terms.append((made, first + a, j, coefficients[a, b, k].item()))
                 rows[place], made = (made, path), made + 1
         self.products = made - self.width
         kinds = [ir for n, (_, ir) in enumerate(outputs) if n == 0 or ir != outputs[n - 1].ir]
@@ -306,21 +307,31 @@ class Coupling:
         return _Messages.apply(x, harmonics, filters, pairs, self)
 
     def blocks(self, x, harmonics, filters, pairs):
-        """Of some pairs at a time: their slice, centres, neighbours and what :meth:`multiply` takes."""
-        size = self.CACHE // (2 * len(self.rows) * x.shape[2] * x.element_size())
+        """Some pairs at a time: of each few a :class:`_Block`."""
+        size = self.CACHE // (2 * x.shape[2] * x.element_size())
         size = max(1, size if x.device.type == "cpu" else pairs.shape[1])
-        signs = torch.stack([torch.ones_like(self.signs), self.signs]).to(x).unsqueeze(1)
+        tables = x.transpose(0, 1).contiguous().unbind()
         for start in range(0, pairs.shape[1], size):
-            part = slice(start, start + size)
-            centre, neighbour = pairs[:, part].flatten(), pairs[:, part].flip(0).flatten()
-            near = x.flatten(1).index_select(0, neighbour).view(2, -1, *x.shape[1:])
-            yield part, centre, neighbour, near, signs, harmonics[part] * signs, filters[part].unbind(1)
+            yield _Block(self, slice(start, start + size), tables, harmonics, filters, pairs)
 
-    def multiply(self, near, harmonics):
-        """Features, then their products with harmonics: views of shape ``(2, P, U)``."""
-        xs, ys = near.unbind(2), harmonics.split(1, 2)
-        products = sums(near, self.products, [(n, xs[i], ys[j], value) for n, i, j, value in self.terms])
-        return [*xs, *products.unbind(2)]
+
+class _Block:
+    """What the messages of B pairs in both directions are made of: arrays of shape ``(2, B, U)``."""
+
+    def __init__(self, coupling, part, tables, harmonics, filters, pairs):
+        self.part, pairs = part, pairs[:, part]
+        self.centre, self.neighbour = pairs.flatten(), pairs.flip(0).flatten()
+        self.signs = coupling.signs.to(harmonics)
+        self.harmonics = (harmonics[part].T.unsqueeze(1) * self.signs).unsqueeze(3).unbind()
+        self.filters = filters[part].transpose(0, 1).contiguous().unbind()
+        near = self.gather(tables, self.neighbour)
+        terms = [(n, near[i], self.harmonics[j], value) for n, i, j, value in coupling.terms]
+        self.factors = _add([*near, *[None] * coupling.products], terms)
+
+    @staticmethod
+    def gather(tables, index):
+        """The rows of an index, out of every table."""
+        return [table.index_select(0, index).unflatten(0, (2, -1)) for table in tables]
 
 
 class _Messages(torch.autograd.Function):
@@ -329,63 +340,45 @@ class _Messages(torch.autograd.Function):
         ctx.coupling = coupling
         ctx.save_for_backward(x, harmonics, filters, pairs)
         total = x.new_zeros(len(x), len(coupling.rows) * x.shape[2])
-        for _, centre, _, near, _, ys, ws in coupling.blocks(x, harmonics, filters, pairs):
-            factors = coupling.multiply(near, ys)
-            messages = sums(
-                near,
-                len(coupling.rows),
-                [(k, factors[n], ws[p], 1) for k, (n, p) in enumerate(coupling.rows)],
-            )
-            total.index_add_(0, centre, messages.flatten(0, 1).flatten(1))
+        for block in coupling.blocks(x, harmonics, filters, pairs):
+            messages = x.new_empty(len(block.centre), total.shape[1])
+            outs = messages.view(2, -1, len(coupling.rows), x.shape[2]).unbind(2)
+            for out, (n, p) in zip(outs, coupling.rows, strict=True):
+                torch.mul(block.factors[n], block.filters[p], out=out)
+            total.index_add_(0, block.centre, messages)
         return total.view(len(x), -1, x.shape[2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         x, harmonics, filters, pairs = ctx.saved_tensors
-        coupling, gradient = ctx.coupling, gradient.flatten(1)
-        width, rows = coupling.width, coupling.rows
-        of_x = torch.zeros_like(x).flatten(1)
-        of_harmonics, of_filters = torch.empty_like(harmonics), torch.empty_like(filters)
-        for part, centre, neighbour, near, signs, ys, ws in coupling.blocks(x, harmonics, filters, pairs):
-            factors, ys = coupling.multiply(near, ys), ys.split(1, 2)
-            gs = gradient.index_select(0, centre).view(2, len(pairs[0, part]), -1, x.shape[2]).unbind(2)
-            of_filters[part] = sums(
-                filters[part],
-                filters.shape[1],
-                [(p, gs[k][way], factors[n][way], 1) for k, (n, p) in enumerate(rows) for way in (0, 1)],
-            )
-            of_products = sums(
-                near,
-                coupling.products,
-                [(n - width, gs[k], ws[p], 1) for k, (n, p) in enumerate(rows) if n >= width],
-            ).unbind(2)
-            of_near = [(n, gs[k], ws[p], 1) for k, (n, p) in enumerate(rows) if n < width]
-            of_ys = [(j, of_products[n], factors[i], value) for n, i, j, value in coupling.terms]
-            of_ys = sums(near, harmonics.shape[1], of_ys).sum(3)
-            of_harmonics[part] = (of_ys * signs).sum(0)
-            if ctx.needs_input_grad[0]:
-                of_near += [(i, of_products[n], ys[j], value) for n, i, j, value in coupling.terms]
-                of_near = sums(near, width, of_near)
-                of_x.index_add_(0, neighbour, of_near.flatten(0, 1).flatten(1))
-        return of_x.view_as(x), of_harmonics, of_filters, None, None
+        terms, of_atoms = ctx.coupling.terms, ctx.needs_input_grad[0]
+        gradient = gradient.transpose(0, 1).contiguous().unbind()
+        of_x, of_harmonics, of_filters = map(torch.zeros_like, (x, harmonics, filters))
+        for block in ctx.coupling.blocks(x, harmonics, filters, pairs):
+            factors, ws, ys = block.factors, block.filters, block.harmonics
+            messages = zip(block.gather(gradient, block.centre), ctx.coupling.rows, strict=True)
+            messages = [(g, n, p) for g, (n, p) in messages]
+            of_ws = [(p, g[way], factors[n][way], 1) for g, n, p in messages for way in (0, 1)]
+            torch.stack(_add([None] * len(ws), of_ws), dim=1, out=of_filters[block.part])
+            of_factors = [(n, g, ws[p], 1) for g, n, p in messages if of_atoms or n >= x.shape[1]]
+            of_factors = _add([None] * len(factors), of_factors)
+            if terms:
+                of_ys = [(j, of_factors[n], factors[i], value) for n, i, j, value in terms]
+                of_ys = torch.stack([t.sum(2) for t in _add([None] * len(ys), of_ys)])
+                of_harmonics[block.part] = (of_ys * block.signs).sum(1).T
+            if of_atoms:
+                _add(of_factors, [(i, of_factors[n], ys[j], value) for n, i, j, value in terms])
+                rows = [torch.zeros_like(factors[0]) if t is None else t for t in of_factors[: x.shape[1]]]
+                of_x.index_add_(0, block.neighbour, torch.stack(rows, dim=2).flatten(0, 1))
+        return of_x, of_harmonics, of_filters, None, None
 
 
-def sums(like, size, terms):
-    """Sums of products, ``size`` rows in place of those of ``like``, shape ``(..., rows, U)``.
-
-    A term is the place of its sum, two factors, shape ``(..., U)`` or broadcast to it, and a coefficient.
-    """
-    out = like.new_empty(*like.shape[:-2], size, like.shape[-1])
-    outs, begun = out.unbind(-2), set()
+def _add(totals, terms):
+    """Add products to a list of sums: a term is a place in it, two factors and a coefficient."""
     for place, a, b, value in terms:
-        if place in begun:
-            torch.addcmul(outs[place], a, b, value=value, out=outs[place])
-            continue
-        begun.add(place)
-        torch.mul(a, b, out=outs[place])
-        if value != 1:
-            outs[place].mul_(value)
-    for place in set(range(size)) - begun:
-        outs[place].zero_()
-    return out
+        if totals[place] is None:
+            totals[place] = a * (b if value == 1 else b * value)
+        else:
+            totals[place].addcmul_(a, b, value=value)
+    return totals
