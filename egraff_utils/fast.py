@@ -8,6 +8,7 @@ the forward pass, its derivative and the derivative of that.
 Symbols: N atoms, E edges, P paths, U channels, K components of all paths together.
 """
 
+import math
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import groupby
@@ -247,91 +248,95 @@ def _coupling(product, instruction):
 
 
 class Coupling:
-    r"""The sum of :class:`Convolution` as one multiplication and addition of long rows for each coefficient.
+    r"""The sum of :class:`Convolution` with one multiply-add of long rows for each coefficient.
 
-    Features have shape ``(N, components, U)``: channels last, the kinds of features one after another. Of
-    the messages a kind is ``(2l + 1, paths)`` rows. Filters and harmonics come for one direction of the pairs
-    of atoms; the other has the same filters, and harmonics of odd degree with the opposite sign. The sum can
-    be differentiated once.
+    Channels stand last, and before them the components of all kinds of features, or of messages: of a kind
+    ``(2l + 1, paths)``. Harmonics and filters are those of one direction of P pairs of atoms; the other has
+    the same filters, and harmonics of odd degree with the opposite sign. The sum can be differentiated once.
 
     Parameters
     ----------
     product
-        :class:`Convolution`, or what it takes, with the paths of one kind of output side by side.
+        :class:`Convolution`, or what it takes.
+    like
+        A tensor of the type and on the device of the features.
     """
 
     CACHE = 2**18
-    """Bytes of the messages of a block of pairs: rows far apart in memory are slow to find."""
+    """Bytes of a component of the messages of a block of pairs: what was just made is then at hand."""
 
-    def __init__(self, product):
+    def __init__(self, product, like):
         inputs, harmonics, outputs = product.irreps_in1, product.irreps_in2, product.irreps_out
-        starts = [s.start // inputs[0].mul for s in inputs.slices()]
-        self.width = sum(ir.dim for _, ir in inputs)
-        signs = [[[1.0], [(-1.0) ** ir.l]] for _, ir in harmonics for _ in range(ir.dim)]
-        self.signs = torch.tensor(signs[1:]).view(-1, 2, 1)
-        self.scales, self.terms, rows, made = [], [], {}, self.width
+        kinds, starts = [ir for _, ir in outputs], [s.start // inputs[0].mul for s in inputs.slices()]
+        signs = [(-1.0) ** ir.l for _, ir in harmonics for _ in range(ir.dim)][1:]
+        self.signs = torch.stack([like.new_ones(len(signs)), like.new_tensor(signs)], dim=1).unsqueeze(2)
+        self.scales, self.terms, factors = [], [], {}
+        self.size = width = sum(ir.dim for _, ir in inputs)
         for path, i in enumerate(product.instructions):
-            x, y, out = inputs[i.i_in1].ir, harmonics[i.i_in2].ir, outputs[i.i_out].ir
-            coefficients = o3.wigner_3j(x.l, y.l, out.l, dtype=torch.float64) * i.path_weight
-            self.scales.append(coefficients.abs().max().item())
+            x, y, out = inputs[i.i_in1].ir, harmonics[i.i_in2].ir, kinds[i.i_out]
+            coefficients = o3.wigner_3j(x.l, y.l, out.l, dtype=torch.float64)
+            self.scales.append(coefficients.flatten()[coefficients.abs().argmax()].item())
             coefficients = coefficients / self.scales[-1]
+            self.scales[-1] *= i.path_weight
             for k in range(out.dim):
-                first, place = starts[i.i_in1], (out.l, out.p, k, i.i_out)
+                place = kinds.index(out), k, i.i_out
                 if y.l == 0:
-                    rows[place] = first + k, path
+                    factors[place] = starts[i.i_in1] + k, path
                     continue
                 for a, b in coefficients[:, :, k].nonzero().tolist():
-                    j = harmonics.slices()[i.i_in2].start + b - 1
-                    self.terms.append((made, first + a, j, coefficients[a, b, k].item()))
-                rows[place], made = (made, path), made + 1
-        self.products = made - self.width
-        kinds = [ir for n, (_, ir) in enumerate(outputs) if n == 0 or ir != outputs[n - 1].ir]
-        order = sorted(rows, key=lambda place: (kinds.index(o3.Irrep(*place[:2])), *place[2:]))
-        self.rows = [rows[place] for place in order]
-        """Of each message, a feature or a product of features with harmonics, and the path of its filter."""
+                    value = round(coefficients[a, b, k].item(), 14)
+                    y_place = harmonics.slices()[i.i_in2].start + b - 1
+                    self.terms.append((self.size, starts[i.i_in1] + a, y_place, value))
+                factors[place] = self.size, path
+                self.size += 1
+        self.products = self.size - width
+        """Of features with harmonics: sums of terms (place, feature, harmonic, coefficient)."""
+        self.factors = [factors[place] for place in sorted(factors)]
+        """Of each message: a feature or, behind these, a product, and the path of its filter."""
 
     def __call__(self, x, harmonics, filters, pairs):
-        """Messages, shape ``(N, rows, U)``.
+        """Sums of messages, shape ``(N, components, U)``.
 
         Parameters
         ----------
         x
             Features of the atoms, shape ``(N, components, U)``.
         harmonics
-            From degree one on, shape ``(P, (l_max + 1)^2 - 1)``.
+            From degree one on, shape ``(P, (l_max + 1)^2 - 1)``; that of degree zero is one.
         filters
-            Shape ``(P, paths, U)``, with the :attr:`scales` of the paths.
+            Shape ``(P, paths, U)``, times the ``scales`` of the paths.
         pairs
-            Centre and neighbour, shape ``(2, P)``; what is summed is then exchanged.
+            Centre and neighbour, shape ``(2, P)``, in the direction of the harmonics.
         """
         return _Messages.apply(x, harmonics, filters, pairs, self)
 
     def blocks(self, x, harmonics, filters, pairs):
-        """Some pairs at a time: of each few a :class:`_Block`."""
-        size = self.CACHE // (2 * x.shape[2] * x.element_size())
-        size = max(1, size if x.device.type == "cpu" else pairs.shape[1])
-        tables = x.transpose(0, 1).contiguous().unbind()
-        for start in range(0, pairs.shape[1], size):
-            yield _Block(self, slice(start, start + size), tables, harmonics, filters, pairs)
+        """:class:`_Block` after block; on a GPU one."""
+        count, size = pairs.shape[1], self.CACHE // (2 * x.shape[2] * x.element_size())
+        if x.device.type == "cpu" and count > size:
+            count = math.ceil(count / round(count / size))
+        x = x.transpose(0, 1).contiguous()
+        for start in range(0, pairs.shape[1], max(count, 1)):
+            yield _Block(self, slice(start, start + count), x, harmonics, filters, pairs)
 
 
 class _Block:
-    """What the messages of B pairs in both directions are made of: arrays of shape ``(2, B, U)``."""
+    """What the messages of B pairs, in both directions, are products of: arrays of shape ``(2, B, U)``."""
 
-    def __init__(self, coupling, part, tables, harmonics, filters, pairs):
+    def __init__(self, coupling, part, x, harmonics, filters, pairs):
         self.part, pairs = part, pairs[:, part]
         self.centre, self.neighbour = pairs.flatten(), pairs.flip(0).flatten()
-        self.signs = coupling.signs.to(harmonics)
-        self.harmonics = (harmonics[part].T.unsqueeze(1) * self.signs).unsqueeze(3).unbind()
+        self.harmonics = (harmonics[part].T.unsqueeze(1) * coupling.signs).unsqueeze(3).unbind()
         self.filters = filters[part].transpose(0, 1).contiguous().unbind()
-        near = self.gather(tables, self.neighbour)
+        near = _gather(x, self.neighbour)
         terms = [(n, near[i], self.harmonics[j], value) for n, i, j, value in coupling.terms]
         self.factors = _add([*near, *[None] * coupling.products], terms)
 
-    @staticmethod
-    def gather(tables, index):
-        """The rows of an index, out of every table."""
-        return [table.index_select(0, index).unflatten(0, (2, -1)) for table in tables]
+
+def _gather(x, index):
+    """Arrays ``(2, B, U)`` of components of atoms, shape ``(components, N, U)``, by an index ``(2B,)``."""
+    rows = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device).unsqueeze(1) + index
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(len(x), 2, -1, x.shape[2]).unbind()
 
 
 class _Messages(torch.autograd.Function):
@@ -339,38 +344,39 @@ class _Messages(torch.autograd.Function):
     def forward(ctx, x, harmonics, filters, pairs, coupling):
         ctx.coupling = coupling
         ctx.save_for_backward(x, harmonics, filters, pairs)
-        total = x.new_zeros(len(x), len(coupling.rows) * x.shape[2])
+        total = x.new_zeros(len(x), len(coupling.factors), x.shape[2])
         for block in coupling.blocks(x, harmonics, filters, pairs):
-            messages = x.new_empty(len(block.centre), total.shape[1])
-            outs = messages.view(2, -1, len(coupling.rows), x.shape[2]).unbind(2)
-            for out, (n, p) in zip(outs, coupling.rows, strict=True):
+            messages = x.new_empty(2, len(block.centre) // 2, *total.shape[1:])
+            for out, (n, p) in zip(messages.unbind(2), coupling.factors, strict=True):
                 torch.mul(block.factors[n], block.filters[p], out=out)
-            total.index_add_(0, block.centre, messages)
-        return total.view(len(x), -1, x.shape[2])
+            total.index_add_(0, block.centre, messages.flatten(0, 1))
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         x, harmonics, filters, pairs = ctx.saved_tensors
-        terms, of_atoms = ctx.coupling.terms, ctx.needs_input_grad[0]
-        gradient = gradient.transpose(0, 1).contiguous().unbind()
-        of_x, of_harmonics, of_filters = map(torch.zeros_like, (x, harmonics, filters))
-        for block in ctx.coupling.blocks(x, harmonics, filters, pairs):
+        coupling, width, of_atoms = ctx.coupling, x.shape[1], ctx.needs_input_grad[0]
+        gradient = gradient.transpose(0, 1).contiguous()
+        of_x, of_harmonics, of_filters = (torch.zeros_like(t) for t in (x, harmonics, filters))
+        for block in coupling.blocks(x, harmonics, filters, pairs):
             factors, ws, ys = block.factors, block.filters, block.harmonics
-            messages = zip(block.gather(gradient, block.centre), ctx.coupling.rows, strict=True)
-            messages = [(g, n, p) for g, (n, p) in messages]
+            messages = [
+                (g, n, p) for g, (n, p) in zip(_gather(gradient, block.centre), coupling.factors, strict=True)
+            ]
             of_ws = [(p, g[way], factors[n][way], 1) for g, n, p in messages for way in (0, 1)]
             torch.stack(_add([None] * len(ws), of_ws), dim=1, out=of_filters[block.part])
-            of_factors = [(n, g, ws[p], 1) for g, n, p in messages if of_atoms or n >= x.shape[1]]
-            of_factors = _add([None] * len(factors), of_factors)
-            if terms:
-                of_ys = [(j, of_factors[n], factors[i], value) for n, i, j, value in terms]
-                of_ys = torch.stack([t.sum(2) for t in _add([None] * len(ys), of_ys)])
-                of_harmonics[block.part] = (of_ys * block.signs).sum(1).T
+            of_factors = [(n, g, ws[p], 1) for g, n, p in messages if of_atoms or n >= width]
+            of_factors = _add([None] * coupling.size, of_factors)
+            of_ys = [(j, of_factors[n], factors[i], value) for n, i, j, value in coupling.terms]
+            of_ys = _full(_add([None] * len(ys), of_ys), factors[0])
+            if ys:
+                of_ys = torch.stack([of_y.sum(2) for of_y in of_ys])
+                of_harmonics[block.part] = (of_ys * coupling.signs).sum(1).T
             if of_atoms:
-                _add(of_factors, [(i, of_factors[n], ys[j], value) for n, i, j, value in terms])
-                rows = [torch.zeros_like(factors[0]) if t is None else t for t in of_factors[: x.shape[1]]]
-                of_x.index_add_(0, block.neighbour, torch.stack(rows, dim=2).flatten(0, 1))
+                _add(of_factors, [(i, of_factors[n], ys[j], value) for n, i, j, value in coupling.terms])
+                rows = torch.stack(_full(of_factors[:width], factors[0]), dim=2)
+                of_x.index_add_(0, block.neighbour, rows.flatten(0, 1))
         return of_x, of_harmonics, of_filters, None, None
 
 
@@ -382,3 +388,8 @@ def _add(totals, terms):
         else:
             totals[place].addcmul_(a, b, value=value)
     return totals
+
+
+def _full(totals, like):
+    """Zeros in the place of empty sums."""
+    return [torch.zeros_like(like) if total is None else total for total in totals]

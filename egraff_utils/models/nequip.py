@@ -109,8 +109,8 @@ class Layer:
     def __init__(self, layer, embedding):
         block, gate, product = layer.conv, layer.equivariant_nonlin, layer.conv.tp_scatter.tp
         inputs, middle = product.irreps_in1, product.irreps_out.simplify()
-        self.channels, self.coupling = inputs[0].mul, fast.Coupling(product)
         *hidden, last = matrices(block.edge_mlp)
+        self.channels, self.coupling = inputs[0].mul, fast.Coupling(product, last)
         scales = last.new_tensor(self.coupling.scales).repeat_interleave(self.channels)
         self.radial = [fast.Matrix(matrix) for matrix in (*hidden, last * scales)]
         enter = block.linear_1(_eye(inputs, last)) * block.avg_num_neighbors_norm.norm_const
