@@ -314,7 +314,7 @@ class Coupling:
         """:class:`_Block` after block; on a GPU one."""
         count, size = pairs.shape[1], self.CACHE // (2 * x.shape[2] * x.element_size())
         if x.device.type == "cpu" and count > size:
-            count = math.ceil(count / round(count / size))
+            count = math.ceil(count / round(count / max(size, 1)))
         x = x.transpose(0, 1).contiguous()
         for start in range(0, pairs.shape[1], max(count, 1)):
             yield _Block(self, slice(start, start + count), x, harmonics, filters, pairs)

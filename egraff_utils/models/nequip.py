@@ -61,7 +61,10 @@ class NequIPNetwork(nn.Module):
 
 
 class Frozen:
-    """NequIP with the weights that it has now.
+    """NequIP with the weights that it has now, features with their channels last.
+
+    What depends on lengths and directions is evaluated for one direction of every pair of atoms, and linear
+    layers are one matrix for each kind of features, the self connection with one part for each element.
 
     Parameters
     ----------
@@ -159,9 +162,9 @@ class Target:
     Parameters
     ----------
     around, own
-        Irreps of either, and a list of matrices from them to the outputs: one, and one of each element.
+        Irreps of either, and matrices from them to the outputs: one, and one for each element or none.
     outputs, ir
-        Irreps, and the kind among them.
+        Irreps of the outputs, and the kind among them.
     """
 
     def __init__(self, around, own, outputs, ir):
@@ -174,7 +177,7 @@ class Target:
         self.matrix = fast.Matrix(torch.cat(parts))
 
     def __call__(self, around, own):
-        """Shape ``(N, 2l + 1, channels)``."""
+        """Shape ``(N, 2l + 1, channels)``, from lists of kinds; of ``own`` by element and channel."""
         parts = [part[n] for part, n in zip((around, own), self.places, strict=True) if n is not None]
         return self.matrix(*[part.flatten(0, 1) for part in parts]).unflatten(0, parts[0].shape[:2])
 
@@ -282,7 +285,7 @@ def build_network(
     common = common_arguments(elements, cutoff, average_neighbors)
     with nequip_state():
         model = NequIPGNNModel(**common, **hyperparameters)
-        if l_max > 1:  # with scalars and vectors alone the package is as fast
+        if l_max > 1:  # with scalars and vectors alone the package trains as fast
             fast.replace(model, TensorProductScatter, Scatter)
         if not fast.is_plain():
             for block in model.modules():
