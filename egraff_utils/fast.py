@@ -8,6 +8,7 @@ the forward pass, its derivative and the derivative of that.
 Symbols: N atoms, E edges, P paths, U channels, K components of all paths together.
 """
 
+import math
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -212,6 +213,8 @@ class Convolution(nn.Module):
         super().__init__()
         self._buffers.update(product._buffers)  # not used: the state dict stays the upstream package's
         self._modules.update(product._modules)
+        self.irreps_in1, self.irreps_in2 = product.irreps_in1, product.irreps_in2
+        self.irreps_out, self.instructions = product.irreps_out, product.instructions
         instructions = product.instructions
         channels = {part.mul for part in product.irreps_in1}
         if len(channels) > 1 or any(i.connection_mode != "uvu" for i in instructions):
@@ -286,3 +289,151 @@ def _coupling(product, instruction):
     block = coefficients.new_zeros(harmonics.dim, out.dim * x.dim)
     block[harmonics.slices()[i.i_in2]] = coefficients.reshape(y.dim, -1)
     return block
+
+
+class Coupling:
+    r"""The sum of :class:`Convolution` with one multiply-add of long rows for each coefficient.
+
+    Channels stand last, and before them the components of all kinds of features, or of messages: of a kind
+    ``(2l + 1, paths)``. Harmonics and filters are those of one direction of P pairs of atoms; the other has
+    the same filters, and harmonics of odd degree with the opposite sign. The sum can be differentiated once.
+
+    Parameters
+    ----------
+    product
+        :class:`Convolution`, or what it takes.
+    like
+        A tensor of the type and on the device of the features.
+    """
+
+    CACHE = 2**18
+    """Bytes of a component of the messages of a block of pairs: what was just made is then at hand."""
+
+    def __init__(self, product, like):
+        inputs, harmonics, outputs = product.irreps_in1, product.irreps_in2, product.irreps_out
+        kinds, starts = [ir for _, ir in outputs], [s.start // inputs[0].mul for s in inputs.slices()]
+        signs = [(-1.0) ** ir.l for _, ir in harmonics for _ in range(ir.dim)][1:]
+        self.signs = torch.stack([like.new_ones(len(signs)), like.new_tensor(signs)], dim=1).unsqueeze(2)
+        self.scales, self.terms, factors = [], [], {}
+        self.size = width = sum(ir.dim for _, ir in inputs)
+        for path, i in enumerate(product.instructions):
+            x, y, out = inputs[i.i_in1].ir, harmonics[i.i_in2].ir, kinds[i.i_out]
+            coefficients = o3.wigner_3j(x.l, y.l, out.l, dtype=torch.float64)
+            self.scales.append(coefficients.flatten()[coefficients.abs().argmax()].item())
+            coefficients = coefficients / self.scales[-1]
+            self.scales[-1] *= i.path_weight
+            for k in range(out.dim):
+                place = kinds.index(out), k, i.i_out
+                if y.l == 0:
+                    factors[place] = starts[i.i_in1] + k, path
+                    continue
+                for a, b in coefficients[:, :, k].nonzero().tolist():
+                    value = round(coefficients[a, b, k].item(), 14)
+                    y_place = harmonics.slices()[i.i_in2].start + b - 1
+                    self.terms.append((self.size, starts[i.i_in1] + a, y_place, value))
+                factors[place] = self.size, path
+                self.size += 1
+        self.products = self.size - width
+        """Of features with harmonics: sums of terms (place, feature, harmonic, coefficient)."""
+        self.factors = [factors[place] for place in sorted(factors)]
+        """Of each message: a feature or, behind these, a product, and the path of its filter."""
+
+    def __call__(self, x, harmonics, filters, pairs):
+        """Sums of messages, shape ``(N, components, U)``.
+
+        Parameters
+        ----------
+        x
+            Features of the atoms, shape ``(N, components, U)``.
+        harmonics
+            From degree one on, shape ``(P, (l_max + 1)^2 - 1)``; that of degree zero is one.
+        filters
+            Shape ``(P, paths, U)``, times the ``scales`` of the paths.
+        pairs
+            Centre and neighbour, shape ``(2, P)``, in the direction of the harmonics.
+        """
+        return _Messages.apply(x, harmonics, filters, pairs, self)
+
+    def blocks(self, x, harmonics, filters, pairs):
+        """:class:`_Block` after block; on a GPU one."""
+        count, size = pairs.shape[1], self.CACHE // (2 * x.shape[2] * x.element_size())
+        if x.device.type == "cpu" and count > size:
+            count = math.ceil(count / round(count / max(size, 1)))
+        x = x.transpose(0, 1).contiguous()
+        for start in range(0, pairs.shape[1], max(count, 1)):
+            yield _Block(self, slice(start, start + count), x, harmonics, filters, pairs)
+
+
+class _Block:
+    """What the messages of B pairs, in both directions, are products of: arrays of shape ``(2, B, U)``."""
+
+    def __init__(self, coupling, part, x, harmonics, filters, pairs):
+        self.part, pairs = part, pairs[:, part]
+        self.centre, self.neighbour = pairs.flatten(), pairs.flip(0).flatten()
+        self.harmonics = (harmonics[part].T.unsqueeze(1) * coupling.signs).unsqueeze(3).unbind()
+        self.filters = filters[part].transpose(0, 1).contiguous().unbind()
+        near = _gather(x, self.neighbour)
+        terms = [(n, near[i], self.harmonics[j], value) for n, i, j, value in coupling.terms]
+        self.factors = _add([*near, *[None] * coupling.products], terms)
+
+
+def _gather(x, index):
+    """Arrays ``(2, B, U)`` of components of atoms, shape ``(components, N, U)``, by an index ``(2B,)``."""
+    rows = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device).unsqueeze(1) + index
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(len(x), 2, -1, x.shape[2]).unbind()
+
+
+class _Messages(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, harmonics, filters, pairs, coupling):
+        ctx.coupling = coupling
+        ctx.save_for_backward(x, harmonics, filters, pairs)
+        total = x.new_zeros(len(x), len(coupling.factors), x.shape[2])
+        for block in coupling.blocks(x, harmonics, filters, pairs):
+            messages = x.new_empty(2, len(block.centre) // 2, *total.shape[1:])
+            for out, (n, p) in zip(messages.unbind(2), coupling.factors, strict=True):
+                torch.mul(block.factors[n], block.filters[p], out=out)
+            total.index_add_(0, block.centre, messages.flatten(0, 1))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, harmonics, filters, pairs = ctx.saved_tensors
+        coupling, width, of_atoms = ctx.coupling, x.shape[1], ctx.needs_input_grad[0]
+        gradient = gradient.transpose(0, 1).contiguous()
+        of_x, of_harmonics, of_filters = (torch.zeros_like(t) for t in (x, harmonics, filters))
+        for block in coupling.blocks(x, harmonics, filters, pairs):
+            factors, ws, ys = block.factors, block.filters, block.harmonics
+            messages = [
+                (g, n, p) for g, (n, p) in zip(_gather(gradient, block.centre), coupling.factors, strict=True)
+            ]
+            of_ws = [(p, g[way], factors[n][way], 1) for g, n, p in messages for way in (0, 1)]
+            torch.stack(_add([None] * len(ws), of_ws), dim=1, out=of_filters[block.part])
+            of_factors = [(n, g, ws[p], 1) for g, n, p in messages if of_atoms or n >= width]
+            of_factors = _add([None] * coupling.size, of_factors)
+            of_ys = [(j, of_factors[n], factors[i], value) for n, i, j, value in coupling.terms]
+            of_ys = _full(_add([None] * len(ys), of_ys), factors[0])
+            if ys:
+                of_ys = torch.stack([of_y.sum(2) for of_y in of_ys])
+                of_harmonics[block.part] = (of_ys * coupling.signs).sum(1).T
+            if of_atoms:
+                _add(of_factors, [(i, of_factors[n], ys[j], value) for n, i, j, value in coupling.terms])
+                rows = torch.stack(_full(of_factors[:width], factors[0]), dim=2)
+                of_x.index_add_(0, block.neighbour, rows.flatten(0, 1))
+        return of_x, of_harmonics, of_filters, None, None
+
+
+def _add(totals, terms):
+    """Add products to a list of sums: a term is a place in it, two factors and a coefficient."""
+    for place, a, b, value in terms:
+        if totals[place] is None:
+            totals[place] = a * (b if value == 1 else b * value)
+        else:
+            totals[place].addcmul_(a, b, value=value)
+    return totals
+
+
+def _full(totals, like):
+    """Zeros in the place of empty sums."""
+    return [torch.zeros_like(like) if total is None else total for total in totals]

@@ -1,6 +1,7 @@
 """Speed does not change results: networks as they run beside those of the packages."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -131,9 +132,9 @@ def test_blocks_of_atoms(edges, monkeypatch):
     whole, vectors = quick(graph), graph.edge_vectors().double().requires_grad_()
     slope = torch.linspace(1, 2, len(graph.species), dtype=torch.float64)
     (expected,) = torch.autograd.grad((slope * quick.network(graph, vectors)).sum(), vectors)
-    calls, frozen = [], allegro.Frozen.__call__
+    calls, frozen = [], allegro.Frozen.energies
     monkeypatch.setattr(allegro, "EDGES", edges)
-    monkeypatch.setattr(allegro.Frozen, "__call__", lambda f, *a: calls.append(len(a[0])) or frozen(f, *a))
+    monkeypatch.setattr(allegro.Frozen, "energies", lambda f, *a: calls.append(len(a[0])) or frozen(f, *a))
     (found,) = torch.autograd.grad((slope * quick.network(graph, vectors)).sum(), vectors)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert sum(calls) == len(vectors)
@@ -184,13 +185,14 @@ def test_two_hundred_steps(name):
     np.testing.assert_allclose(together.energy[1:], alone.energy, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{}, {"l_max": 2}, {"parity": False}, {"num_layers": 1}])
-def test_allegro_with_frozen_weights(options):
+@pytest.mark.parametrize("options", [{}, {"l_max": 2}, {"parity": False}, {"num_layers": 1}, {"l_max": 0}])
+@pytest.mark.parametrize("name", ["nequip", "allegro"])
+def test_frozen_weights(name, options):
     """Edges in any order, an atom out of reach, weights trained since the last call."""
     torch.manual_seed(1)
     with fast.plain():
-        plain = models.build("allegro", "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
-    quick = models.build("allegro", "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
+        plain = models.build(name, "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
+    quick = models.build(name, "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
     quick.load_state_dict(plain.state_dict())
     alone = starts(1)[0] + Atoms([6], [[30.0, 0, 0]])
     graph = build_graph([alone, *starts(2)])
@@ -216,15 +218,29 @@ def test_allegro_with_frozen_weights(options):
             ff.eval()
 
 
-def test_frozen_allegro_in_single_precision():
-    plain, quick = pair("allegro", preset="paper", dtype=torch.float32)
+@pytest.mark.parametrize("name", ["nequip", "allegro"])
+def test_frozen_weights_in_single_precision(name):
+    plain, quick = pair(name, preset="paper", dtype=torch.float32)
     graph = build_graph(starts(2))
     expected, found = plain.eval()(graph).forces, quick.eval().requires_grad_(False)(graph).forces
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     copied = copy.deepcopy(quick)
     assert torch.equal(copied(graph).forces, found)
+    assert torch.equal(pickle.loads(pickle.dumps(quick))(graph).forces, found)
     apart = build_graph(Atoms([1, 6, 8], [[20.0 * i, 0, 0] for i in range(3)]))
     assert torch.equal(copied(apart).forces, torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("cache", [1, 2**10, 2**30])
+def test_blocks_of_pairs(cache, monkeypatch):
+    """One pair a block, several, all in one; none at all."""
+    plain, quick = pair("nequip")
+    quick.eval().requires_grad_(False)
+    monkeypatch.setattr(fast.Coupling, "CACHE", cache)
+    for graph in (build_graph(starts(2)), build_graph(Atoms("H"))):
+        expected, found = plain.eval()(graph), quick(graph)
+        torch.testing.assert_close(found.energy, expected.energy, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.forces, expected.forces, rtol=1e-12, atol=1e-12)
 
 
 def test_another_kind_of_product_is_refused():

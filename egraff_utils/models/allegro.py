@@ -3,50 +3,21 @@
 Symbols: N atoms, E edges, U channels of the tensor track, R degrees, D = R^2 harmonics.
 """
 
-import math
-
 import torch
 from allegro.model import AllegroModel
 from allegro.nn._strided import Contracter
-from nequip.nn.mlp import DeepLinearMLP
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from egraff_utils import fast
-from egraff_utils.models.nequip import NequIPNetwork, common_arguments, nequip_state
-
-
-class AllegroNetwork(NequIPNetwork):
-    """The package's model; with frozen weights, the same written for whole rows of channels.
-
-    Features of the tensor track have shape ``(E, components, U)``: channels last, so that each coefficient of
-    a tensor product is one multiplication and addition of long rows. Matrices made of the weights are kept
-    from call to call. The frozen network can be differentiated once.
-    """
-
-    def __init__(self, model, elements):
-        super().__init__(model, elements)
-        self._frozen = fast.Kept()
-
-    def forward(self, graph, vectors):
-        """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
-        parameters = list(self.parameters())
-        if self.training or any(p.requires_grad for p in parameters):
-            return super().forward(graph, vectors)
-        frozen = self._frozen.get(parameters, self._freeze)
-        types, centre = self.types[graph.species], graph.edge_index[0]
-        blocks = round(len(vectors) / EDGES) if vectors.device.type == "cpu" else 1
-        if blocks > 1:
-            return Blocks.apply(vectors, types[graph.edge_index], centre, len(types), frozen, blocks)
-        return frozen(vectors, types[graph.edge_index], centre, len(types))
-
-    @torch.no_grad()
-    def _freeze(self):
-        return Frozen(self.model.model.func)
+from egraff_utils.models.nequip import NequIPNetwork, Radial, common_arguments, matrices, nequip_state
 
 
 class Frozen:
-    """Allegro with the weights that it has now.
+    """Allegro with the weights that it has now, written for whole rows of channels.
+
+    Features of the tensor track have shape ``(E, components, U)``: channels last, so that each coefficient of
+    a tensor product is one multiplication and addition of long rows.
 
     Parameters
     ----------
@@ -59,7 +30,7 @@ class Frozen:
         channels, scalars = track.num_tensor_features, track.num_scalar_features
         basis, energy = model.radial_chemical_embed.bessel_encode, model.per_type_energy_scale_shift
         cutoff = 1 / model.edge_norm._rmax_recip.item()
-        self.radial_basis = basis.bessel_weights * math.pi, cutoff, basis.cutoff.p
+        self.radial_basis = basis.bessel_weights * torch.pi, cutoff, basis.cutoff.p
         self.harmonics = model.tensor_embed.sh
         self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
         self.shift = energy.shifts
@@ -68,22 +39,22 @@ class Frozen:
         centre, neighbour = embed.center_embed.weight, embed.neighbor_embed.weight
         pairs = torch.cartesian_prod(*[torch.arange(embed.num_types, device=centre.device)] * 2).view(-1, 2)
         self.pairs = torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1)
-        (self.radial,) = _matrices(embed.basis_linear)
-        self.two_body = [fast.Matrix(m) for m in _matrices(model.scalar_embed_mlp.mlp_module)]
+        (self.radial,) = matrices(embed.basis_linear)
+        self.two_body = [fast.Matrix(m) for m in matrices(model.scalar_embed_mlp.mlp_module)]
         self.degrees = [2 * n + 1 for n in range(track._env_weighter._num_irreps)]
-        (first,) = _matrices(model.tensor_embed.env_embed_linear)
+        (first,) = matrices(model.tensor_embed.env_embed_linear)
         self.first = fast.Matrix(_channels_last(first, channels))
-        (projection,) = _matrices(track.first_layer_env_embed_projection)
+        (projection,) = matrices(track.first_layer_env_embed_projection)
         project, environment = projection[:, :scalars], projection[:, scalars:]
         self.environments = [fast.Matrix(_channels_last(environment, channels))]
-        (readout,) = _matrices(model.edge_readout.mlp_module)
+        (readout,) = matrices(model.edge_readout.mlp_module)
         readout = readout.split(scalars)
         self.readouts = [project @ readout[0]]  # of the two-body embedding, then of every layer
         self.products, self.hidden, self.scalars = [], [], []
         norm = track.avg_num_neighbors_norm.norm_const
         for n, (product, latent) in enumerate(zip(track.tps, track.latents, strict=True)):
             self.products.append(Product(product, norm))
-            enter, *hidden, leave = _matrices(latent)
+            enter, *hidden, leave = matrices(latent)
             entering = torch.cat([project @ enter[:scalars], enter[scalars:]])
             self.hidden.append([fast.Matrix(m) for m in (entering, *hidden)])
             if n < len(track.tps) - 1:
@@ -93,7 +64,13 @@ class Frozen:
             else:
                 self.readouts.append(leave @ readout[n + 1])
 
-    def __call__(self, vectors, types, centre, count):
+    def __call__(self, types, edge_index, vectors):
+        """Energy of each atom, shape ``(N,)``."""
+        arguments = vectors, types[edge_index], edge_index[0], len(types)
+        blocks = round(len(vectors) / EDGES) if vectors.device.type == "cpu" else 1
+        return Blocks.apply(*arguments, self, blocks) if blocks > 1 else self.energies(*arguments)
+
+    def energies(self, vectors, types, centre, count):
         """Energy of each of so many atoms, shape ``(N,)``.
 
         Parameters
@@ -141,7 +118,7 @@ class Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, vectors, types, centre, count, frozen, blocks):
-        """Shape ``(N,)``; the arguments are those of :class:`Frozen` and a number of blocks."""
+        """Shape ``(N,)``; the arguments are those of :meth:`Frozen.energies` and a number of blocks."""
         order, ends = centre.argsort(stable=True), torch.bincount(centre, minlength=count).cumsum(0)
         shares = torch.arange(1, blocks + 1) * len(centre) // blocks
         stops = (torch.searchsorted(ends, shares) + 1).clamp(max=count).unique()  # behind the last atom
@@ -150,7 +127,7 @@ class Blocks(torch.autograd.Function):
         for stop, edges in zip(stops.tolist(), order.tensor_split(ends[stops[:-1] - 1]), strict=True):
             with torch.enable_grad():
                 part = vectors.detach()[edges].requires_grad_()
-                energy = frozen(part, types[:, edges], centre[edges] - atom, stop - atom)
+                energy = frozen.energies(part, types[:, edges], centre[edges] - atom, stop - atom)
                 (gradient[edges],) = torch.autograd.grad(energy.sum(), part)
             energies.append(energy.detach())
             atom = stop
@@ -165,44 +142,9 @@ class Blocks(torch.autograd.Function):
         return gradient * slope[centre, None], *[None] * 5
 
 
-def _matrices(mlp):
-    """Scaled weights of a ``ScalarMLPFunction``: of every layer, or their product if it is linear."""
-    if isinstance(mlp.mlp, DeepLinearMLP):
-        return [torch.linalg.multi_dot(list(mlp.mlp.weights)) * mlp.mlp.alpha]
-    return [layer.weight * layer.alpha for layer in mlp.mlp if hasattr(layer, "weight")]
-
-
 def _channels_last(matrix, channels):
     """Columns ordered by degree and channel, out of columns ordered by channel and degree."""
     return matrix.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1)
-
-
-class Radial(torch.autograd.Function):
-    r"""Functions :math:`u(x) \sin(k_n x) / (\pi x)` of ``x = |r| / r_c``, shape ``(E, n)``, by edge vectors.
-
-    The envelope is :math:`u = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
-    """
-
-    @staticmethod
-    def forward(ctx, vectors, roots, cutoff, p):
-        distances = vectors.norm(dim=1, keepdim=True)
-        x = distances / cutoff
-        inside, angles = x.clamp(max=1), x * roots  # at one the envelope and its slope are zero
-        power = inside.pow(p - 1)
-        bracket = (p + 1) * (p + 2) / 2 + inside * (inside * (p * (p + 1) / 2) - p * (p + 2))
-        envelope = 1 - inside * power * bracket
-        slope = power * (inside - 1).square() * (-p * (p + 1) * (p + 2) / 2)
-        scale = 1 / (math.pi * x)
-        sines, cosines = angles.sin(), angles.cos()
-        by_distance = (cosines * (roots * envelope * scale)).addcmul_(sines, (slope - envelope / x) * scale)
-        ctx.save_for_backward(by_distance, vectors / (distances * cutoff))
-        return sines * (envelope * scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        by_distance, directions = ctx.saved_tensors
-        return (gradient * by_distance).sum(1, keepdim=True) * directions, None, None, None
 
 
 class Weighted(torch.autograd.Function):
@@ -390,4 +332,4 @@ def build_network(
     with nequip_state():
         model = AllegroModel(**common, **hyperparameters)
         fast.replace(model, Contracter, Contraction.of)
-        return (NequIPNetwork if fast.is_plain() else AllegroNetwork)(model, elements)
+        return NequIPNetwork(model, elements, None if fast.is_plain() else Frozen)

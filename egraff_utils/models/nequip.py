@@ -9,10 +9,13 @@ from ase.data import chemical_symbols
 from lightning.pytorch.utilities.seed import isolate_rng
 from nequip.data import AtomicDataDict
 from nequip.model import NequIPGNNModel
-from nequip.nn import InteractionBlock
+from nequip.nn import ConvNetLayer, InteractionBlock
 from nequip.nn._tp_scatter_base import TensorProductScatter
+from nequip.nn.mlp import DeepLinearMLP
 from nequip.utils.global_state import set_global_state
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
 
 from egraff_utils import fast
 
@@ -26,24 +29,202 @@ class NequIPNetwork(nn.Module):
         ``nequip`` graph model built with ``do_derivatives=False``.
     elements
         Atomic numbers, in the order of the model's types.
+    freeze
+        ``freeze(model)`` gives a function of types, edges and edge vectors with the model's present weights,
+        which can be differentiated once. It is evaluated while the weights are frozen and kept from call to
+        call.
     """
 
-    def __init__(self, model, elements):
+    def __init__(self, model, elements, freeze=None):
         super().__init__()
-        self.model = model
+        self.model, self._freeze, self._frozen = model, freeze, fast.Kept()
         types = torch.full((len(chemical_symbols),), -1)
         types[elements] = torch.arange(len(elements))
         self.register_buffer("types", types, persistent=False)
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
+        types, parameters = self.types[graph.species], list(self.parameters())
+        if self._freeze and not self.training and not any(p.requires_grad for p in parameters):
+            return self._frozen.get(parameters, self._make)(types, graph.edge_index, vectors)
         data = {
             AtomicDataDict.POSITIONS_KEY: graph.positions.to(vectors.dtype),  # read for their number only
-            AtomicDataDict.ATOM_TYPE_KEY: self.types[graph.species],
+            AtomicDataDict.ATOM_TYPE_KEY: types,
             AtomicDataDict.EDGE_INDEX_KEY: graph.edge_index,
             AtomicDataDict.EDGE_VECTORS_KEY: vectors,
         }
         return self.model(data)[AtomicDataDict.PER_ATOM_ENERGY_KEY].squeeze(-1).to(vectors.dtype)
+
+    @torch.no_grad()
+    def _make(self):
+        return self._freeze(self.model.model.func)
+
+
+class Frozen:
+    """NequIP with the weights that it has now, features with their channels last.
+
+    What depends on lengths and directions is evaluated for one direction of every pair of atoms, and linear
+    layers are one matrix for each kind of features, the self connection with one part for each element.
+
+    Parameters
+    ----------
+    model
+        ``SequentialGraphNetwork`` of the package.
+    """
+
+    def __init__(self, model):
+        basis, energy = model.bessel_encode, model.per_type_energy_scale_shift
+        cutoff = 1 / model.edge_norm._rmax_recip.item()
+        self.radial_basis = basis.bessel_weights * torch.pi, cutoff, basis.cutoff.p
+        self.radial_factor = model.factor.factor
+        self.harmonics = model.spharm.sh
+        self.embedding = model.type_embed.embed_module.weight
+        self.one_hot = torch.eye(len(self.embedding)).to(self.embedding)
+        layers = [part for part in model.children() if isinstance(part, ConvNetLayer)]
+        self.layers = [Layer(layer, self.embedding) for layer in layers]
+        (readout,) = matrices(model.per_atom_energy_readout.mlp_module)
+        self.readout, self.shift = readout * energy.scales, energy.shifts
+
+    def __call__(self, types, edge_index, vectors):
+        """Energy of each atom, shape ``(N,)``."""
+        pairs = edge_index[:, : edge_index.shape[1] // 2]
+        vectors = vectors[: pairs.shape[1]]  # the other direction says nothing new
+        radial = Radial.apply(vectors, *self.radial_basis) * self.radial_factor
+        harmonics = self.harmonics(vectors)[:, 1:]
+        one_hot = self.one_hot.index_select(0, types)
+        features = [self.embedding.index_select(0, types).unsqueeze(1)]
+        for layer in self.layers:
+            features = layer(features, one_hot, radial, harmonics, pairs)
+        return (features[0].squeeze(1) @ self.readout + self.shift).squeeze(1)
+
+
+class Layer:
+    """A ``ConvNetLayer`` of the package with frozen weights; T elements, U channels.
+
+    Parameters
+    ----------
+    layer
+        Of the package.
+    embedding
+        Of the elements, for the self connection, shape ``(T, U)``.
+    """
+
+    def __init__(self, layer, embedding):
+        block, gate, product = layer.conv, layer.equivariant_nonlin, layer.conv.tp_scatter.tp
+        inputs, middle = product.irreps_in1, product.irreps_out.simplify()
+        *hidden, last = matrices(block.edge_mlp)
+        self.channels, self.coupling = inputs[0].mul, fast.Coupling(product, last)
+        scales = last.new_tensor(self.coupling.scales).repeat_interleave(self.channels)
+        self.radial = [fast.Matrix(matrix) for matrix in (*hidden, last * scales)]
+        enter = block.linear_1(_eye(inputs, last)) * block.avg_num_neighbors_norm.norm_const
+        self.enter = [_channels(enter, inputs, inputs, ir) for _, ir in inputs]
+        self.middle = [(ir.dim, mul * ir.dim // self.channels) for mul, ir in middle]
+        leave, connect = gate.sc(block.linear_2(_eye(middle, last))), []
+        if block.sc is not None:
+            elements = [block.sc(_eye(inputs, last), row.expand(inputs.dim, -1)) for row in embedding]
+            connect = [gate.sc(matrix) for matrix in elements]
+        self.targets = []  # scalars, gates, gated
+        for n, outputs in enumerate((gate.irreps_scalars, gate.irreps_gates, gate.irreps_gated)):
+            around = middle, leave[n : n + 1]
+            own = inputs, [matrix[n] for matrix in connect]
+            self.targets.append([Target(around, own, outputs, ir) for _, ir in outputs])
+        self.act_scalars, self.act_gates = gate.act_scalars.acts, gate.act_gates.acts
+
+    def __call__(self, features, one_hot, radial, harmonics, pairs):
+        """New features of the atoms.
+
+        Parameters
+        ----------
+        features
+            A list of kinds, each of shape ``(N, 2l + 1, U)``.
+        one_hot
+            Elements of the atoms, shape ``(N, T)``.
+        radial, harmonics, pairs
+            Basis, harmonics from degree one on, centre and neighbour, of one direction of every pair.
+        """
+        *hidden, last = self.radial
+        for matrix in hidden:
+            radial = silu(matrix(radial))
+        filters = last(radial).unflatten(1, (-1, self.channels))
+        x = torch.cat([f @ matrix for f, matrix in zip(features, self.enter, strict=True)], dim=1)
+        total = self.coupling(x, harmonics, filters, pairs).split([rows for _, rows in self.middle], dim=1)
+        around = [t.reshape(len(x), d, -1) for t, (d, _) in zip(total, self.middle, strict=True)]
+        own = [(one_hot[:, None, :, None] * f.unsqueeze(2)).flatten(2) for f in features]
+        scalars, gates, gated = ([target(around, own) for target in group] for group in self.targets)
+        scalars = [act(x) for act, x in zip(self.act_scalars, scalars, strict=True)]
+        gates = [g for x in gates for g in self.act_gates[0](x).split(self.channels, dim=2)]
+        return scalars + [g * x for g, x in zip(gates, gated, strict=True)]
+
+
+class Target:
+    """Features of one kind out of sums over neighbours and of the atom's own features.
+
+    Parameters
+    ----------
+    around, own
+        Irreps of either, and matrices from them to the outputs: one, and one for each element or none.
+    outputs, ir
+        Irreps of the outputs, and the kind among them.
+    """
+
+    def __init__(self, around, own, outputs, ir):
+        parts, self.places = [], []
+        for irreps, dense in (around, own):
+            kinds = [kind for _, kind in irreps]
+            found = bool(dense) and ir in kinds
+            self.places.append(kinds.index(ir) if found else None)
+            parts += [_channels(matrix, irreps, outputs, ir) for matrix in dense] if found else []
+        self.matrix = fast.Matrix(torch.cat(parts))
+
+    def __call__(self, around, own):
+        """Shape ``(N, 2l + 1, channels)``, from lists of kinds; of ``own`` by element and channel."""
+        parts = [part[n] for part, n in zip((around, own), self.places, strict=True) if n is not None]
+        return self.matrix(*[part.flatten(0, 1) for part in parts]).unflatten(0, parts[0].shape[:2])
+
+
+def _channels(matrix, rows, columns, ir):
+    """The part of a matrix between irreps that goes from a kind to the same, for one component."""
+    part = [irreps.slices()[[kind for _, kind in irreps].index(ir)] for irreps in (rows, columns)]
+    return matrix[tuple(part)][:: ir.dim, :: ir.dim].contiguous()
+
+
+def _eye(irreps, like):
+    return torch.eye(irreps.dim).to(like)
+
+
+def matrices(mlp):
+    """Scaled weights of a ``ScalarMLPFunction``: of every layer, or their product if it is linear."""
+    if isinstance(mlp.mlp, DeepLinearMLP):
+        return [torch.linalg.multi_dot(list(mlp.mlp.weights)) * mlp.mlp.alpha]
+    return [layer.weight * layer.alpha for layer in mlp.mlp if hasattr(layer, "weight")]
+
+
+class Radial(torch.autograd.Function):
+    r"""Functions :math:`u(x) \sin(k_n x) / (\pi x)` of ``x = |r| / r_c``, shape ``(E, n)``, by edge vectors.
+
+    The envelope is :math:`u = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
+    """
+
+    @staticmethod
+    def forward(ctx, vectors, roots, cutoff, p):
+        distances = vectors.norm(dim=1, keepdim=True)
+        x = distances / cutoff
+        inside, angles = x.clamp(max=1), x * roots  # at one the envelope and its slope are zero
+        power = inside.pow(p - 1)
+        bracket = (p + 1) * (p + 2) / 2 + inside * (inside * (p * (p + 1) / 2) - p * (p + 2))
+        envelope = 1 - inside * power * bracket
+        slope = power * (inside - 1).square() * (-p * (p + 1) * (p + 2) / 2)
+        scale = 1 / (torch.pi * x)
+        sines, cosines = angles.sin(), angles.cos()
+        by_distance = (cosines * (roots * envelope * scale)).addcmul_(sines, (slope - envelope / x) * scale)
+        ctx.save_for_backward(by_distance, vectors / (distances * cutoff))
+        return sines * (envelope * scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        by_distance, directions = ctx.saved_tensors
+        return (gradient * by_distance).sum(1, keepdim=True) * directions, None, None, None
 
 
 class Scatter(nn.Module):
@@ -104,13 +285,13 @@ def build_network(
     common = common_arguments(elements, cutoff, average_neighbors)
     with nequip_state():
         model = NequIPGNNModel(**common, **hyperparameters)
-        if l_max > 1:  # with scalars and vectors alone the package is as fast
+        if l_max > 1:  # with scalars and vectors alone the package trains as fast
             fast.replace(model, TensorProductScatter, Scatter)
         if not fast.is_plain():
             for block in model.modules():
                 if isinstance(block, InteractionBlock):
                     fast.share_directions(block.edge_mlp)
-        return NequIPNetwork(model, elements)
+        return NequIPNetwork(model, elements, None if fast.is_plain() else Frozen)
 
 
 def common_arguments(elements, cutoff, average_neighbors):
