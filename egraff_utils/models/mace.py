@@ -1,13 +1,21 @@
-"""MACE: messages of high body order from products of one-particle features (package ``mace-torch``)."""
+"""MACE: messages of high body order from products of one-particle features (package ``mace-torch``).
+
+Symbols: N atoms, E edges, Z elements, U channels, P paths of a convolution, K components of all paths
+together, D components of features, one for each degree and order, M those of what a contraction gives.
+"""
 
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import combinations_with_replacement, permutations
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 from e3nn import o3
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import one_hot, silu
 
 from egraff_utils import fast
 
@@ -19,7 +27,8 @@ class MACENetwork(nn.Module):
     """``ScaleShiftMACE``, given our edges and edge vectors instead of positions and a cell.
 
     It computes the vector of an edge as ``positions[j] - positions[i] + shifts``; with all positions at zero
-    and our vectors as the shifts, that is our vector exactly.
+    and our vectors as the shifts, that is our vector exactly. With frozen weights :class:`Frozen` takes its
+    place, unless the network is to be plain.
 
     Parameters
     ----------
@@ -32,12 +41,24 @@ class MACENetwork(nn.Module):
     def __init__(self, model, elements):
         super().__init__()
         self.model = model
-        one_hot = torch.zeros(len(chemical_symbols), len(elements))
-        one_hot[elements] = torch.eye(len(elements))
-        self.register_buffer("one_hot", one_hot, persistent=False)
+        table = torch.zeros(len(chemical_symbols), len(elements))
+        table[elements] = torch.eye(len(elements))
+        self.register_buffer("one_hot", table, persistent=False)
+        self._frozen = None if fast.is_plain() else fast.Kept()
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
+        parameters = list(self.parameters())
+        if self._frozen is None or self.training or any(p.requires_grad for p in parameters):
+            return self._by_package(graph, vectors)
+        frozen = self._frozen.get(parameters, self._freeze)
+        return frozen(graph.species, graph.edge_index, vectors)
+
+    @torch.no_grad()
+    def _freeze(self):
+        return Frozen(self.model, self.one_hot)
+
+    def _by_package(self, graph, vectors):
         atoms = len(graph.species)
         data = {
             "node_attrs": self.one_hot[graph.species],
@@ -49,6 +70,504 @@ class MACENetwork(nn.Module):
             "cell": vectors.new_zeros(3, 3),
         }
         return self.model(data, compute_force=False)["node_energy"].to(vectors.dtype)
+
+
+class Frozen:
+    """MACE with the weights that it has now; it can be differentiated once.
+
+    Features of atoms have shape ``(D, N, U)``, those of edges ``(E, components, U)``: channels last, so that
+    rows are long. Atoms are ordered by element. Constant matrices of one degree multiply the components of
+    that degree as a batch; those that come one after another are one.
+
+    Parameters
+    ----------
+    model
+        ``ScaleShiftMACE``.
+    one_hot
+        Element of each atomic number, shape ``(119, Z)``.
+    """
+
+    def __init__(self, model, one_hot):
+        self.elements, self.types = one_hot.shape[1], one_hot.argmax(1)
+        basis, envelope = model.radial_embedding.bessel_fn, model.radial_embedding.cutoff_fn
+        self.radial_basis = (
+            basis.bessel_weights,
+            basis.prefactor.item(),
+            envelope.r_max.item(),
+            envelope.p.item(),
+        )
+        self.harmonics = Harmonics(model.spherical_harmonics, one_hot)
+        embedding = model.node_embedding.linear(torch.eye(self.elements).to(one_hot))
+        blocks = list(zip(model.interactions, model.products, strict=True))
+        self.first = embedding @ _matrix(blocks[0][0].linear_up, 0)
+        self.layers = [Layer(*block, embedding if n == 0 else None) for n, block in enumerate(blocks)]
+        columns = [layer.messages.paths * layer.messages.channels for layer in self.layers]
+        self.radial_networks = RadialNetworks([i.conv_tp_weights for i in model.interactions], columns)
+        scale, shift = model.scale_shift.scale, model.scale_shift.shift
+        self.readouts = [Readout(readout, scale) for readout in model.readouts]
+        self.isolated = model.atomic_energies_fn.atomic_energies.view(-1, 1).to(shift) + shift
+
+    def __call__(self, species, edge_index, vectors):
+        """Energy of each atom, shape ``(N,)``; the second half of the edges is the first reversed."""
+        types = self.types[species]
+        order = types.argsort(stable=True)
+        types, rank = types[order], order.argsort()
+        atoms = Atoms(types, self.elements)
+        lengths, harmonics = self.harmonics(vectors[: len(vectors) // 2])
+        radial = Radial.apply(lengths, *self.radial_basis)
+        edges = rank[edge_index]
+        x, energy = self.first[types].unsqueeze(0), self.isolated[types]
+        for layer, weights, readout in zip(
+            self.layers, self.radial_networks(radial), self.readouts, strict=True
+        ):
+            x = layer(x, harmonics, weights, edges, atoms)
+            energy = readout(x[0], energy)
+        return energy.squeeze(1)[rank]
+
+
+class Atoms:
+    """Elements of atoms in order: ``types``, shape ``(N,)``; as ``one_hot`` rows; ``counts`` of each."""
+
+    def __init__(self, types, elements):
+        self.types, self.one_hot = types, one_hot(types, elements)
+        self.counts = torch.bincount(types, minlength=elements).tolist()
+
+
+class Harmonics:
+    """Spherical harmonics up to a degree, each made of the one below and the first by a constant matrix.
+
+    Parameters
+    ----------
+    harmonics
+        ``e3nn.o3.SphericalHarmonics`` of all degrees, which gives the normalisation.
+    like
+        Tensor whose type and device the constants are to have.
+    """
+
+    def __init__(self, harmonics, like):
+        degrees = range(harmonics.irreps_out.lmax + 1)
+        signs = [(-1.0) ** degree for degree in degrees for _ in range(2 * degree + 1)]
+        self.inversion = like.new_tensor(signs)
+        point = torch.tensor([[0.6, 0.48, 0.64]], dtype=torch.float64)
+        known = [y.flatten() for y in harmonics(point).split([2 * degree + 1 for degree in degrees], 1)]
+        self.matrices = []
+        for n in degrees[2:]:
+            coupling = o3.wigner_3j(n - 1, 1, n, dtype=torch.float64).flatten(0, 1)
+            found = torch.outer(known[n - 1], known[1]).flatten() @ coupling
+            self.matrices.append((coupling * (known[n] @ found) / (found @ found)).to(like))
+
+    def __call__(self, vectors):
+        """Lengths of vectors ``(E / 2, 3)``, and harmonics ``(E, D)`` of these and of the opposite ones."""
+        lengths = vectors.norm(dim=1, keepdim=True)
+        first = vectors * (3**0.5 / lengths)
+        parts = [torch.ones_like(lengths), first]
+        for matrix in self.matrices:
+            parts.append((parts[-1].unsqueeze(2) * first.unsqueeze(1)).flatten(1) @ matrix)
+        harmonics = torch.cat(parts[: len(self.matrices) + 2], dim=1)
+        return lengths, torch.cat([harmonics, harmonics * self.inversion])
+
+
+class Radial(torch.autograd.Function):
+    r"""Functions :math:`c\, u(r / r_c) \sin(k_n r) / r`, shape ``(E, n)``, of lengths, shape ``(E, 1)``.
+
+    The envelope is :math:`u(x) = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
+    """
+
+    @staticmethod
+    def forward(ctx, lengths, roots, prefactor, cutoff, p):
+        x = (lengths / cutoff).clamp(max=1)  # at one the envelope and its slope are zero
+        power = x.pow(p - 1)
+        bracket = (p + 1) * (p + 2) / 2 + x * (x * (p * (p + 1) / 2) - p * (p + 2))
+        envelope = 1 - x * power * bracket
+        slope = power * (x - 1).square() * (-p * (p + 1) * (p + 2) / (2 * cutoff))
+        scale, angles = prefactor / lengths, lengths * roots
+        sines, factor = angles.sin(), envelope * scale
+        by_length = (angles.cos() * roots * factor).addcmul_(sines, slope * scale - factor / lengths)
+        ctx.save_for_backward(by_length)
+        return sines * factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (by_length,) = ctx.saved_tensors
+        return (gradient * by_length).sum(1, keepdim=True), None, None, None, None
+
+
+class RadialNetworks:
+    """Weights of the edges for every layer, shape ``(E, P * U)``; the first matrices of all are one."""
+
+    def __init__(self, networks, columns):
+        matrices = [_radial_matrices(network) for network in networks]
+        self.widths = [first.shape[1] for first, *_ in matrices]
+        self.first = torch.cat([first for first, *_ in matrices], dim=1)
+        self.hidden = [hidden for _, *hidden, _ in matrices]
+        self.last = [last[:, :width] for (*_, last), width in zip(matrices, columns, strict=True)]
+
+    def __call__(self, radial):
+        parts = silu(radial @ self.first).split(self.widths, dim=1)
+        for x, hidden, last in zip(parts, self.hidden, self.last, strict=True):
+            for matrix in hidden:
+                x = silu(x @ matrix)
+            yield x @ last
+
+
+def _radial_matrices(network):
+    """Weights of an ``e3nn.nn.FullyConnectedNet``, with the factors of the layers and of their silu."""
+    matrices, factor = [], 1.0
+    for layer in network:
+        matrices.append(layer.weight * (factor / layer.h_in**0.5))
+        factor = layer.act.cst if layer.act is not None else 1.0
+    return matrices
+
+
+class Readout:
+    """Linear, or with one hidden layer of silu; adds energies, shape ``(N, 1)``, of scalars ``(N, U)``."""
+
+    def __init__(self, readout, scale):
+        self.hidden = None
+        if hasattr(readout, "non_linearity"):
+            self.hidden = _matrix(readout.linear_1, 0)
+            self.last = _matrix(readout.linear_2, 0) * readout.non_linearity.acts[0].cst * scale
+        else:
+            self.last = _matrix(readout.linear, 0) * scale
+
+    def __call__(self, x, energy):
+        return torch.addmm(energy, x if self.hidden is None else silu(x @ self.hidden), self.last)
+
+
+class Layer:
+    """Messages from the neighbours, their contraction and what is kept of an atom's own features.
+
+    Parameters
+    ----------
+    interaction, product
+        Of the package.
+    embedding
+        Features of the elements, shape ``(Z, U)``, which the first layer has in place of atoms'.
+    """
+
+    def __init__(self, interaction, product, embedding=None):
+        degrees_in = range(interaction.node_feats_irreps.lmax + 1)
+        irreps_out = product.linear.irreps_out
+        self.contraction = _contraction(product.symmetric_contractions.contractions)
+        self.messages = Messages(interaction.conv_tp, self.contraction.degrees, interaction.linear.weight)
+        norm = interaction.avg_num_neighbors
+        self.mix = [
+            (_matrix(interaction.linear, n) / norm).expand(2 * n + 1, -1, -1)
+            for n in range(self.contraction.degrees)
+        ]
+        self.linear = _by_component([_matrix(product.linear, n) for n in range(irreps_out.lmax + 1)])
+        elements = torch.eye(interaction.skip_tp.irreps_in2.dim).to(self.linear)
+        own = [
+            [_matrix(interaction.skip_tp, n, e) for e in elements] for n in degrees_in[: irreps_out.lmax + 1]
+        ]
+        self.up = self.own = None
+        if embedding is None:
+            self.up = _by_component([_matrix(interaction.linear_up, n) for n in degrees_in])
+            self.own = _by_component([torch.cat(matrices) for matrices in own])
+        else:
+            scalars = torch.stack([x @ m for x, m in zip(embedding, own[0], strict=True)])
+            self.table = scalars.new_zeros(len(self.linear), *scalars.shape)
+            self.table[0] = scalars
+
+    def __call__(self, x, harmonics, weights, edges, atoms):
+        """New features of atoms; the first layer gets those of the elements, linearly mapped before."""
+        if self.up is not None:
+            near = torch.bmm(x, self.up).transpose(0, 1).contiguous()
+        else:
+            near = x.transpose(0, 1).contiguous()
+        messages = Convolved.apply(near, harmonics, weights, edges, self.messages)
+        blocks = messages.split([height * self.messages.channels for height in self.messages.heights], 1)
+        mixed = [
+            torch.bmm(block.view(len(near), *matrix.shape[:2]).transpose(0, 1), matrix)
+            for block, matrix in zip(blocks, self.mix, strict=True)
+        ]
+        contracted = self.contraction(torch.cat(mixed), atoms)
+        if self.up is None:
+            return torch.baddbmm(self.table[:, atoms.types], contracted, self.linear)
+        own = x[: len(self.linear)].unsqueeze(2) * atoms.one_hot.unsqueeze(2)
+        new = torch.bmm(contracted, self.linear)
+        return new + torch.bmm(own.flatten(2), self.own)
+
+
+def _channels(irreps, degree):
+    """Places of the first components of all channels of a degree."""
+    places = [
+        range(part.start, part.stop, ir.dim)
+        for part, (_, ir) in zip(irreps.slices(), irreps, strict=True)
+        if ir.l == degree
+    ]
+    return [place for part in places for place in part]
+
+
+def _matrix(linear, degree, *second):
+    """What multiplies each component of a degree in a linear module of e3nn's, given its second argument."""
+    irreps = linear.irreps_in1 if second else linear.irreps_in
+    rows, columns = _channels(irreps, degree), _channels(linear.irreps_out, degree)
+    x = linear.weight.new_zeros(len(rows), irreps.dim)
+    x[range(len(rows)), rows] = 1
+    return linear(x, *[y.expand(len(rows), -1) for y in second])[:, columns]
+
+
+def _by_component(matrices):
+    """Matrices of all degrees, repeated for the components of each: shape ``(D, rows, columns)``."""
+    return torch.cat([matrix.expand(2 * n + 1, -1, -1) for n, matrix in enumerate(matrices)])
+
+
+class Part(NamedTuple):
+    """Rows of messages that are of one degree and come from one group of degrees of the features."""
+
+    size: int
+    """Components of the degree."""
+    source: int
+    """First row in the products of the group."""
+    target: int
+    """First row of the degree in the messages."""
+    total: int
+    """Paths of the degree."""
+    inside: slice
+    """Of these, those of the part."""
+    paths: slice
+    """The same, of the paths of all degrees."""
+
+    def of_products(self, rows):
+        """A view of products of edges, shape ``(2, E / 2, size, paths, U)``."""
+        return self._view(rows, self.source, self.paths.stop - self.paths.start)
+
+    def of_messages(self, rows):
+        """The same of messages."""
+        return self._view(rows, self.target, self.total)[:, :, :, self.inside]
+
+    def _view(self, rows, start, paths):
+        edges, _, channels = rows.shape
+        return rows[:, start : start + self.size * paths].view(2, edges // 2, self.size, paths, channels)
+
+
+class Messages:
+    """Constants of a convolution whose messages are wanted up to a degree.
+
+    Their K components are ordered by degree, component and path. The features of a neighbour are multiplied
+    by a small matrix of the edge: those of all degrees together if they are few, else one by one.
+
+    Parameters
+    ----------
+    product
+        ``e3nn.o3.TensorProduct`` or :class:`~egraff_utils.fast.Convolution`.
+    degrees
+        Number of the degrees wanted of the messages.
+    like
+        Tensor whose type and device the constants are to have.
+    """
+
+    TOGETHER = 4
+    """Components of features up to which they are multiplied together."""
+
+    def __init__(self, product, degrees, like):
+        inputs = product.irreps_in1
+        ends = np.cumsum([ir.dim for _, ir in inputs]).tolist()
+        groups = [range(len(inputs))] if ends[-1] <= self.TOGETHER else [[n] for n in range(len(inputs))]
+        paths = sorted(product.instructions, key=lambda i: i.i_out)
+        of_degree = [[i for i in paths if product.irreps_out[i.i_out].ir.l == n] for n in range(degrees)]
+        numbers = [len(same) for same in of_degree]
+        self.channels, self.paths = inputs[0].mul, sum(numbers)
+        self.heights = [(2 * n + 1) * number for n, number in enumerate(numbers)]
+        self.groups = []
+        for group in groups:
+            components = slice(ends[group[0]] - inputs[group[0]].ir.dim, ends[group[-1]])
+            parts, blocks, source = [], [], 0
+            for n, same in enumerate(of_degree):
+                places = [p for p, i in enumerate(same) if i.i_in1 in group]
+                if not places:
+                    continue
+                inside, before = slice(places[0], places[-1] + 1), sum(numbers[:n])
+                size, chosen = 2 * n + 1, same[inside]
+                if len(chosen) != len(places):
+                    raise ValueError(f"the paths of {product} are not ordered by degree and input")
+                of_all = slice(before + inside.start, before + inside.stop)
+                parts.append(Part(size, source, sum(self.heights[:n]), len(same), inside, of_all))
+                block = torch.zeros(product.irreps_in2.dim, size, len(chosen), ends[-1], dtype=torch.float64)
+                for p, i in enumerate(chosen):
+                    start = ends[i.i_in1] - inputs[i.i_in1].ir.dim
+                    coupling = fast.path_coupling(product, i, torch.float64).unflatten(1, (size, -1))
+                    block[:, :, p, start : ends[i.i_in1]] = coupling
+                blocks.append(block[..., components].flatten(1, 2))
+                source += size * len(chosen)
+            if parts:
+                matrix = torch.cat(blocks, dim=1).flatten(1).to(like)
+                self.groups.append((components, matrix, parts))
+
+
+class Convolved(torch.autograd.Function):
+    """Messages summed over neighbours, shape ``(N, K * U)``.
+
+    Arguments are features of atoms ``(N, D, U)``, harmonics of edges ``(E, (l_max + 1)^2)``, weights of the
+    edges in one direction ``(E / 2, P * U)``, neighbours and centres ``(2, E)``, and :class:`Messages`.
+    """
+
+    @staticmethod
+    def forward(ctx, x, harmonics, weights, edges, constants):
+        near = x.index_select(0, edges[0])
+        messages = x.new_empty(len(near), sum(constants.heights), constants.channels)
+        factors = weights.view(-1, 1, constants.paths, constants.channels)
+        couplings, products = [], []
+        for components, matrix, parts in constants.groups:
+            couplings.append((harmonics @ matrix).view(len(near), -1, components.stop - components.start))
+            products.append(torch.bmm(couplings[-1], near[:, components]))
+            for part in parts:
+                views = part.of_products(products[-1]), factors[:, :, part.paths]
+                torch.mul(*views, out=part.of_messages(messages))
+        ctx.constants, ctx.atoms = constants, len(x)
+        ctx.save_for_backward(near, factors, edges, *couplings, *products)
+        messages = messages.view(len(near), -1)
+        return x.new_zeros(len(x), messages.shape[1]).index_add_(0, edges[1], messages)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        near, factors, edges, *saved = ctx.saved_tensors
+        constants, wanted = ctx.constants, ctx.needs_input_grad[0]
+        couplings, products = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        on_messages = gradient.index_select(0, edges[1]).view(len(near), -1, constants.channels)
+        on_weights = near.new_empty(2, *factors.shape[:1], *factors.shape[2:])
+        on_harmonics, on_near = None, torch.zeros_like(near) if wanted else None
+        for (components, matrix, parts), coupling, product in zip(
+            constants.groups, couplings, products, strict=True
+        ):
+            on_product = torch.empty_like(product)
+            for part in parts:
+                given, values = part.of_messages(on_messages), part.of_products(product)
+                torch.mul(given, factors[:, :, part.paths], out=part.of_products(on_product))
+                total = on_weights[:, :, part.paths]
+                torch.mul(given[:, :, 0], values[:, :, 0], out=total)
+                for k in range(1, part.size):
+                    total.addcmul_(given[:, :, k], values[:, :, k])
+            on_coupling = torch.bmm(on_product, near[:, components].transpose(1, 2)).flatten(1)
+            share = on_coupling @ matrix.T
+            on_harmonics = share if on_harmonics is None else on_harmonics.add_(share)
+            if wanted:
+                on_near[:, components] = torch.bmm(coupling.transpose(1, 2), on_product)
+        on_x = None
+        if wanted:
+            on_x = near.new_zeros(ctx.atoms, *near.shape[1:]).index_add_(0, edges[0], on_near)
+        return on_x, on_harmonics, on_weights.sum(0).flatten(1), None, None
+
+
+def _contraction(contractions):
+    """:class:`Weighting` where it is all that a symmetric contraction does, else :class:`Contraction`."""
+    orders = contractions[0].correlation
+    degree = len(contractions) - 1
+    if orders == 1 and contractions[0].coupling_irreps.lmax >= degree:
+        return Weighting(contractions)
+    return Contraction(contractions)
+
+
+class Weighting:
+    """Contraction of order one: components times weights of the element."""
+
+    def __init__(self, contractions):
+        self.degrees = len(contractions)
+        tensors = [_tensors(contraction)[0] for contraction in contractions]
+        diagonal = [tensor[:, m, n**2 + m] for n, tensor in enumerate(tensors) for m in range(2 * n + 1)]
+        self.weights = torch.stack(diagonal)
+
+    def __call__(self, x, atoms):
+        """Features of shape ``(M, N, U)`` from those of shape ``(D, N, U)``."""
+        return x * self.weights.index_select(1, atoms.types)
+
+
+class Contraction:
+    r"""Symmetric contraction of features with themselves, by the element of their atom.
+
+    .. math:: B_{m} = \sum_i a_i \sum_f H_{mif}\\, f(a), \\qquad
+              \partial B_m / \partial a_i = \sum_f n_f H_{mif}\\, f(a)
+
+    Here f are the products of up to one component less than the order, of which n - 1 are multiplied, and H
+    are the tensors of the package times the weights, made symmetric.
+
+    Parameters
+    ----------
+    contractions
+        One of the package for each degree of the result, with the same order.
+    """
+
+    def __init__(self, contractions):
+        size = contractions[0].coupling_irreps.dim
+        self.degrees, self.size = contractions[0].coupling_irreps.lmax + 1, size
+        self.steps = []
+        per_degree = [_tensors(contraction) for contraction in contractions]
+        rows, factors = [], []
+        before = {(): 0}
+        for order in range(contractions[0].correlation):
+            tensor = torch.cat([tensors[order] for tensors in per_degree], dim=1)  # (Z, M, D, ..., D, U)
+            indices = list(combinations_with_replacement(range(size), order))
+            for index in indices:
+                count = len(set(permutations(index)))
+                rows.append(tensor[(slice(None), slice(None), slice(None), *index)] * count)
+                factors.append(order + 1)
+            if order:
+                places = tensor.new_tensor([before[index[:-1]] for index in indices], dtype=torch.int64)
+                self.steps.append((places, places.new_tensor([index[-1] for index in indices])))
+            before = {index: n for n, index in enumerate(indices)}
+        values = torch.stack(rows, dim=-1).permute(0, 3, 1, 2, 4).flatten(2, 3)  # (Z, U, M * D, F)
+        self.values = values.contiguous()
+        self.slopes = values * values.new_tensor(factors)
+
+    def __call__(self, x, atoms):
+        """Features of shape ``(M, N, U)`` from those of shape ``(D, N, U)``."""
+        return Contracted.apply(x, atoms.counts, self)
+
+    def monomials(self, x):
+        """All products of components, ``(F, U, N)``, of ``(D, U, N)``, ordered by number of factors."""
+        found = [torch.ones_like(x[:1])]
+        for places, last in self.steps:
+            found.append(found[-1].index_select(0, places) * x.index_select(0, last))
+        return torch.cat(found)
+
+    def products(self, matrices, monomials, counts):
+        """Matrices of the elements times monomials: for each its atoms and ``(U, M, D, atoms)``."""
+        start = 0
+        for matrix, count in zip(matrices, counts, strict=True):
+            if count:
+                atoms = slice(start, start + count)
+                found = torch.bmm(matrix, monomials[:, :, atoms].transpose(0, 1))
+                yield atoms, found.unflatten(1, (-1, self.size))
+                start += count
+
+
+class Contracted(torch.autograd.Function):
+    """:class:`Contraction` of features, given the number of atoms of each element."""
+
+    @staticmethod
+    def forward(ctx, x, counts, constants):
+        ctx.counts, ctx.constants = counts, constants
+        x = x.transpose(1, 2).contiguous()
+        monomials = constants.monomials(x)
+        ctx.save_for_backward(monomials)
+        parts = constants.products(constants.values, monomials, counts)
+        found = [(part * x[:, :, atoms].transpose(0, 1).unsqueeze(1)).sum(2) for atoms, part in parts]
+        return torch.cat(found, dim=2).permute(1, 2, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (monomials,) = ctx.saved_tensors
+        gradient = gradient.permute(2, 0, 1).unsqueeze(2)
+        parts = ctx.constants.products(ctx.constants.slopes, monomials, ctx.counts)
+        found = [(part * gradient[..., atoms]).sum(1) for atoms, part in parts]
+        return torch.cat(found, dim=2).permute(1, 2, 0), None, None
+
+
+def _tensors(contraction):
+    """Tensors times weights of all orders, symmetric, each of shape ``(Z, M, D, ..., D, U)``."""
+    weights = [contraction.weights_max, *contraction.weights]
+    found = []
+    for order, weight in enumerate(reversed(weights), start=1):
+        coefficients = contraction.U_tensors(order)
+        coefficients = coefficients.view(-1, *coefficients.shape[-order - 1 :])
+        orders = list(permutations(range(1, order + 1)))
+        symmetric = sum(coefficients.permute(0, *axes, order + 1) for axes in orders) / len(orders)
+        found.append(torch.einsum("m...k,eku->em...u", symmetric, weight))
+    return found
 
 
 def build_network(
