@@ -7,7 +7,6 @@ together, D components of features, one for each degree and order, M those of wh
 from contextlib import redirect_stdout
 from io import StringIO
 from itertools import combinations_with_replacement, permutations
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -101,7 +100,7 @@ class Frozen:
         blocks = list(zip(model.interactions, model.products, strict=True))
         self.first = embedding @ _matrix(blocks[0][0].linear_up, 0)
         self.layers = [Layer(*block, embedding if n == 0 else None) for n, block in enumerate(blocks)]
-        columns = [layer.messages.paths * layer.messages.channels for layer in self.layers]
+        columns = [sum(layer.messages.widths) for layer in self.layers]
         self.radial_networks = RadialNetworks([i.conv_tp_weights for i in model.interactions], columns)
         scale, shift = model.scale_shift.scale, model.scale_shift.shift
         self.readouts = [Readout(readout, scale) for readout in model.readouts]
@@ -115,7 +114,8 @@ class Frozen:
         atoms = Atoms(types, self.elements)
         lengths, harmonics = self.harmonics(vectors[: len(vectors) // 2])
         radial = Radial.apply(lengths, *self.radial_basis)
-        edges = rank[edge_index]
+        pairs = rank[edge_index[:, : len(lengths)]].T
+        edges = torch.stack([pairs, pairs.flip(1)]).flatten(1)
         x, energy = self.first[types].unsqueeze(0), self.isolated[types]
         for layer, weights, readout in zip(
             self.layers, self.radial_networks(radial), self.readouts, strict=True
@@ -146,8 +146,6 @@ class Harmonics:
 
     def __init__(self, harmonics, like):
         degrees = range(harmonics.irreps_out.lmax + 1)
-        signs = [(-1.0) ** degree for degree in degrees for _ in range(2 * degree + 1)]
-        self.inversion = like.new_tensor(signs)
         point = torch.tensor([[0.6, 0.48, 0.64]], dtype=torch.float64)
         known = [y.flatten() for y in harmonics(point).split([2 * degree + 1 for degree in degrees], 1)]
         self.matrices = []
@@ -157,14 +155,13 @@ class Harmonics:
             self.matrices.append((coupling * (known[n] @ found) / (found @ found)).to(like))
 
     def __call__(self, vectors):
-        """Lengths of vectors ``(E / 2, 3)``, and harmonics ``(E, D)`` of these and of the opposite ones."""
+        """Lengths, shape ``(E, 1)``, and harmonics, ``(E, (l_max + 1)^2)``, of vectors ``(E, 3)``."""
         lengths = vectors.norm(dim=1, keepdim=True)
         first = vectors * (3**0.5 / lengths)
         parts = [torch.ones_like(lengths), first]
         for matrix in self.matrices:
             parts.append((parts[-1].unsqueeze(2) * first.unsqueeze(1)).flatten(1) @ matrix)
-        harmonics = torch.cat(parts[: len(self.matrices) + 2], dim=1)
-        return lengths, torch.cat([harmonics, harmonics * self.inversion])
+        return lengths, torch.cat(parts, dim=1)
 
 
 class Radial(torch.autograd.Function):
@@ -314,40 +311,11 @@ def _by_component(matrices):
     return torch.cat([matrix.expand(2 * n + 1, -1, -1) for n, matrix in enumerate(matrices)])
 
 
-class Part(NamedTuple):
-    """Rows of messages that are of one degree and come from one group of degrees of the features."""
-
-    size: int
-    """Components of the degree."""
-    source: int
-    """First row in the products of the group."""
-    target: int
-    """First row of the degree in the messages."""
-    total: int
-    """Paths of the degree."""
-    inside: slice
-    """Of these, those of the part."""
-    paths: slice
-    """The same, of the paths of all degrees."""
-
-    def of_products(self, rows):
-        """A view of products of edges, shape ``(2, E / 2, size, paths, U)``."""
-        return self._view(rows, self.source, self.paths.stop - self.paths.start)
-
-    def of_messages(self, rows):
-        """The same of messages."""
-        return self._view(rows, self.target, self.total)[:, :, :, self.inside]
-
-    def _view(self, rows, start, paths):
-        edges, _, channels = rows.shape
-        return rows[:, start : start + self.size * paths].view(2, edges // 2, self.size, paths, channels)
-
-
 class Messages:
     """Constants of a convolution whose messages are wanted up to a degree.
 
-    Their K components are ordered by degree, component and path. The features of a neighbour are multiplied
-    by a small matrix of the edge: those of all degrees together if they are few, else one by one.
+    The K components of the messages are ordered by degree, component and path. The two edges of a pair of
+    atoms stand side by side. Pairs are taken in blocks, whose arrays stay in the cache.
 
     Parameters
     ----------
@@ -359,97 +327,94 @@ class Messages:
         Tensor whose type and device the constants are to have.
     """
 
-    TOGETHER = 4
-    """Components of features up to which they are multiplied together."""
+    BLOCK = 2**17
+    """Numbers in the largest array of a block."""
 
     def __init__(self, product, degrees, like):
-        inputs = product.irreps_in1
+        inputs, outputs, harmonics = product.irreps_in1, product.irreps_out, product.irreps_in2
+        instructions = sorted(product.instructions, key=lambda i: i.i_out)
+        of_degree = [[i for i in instructions if outputs[i.i_out].ir.l == n] for n in range(degrees)]
+        self.channels, self.components = inputs[0].mul, sum(ir.dim for _, ir in inputs)
+        self.widths = [len(same) * self.channels for same in of_degree]
+        self.heights = [(2 * n + 1) * len(same) for n, same in enumerate(of_degree)]
         ends = np.cumsum([ir.dim for _, ir in inputs]).tolist()
-        groups = [range(len(inputs))] if ends[-1] <= self.TOGETHER else [[n] for n in range(len(inputs))]
-        paths = sorted(product.instructions, key=lambda i: i.i_out)
-        of_degree = [[i for i in paths if product.irreps_out[i.i_out].ir.l == n] for n in range(degrees)]
-        numbers = [len(same) for same in of_degree]
-        self.channels, self.paths = inputs[0].mul, sum(numbers)
-        self.heights = [(2 * n + 1) * number for n, number in enumerate(numbers)]
-        self.groups = []
-        for group in groups:
-            components = slice(ends[group[0]] - inputs[group[0]].ir.dim, ends[group[-1]])
-            parts, blocks, source = [], [], 0
-            for n, same in enumerate(of_degree):
-                places = [p for p, i in enumerate(same) if i.i_in1 in group]
-                if not places:
-                    continue
-                inside, before = slice(places[0], places[-1] + 1), sum(numbers[:n])
-                size, chosen = 2 * n + 1, same[inside]
-                if len(chosen) != len(places):
-                    raise ValueError(f"the paths of {product} are not ordered by degree and input")
-                of_all = slice(before + inside.start, before + inside.stop)
-                parts.append(Part(size, source, sum(self.heights[:n]), len(same), inside, of_all))
-                block = torch.zeros(product.irreps_in2.dim, size, len(chosen), ends[-1], dtype=torch.float64)
-                for p, i in enumerate(chosen):
-                    start = ends[i.i_in1] - inputs[i.i_in1].ir.dim
-                    coupling = fast.path_coupling(product, i, torch.float64).unflatten(1, (size, -1))
-                    block[:, :, p, start : ends[i.i_in1]] = coupling
-                blocks.append(block[..., components].flatten(1, 2))
-                source += size * len(chosen)
-            if parts:
-                matrix = torch.cat(blocks, dim=1).flatten(1).to(like)
-                self.groups.append((components, matrix, parts))
+        blocks = []
+        for n, same in enumerate(of_degree):
+            block = torch.zeros(harmonics.dim, self.components, 2 * n + 1, len(same), dtype=torch.float64)
+            for p, i in enumerate(same):
+                size = inputs[i.i_in1].ir.dim
+                coupling = fast.path_coupling(product, i, torch.float64).unflatten(1, (-1, size))
+                block[:, ends[i.i_in1] - size : ends[i.i_in1], :, p] = coupling.transpose(1, 2)
+            blocks.append(block.flatten(2))
+        there = torch.cat(blocks, dim=2)
+        signs = torch.cat([torch.full((ir.dim, 1, 1), ir.p) for _, ir in harmonics])
+        self.coupling = torch.stack([there, there * signs], dim=1).flatten(1).to(like)
+
+    def blocks(self, pairs):
+        """Slices of pairs and of their edges."""
+        size = max(1, self.BLOCK // (2 * sum(self.heights) * self.channels))
+        return [(slice(n, n + size), slice(2 * n, 2 * (n + size))) for n in range(0, pairs, size)]
+
+    def products(self, harmonics, near):
+        """Matrices of edges, ``(E, D, K)``, and their products with features, ``(E, K, U)``."""
+        coupling = (harmonics @ self.coupling).view(len(near), self.components, -1)
+        if self.components == 1:  # torch is slow at products of so small matrices
+            return coupling, coupling.transpose(1, 2) * near
+        return coupling, torch.bmm(coupling.transpose(1, 2), near)
+
+    def by_degree(self, rows):
+        """Views of ``(..., K, U)`` for each degree, shape ``(..., components, paths * U)``."""
+        parts = rows.split(self.heights, -2)
+        return [part.view(*rows.shape[:-2], -1, n) for part, n in zip(parts, self.widths, strict=True)]
+
+    def weigh(self, rows, weights):
+        """Multiply the edges' rows, ``(E, K, U)``, in place by weights of pairs, ``(E / 2, P * U)``."""
+        factors = weights[:, None, None].split(self.widths, 3)
+        for part, factor in zip(self.by_degree(rows.unflatten(0, (-1, 2))), factors, strict=True):
+            part.mul_(factor)
 
 
 class Convolved(torch.autograd.Function):
     """Messages summed over neighbours, shape ``(N, K * U)``.
 
-    Arguments are features of atoms ``(N, D, U)``, harmonics of edges ``(E, (l_max + 1)^2)``, weights of the
-    edges in one direction ``(E / 2, P * U)``, neighbours and centres ``(2, E)``, and :class:`Messages`.
+    Arguments are features of atoms ``(N, D, U)``, harmonics and weights of pairs ``(E / 2, (l_max + 1)^2)``
+    and ``(E / 2, P * U)``, neighbours and centres ``(2, E)``, and :class:`Messages`.
     """
 
     @staticmethod
     def forward(ctx, x, harmonics, weights, edges, constants):
-        near = x.index_select(0, edges[0])
-        messages = x.new_empty(len(near), sum(constants.heights), constants.channels)
-        factors = weights.view(-1, 1, constants.paths, constants.channels)
-        couplings, products = [], []
-        for components, matrix, parts in constants.groups:
-            couplings.append((harmonics @ matrix).view(len(near), -1, components.stop - components.start))
-            products.append(torch.bmm(couplings[-1], near[:, components]))
-            for part in parts:
-                views = part.of_products(products[-1]), factors[:, :, part.paths]
-                torch.mul(*views, out=part.of_messages(messages))
-        ctx.constants, ctx.atoms = constants, len(x)
-        ctx.save_for_backward(near, factors, edges, *couplings, *products)
-        messages = messages.view(len(near), -1)
-        return x.new_zeros(len(x), messages.shape[1]).index_add_(0, edges[1], messages)
+        ctx.constants = constants
+        ctx.save_for_backward(x, harmonics, weights, edges)
+        total = x.new_zeros(len(x), sum(constants.heights) * constants.channels)
+        for pairs, both in constants.blocks(len(weights)):
+            neighbour, centre = edges[:, both]
+            _, messages = constants.products(harmonics[pairs], x.index_select(0, neighbour))
+            constants.weigh(messages, weights[pairs])
+            total.index_add_(0, centre, messages.flatten(1))
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        near, factors, edges, *saved = ctx.saved_tensors
-        constants, wanted = ctx.constants, ctx.needs_input_grad[0]
-        couplings, products = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        on_messages = gradient.index_select(0, edges[1]).view(len(near), -1, constants.channels)
-        on_weights = near.new_empty(2, *factors.shape[:1], *factors.shape[2:])
-        on_harmonics, on_near = None, torch.zeros_like(near) if wanted else None
-        for (components, matrix, parts), coupling, product in zip(
-            constants.groups, couplings, products, strict=True
-        ):
-            on_product = torch.empty_like(product)
-            for part in parts:
-                given, values = part.of_messages(on_messages), part.of_products(product)
-                torch.mul(given, factors[:, :, part.paths], out=part.of_products(on_product))
-                total = on_weights[:, :, part.paths]
-                torch.mul(given[:, :, 0], values[:, :, 0], out=total)
-                for k in range(1, part.size):
-                    total.addcmul_(given[:, :, k], values[:, :, k])
-            on_coupling = torch.bmm(on_product, near[:, components].transpose(1, 2)).flatten(1)
-            share = on_coupling @ matrix.T
-            on_harmonics = share if on_harmonics is None else on_harmonics.add_(share)
-            if wanted:
-                on_near[:, components] = torch.bmm(coupling.transpose(1, 2), on_product)
-        on_x = None
-        if wanted:
-            on_x = near.new_zeros(ctx.atoms, *near.shape[1:]).index_add_(0, edges[0], on_near)
-        return on_x, on_harmonics, on_weights.sum(0).flatten(1), None, None
+        x, harmonics, weights, edges = ctx.saved_tensors
+        constants = ctx.constants
+        on_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        on_harmonics, on_weights = torch.empty_like(harmonics), torch.empty_like(weights)
+        for pairs, both in constants.blocks(len(weights)):
+            neighbour, centre = edges[:, both]
+            near = x.index_select(0, neighbour)
+            coupling, products = constants.products(harmonics[pairs], near)
+            given = gradient.index_select(0, centre).view_as(products)
+            there, back = products.mul_(given).unflatten(0, (-1, 2)).unbind(1)
+            totals = on_weights[pairs].split(constants.widths, 1)
+            for part, total in zip(constants.by_degree(there.add_(back)), totals, strict=True):
+                torch.sum(part, 1, out=total)
+            constants.weigh(given, weights[pairs])
+            on_coupling = torch.bmm(near, given.transpose(1, 2)).view(len(there), -1)
+            torch.mm(on_coupling, constants.coupling.T, out=on_harmonics[pairs])
+            if on_x is not None:
+                on_x.index_add_(0, neighbour, torch.bmm(coupling, given))
+        return on_x, on_harmonics, on_weights, None, None
 
 
 def _contraction(contractions):
