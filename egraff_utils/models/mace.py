@@ -327,7 +327,7 @@ class Messages:
         Tensor whose type and device the constants are to have.
     """
 
-    BLOCK = 2**17
+    BLOCK = 2**18
     """Numbers in the largest array of a block."""
 
     def __init__(self, product, degrees, like):
@@ -386,9 +386,13 @@ class Convolved(torch.autograd.Function):
         ctx.constants = constants
         ctx.save_for_backward(x, harmonics, weights, edges)
         total = x.new_zeros(len(x), sum(constants.heights) * constants.channels)
-        for pairs, both in constants.blocks(len(weights)):
+        blocks, ctx.kept = constants.blocks(len(weights)), []
+        for pairs, both in blocks:
             neighbour, centre = edges[:, both]
-            _, messages = constants.products(harmonics[pairs], x.index_select(0, neighbour))
+            near = x.index_select(0, neighbour)
+            coupling, messages = constants.products(harmonics[pairs], near)
+            if len(blocks) == 1:  # of more they would not stay in the cache
+                ctx.kept = [(near, coupling, messages.clone())]
             constants.weigh(messages, weights[pairs])
             total.index_add_(0, centre, messages.flatten(1))
         return total
@@ -402,10 +406,13 @@ class Convolved(torch.autograd.Function):
         on_harmonics, on_weights = torch.empty_like(harmonics), torch.empty_like(weights)
         for pairs, both in constants.blocks(len(weights)):
             neighbour, centre = edges[:, both]
-            near = x.index_select(0, neighbour)
-            coupling, products = constants.products(harmonics[pairs], near)
+            if ctx.kept:
+                near, coupling, products = ctx.kept[0]
+            else:
+                near = x.index_select(0, neighbour)
+                coupling, products = constants.products(harmonics[pairs], near)
             given = gradient.index_select(0, centre).view_as(products)
-            there, back = products.mul_(given).unflatten(0, (-1, 2)).unbind(1)
+            there, back = (products * given).unflatten(0, (-1, 2)).unbind(1)
             totals = on_weights[pairs].split(constants.widths, 1)
             for part, total in zip(constants.by_degree(there.add_(back)), totals, strict=True):
                 torch.sum(part, 1, out=total)
