@@ -14,7 +14,7 @@ from ase.data import chemical_symbols
 from e3nn import o3
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import one_hot, silu
+from torch.nn.functional import silu
 
 from egraff_utils import fast
 
@@ -44,10 +44,11 @@ class MACENetwork(nn.Module):
         table[elements] = torch.eye(len(elements))
         self.register_buffer("one_hot", table, persistent=False)
         self._frozen = None if fast.is_plain() else fast.Kept()
+        self._owners = [part for part in model.modules() if part._parameters]
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
-        parameters = list(self.parameters())
+        parameters = [p for owner in self._owners for p in owner._parameters.values() if p is not None]
         if self._frozen is None or self.training or any(p.requires_grad for p in parameters):
             return self._by_package(graph, vectors)
         frozen = self._frozen.get(parameters, self._freeze)
@@ -75,8 +76,8 @@ class Frozen:
     """MACE with the weights that it has now; it can be differentiated once.
 
     Features of atoms have shape ``(D, N, U)``, those of edges ``(E, components, U)``: channels last, so that
-    rows are long. Atoms are ordered by element. Constant matrices of one degree multiply the components of
-    that degree as a batch; those that come one after another are one.
+    rows are long. A linear map of e3nn's multiplies the components of a degree by one matrix, all of them as
+    a batch. Atoms are ordered by element.
 
     Parameters
     ----------
@@ -87,50 +88,60 @@ class Frozen:
     """
 
     def __init__(self, model, one_hot):
-        self.elements, self.types = one_hot.shape[1], one_hot.argmax(1)
         basis, envelope = model.radial_embedding.bessel_fn, model.radial_embedding.cutoff_fn
-        self.radial_basis = (
-            basis.bessel_weights,
-            basis.prefactor.item(),
-            envelope.r_max.item(),
-            envelope.p.item(),
-        )
+        cutoff, exponent = envelope.r_max.item(), envelope.p.item()
+        self.radial_basis = basis.bessel_weights, basis.prefactor.item(), cutoff, exponent
         self.harmonics = Harmonics(model.spherical_harmonics, one_hot)
-        embedding = model.node_embedding.linear(torch.eye(self.elements).to(one_hot))
-        blocks = list(zip(model.interactions, model.products, strict=True))
-        self.first = embedding @ _matrix(blocks[0][0].linear_up, 0)
-        self.layers = [Layer(*block, embedding if n == 0 else None) for n, block in enumerate(blocks)]
+        self.layers = [Layer(*parts) for parts in zip(model.interactions, model.products, strict=True)]
         columns = [sum(layer.messages.widths) for layer in self.layers]
         self.radial_networks = RadialNetworks([i.conv_tp_weights for i in model.interactions], columns)
         scale, shift = model.scale_shift.scale, model.scale_shift.shift
         self.readouts = [Readout(readout, scale) for readout in model.readouts]
-        self.isolated = model.atomic_energies_fn.atomic_energies.view(-1, 1).to(shift) + shift
+        self.types, elements = one_hot.argmax(1), one_hot.new_ones(one_hot.shape[1]).diag()
+        self.energies = model.atomic_energies_fn.atomic_energies.view(-1, 1).to(one_hot) + shift
+        features = model.node_embedding.linear(elements).unsqueeze(0)
+        self.near, own = self.layers[0].prepare(features, elements.unsqueeze(2))
+        self.own = torch.cat([own, own.new_zeros(self.layers[0].size - 1, *own.shape[1:])])
+        self._atoms = None
 
     def __call__(self, species, edge_index, vectors):
         """Energy of each atom, shape ``(N,)``; the second half of the edges is the first reversed."""
-        types = self.types[species]
-        order = types.argsort(stable=True)
-        types, rank = types[order], order.argsort()
-        atoms = Atoms(types, self.elements)
+        atoms = self._atoms
+        if atoms is None or atoms.species is not species or atoms.version != species._version:
+            atoms = self._atoms = Atoms(species, self)
         lengths, harmonics = self.harmonics(vectors[: len(vectors) // 2])
         radial = Radial.apply(lengths, *self.radial_basis)
-        pairs = rank[edge_index[:, : len(lengths)]].T
+        pairs = atoms.rank[edge_index[:, : len(lengths)]].T
         edges = torch.stack([pairs, pairs.flip(1)]).flatten(1)
-        x, energy = self.first[types].unsqueeze(0), self.isolated[types]
-        for layer, weights, readout in zip(
-            self.layers, self.radial_networks(radial), self.readouts, strict=True
+        x, energy = None, atoms.energies
+        for layer, readout, weights, weighting in zip(
+            self.layers, self.readouts, self.radial_networks(radial), atoms.weightings, strict=True
         ):
-            x = layer(x, harmonics, weights, edges, atoms)
+            near, own = (atoms.near, atoms.own) if x is None else layer.prepare(x, atoms.one_hot)
+            x = layer(near, own, harmonics, weights, edges, weighting)
             energy = readout(x[0], energy)
-        return energy.squeeze(1)[rank]
+        return energy.squeeze(1)[atoms.rank]
 
 
 class Atoms:
-    """Elements of atoms in order: ``types``, shape ``(N,)``; as ``one_hot`` rows; ``counts`` of each."""
+    """What depends on the elements of the atoms alone, which are put in order; ``rank`` is the place of each.
 
-    def __init__(self, types, elements):
-        self.types, self.one_hot = types, one_hot(types, elements)
-        self.counts = torch.bincount(types, minlength=elements).tolist()
+    Parameters
+    ----------
+    species
+        Atomic numbers, shape ``(N,)``.
+    frozen
+        :class:`Frozen`.
+    """
+
+    def __init__(self, species, frozen):
+        self.species, self.version = species, species._version
+        order = frozen.types[species].argsort(stable=True)
+        types, self.rank = frozen.types[species[order]], order.argsort()
+        self.one_hot = nn.functional.one_hot(types, len(frozen.near)).unsqueeze(2).to(frozen.near)
+        self.energies = frozen.energies[types]
+        self.near, self.own = frozen.near[types], frozen.own[:, types]  # of the first layer
+        self.weightings = [layer.contraction.weighting(types) for layer in frozen.layers]
 
 
 class Harmonics:
@@ -239,52 +250,37 @@ class Layer:
     ----------
     interaction, product
         Of the package.
-    embedding
-        Features of the elements, shape ``(Z, U)``, which the first layer has in place of atoms'.
     """
 
-    def __init__(self, interaction, product, embedding=None):
-        degrees_in = range(interaction.node_feats_irreps.lmax + 1)
-        irreps_out = product.linear.irreps_out
+    def __init__(self, interaction, product):
+        irreps_in, irreps_out = interaction.node_feats_irreps, product.linear.irreps_out
+        degrees, kept = range(irreps_in.lmax + 1), range(min(irreps_in.lmax, irreps_out.lmax) + 1)
         self.contraction = _contraction(product.symmetric_contractions.contractions)
-        self.messages = Messages(interaction.conv_tp, self.contraction.degrees, interaction.linear.weight)
-        norm = interaction.avg_num_neighbors
-        self.mix = [
-            (_matrix(interaction.linear, n) / norm).expand(2 * n + 1, -1, -1)
-            for n in range(self.contraction.degrees)
-        ]
+        self.messages = Messages(interaction.conv_tp, self.contraction.degrees, product.linear.weight)
+        mix = [_matrix(interaction.linear, n) for n in range(self.contraction.degrees)]
+        self.mix = [(m / interaction.avg_num_neighbors).expand(2 * n + 1, -1, -1) for n, m in enumerate(mix)]
+        self.up = _by_component([_matrix(interaction.linear_up, n) for n in degrees])
         self.linear = _by_component([_matrix(product.linear, n) for n in range(irreps_out.lmax + 1)])
-        elements = torch.eye(interaction.skip_tp.irreps_in2.dim).to(self.linear)
-        own = [
-            [_matrix(interaction.skip_tp, n, e) for e in elements] for n in degrees_in[: irreps_out.lmax + 1]
-        ]
-        self.up = self.own = None
-        if embedding is None:
-            self.up = _by_component([_matrix(interaction.linear_up, n) for n in degrees_in])
-            self.own = _by_component([torch.cat(matrices) for matrices in own])
-        else:
-            scalars = torch.stack([x @ m for x, m in zip(embedding, own[0], strict=True)])
-            self.table = scalars.new_zeros(len(self.linear), *scalars.shape)
-            self.table[0] = scalars
+        self.size = len(self.linear)
+        skip = interaction.skip_tp
+        elements = self.linear.new_ones(skip.irreps_in2.dim).diag()
+        self.own = _by_component([torch.cat([_matrix(skip, n, e) for e in elements]) for n in kept])
 
-    def __call__(self, x, harmonics, weights, edges, atoms):
-        """New features of atoms; the first layer gets those of the elements, linearly mapped before."""
-        if self.up is not None:
-            near = torch.bmm(x, self.up).transpose(0, 1).contiguous()
-        else:
-            near = x.transpose(0, 1).contiguous()
+    def prepare(self, x, one_hot):
+        """Features for neighbours, ``(N, D, U)``, and what an atom keeps, by its element ``(N, Z, 1)``."""
+        own = x[: len(self.own)].unsqueeze(2) * one_hot
+        return torch.bmm(x, self.up).transpose(0, 1).contiguous(), torch.bmm(own.flatten(2), self.own)
+
+    def __call__(self, near, own, harmonics, weights, edges, weighting):
+        """New features of atoms."""
         messages = Convolved.apply(near, harmonics, weights, edges, self.messages)
-        blocks = messages.split([height * self.messages.channels for height in self.messages.heights], 1)
+        parts = messages.split([height * self.messages.channels for height in self.messages.heights], 1)
         mixed = [
-            torch.bmm(block.view(len(near), *matrix.shape[:2]).transpose(0, 1), matrix)
-            for block, matrix in zip(blocks, self.mix, strict=True)
+            torch.bmm(part.view(len(near), *matrix.shape[:2]).transpose(0, 1), matrix)
+            for part, matrix in zip(parts, self.mix, strict=True)
         ]
-        contracted = self.contraction(torch.cat(mixed), atoms)
-        if self.up is None:
-            return torch.baddbmm(self.table[:, atoms.types], contracted, self.linear)
-        own = x[: len(self.linear)].unsqueeze(2) * atoms.one_hot.unsqueeze(2)
-        new = torch.bmm(contracted, self.linear)
-        return new + torch.bmm(own.flatten(2), self.own)
+        contracted = self.contraction(torch.cat(mixed), weighting)
+        return torch.baddbmm(own, contracted, self.linear)
 
 
 def _channels(irreps, degree):
@@ -442,16 +438,20 @@ class Weighting:
         diagonal = [tensor[:, m, n**2 + m] for n, tensor in enumerate(tensors) for m in range(2 * n + 1)]
         self.weights = torch.stack(diagonal)
 
-    def __call__(self, x, atoms):
+    def weighting(self, types):
+        """Weights of atoms."""
+        return self.weights[:, types]
+
+    def __call__(self, x, weighting):
         """Features of shape ``(M, N, U)`` from those of shape ``(D, N, U)``."""
-        return x * self.weights.index_select(1, atoms.types)
+        return x * weighting
 
 
 class Contraction:
     r"""Symmetric contraction of features with themselves, by the element of their atom.
 
-    .. math:: B_{m} = \sum_i a_i \sum_f H_{mif}\\, f(a), \\qquad
-              \partial B_m / \partial a_i = \sum_f n_f H_{mif}\\, f(a)
+    .. math:: B_{m} = \sum_i a_i \sum_f H_{mif}\, f(a), \qquad
+              \partial B_m / \partial a_i = \sum_f n_f H_{mif}\, f(a)
 
     Here f are the products of up to one component less than the order, of which n - 1 are multiplied, and H
     are the tensors of the package times the weights, made symmetric.
@@ -484,9 +484,13 @@ class Contraction:
         self.values = values.contiguous()
         self.slopes = values * values.new_tensor(factors)
 
-    def __call__(self, x, atoms):
+    def weighting(self, types):
+        """Number of the atoms of each element."""
+        return torch.bincount(types, minlength=len(self.values)).tolist()
+
+    def __call__(self, x, weighting):
         """Features of shape ``(M, N, U)`` from those of shape ``(D, N, U)``."""
-        return Contracted.apply(x, atoms.counts, self)
+        return Contracted.apply(x, weighting, self)
 
     def monomials(self, x):
         """All products of components, ``(F, U, N)``, of ``(D, U, N)``, ordered by number of factors."""
