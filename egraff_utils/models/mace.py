@@ -464,7 +464,7 @@ class Contraction:
 
     def __init__(self, contractions):
         size = contractions[0].coupling_irreps.dim
-        self.degrees, self.size = contractions[0].coupling_irreps.lmax + 1, size
+        self.degrees = contractions[0].coupling_irreps.lmax + 1
         self.steps = []
         per_degree = [_tensors(contraction) for contraction in contractions]
         rows, factors = [], []
@@ -480,13 +480,13 @@ class Contraction:
                 places = tensor.new_tensor([before[index[:-1]] for index in indices], dtype=torch.int64)
                 self.steps.append((places, places.new_tensor([index[-1] for index in indices])))
             before = {index: n for n, index in enumerate(indices)}
-        values = torch.stack(rows, dim=-1).permute(0, 3, 1, 2, 4).flatten(2, 3)  # (Z, U, M * D, F)
-        self.values = values.contiguous()
-        self.slopes = values * values.new_tensor(factors)
+        tensors = torch.stack(rows, dim=-1).permute(0, 3, 1, 2, 4)  # (Z, U, M, D, F)
+        self.tensors = tensors.flatten(2, 3).contiguous()
+        self.factors = self.tensors.new_tensor(factors).view(-1, 1, 1)
 
     def weighting(self, types):
         """Number of the atoms of each element."""
-        return torch.bincount(types, minlength=len(self.values)).tolist()
+        return torch.bincount(types, minlength=len(self.tensors)).tolist()
 
     def __call__(self, x, weighting):
         """Features of shape ``(M, N, U)`` from those of shape ``(D, N, U)``."""
@@ -499,37 +499,31 @@ class Contraction:
             found.append(found[-1].index_select(0, places) * x.index_select(0, last))
         return torch.cat(found)
 
-    def products(self, matrices, monomials, counts):
-        """Matrices of the elements times monomials: for each its atoms and ``(U, M, D, atoms)``."""
-        start = 0
-        for matrix, count in zip(matrices, counts, strict=True):
-            if count:
-                atoms = slice(start, start + count)
-                found = torch.bmm(matrix, monomials[:, :, atoms].transpose(0, 1))
-                yield atoms, found.unflatten(1, (-1, self.size))
-                start += count
-
 
 class Contracted(torch.autograd.Function):
     """:class:`Contraction` of features, given the number of atoms of each element."""
 
     @staticmethod
     def forward(ctx, x, counts, constants):
-        ctx.counts, ctx.constants = counts, constants
         x = x.transpose(1, 2).contiguous()
         monomials = constants.monomials(x)
-        ctx.save_for_backward(monomials)
-        parts = constants.products(constants.values, monomials, counts)
-        found = [(part * x[:, :, atoms].transpose(0, 1).unsqueeze(1)).sum(2) for atoms, part in parts]
-        return torch.cat(found, dim=2).permute(1, 2, 0)
+        scaled = monomials * constants.factors
+        values, slopes = [], []
+        parts = (array.split(counts, dim=2) for array in (x, monomials, scaled))
+        for matrix, x, *both in zip(constants.tensors, *parts, strict=True):
+            found = torch.bmm(matrix, torch.cat(both, dim=2).transpose(0, 1))  # reads the matrix once
+            value, slope = found.unflatten(1, (-1, len(x))).chunk(2, dim=3)
+            values.append((value * x.transpose(0, 1).unsqueeze(1)).sum(2))
+            slopes.append(slope)
+        ctx.counts = counts
+        ctx.save_for_backward(*slopes)
+        return torch.cat(values, dim=2).permute(1, 2, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        (monomials,) = ctx.saved_tensors
-        gradient = gradient.permute(2, 0, 1).unsqueeze(2)
-        parts = ctx.constants.products(ctx.constants.slopes, monomials, ctx.counts)
-        found = [(part * gradient[..., atoms]).sum(1) for atoms, part in parts]
+        parts = gradient.permute(2, 0, 1).unsqueeze(2).split(ctx.counts, dim=3)
+        found = [(slope * part).sum(1) for slope, part in zip(ctx.saved_tensors, parts, strict=True)]
         return torch.cat(found, dim=2).permute(1, 2, 0), None, None
 
 
