@@ -1,6 +1,7 @@
 """Speed does not change results: networks as they run beside those of the packages."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from egraff_utils import fast, models
 from egraff_utils.calculator import ForceFieldCalculator
 from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import build_graph
-from egraff_utils.models import torchmd_net
+from egraff_utils.models import mace, torchmd_net
 
 NAMES = [name for name in models.NAMES if name != "equiformer"]
 ELEMENTS = [1, 6, 8]
@@ -126,13 +127,20 @@ def test_two_hundred_steps(name):
     np.testing.assert_allclose(together.energy[1:], alone.energy, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{}, {"l_max": 2}, {"parity": False}, {"num_layers": 1}])
-def test_allegro_with_frozen_weights(options):
+FROZEN = [("allegro", options) for options in ({}, {"l_max": 2}, {"parity": False}, {"num_layers": 1})]
+FROZEN += [("botnet", options) for options in ({}, {"l_max": 2}, {"l_max": 3, "hidden_l_max": 2})]
+FROZEN += [("mace", {"correlation": order, "l_max": 2}) for order in (1, 2, 3, 4)]
+FROZEN += [("mace", {"num_interactions": 1}), ("mace", {"l_max": 1, "hidden_l_max": 2, "radial_layers": 3})]
+FROZEN += [("mace", {"correlation": 1, "l_max": 1, "hidden_l_max": 2}), ("mace", {"hidden_l_max": 0})]
+
+
+@pytest.mark.parametrize(("name", "options"), FROZEN)
+def test_frozen_weights(name, options):
     """Edges in any order, an atom out of reach, weights trained since the last call."""
     torch.manual_seed(1)
     with fast.plain():
-        plain = models.build("allegro", "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
-    quick = models.build("allegro", "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
+        plain = models.build(name, "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
+    quick = models.build(name, "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
     quick.load_state_dict(plain.state_dict())
     alone = starts(1)[0] + Atoms([6], [[30.0, 0, 0]])
     graph = build_graph([alone, *starts(2)])
@@ -158,8 +166,29 @@ def test_allegro_with_frozen_weights(options):
             ff.eval()
 
 
-def test_frozen_allegro_in_single_precision():
-    plain, quick = pair("allegro", preset="paper", dtype=torch.float32)
+@pytest.mark.parametrize("block", [1, 2**12, 2**30])
+@pytest.mark.parametrize("name", ["botnet", "mace"])
+def test_blocks_of_pairs(name, block, monkeypatch):
+    """One pair a block, several, all in one; elements that a structure lacks, and other atoms in between."""
+    monkeypatch.setattr(mace.Messages, "BLOCK", block)
+    plain, quick = pair(name)
+    plain.eval().requires_grad_(False)
+    quick.eval().requires_grad_(False)
+    graph = build_graph([*starts(2), molecule("O2")])
+    of_oxygen = build_graph(molecule("O2"))
+    swapped = graph._replace(species=graph.species.clone())
+    for changed in (False, True, True):
+        if changed:
+            swapped.species.copy_(graph.species.flip(0))
+        for given in (graph, of_oxygen, swapped):
+            expected, found = plain(given), quick(given)
+            torch.testing.assert_close(found.energy, expected.energy, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(found.forces, expected.forces, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["allegro", "botnet", "mace"])
+def test_frozen_in_single_precision(name):
+    plain, quick = pair(name, preset="paper", dtype=torch.float32)
     graph = build_graph(starts(2))
     expected, found = plain.eval()(graph).forces, quick.eval().requires_grad_(False)(graph).forces
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -167,6 +196,9 @@ def test_frozen_allegro_in_single_precision():
     assert torch.equal(copied(graph).forces, found)
     apart = build_graph(Atoms([1, 6, 8], [[20.0 * i, 0, 0] for i in range(3)]))
     assert torch.equal(copied(apart).forces, torch.zeros(3, 3))
+    restored = pickle.loads(pickle.dumps(quick))
+    assert torch.equal(restored(graph).forces, found)
+    torch.testing.assert_close(restored.double()(graph).forces.float(), found, rtol=1e-4, atol=1e-4)
 
 
 def test_another_kind_of_product_is_refused():
