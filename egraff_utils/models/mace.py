@@ -93,7 +93,7 @@ class Frozen:
         self.radial_basis = basis.bessel_weights, basis.prefactor.item(), cutoff, exponent
         self.harmonics = Harmonics(model.spherical_harmonics, one_hot)
         self.layers = [Layer(*parts) for parts in zip(model.interactions, model.products, strict=True)]
-        columns = [sum(layer.messages.widths) for layer in self.layers]
+        columns = [sum(layer.messages.widths) for layer in self.layers]  # of the degrees wanted, which lead
         self.radial_networks = RadialNetworks([i.conv_tp_weights for i in model.interactions], columns)
         scale, shift = model.scale_shift.scale, model.scale_shift.shift
         self.readouts = [Readout(readout, scale) for readout in model.readouts]
@@ -258,7 +258,7 @@ class Layer:
         self.contraction = _contraction(product.symmetric_contractions.contractions)
         self.messages = Messages(interaction.conv_tp, self.contraction.degrees, product.linear.weight)
         mix = [_matrix(interaction.linear, n) for n in range(self.contraction.degrees)]
-        self.mix = [(m / interaction.avg_num_neighbors).expand(2 * n + 1, -1, -1) for n, m in enumerate(mix)]
+        self.mix = self.messages.mix([matrix / interaction.avg_num_neighbors for matrix in mix])
         self.up = _by_component([_matrix(interaction.linear_up, n) for n in degrees])
         self.linear = _by_component([_matrix(product.linear, n) for n in range(irreps_out.lmax + 1)])
         self.size = len(self.linear)
@@ -274,7 +274,7 @@ class Layer:
     def __call__(self, near, own, harmonics, weights, edges, weighting):
         """New features of atoms."""
         messages = Convolved.apply(near, harmonics, weights, edges, self.messages)
-        parts = messages.split([height * self.messages.channels for height in self.messages.heights], 1)
+        parts = messages.split(self.messages.sizes, 1)
         mixed = [
             torch.bmm(part.view(len(near), *matrix.shape[:2]).transpose(0, 1), matrix)
             for part, matrix in zip(parts, self.mix, strict=True)
@@ -311,7 +311,8 @@ class Messages:
     """Constants of a convolution whose messages are wanted up to a degree.
 
     The K components of the messages are ordered by degree, component and path. The two edges of a pair of
-    atoms stand side by side. Pairs are taken in blocks, whose arrays stay in the cache.
+    atoms stand side by side. Pairs are taken in blocks, whose arrays stay in the cache. Where scalars alone
+    are wanted, the components of a product whose sum is a scalar are the messages: small sums are slow.
 
     Parameters
     ----------
@@ -343,6 +344,12 @@ class Messages:
                 block[:, ends[i.i_in1] - size : ends[i.i_in1], :, p] = coupling.transpose(1, 2)
             blocks.append(block.flatten(2))
         there = torch.cat(blocks, dim=2)
+        self.sizes = [height * self.channels for height in self.heights]
+        self.scalar = degrees == 1 and [i.i_in1 for i in of_degree[0]] == list(range(len(inputs)))
+        if self.scalar:
+            there = there.sum(2, keepdim=True)
+            self.heights, self.widths = [ir.dim for _, ir in inputs], [self.channels] * len(inputs)
+            self.sizes = [self.components * self.channels]
         signs = torch.cat([torch.full((ir.dim, 1, 1), ir.p) for _, ir in harmonics])
         self.coupling = torch.stack([there, there * signs], dim=1).flatten(1).to(like)
 
@@ -351,12 +358,40 @@ class Messages:
         size = max(1, self.BLOCK // (2 * sum(self.heights) * self.channels))
         return [(slice(n, n + size), slice(2 * n, 2 * (n + size))) for n in range(0, pairs, size)]
 
+    def mix(self, matrices):
+        """Matrices that mix the paths of each degree, ``(components, paths * U, U)``."""
+        if self.scalar:
+            paths = matrices[0].unflatten(0, (-1, self.channels))
+            return [
+                paths.repeat_interleave(paths.new_tensor(self.heights).long(), 0).flatten(0, 1).unsqueeze(0)
+            ]
+        return [matrix.expand(2 * n + 1, -1, -1) for n, matrix in enumerate(matrices)]
+
     def products(self, harmonics, near):
-        """Matrices of edges, ``(E, D, K)``, and their products with features, ``(E, K, U)``."""
-        coupling = (harmonics @ self.coupling).view(len(near), self.components, -1)
-        if self.components == 1:  # torch is slow at products of so small matrices
-            return coupling, coupling.transpose(1, 2) * near
+        """Matrices of edges, ``(E, D, K)``, and their products with features, ``(E, K, U)``.
+
+        Where no product has a sum, the matrices are columns, shape ``(E, K, 1)``.
+        """
+        coupling = harmonics @ self.coupling
+        if self.scalar or self.components == 1:
+            coupling = coupling.view(len(near), -1, 1)
+            return coupling, coupling * near
+        coupling = coupling.view(len(near), self.components, -1)
         return coupling, torch.bmm(coupling.transpose(1, 2), near)
+
+    def on_coupling(self, near, gradient):
+        """Gradient by the matrices, of that by the products."""
+        if self.scalar and self.components > 1:
+            return (near * gradient).sum(2)
+        return torch.bmm(near, gradient.transpose(1, 2))
+
+    def on_near(self, coupling, gradient):
+        """Gradient by the features, ``(E, D, U)``, of that by the products."""
+        if self.scalar:
+            return coupling * gradient
+        if self.components == 1:
+            return (coupling * gradient).sum(1, keepdim=True)
+        return torch.bmm(coupling, gradient)
 
     def by_degree(self, rows):
         """Views of ``(..., K, U)`` for each degree, shape ``(..., components, paths * U)``."""
@@ -365,7 +400,7 @@ class Messages:
 
     def weigh(self, rows, weights):
         """Multiply the edges' rows, ``(E, K, U)``, in place by weights of pairs, ``(E / 2, P * U)``."""
-        factors = weights[:, None, None].split(self.widths, 3)
+        factors = weights.view(-1, 1, 1, weights.shape[1]).split(self.widths, 3)
         for part, factor in zip(self.by_degree(rows.unflatten(0, (-1, 2))), factors, strict=True):
             part.mul_(factor)
 
@@ -413,10 +448,10 @@ class Convolved(torch.autograd.Function):
             for part, total in zip(constants.by_degree(there.add_(back)), totals, strict=True):
                 torch.sum(part, 1, out=total)
             constants.weigh(given, weights[pairs])
-            on_coupling = torch.bmm(near, given.transpose(1, 2)).view(len(there), -1)
+            on_coupling = constants.on_coupling(near, given).view(len(there), -1)
             torch.mm(on_coupling, constants.coupling.T, out=on_harmonics[pairs])
             if on_x is not None:
-                on_x.index_add_(0, neighbour, torch.bmm(coupling, given))
+                on_x.index_add_(0, neighbour, constants.on_near(coupling, given))
         return on_x, on_harmonics, on_weights, None, None
 
 
