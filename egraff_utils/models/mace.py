@@ -93,8 +93,8 @@ class Frozen:
         self.radial_basis = basis.bessel_weights, basis.prefactor.item(), cutoff, exponent
         self.harmonics = Harmonics(model.spherical_harmonics, one_hot)
         self.layers = [Layer(*parts) for parts in zip(model.interactions, model.products, strict=True)]
-        columns = [sum(layer.messages.widths) for layer in self.layers]  # of the degrees wanted, which lead
-        self.radial_networks = RadialNetworks([i.conv_tp_weights for i in model.interactions], columns)
+        networks = [interaction.conv_tp_weights for interaction in model.interactions]
+        self.radial_networks = RadialNetworks(networks, [layer.messages for layer in self.layers])
         scale, shift = model.scale_shift.scale, model.scale_shift.shift
         self.readouts = [Readout(readout, scale) for readout in model.readouts]
         self.types, elements = one_hot.argmax(1), one_hot.new_ones(one_hot.shape[1]).diag()
@@ -112,7 +112,7 @@ class Frozen:
         lengths, harmonics = self.harmonics(vectors[: len(vectors) // 2])
         radial = Radial.apply(lengths, *self.radial_basis)
         pairs = atoms.rank[edge_index[:, : len(lengths)]].T
-        edges = torch.stack([pairs, pairs.flip(1)]).flatten(1)
+        edges = pairs.flatten(), pairs.flip(1).flatten()  # neighbour and centre
         x, energy = None, atoms.energies
         for layer, readout, weights, weighting in zip(
             self.layers, self.readouts, self.radial_networks(radial), atoms.weightings, strict=True
@@ -202,14 +202,25 @@ class Radial(torch.autograd.Function):
 
 
 class RadialNetworks:
-    """Weights of the edges for every layer, shape ``(E, P * U)``; the first matrices of all are one."""
+    """Weights of edges for every layer, each for some or all paths; the first matrices of all are one.
 
-    def __init__(self, networks, columns):
+    Parameters
+    ----------
+    networks
+        ``e3nn.nn.FullyConnectedNet`` of the layers.
+    messages
+        :class:`Messages` of the layers: ``paths`` that have weights, and the number of ``channels``.
+    """
+
+    def __init__(self, networks, messages):
         matrices = [_radial_matrices(network) for network in networks]
         self.widths = [first.shape[1] for first, *_ in matrices]
         self.first = torch.cat([first for first, *_ in matrices], dim=1)
         self.hidden = [hidden for _, *hidden, _ in matrices]
-        self.last = [last[:, :width] for (*_, last), width in zip(matrices, columns, strict=True)]
+        self.last = [
+            last.unflatten(1, (-1, of.channels))[:, of.paths].flatten(1)
+            for (*_, last), of in zip(matrices, messages, strict=True)
+        ]
 
     def __call__(self, radial):
         parts = silu(radial @ self.first).split(self.widths, dim=1)
@@ -252,6 +263,9 @@ class Layer:
         Of the package.
     """
 
+    SMALL = 64
+    """Components of messages times those of mixed ones up to which one matrix, mostly zeros, mixes all."""
+
     def __init__(self, interaction, product):
         irreps_in, irreps_out = interaction.node_feats_irreps, product.linear.irreps_out
         degrees, kept = range(irreps_in.lmax + 1), range(min(irreps_in.lmax, irreps_out.lmax) + 1)
@@ -259,6 +273,9 @@ class Layer:
         self.messages = Messages(interaction.conv_tp, self.contraction.degrees, product.linear.weight)
         mix = [_matrix(interaction.linear, n) for n in range(self.contraction.degrees)]
         self.mix = self.messages.mix([matrix / interaction.avg_num_neighbors for matrix in mix])
+        self.whole = None
+        if sum(self.messages.heights) * self.contraction.degrees**2 <= self.SMALL:
+            self.whole = torch.block_diag(*[matrix for matrices in self.mix for matrix in matrices])
         self.up = _by_component([_matrix(interaction.linear_up, n) for n in degrees])
         self.linear = _by_component([_matrix(product.linear, n) for n in range(irreps_out.lmax + 1)])
         self.size = len(self.linear)
@@ -273,14 +290,19 @@ class Layer:
 
     def __call__(self, near, own, harmonics, weights, edges, weighting):
         """New features of atoms."""
-        messages = Convolved.apply(near, harmonics, weights, edges, self.messages)
+        messages = Convolved.apply(near, harmonics, weights, *edges, self.messages)
+        contracted = self.contraction(self._mixed(messages), weighting)
+        return torch.baddbmm(own, contracted, self.linear)
+
+    def _mixed(self, messages):
+        if self.whole is not None:
+            return (messages @ self.whole).view(len(messages), -1, self.linear.shape[1]).transpose(0, 1)
         parts = messages.split(self.messages.sizes, 1)
         mixed = [
-            torch.bmm(part.view(len(near), *matrix.shape[:2]).transpose(0, 1), matrix)
+            torch.bmm(part.view(len(messages), *matrix.shape[:2]).transpose(0, 1), matrix)
             for part, matrix in zip(parts, self.mix, strict=True)
         ]
-        contracted = self.contraction(torch.cat(mixed), weighting)
-        return torch.baddbmm(own, contracted, self.linear)
+        return torch.cat(mixed)
 
 
 def _channels(irreps, degree):
@@ -345,26 +367,36 @@ class Messages:
             blocks.append(block.flatten(2))
         there = torch.cat(blocks, dim=2)
         self.sizes = [height * self.channels for height in self.heights]
+        paths = iter(range(sum(len(same) for same in of_degree)))
+        groups = [[next(paths) for _ in same] for same in of_degree]
+        self.places = [p for n, group in enumerate(groups) for _ in range(2 * n + 1) for p in group]
         self.scalar = degrees == 1 and [i.i_in1 for i in of_degree[0]] == list(range(len(inputs)))
         if self.scalar:
             there = there.sum(2, keepdim=True)
             self.heights, self.widths = [ir.dim for _, ir in inputs], [self.channels] * len(inputs)
+            self.places = [p for p, height in enumerate(self.heights) for _ in range(height)]
             self.sizes = [self.components * self.channels]
+        self.paths = sum(groups, [])
+        if len(self.places) <= 2 * len(self.paths):  # a row of weights for every component is quicker then
+            self.paths, self.heights = self.places, [len(self.places)]
+            self.widths = [len(self.places) * self.channels]
         signs = torch.cat([torch.full((ir.dim, 1, 1), ir.p) for _, ir in harmonics])
         self.coupling = torch.stack([there, there * signs], dim=1).flatten(1).to(like)
 
-    def blocks(self, pairs):
-        """Slices of pairs and of their edges."""
+    def blocks(self, *arrays):
+        """Of arrays of pairs or of edges, a list of those of each block of pairs."""
+        pairs = len(arrays[0])
         size = max(1, self.BLOCK // (2 * sum(self.heights) * self.channels))
-        return [(slice(n, n + size), slice(2 * n, 2 * (n + size))) for n in range(0, pairs, size)]
+        if pairs <= size:
+            return [arrays] if pairs else []
+        parts = [array.split(size if len(array) == pairs else 2 * size) for array in arrays]
+        return list(zip(*parts, strict=True))
 
     def mix(self, matrices):
         """Matrices that mix the paths of each degree, ``(components, paths * U, U)``."""
         if self.scalar:
             paths = matrices[0].unflatten(0, (-1, self.channels))
-            return [
-                paths.repeat_interleave(paths.new_tensor(self.heights).long(), 0).flatten(0, 1).unsqueeze(0)
-            ]
+            return [paths[self.places].flatten(0, 1).unsqueeze(0)]
         return [matrix.expand(2 * n + 1, -1, -1) for n, matrix in enumerate(matrices)]
 
     def products(self, harmonics, near):
@@ -409,50 +441,50 @@ class Convolved(torch.autograd.Function):
     """Messages summed over neighbours, shape ``(N, K * U)``.
 
     Arguments are features of atoms ``(N, D, U)``, harmonics and weights of pairs ``(E / 2, (l_max + 1)^2)``
-    and ``(E / 2, P * U)``, neighbours and centres ``(2, E)``, and :class:`Messages`.
+    and ``(E / 2, P * U)``, neighbour and centre of each edge, and :class:`Messages`.
     """
 
     @staticmethod
-    def forward(ctx, x, harmonics, weights, edges, constants):
-        ctx.constants = constants
-        ctx.save_for_backward(x, harmonics, weights, edges)
+    def forward(ctx, x, harmonics, weights, neighbour, centre, constants):
+        ctx.constants, ctx.kept = constants, None
+        ctx.save_for_backward(x, harmonics, weights, neighbour, centre)
         total = x.new_zeros(len(x), sum(constants.heights) * constants.channels)
-        blocks, ctx.kept = constants.blocks(len(weights)), []
-        for pairs, both in blocks:
-            neighbour, centre = edges[:, both]
-            near = x.index_select(0, neighbour)
-            coupling, messages = constants.products(harmonics[pairs], near)
+        blocks = constants.blocks(harmonics, weights, neighbour, centre)
+        for y, factors, source, target in blocks:
+            near = x.index_select(0, source)
+            coupling, messages = constants.products(y, near)
             if len(blocks) == 1:  # of more they would not stay in the cache
-                ctx.kept = [(near, coupling, messages.clone())]
-            constants.weigh(messages, weights[pairs])
-            total.index_add_(0, centre, messages.flatten(1))
+                ctx.kept = near, coupling, messages.clone()
+            constants.weigh(messages, factors)
+            total.index_add_(0, target, messages.flatten(1))
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        x, harmonics, weights, edges = ctx.saved_tensors
+        x, *arrays = ctx.saved_tensors
         constants = ctx.constants
         on_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        on_harmonics, on_weights = torch.empty_like(harmonics), torch.empty_like(weights)
-        for pairs, both in constants.blocks(len(weights)):
-            neighbour, centre = edges[:, both]
-            if ctx.kept:
-                near, coupling, products = ctx.kept[0]
+        on_harmonics, on_weights = (torch.empty_like(array) for array in arrays[:2])
+        for y, factors, source, target, on_y, on_factors in constants.blocks(
+            *arrays, on_harmonics, on_weights
+        ):
+            if ctx.kept is not None:
+                near, coupling, products = ctx.kept
             else:
-                near = x.index_select(0, neighbour)
-                coupling, products = constants.products(harmonics[pairs], near)
-            given = gradient.index_select(0, centre).view_as(products)
+                near = x.index_select(0, source)
+                coupling, products = constants.products(y, near)
+            given = gradient.index_select(0, target).view_as(products)
             there, back = (products * given).unflatten(0, (-1, 2)).unbind(1)
-            totals = on_weights[pairs].split(constants.widths, 1)
+            totals = on_factors.split(constants.widths, 1)
             for part, total in zip(constants.by_degree(there.add_(back)), totals, strict=True):
                 torch.sum(part, 1, out=total)
-            constants.weigh(given, weights[pairs])
+            constants.weigh(given, factors)
             on_coupling = constants.on_coupling(near, given).view(len(there), -1)
-            torch.mm(on_coupling, constants.coupling.T, out=on_harmonics[pairs])
+            torch.mm(on_coupling, constants.coupling.T, out=on_y)
             if on_x is not None:
-                on_x.index_add_(0, neighbour, constants.on_near(coupling, given))
-        return on_x, on_harmonics, on_weights, None, None
+                on_x.index_add_(0, source, constants.on_near(coupling, given))
+        return on_x, on_harmonics, on_weights, None, None, None
 
 
 def _contraction(contractions):
