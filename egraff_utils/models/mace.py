@@ -384,10 +384,10 @@ class Messages:
         self.coupling = torch.stack([there, there * signs], dim=1).flatten(1).to(like)
 
     def blocks(self, *arrays):
-        """Of arrays of pairs or of edges, a list of those of each block of pairs."""
+        """Arrays of pairs or of edges, cut into blocks of pairs: a list of tuples."""
         pairs = len(arrays[0])
         size = max(1, self.BLOCK // (2 * sum(self.heights) * self.channels))
-        if pairs <= size:
+        if pairs <= 2 * size:  # what is kept for the gradient then outweighs the cache
             return [arrays] if pairs else []
         parts = [array.split(size if len(array) == pairs else 2 * size) for array in arrays]
         return list(zip(*parts, strict=True))
