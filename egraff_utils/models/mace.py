@@ -159,7 +159,7 @@ class Harmonics:
         degrees = range(harmonics.irreps_out.lmax + 1)
         point = torch.tensor([[0.6, 0.48, 0.64]], dtype=torch.float64)
         known = [y.flatten() for y in harmonics(point).split([2 * degree + 1 for degree in degrees], 1)]
-        self.matrices = []
+        self.degrees, self.matrices = len(degrees), []
         for n in degrees[2:]:
             coupling = o3.wigner_3j(n - 1, 1, n, dtype=torch.float64).flatten(0, 1)
             found = torch.outer(known[n - 1], known[1]).flatten() @ coupling
@@ -172,7 +172,7 @@ class Harmonics:
         parts = [torch.ones_like(lengths), first]
         for matrix in self.matrices:
             parts.append((parts[-1].unsqueeze(2) * first.unsqueeze(1)).flatten(1) @ matrix)
-        return lengths, torch.cat(parts, dim=1)
+        return lengths, torch.cat(parts[: self.degrees], dim=1)
 
 
 class Radial(torch.autograd.Function):
@@ -350,33 +350,25 @@ class Messages:
     """Numbers in the largest array of a block."""
 
     def __init__(self, product, degrees, like):
-        inputs, outputs, harmonics = product.irreps_in1, product.irreps_out, product.irreps_in2
+        inputs, harmonics = product.irreps_in1, product.irreps_in2
         instructions = sorted(product.instructions, key=lambda i: i.i_out)
-        of_degree = [[i for i in instructions if outputs[i.i_out].ir.l == n] for n in range(degrees)]
+        of_degree = [
+            [(p, i) for p, i in enumerate(instructions) if product.irreps_out[i.i_out].ir.l == n]
+            for n in range(degrees)
+        ]
         self.channels, self.components = inputs[0].mul, sum(ir.dim for _, ir in inputs)
-        self.widths = [len(same) * self.channels for same in of_degree]
+        self.paths = [p for same in of_degree for p, _ in same]
+        self.places = [p for n, same in enumerate(of_degree) for _ in range(2 * n + 1) for p, _ in same]
         self.heights = [(2 * n + 1) * len(same) for n, same in enumerate(of_degree)]
-        ends = np.cumsum([ir.dim for _, ir in inputs]).tolist()
-        blocks = []
-        for n, same in enumerate(of_degree):
-            block = torch.zeros(harmonics.dim, self.components, 2 * n + 1, len(same), dtype=torch.float64)
-            for p, i in enumerate(same):
-                size = inputs[i.i_in1].ir.dim
-                coupling = fast.path_coupling(product, i, torch.float64).unflatten(1, (-1, size))
-                block[:, ends[i.i_in1] - size : ends[i.i_in1], :, p] = coupling.transpose(1, 2)
-            blocks.append(block.flatten(2))
-        there = torch.cat(blocks, dim=2)
+        self.widths = [len(same) * self.channels for same in of_degree]
         self.sizes = [height * self.channels for height in self.heights]
-        paths = iter(range(sum(len(same) for same in of_degree)))
-        groups = [[next(paths) for _ in same] for same in of_degree]
-        self.places = [p for n, group in enumerate(groups) for _ in range(2 * n + 1) for p in group]
-        self.scalar = degrees == 1 and [i.i_in1 for i in of_degree[0]] == list(range(len(inputs)))
+        there = torch.cat([_couplings(product, same, n) for n, same in enumerate(of_degree)], dim=2)
+        self.scalar = degrees == 1 and [i.i_in1 for _, i in of_degree[0]] == list(range(len(inputs)))
         if self.scalar:
             there = there.sum(2, keepdim=True)
             self.heights, self.widths = [ir.dim for _, ir in inputs], [self.channels] * len(inputs)
             self.places = [p for p, height in enumerate(self.heights) for _ in range(height)]
             self.sizes = [self.components * self.channels]
-        self.paths = sum(groups, [])
         if len(self.places) <= 2 * len(self.paths):  # a row of weights for every component is quicker then
             self.paths, self.heights = self.places, [len(self.places)]
             self.widths = [len(self.places) * self.channels]
@@ -435,6 +427,18 @@ class Messages:
         factors = weights.view(-1, 1, 1, weights.shape[1]).split(self.widths, 3)
         for part, factor in zip(self.by_degree(rows.unflatten(0, (-1, 2))), factors, strict=True):
             part.mul_(factor)
+
+
+def _couplings(product, paths, degree):
+    """Coefficients of all paths to a degree, shape ``((l_max + 1)^2, D, components * paths)``."""
+    dims = [ir.dim for _, ir in product.irreps_in1]
+    size = 2 * degree + 1
+    couplings = torch.zeros(product.irreps_in2.dim, sum(dims), size, len(paths), dtype=torch.float64)
+    for n, (_, i) in enumerate(paths):
+        start = sum(dims[: i.i_in1])
+        coupling = fast.path_coupling(product, i, torch.float64).unflatten(1, (size, -1))
+        couplings[:, start : start + dims[i.i_in1], :, n] = coupling.transpose(1, 2)
+    return couplings.flatten(2)
 
 
 class Convolved(torch.autograd.Function):
