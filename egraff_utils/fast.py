@@ -213,9 +213,9 @@ class Convolution(nn.Module):
         super().__init__()
         self._buffers.update(product._buffers)  # not used: the state dict stays the upstream package's
         self._modules.update(product._modules)
+        self.instructions = instructions = product.instructions
         self.irreps_in1, self.irreps_in2 = product.irreps_in1, product.irreps_in2
-        self.irreps_out, self.instructions = product.irreps_out, product.instructions
-        instructions = product.instructions
+        self.irreps_out = product.irreps_out
         channels = {part.mul for part in product.irreps_in1}
         if len(channels) > 1 or any(i.connection_mode != "uvu" for i in instructions):
             raise ValueError(f"{product} is no product of one number of channels with an edge's harmonics")
@@ -234,7 +234,7 @@ class Convolution(nn.Module):
         ]
         self.widths = [sum(paths * k for paths, k in groups) for groups in self.groups]
         self.places = sorted(range(len(order)), key=lambda n: instructions[order[n]].i_out)
-        coupling = torch.cat([_coupling(product, instructions[p]) for p in order], dim=1)
+        coupling = torch.cat([path_coupling(product, instructions[p]) for p in order], dim=1)
         self.register_buffer("coupling", coupling.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x, harmonics, weights, edges):
@@ -281,11 +281,11 @@ class Convolution(nn.Module):
                 yield weighted.flatten(1)
 
 
-def _coupling(product, instruction):
+def path_coupling(product, instruction, dtype=None):
     """Coefficients of a path, shape ``((l_max + 1)^2, k * a)``: harmonics times them are matrices."""
     harmonics, i = product.irreps_in2, instruction
     x, y, out = (product.irreps_in1[i.i_in1].ir, harmonics[i.i_in2].ir, product.irreps_out[i.i_out].ir)
-    coefficients = o3.wigner_3j(x.l, y.l, out.l).permute(1, 2, 0) * i.path_weight
+    coefficients = o3.wigner_3j(x.l, y.l, out.l, dtype=dtype).permute(1, 2, 0) * i.path_weight
     block = coefficients.new_zeros(harmonics.dim, out.dim * x.dim)
     block[harmonics.slices()[i.i_in2]] = coefficients.reshape(y.dim, -1)
     return block

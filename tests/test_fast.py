@@ -13,7 +13,7 @@ from egraff_utils import fast, models
 from egraff_utils.calculator import ForceFieldCalculator
 from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import build_graph
-from egraff_utils.models import allegro, torchmd_net
+from egraff_utils.models import allegro, mace, torchmd_net
 
 NAMES = [name for name in models.NAMES if name != "equiformer"]
 ELEMENTS = [1, 6, 8]
@@ -185,8 +185,15 @@ def test_two_hundred_steps(name):
     np.testing.assert_allclose(together.energy[1:], alone.energy, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{}, {"l_max": 2}, {"parity": False}, {"num_layers": 1}, {"l_max": 0}])
-@pytest.mark.parametrize("name", ["nequip", "allegro"])
+OPTIONS = {}, {"l_max": 2}, {"parity": False}, {"num_layers": 1}, {"l_max": 0}
+FROZEN = [(name, options) for name in ("nequip", "allegro") for options in OPTIONS]
+FROZEN += [("botnet", options) for options in ({}, {"l_max": 2}, {"l_max": 3, "hidden_l_max": 2})]
+FROZEN += [("mace", {"correlation": order, "l_max": 2}) for order in (1, 2, 3, 4)]
+FROZEN += [("mace", {"num_interactions": 1}), ("mace", {"l_max": 1, "hidden_l_max": 2, "radial_layers": 3})]
+FROZEN += [("mace", {"correlation": 1, "l_max": 1, "hidden_l_max": 2}), ("mace", {"hidden_l_max": 0})]
+
+
+@pytest.mark.parametrize(("name", "options"), FROZEN)
 def test_frozen_weights(name, options):
     """Edges in any order, an atom out of reach, weights trained since the last call."""
     torch.manual_seed(1)
@@ -218,17 +225,39 @@ def test_frozen_weights(name, options):
             ff.eval()
 
 
-@pytest.mark.parametrize("name", ["nequip", "allegro"])
-def test_frozen_weights_in_single_precision(name):
+@pytest.mark.parametrize("block", [1, 2**12, 2**30])
+@pytest.mark.parametrize("name", ["botnet", "mace"])
+def test_blocks_of_pairs_by_matrices(name, block, monkeypatch):
+    """One pair a block, several, all in one; elements that a structure lacks, and other atoms in between."""
+    monkeypatch.setattr(mace.Messages, "BLOCK", block)
+    plain, quick = pair(name)
+    plain.eval().requires_grad_(False)
+    quick.eval().requires_grad_(False)
+    graph = build_graph([*starts(2), molecule("O2")])
+    of_oxygen = build_graph(molecule("O2"))
+    swapped = graph._replace(species=graph.species.clone())
+    for changed in (False, True, True):
+        if changed:
+            swapped.species.copy_(graph.species.flip(0))
+        for given in (graph, of_oxygen, swapped):
+            expected, found = plain(given), quick(given)
+            torch.testing.assert_close(found.energy, expected.energy, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(found.forces, expected.forces, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["nequip", "allegro", "botnet", "mace"])
+def test_frozen_in_single_precision(name):
     plain, quick = pair(name, preset="paper", dtype=torch.float32)
     graph = build_graph(starts(2))
     expected, found = plain.eval()(graph).forces, quick.eval().requires_grad_(False)(graph).forces
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     copied = copy.deepcopy(quick)
     assert torch.equal(copied(graph).forces, found)
-    assert torch.equal(pickle.loads(pickle.dumps(quick))(graph).forces, found)
     apart = build_graph(Atoms([1, 6, 8], [[20.0 * i, 0, 0] for i in range(3)]))
     assert torch.equal(copied(apart).forces, torch.zeros(3, 3))
+    restored = pickle.loads(pickle.dumps(quick))
+    assert torch.equal(restored(graph).forces, found)
+    torch.testing.assert_close(restored.double()(graph).forces.float(), found, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("cache", [1, 2**10, 2**30])

@@ -1,13 +1,20 @@
-"""MACE: messages of high body order from products of one-particle features (package ``mace-torch``)."""
+"""MACE: messages of high body order from products of one-particle features (package ``mace-torch``).
+
+Symbols: N atoms, E edges, Z elements, U channels, P paths of a convolution, K components of all paths
+together, D components of features, one for each degree and order, M those of what a contraction gives.
+"""
 
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import combinations_with_replacement, permutations
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 from e3nn import o3
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
 
 from egraff_utils import fast
 
@@ -19,7 +26,8 @@ class MACENetwork(nn.Module):
     """``ScaleShiftMACE``, given our edges and edge vectors instead of positions and a cell.
 
     It computes the vector of an edge as ``positions[j] - positions[i] + shifts``; with all positions at zero
-    and our vectors as the shifts, that is our vector exactly.
+    and our vectors as the shifts, that is our vector exactly. With frozen weights :class:`Frozen` takes its
+    place, unless the network is to be plain.
 
     Parameters
     ----------
@@ -32,12 +40,25 @@ class MACENetwork(nn.Module):
     def __init__(self, model, elements):
         super().__init__()
         self.model = model
-        one_hot = torch.zeros(len(chemical_symbols), len(elements))
-        one_hot[elements] = torch.eye(len(elements))
-        self.register_buffer("one_hot", one_hot, persistent=False)
+        table = torch.zeros(len(chemical_symbols), len(elements))
+        table[elements] = torch.eye(len(elements))
+        self.register_buffer("one_hot", table, persistent=False)
+        self._frozen = None if fast.is_plain() else fast.Kept()
+        self._owners = [part for part in model.modules() if part._parameters]
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
+        parameters = [p for owner in self._owners for p in owner._parameters.values() if p is not None]
+        if self._frozen is None or self.training or any(p.requires_grad for p in parameters):
+            return self._by_package(graph, vectors)
+        frozen = self._frozen.get(parameters, self._freeze)
+        return frozen(graph.species, graph.edge_index, vectors)
+
+    @torch.no_grad()
+    def _freeze(self):
+        return Frozen(self.model, self.one_hot)
+
+    def _by_package(self, graph, vectors):
         atoms = len(graph.species)
         data = {
             "node_attrs": self.one_hot[graph.species],
@@ -49,6 +70,545 @@ class MACENetwork(nn.Module):
             "cell": vectors.new_zeros(3, 3),
         }
         return self.model(data, compute_force=False)["node_energy"].to(vectors.dtype)
+
+
+class Frozen:
+    """MACE with the weights that it has now; it can be differentiated once.
+
+    Features of atoms have shape ``(D, N, U)``, those of edges ``(E, components, U)``: channels last, so that
+    rows are long. A linear map of e3nn's multiplies the components of a degree by one matrix, all of them as
+    a batch. Atoms are ordered by element.
+
+    Parameters
+    ----------
+    model
+        ``ScaleShiftMACE``.
+    one_hot
+        Element of each atomic number, shape ``(119, Z)``.
+    """
+
+    def __init__(self, model, one_hot):
+        basis, envelope = model.radial_embedding.bessel_fn, model.radial_embedding.cutoff_fn
+        cutoff, exponent = envelope.r_max.item(), envelope.p.item()
+        self.radial_basis = basis.bessel_weights, basis.prefactor.item(), cutoff, exponent
+        self.harmonics = Harmonics(model.spherical_harmonics, one_hot)
+        self.layers = [Layer(*parts) for parts in zip(model.interactions, model.products, strict=True)]
+        networks = [interaction.conv_tp_weights for interaction in model.interactions]
+        self.radial_networks = RadialNetworks(networks, [layer.messages for layer in self.layers])
+        scale, shift = model.scale_shift.scale, model.scale_shift.shift
+        self.readouts = [Readout(readout, scale) for readout in model.readouts]
+        self.types, elements = one_hot.argmax(1), one_hot.new_ones(one_hot.shape[1]).diag()
+        self.energies = model.atomic_energies_fn.atomic_energies.view(-1, 1).to(one_hot) + shift
+        features = model.node_embedding.linear(elements).unsqueeze(0)
+        self.near, own = self.layers[0].prepare(features, elements.unsqueeze(2))
+        self.own = torch.cat([own, own.new_zeros(self.layers[0].size - 1, *own.shape[1:])])
+        self._atoms = None
+
+    def __call__(self, species, edge_index, vectors):
+        """Energy of each atom, shape ``(N,)``; the second half of the edges is the first reversed."""
+        atoms = self._atoms
+        if atoms is None or atoms.species is not species or atoms.version != species._version:
+            atoms = self._atoms = Atoms(species, self)
+        lengths, harmonics = self.harmonics(vectors[: len(vectors) // 2])
+        radial = Radial.apply(lengths, *self.radial_basis)
+        pairs = atoms.rank[edge_index[:, : len(lengths)]].T
+        edges = pairs.flatten(), pairs.flip(1).flatten()  # neighbour and centre
+        x, energy = None, atoms.energies
+        for layer, readout, weights, weighting in zip(
+            self.layers, self.readouts, self.radial_networks(radial), atoms.weightings, strict=True
+        ):
+            near, own = (atoms.near, atoms.own) if x is None else layer.prepare(x, atoms.one_hot)
+            x = layer(near, own, harmonics, weights, edges, weighting)
+            energy = readout(x[0], energy)
+        return energy.squeeze(1)[atoms.rank]
+
+
+class Atoms:
+    """What depends on the elements of the atoms alone, which are put in order; ``rank`` is the place of each.
+
+    Parameters
+    ----------
+    species
+        Atomic numbers, shape ``(N,)``.
+    frozen
+        :class:`Frozen`.
+    """
+
+    def __init__(self, species, frozen):
+        self.species, self.version = species, species._version
+        order = frozen.types[species].argsort(stable=True)
+        types, self.rank = frozen.types[species[order]], order.argsort()
+        self.one_hot = nn.functional.one_hot(types, len(frozen.near)).unsqueeze(2).to(frozen.near)
+        self.energies = frozen.energies[types]
+        self.near, self.own = frozen.near[types], frozen.own[:, types]  # of the first layer
+        self.weightings = [layer.contraction.weighting(types) for layer in frozen.layers]
+
+
+class Harmonics:
+    """Spherical harmonics up to a degree, each made of the one below and the first by a constant matrix.
+
+    Parameters
+    ----------
+    harmonics
+        ``e3nn.o3.SphericalHarmonics`` of all degrees, which gives the normalisation.
+    like
+        Tensor whose type and device the constants are to have.
+    """
+
+    def __init__(self, harmonics, like):
+        degrees = range(harmonics.irreps_out.lmax + 1)
+        point = torch.tensor([[0.6, 0.48, 0.64]], dtype=torch.float64)
+        known = [y.flatten() for y in harmonics(point).split([2 * degree + 1 for degree in degrees], 1)]
+        self.degrees, self.matrices = len(degrees), []
+        for n in degrees[2:]:
+            coupling = o3.wigner_3j(n - 1, 1, n, dtype=torch.float64).flatten(0, 1)
+            found = torch.outer(known[n - 1], known[1]).flatten() @ coupling
+            self.matrices.append((coupling * (known[n] @ found) / (found @ found)).to(like))
+
+    def __call__(self, vectors):
+        """Lengths, shape ``(E, 1)``, and harmonics, ``(E, (l_max + 1)^2)``, of vectors ``(E, 3)``."""
+        lengths = vectors.norm(dim=1, keepdim=True)
+        first = vectors * (3**0.5 / lengths)
+        parts = [torch.ones_like(lengths), first]
+        for matrix in self.matrices:
+            parts.append((parts[-1].unsqueeze(2) * first.unsqueeze(1)).flatten(1) @ matrix)
+        return lengths, torch.cat(parts[: self.degrees], dim=1)
+
+
+class Radial(torch.autograd.Function):
+    r"""Functions :math:`c\, u(r / r_c) \sin(k_n r) / r`, shape ``(E, n)``, of lengths, shape ``(E, 1)``.
+
+    The envelope is :math:`u(x) = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
+    """
+
+    @staticmethod
+    def forward(ctx, lengths, roots, prefactor, cutoff, p):
+        x = (lengths / cutoff).clamp(max=1)  # at one the envelope and its slope are zero
+        power = x.pow(p - 1)
+        bracket = (p + 1) * (p + 2) / 2 + x * (x * (p * (p + 1) / 2) - p * (p + 2))
+        envelope = 1 - x * power * bracket
+        slope = power * (x - 1).square() * (-p * (p + 1) * (p + 2) / (2 * cutoff))
+        scale, angles = prefactor / lengths, lengths * roots
+        sines, factor = angles.sin(), envelope * scale
+        by_length = (angles.cos() * roots * factor).addcmul_(sines, slope * scale - factor / lengths)
+        ctx.save_for_backward(by_length)
+        return sines * factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (by_length,) = ctx.saved_tensors
+        return (gradient * by_length).sum(1, keepdim=True), None, None, None, None
+
+
+class RadialNetworks:
+    """Weights of edges for every layer, each for some or all paths; the first matrices of all are one.
+
+    Parameters
+    ----------
+    networks
+        ``e3nn.nn.FullyConnectedNet`` of the layers.
+    messages
+        :class:`Messages` of the layers: ``paths`` that have weights, and the number of ``channels``.
+    """
+
+    def __init__(self, networks, messages):
+        matrices = [_radial_matrices(network) for network in networks]
+        self.widths = [first.shape[1] for first, *_ in matrices]
+        self.first = torch.cat([first for first, *_ in matrices], dim=1)
+        self.hidden = [hidden for _, *hidden, _ in matrices]
+        self.last = [
+            last.unflatten(1, (-1, of.channels))[:, of.paths].flatten(1)
+            for (*_, last), of in zip(matrices, messages, strict=True)
+        ]
+
+    def __call__(self, radial):
+        parts = silu(radial @ self.first).split(self.widths, dim=1)
+        for x, hidden, last in zip(parts, self.hidden, self.last, strict=True):
+            for matrix in hidden:
+                x = silu(x @ matrix)
+            yield x @ last
+
+
+def _radial_matrices(network):
+    """Weights of an ``e3nn.nn.FullyConnectedNet``, with the factors of the layers and of their silu."""
+    matrices, factor = [], 1.0
+    for layer in network:
+        matrices.append(layer.weight * (factor / layer.h_in**0.5))
+        factor = layer.act.cst if layer.act is not None else 1.0
+    return matrices
+
+
+class Readout:
+    """Linear, or with one hidden layer of silu; adds energies, shape ``(N, 1)``, of scalars ``(N, U)``."""
+
+    def __init__(self, readout, scale):
+        self.hidden = None
+        if hasattr(readout, "non_linearity"):
+            self.hidden = _matrix(readout.linear_1, 0)
+            self.last = _matrix(readout.linear_2, 0) * readout.non_linearity.acts[0].cst * scale
+        else:
+            self.last = _matrix(readout.linear, 0) * scale
+
+    def __call__(self, x, energy):
+        return torch.addmm(energy, x if self.hidden is None else silu(x @ self.hidden), self.last)
+
+
+class Layer:
+    """Messages from the neighbours, their contraction and what is kept of an atom's own features.
+
+    Parameters
+    ----------
+    interaction, product
+        Of the package.
+    """
+
+    SMALL = 64
+    """Components of messages times those of mixed ones up to which one matrix, mostly zeros, mixes all."""
+
+    def __init__(self, interaction, product):
+        irreps_in, irreps_out = interaction.node_feats_irreps, product.linear.irreps_out
+        degrees, kept = range(irreps_in.lmax + 1), range(min(irreps_in.lmax, irreps_out.lmax) + 1)
+        self.contraction = _contraction(product.symmetric_contractions.contractions)
+        self.messages = Messages(interaction.conv_tp, self.contraction.degrees, product.linear.weight)
+        mix = [_matrix(interaction.linear, n) for n in range(self.contraction.degrees)]
+        self.mix = self.messages.mix([matrix / interaction.avg_num_neighbors for matrix in mix])
+        self.whole = None
+        if sum(self.messages.heights) * self.contraction.degrees**2 <= self.SMALL:
+            self.whole = torch.block_diag(*[matrix for matrices in self.mix for matrix in matrices])
+        self.up = _by_component([_matrix(interaction.linear_up, n) for n in degrees])
+        self.linear = _by_component([_matrix(product.linear, n) for n in range(irreps_out.lmax + 1)])
+        self.size = len(self.linear)
+        skip = interaction.skip_tp
+        elements = self.linear.new_ones(skip.irreps_in2.dim).diag()
+        self.own = _by_component([torch.cat([_matrix(skip, n, e) for e in elements]) for n in kept])
+
+    def prepare(self, x, one_hot):
+        """Features for neighbours, ``(N, D, U)``, and what an atom keeps, by its element ``(N, Z, 1)``."""
+        own = x[: len(self.own)].unsqueeze(2) * one_hot
+        return torch.bmm(x, self.up).transpose(0, 1).contiguous(), torch.bmm(own.flatten(2), self.own)
+
+    def __call__(self, near, own, harmonics, weights, edges, weighting):
+        """New features of atoms."""
+        messages = Convolved.apply(near, harmonics, weights, *edges, self.messages)
+        contracted = self.contraction(self._mixed(messages), weighting)
+        return torch.baddbmm(own, contracted, self.linear)
+
+    def _mixed(self, messages):
+        if self.whole is not None:
+            return (messages @ self.whole).view(len(messages), -1, self.linear.shape[1]).transpose(0, 1)
+        parts = messages.split(self.messages.sizes, 1)
+        mixed = [
+            torch.bmm(part.view(len(messages), *matrix.shape[:2]).transpose(0, 1), matrix)
+            for part, matrix in zip(parts, self.mix, strict=True)
+        ]
+        return torch.cat(mixed)
+
+
+def _channels(irreps, degree):
+    """Places of the first components of all channels of a degree."""
+    places = [
+        range(part.start, part.stop, ir.dim)
+        for part, (_, ir) in zip(irreps.slices(), irreps, strict=True)
+        if ir.l == degree
+    ]
+    return [place for part in places for place in part]
+
+
+def _matrix(linear, degree, *second):
+    """What multiplies each component of a degree in a linear module of e3nn's, given its second argument."""
+    irreps = linear.irreps_in1 if second else linear.irreps_in
+    rows, columns = _channels(irreps, degree), _channels(linear.irreps_out, degree)
+    x = linear.weight.new_zeros(len(rows), irreps.dim)
+    x[range(len(rows)), rows] = 1
+    return linear(x, *[y.expand(len(rows), -1) for y in second])[:, columns]
+
+
+def _by_component(matrices):
+    """Matrices of all degrees, repeated for the components of each: shape ``(D, rows, columns)``."""
+    return torch.cat([matrix.expand(2 * n + 1, -1, -1) for n, matrix in enumerate(matrices)])
+
+
+class Messages:
+    """Constants of a convolution whose messages are wanted up to a degree.
+
+    The K components of the messages are ordered by degree, component and path. The two edges of a pair of
+    atoms stand side by side. Pairs are taken in blocks, whose arrays stay in the cache. Where scalars alone
+    are wanted, the components of a product whose sum is a scalar are the messages: small sums are slow.
+
+    Parameters
+    ----------
+    product
+        ``e3nn.o3.TensorProduct`` or :class:`~egraff_utils.fast.Convolution`.
+    degrees
+        Number of the degrees wanted of the messages.
+    like
+        Tensor whose type and device the constants are to have.
+    """
+
+    BLOCK = 2**18
+    """Numbers in the largest array of a block."""
+
+    def __init__(self, product, degrees, like):
+        inputs, harmonics = product.irreps_in1, product.irreps_in2
+        instructions = sorted(product.instructions, key=lambda i: i.i_out)
+        of_degree = [
+            [(p, i) for p, i in enumerate(instructions) if product.irreps_out[i.i_out].ir.l == n]
+            for n in range(degrees)
+        ]
+        self.channels, self.components = inputs[0].mul, sum(ir.dim for _, ir in inputs)
+        self.paths = [p for same in of_degree for p, _ in same]
+        self.places = [p for n, same in enumerate(of_degree) for _ in range(2 * n + 1) for p, _ in same]
+        self.heights = [(2 * n + 1) * len(same) for n, same in enumerate(of_degree)]
+        self.widths = [len(same) * self.channels for same in of_degree]
+        self.sizes = [height * self.channels for height in self.heights]
+        there = torch.cat([_couplings(product, same, n) for n, same in enumerate(of_degree)], dim=2)
+        self.scalar = degrees == 1 and [i.i_in1 for _, i in of_degree[0]] == list(range(len(inputs)))
+        if self.scalar:
+            there = there.sum(2, keepdim=True)
+            self.heights, self.widths = [ir.dim for _, ir in inputs], [self.channels] * len(inputs)
+            self.places = [p for p, height in enumerate(self.heights) for _ in range(height)]
+            self.sizes = [self.components * self.channels]
+        if len(self.places) <= 2 * len(self.paths):  # a row of weights for every component is quicker then
+            self.paths, self.heights = self.places, [len(self.places)]
+            self.widths = [len(self.places) * self.channels]
+        signs = torch.cat([torch.full((ir.dim, 1, 1), ir.p) for _, ir in harmonics])
+        self.coupling = torch.stack([there, there * signs], dim=1).flatten(1).to(like)
+
+    def blocks(self, *arrays):
+        """Arrays of pairs or of edges, cut into blocks of pairs: a list of tuples."""
+        pairs = len(arrays[0])
+        size = max(1, self.BLOCK // (2 * sum(self.heights) * self.channels))
+        if pairs <= 2 * size:  # what is kept for the gradient then outweighs the cache
+            return [arrays] if pairs else []
+        parts = [array.split(size if len(array) == pairs else 2 * size) for array in arrays]
+        return list(zip(*parts, strict=True))
+
+    def mix(self, matrices):
+        """Matrices that mix the paths of each degree, ``(components, paths * U, U)``."""
+        if self.scalar:
+            paths = matrices[0].unflatten(0, (-1, self.channels))
+            return [paths[self.places].flatten(0, 1).unsqueeze(0)]
+        return [matrix.expand(2 * n + 1, -1, -1) for n, matrix in enumerate(matrices)]
+
+    def products(self, harmonics, near):
+        """Matrices of edges, ``(E, D, K)``, and their products with features, ``(E, K, U)``.
+
+        Where no product has a sum, the matrices are columns, shape ``(E, K, 1)``.
+        """
+        coupling = harmonics @ self.coupling
+        if self.scalar or self.components == 1:
+            coupling = coupling.view(len(near), -1, 1)
+            return coupling, coupling * near
+        coupling = coupling.view(len(near), self.components, -1)
+        return coupling, torch.bmm(coupling.transpose(1, 2), near)
+
+    def on_coupling(self, near, gradient):
+        """Gradient by the matrices, of that by the products."""
+        if self.scalar and self.components > 1:
+            return (near * gradient).sum(2)
+        return torch.bmm(near, gradient.transpose(1, 2))
+
+    def on_near(self, coupling, gradient):
+        """Gradient by the features, ``(E, D, U)``, of that by the products."""
+        if self.scalar:
+            return coupling * gradient
+        if self.components == 1:
+            return (coupling * gradient).sum(1, keepdim=True)
+        return torch.bmm(coupling, gradient)
+
+    def by_degree(self, rows):
+        """Views of ``(..., K, U)`` for each degree, shape ``(..., components, paths * U)``."""
+        parts = rows.split(self.heights, -2)
+        return [part.view(*rows.shape[:-2], -1, n) for part, n in zip(parts, self.widths, strict=True)]
+
+    def weigh(self, rows, weights):
+        """Multiply the edges' rows, ``(E, K, U)``, in place by weights of pairs, ``(E / 2, P * U)``."""
+        factors = weights.view(-1, 1, 1, weights.shape[1]).split(self.widths, 3)
+        for part, factor in zip(self.by_degree(rows.unflatten(0, (-1, 2))), factors, strict=True):
+            part.mul_(factor)
+
+
+def _couplings(product, paths, degree):
+    """Coefficients of all paths to a degree, shape ``((l_max + 1)^2, D, components * paths)``."""
+    dims = [ir.dim for _, ir in product.irreps_in1]
+    size = 2 * degree + 1
+    couplings = torch.zeros(product.irreps_in2.dim, sum(dims), size, len(paths), dtype=torch.float64)
+    for n, (_, i) in enumerate(paths):
+        start = sum(dims[: i.i_in1])
+        coupling = fast.path_coupling(product, i, torch.float64).unflatten(1, (size, -1))
+        couplings[:, start : start + dims[i.i_in1], :, n] = coupling.transpose(1, 2)
+    return couplings.flatten(2)
+
+
+class Convolved(torch.autograd.Function):
+    """Messages summed over neighbours, shape ``(N, K * U)``.
+
+    Arguments are features of atoms ``(N, D, U)``, harmonics and weights of pairs ``(E / 2, (l_max + 1)^2)``
+    and ``(E / 2, P * U)``, neighbour and centre of each edge, and :class:`Messages`.
+    """
+
+    @staticmethod
+    def forward(ctx, x, harmonics, weights, neighbour, centre, constants):
+        ctx.constants, ctx.kept = constants, None
+        ctx.save_for_backward(x, harmonics, weights, neighbour, centre)
+        total = x.new_zeros(len(x), sum(constants.heights) * constants.channels)
+        blocks = constants.blocks(harmonics, weights, neighbour, centre)
+        for y, factors, source, target in blocks:
+            near = x.index_select(0, source)
+            coupling, messages = constants.products(y, near)
+            if len(blocks) == 1:  # of more they would not stay in the cache
+                ctx.kept = near, coupling, messages.clone()
+            constants.weigh(messages, factors)
+            total.index_add_(0, target, messages.flatten(1))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, *arrays = ctx.saved_tensors
+        constants = ctx.constants
+        on_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        on_harmonics, on_weights = (torch.empty_like(array) for array in arrays[:2])
+        for y, factors, source, target, on_y, on_factors in constants.blocks(
+            *arrays, on_harmonics, on_weights
+        ):
+            if ctx.kept is not None:
+                near, coupling, products = ctx.kept
+            else:
+                near = x.index_select(0, source)
+                coupling, products = constants.products(y, near)
+            given = gradient.index_select(0, target).view_as(products)
+            there, back = (products * given).unflatten(0, (-1, 2)).unbind(1)
+            totals = on_factors.split(constants.widths, 1)
+            for part, total in zip(constants.by_degree(there.add_(back)), totals, strict=True):
+                torch.sum(part, 1, out=total)
+            constants.weigh(given, factors)
+            on_coupling = constants.on_coupling(near, given).view(len(there), -1)
+            torch.mm(on_coupling, constants.coupling.T, out=on_y)
+            if on_x is not None:
+                on_x.index_add_(0, source, constants.on_near(coupling, given))
+        return on_x, on_harmonics, on_weights, None, None, None
+
+
+def _contraction(contractions):
+    """:class:`Weighting` where it is all that a symmetric contraction does, else :class:`Contraction`."""
+    orders = contractions[0].correlation
+    degree = len(contractions) - 1
+    if orders == 1 and contractions[0].coupling_irreps.lmax >= degree:
+        return Weighting(contractions)
+    return Contraction(contractions)
+
+
+class Weighting:
+    """Contraction of order one: components times weights of the element."""
+
+    def __init__(self, contractions):
+        self.degrees = len(contractions)
+        tensors = [_tensors(contraction)[0] for contraction in contractions]
+        diagonal = [tensor[:, m, n**2 + m] for n, tensor in enumerate(tensors) for m in range(2 * n + 1)]
+        self.weights = torch.stack(diagonal)
+
+    def weighting(self, types):
+        """Weights of atoms."""
+        return self.weights[:, types]
+
+    def __call__(self, x, weighting):
+        """Features of shape ``(M, N, U)`` from those of shape ``(D, N, U)``."""
+        return x * weighting
+
+
+class Contraction:
+    r"""Symmetric contraction of features with themselves, by the element of their atom.
+
+    .. math:: B_{m} = \sum_i a_i \sum_f H_{mif}\, f(a), \qquad
+              \partial B_m / \partial a_i = \sum_f n_f H_{mif}\, f(a)
+
+    Here f are the products of up to one component less than the order, of which n - 1 are multiplied, and H
+    are the tensors of the package times the weights, made symmetric.
+
+    Parameters
+    ----------
+    contractions
+        One of the package for each degree of the result, with the same order.
+    """
+
+    def __init__(self, contractions):
+        size = contractions[0].coupling_irreps.dim
+        self.degrees = contractions[0].coupling_irreps.lmax + 1
+        self.steps = []
+        per_degree = [_tensors(contraction) for contraction in contractions]
+        rows, factors = [], []
+        before = {(): 0}
+        for order in range(contractions[0].correlation):
+            tensor = torch.cat([tensors[order] for tensors in per_degree], dim=1)  # (Z, M, D, ..., D, U)
+            indices = list(combinations_with_replacement(range(size), order))
+            for index in indices:
+                count = len(set(permutations(index)))
+                rows.append(tensor[(slice(None), slice(None), slice(None), *index)] * count)
+                factors.append(order + 1)
+            if order:
+                places = tensor.new_tensor([before[index[:-1]] for index in indices], dtype=torch.int64)
+                self.steps.append((places, places.new_tensor([index[-1] for index in indices])))
+            before = {index: n for n, index in enumerate(indices)}
+        tensors = torch.stack(rows, dim=-1).permute(0, 3, 1, 2, 4)  # (Z, U, M, D, F)
+        self.tensors = tensors.flatten(2, 3).contiguous()
+        self.factors = self.tensors.new_tensor(factors).view(-1, 1, 1)
+
+    def weighting(self, types):
+        """Number of the atoms of each element."""
+        return torch.bincount(types, minlength=len(self.tensors)).tolist()
+
+    def __call__(self, x, weighting):
+        """Features of shape ``(M, N, U)`` from those of shape ``(D, N, U)``."""
+        return Contracted.apply(x, weighting, self)
+
+    def monomials(self, x):
+        """All products of components, ``(F, U, N)``, of ``(D, U, N)``, ordered by number of factors."""
+        found = [torch.ones_like(x[:1])]
+        for places, last in self.steps:
+            found.append(found[-1].index_select(0, places) * x.index_select(0, last))
+        return torch.cat(found)
+
+
+class Contracted(torch.autograd.Function):
+    """:class:`Contraction` of features, given the number of atoms of each element."""
+
+    @staticmethod
+    def forward(ctx, x, counts, constants):
+        x = x.transpose(1, 2).contiguous()
+        monomials = constants.monomials(x)
+        scaled = monomials * constants.factors
+        values, slopes = [], []
+        parts = (array.split(counts, dim=2) for array in (x, monomials, scaled))
+        for matrix, x, *both in zip(constants.tensors, *parts, strict=True):
+            found = torch.bmm(matrix, torch.cat(both, dim=2).transpose(0, 1))  # reads the matrix once
+            value, slope = found.unflatten(1, (-1, len(x))).chunk(2, dim=3)
+            values.append((value * x.transpose(0, 1).unsqueeze(1)).sum(2))
+            slopes.append(slope)
+        ctx.counts = counts
+        ctx.save_for_backward(*slopes)
+        return torch.cat(values, dim=2).permute(1, 2, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        parts = gradient.permute(2, 0, 1).unsqueeze(2).split(ctx.counts, dim=3)
+        found = [(slope * part).sum(1) for slope, part in zip(ctx.saved_tensors, parts, strict=True)]
+        return torch.cat(found, dim=2).permute(1, 2, 0), None, None
+
+
+def _tensors(contraction):
+    """Tensors times weights of all orders, symmetric, each of shape ``(Z, M, D, ..., D, U)``."""
+    weights = [contraction.weights_max, *contraction.weights]
+    found = []
+    for order, weight in enumerate(reversed(weights), start=1):
+        coefficients = contraction.U_tensors(order)
+        coefficients = coefficients.view(-1, *coefficients.shape[-order - 1 :])
+        orders = list(permutations(range(1, order + 1)))
+        symmetric = sum(coefficients.permute(0, *axes, order + 1) for axes in orders) / len(orders)
+        found.append(torch.einsum("m...k,eku->em...u", symmetric, weight))
+    return found
 
 
 def build_network(
