@@ -51,19 +51,36 @@ def replace(module, kind, make):
 
 
 class Kept:
-    """Something made of weights, kept from call to call while they are frozen; a copy keeps nothing."""
+    """Something made of the weights of modules, kept from call to call while these are frozen.
 
-    def __init__(self):
+    A copy keeps nothing.
+    """
+
+    def __init__(self, *modules):
+        self._modules, self._owners = modules, None
         self._state = self._made = None
 
     def __reduce__(self):
-        return Kept, ()
+        return Kept, self._modules
 
-    def get(self, weights, make):
-        """``make()``, or what it gave when it was last called with the same frozen weights, a list."""
-        if any(w.requires_grad for w in weights):
+    @property
+    def weights(self):
+        """All parameters, a list; modules are searched once, which takes longer than a small layer."""
+        if self._owners is None:
+            parts = [part for module in self._modules for part in module.modules()]
+            self._owners = [part._parameters for part in parts if part._parameters]
+        return [weight for owner in self._owners for weight in owner.values() if weight is not None]
+
+    def are_frozen(self):
+        """Whether no parameter wants a gradient."""
+        return not any(weight.requires_grad for weight in self.weights)
+
+    def get(self, make):
+        """``make()``, or what it gave when it was last called with the same frozen weights."""
+        weights = self.weights
+        if any(weight.requires_grad for weight in weights):
             return make()
-        state = [(w.data_ptr(), w._version) for w in weights]
+        state = [(weight.data_ptr(), weight._version) for weight in weights]
         if state != self._state:
             self._state, self._made = state, make()
         return self._made
@@ -190,6 +207,34 @@ class _Times(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         return _times(gradient, ctx.transposed), None, None
+
+
+class Radial(torch.autograd.Function):
+    r"""Functions :math:`c\, u(r / r_c) \sin(k_n r) / r`, shape ``(E, n)``, of edge vectors, ``(E, 3)``.
+
+    The envelope is :math:`u(x) = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
+    """
+
+    @staticmethod
+    def forward(ctx, vectors, roots, prefactor, cutoff, p):
+        """``roots``: the n numbers k, 1/Å; ``prefactor``, ``cutoff``, ``p``: c, the cutoff in Å, p."""
+        lengths = vectors.norm(dim=1, keepdim=True)
+        x = (lengths / cutoff).clamp(max=1)  # at one the envelope and its slope are zero
+        power = x.pow(p - 1)
+        bracket = (p + 1) * (p + 2) / 2 + x * (x * (p * (p + 1) / 2) - p * (p + 2))
+        envelope = 1 - x * power * bracket
+        slope = power * (x - 1).square() * (-p * (p + 1) * (p + 2) / (2 * cutoff))
+        scale, angles = prefactor / lengths, lengths * roots
+        sines, factor = angles.sin(), envelope * scale
+        by_length = (angles.cos() * (roots * factor)).addcmul_(sines, slope * scale - factor / lengths)
+        ctx.save_for_backward(by_length, vectors / lengths)
+        return sines * factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        by_length, directions = ctx.saved_tensors
+        return (gradient * by_length).sum(1, keepdim=True) * directions, *[None] * 4
 
 
 class Convolution(nn.Module):

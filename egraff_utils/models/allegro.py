@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from egraff_utils import fast
-from egraff_utils.models.nequip import NequIPNetwork, Radial, common_arguments, matrices, nequip_state
+from egraff_utils.models.nequip import NequIPNetwork, common_arguments, matrices, nequip_state, radial_basis
 
 
 class Frozen:
@@ -28,9 +28,8 @@ class Frozen:
     def __init__(self, model):
         track = model.allegro
         channels, scalars = track.num_tensor_features, track.num_scalar_features
-        basis, energy = model.radial_chemical_embed.bessel_encode, model.per_type_energy_scale_shift
-        cutoff = 1 / model.edge_norm._rmax_recip.item()
-        self.radial_basis = basis.bessel_weights * torch.pi, cutoff, basis.cutoff.p
+        energy = model.per_type_energy_scale_shift
+        self.radial_basis = radial_basis(model, model.radial_chemical_embed.bessel_encode)
         self.harmonics = model.tensor_embed.sh
         self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
         self.shift = energy.shifts
@@ -83,7 +82,7 @@ class Frozen:
             Shape ``(E,)``.
         """
         pairs = self.pairs.index_select(0, types[0] * self.num_types + types[1])
-        x = (Radial.apply(vectors, *self.radial_basis) @ self.radial) * pairs
+        x = (fast.Radial.apply(vectors, *self.radial_basis) @ self.radial) * pairs
         for matrix in self.two_body[:-1]:
             x = silu(matrix(x))
         x = self.two_body[-1](x)

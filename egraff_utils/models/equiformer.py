@@ -502,7 +502,7 @@ class Attention(nn.Module):
         self.logit_weights = nn.Parameter(torch.empty(heads, head_channels[0]).uniform_(-bound, bound))
         self.value = Linear(self.product.out_channels, values, scaled=True)
         self.project = Linear(values, channels)
-        self._kept = fast.Kept()
+        self._kept = fast.Kept(self.message, self.value, self.radial[-1])
 
     def forward(self, x, edge_index, rotations, basis, envelope, largest):
         """Change of the features up to a degree."""
@@ -522,9 +522,7 @@ class Attention(nn.Module):
 
     def maps(self, largest):
         """Matrices made of the weights, kept from call to call while the weights are frozen."""
-        last = self.radial[-1]
-        used = [*self.message.parameters(), *self.value.parameters(), last.weight, last.bias]
-        return self._kept.get(used, lambda: self._maps(largest))
+        return self._kept.get(lambda: self._maps(largest))
 
     def _maps(self, largest):
         messages = self.product.message_maps(self.message, self.radial, largest)

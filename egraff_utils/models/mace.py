@@ -43,16 +43,13 @@ class MACENetwork(nn.Module):
         table = torch.zeros(len(chemical_symbols), len(elements))
         table[elements] = torch.eye(len(elements))
         self.register_buffer("one_hot", table, persistent=False)
-        self._frozen = None if fast.is_plain() else fast.Kept()
-        self._owners = [part for part in model.modules() if part._parameters]
+        self._frozen = None if fast.is_plain() else fast.Kept(model)
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
-        parameters = [p for owner in self._owners for p in owner._parameters.values() if p is not None]
-        if self._frozen is None or self.training or any(p.requires_grad for p in parameters):
+        if self._frozen is None or self.training or not self._frozen.are_frozen():
             return self._by_package(graph, vectors)
-        frozen = self._frozen.get(parameters, self._freeze)
-        return frozen(graph.species, graph.edge_index, vectors)
+        return self._frozen.get(self._freeze)(graph.species, graph.edge_index, vectors)
 
     @torch.no_grad()
     def _freeze(self):
@@ -109,9 +106,9 @@ class Frozen:
         atoms = self._atoms
         if atoms is None or atoms.species is not species or atoms.version != species._version:
             atoms = self._atoms = Atoms(species, self)
-        lengths, harmonics = self.harmonics(vectors[: len(vectors) // 2])
-        radial = Radial.apply(lengths, *self.radial_basis)
-        pairs = atoms.rank[edge_index[:, : len(lengths)]].T
+        vectors = vectors[: len(vectors) // 2]
+        harmonics, radial = self.harmonics(vectors), fast.Radial.apply(vectors, *self.radial_basis)
+        pairs = atoms.rank[edge_index[:, : len(vectors)]].T
         edges = pairs.flatten(), pairs.flip(1).flatten()  # neighbour and centre
         x, energy = None, atoms.energies
         for layer, readout, weights, weighting in zip(
@@ -166,39 +163,13 @@ class Harmonics:
             self.matrices.append((coupling * (known[n] @ found) / (found @ found)).to(like))
 
     def __call__(self, vectors):
-        """Lengths, shape ``(E, 1)``, and harmonics, ``(E, (l_max + 1)^2)``, of vectors ``(E, 3)``."""
+        """Harmonics, shape ``(E, (l_max + 1)^2)``, of vectors, shape ``(E, 3)``."""
         lengths = vectors.norm(dim=1, keepdim=True)
         first = vectors * (3**0.5 / lengths)
         parts = [torch.ones_like(lengths), first]
         for matrix in self.matrices:
             parts.append((parts[-1].unsqueeze(2) * first.unsqueeze(1)).flatten(1) @ matrix)
-        return lengths, torch.cat(parts[: self.degrees], dim=1)
-
-
-class Radial(torch.autograd.Function):
-    r"""Functions :math:`c\, u(r / r_c) \sin(k_n r) / r`, shape ``(E, n)``, of lengths, shape ``(E, 1)``.
-
-    The envelope is :math:`u(x) = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
-    """
-
-    @staticmethod
-    def forward(ctx, lengths, roots, prefactor, cutoff, p):
-        x = (lengths / cutoff).clamp(max=1)  # at one the envelope and its slope are zero
-        power = x.pow(p - 1)
-        bracket = (p + 1) * (p + 2) / 2 + x * (x * (p * (p + 1) / 2) - p * (p + 2))
-        envelope = 1 - x * power * bracket
-        slope = power * (x - 1).square() * (-p * (p + 1) * (p + 2) / (2 * cutoff))
-        scale, angles = prefactor / lengths, lengths * roots
-        sines, factor = angles.sin(), envelope * scale
-        by_length = (angles.cos() * roots * factor).addcmul_(sines, slope * scale - factor / lengths)
-        ctx.save_for_backward(by_length)
-        return sines * factor
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        (by_length,) = ctx.saved_tensors
-        return (gradient * by_length).sum(1, keepdim=True), None, None, None, None
+        return torch.cat(parts[: self.degrees], dim=1)
 
 
 class RadialNetworks:

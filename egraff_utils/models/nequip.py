@@ -14,7 +14,6 @@ from nequip.nn._tp_scatter_base import TensorProductScatter
 from nequip.nn.mlp import DeepLinearMLP
 from nequip.utils.global_state import set_global_state
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from egraff_utils import fast
@@ -37,16 +36,16 @@ class NequIPNetwork(nn.Module):
 
     def __init__(self, model, elements, freeze=None):
         super().__init__()
-        self.model, self._freeze, self._frozen = model, freeze, fast.Kept()
+        self.model, self._freeze, self._frozen = model, freeze, fast.Kept(model)
         types = torch.full((len(chemical_symbols),), -1)
         types[elements] = torch.arange(len(elements))
         self.register_buffer("types", types, persistent=False)
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
-        types, parameters = self.types[graph.species], list(self.parameters())
-        if self._freeze and not self.training and not any(p.requires_grad for p in parameters):
-            return self._frozen.get(parameters, self._make)(types, graph.edge_index, vectors)
+        types = self.types[graph.species]
+        if self._freeze and not self.training and self._frozen.are_frozen():
+            return self._frozen.get(self._make)(types, graph.edge_index, vectors)
         data = {
             AtomicDataDict.POSITIONS_KEY: graph.positions.to(vectors.dtype),  # read for their number only
             AtomicDataDict.ATOM_TYPE_KEY: types,
@@ -73,10 +72,8 @@ class Frozen:
     """
 
     def __init__(self, model):
-        basis, energy = model.bessel_encode, model.per_type_energy_scale_shift
-        cutoff = 1 / model.edge_norm._rmax_recip.item()
-        self.radial_basis = basis.bessel_weights * torch.pi, cutoff, basis.cutoff.p
-        self.radial_factor = model.factor.factor
+        energy = model.per_type_energy_scale_shift
+        self.radial_basis = radial_basis(model, model.bessel_encode, model.factor.factor)
         self.harmonics = model.spharm.sh
         self.embedding = model.type_embed.embed_module.weight
         self.one_hot = torch.eye(len(self.embedding)).to(self.embedding)
@@ -89,7 +86,7 @@ class Frozen:
         """Energy of each atom, shape ``(N,)``."""
         pairs = edge_index[:, : edge_index.shape[1] // 2]
         vectors = vectors[: pairs.shape[1]]  # the other direction says nothing new
-        radial = Radial.apply(vectors, *self.radial_basis) * self.radial_factor
+        radial = fast.Radial.apply(vectors, *self.radial_basis)
         harmonics = self.harmonics(vectors)[:, 1:]
         one_hot = self.one_hot.index_select(0, types)
         features = [self.embedding.index_select(0, types).unsqueeze(1)]
@@ -192,39 +189,17 @@ def _eye(irreps, like):
     return torch.eye(irreps.dim).to(like)
 
 
+def radial_basis(model, basis, factor=1.0):
+    """Arguments of :class:`~egraff_utils.fast.Radial` behind the vectors, of a basis of the package."""
+    cutoff = 1 / model.edge_norm._rmax_recip.item()
+    return basis.bessel_weights * (torch.pi / cutoff), factor * cutoff / torch.pi, cutoff, basis.cutoff.p
+
+
 def matrices(mlp):
     """Scaled weights of a ``ScalarMLPFunction``: of every layer, or their product if it is linear."""
     if isinstance(mlp.mlp, DeepLinearMLP):
         return [torch.linalg.multi_dot(list(mlp.mlp.weights)) * mlp.mlp.alpha]
     return [layer.weight * layer.alpha for layer in mlp.mlp if hasattr(layer, "weight")]
-
-
-class Radial(torch.autograd.Function):
-    r"""Functions :math:`u(x) \sin(k_n x) / (\pi x)` of ``x = |r| / r_c``, shape ``(E, n)``, by edge vectors.
-
-    The envelope is :math:`u = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
-    """
-
-    @staticmethod
-    def forward(ctx, vectors, roots, cutoff, p):
-        distances = vectors.norm(dim=1, keepdim=True)
-        x = distances / cutoff
-        inside, angles = x.clamp(max=1), x * roots  # at one the envelope and its slope are zero
-        power = inside.pow(p - 1)
-        bracket = (p + 1) * (p + 2) / 2 + inside * (inside * (p * (p + 1) / 2) - p * (p + 2))
-        envelope = 1 - inside * power * bracket
-        slope = power * (inside - 1).square() * (-p * (p + 1) * (p + 2) / 2)
-        scale = 1 / (torch.pi * x)
-        sines, cosines = angles.sin(), angles.cos()
-        by_distance = (cosines * (roots * envelope * scale)).addcmul_(sines, (slope - envelope / x) * scale)
-        ctx.save_for_backward(by_distance, vectors / (distances * cutoff))
-        return sines * (envelope * scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        by_distance, directions = ctx.saved_tensors
-        return (gradient * by_distance).sum(1, keepdim=True) * directions, None, None, None
 
 
 class Scatter(nn.Module):

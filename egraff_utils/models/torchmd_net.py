@@ -160,7 +160,7 @@ class Attention:
     """
 
     def __init__(self, layer):
-        self.layer, self._weights, self._kept = layer, list(layer.parameters()), fast.Kept()
+        self.layer, self._kept = layer, fast.Kept(layer)
 
     def __call__(self, x, vectors, radial, geometry, blocks):
         """New scalars and vectors of the atoms, shapes ``(N, U)`` and ``(N, 3, U)``.
@@ -177,7 +177,7 @@ class Attention:
             A list of :class:`Block`.
         """
         layer, u = self.layer, self.layer.hidden_channels
-        atoms, filters, heads = self._kept.get(self._weights, self._matrices)
+        atoms, filters, heads = self._kept.get(self._matrices)
         parts = 3 if vectors is None else 4  # without the vectors of the neighbours
         atoms, filters = ([t[: parts * u] for t in pair] for pair in (atoms, filters))
         normed = layer.layernorm(x)
