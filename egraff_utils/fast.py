@@ -8,7 +8,6 @@ the forward pass, its derivative and the derivative of that.
 Symbols: N atoms, E edges, P paths, U channels, K components of all paths together.
 """
 
-import math
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -326,6 +325,175 @@ class Convolution(nn.Module):
                 yield weighted.flatten(1)
 
 
+class Messages:
+    """The sum of :class:`Convolution` with channels last, which can be differentiated once.
+
+    The K components of the messages are ordered by kind, component and path; D are those of the features.
+    The two edges of a pair of atoms stand side by side. Pairs are taken in blocks, whose arrays stay in the
+    cache. Where scalars alone are wanted, the components of a product whose sum is a scalar are the messages:
+    small sums are slow.
+
+    Parameters
+    ----------
+    product
+        :class:`Convolution`, or what it takes.
+    kinds
+        Irreps that are wanted of the messages.
+    like
+        Tensor whose type and device the constants are to have.
+    """
+
+    BLOCK = 2**18
+    """Numbers in the largest array of a block."""
+
+    def __init__(self, product, kinds, like):
+        inputs, harmonics = product.irreps_in1, product.irreps_in2
+        paths = sorted(enumerate(product.instructions), key=lambda path: path[1].i_out)
+        of_kind = [[(p, i) for p, i in paths if product.irreps_out[i.i_out].ir == kind] for kind in kinds]
+        self.inputs = [ir.dim for _, ir in inputs]
+        self.channels, self.components = inputs[0].mul, sum(self.inputs)
+        self.paths = [p for same in of_kind for p, _ in same]
+        sizes = [(kind.dim, same) for kind, same in zip(kinds, of_kind, strict=True)]
+        self.places = [p for size, same in sizes for _ in range(size) for p, _ in same]
+        self.heights = [size * len(same) for size, same in sizes]
+        self.widths = [len(same) * self.channels for same in of_kind]
+        self.sizes = [height * self.channels for height in self.heights]
+        there = torch.cat([_couplings(product, same, size) for size, same in sizes], dim=2)
+        self.scalar = len(kinds) == 1 and [i.i_in1 for _, i in of_kind[0]] == list(range(len(inputs)))
+        if self.scalar:
+            there = there.sum(2, keepdim=True)
+            self.heights, self.widths = self.inputs, [self.channels] * len(inputs)
+            self.places = [p for p, size in zip(self.paths, self.inputs, strict=True) for _ in range(size)]
+            self.sizes = [self.components * self.channels]
+        if len(self.places) <= 2 * len(self.paths):  # a row of weights for every component is quicker then
+            self.paths, self.heights = self.places, [len(self.places)]
+            self.widths = [len(self.places) * self.channels]
+        signs = torch.cat([torch.full((ir.dim, 1, 1), (-1) ** ir.l) for _, ir in harmonics])
+        self.coupling = torch.stack([there, there * signs], dim=1).flatten(1).to(like)
+
+    def blocks(self, *arrays):
+        """Arrays of pairs or of edges, cut into blocks of pairs: a list of tuples."""
+        pairs = len(arrays[0])
+        size = max(1, self.BLOCK // (2 * sum(self.heights) * self.channels))
+        if pairs <= 2 * size:  # what is kept for the gradient then outweighs the cache
+            return [arrays] if pairs else []
+        parts = [array.split(size if len(array) == pairs else 2 * size) for array in arrays]
+        return list(zip(*parts, strict=True))
+
+    def __call__(self, x, harmonics, weights, edges):
+        """Sums of messages, shape ``(N, K * U)``.
+
+        Parameters
+        ----------
+        x
+            Features of the atoms, shape ``(N, D, U)``.
+        harmonics, weights
+            Of pairs, shapes ``(E / 2, (l_max + 1)^2)`` and ``(E / 2, P * U)``, those of ``paths``.
+        edges
+            Neighbour and centre, two of shape ``(E,)``: in the direction of the harmonics, then reversed.
+        """
+        return _Messages.apply(x, harmonics, weights, *edges, self)
+
+    def on_rows(self, matrix):
+        """A matrix whose rows are paths and channels of a kind, with rows of what the messages hold."""
+        if not self.scalar:
+            return matrix
+        of_inputs = [p for p, size in enumerate(self.inputs) for _ in range(size)]
+        return matrix.unflatten(0, (-1, self.channels))[of_inputs].flatten(0, 1)
+
+    def products(self, harmonics, near):
+        """Matrices of edges, ``(E, D, K)``, and their products with features, ``(E, K, U)``.
+
+        Where no product has a sum, the matrices are columns, shape ``(E, K, 1)``.
+        """
+        coupling = harmonics @ self.coupling
+        if self.scalar or self.components == 1:
+            coupling = coupling.view(len(near), -1, 1)
+            return coupling, coupling * near
+        coupling = coupling.view(len(near), self.components, -1)
+        return coupling, torch.bmm(coupling.transpose(1, 2), near)
+
+    def on_coupling(self, near, gradient):
+        """Gradient by the matrices, of that by the products."""
+        if self.scalar and self.components > 1:
+            return (near * gradient).sum(2)
+        return torch.bmm(near, gradient.transpose(1, 2))
+
+    def on_near(self, coupling, gradient):
+        """Gradient by the features, ``(E, D, U)``, of that by the products."""
+        if self.scalar:
+            return coupling * gradient
+        if self.components == 1:
+            return (coupling * gradient).sum(1, keepdim=True)
+        return torch.bmm(coupling, gradient)
+
+    def by_kind(self, rows):
+        """Views of ``(..., K, U)`` for each kind, shape ``(..., components, paths * U)``."""
+        parts = rows.split(self.heights, -2)
+        return [part.view(*rows.shape[:-2], -1, n) for part, n in zip(parts, self.widths, strict=True)]
+
+    def weigh(self, rows, weights):
+        """Multiply the edges' rows, ``(E, K, U)``, in place by weights of pairs, ``(E / 2, P * U)``."""
+        factors = weights.view(-1, 1, 1, weights.shape[1]).split(self.widths, 3)
+        for part, factor in zip(self.by_kind(rows.unflatten(0, (-1, 2))), factors, strict=True):
+            part.mul_(factor)
+
+
+def _couplings(product, paths, size):
+    """Coefficients of paths to a kind of a size, shape ``((l_max + 1)^2, D, size * paths)``."""
+    dims = [ir.dim for _, ir in product.irreps_in1]
+    couplings = torch.zeros(product.irreps_in2.dim, sum(dims), size, len(paths), dtype=torch.float64)
+    for n, (_, i) in enumerate(paths):
+        start = sum(dims[: i.i_in1])
+        coupling = path_coupling(product, i, torch.float64).unflatten(1, (size, -1))
+        couplings[:, start : start + dims[i.i_in1], :, n] = coupling.transpose(1, 2)
+    return couplings.flatten(2)
+
+
+class _Messages(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, harmonics, weights, neighbour, centre, constants):
+        ctx.constants, ctx.kept = constants, None
+        ctx.save_for_backward(x, harmonics, weights, neighbour, centre)
+        total = x.new_zeros(len(x), sum(constants.heights) * constants.channels)
+        blocks = constants.blocks(harmonics, weights, neighbour, centre)
+        for y, factors, source, target in blocks:
+            near = x.index_select(0, source)
+            coupling, messages = constants.products(y, near)
+            if len(blocks) == 1:  # of more they would not stay in the cache
+                ctx.kept = near, coupling, messages.clone()
+            constants.weigh(messages, factors)
+            total.index_add_(0, target, messages.flatten(1))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, *arrays = ctx.saved_tensors
+        constants = ctx.constants
+        on_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        on_harmonics, on_weights = (torch.empty_like(array) for array in arrays[:2])
+        for y, factors, source, target, on_y, on_factors in constants.blocks(
+            *arrays, on_harmonics, on_weights
+        ):
+            if ctx.kept is not None:
+                near, coupling, products = ctx.kept
+            else:
+                near = x.index_select(0, source)
+                coupling, products = constants.products(y, near)
+            given = gradient.index_select(0, target).view_as(products)
+            there, back = (products * given).unflatten(0, (-1, 2)).unbind(1)
+            totals = on_factors.split(constants.widths, 1)
+            for part, total in zip(constants.by_kind(there.add_(back)), totals, strict=True):
+                torch.sum(part, 1, out=total)
+            constants.weigh(given, factors)
+            on_coupling = constants.on_coupling(near, given).view(len(there), -1)
+            torch.mm(on_coupling, constants.coupling.T, out=on_y)
+            if on_x is not None:
+                on_x.index_add_(0, source, constants.on_near(coupling, given))
+        return on_x, on_harmonics, on_weights, None, None, None
+
+
 def path_coupling(product, instruction, dtype=None):
     """Coefficients of a path, shape ``((l_max + 1)^2, k * a)``: harmonics times them are matrices."""
     harmonics, i = product.irreps_in2, instruction
@@ -334,151 +502,3 @@ def path_coupling(product, instruction, dtype=None):
     block = coefficients.new_zeros(harmonics.dim, out.dim * x.dim)
     block[harmonics.slices()[i.i_in2]] = coefficients.reshape(y.dim, -1)
     return block
-
-
-class Coupling:
-    r"""The sum of :class:`Convolution` with one multiply-add of long rows for each coefficient.
-
-    Channels stand last, and before them the components of all kinds of features, or of messages: of a kind
-    ``(2l + 1, paths)``. Harmonics and filters are those of one direction of P pairs of atoms; the other has
-    the same filters, and harmonics of odd degree with the opposite sign. The sum can be differentiated once.
-
-    Parameters
-    ----------
-    product
-        :class:`Convolution`, or what it takes.
-    like
-        A tensor of the type and on the device of the features.
-    """
-
-    CACHE = 2**18
-    """Bytes of a component of the messages of a block of pairs: what was just made is then at hand."""
-
-    def __init__(self, product, like):
-        inputs, harmonics, outputs = product.irreps_in1, product.irreps_in2, product.irreps_out
-        kinds, starts = [ir for _, ir in outputs], [s.start // inputs[0].mul for s in inputs.slices()]
-        signs = [(-1.0) ** ir.l for _, ir in harmonics for _ in range(ir.dim)][1:]
-        self.signs = torch.stack([like.new_ones(len(signs)), like.new_tensor(signs)], dim=1).unsqueeze(2)
-        self.scales, self.terms, factors = [], [], {}
-        self.size = width = sum(ir.dim for _, ir in inputs)
-        for path, i in enumerate(product.instructions):
-            x, y, out = inputs[i.i_in1].ir, harmonics[i.i_in2].ir, kinds[i.i_out]
-            coefficients = o3.wigner_3j(x.l, y.l, out.l, dtype=torch.float64)
-            self.scales.append(coefficients.flatten()[coefficients.abs().argmax()].item())
-            coefficients = coefficients / self.scales[-1]
-            self.scales[-1] *= i.path_weight
-            for k in range(out.dim):
-                place = kinds.index(out), k, i.i_out
-                if y.l == 0:
-                    factors[place] = starts[i.i_in1] + k, path
-                    continue
-                for a, b in coefficients[:, :, k].nonzero().tolist():
-                    value = round(coefficients[a, b, k].item(), 14)
-                    y_place = harmonics.slices()[i.i_in2].start + b - 1
-                    self.terms.append((self.size, starts[i.i_in1] + a, y_place, value))
-                factors[place] = self.size, path
-                self.size += 1
-        self.products = self.size - width
-        """Of features with harmonics: sums of terms (place, feature, harmonic, coefficient)."""
-        self.factors = [factors[place] for place in sorted(factors)]
-        """Of each message: a feature or, behind these, a product, and the path of its filter."""
-
-    def __call__(self, x, harmonics, filters, pairs):
-        """Sums of messages, shape ``(N, components, U)``.
-
-        Parameters
-        ----------
-        x
-            Features of the atoms, shape ``(N, components, U)``.
-        harmonics
-            From degree one on, shape ``(P, (l_max + 1)^2 - 1)``; that of degree zero is one.
-        filters
-            Shape ``(P, paths, U)``, times the ``scales`` of the paths.
-        pairs
-            Centre and neighbour, shape ``(2, P)``, in the direction of the harmonics.
-        """
-        return _Messages.apply(x, harmonics, filters, pairs, self)
-
-    def blocks(self, x, harmonics, filters, pairs):
-        """:class:`_Block` after block; on a GPU one."""
-        count, size = pairs.shape[1], self.CACHE // (2 * x.shape[2] * x.element_size())
-        if x.device.type == "cpu" and count > size:
-            count = math.ceil(count / round(count / max(size, 1)))
-        x = x.transpose(0, 1).contiguous()
-        for start in range(0, pairs.shape[1], max(count, 1)):
-            yield _Block(self, slice(start, start + count), x, harmonics, filters, pairs)
-
-
-class _Block:
-    """What the messages of B pairs, in both directions, are products of: arrays of shape ``(2, B, U)``."""
-
-    def __init__(self, coupling, part, x, harmonics, filters, pairs):
-        self.part, pairs = part, pairs[:, part]
-        self.centre, self.neighbour = pairs.flatten(), pairs.flip(0).flatten()
-        self.harmonics = (harmonics[part].T.unsqueeze(1) * coupling.signs).unsqueeze(3).unbind()
-        self.filters = filters[part].transpose(0, 1).contiguous().unbind()
-        near = _gather(x, self.neighbour)
-        terms = [(n, near[i], self.harmonics[j], value) for n, i, j, value in coupling.terms]
-        self.factors = _add([*near, *[None] * coupling.products], terms)
-
-
-def _gather(x, index):
-    """Arrays ``(2, B, U)`` of components of atoms, shape ``(components, N, U)``, by an index ``(2B,)``."""
-    rows = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device).unsqueeze(1) + index
-    return x.flatten(0, 1).index_select(0, rows.flatten()).view(len(x), 2, -1, x.shape[2]).unbind()
-
-
-class _Messages(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, harmonics, filters, pairs, coupling):
-        ctx.coupling = coupling
-        ctx.save_for_backward(x, harmonics, filters, pairs)
-        total = x.new_zeros(len(x), len(coupling.factors), x.shape[2])
-        for block in coupling.blocks(x, harmonics, filters, pairs):
-            messages = x.new_empty(2, len(block.centre) // 2, *total.shape[1:])
-            for out, (n, p) in zip(messages.unbind(2), coupling.factors, strict=True):
-                torch.mul(block.factors[n], block.filters[p], out=out)
-            total.index_add_(0, block.centre, messages.flatten(0, 1))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        x, harmonics, filters, pairs = ctx.saved_tensors
-        coupling, width, of_atoms = ctx.coupling, x.shape[1], ctx.needs_input_grad[0]
-        gradient = gradient.transpose(0, 1).contiguous()
-        of_x, of_harmonics, of_filters = (torch.zeros_like(t) for t in (x, harmonics, filters))
-        for block in coupling.blocks(x, harmonics, filters, pairs):
-            factors, ws, ys = block.factors, block.filters, block.harmonics
-            messages = [
-                (g, n, p) for g, (n, p) in zip(_gather(gradient, block.centre), coupling.factors, strict=True)
-            ]
-            of_ws = [(p, g[way], factors[n][way], 1) for g, n, p in messages for way in (0, 1)]
-            torch.stack(_add([None] * len(ws), of_ws), dim=1, out=of_filters[block.part])
-            of_factors = [(n, g, ws[p], 1) for g, n, p in messages if of_atoms or n >= width]
-            of_factors = _add([None] * coupling.size, of_factors)
-            of_ys = [(j, of_factors[n], factors[i], value) for n, i, j, value in coupling.terms]
-            of_ys = _full(_add([None] * len(ys), of_ys), factors[0])
-            if ys:
-                of_ys = torch.stack([of_y.sum(2) for of_y in of_ys])
-                of_harmonics[block.part] = (of_ys * coupling.signs).sum(1).T
-            if of_atoms:
-                _add(of_factors, [(i, of_factors[n], ys[j], value) for n, i, j, value in coupling.terms])
-                rows = torch.stack(_full(of_factors[:width], factors[0]), dim=2)
-                of_x.index_add_(0, block.neighbour, rows.flatten(0, 1))
-        return of_x, of_harmonics, of_filters, None, None
-
-
-def _add(totals, terms):
-    """Add products to a list of sums: a term is a place in it, two factors and a coefficient."""
-    for place, a, b, value in terms:
-        if totals[place] is None:
-            totals[place] = a * (b if value == 1 else b * value)
-        else:
-            totals[place].addcmul_(a, b, value=value)
-    return totals
-
-
-def _full(totals, like):
-    """Zeros in the place of empty sums."""
-    return [torch.zeros_like(like) if total is None else total for total in totals]

@@ -13,7 +13,7 @@ from egraff_utils import fast, models
 from egraff_utils.calculator import ForceFieldCalculator
 from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import build_graph
-from egraff_utils.models import allegro, mace, torchmd_net
+from egraff_utils.models import allegro, torchmd_net
 
 NAMES = [name for name in models.NAMES if name != "equiformer"]
 ELEMENTS = [1, 6, 8]
@@ -226,10 +226,10 @@ def test_frozen_weights(name, options):
 
 
 @pytest.mark.parametrize("block", [1, 2**12, 2**30])
-@pytest.mark.parametrize("name", ["botnet", "mace"])
-def test_blocks_of_pairs_by_matrices(name, block, monkeypatch):
+@pytest.mark.parametrize("name", ["nequip", "botnet", "mace"])
+def test_blocks_of_pairs(name, block, monkeypatch):
     """One pair a block, several, all in one; elements that a structure lacks, and other atoms in between."""
-    monkeypatch.setattr(mace.Messages, "BLOCK", block)
+    monkeypatch.setattr(fast.Messages, "BLOCK", block)
     plain, quick = pair(name)
     plain.eval().requires_grad_(False)
     quick.eval().requires_grad_(False)
@@ -239,7 +239,7 @@ def test_blocks_of_pairs_by_matrices(name, block, monkeypatch):
     for changed in (False, True, True):
         if changed:
             swapped.species.copy_(graph.species.flip(0))
-        for given in (graph, of_oxygen, swapped):
+        for given in (graph, of_oxygen, swapped, build_graph(Atoms("H"))):
             expected, found = plain(given), quick(given)
             torch.testing.assert_close(found.energy, expected.energy, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(found.forces, expected.forces, rtol=1e-12, atol=1e-12)
@@ -258,18 +258,6 @@ def test_frozen_in_single_precision(name):
     restored = pickle.loads(pickle.dumps(quick))
     assert torch.equal(restored(graph).forces, found)
     torch.testing.assert_close(restored.double()(graph).forces.float(), found, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("cache", [1, 2**10, 2**30])
-def test_blocks_of_pairs(cache, monkeypatch):
-    """One pair a block, several, all in one; none at all."""
-    plain, quick = pair("nequip")
-    quick.eval().requires_grad_(False)
-    monkeypatch.setattr(fast.Coupling, "CACHE", cache)
-    for graph in (build_graph(starts(2)), build_graph(Atoms("H"))):
-        expected, found = plain.eval()(graph), quick(graph)
-        torch.testing.assert_close(found.energy, expected.energy, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(found.forces, expected.forces, rtol=1e-12, atol=1e-12)
 
 
 def test_another_kind_of_product_is_refused():

@@ -180,7 +180,7 @@ class RadialNetworks:
     networks
         ``e3nn.nn.FullyConnectedNet`` of the layers.
     messages
-        :class:`Messages` of the layers: ``paths`` that have weights, and the number of ``channels``.
+        :class:`~egraff_utils.fast.Messages` of the layers.
     """
 
     def __init__(self, networks, messages):
@@ -241,9 +241,10 @@ class Layer:
         irreps_in, irreps_out = interaction.node_feats_irreps, product.linear.irreps_out
         degrees, kept = range(irreps_in.lmax + 1), range(min(irreps_in.lmax, irreps_out.lmax) + 1)
         self.contraction = _contraction(product.symmetric_contractions.contractions)
-        self.messages = Messages(interaction.conv_tp, self.contraction.degrees, product.linear.weight)
-        mix = [_matrix(interaction.linear, n) for n in range(self.contraction.degrees)]
-        self.mix = self.messages.mix([matrix / interaction.avg_num_neighbors for matrix in mix])
+        kinds = [o3.Irrep(n, (-1) ** n) for n in range(self.contraction.degrees)]
+        self.messages = fast.Messages(interaction.conv_tp, kinds, product.linear.weight)
+        mix = [_matrix(interaction.linear, n) / interaction.avg_num_neighbors for n in range(len(kinds))]
+        self.mix = [self.messages.on_rows(m).expand(2 * n + 1, -1, -1) for n, m in enumerate(mix)]
         self.whole = None
         if sum(self.messages.heights) * self.contraction.degrees**2 <= self.SMALL:
             self.whole = torch.block_diag(*[matrix for matrices in self.mix for matrix in matrices])
@@ -261,7 +262,7 @@ class Layer:
 
     def __call__(self, near, own, harmonics, weights, edges, weighting):
         """New features of atoms."""
-        messages = Convolved.apply(near, harmonics, weights, *edges, self.messages)
+        messages = self.messages(near, harmonics, weights, edges)
         contracted = self.contraction(self._mixed(messages), weighting)
         return torch.baddbmm(own, contracted, self.linear)
 
@@ -298,168 +299,6 @@ def _matrix(linear, degree, *second):
 def _by_component(matrices):
     """Matrices of all degrees, repeated for the components of each: shape ``(D, rows, columns)``."""
     return torch.cat([matrix.expand(2 * n + 1, -1, -1) for n, matrix in enumerate(matrices)])
-
-
-class Messages:
-    """Constants of a convolution whose messages are wanted up to a degree.
-
-    The K components of the messages are ordered by degree, component and path. The two edges of a pair of
-    atoms stand side by side. Pairs are taken in blocks, whose arrays stay in the cache. Where scalars alone
-    are wanted, the components of a product whose sum is a scalar are the messages: small sums are slow.
-
-    Parameters
-    ----------
-    product
-        ``e3nn.o3.TensorProduct`` or :class:`~egraff_utils.fast.Convolution`.
-    degrees
-        Number of the degrees wanted of the messages.
-    like
-        Tensor whose type and device the constants are to have.
-    """
-
-    BLOCK = 2**18
-    """Numbers in the largest array of a block."""
-
-    def __init__(self, product, degrees, like):
-        inputs, harmonics = product.irreps_in1, product.irreps_in2
-        instructions = sorted(product.instructions, key=lambda i: i.i_out)
-        of_degree = [
-            [(p, i) for p, i in enumerate(instructions) if product.irreps_out[i.i_out].ir.l == n]
-            for n in range(degrees)
-        ]
-        self.channels, self.components = inputs[0].mul, sum(ir.dim for _, ir in inputs)
-        self.paths = [p for same in of_degree for p, _ in same]
-        self.places = [p for n, same in enumerate(of_degree) for _ in range(2 * n + 1) for p, _ in same]
-        self.heights = [(2 * n + 1) * len(same) for n, same in enumerate(of_degree)]
-        self.widths = [len(same) * self.channels for same in of_degree]
-        self.sizes = [height * self.channels for height in self.heights]
-        there = torch.cat([_couplings(product, same, n) for n, same in enumerate(of_degree)], dim=2)
-        self.scalar = degrees == 1 and [i.i_in1 for _, i in of_degree[0]] == list(range(len(inputs)))
-        if self.scalar:
-            there = there.sum(2, keepdim=True)
-            self.heights, self.widths = [ir.dim for _, ir in inputs], [self.channels] * len(inputs)
-            self.places = [p for p, height in enumerate(self.heights) for _ in range(height)]
-            self.sizes = [self.components * self.channels]
-        if len(self.places) <= 2 * len(self.paths):  # a row of weights for every component is quicker then
-            self.paths, self.heights = self.places, [len(self.places)]
-            self.widths = [len(self.places) * self.channels]
-        signs = torch.cat([torch.full((ir.dim, 1, 1), ir.p) for _, ir in harmonics])
-        self.coupling = torch.stack([there, there * signs], dim=1).flatten(1).to(like)
-
-    def blocks(self, *arrays):
-        """Arrays of pairs or of edges, cut into blocks of pairs: a list of tuples."""
-        pairs = len(arrays[0])
-        size = max(1, self.BLOCK // (2 * sum(self.heights) * self.channels))
-        if pairs <= 2 * size:  # what is kept for the gradient then outweighs the cache
-            return [arrays] if pairs else []
-        parts = [array.split(size if len(array) == pairs else 2 * size) for array in arrays]
-        return list(zip(*parts, strict=True))
-
-    def mix(self, matrices):
-        """Matrices that mix the paths of each degree, ``(components, paths * U, U)``."""
-        if self.scalar:
-            paths = matrices[0].unflatten(0, (-1, self.channels))
-            return [paths[self.places].flatten(0, 1).unsqueeze(0)]
-        return [matrix.expand(2 * n + 1, -1, -1) for n, matrix in enumerate(matrices)]
-
-    def products(self, harmonics, near):
-        """Matrices of edges, ``(E, D, K)``, and their products with features, ``(E, K, U)``.
-
-        Where no product has a sum, the matrices are columns, shape ``(E, K, 1)``.
-        """
-        coupling = harmonics @ self.coupling
-        if self.scalar or self.components == 1:
-            coupling = coupling.view(len(near), -1, 1)
-            return coupling, coupling * near
-        coupling = coupling.view(len(near), self.components, -1)
-        return coupling, torch.bmm(coupling.transpose(1, 2), near)
-
-    def on_coupling(self, near, gradient):
-        """Gradient by the matrices, of that by the products."""
-        if self.scalar and self.components > 1:
-            return (near * gradient).sum(2)
-        return torch.bmm(near, gradient.transpose(1, 2))
-
-    def on_near(self, coupling, gradient):
-        """Gradient by the features, ``(E, D, U)``, of that by the products."""
-        if self.scalar:
-            return coupling * gradient
-        if self.components == 1:
-            return (coupling * gradient).sum(1, keepdim=True)
-        return torch.bmm(coupling, gradient)
-
-    def by_degree(self, rows):
-        """Views of ``(..., K, U)`` for each degree, shape ``(..., components, paths * U)``."""
-        parts = rows.split(self.heights, -2)
-        return [part.view(*rows.shape[:-2], -1, n) for part, n in zip(parts, self.widths, strict=True)]
-
-    def weigh(self, rows, weights):
-        """Multiply the edges' rows, ``(E, K, U)``, in place by weights of pairs, ``(E / 2, P * U)``."""
-        factors = weights.view(-1, 1, 1, weights.shape[1]).split(self.widths, 3)
-        for part, factor in zip(self.by_degree(rows.unflatten(0, (-1, 2))), factors, strict=True):
-            part.mul_(factor)
-
-
-def _couplings(product, paths, degree):
-    """Coefficients of all paths to a degree, shape ``((l_max + 1)^2, D, components * paths)``."""
-    dims = [ir.dim for _, ir in product.irreps_in1]
-    size = 2 * degree + 1
-    couplings = torch.zeros(product.irreps_in2.dim, sum(dims), size, len(paths), dtype=torch.float64)
-    for n, (_, i) in enumerate(paths):
-        start = sum(dims[: i.i_in1])
-        coupling = fast.path_coupling(product, i, torch.float64).unflatten(1, (size, -1))
-        couplings[:, start : start + dims[i.i_in1], :, n] = coupling.transpose(1, 2)
-    return couplings.flatten(2)
-
-
-class Convolved(torch.autograd.Function):
-    """Messages summed over neighbours, shape ``(N, K * U)``.
-
-    Arguments are features of atoms ``(N, D, U)``, harmonics and weights of pairs ``(E / 2, (l_max + 1)^2)``
-    and ``(E / 2, P * U)``, neighbour and centre of each edge, and :class:`Messages`.
-    """
-
-    @staticmethod
-    def forward(ctx, x, harmonics, weights, neighbour, centre, constants):
-        ctx.constants, ctx.kept = constants, None
-        ctx.save_for_backward(x, harmonics, weights, neighbour, centre)
-        total = x.new_zeros(len(x), sum(constants.heights) * constants.channels)
-        blocks = constants.blocks(harmonics, weights, neighbour, centre)
-        for y, factors, source, target in blocks:
-            near = x.index_select(0, source)
-            coupling, messages = constants.products(y, near)
-            if len(blocks) == 1:  # of more they would not stay in the cache
-                ctx.kept = near, coupling, messages.clone()
-            constants.weigh(messages, factors)
-            total.index_add_(0, target, messages.flatten(1))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        x, *arrays = ctx.saved_tensors
-        constants = ctx.constants
-        on_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        on_harmonics, on_weights = (torch.empty_like(array) for array in arrays[:2])
-        for y, factors, source, target, on_y, on_factors in constants.blocks(
-            *arrays, on_harmonics, on_weights
-        ):
-            if ctx.kept is not None:
-                near, coupling, products = ctx.kept
-            else:
-                near = x.index_select(0, source)
-                coupling, products = constants.products(y, near)
-            given = gradient.index_select(0, target).view_as(products)
-            there, back = (products * given).unflatten(0, (-1, 2)).unbind(1)
-            totals = on_factors.split(constants.widths, 1)
-            for part, total in zip(constants.by_degree(there.add_(back)), totals, strict=True):
-                torch.sum(part, 1, out=total)
-            constants.weigh(given, factors)
-            on_coupling = constants.on_coupling(near, given).view(len(there), -1)
-            torch.mm(on_coupling, constants.coupling.T, out=on_y)
-            if on_x is not None:
-                on_x.index_add_(0, source, constants.on_near(coupling, given))
-        return on_x, on_harmonics, on_weights, None, None, None
 
 
 def _contraction(contractions):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import e3nn
 import torch
 from ase.data import chemical_symbols
+from e3nn import o3
 from lightning.pytorch.utilities.seed import isolate_rng
 from nequip.data import AtomicDataDict
 from nequip.model import NequIPGNNModel
@@ -84,14 +85,15 @@ class Frozen:
 
     def __call__(self, types, edge_index, vectors):
         """Energy of each atom, shape ``(N,)``."""
-        pairs = edge_index[:, : edge_index.shape[1] // 2]
-        vectors = vectors[: pairs.shape[1]]  # the other direction says nothing new
+        vectors = vectors[: len(vectors) // 2]  # the other direction says nothing new
+        pairs = edge_index[:, : len(vectors)].T
+        edges = pairs.flip(1).flatten(), pairs.flatten()
         radial = fast.Radial.apply(vectors, *self.radial_basis)
-        harmonics = self.harmonics(vectors)[:, 1:]
+        harmonics = self.harmonics(vectors)
         one_hot = self.one_hot.index_select(0, types)
         features = [self.embedding.index_select(0, types).unsqueeze(1)]
         for layer in self.layers:
-            features = layer(features, one_hot, radial, harmonics, pairs)
+            features = layer(features, one_hot, radial, harmonics, edges)
         return (features[0].squeeze(1) @ self.readout + self.shift).squeeze(1)
 
 
@@ -110,13 +112,16 @@ class Layer:
         block, gate, product = layer.conv, layer.equivariant_nonlin, layer.conv.tp_scatter.tp
         inputs, middle = product.irreps_in1, product.irreps_out.simplify()
         *hidden, last = matrices(block.edge_mlp)
-        self.channels, self.coupling = inputs[0].mul, fast.Coupling(product, last)
-        scales = last.new_tensor(self.coupling.scales).repeat_interleave(self.channels)
-        self.radial = [fast.Matrix(matrix) for matrix in (*hidden, last * scales)]
+        self.channels, self.messages = inputs[0].mul, fast.Messages(product, [ir for _, ir in middle], last)
+        last = last.unflatten(1, (-1, self.channels))[:, self.messages.paths].flatten(1)
+        self.radial = [fast.Matrix(matrix) for matrix in (*hidden, last)]
         enter = block.linear_1(_eye(inputs, last)) * block.avg_num_neighbors_norm.norm_const
         self.enter = [_channels(enter, inputs, inputs, ir) for _, ir in inputs]
-        self.middle = [(ir.dim, mul * ir.dim // self.channels) for mul, ir in middle]
+        self.dims = [ir.dim for _, ir in middle]
         leave, connect = gate.sc(block.linear_2(_eye(middle, last))), []
+        if self.messages.scalar:
+            leave = [self.messages.on_rows(matrix) for matrix in leave]
+            middle = o3.Irreps([(len(leave[0]), middle[0].ir)])
         if block.sc is not None:
             elements = [block.sc(_eye(inputs, last), row.expand(inputs.dim, -1)) for row in embedding]
             connect = [gate.sc(matrix) for matrix in elements]
@@ -127,7 +132,7 @@ class Layer:
             self.targets.append([Target(around, own, outputs, ir) for _, ir in outputs])
         self.act_scalars, self.act_gates = gate.act_scalars.acts, gate.act_gates.acts
 
-    def __call__(self, features, one_hot, radial, harmonics, pairs):
+    def __call__(self, features, one_hot, radial, harmonics, edges):
         """New features of the atoms.
 
         Parameters
@@ -136,16 +141,17 @@ class Layer:
             A list of kinds, each of shape ``(N, 2l + 1, U)``.
         one_hot
             Elements of the atoms, shape ``(N, T)``.
-        radial, harmonics, pairs
-            Basis, harmonics from degree one on, centre and neighbour, of one direction of every pair.
+        radial, harmonics
+            Radial basis and harmonics of one direction of every pair.
+        edges
+            Neighbour and centre of both, two of shape ``(E,)``.
         """
         *hidden, last = self.radial
         for matrix in hidden:
             radial = silu(matrix(radial))
-        filters = last(radial).unflatten(1, (-1, self.channels))
         x = torch.cat([f @ matrix for f, matrix in zip(features, self.enter, strict=True)], dim=1)
-        total = self.coupling(x, harmonics, filters, pairs).split([rows for _, rows in self.middle], dim=1)
-        around = [t.reshape(len(x), d, -1) for t, (d, _) in zip(total, self.middle, strict=True)]
+        total = self.messages(x, harmonics, last(radial), edges).split(self.messages.sizes, dim=1)
+        around = [t.reshape(len(x), d, -1) for t, d in zip(total, self.dims, strict=True)]
         own = [(one_hot[:, None, :, None] * f.unsqueeze(2)).flatten(2) for f in features]
         scalars, gates, gated = ([target(around, own) for target in group] for group in self.targets)
         scalars = [act(x) for act, x in zip(self.act_scalars, scalars, strict=True)]
