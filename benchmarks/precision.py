@@ -65,8 +65,9 @@ def _measure(settings, dataset, model, replicas, steps):
     single = train.trained(CAMPAIGN, dataset, model).to(settings.device)
     double = gate.in_double(single).to(settings.device)
     with fast.plain():
-        plain_single = train.trained(CAMPAIGN, dataset, model).to(settings.device)
-        plain_double = gate.in_double(plain_single).to(settings.device)
+        plain_single = train.trained(CAMPAIGN, dataset, model)
+        plain_double = gate.in_double(plain_single)
+    plain_single, plain_double = (_plain(ff, settings.device) for ff in (plain_single, plain_double))
     frames = data.load(dataset, "test")[:FRAMES]
     temperature, timestep = cards.dataset(dataset).conditions("test")
     starts = [_start(frame, temperature, run) for run, frame in enumerate(frames[:replicas])]
@@ -102,6 +103,21 @@ def _measure(settings, dataset, model, replicas, steps):
             beside = _mean_difference(forces, _forces(plain_single, frames)) / error
             metrics.append(Metric("plain_difference_over_error_float32", beside, "1", n=len(frames)))
     return metrics, curves
+
+
+def _plain(force_field, device):
+    """The force field, Equiformer's network in e3nn's operators: it has no other plain form."""
+    import torch
+
+    from benchmarks.plain_equiformer import PlainEquiformer
+    from egraff_utils.models.equiformer import Equiformer
+
+    if isinstance(force_field.network, Equiformer):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(force_field.dtype)  # of e3nn's constants
+        force_field.network = PlainEquiformer(force_field.network)
+        torch.set_default_dtype(before)
+    return force_field.to(device)
 
 
 @contextmanager

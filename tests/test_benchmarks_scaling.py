@@ -1,5 +1,7 @@
 """Do the benchmarks of scaling, limit and precision measure what they say? Counts are checked by hand."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from e3nn import nn, o3
 
 from benchmarks import Settings, limit, precision, scaling
 from egraff_utils import cost, data, fast, models, train
+from egraff_utils.graph import build_graph
 
 ATOMS, EDGES, WIDTH = 4, 6, 8
 QUICK = Settings(quick=True)
@@ -128,6 +131,16 @@ def test_float32_stays_near_float64(copper, monkeypatch):
     assert record.curves["energy_float32"].shape == (2, 21)
     assert 0 < record["plain_difference_float64"] < 1e-10
     assert 0 < record["plain_difference_over_error_float32"] < 1e-4
+
+
+def test_the_plain_form_of_equiformer():
+    ff = models.build("equiformer", "tiny", [29], dtype=torch.float64).eval()
+    frame = bulk("Cu", cubic=True)
+    frame.rattle(0.05, seed=0)
+    found = ff(build_graph([frame], ff.cutoff)).forces
+    plain = precision._plain(copy.deepcopy(ff), "cpu").eval()
+    assert type(plain.network) is not type(ff.network)
+    torch.testing.assert_close(plain(build_graph([frame], ff.cutoff)).forces, found, rtol=1e-9, atol=1e-12)
 
 
 def test_a_scaling_record_holds_what_ended_it(copper, monkeypatch):
