@@ -104,7 +104,7 @@ def test_blocks_of_messages(cache, smooth_cutoff, monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_blocks_shared_out_among_threads(threads, monkeypatch):
     """In every thread operators have one thread; afterwards torch has as many as before."""
-    monkeypatch.setattr(torchmd_net, "CACHE", 2**14)
+    monkeypatch.setattr(torchmd_net, "CACHE", 2**12)
     plain, quick = pair("torchmd_net")
     graph, seen = build_graph(starts(2)), []
     in_threads = fast.in_threads

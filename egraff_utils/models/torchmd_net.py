@@ -261,6 +261,10 @@ CACHE = 2**20
 """Bytes of an array of all channels of the messages of a block, which a core keeps at hand."""
 
 
+LEAST = 2
+"""Blocks of a thread; for fewer, waking it takes longer than it saves."""
+
+
 class Given(NamedTuple):
     """What messages are made of; N atoms, P pairs, U channels, H heads."""
 
@@ -489,7 +493,7 @@ class Messages(torch.autograd.Function):
     def forward(ctx, query, table, vectors, radial, geometry, weight, bias, heads, blocks):
         """Shape ``(N, 4U)``; the arguments are those of :class:`Given` and a list of :class:`Block`."""
         given = Given(query, table, vectors, radial, geometry, weight, bias, heads)
-        count = min(fast.threads(), len(blocks))
+        count = max(1, min(fast.threads(), len(blocks) // LEAST))
         shares = [blocks[k::count] for k in range(count)]
         run = starmap if len(blocks) == 1 else fast.in_threads
         totals, kept, rows = zip(*run(_total, [(given, share) for share in shares]), strict=True)
