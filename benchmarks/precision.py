@@ -107,16 +107,13 @@ def _measure(settings, dataset, model, replicas, steps):
 
 def _plain(force_field, device):
     """The force field, Equiformer's network in e3nn's operators: it has no other plain form."""
-    import torch
-
     from benchmarks.plain_equiformer import PlainEquiformer
+    from egraff_utils import models
     from egraff_utils.models.equiformer import Equiformer
 
     if isinstance(force_field.network, Equiformer):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(force_field.dtype)  # of e3nn's constants
-        force_field.network = PlainEquiformer(force_field.network)
-        torch.set_default_dtype(before)
+        with models.default_dtype(force_field.dtype):  # of e3nn's constants
+            force_field.network = PlainEquiformer(force_field.network)
     return force_field.to(device)
 
 

@@ -145,10 +145,8 @@ def in_threads(function, calls):
 
 @cache
 def _compiled(function):
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of what might replace it, nothing frees the interpreter
+    with warnings.catch_warnings():  # of what is to replace TorchScript, nothing frees the interpreter
+        warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(function)
 
 

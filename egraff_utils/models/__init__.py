@@ -176,7 +176,7 @@ def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **ov
         if key not in hyperparameters:
             raise cards.unknown(f"hyperparameter of {name}", key, hyperparameters)
     hyperparameters |= overrides
-    with _default_dtype(dtype):
+    with default_dtype(dtype):
         network = _builder(name)(elements, **hyperparameters).to(dtype)
     arguments = {"name": name, "preset": preset, "elements": elements, "dtype": str(dtype), **overrides}
     return ForceField(network, elements, cutoff=hyperparameters["cutoff"], build_arguments=arguments)
@@ -241,7 +241,8 @@ def _builder(name):
 
 
 @contextmanager
-def _default_dtype(dtype):
+def default_dtype(dtype):
+    """Tensors that are made in this ``with`` block have the type, unless told otherwise."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

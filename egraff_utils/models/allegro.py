@@ -120,7 +120,7 @@ class Blocks(torch.autograd.Function):
         """Shape ``(N,)``; the arguments are those of :meth:`Frozen.energies` and a number of blocks."""
         order, ends = centre.argsort(stable=True), torch.bincount(centre, minlength=count).cumsum(0)
         shares = torch.arange(1, blocks + 1) * len(centre) // blocks
-        stops = (torch.searchsorted(ends, shares) + 1).clamp(max=count).unique()  # behind the last atom
+        stops = (torch.searchsorted(ends, shares) + 1).unique()  # behind the last atom
         stops[-1] = count
         gradient, energies, atom = torch.empty_like(vectors), [], 0
         for stop, edges in zip(stops.tolist(), order.tensor_split(ends[stops[:-1] - 1]), strict=True):
