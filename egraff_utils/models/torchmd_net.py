@@ -858,7 +858,7 @@ class Gate:
 
     def forward(self, x, vectors):
         """Outputs, from shapes ``(N, U)`` and ``(N, 3, U)``."""
-        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        lengths = vectors.square().sum(1).sqrt_()  # a norm over an inner dimension is slow
         before = linear(torch.cat([x, lengths], dim=1), *self.hidden)
         return linear(silu(before), *self.last), (before, vectors, lengths)
 
