@@ -4,7 +4,7 @@ import math
 import os
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from itertools import accumulate, starmap
+from itertools import accumulate, chain, starmap
 from typing import NamedTuple
 
 import torch
@@ -106,16 +106,15 @@ class EquivariantTransformer(nn.Module):
     def _fast(self, graph, vectors):
         """The same from one direction of every pair."""
         model = self.representation_model
-        one_way = vectors[: len(vectors) // 2]
-        lengths = one_way.norm(dim=1)
-        directions = one_way / lengths[:, None]
-        lengths, directions = (torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in (lengths, directions))
-        radial, envelope = model.distance_expansion(lengths), model.attention_layers[0].cutoff(lengths)
+        there = vectors[: len(vectors) // 2]
+        lengths = there.norm(dim=1)
+        directions, envelope = there / lengths[:, None], model.attention_layers[0].cutoff(lengths)[:, None]
+        radial = model.distance_expansion(torch.cat([lengths, lengths.new_zeros(1)]))
         if model.attention_layers[0].vector_cutoff:
-            directions = directions * envelope[:, None]
-        geometry = torch.cat([envelope[:, None], directions], dim=1)
-        x, vector_features = self._embed(graph, lengths[:-1], radial[:-1]), None
-        blocks = Block.all_of(graph.edge_index[:, : len(one_way)], x)
+            directions = directions * envelope
+        x, vector_features = self._embed(graph, lengths, radial[:-1]), None
+        blocks = Block.all_of(graph.edge_index[:, : len(there)], x)
+        geometry = _to_messages(torch.cat([envelope, directions], dim=1), blocks)
         for attention in self._attentions:
             x, vector_features = attention(x, vector_features, radial, geometry, blocks)
         return x, vector_features
@@ -213,23 +212,22 @@ class Block(NamedTuple):
     """Behind the last; the row of a self loop, if there are any, is the last."""
     pairs: int
     """Those that come first."""
-    sign: torch.Tensor
-    """Of the envelope and of the direction, shape ``(M, 4)``."""
 
     @classmethod
     def all_of(cls, edges, x):
         """Blocks of P pairs, whose centres and neighbours are ``edges``, shape ``(2, P)``.
 
-        ``x``, shape ``(N, U)``, says how large the arrays of a block are; on a GPU there is one block.
+        ``x``, shape ``(N, U)``, says how large the arrays of a block are; on a GPU there is one block. Self
+        loops stand in the last one, or in one of their own where they would make it half as large again.
         """
         loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
         count = cls.count(pairs, x)
-        if count == 1:
-            return [cls._of(edges, 0, loops, x)]
-        parts = edges.tensor_split(count, dim=1)
+        parts = list(edges.tensor_split(count, dim=1)) if count > 1 else [edges]
+        if count > 1 and len(loops) > pairs // count:
+            parts.append(edges[:, pairs:])
         starts = accumulate((part.shape[1] for part in parts), initial=0)
-        blocks = [cls._of(part, start, loops[:0], x) for part, start in zip(parts, starts, strict=False)]
-        return [*blocks, cls._of(edges[:, pairs:], pairs, loops, x)]
+        *others, last = zip(parts, starts, strict=False)
+        return [*(cls._of(*part, loops[:0]) for part in others), cls._of(*last, loops)]
 
     @staticmethod
     def count(pairs, x):
@@ -238,20 +236,36 @@ class Block(NamedTuple):
         return max(1, round(pairs / size)) if x.device.type == "cpu" else 1
 
     @classmethod
-    def _of(cls, edges, start, loops, x):
+    def _of(cls, edges, start, loops):
         (one, other), pairs = edges, edges.shape[1]
-        sign = x.new_ones(2 * pairs + len(loops), 4)
-        sign[pairs:, 1:] = -1
         stop = start + pairs + bool(len(loops))
-        return cls(torch.cat([one, other, loops]), torch.cat([other, one, loops]), start, stop, pairs, sign)
+        return cls(torch.cat([one, other, loops]), torch.cat([other, one, loops]), start, stop, pairs)
 
 
 CACHE = 2**20
 """Bytes of an array of all channels of the messages of a block, which a core keeps at hand."""
 
 
-LEAST = 2
+LEAST = 1.5
 """Blocks of a thread; for fewer, waking it takes longer than it saves."""
+
+
+def _to_messages(geometry, blocks):
+    """Rows of messages, block after block, from those of P pairs, shape ``(P, 4)``."""
+    back = torch.cat([geometry[:, :1], -geometry[:, 1:]], dim=1)
+    sizes = [block.pairs for block in blocks]
+    halves = chain.from_iterable(zip(geometry.split(sizes), back.split(sizes), strict=True))
+    loops = geometry.new_zeros(len(blocks[-1].centre) - 2 * sizes[-1], 4)
+    loops[:, 0] = 1
+    return torch.cat([*halves, loops])
+
+
+def _to_pairs(rows, blocks):
+    """Gradient by what :func:`_to_messages` is given."""
+    sizes = [block.pairs for block in blocks for _ in range(2)]
+    halves = rows[: sum(sizes)].split(sizes)
+    there, back = (torch.cat(part) if len(part) > 1 else part[0] for part in (halves[::2], halves[1::2]))
+    return torch.cat([there[:, :1] + back[:, :1], there[:, 1:] - back[:, 1:]], dim=1)
 
 
 class Given(NamedTuple):
@@ -266,7 +280,7 @@ class Given(NamedTuple):
     radial: torch.Tensor
     """Functions of the lengths of pairs and, last, of a self loop, shape ``(P + 1, B)``."""
     geometry: torch.Tensor
-    """Envelopes and unit vectors of the same, shape ``(P + 1, 4)``; a self loop has no direction."""
+    """Envelopes and unit vectors of all messages, block after block, four columns."""
     weight: torch.Tensor
     """Of the filters, as many rows as ``table`` has columns."""
     bias: torch.Tensor
@@ -362,7 +376,8 @@ def _rows(
     values = _times(near, filters, block, _place(scratch, "values", query, before.shape[1])).split(u, dim=1)
     logits = torch.mm(query * values[0], given.heads.t()) if kept is None else kept[1]
     attention = silu(logits)
-    geometry = (_spread(given.geometry[block.start : block.stop], block) * block.sign).split(1, dim=1)
+    start = 2 * block.start
+    geometry = given.geometry[start : start + len(query)].split(1, dim=1)
     weights = torch.mm(attention * geometry[0], given.heads)
     factor = values[-1] * geometry[0] if given.smooth else values[-1]
     vectors: list[torch.Tensor] = []
@@ -463,8 +478,8 @@ def _add_slopes(
         for k in range(3):
             torch.mul(vector[k], rows.factor, out=turned[:, k * u : (k + 1) * u])
         slopes[2].index_add_(0, block.neighbour, turned)
-    both = (torch.stack(around, dim=1) * block.sign)[: 2 * block.pairs].view(2, block.pairs, 4)
-    geometry[block.start : block.start + block.pairs] += both[0] + both[1]
+    start = 2 * block.start
+    geometry[start : start + len(rows.query)] += torch.stack(around, dim=1)
 
     of_table = _take(scratch, "slope of table", rows.query, width)
     slopes[1].index_add_(0, block.neighbour, _times(of_values, rows.filters, block, of_table))
@@ -535,23 +550,25 @@ class Frozen:
         there = vectors[: len(vectors) // 2]
         edges = graph.edge_index[:, : len(there)]
         radial, geometry, of_lengths = self.lengths.forward(there)
-        x, of_embedding = self.embedding.forward(graph.species, edges, radial, geometry)
+        x, of_embedding = self.embedding.forward(graph.species, edges, radial, geometry[:, :1])
         vectors, blocks, of_layers = None, Block.all_of(edges, x), []
+        geometry = _to_messages(geometry, blocks)
         for layer in self.layers:
             x, vectors, of_layer = layer.forward(x, vectors, radial, geometry, blocks)
             of_layers.append(of_layer)
         energies, of_head = self.head.forward(x, vectors)
-        return energies, (radial, geometry, of_lengths, of_embedding, of_layers, of_head)
+        return energies, (radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head)
 
     def backward(self, kept, slope):
         """Gradient by the vectors of the first half of the edges, shape ``(E / 2, 3)``."""
-        radial, geometry, of_lengths, of_embedding, of_layers, of_head = kept
-        on = torch.zeros_like(radial), torch.zeros_like(geometry)
+        radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head = kept
+        on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
         on_x, on_vectors = self.head.backward(of_head, slope)
         for layer, of_layer in zip(self.layers[::-1], of_layers[::-1], strict=True):
-            on_x, on_vectors = layer.backward(of_layer, on_x, on_vectors, on)
-        self.embedding.backward(of_embedding, on_x, on)
-        return self.lengths.backward(of_lengths, *on)
+            on_x, on_vectors = layer.backward(of_layer, on_x, on_vectors, on_radial, on_geometry)
+        on_radial, on_geometry = on_radial[:-1], _to_pairs(on_geometry, blocks)
+        self.embedding.backward(of_embedding, on_x, on_radial, on_geometry[:, :1])
+        return self.lengths.backward(of_lengths, on_radial, on_geometry)
 
 
 class Lengths:
@@ -570,38 +587,35 @@ class Lengths:
 
     def __init__(self, basis, *, smooth):
         self.smooth, self.cutoff, self.alpha = smooth, basis.cutoff_upper, basis.alpha
-        self.means, self.betas = basis.means.detach(), basis.betas.detach()
+        self.means, self.slopes = basis.means.detach(), 2 * self.alpha * basis.betas.detach()
+        self.betas = basis.betas.detach() * (-1 / math.log(2))
 
     def forward(self, vectors):
-        """``radial`` and ``geometry`` of :class:`Given` from vectors of P pairs, shape ``(P, 3)``."""
+        """Functions ``(P + 1, B)``, envelopes and directions ``(P, 4)`` from vectors, shape ``(P, 3)``."""
         pairs = len(vectors)
         lengths = vectors.new_zeros(pairs + 1, 1)
         torch.linalg.vector_norm(vectors, dim=1, keepdim=True, out=lengths[:pairs])
         directions = vectors / lengths[:pairs]
         angles = lengths.clamp(max=self.cutoff).mul_(math.pi / self.cutoff)
         envelope = angles.cos().add_(1).mul_(0.5)
-        decay = (lengths * -self.alpha).exp_()
+        decay = (lengths * (-self.alpha / math.log(2))).exp2_()  # exp is slow where numbers underflow
         distance = decay - self.means
-        bells = distance.square().mul_(-self.betas).exp_()
-        geometry = lengths.new_zeros(pairs + 1, 4)
-        geometry[:, :1] = envelope
-        geometry[:pairs, 1:] = directions * envelope[:pairs] if self.smooth else directions
-        kept = lengths, directions, angles, envelope, decay, distance, bells
-        return bells * envelope, geometry, kept
+        bells = distance.square().mul_(self.betas).exp2_()
+        radial = bells * envelope
+        kept = [t[:pairs] for t in (lengths, angles, envelope, decay, distance, bells)]
+        moved = directions * kept[2] if self.smooth else directions
+        return radial, torch.cat([kept[2], moved], dim=1), (directions, *kept)
 
     def backward(self, kept, on_radial, on_geometry):
         """Gradient by the vectors."""
-        directions, *others = kept[1], kept[0], *kept[2:], on_radial, on_geometry
-        lengths, angles, envelope, decay, distance, bells, on_radial, on_geometry = (
-            t[: len(directions)] for t in others
-        )
+        directions, lengths, angles, envelope, decay, distance, bells = kept
         on_envelope, on_directions = on_geometry.split((1, 3), dim=1)
         along = (on_directions * directions).sum(1, keepdim=True)
         if self.smooth:
             on_envelope = on_envelope + along
             on_directions, along = on_directions * envelope, along * envelope
         slope = angles.sin().mul_(-0.5 * math.pi / self.cutoff)
-        by_length = (distance * (2 * self.alpha * self.betas)).mul_(decay * envelope).add_(slope).mul_(bells)
+        by_length = (distance * self.slopes).mul_(decay * envelope).add_(slope).mul_(bells)
         on_lengths = (on_radial * by_length).sum(1, keepdim=True)
         on_lengths.addcmul_(on_envelope, slope).sub_(along / lengths)
         return torch.addcmul(on_directions / lengths, directions, on_lengths)
@@ -630,32 +644,31 @@ class Embedding:
             near_elements = neighbors.embedding(elements).unsqueeze(1)
             self.matrix = ((filters * near_elements) @ near.T).flatten(0, 1)  # (K * (B + 1), U)
 
-    def forward(self, species, edges, radial, geometry):
+    def forward(self, species, edges, radial, envelope):
         """Shape ``(N, U)``, for atomic numbers, shape ``(N,)``, and edges of pairs, shape ``(2, P)``."""
         kinds = self.kinds[species]
         own = self.own.index_select(0, kinds)
         if self.matrix is None:
             return own, None
         places = edges if self.count == 1 else edges * self.count + kinds[edges.flip(0)]
-        envelope, pairs = geometry[:, :1], edges.shape[1]
+        radial = radial[: len(envelope)]
         rows = torch.cat([radial * envelope, envelope], dim=1)
         around = rows.new_zeros(len(own) * self.count, rows.shape[1])
         for place in places:
-            around.index_add_(0, place, rows[:pairs])
+            around.index_add_(0, place, rows)
         x = torch.addmm(own, around.view(len(own), -1), self.matrix)
-        return x, (places, radial[:pairs], envelope[:pairs])
+        return x, (places, radial, envelope)
 
-    def backward(self, kept, slope, on):
-        """Add to the gradients ``on`` radial functions and geometry."""
+    def backward(self, kept, slope, on_radial, on_envelope):
+        """Add to the gradients by radial functions and envelopes."""
         if kept is None:
             return
         places, radial, envelope = kept
-        on_radial, on_geometry = (t[: len(radial)] for t in on)
         of_atoms = torch.mm(slope, self.matrix.T).view(len(slope) * self.count, -1)
         there, back = (of_atoms.index_select(0, place) for place in places)
         of_rows, of_envelope = there.add_(back).split((radial.shape[1], 1), dim=1)
         on_radial.addcmul_(of_rows, envelope)
-        on_geometry[:, :1] += (of_rows * radial).sum(1, keepdim=True).add_(of_envelope)
+        on_envelope.add_((of_rows * radial).sum(1, keepdim=True)).add_(of_envelope)
 
 
 class Layer:
@@ -690,11 +703,11 @@ class Layer:
         x, vectors, of_update = self.update.forward(x, vectors, total)
         return x, vectors, (of_norm, of_messages, of_update)
 
-    def backward(self, kept, on_x, on_vectors, on):
+    def backward(self, kept, on_x, on_vectors, on_radial, on_geometry):
         """Gradients by the features of the atoms, from those by the new ones."""
         of_norm, of_messages, of_update = kept
         on_total, own = self.update.backward(of_update, on_x, on_vectors)
-        on_query, on_table, *near = Messages.backward(of_messages, on_total, *on)
+        on_query, on_table, *near = Messages.backward(of_messages, on_total, on_radial, on_geometry)
         on_normed = torch.mm(on_query, self.query[0]).addmm_(on_table, self.table[0])
         on_x = on_x + self.norm.backward(of_norm, on_normed)
         return on_x, own.add_(near[0].view_as(own)) if near else None
@@ -729,7 +742,7 @@ class Messages:
     @staticmethod
     def forward(given, blocks):
         """Shape ``(N, 4U)``, from :class:`Given` and a list of :class:`Block`."""
-        count = max(1, min(fast.threads(), len(blocks) // LEAST))
+        count = max(1, min(fast.threads(), int(len(blocks) / LEAST)))
         shares = [blocks[k::count] for k in range(count)]
         run = starmap if len(blocks) == 1 else fast.in_threads
         totals, kept, rows = zip(*run(_total, [(given, share) for share in shares]), strict=True)
