@@ -34,7 +34,7 @@ COLD = {"scale": 1e-3, "temperature": 10.0}  # eV, K: untrained weights would te
 DIFFERENCE = {"small": 1e-5, "paper": 1e-4}
 """Largest force difference, relative. With untrained weights of the paper's size both sides of Equiformer are
 5e-5 from float64."""
-SECONDS, SECONDS_QUICK, SECONDS_GPU = 4.0, 1.0, 1.5  # of a comparison; times on a GPU vary little
+SECONDS, SECONDS_QUICK, SECONDS_GPU = 4.0, 1.0, 1.0  # of a comparison; times on a GPU vary little
 CALL_SECONDS = 0.2  # of the slower side, as nearly as whole steps allow
 MOST_STEPS = 10  # in a call
 FIRST_STEPS = 2  # in which code is compiled and lists are built

@@ -12,8 +12,10 @@ from ase.build import molecule
 from benchmarks import Settings, md
 from benchmarks.compare import same
 from benchmarks.elsewhere import Elsewhere
+from benchmarks.plain_equiformer import PlainEquiformer
 from benchmarks.upstream import calculators
 from egraff_utils import models
+from egraff_utils.graph import build_graph
 
 
 def ethanol(seed=0):
@@ -136,3 +138,11 @@ def test_another_process_runs_and_says_what_failed():
     finally:
         elsewhere.stop()
     assert "MALLOC_AS_IT_IS" not in os.environ
+
+
+def test_plain_equiformer_moves_to_another_device_whole():
+    force_field = models.build("equiformer", "tiny", (1, 6, 8))
+    network = PlainEquiformer(force_field.network).to("meta")
+    graph = build_graph(ethanol(), dtype=torch.float32).to("meta")
+    vectors = torch.zeros(graph.edge_index.shape[1], 3, device="meta")
+    assert network(graph, vectors).shape == (9,)
