@@ -44,14 +44,19 @@ class Settings:
         """
         if self.quick:
             return "bench_quick"
-        if self.device.startswith("cuda"):
+        if self.on_gpu:
             return "bench_gpu"
         return "bench" if self.threads == 1 else f"bench_{self.threads}"
 
     @property
+    def on_gpu(self):
+        """Whether the device is one of CUDA's."""
+        return self.device.startswith("cuda")
+
+    @property
     def synchronize(self):
         """What waits until the device is done: a function on a GPU, ``None`` on a CPU."""
-        if not self.device.startswith("cuda"):
+        if not self.on_gpu:
             return None
         import torch
 

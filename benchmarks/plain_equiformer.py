@@ -129,6 +129,8 @@ class _Gate(nn.Module):
 
 
 class _Attention(nn.Module):
+    weights = equiformer.Attention.weights
+
     def __init__(self, attention, parity):
         super().__init__()
         channels = attention.gate.sizes
@@ -141,7 +143,8 @@ class _Attention(nn.Module):
         self.value, self.project = _linear(attention.value, parity), _linear(attention.project, parity)
         self.sizes = [attention.sizes[0], self.message.irreps_out.dim - attention.sizes[0]]
         self.scales = nn.Parameter(self._scales(attention.value.scales, channels, paths))
-        self.weights = attention.weights
+        self.heads, self.logit_activation = attention.heads, attention.logit_activation
+        self.logit_weights = attention.logit_weights
         per_head = [ir.dim * mul // attention.heads for mul, ir in self.value.irreps_out]
         heads = torch.arange(attention.heads)
         self.register_buffer(

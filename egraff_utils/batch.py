@@ -11,13 +11,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import papermill
 import yaml
+from traitlets.config import Config
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paths, records
@@ -76,14 +79,15 @@ def execute(notebook, output, *, parameters=None, quiet=False):
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(partial),
-            parameters,
-            cwd=str(paths.ROOT),
-            progress_bar=not quiet,
-            extra_arguments=["--log-level=ERROR"],  # the kernel's notice about its transport
-        )
+        with kernel_sockets() as config:
+            papermill.execute_notebook(
+                str(notebook),
+                str(partial),
+                parameters,
+                cwd=str(paths.ROOT),
+                progress_bar=not quiet,
+                config=config,
+            )
     except Exception as error:
         failed = output.with_suffix(".failed.ipynb")
         os.replace(partial, failed)
@@ -94,6 +98,23 @@ def execute(notebook, output, *, parameters=None, quiet=False):
     output.with_suffix(".failed.ipynb").unlink(missing_ok=True)
     _forget_failure(notebook, parameters)
     return output
+
+
+@contextmanager
+def kernel_sockets():
+    """Settings by which one kernel is reached over Unix sockets, in a folder that lives as long as the block.
+
+    Jupyter's default is TCP: free ports are chosen, and the kernel binds them a second later. Where notebooks
+    run side by side, another process may take one in between, and the kernel dies. No other process knows
+    the folder.
+
+    Yields
+    ------
+    traitlets.config.Config
+        For a ``KernelManager``, or for what makes one.
+    """
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir="/tmp") as folder:  # their paths must be short
+        yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/socket"})
 
 
 def clean(notebook):

@@ -340,8 +340,8 @@ class Messages:
         Tensor whose type and device the constants are to have.
     """
 
-    BLOCK = 2**18
-    """Numbers in the largest array of a block."""
+    BLOCK = {"cpu": 2**18, "cuda": 2**27}
+    """Numbers in the largest array of a block, by device: it stays in the cache, or fits the memory of a GPU."""
 
     def __init__(self, product, kinds, like):
         inputs, harmonics = product.irreps_in1, product.irreps_in2
@@ -371,7 +371,8 @@ class Messages:
     def blocks(self, *arrays):
         """Arrays of pairs or of edges, cut into blocks of pairs: a list of tuples."""
         pairs = len(arrays[0])
-        size = max(1, self.BLOCK // (2 * sum(self.heights) * self.channels))
+        numbers = self.BLOCK[arrays[0].device.type]
+        size = max(1, numbers // (2 * sum(self.heights) * self.channels))
         if pairs <= 2 * size:  # what is kept for the gradient then outweighs the cache
             return [arrays] if pairs else []
         parts = [array.split(size if len(array) == pairs else 2 * size) for array in arrays]

@@ -2,18 +2,27 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.connect import LocalPortCache
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from egraff_utils import batch, campaign, paths, records
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+WRITE_ADDRESS = """from pathlib import Path
+from ipykernel.connect import get_connection_info
+Path({!r}).write_text(get_connection_info(unpack=True)["ip"])
+"""
 
 
 @pytest.fixture
@@ -72,6 +81,31 @@ def test_success_removes_metadata_noise_and_an_old_failure(workplace):
     assert stream.text == "kept\n"
     assert result.data["text/plain"] == "<object>"
     assert not list((workplace / "results").rglob("*.json"))
+
+
+def test_a_notebook_runs_though_its_ports_are_taken_and_the_temporary_folder_is_deep(workplace, monkeypatch):
+    deep = workplace / ("deep" * 30)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    notebook = write_notebook(workplace / "training" / "mace.ipynb", WRITE_ADDRESS.format(str(deep / "ip")))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(LocalPortCache, "find_available_port", lambda *_: port)
+        batch.execute(notebook, workplace / "out.ipynb", quiet=True)
+    assert not Path((deep / "ip").read_text()).parent.exists(), "sockets left behind"
+
+
+def test_nbval_reaches_kernels_as_the_batch_does(workplace):
+    shutil.copy(batch.NOTEBOOKS / "conftest.py", workplace)
+    for name in ("first", "second"):
+        write_notebook(workplace / f"{name}.ipynb", WRITE_ADDRESS.format(str(workplace / name)))
+    words = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", str(workplace)]
+    run = subprocess.run(words, capture_output=True, text=True, cwd=workplace, check=False)
+    assert run.returncode == 0, run.stdout
+    first, second = (Path((workplace / name).read_text()) for name in ("first", "second"))
+    assert first.parent.name.startswith("kernel-")
+    assert first != second
+    assert not any(path.parent.exists() for path in (first, second)), "sockets left behind"
 
 
 def test_clean_drops_widgets():

@@ -12,8 +12,10 @@ from ase.build import molecule
 from benchmarks import Settings, md
 from benchmarks.compare import same
 from benchmarks.elsewhere import Elsewhere
+from benchmarks.plain_equiformer import PlainEquiformer
 from benchmarks.upstream import calculators
 from egraff_utils import models
+from egraff_utils.graph import build_graph
 
 
 def ethanol(seed=0):
@@ -106,7 +108,7 @@ def test_a_record_holds_every_number_of_replicas(monkeypatch, tmp_path):
     monkeypatch.setattr(md, "Elsewhere", Here)
     monkeypatch.setattr(md, "QUICK", (("small", "ethanol", (1, 2)),))
     monkeypatch.setattr(md, "MODELS", ("equiformer",))
-    monkeypatch.setattr(md, "SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(md, "SECONDS_QUICK", 0.01)
     (record,) = md.run(Settings(quick=True))
     assert (record.kind, record.status, record.message) == ("bench_md", "complete", "")
     named = {metric.name for metric in record.metrics}
@@ -136,3 +138,11 @@ def test_another_process_runs_and_says_what_failed():
     finally:
         elsewhere.stop()
     assert "MALLOC_AS_IT_IS" not in os.environ
+
+
+def test_plain_equiformer_moves_to_another_device_whole():
+    force_field = models.build("equiformer", "tiny", (1, 6, 8))
+    network = PlainEquiformer(force_field.network).to("meta")
+    graph = build_graph(ethanol(), dtype=torch.float32).to("meta")
+    vectors = torch.zeros(graph.edge_index.shape[1], 3, device="meta")
+    assert network(graph, vectors).shape == (9,)

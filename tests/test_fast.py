@@ -133,7 +133,7 @@ def test_blocks_of_atoms(edges, monkeypatch):
     slope = torch.linspace(1, 2, len(graph.species), dtype=torch.float64)
     (expected,) = torch.autograd.grad((slope * quick.network(graph, vectors)).sum(), vectors)
     calls, frozen = [], allegro.Frozen.energies
-    monkeypatch.setattr(allegro, "EDGES", edges)
+    monkeypatch.setattr(allegro, "EDGES", {"cpu": edges})
     monkeypatch.setattr(allegro.Frozen, "energies", lambda f, *a: calls.append(len(a[0])) or frozen(f, *a))
     (found,) = torch.autograd.grad((slope * quick.network(graph, vectors)).sum(), vectors)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -142,6 +142,17 @@ def test_blocks_of_atoms(edges, monkeypatch):
     for other in (whole, plain(graph)):
         torch.testing.assert_close(quick(graph).forces, other.forces, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(quick(graph).energy, other.energy, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
+def test_products_at_once(preset, monkeypatch):
+    """As on a GPU: the same as term by term."""
+    plain, quick = pair("allegro", preset=preset)
+    monkeypatch.setattr(allegro, "on_gpu", lambda x: True)
+    graph = build_graph([*starts(2), Atoms("H")])
+    expected, found = (ff.eval().requires_grad_(False)(graph) for ff in (plain, quick))
+    torch.testing.assert_close(found.energy, expected.energy, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=1e-11, atol=1e-11)
 
 
 def _inverse(x):
@@ -229,7 +240,7 @@ def test_frozen_weights(name, options):
 @pytest.mark.parametrize("name", ["nequip", "botnet", "mace"])
 def test_blocks_of_pairs(name, block, monkeypatch):
     """One pair a block, several, all in one; elements that a structure lacks, and other atoms in between."""
-    monkeypatch.setattr(fast.Messages, "BLOCK", block)
+    monkeypatch.setattr(fast.Messages, "BLOCK", {"cpu": block})
     plain, quick = pair(name)
     plain.eval().requires_grad_(False)
     quick.eval().requires_grad_(False)

@@ -66,7 +66,7 @@ class Frozen:
     def __call__(self, types, edge_index, vectors):
         """Energy of each atom, shape ``(N,)``."""
         arguments = vectors, types[edge_index], edge_index[0], len(types)
-        blocks = round(len(vectors) / EDGES) if vectors.device.type == "cpu" else 1
+        blocks = round(len(vectors) / EDGES[vectors.device.type])
         return Blocks.apply(*arguments, self, blocks) if blocks > 1 else self.energies(*arguments)
 
     def energies(self, vectors, types, centre, count):
@@ -105,8 +105,8 @@ class Frozen:
         return (self.scale * total + self.shift).squeeze(1)
 
 
-EDGES = 8000
-"""Of a block of atoms, on a processor: more would wait for memory."""
+EDGES = {"cpu": 8000, "cuda": 200_000}
+"""Of a block of atoms: on a processor more would wait for memory, on a GPU more might not fit."""
 
 
 class Blocks(torch.autograd.Function):
@@ -208,11 +208,26 @@ class Product:
         self.components = torch.tensor([j for _, j in columns], device=factor.device)
         weights = contracter.weights.view(-1, paths) * factor
         self.weights = weights.T[[p for p, _ in columns]].contiguous()
+        pairs = sorted({(i, j) for i, j, _, _ in self.terms})
+        self.pairs = torch.tensor(pairs, device=factor.device).T
+        sizes = contracter.base_dim1, len(columns)
+        self.places = [torch.eye(n).to(factor)[p].T for n, p in zip(sizes, self.pairs, strict=True)]
+        self.couplings = factor.new_zeros(self.size, len(pairs))
+        for i, j, k, value in self.terms:
+            self.couplings[k, pairs.index((i, j))] = value
 
     def __call__(self, x, around, centre):
         """Products, shape ``(E, components, U)``, of features of edges and those of centres ``(N, D, U)``."""
         weighted = around.index_select(1, self.components) * self.weights
-        return Coupled.apply(x, weighted.index_select(0, centre), self.terms, self.size)
+        y = weighted.index_select(0, centre)
+        if on_gpu(x):
+            return CoupledAtOnce.apply(x, y, self.pairs, *self.places, self.couplings)
+        return Coupled.apply(x, y, self.terms, self.size)
+
+
+def on_gpu(x):
+    """Whether few large operations are quicker than many small ones."""
+    return x.is_cuda
 
 
 class Coupled(torch.autograd.Function):
@@ -233,6 +248,26 @@ class Coupled(torch.autograd.Function):
         of_x = _sums(x, x.shape[1], [(i, gs[k], ys[j], value) for i, j, k, value in ctx.terms])
         of_y = _sums(x, y.shape[1], [(j, gs[k], xs[i], value) for i, j, k, value in ctx.terms])
         return of_x, of_y, None, None
+
+
+class CoupledAtOnce(torch.autograd.Function):
+    """The same as :class:`Coupled`, by way of the products of P pairs of components."""
+
+    @staticmethod
+    def forward(ctx, x, y, pairs, first, second, couplings):
+        """``pairs``: components of ``x`` and ``y``, shape ``(2, P)``; ``first``, ``second``: one where a pair
+        has a component, ``(components, P)``; ``couplings``: ``(size, P)``."""
+        ctx.save_for_backward(x, y, pairs, first, second, couplings)
+        return couplings @ (x.index_select(1, pairs[0]) * y.index_select(1, pairs[1]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, y, pairs, first, second, couplings = ctx.saved_tensors
+        gradient = couplings.T @ gradient
+        of_x = first @ (gradient * y.index_select(1, pairs[1]))
+        of_y = second @ (gradient * x.index_select(1, pairs[0]))
+        return of_x, of_y, *[None] * 4
 
 
 def _sums(like, size, terms):

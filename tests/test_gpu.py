@@ -1,0 +1,78 @@
+"""A GPU changes speed, not results; without one these tests are skipped."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+
+from egraff_utils import models
+from egraff_utils.calculator import ForceFieldCalculator
+from egraff_utils.dynamics import Newtonian, simulate
+from egraff_utils.graph import build_graph
+from egraff_utils.train import TrainConfig, fit
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+ELEMENTS = [1, 6, 8]
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 3e-5}  # of the largest force
+
+
+def ethanols(count):
+    rng = np.random.default_rng(0)
+    found = [molecule("CH3CH2OH") for _ in range(count)]
+    for atoms in found:
+        atoms.rattle(0.05, rng=rng)
+        atoms.set_momenta(np.zeros((len(atoms), 3)))
+    return found
+
+
+def on_both(name, preset="small", dtype=torch.float64):
+    """The same force field on the CPU and on the GPU."""
+    made = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(1)
+        made.append(models.build(name, preset, ELEMENTS, dtype=dtype).to(device))
+        made[-1].set_reference({}, 0.02)
+    return made
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("preset", ["small", "paper"])
+@pytest.mark.parametrize("name", models.NAMES)
+def test_same_energies_and_forces(name, preset, dtype):
+    """With frozen weights, as in a rollout, and in training."""
+    here, there = on_both(name, preset, dtype)
+    graph = build_graph(ethanols(3), dtype=dtype)
+    for training in (True, False):
+        for ff in (here, there):
+            ff.train(training).requires_grad_(training)
+        expected, found = here(graph), there(graph.to("cuda"))
+        largest = expected.forces.abs().max().item()
+        torch.testing.assert_close(found.energy.cpu(), expected.energy, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found.forces.cpu(), expected.forces, rtol=0, atol=TOLERANCES[dtype] * largest
+        )
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_same_trajectory(name):
+    trajectories = [
+        simulate(
+            ethanols(3),
+            lambda replicas, ff=ff: ForceFieldCalculator(ff, replicas=replicas),
+            thermostat=Newtonian(0.5),
+            steps=20,
+        )
+        for ff in on_both(name)
+    ]
+    here, there = (trajectory.positions for trajectory in trajectories)
+    np.testing.assert_allclose(there, here, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_training(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
+    record = fit(TrainConfig(name, "copper_emt", preset="tiny", max_steps=30, device="cuda", progress=False))
+    assert record.status == "complete", record.message
+    assert record["force_mae"] < 2 * record["zero_force_mae"]
+    assert torch.cuda.get_device_name() in record.provenance["hardware"]
