@@ -355,11 +355,6 @@ def _times(x, rows, block: Block, out: torch.Tensor | None):
     return out
 
 
-def _gather(rows, block: Block, out):
-    """Sums of the rows of both directions into the rows of pairs; the length of a loop is a constant."""
-    torch.add(rows[: block.pairs], rows[block.pairs : 2 * block.pairs], out=out[: block.pairs])
-
-
 def _rows(
     given: Given,
     block: Block,
@@ -483,9 +478,9 @@ def _add_slopes(
 
     of_table = _take(scratch, "slope of table", rows.query, width)
     slopes[1].index_add_(0, block.neighbour, _times(of_values, rows.filters, block, of_table))
-    filters = torch.zeros_like(rows.before)
-    _gather(of_values.mul_(rows.near), block, filters)
-    radial[block.start : block.stop].addmm_(silu_backward(filters, rows.before), given.weight)
+    there, pairs = of_values.mul_(rows.near), block.pairs
+    filters = silu_backward(there[:pairs].add_(there[pairs : 2 * pairs]), rows.before[:pairs])
+    radial[block.start : block.start + pairs] += torch.mm(filters, given.weight)
 
 
 def _dot(first: list[torch.Tensor], second: list[torch.Tensor], out):
