@@ -76,11 +76,10 @@ class Kept:
 
     def get(self, make):
         """``make()``, or what it gave when it was last called with the same frozen weights."""
-        weights = self.weights
-        if any(weight.requires_grad for weight in weights):
-            return make()
-        state = [(weight.data_ptr(), weight._version) for weight in weights]
+        state = [(weight.requires_grad, weight.data_ptr(), weight._version) for weight in self.weights]
         if state != self._state:
+            if any(wants for wants, *_ in state):
+                return make()
             self._state, self._made = state, make()
         return self._made
 

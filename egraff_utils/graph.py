@@ -40,7 +40,8 @@ class AtomicGraph(NamedTuple):
     def edge_vectors(self):
         """Vectors from centre to neighbour, ``x_j + shift - x_i``, shape ``(E, 3)``, Å."""
         centre, neighbour = self.edge_index
-        return self.positions[neighbour] + self.shifts - self.positions[centre]
+        x = self.positions
+        return x.index_select(0, neighbour) + self.shifts - x.index_select(0, centre)
 
     def to(self, device=None, dtype=None):
         """The same graph on another device or with another floating-point type."""
@@ -187,11 +188,11 @@ class SkinList:
         wide, pairs = self._wide, self._wide.edge_index.shape[1] // 2
         x = torch.as_tensor(positions, dtype=torch.float64).to(self.device)
         centre, neighbour = wide.edge_index[:, :pairs]
-        vectors = x[neighbour] + wide.shifts[:pairs] - x[centre]
-        near = (vectors.square().sum(1) < self.cutoff**2).nonzero().squeeze(1)
+        vectors = x.index_select(0, neighbour) + wide.shifts[:pairs] - x.index_select(0, centre)
+        near = (torch.linalg.vector_norm(vectors, dim=1) < self.cutoff).nonzero().squeeze(1)
         near = torch.cat([near, near + pairs])
-        graph = wide._replace(positions=x, edge_index=wide.edge_index[:, near], shifts=wide.shifts[near])
-        return graph.to(dtype=self.dtype)
+        edge_index, shifts = wide.edge_index.index_select(1, near), wide.shifts.index_select(0, near)
+        return wide._replace(positions=x, edge_index=edge_index, shifts=shifts).to(dtype=self.dtype)
 
     def _moved(self, positions):
         displacement = np.abs(positions - self._built_at)

@@ -85,27 +85,27 @@ class ForceField(nn.Module):
             vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
             atomic = self.network(graph, vectors)
             on_edges = self._edge_gradient(atomic, vectors)
+        if not self.training:
+            atomic = atomic.detach()
         energies = self.scale * atomic.double() + self.reference_energies[graph.species]
         energy = energies.new_zeros(graph.num_structures).index_add(0, graph.structure, energies)
-        forces = self._forces(on_edges, graph) * self.scale.to(self.dtype)
-        if not self.training:
-            energy, forces = energy.detach(), forces.detach()
-        return Prediction(energy, forces)
+        return Prediction(energy, self._forces(on_edges, graph) * self.scale.to(self.dtype))
 
     def _edge_gradient(self, atomic, vectors):
         if not atomic.requires_grad:  # no edge anywhere and no parameter in use
             return torch.zeros_like(vectors)
-        (gradient,) = torch.autograd.grad(
-            atomic.sum(), vectors, create_graph=self.training, allow_unused=True, materialize_grads=True
-        )
+        options = {"create_graph": self.training, "allow_unused": True, "materialize_grads": True}
+        (gradient,) = torch.autograd.grad(atomic, vectors, torch.ones_like(atomic), **options)
         return gradient
 
     @staticmethod
     def _forces(on_edges, graph):
         """Minus the gradient by positions: an edge vector is ``x_j - x_i``."""
-        centre, neighbour = graph.edge_index
+        there, back = on_edges.tensor_split(2)
+        on_pairs = there - back
+        centre, neighbour = graph.edge_index[:, : len(on_pairs)]
         zero = on_edges.new_zeros(len(graph.positions), 3)
-        return zero.index_add(0, centre, on_edges).index_add(0, neighbour, -on_edges)
+        return zero.index_add(0, centre, on_pairs).index_add(0, neighbour, -on_pairs)
 
     def check_elements(self, species):
         """Raise ``ValueError`` naming the first element that the model was not built for."""
