@@ -8,6 +8,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from egraff_utils import fast, models
 from egraff_utils.calculator import ForceFieldCalculator
@@ -202,6 +203,14 @@ FROZEN += [("botnet", options) for options in ({}, {"l_max": 2}, {"l_max": 3, "h
 FROZEN += [("mace", {"correlation": order, "l_max": 2}) for order in (1, 2, 3, 4)]
 FROZEN += [("mace", {"num_interactions": 1}), ("mace", {"l_max": 1, "hidden_l_max": 2, "radial_layers": 3})]
 FROZEN += [("mace", {"correlation": 1, "l_max": 1, "hidden_l_max": 2}), ("mace", {"hidden_l_max": 0})]
+TORCHMD = (
+    {},
+    {"smooth_cutoff": True},
+    {"neighbor_embedding": False},
+    {"trainable_rbf": True},
+    {"num_layers": 1},
+)
+FROZEN += [("torchmd_net", options) for options in TORCHMD]
 
 
 @pytest.mark.parametrize(("name", "options"), FROZEN)
@@ -256,7 +265,35 @@ def test_blocks_of_pairs(name, block, monkeypatch):
             torch.testing.assert_close(found.forces, expected.forces, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["nequip", "allegro", "botnet", "mace"])
+class Recorded(TorchDispatchMode):
+    """Names of the operators that are called in a ``with`` block, a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function._overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [*TORCHMD, {"num_layers": 3}])
+def test_gradient_by_hand(options):
+    """Of any sum of energies, by finite differences; no operator waits for a GPU."""
+    torch.manual_seed(1)
+    ff = models.build("torchmd_net", "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
+    ff.requires_grad_(False)
+    carbon = bulk("C")
+    carbon.rattle(0.05, seed=0)
+    graph = build_graph([molecule("H2O"), Atoms("H"), carbon], cutoff=3.0)
+    vectors = graph.edge_vectors().requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: ff.network(graph, v), vectors, eps=1e-5, atol=1e-7, rtol=1e-6)
+    with Recorded() as recorded:
+        torch.autograd.grad(ff.network(graph, vectors).sum(), vectors)
+    assert not {"_local_scalar_dense", "nonzero", "item"} & set(recorded.names)
+
+
+@pytest.mark.parametrize("name", ["nequip", "allegro", "botnet", "mace", "torchmd_net"])
 def test_frozen_in_single_precision(name):
     plain, quick = pair(name, preset="paper", dtype=torch.float32)
     graph = build_graph(starts(2))

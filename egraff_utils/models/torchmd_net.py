@@ -217,17 +217,16 @@ class Block(NamedTuple):
     def all_of(cls, edges, x):
         """Blocks of P pairs, whose centres and neighbours are ``edges``, shape ``(2, P)``.
 
-        ``x``, shape ``(N, U)``, says how large the arrays of a block are; on a GPU there is one block. Self
-        loops stand in the last one, or in one of their own where they would make it half as large again.
+        ``x``, shape ``(N, U)``, says how large the arrays of a block are; on a GPU there is one block.
         """
         loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
         count = cls.count(pairs, x)
-        parts = list(edges.tensor_split(count, dim=1)) if count > 1 else [edges]
-        if count > 1 and len(loops) > pairs // count:
-            parts.append(edges[:, pairs:])
+        if count == 1:
+            return [cls._of(edges, 0, loops)]
+        parts = edges.tensor_split(count, dim=1)
         starts = accumulate((part.shape[1] for part in parts), initial=0)
-        *others, last = zip(parts, starts, strict=False)
-        return [*(cls._of(*part, loops[:0]) for part in others), cls._of(*last, loops)]
+        blocks = [cls._of(part, start, loops[:0]) for part, start in zip(parts, starts, strict=False)]
+        return [*blocks, cls._of(edges[:, pairs:], pairs, loops)]
 
     @staticmethod
     def count(pairs, x):
@@ -246,7 +245,7 @@ CACHE = 2**20
 """Bytes of an array of all channels of the messages of a block, which a core keeps at hand."""
 
 
-LEAST = 1.5
+LEAST = 2
 """Blocks of a thread; for fewer, waking it takes longer than it saves."""
 
 
@@ -737,7 +736,7 @@ class Messages:
     @staticmethod
     def forward(given, blocks):
         """Shape ``(N, 4U)``, from :class:`Given` and a list of :class:`Block`."""
-        count = max(1, min(fast.threads(), int(len(blocks) / LEAST)))
+        count = max(1, min(fast.threads(), len(blocks) // LEAST))
         shares = [blocks[k::count] for k in range(count)]
         run = starmap if len(blocks) == 1 else fast.in_threads
         totals, kept, rows = zip(*run(_total, [(given, share) for share in shares]), strict=True)
