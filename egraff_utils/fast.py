@@ -341,7 +341,7 @@ class Messages:
     """
 
     BLOCK = {"cpu": 2**18, "cuda": 2**27}
-    """Numbers in the largest array of a block, by device: it stays in the cache, or fits the memory of a GPU."""
+    """Numbers in the largest array of a block, by device: it stays in the cache, or on a GPU in memory."""
 
     def __init__(self, product, kinds, like):
         inputs, harmonics = product.irreps_in1, product.irreps_in2

@@ -313,7 +313,7 @@ def in_double(force_field):
     learnt = {
         name: value
         for name, value in force_field.state_dict().items()
-        if name not in constants or not torch.allclose(constants[name].to(value.dtype), value, atol=1e-6)
+        if name not in constants or not torch.allclose(constants[name].to(value), value, atol=1e-6)
     }
     double.load_state_dict(learnt, strict=False)
     return double.eval()

@@ -149,7 +149,7 @@ def test_blocks_of_atoms(edges, monkeypatch):
 def test_products_at_once(preset, monkeypatch):
     """As on a GPU: the same as term by term."""
     plain, quick = pair("allegro", preset=preset)
-    monkeypatch.setattr(allegro, "on_gpu", lambda x: True)
+    monkeypatch.setattr(allegro, "at_once", lambda x, pairs: True)
     graph = build_graph([*starts(2), Atoms("H")])
     expected, found = (ff.eval().requires_grad_(False)(graph) for ff in (plain, quick))
     torch.testing.assert_close(found.energy, expected.energy, rtol=1e-12, atol=1e-12)

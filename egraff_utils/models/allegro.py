@@ -220,14 +220,15 @@ class Product:
         """Products, shape ``(E, components, U)``, of features of edges and those of centres ``(N, D, U)``."""
         weighted = around.index_select(1, self.components) * self.weights
         y = weighted.index_select(0, centre)
-        if on_gpu(x):
+        if at_once(x, len(self.couplings.T)):
             return CoupledAtOnce.apply(x, y, self.pairs, *self.places, self.couplings)
         return Coupled.apply(x, y, self.terms, self.size)
 
 
-def on_gpu(x):
-    """Whether few large operations are quicker than many small ones."""
-    return x.is_cuda
+def at_once(x, pairs):
+    """Whether the products of so many pairs of components are few enough that a GPU is quicker with all at
+    once than with an operation for each term, which moves less memory."""
+    return x.is_cuda and pairs * x[:, 0].numel() < 2**25
 
 
 class Coupled(torch.autograd.Function):

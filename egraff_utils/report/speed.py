@@ -162,6 +162,13 @@ GOALS = (
         "force_difference_over_error_float32",
         high=0.01,
     ),
+    Goal(
+        "the same on a GPU",
+        "bench_precision",
+        "force_difference_over_error_float32",
+        high=0.01,
+        device="cuda",
+    ),
     Goal("forces, fast beside plain, float64", "bench_precision", "plain_difference_float64", high=1e-9),
     Goal("make book", "bench_pipeline", "book_time", high=120, unit="s", dataset="-"),
     Goal("make demo", "bench_pipeline", "demo_time", high=600, unit="s", dataset="demo"),
@@ -260,6 +267,12 @@ def limit_reached(found: Iterable) -> pd.Series:
         r.path: [m.value for m in r.metrics if m.name.endswith(ends)] for r in of_kind(found, "bench_limit")
     }
     return pd.Series({path: max(values) for path, values in cells.items() if values}, dtype=float)
+
+
+def span(found: Iterable, kind: str, metric: str, digits: str) -> str:
+    """Smallest to largest size of a metric over the records of a kind, as text; ``digits`` is its format."""
+    values = [abs(_value(r, metric)) for r in of_kind(found, kind) if metric in {m.name for m in r.metrics}]
+    return f"{min(values):{digits}} to {max(values):{digits}}" if values else "(not measured)"
 
 
 def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:
