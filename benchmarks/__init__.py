@@ -13,7 +13,7 @@ from egraff_utils import paths, records
 SHARES = {
     "md": (50, 1200),
     "training": (30, 480),
-    "scaling": (10, 240),
+    "scaling": (10, 720),
     "limit": (5, 120),
     "metrics": (5, 120),
     "pipeline": (10, 780),

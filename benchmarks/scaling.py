@@ -13,6 +13,7 @@ MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
 COPIES = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
 SYSTEMS = {"copper_emt": ("demo", COPIES), "lips": ("cpu", COPIES[:6])}
 """Dataset -> campaign whose weights are taken, copies of the frame: up to 2048 and 2656 atoms."""
+RUNS = 3  # of which the quickest counts, for each size
 
 
 def run(settings):
@@ -33,6 +34,7 @@ def run(settings):
 def _cell(settings, dataset, campaign, model, cells):
     from egraff_utils import cost, train
 
+    runs = 1 if settings.quick else RUNS
     config = cost.CostConfig(
         model,
         campaign,
@@ -45,11 +47,11 @@ def _cell(settings, dataset, campaign, model, cells):
     )
 
     def measure():
-        metrics, curves, message = cost.grow(config)
+        metrics, curves, message = cost.grow(config, runs=runs)
         if not metrics:
             raise RuntimeError(message)
         return metrics, curves, message
 
-    parameters = {**config.parameters(), "preset": "small", "weights": campaign}
+    parameters = {**config.parameters(), "preset": "small", "weights": campaign, "runs": runs}
     hashes = {"weights": train.fingerprint(config)}
     return measured(settings, "bench_scaling", dataset, model, parameters, measure, **hashes)
