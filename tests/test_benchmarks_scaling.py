@@ -146,11 +146,11 @@ def test_the_plain_form_of_equiformer():
 def test_a_scaling_record_holds_what_ended_it(copper, monkeypatch):
     curves = {name: np.array([32.0, 512.0]) for name in ("atoms", "milliseconds", "memory")}
     found = cost._metrics(curves, 1000.0), curves, "ended before 2048 atoms"
-    monkeypatch.setattr(cost, "grow", lambda _: found)
+    monkeypatch.setattr(cost, "grow", lambda _, runs: found)
     monkeypatch.setattr(train, "fingerprint", lambda _: "weights")
     (record,) = scaling.run(QUICK)
     assert record["time_exponent"] == pytest.approx(1)
     assert record.message == "ended before 2048 atoms"
-    monkeypatch.setattr(cost, "grow", lambda _: ([], {}, "too large"))
+    monkeypatch.setattr(cost, "grow", lambda _, runs: ([], {}, "too large"))
     (record,) = scaling.run(Settings(quick=True, anew=True))
     assert (record.status, record.message) == ("failed", "RuntimeError: too large")

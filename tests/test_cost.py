@@ -52,6 +52,17 @@ def test_time_and_memory_of_every_size(config, calls):
     assert cost.summary([record]).iloc[0, 2] == pytest.approx(0.1)
 
 
+def test_the_quickest_of_several_runs_counts_for_each_size(config, monkeypatch):
+    slow = [row(copies) | {"milliseconds": ms} for copies, ms in zip(CELLS, (9.0, 15.0, 90.0), strict=True)]
+    runs = [(slow, ""), ([row(copies) for copies in CELLS[:2]], "ended")]
+    monkeypatch.setattr(cost, "_in_a_process", lambda _: runs.pop())
+    _, curves, message = cost.grow(config, runs=2)
+    quick = [row(copies)["milliseconds"] for copies in CELLS[:2]]
+    assert list(curves["milliseconds"]) == [min(9.0, quick[0]), min(15.0, quick[1])]
+    assert message == "ended"
+    assert not runs
+
+
 def test_a_constant_cost_lowers_the_exponent_of_small_systems_only():
     atoms = np.array([32, 256, 512, 2048])
     curves = {"atoms": atoms, "milliseconds": 20 + 0.5 * atoms, "memory": atoms}
