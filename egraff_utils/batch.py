@@ -78,8 +78,8 @@ def execute(notebook, output, *, parameters=None, quiet=False):
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
-    try:
-        with kernel_sockets() as config:
+    with kernel_sockets() as config:
+        try:
             papermill.execute_notebook(
                 str(notebook),
                 str(partial),
@@ -88,11 +88,11 @@ def execute(notebook, output, *, parameters=None, quiet=False):
                 progress_bar=not quiet,
                 config=config,
             )
-    except Exception as error:
-        failed = output.with_suffix(".failed.ipynb")
-        os.replace(partial, failed)
-        _record_failure(notebook, parameters, error)
-        raise RuntimeError(f"{notebook.name} failed ({_first_line(error)}); see {failed}") from error
+        except Exception as error:
+            failed = output.with_suffix(".failed.ipynb")
+            os.replace(partial, failed)
+            _record_failure(notebook, parameters, error)
+            raise RuntimeError(f"{notebook.name} failed ({_first_line(error)}); see {failed}") from error
     nbformat.write(clean(nbformat.read(partial, as_version=4)), partial)
     os.replace(partial, output)
     output.with_suffix(".failed.ipynb").unlink(missing_ok=True)
