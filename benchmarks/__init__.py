@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from egraff_utils import paths, records
 
 SHARES = {
-    "md": (50, 1200),
-    "training": (30, 480),
-    "scaling": (10, 720),
+    "md": (50, 1080),
+    "training": (30, 400),
+    "scaling": (10, 600),
     "limit": (5, 120),
     "metrics": (5, 120),
     "pipeline": (10, 780),
-    "precision": (10, 240),
+    "precision": (10, 200),
 }
 """Benchmark -> its share of time, s: of a quick run, of a full one."""
 
