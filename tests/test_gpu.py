@@ -3,26 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from ase.build import molecule
+from test_fast import ELEMENTS, starts
 
 from egraff_utils import models
 from egraff_utils.calculator import ForceFieldCalculator
 from egraff_utils.dynamics import Newtonian, simulate
 from egraff_utils.graph import build_graph
+from egraff_utils.models import allegro
 from egraff_utils.train import TrainConfig, fit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-ELEMENTS = [1, 6, 8]
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 3e-5}  # of the largest force
-
-
-def ethanols(count):
-    rng = np.random.default_rng(0)
-    found = [molecule("CH3CH2OH") for _ in range(count)]
-    for atoms in found:
-        atoms.rattle(0.05, rng=rng)
-        atoms.set_momenta(np.zeros((len(atoms), 3)))
-    return found
 
 
 def on_both(name, preset="small", dtype=torch.float64):
@@ -41,7 +32,7 @@ def on_both(name, preset="small", dtype=torch.float64):
 def test_same_energies_and_forces(name, preset, dtype):
     """With frozen weights, as in a rollout, and in training."""
     here, there = on_both(name, preset, dtype)
-    graph = build_graph(ethanols(3), dtype=dtype)
+    graph = build_graph(starts(3), dtype=dtype)
     for training in (True, False):
         for ff in (here, there):
             ff.train(training).requires_grad_(training)
@@ -53,11 +44,20 @@ def test_same_energies_and_forces(name, preset, dtype):
         )
 
 
+@pytest.mark.parametrize("edges", [40, 100])
+def test_blocks_of_atoms(edges, monkeypatch):
+    monkeypatch.setattr(allegro, "EDGES", {"cpu": 8000, "cuda": edges})
+    graph = build_graph(starts(3))
+    here, there = (ff.eval().requires_grad_(False) for ff in on_both("allegro"))
+    expected, found = here(graph), there(graph.to("cuda"))
+    torch.testing.assert_close(found.forces.cpu(), expected.forces, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", models.NAMES)
 def test_same_trajectory(name):
     trajectories = [
         simulate(
-            ethanols(3),
+            starts(3),
             lambda replicas, ff=ff: ForceFieldCalculator(ff, replicas=replicas),
             thermostat=Newtonian(0.5),
             steps=20,

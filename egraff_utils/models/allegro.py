@@ -118,7 +118,7 @@ class Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors, types, centre, count, frozen, blocks):
         """Shape ``(N,)``; the arguments are those of :meth:`Frozen.energies` and a number of blocks."""
-        order, ends = centre.argsort(stable=True), torch.bincount(centre, minlength=count).cumsum(0)
+        order, ends = centre.argsort(stable=True), torch.bincount(centre, minlength=count).cumsum(0).cpu()
         shares = torch.arange(1, blocks + 1) * len(centre) // blocks
         stops = (torch.searchsorted(ends, shares) + 1).unique()  # behind the last atom
         stops[-1] = count
