@@ -18,13 +18,14 @@ from benchmarks.elsewhere import Elsewhere
 
 TITLE = "Molecular dynamics: replica-steps per second beside the upstream ASE calculators"
 MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
+REPLICAS = (1, 5, 20)
 FULL = (
-    ("small", "ethanol", (1, 5, 20)),
-    ("small", "lips", (1, 5, 20)),
+    ("small", "ethanol", REPLICAS),
+    ("small", "lips", REPLICAS),
     ("paper", "ethanol", (1, 5)),
     ("paper", "lips", (1, 5)),
-    ("small", "3bpa", (1, 5, 20)),
-    ("small", "gete", (1, 5, 20)),
+    ("small", "3bpa", REPLICAS),
+    ("small", "gete", REPLICAS),
 )
 """Preset, system and numbers of replicas, most telling first: what the time does not allow is left out. On a
 GPU the paper's size runs with twenty replicas as well."""
@@ -34,7 +35,7 @@ COLD = {"scale": 1e-3, "temperature": 10.0}  # eV, K: untrained weights would te
 DIFFERENCE = {"small": 1e-5, "paper": 1e-4}
 """Largest force difference, relative. With untrained weights of the paper's size both sides of Equiformer are
 5e-5 from float64."""
-SECONDS, SECONDS_QUICK, SECONDS_GPU = 4.0, 1.0, 1.0  # of a comparison; times on a GPU vary little
+SECONDS, BRIEF = 4.0, 1.0  # of a comparison; the second in a quick run, and on a GPU, whose times vary little
 CALL_SECONDS = 0.2  # of the slower side, as nearly as whole steps allow
 MOST_STEPS = 10  # in a call
 FIRST_STEPS = 2  # in which code is compiled and lists are built
@@ -54,7 +55,7 @@ def run(settings):
                 if time.monotonic() - began > settings.share("md"):
                     print(f"no time left for {model} on {system}, preset {preset}")
                 else:
-                    counts = FULL[0][2] if settings.on_gpu else replicas
+                    counts = REPLICAS if settings.on_gpu and not settings.quick else replicas
                     yield _cell(settings, theirs, preset, system, model, counts)
     finally:
         theirs.stop()
@@ -88,7 +89,7 @@ def _measure(settings, theirs, replicas, *cell):
         found = compare(
             lambda side=ours, n=steps: side.run(n),
             lambda n=steps: theirs.run(n),
-            seconds=SECONDS_QUICK if settings.quick else SECONDS_GPU if settings.on_gpu else SECONDS,
+            seconds=BRIEF if settings.quick or settings.on_gpu else SECONDS,
             least=3,
             most=30,
             warm_up=0,  # both sides have run

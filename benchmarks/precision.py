@@ -86,7 +86,7 @@ def _measure(settings, dataset, model, replicas, steps):
     largest = max(np.abs(forces).max() for forces in plain)
     difference = max(np.abs(a - b).max() for a, b in zip(exact, plain, strict=True)) / largest
     metrics.append(Metric("plain_difference_float64", float(difference), "1", n=len(frames)))
-    for name in ["float32", "tf32"] if settings.device.startswith("cuda") else ["float32"]:
+    for name in ["float32", "tf32"] if settings.on_gpu else ["float32"]:
         forces, found, step = examine(single, tf32=name == "tf32")
         difference = _mean_difference(forces, exact)
         with arithmetic(name == "tf32"):

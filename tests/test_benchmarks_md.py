@@ -108,7 +108,7 @@ def test_a_record_holds_every_number_of_replicas(monkeypatch, tmp_path):
     monkeypatch.setattr(md, "Elsewhere", Here)
     monkeypatch.setattr(md, "QUICK", (("small", "ethanol", (1, 2)),))
     monkeypatch.setattr(md, "MODELS", ("equiformer",))
-    monkeypatch.setattr(md, "SECONDS_QUICK", 0.01)
+    monkeypatch.setattr(md, "BRIEF", 0.01)
     (record,) = md.run(Settings(quick=True))
     assert (record.kind, record.status, record.message) == ("bench_md", "complete", "")
     named = {metric.name for metric in record.metrics}

@@ -269,10 +269,10 @@ def limit_reached(found: Iterable) -> pd.Series:
     return pd.Series({path: max(values) for path, values in cells.items() if values}, dtype=float)
 
 
-def span(found: Iterable, kind: str, metric: str, digits: str) -> str:
-    """Smallest to largest size of a metric over the records of a kind, as text; ``digits`` is its format."""
+def span(found: Iterable, kind: str, metric: str) -> str:
+    """Smallest to largest size of a metric over the records of a kind, as text."""
     values = [abs(_value(r, metric)) for r in of_kind(found, kind) if metric in {m.name for m in r.metrics}]
-    return f"{min(values):{digits}} to {max(values):{digits}}" if values else "(not measured)"
+    return _span(values) or "(not measured)"
 
 
 def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:
