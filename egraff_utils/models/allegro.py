@@ -1,7 +1,11 @@
 """Allegro: strictly local, a tensor and a scalar track on every edge (package ``nequip-allegro``).
 
-Symbols: N atoms, E edges, U channels of the tensor track, R degrees, D = R^2 harmonics.
+Symbols: N atoms, E edges, T elements, B radial functions, S scalars, U channels of the tensor track,
+R degrees, D = R^2 harmonics.
 """
+
+from itertools import starmap
+from typing import NamedTuple
 
 import torch
 from allegro.model import AllegroModel
@@ -16,8 +20,8 @@ from egraff_utils.models.nequip import NequIPNetwork, common_arguments, matrices
 class Frozen:
     """Allegro with the weights that it has now, written for whole rows of channels.
 
-    Features of the tensor track have shape ``(E, components, U)``: channels last, so that each coefficient of
-    a tensor product is one multiplication and addition of long rows.
+    The energy of an atom depends on its own edges alone: atoms are taken in blocks, shared out among threads,
+    and the gradient of a block is found together with its energies.
 
     Parameters
     ----------
@@ -26,9 +30,8 @@ class Frozen:
     """
 
     def __init__(self, model):
-        track = model.allegro
+        track, energy = model.allegro, model.per_type_energy_scale_shift
         channels, scalars = track.num_tensor_features, track.num_scalar_features
-        energy = model.per_type_energy_scale_shift
         self.radial_basis = radial_basis(model, model.radial_chemical_embed.bessel_encode)
         self.harmonics = model.tensor_embed.sh
         self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
@@ -37,108 +40,57 @@ class Frozen:
         self.num_types = embed.num_types
         centre, neighbour = embed.center_embed.weight, embed.neighbor_embed.weight
         pairs = torch.cartesian_prod(*[torch.arange(embed.num_types, device=centre.device)] * 2).view(-1, 2)
-        self.pairs = torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1)
-        (self.radial,) = matrices(embed.basis_linear)
-        self.two_body = [fast.Matrix(m) for m in matrices(model.scalar_embed_mlp.mlp_module)]
-        self.degrees = [2 * n + 1 for n in range(track._env_weighter._num_irreps)]
+        (radial,) = matrices(embed.basis_linear)
+        *two_body, leave = matrices(model.scalar_embed_mlp.mlp_module)
         (first,) = matrices(model.tensor_embed.env_embed_linear)
-        self.first = fast.Matrix(_channels_last(first, channels))
         (projection,) = matrices(track.first_layer_env_embed_projection)
         project, environment = projection[:, :scalars], projection[:, scalars:]
-        self.environments = [fast.Matrix(_channels_last(environment, channels))]
         (readout,) = matrices(model.edge_readout.mlp_module)
         readout = readout.split(scalars)
-        self.readouts = [project @ readout[0]]  # of the two-body embedding, then of every layer
-        self.products, self.hidden, self.scalars = [], [], []
-        norm = track.avg_num_neighbors_norm.norm_const
-        for n, (product, latent) in enumerate(zip(track.tps, track.latents, strict=True)):
-            self.products.append(Product(product, norm))
+        latents, leaves = [], [leave]
+        environments, readouts = [environment], [project @ readout[0]]
+        for n, latent in enumerate(track.latents, start=1):
             enter, *hidden, leave = matrices(latent)
             entering = torch.cat([project @ enter[:scalars], enter[scalars:]])
-            self.hidden.append([fast.Matrix(m) for m in (entering, *hidden)])
-            if n < len(track.tps) - 1:
-                self.scalars.append(fast.Matrix(leave[:, :scalars]))
-                self.environments.append(fast.Matrix(_channels_last(leave[:, scalars:], channels)))
-                self.readouts.append(readout[n + 1])
+            latents.append([_both(m) for m in (entering, *hidden)])
+            if n < len(track.latents):
+                leaves.append(leave[:, :scalars])
+                environments.append(leave[:, scalars:])
+                readouts.append(readout[n])
             else:
-                self.readouts.append(leave @ readout[n + 1])
+                readouts.append(leave @ readout[n])
+        self.constants = Constants(
+            pairs=torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1),
+            radial=radial,
+            two_body=[_both(m) for m in two_body],
+            leaves=[_both(m) for m in leaves],
+            first=_both(_channels_last(first, channels)),
+            environments=[_both(_channels_last(m, channels)) for m in environments],
+            latents=latents,
+            readouts=readouts,
+            products=[Product.of(p, track.avg_num_neighbors_norm.norm_const) for p in track.tps],
+            degrees=[n for n in range(track._env_weighter._num_irreps) for _ in range(2 * n + 1)],
+        )
+        self.products_of_edge = sum(weight.numel() for weight in model.parameters())
 
     def __call__(self, types, edge_index, vectors):
         """Energy of each atom, shape ``(N,)``."""
-        arguments = vectors, types[edge_index], edge_index[0], len(types)
-        blocks = round(len(vectors) / EDGES[vectors.device.type])
-        return Blocks.apply(*arguments, self, blocks) if blocks > 1 else self.energies(*arguments)
+        centre, neighbour = edge_index
+        radial, harmonics = fast.Radial.apply(vectors, *self.radial_basis), self.harmonics(vectors)
+        pairs = types[centre] * self.num_types + types[neighbour]
+        block = radial, harmonics, pairs, centre, len(types)
+        energies = Energies.apply(*block, self.constants, self.threads(len(centre)))
+        return (self.scale * energies + self.shift).squeeze(1)
 
-    def energies(self, vectors, types, centre, count):
-        """Energy of each of so many atoms, shape ``(N,)``.
-
-        Parameters
-        ----------
-        vectors
-            Of the edges, shape ``(E, 3)``, Å.
-        types
-            Of their centres and neighbours, shape ``(2, E)``.
-        centre
-            Shape ``(E,)``.
-        """
-        pairs = self.pairs.index_select(0, types[0] * self.num_types + types[1])
-        x = (fast.Radial.apply(vectors, *self.radial_basis) @ self.radial) * pairs
-        for matrix in self.two_body[:-1]:
-            x = silu(matrix(x))
-        x = self.two_body[-1](x)
-        harmonics = self.harmonics(vectors)
-        tensors = Weighted.apply(harmonics, self.first(x), self.degrees)
-        energy, last, features = x @ self.readouts[0], x, [x]
-        for n, product in enumerate(self.products):
-            around = Weighted.apply(harmonics, self.environments[n](last), self.degrees)
-            around = around.new_zeros(count, *around.shape[1:]).index_add(0, centre, around)
-            tensors = product(tensors, around, centre)
-            enter, *hidden = self.hidden[n]
-            last = silu(enter(*features, tensors[:, 0]))
-            for matrix in hidden:
-                last = silu(matrix(last))
-            if n < len(self.scalars):
-                features.append(self.scalars[n](last))
-                energy = energy.addmm_(features[-1], self.readouts[n + 1])
-        energy = energy.addmm_(last, self.readouts[-1])
-        total = energy.new_zeros(count, 1).index_add(0, centre, energy)
-        return (self.scale * total + self.shift).squeeze(1)
+    def threads(self, edges):
+        """How many threads share the work on so many edges; all of it is done in them."""
+        products = edges * self.products_of_edge
+        return max(1, min(fast.threads(), int(products / LEAST))) if self.constants.radial.is_cpu else 1
 
 
-EDGES = {"cpu": 8000, "cuda": 200_000}
-"""Of a block of atoms: on a processor more would wait for memory, on a GPU more might not fit."""
-
-
-class Blocks(torch.autograd.Function):
-    """Energies of the atoms, one block of atoms after the other, so that no array is larger than a block's.
-
-    The energy of an atom depends on its own edges alone; its gradient is taken as soon as it is known.
-    """
-
-    @staticmethod
-    def forward(ctx, vectors, types, centre, count, frozen, blocks):
-        """Shape ``(N,)``; the arguments are those of :meth:`Frozen.energies` and a number of blocks."""
-        order, ends = centre.argsort(stable=True), torch.bincount(centre, minlength=count).cumsum(0).cpu()
-        shares = torch.arange(1, blocks + 1) * len(centre) // blocks
-        stops = (torch.searchsorted(ends, shares) + 1).unique()  # behind the last atom
-        stops[-1] = count
-        gradient, energies, atom = torch.empty_like(vectors), [], 0
-        for stop, edges in zip(stops.tolist(), order.tensor_split(ends[stops[:-1] - 1]), strict=True):
-            with torch.enable_grad():
-                part = vectors.detach()[edges].requires_grad_()
-                energy = frozen.energies(part, types[:, edges], centre[edges] - atom, stop - atom)
-                (gradient[edges],) = torch.autograd.grad(energy.sum(), part)
-            energies.append(energy.detach())
-            atom = stop
-        ctx.save_for_backward(gradient, centre)
-        return torch.cat(energies)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, slope):
-        """Gradient of the vectors from that of the energies."""
-        gradient, centre = ctx.saved_tensors
-        return gradient * slope[centre, None], *[None] * 5
+def _both(matrix):
+    """A constant matrix and its transpose, as :func:`_times` takes them."""
+    return fast.Matrix(matrix).packed or [matrix.contiguous(), matrix.T]
 
 
 def _channels_last(matrix, channels):
@@ -146,142 +98,321 @@ def _channels_last(matrix, channels):
     return matrix.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1)
 
 
-class Weighted(torch.autograd.Function):
-    """Harmonics of an edge, shape ``(E, D)``, times weights, ``(E, R * U)``: shape ``(E, D, U)``."""
+class Product(NamedTuple):
+    """Tensor product of an edge and its centre: a list of terms, one for each coefficient that is not zero.
 
-    @staticmethod
-    def forward(ctx, harmonics, weights, degrees):
-        ctx.degrees = degrees
-        ctx.save_for_backward(harmonics, weights)
-        out = weights.new_empty(*harmonics.shape, weights.shape[1] // len(degrees))
-        of_components = _repeated(weights.split(out.shape[2], 1), degrees)
-        for part, y, w in zip(out.unbind(1), harmonics.split(1, 1), of_components, strict=True):
-            torch.mul(y, w, out=part)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        harmonics, weights = ctx.saved_tensors
-        of_weights, channels = torch.empty_like(weights), gradient.shape[2]
-        totals = _repeated(of_weights.split(channels, 1), ctx.degrees)
-        of_components = _repeated(weights.split(channels, 1), ctx.degrees)
-        of_harmonics, before = [], None
-        for part, y, w, total in zip(
-            gradient.unbind(1), harmonics.split(1, 1), of_components, totals, strict=True
-        ):
-            if total is before:
-                total.addcmul_(part, y)
-            else:
-                torch.mul(part, y, out=total)
-            of_harmonics.append((part * w).sum(1))
-            before = total
-        return torch.stack(of_harmonics, 1), of_weights, None
-
-
-def _repeated(parts, degrees):
-    """Part n as often as degree n has components."""
-    return [part for part, size in zip(parts, degrees, strict=True) for _ in range(size)]
-
-
-class Product:
-    """Tensor product of an edge and its centre: a list of coefficients that are not zero.
-
-    Parameters
-    ----------
-    contracter
-        Of the package.
-    factor
-        Of what is summed at the centre, shape ``(1, 1)``.
+    A term multiplies a component of the edge (role 0) by one of the centre (role 1) and adds to one of the
+    result (role 2). In the gradient the roles change.
     """
 
-    def __init__(self, contracter, factor):
+    components: torch.Tensor
+    """Of the sums at a centre, one for each component of role 1."""
+    weights: torch.Tensor
+    """Of these components, shape ``(components, U)``."""
+    sizes: list[int]
+    """Number of components of every role."""
+    places: list[list[int]]
+    """Component of every role, for each term."""
+    values: list[float]
+    """The coefficients."""
+    indices: torch.Tensor
+    """The places as a tensor, shape ``(3, terms)``."""
+    sums: list[torch.Tensor]
+    """Coefficients where a component of a role is in a term, else zero, ``(components, terms)``."""
+
+    @classmethod
+    def of(cls, contracter, factor):
+        """From the package's ``Contracter`` and a factor of what is summed at the centre, ``(1, 1)``."""
         paths, diagonal = contracter.num_paths, contracter.w3j_is_ij_diagonal
         coefficients = contracter.w3j if paths > 1 else contracter.w3j[None]
-        places, indices = coefficients.nonzero().tolist(), []
-        for place in places:
+        terms = []
+        for place in coefficients.nonzero().tolist():
             p, i, j, k = (*place[:2], *place[1:]) if diagonal else place
-            indices.append((p, i, j, k, coefficients[tuple(place)].item()))
-        columns = sorted({(p, j) for p, _, j, _, _ in indices})
-        self.size = contracter.base_dim_out
-        self.terms = [(i, columns.index((p, j)), k, value) for p, i, j, k, value in indices]
-        self.components = torch.tensor([j for _, j in columns], device=factor.device)
+            terms.append((p, i, j, k, coefficients[tuple(place)].item()))
+        columns = sorted({(p, j) for p, _, j, _, _ in terms})
+        sizes = [contracter.base_dim1, len(columns), contracter.base_dim_out]
+        first, last, values = ([term[n] for term in terms] for n in (1, 3, 4))
+        places = [first, [columns.index((p, j)) for p, _, j, _, _ in terms], last]
+        indices = torch.tensor(places, device=factor.device)
+        spread = [torch.eye(n).to(factor)[:, at] for n, at in zip(sizes, indices, strict=True)]
         weights = contracter.weights.view(-1, paths) * factor
-        self.weights = weights.T[[p for p, _ in columns]].contiguous()
-        pairs = sorted({(i, j) for i, j, _, _ in self.terms})
-        self.pairs = torch.tensor(pairs, device=factor.device).T
-        sizes = contracter.base_dim1, len(columns)
-        self.places = [torch.eye(n).to(factor)[p].T for n, p in zip(sizes, self.pairs, strict=True)]
-        self.couplings = factor.new_zeros(self.size, len(pairs))
-        for i, j, k, value in self.terms:
-            self.couplings[k, pairs.index((i, j))] = value
-
-    def __call__(self, x, around, centre):
-        """Products, shape ``(E, components, U)``, of features of edges and those of centres ``(N, D, U)``."""
-        weighted = around.index_select(1, self.components) * self.weights
-        y = weighted.index_select(0, centre)
-        if at_once(x, len(self.couplings.T)):
-            return CoupledAtOnce.apply(x, y, self.pairs, *self.places, self.couplings)
-        return Coupled.apply(x, y, self.terms, self.size)
+        return cls(
+            components=indices.new_tensor([j for _, j in columns]),
+            weights=weights.T[[p for p, _ in columns]].contiguous(),
+            sizes=sizes,
+            places=places,
+            values=values,
+            indices=indices,
+            sums=[ones * factor.new_tensor(values) for ones in spread],
+        )
 
 
-def at_once(x, pairs):
-    """Whether the products of so many pairs of components are few enough that a GPU is quicker with all at
-    once than with an operation for each term, which moves less memory."""
-    return x.is_cuda and pairs * x[:, 0].numel() < 2**25
+class Constants(NamedTuple):
+    """Tensor products and matrices of Allegro; lists of two tensors are what :func:`_both` makes."""
+
+    pairs: torch.Tensor
+    """Embedding of an edge by its elements, shape ``(T * T, S)``."""
+    radial: torch.Tensor
+    """From the radial functions, shape ``(B, S)``."""
+    two_body: list[list[torch.Tensor]]
+    """Hidden layers of the two-body embedding."""
+    leaves: list[list[torch.Tensor]]
+    """To scalars: from the last of these, then from the last hidden layer of every layer but the last."""
+    first: list[torch.Tensor]
+    """From the two-body embedding to the weights of the first tensors."""
+    environments: list[list[torch.Tensor]]
+    """To the weights of the harmonics around a centre: from the embedding, then as ``leaves``."""
+    latents: list[list[list[torch.Tensor]]]
+    """Hidden layers of every layer."""
+    readouts: list[torch.Tensor]
+    """To the energy, columns: from all scalars, and from the last hidden layer of the last layer."""
+    products: list[Product]
+    degrees: list[int]
+    """Of the harmonics."""
 
 
-class Coupled(torch.autograd.Function):
-    """Sum of products of components (first, second, of the result, coefficient), shape ``(E, size, U)``."""
+class Block(NamedTuple):
+    """Some atoms and all their edges."""
+
+    radial: torch.Tensor
+    """Radial functions, shape ``(E, B)``."""
+    harmonics: torch.Tensor
+    """Shape ``(E, D)``."""
+    pairs: torch.Tensor
+    """Row of ``Constants.pairs``, shape ``(E,)``."""
+    centre: torch.Tensor
+    """Shape ``(E,)``."""
+    count: int
+    """N."""
+
+
+EDGES = {"cpu": 8000, "cuda": 200_000}
+"""Of a block of atoms: on a processor more would wait for memory, on a GPU more might not fit."""
+
+
+LEAST = 4e7
+"""Products of numbers for which a thread pays."""
+
+
+def _blocks(whole, count):
+    """Blocks of so many shares of the edges, and the places of their edges in the whole."""
+    if count <= 1:
+        return [whole], [slice(None)]
+    centre, atoms = whole.centre, whole.count
+    order, ends = centre.argsort(stable=True), torch.bincount(centre, minlength=atoms).cumsum(0).cpu()
+    shares = torch.arange(1, count + 1) * len(centre) // count
+    stops = (torch.searchsorted(ends, shares) + 1).unique()  # behind the last atom
+    stops[-1] = atoms
+    blocks, start, places = [], 0, order.tensor_split(ends[stops[:-1] - 1])
+    for stop, edges in zip(stops.tolist(), places, strict=True):
+        radial, harmonics, pairs, of_edges = (part.index_select(0, edges) for part in whole[:4])
+        blocks.append(Block(radial, harmonics, pairs, of_edges - start, stop - start))
+        start = stop
+    return blocks, places
+
+
+class Energies(torch.autograd.Function):
+    """Sum of the energies of the edges of each atom, shape ``(N, 1)``; their gradient is found with them."""
 
     @staticmethod
-    def forward(ctx, x, y, terms, size):
-        ctx.terms = terms
-        ctx.save_for_backward(x, y)
-        xs, ys = x.unbind(1), y.unbind(1)
-        return _sums(x, size, [(k, xs[i], ys[j], value) for i, j, k, value in terms])
+    def forward(ctx, radial, harmonics, pairs, centre, count, constants, threads):
+        """The first five arguments are those of a :class:`Block`, the last is a number of threads."""
+        whole = Block(radial, harmonics, pairs, centre, count)
+        blocks, places = _blocks(whole, max(round(len(centre) / EDGES[radial.device.type]), threads))
+        shares = [blocks[n::threads] for n in range(min(threads, len(blocks)))]
+        run = starmap if radial.is_cuda else fast.in_threads
+        found = list(run(evaluate, [(constants, share) for share in shares]))
+        energies, on_radial, on_harmonics = [], torch.empty_like(radial), torch.empty_like(harmonics)
+        for n, edges in enumerate(places):
+            energy, on_radial[edges], on_harmonics[edges] = found[n % threads][n // threads]
+            energies.append(energy)
+        ctx.save_for_backward(on_radial, on_harmonics, centre)
+        return torch.cat(energies)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
-        x, y = ctx.saved_tensors
-        xs, ys, gs = x.unbind(1), y.unbind(1), gradient.unbind(1)
-        of_x = _sums(x, x.shape[1], [(i, gs[k], ys[j], value) for i, j, k, value in ctx.terms])
-        of_y = _sums(x, y.shape[1], [(j, gs[k], xs[i], value) for i, j, k, value in ctx.terms])
-        return of_x, of_y, None, None
+    def backward(ctx, slope):
+        """Gradients of the radial functions and harmonics from that of the energies."""
+        on_radial, on_harmonics, centre = ctx.saved_tensors
+        slope = slope.index_select(0, centre)
+        return on_radial * slope, on_harmonics * slope, *[None] * 5
 
 
-class CoupledAtOnce(torch.autograd.Function):
-    """The same as :class:`Coupled`, by way of the products of P pairs of components."""
-
-    @staticmethod
-    def forward(ctx, x, y, pairs, first, second, couplings):
-        """``pairs``: components of ``x`` and ``y``, shape ``(2, P)``; ``first``, ``second``: one where a pair
-        has a component, ``(components, P)``; ``couplings``: ``(size, P)``."""
-        ctx.save_for_backward(x, y, pairs, first, second, couplings)
-        return couplings @ (x.index_select(1, pairs[0]) * y.index_select(1, pairs[1]))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        x, y, pairs, first, second, couplings = ctx.saved_tensors
-        gradient = couplings.T @ gradient
-        of_x = first @ (gradient * y.index_select(1, pairs[1]))
-        of_y = second @ (gradient * x.index_select(1, pairs[0]))
-        return of_x, of_y, *[None] * 4
+def evaluate(
+    constants: Constants, blocks: list[Block]
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Of each block, energies of the atoms, ``(N, 1)``, and gradients by radial functions and harmonics."""
+    return [_evaluate(constants, block) for block in blocks]
 
 
-def _sums(like, size, terms):
-    """Sums of products, shape ``(E, size, U)``; a term is a place, two factors ``(E, U)``, a coefficient."""
-    out = like.new_empty(len(like), size, like.shape[2])
-    outs, begun, zero = out.unbind(1), set(), like.new_zeros(())
-    for place, a, b, value in terms:
-        before = outs[place] if place in begun else zero
-        begun.add(place)
-        torch.addcmul(before, a, b, value=value, out=outs[place])
-    for place in set(range(size)) - begun:
-        outs[place].zero_()
+def _evaluate(of: Constants, block: Block) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    energies, kept = _energies(of, block)
+    on_radial, on_harmonics = _slopes(of, block, kept)
+    return energies, on_radial, on_harmonics
+
+
+class Kept(NamedTuple):
+    """What the gradient needs of a block; lists are of layers, unless they say more."""
+
+    embedding: torch.Tensor
+    """Of the elements of the edges, shape ``(E, S)``."""
+    before: list[list[torch.Tensor]]
+    """What went into the nonlinearities: those of the two-body embedding, then those of every layer."""
+    weights: list[torch.Tensor]
+    """Of the first tensors, then of the harmonics around a centre, shape ``(E, R * U)``."""
+    tensors: list[torch.Tensor]
+    """The first, then of every layer, shape ``(E, components, U)``."""
+    around: list[torch.Tensor]
+    """What they are multiplied by."""
+
+
+def _energies(of: Constants, block: Block) -> tuple[torch.Tensor, Kept]:
+    """Energies of the atoms, and what is kept."""
+    harmonics, centre = block.harmonics, block.centre
+    embedding = of.pairs.index_select(0, block.pairs)
+    before, hidden = _hidden(block.radial @ of.radial * embedding, of.two_body)
+    x = _times(hidden, of.leaves[0][0])
+    weights = _times(x, of.first[0])
+    tensors = _weighted(harmonics, weights, of.degrees)
+    around: list[torch.Tensor] = []
+    kept, scalars, hidden = Kept(embedding, [before], [weights], [tensors], around), [x], x
+    for n, product in enumerate(of.products):
+        weights = _times(hidden, of.environments[n][0])
+        total = _at_centres(_weighted(harmonics, weights, of.degrees), centre, block.count)
+        total = total.index_select(1, product.components) * product.weights
+        around.append(total.index_select(0, centre))
+        tensors = _summed(product, 2, [tensors, around[n], around[n]])
+        before, hidden = _hidden(torch.cat(scalars + [tensors[:, 0]], 1), of.latents[n])
+        kept.weights.append(weights)
+        kept.tensors.append(tensors)
+        kept.before.append(before)
+        if n + 1 < len(of.products):
+            scalars.append(_times(hidden, of.leaves[n + 1][0]))
+    energy = hidden @ of.readouts[-1]
+    for n, x in enumerate(scalars):
+        energy.addmm_(x, of.readouts[n])
+    return _at_centres(energy, centre, block.count), kept
+
+
+def _slopes(of: Constants, block: Block, kept: Kept) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of the sum of all energies by radial functions and harmonics."""
+    harmonics, centre, layers = block.harmonics, block.centre, len(of.products)
+    on_harmonics, on_tensors = torch.zeros_like(harmonics), torch.zeros_like(kept.tensors[layers])
+    on_scalars = [readout.T for readout in of.readouts[:layers]]
+    on_hidden = of.readouts[layers].T.expand(len(centre), -1)
+    width = of.pairs.shape[1]
+    for n in range(layers - 1, -1, -1):
+        product, weights = of.products[n], kept.weights[n + 1]
+        slope = _on_hidden(on_hidden, kept.before[n + 1], of.latents[n])
+        for k in range(n + 1):
+            on_scalars[k] = slope[:, k * width : (k + 1) * width] + on_scalars[k]
+        on_tensors[:, 0] += slope[:, (n + 1) * width :]
+        parts = [kept.tensors[n], kept.around[n], on_tensors]
+        total = _at_centres(_summed(product, 1, parts), centre, block.count) * product.weights
+        on_tensors = _summed(product, 0, parts)
+        on_around = total.new_zeros([block.count, harmonics.shape[1], total.shape[2]])
+        on_around = on_around.index_add_(1, product.components, total).index_select(0, centre)
+        on_weights = _on_weights(on_around, harmonics, weights, of.degrees, on_harmonics)
+        on_hidden = _times(on_weights, of.environments[n][1])
+        if n > 0:
+            on_hidden += _times(on_scalars[n], of.leaves[n][1])
+    on_weights = _on_weights(on_tensors, harmonics, kept.weights[0], of.degrees, on_harmonics)
+    on_hidden += on_scalars[0]
+    on_hidden += _times(on_weights, of.first[1])
+    slope = _on_hidden(_times(on_hidden, of.leaves[0][1]), kept.before[0], of.two_body)
+    return (slope * kept.embedding) @ of.radial.T, on_harmonics
+
+
+def _at_centres(x: torch.Tensor, centre: torch.Tensor, count: int) -> torch.Tensor:
+    """Sums over the edges of each centre."""
+    return x.new_zeros([count] + list(x.shape[1:])).index_add_(0, centre, x)
+
+
+def _times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Rows times a matrix, in torch's order or in that of oneDNN."""
+    if matrix.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
+    return x @ matrix
+
+
+def _hidden(x: torch.Tensor, layers: list[list[torch.Tensor]]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What goes into the nonlinearity of every layer, and what comes out of the last."""
+    before: list[torch.Tensor] = []
+    for layer in layers:
+        before.append(_times(x, layer[0]))
+        x = silu(before[-1])
+    return before, x
+
+
+def _on_hidden(
+    slope: torch.Tensor, before: list[torch.Tensor], layers: list[list[torch.Tensor]]
+) -> torch.Tensor:
+    """Gradient of what went into the layers, from that of what came out of them."""
+    for n in range(len(layers) - 1, -1, -1):
+        slope = _times(torch.ops.aten.silu_backward(slope, before[n]), layers[n][1])
+    return slope
+
+
+def _weighted(harmonics: torch.Tensor, weights: torch.Tensor, degrees: list[int]) -> torch.Tensor:
+    """Harmonics of an edge, ``(E, D)``, times weights of the degrees, ``(E, R * U)``: ``(E, D, U)``."""
+    parts = weights.chunk(degrees[-1] + 1, 1)
+    out = weights.new_empty([len(weights), len(degrees), parts[0].shape[1]])
+    for n, degree in enumerate(degrees):
+        torch.mul(parts[degree], harmonics[:, n : n + 1], out=out[:, n])
     return out
+
+
+def _on_weights(
+    slope: torch.Tensor,
+    harmonics: torch.Tensor,
+    weights: torch.Tensor,
+    degrees: list[int],
+    on_harmonics: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient of the weights of :func:`_weighted`; that of the harmonics is added to ``on_harmonics``."""
+    on_weights = torch.empty_like(weights)
+    parts, totals = weights.chunk(degrees[-1] + 1, 1), on_weights.chunk(degrees[-1] + 1, 1)
+    before = -1
+    for n, degree in enumerate(degrees):
+        part, y = slope[:, n], harmonics[:, n : n + 1]
+        if degree == before:
+            totals[degree].addcmul_(part, y)
+        else:
+            torch.mul(part, y, out=totals[degree])
+        before = degree
+        on_harmonics[:, n] += (part * parts[degree]).sum(1)
+    return on_weights
+
+
+def _summed(product: Product, role: int, parts: list[torch.Tensor]) -> torch.Tensor:
+    """Sums over the terms of the products of two roles, ``(E, components, U)``, at the places of the third.
+
+    ``parts`` are the arrays of all roles, of which that of the third is not read.
+    """
+    one, other = (role + 1) % 3, (role + 2) % 3
+    x, y = parts[one], parts[other]
+    if at_once(x, len(product.values)):
+        products = x.index_select(1, product.indices[one]) * y.index_select(1, product.indices[other])
+        return product.sums[role] @ products
+    out = x.new_empty([len(x), product.sizes[role], x.shape[2]])
+    outs, xs, ys, zero = out.unbind(1), x.unbind(1), y.unbind(1), x.new_zeros([])
+    begun = [False for _ in outs]
+    for n, value in enumerate(product.values):
+        place = product.places[role][n]
+        before = outs[place] if begun[place] else zero
+        a, b = xs[product.places[one][n]], ys[product.places[other][n]]
+        torch.addcmul(before, a, b, value=value, out=outs[place])
+        begun[place] = True
+    for place, done in enumerate(begun):
+        if not done:
+            outs[place].zero_()
+    return out
+
+
+def at_once(x: torch.Tensor, terms: int) -> bool:
+    """Whether the products of so many terms are few enough that a GPU is quicker with all at once than with
+    an operation for each, which moves less memory."""
+    return x.is_cuda and terms * x[:, 0].numel() < 2**25
 
 
 class Contraction(Contracter):

@@ -42,6 +42,12 @@ class NequIPNetwork(nn.Module):
         types[elements] = torch.arange(len(elements))
         self.register_buffer("types", types, persistent=False)
 
+    def has_threads(self, graph):
+        """Whether the work on a graph is shared out among threads here, not by the operators of torch."""
+        if not hasattr(self._freeze, "threads") or self.training or not self._frozen.are_frozen():
+            return False
+        return self._frozen.get(self._make).threads(graph.edge_index.shape[1]) > 1
+
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
         types = self.types[graph.species]
