@@ -426,15 +426,31 @@ class Messages:
         return torch.bmm(coupling, gradient)
 
     def by_kind(self, rows):
-        """Views of ``(..., K, U)`` for each kind, shape ``(..., components, paths * U)``."""
-        parts = rows.split(self.heights, -2)
-        return [part.view(*rows.shape[:-2], -1, n) for part, n in zip(parts, self.widths, strict=True)]
+        """Views of rows of edges, ``(E, K, U)``, for each kind: ``(E / 2, 2, components, paths * U)``."""
+        pairs = len(rows) // 2
+        parts = [rows]
+        if len(self.widths) > 1:
+            parts = rows.view(pairs, 2, *rows.shape[1:]).split(self.heights, 2)
+        return [part.view(pairs, 2, -1, width) for part, width in zip(parts, self.widths, strict=True)]
 
-    def weigh(self, rows, weights):
-        """Multiply the edges' rows, ``(E, K, U)``, in place by weights of pairs, ``(E / 2, P * U)``."""
-        factors = weights.view(-1, 1, 1, weights.shape[1]).split(self.widths, 3)
-        for part, factor in zip(self.by_kind(rows.unflatten(0, (-1, 2))), factors, strict=True):
-            part.mul_(factor)
+    def weights_by_kind(self, weights):
+        """Views of weights of pairs, ``(E / 2, P * U)``, for each kind: ``(E / 2, 1, 1, paths * U)``."""
+        weights = weights.view(len(weights), 1, 1, -1)
+        return weights.split(self.widths, 3) if len(self.widths) > 1 else [weights]
+
+    def weigh(self, rows, weights, *, out):
+        """Multiply rows by weights, all by kind."""
+        for row, factor, found in zip(rows, weights, out, strict=True):
+            torch.mul(row, factor, out=found)
+
+    def on_weights(self, rows, gradient, *, out):
+        """Gradient by the weights, of that by weighted rows, all by kind."""
+        for row, given, found in zip(rows, gradient, out, strict=True):
+            if row.shape[2] > 1:
+                torch.sum(row * given, (1, 2), keepdim=True, out=found)
+            else:  # a sum of two is quicker as such
+                (there, back), (by_there, by_back) = row.split(1, 1), given.split(1, 1)
+                torch.mul(there, by_there, out=found).addcmul_(back, by_back)
 
 
 def _couplings(product, paths, size):
@@ -457,10 +473,12 @@ class _Messages(torch.autograd.Function):
         blocks = constants.blocks(harmonics, weights, neighbour, centre)
         for y, factors, source, target in blocks:
             near = x.index_select(0, source)
-            coupling, messages = constants.products(y, near)
+            coupling, products = constants.products(y, near)
             if len(blocks) == 1:  # of more they would not stay in the cache
-                ctx.kept = near, coupling, messages.clone()
-            constants.weigh(messages, factors)
+                ctx.kept = near, coupling, products
+            messages = torch.empty_like(products) if ctx.kept else products
+            rows, factors = constants.by_kind(products), constants.weights_by_kind(factors)
+            constants.weigh(rows, factors, out=constants.by_kind(messages) if ctx.kept else rows)
             total.index_add_(0, target, messages.flatten(1))
         return total
 
@@ -480,12 +498,11 @@ class _Messages(torch.autograd.Function):
                 near = x.index_select(0, source)
                 coupling, products = constants.products(y, near)
             given = gradient.index_select(0, target).view_as(products)
-            there, back = (products * given).unflatten(0, (-1, 2)).unbind(1)
-            totals = on_factors.split(constants.widths, 1)
-            for part, total in zip(constants.by_kind(there.add_(back)), totals, strict=True):
-                torch.sum(part, 1, out=total)
-            constants.weigh(given, factors)
-            on_coupling = constants.on_coupling(near, given).view(len(there), -1)
+            rows = constants.by_kind(given)
+            factors, on_factors = constants.weights_by_kind(factors), constants.weights_by_kind(on_factors)
+            constants.on_weights(constants.by_kind(products), rows, out=on_factors)
+            constants.weigh(rows, factors, out=rows)
+            on_coupling = constants.on_coupling(near, given).view(len(y), -1)
             torch.mm(on_coupling, constants.coupling.T, out=on_y)
             if on_x is not None:
                 on_x.index_add_(0, source, constants.on_near(coupling, given))
