@@ -20,6 +20,7 @@ import torch
 from e3nn import o3
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
 
 _plain = ContextVar("plain", default=False)
 _threads = ContextVar("threads", default=None)
@@ -173,12 +174,14 @@ class Matrix:
         else:
             self.matrix = matrix.contiguous()
 
-    def __call__(self, *parts):
+    def __call__(self, *parts, plus=None):
+        """The product, to which something may be added."""
         if self.packed is not None:
             x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            return _Times.apply(x, *self.packed)
+            product = _Times.apply(x, *self.packed)
+            return product if plus is None else product + plus
         (x, matrix), *others = zip(parts, self.matrix.split([part.shape[1] for part in parts]), strict=True)
-        total = x @ matrix
+        total = x @ matrix if plus is None else torch.addmm(plus, x, matrix)
         for x, matrix in others:
             total = total.addmm_(x, matrix)
         return total
@@ -215,22 +218,110 @@ class Radial(torch.autograd.Function):
     def forward(ctx, vectors, roots, prefactor, cutoff, p):
         """``roots``: the n numbers k, 1/Å; ``prefactor``, ``cutoff``, ``p``: c, the cutoff in Å, p."""
         lengths = vectors.norm(dim=1, keepdim=True)
-        x = (lengths / cutoff).clamp(max=1)  # at one the envelope and its slope are zero
-        power = x.pow(p - 1)
-        bracket = (p + 1) * (p + 2) / 2 + x * (x * (p * (p + 1) / 2) - p * (p + 2))
-        envelope = 1 - x * power * bracket
-        slope = power * (x - 1).square() * (-p * (p + 1) * (p + 2) / (2 * cutoff))
-        scale, angles = prefactor / lengths, lengths * roots
-        sines, factor = angles.sin(), envelope * scale
-        by_length = (angles.cos() * (roots * factor)).addcmul_(sines, slope * scale - factor / lengths)
+        values, by_length = _radial(lengths, roots, prefactor, cutoff, p)
         ctx.save_for_backward(by_length, vectors / lengths)
-        return sines * factor
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         by_length, directions = ctx.saved_tensors
         return (gradient * by_length).sum(1, keepdim=True) * directions, *[None] * 4
+
+
+class Polar(torch.autograd.Function):
+    """:class:`Radial` functions of edge vectors, and their directions, shape ``(E, 3)``."""
+
+    @staticmethod
+    def forward(ctx, vectors, *basis):
+        """``basis``: as for :class:`Radial`."""
+        lengths = vectors.norm(dim=1, keepdim=True)
+        values, by_length = _radial(lengths, *basis)
+        directions = vectors / lengths
+        ctx.save_for_backward(by_length, directions, lengths)
+        return values, directions
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, on_values, on_directions):
+        by_length, directions, lengths = ctx.saved_tensors
+        across = on_directions / lengths
+        along = (on_values * by_length).sum(1, keepdim=True) - (across * directions).sum(1, keepdim=True)
+        return across.addcmul_(along, directions), *[None] * 4
+
+
+def _radial(lengths, roots, prefactor, cutoff, p):
+    """Radial functions of lengths, shape ``(E, 1)``, and their derivatives."""
+    x = (lengths / cutoff).clamp(max=1)  # at one the envelope and its slope are zero
+    power = x.pow(p - 1)
+    bracket = (p + 1) * (p + 2) / 2 + x * (x * (p * (p + 1) / 2) - p * (p + 2))
+    envelope = 1 - x * power * bracket
+    slope = power * (x - 1).square() * (-p * (p + 1) * (p + 2) / (2 * cutoff))
+    scale, angles = prefactor / lengths, lengths * roots
+    sines, factor = angles.sin(), envelope * scale
+    by_length = (angles.cos() * (roots * factor)).addcmul_(sines, slope * scale - factor / lengths)
+    return sines * factor, by_length
+
+
+class Harmonics:
+    """Spherical harmonics up to a degree, each made of the one below and the first by a constant matrix.
+
+    Parameters
+    ----------
+    harmonics
+        ``e3nn.o3.SphericalHarmonics`` of all degrees, which gives the normalisation.
+    like
+        Tensor whose type and device the constants are to have.
+    """
+
+    def __init__(self, harmonics, like):
+        degrees = range(harmonics.irreps_out.lmax + 1)
+        point = torch.tensor([[0.6, 0.48, 0.64]], dtype=torch.float64)
+        known = [y.flatten() for y in harmonics(point).split([2 * degree + 1 for degree in degrees], 1)]
+        self.degrees, self.matrices = len(degrees), []
+        for n in degrees[2:]:
+            coupling = o3.wigner_3j(n - 1, 1, n, dtype=torch.float64).flatten(0, 1)
+            found = torch.outer(known[n - 1], known[1]).flatten() @ coupling
+            self.matrices.append((coupling * (known[n] @ found) / (found @ found)).to(like))
+
+    def __call__(self, directions):
+        """Harmonics, shape ``(E, (l_max + 1)^2)``, of unit vectors, shape ``(E, 3)``."""
+        first = directions * 3**0.5
+        parts = [torch.ones_like(first[:, :1]), first]
+        for matrix in self.matrices:
+            parts.append((parts[-1].unsqueeze(2) * first.unsqueeze(1)).flatten(1) @ matrix)
+        return torch.cat(parts[: self.degrees], dim=1)
+
+
+class RadialNetworks:
+    """Weights of edges for every layer, each for some or all paths; what layers share is evaluated as one.
+
+    Parameters
+    ----------
+    networks
+        Matrices of each, all of one depth and width, with a silu between two of them.
+    messages
+        :class:`Messages` of the layers.
+    """
+
+    def __init__(self, networks, messages):
+        *hidden, last = zip(*networks, strict=True)
+        self.first = torch.cat(hidden[0], dim=1) if hidden else None
+        self.hidden = [torch.stack(same) for same in hidden[1:]]
+        self.last = [
+            matrix.unflatten(1, (-1, of.channels))[:, of.paths].flatten(1)
+            for matrix, of in zip(last, messages, strict=True)
+        ]
+
+    def __call__(self, radial):
+        """Weights for each layer, shape ``(E, P * U)``, of radial functions, shape ``(E, n)``."""
+        parts = [radial] * len(self.last)
+        if self.first is not None:
+            x = silu(radial @ self.first).view(-1, len(parts), len(self.last[0]))
+            for matrices in self.hidden:
+                x = silu(torch.bmm(x.transpose(0, 1), matrices)).transpose(0, 1)
+            parts = x.unbind(1)
+        return [x @ last for x, last in zip(parts, self.last, strict=True)]
 
 
 class Convolution(nn.Module):
@@ -426,15 +517,31 @@ class Messages:
         return torch.bmm(coupling, gradient)
 
     def by_kind(self, rows):
-        """Views of ``(..., K, U)`` for each kind, shape ``(..., components, paths * U)``."""
-        parts = rows.split(self.heights, -2)
-        return [part.view(*rows.shape[:-2], -1, n) for part, n in zip(parts, self.widths, strict=True)]
+        """Views of rows of edges, ``(E, K, U)``, for each kind: ``(E / 2, 2, components, paths * U)``."""
+        pairs = len(rows) // 2
+        parts = [rows]
+        if len(self.widths) > 1:
+            parts = rows.view(pairs, 2, *rows.shape[1:]).split(self.heights, 2)
+        return [part.view(pairs, 2, -1, width) for part, width in zip(parts, self.widths, strict=True)]
 
-    def weigh(self, rows, weights):
-        """Multiply the edges' rows, ``(E, K, U)``, in place by weights of pairs, ``(E / 2, P * U)``."""
-        factors = weights.view(-1, 1, 1, weights.shape[1]).split(self.widths, 3)
-        for part, factor in zip(self.by_kind(rows.unflatten(0, (-1, 2))), factors, strict=True):
-            part.mul_(factor)
+    def weights_by_kind(self, weights):
+        """Views of weights of pairs, ``(E / 2, P * U)``, for each kind: ``(E / 2, 1, 1, paths * U)``."""
+        weights = weights.view(len(weights), 1, 1, -1)
+        return weights.split(self.widths, 3) if len(self.widths) > 1 else [weights]
+
+    def weigh(self, rows, weights, *, out):
+        """Multiply rows by weights, all by kind."""
+        for row, factor, found in zip(rows, weights, out, strict=True):
+            torch.mul(row, factor, out=found)
+
+    def on_weights(self, rows, gradient, *, out):
+        """Gradient by the weights, of that by weighted rows, all by kind."""
+        for row, given, found in zip(rows, gradient, out, strict=True):
+            if row.shape[2] > 1:
+                torch.sum(row * given, (1, 2), keepdim=True, out=found)
+            else:  # a sum of two is quicker as such
+                (there, back), (by_there, by_back) = row.split(1, 1), given.split(1, 1)
+                torch.mul(there, by_there, out=found).addcmul_(back, by_back)
 
 
 def _couplings(product, paths, size):
@@ -457,10 +564,12 @@ class _Messages(torch.autograd.Function):
         blocks = constants.blocks(harmonics, weights, neighbour, centre)
         for y, factors, source, target in blocks:
             near = x.index_select(0, source)
-            coupling, messages = constants.products(y, near)
+            coupling, products = constants.products(y, near)
             if len(blocks) == 1:  # of more they would not stay in the cache
-                ctx.kept = near, coupling, messages.clone()
-            constants.weigh(messages, factors)
+                ctx.kept = near, coupling, products
+            messages = torch.empty_like(products) if ctx.kept else products
+            rows, factors = constants.by_kind(products), constants.weights_by_kind(factors)
+            constants.weigh(rows, factors, out=constants.by_kind(messages) if ctx.kept else rows)
             total.index_add_(0, target, messages.flatten(1))
         return total
 
@@ -480,12 +589,11 @@ class _Messages(torch.autograd.Function):
                 near = x.index_select(0, source)
                 coupling, products = constants.products(y, near)
             given = gradient.index_select(0, target).view_as(products)
-            there, back = (products * given).unflatten(0, (-1, 2)).unbind(1)
-            totals = on_factors.split(constants.widths, 1)
-            for part, total in zip(constants.by_kind(there.add_(back)), totals, strict=True):
-                torch.sum(part, 1, out=total)
-            constants.weigh(given, factors)
-            on_coupling = constants.on_coupling(near, given).view(len(there), -1)
+            rows = constants.by_kind(given)
+            factors, on_factors = constants.weights_by_kind(factors), constants.weights_by_kind(on_factors)
+            constants.on_weights(constants.by_kind(products), rows, out=on_factors)
+            constants.weigh(rows, factors, out=rows)
+            on_coupling = constants.on_coupling(near, given).view(len(y), -1)
             torch.mm(on_coupling, constants.coupling.T, out=on_y)
             if on_x is not None:
                 on_x.index_add_(0, source, constants.on_near(coupling, given))

@@ -88,10 +88,10 @@ class Frozen:
         basis, envelope = model.radial_embedding.bessel_fn, model.radial_embedding.cutoff_fn
         cutoff, exponent = envelope.r_max.item(), envelope.p.item()
         self.radial_basis = basis.bessel_weights, basis.prefactor.item(), cutoff, exponent
-        self.harmonics = Harmonics(model.spherical_harmonics, one_hot)
+        self.harmonics = fast.Harmonics(model.spherical_harmonics, one_hot)
         self.layers = [Layer(*parts) for parts in zip(model.interactions, model.products, strict=True)]
-        networks = [interaction.conv_tp_weights for interaction in model.interactions]
-        self.radial_networks = RadialNetworks(networks, [layer.messages for layer in self.layers])
+        networks = [_radial_matrices(interaction.conv_tp_weights) for interaction in model.interactions]
+        self.radial_networks = fast.RadialNetworks(networks, [layer.messages for layer in self.layers])
         scale, shift = model.scale_shift.scale, model.scale_shift.shift
         self.readouts = [Readout(readout, scale) for readout in model.readouts]
         self.types, elements = one_hot.argmax(1), one_hot.new_ones(one_hot.shape[1]).diag()
@@ -107,7 +107,8 @@ class Frozen:
         if atoms is None or atoms.species is not species or atoms.version != species._version:
             atoms = self._atoms = Atoms(species, self)
         vectors = vectors[: len(vectors) // 2]
-        harmonics, radial = self.harmonics(vectors), fast.Radial.apply(vectors, *self.radial_basis)
+        radial, directions = fast.Polar.apply(vectors, *self.radial_basis)
+        harmonics = self.harmonics(directions)
         pairs = atoms.rank[edge_index[:, : len(vectors)]].T
         edges = pairs.flatten(), pairs.flip(1).flatten()  # neighbour and centre
         x, energy = None, atoms.energies
@@ -139,66 +140,6 @@ class Atoms:
         self.energies = frozen.energies[types]
         self.near, self.own = frozen.near[types], frozen.own[:, types]  # of the first layer
         self.weightings = [layer.contraction.weighting(types) for layer in frozen.layers]
-
-
-class Harmonics:
-    """Spherical harmonics up to a degree, each made of the one below and the first by a constant matrix.
-
-    Parameters
-    ----------
-    harmonics
-        ``e3nn.o3.SphericalHarmonics`` of all degrees, which gives the normalisation.
-    like
-        Tensor whose type and device the constants are to have.
-    """
-
-    def __init__(self, harmonics, like):
-        degrees = range(harmonics.irreps_out.lmax + 1)
-        point = torch.tensor([[0.6, 0.48, 0.64]], dtype=torch.float64)
-        known = [y.flatten() for y in harmonics(point).split([2 * degree + 1 for degree in degrees], 1)]
-        self.degrees, self.matrices = len(degrees), []
-        for n in degrees[2:]:
-            coupling = o3.wigner_3j(n - 1, 1, n, dtype=torch.float64).flatten(0, 1)
-            found = torch.outer(known[n - 1], known[1]).flatten() @ coupling
-            self.matrices.append((coupling * (known[n] @ found) / (found @ found)).to(like))
-
-    def __call__(self, vectors):
-        """Harmonics, shape ``(E, (l_max + 1)^2)``, of vectors, shape ``(E, 3)``."""
-        lengths = vectors.norm(dim=1, keepdim=True)
-        first = vectors * (3**0.5 / lengths)
-        parts = [torch.ones_like(lengths), first]
-        for matrix in self.matrices:
-            parts.append((parts[-1].unsqueeze(2) * first.unsqueeze(1)).flatten(1) @ matrix)
-        return torch.cat(parts[: self.degrees], dim=1)
-
-
-class RadialNetworks:
-    """Weights of edges for every layer, each for some or all paths; the first matrices of all are one.
-
-    Parameters
-    ----------
-    networks
-        ``e3nn.nn.FullyConnectedNet`` of the layers.
-    messages
-        :class:`~egraff_utils.fast.Messages` of the layers.
-    """
-
-    def __init__(self, networks, messages):
-        matrices = [_radial_matrices(network) for network in networks]
-        self.widths = [first.shape[1] for first, *_ in matrices]
-        self.first = torch.cat([first for first, *_ in matrices], dim=1)
-        self.hidden = [hidden for _, *hidden, _ in matrices]
-        self.last = [
-            last.unflatten(1, (-1, of.channels))[:, of.paths].flatten(1)
-            for (*_, last), of in zip(matrices, messages, strict=True)
-        ]
-
-    def __call__(self, radial):
-        parts = silu(radial @ self.first).split(self.widths, dim=1)
-        for x, hidden, last in zip(parts, self.hidden, self.last, strict=True):
-            for matrix in hidden:
-                x = silu(x @ matrix)
-            yield x @ last
 
 
 def _radial_matrices(network):

@@ -15,7 +15,6 @@ from nequip.nn._tp_scatter_base import TensorProductScatter
 from nequip.nn.mlp import DeepLinearMLP
 from nequip.utils.global_state import set_global_state
 from torch import nn
-from torch.nn.functional import silu
 
 from egraff_utils import fast
 
@@ -79,13 +78,15 @@ class Frozen:
     """
 
     def __init__(self, model):
-        energy = model.per_type_energy_scale_shift
+        energy, embedding = model.per_type_energy_scale_shift, model.type_embed.embed_module.weight
         self.radial_basis = radial_basis(model, model.bessel_encode, model.factor.factor)
-        self.harmonics = model.spharm.sh
-        self.embedding = model.type_embed.embed_module.weight
-        self.one_hot = torch.eye(len(self.embedding)).to(self.embedding)
+        self.harmonics = fast.Harmonics(model.spharm.sh, embedding)
+        self.one_hot = torch.eye(len(embedding)).to(embedding)[:, None, :, None]
         layers = [part for part in model.children() if isinstance(part, ConvNetLayer)]
-        self.layers = [Layer(layer, self.embedding) for layer in layers]
+        self.layers = [Layer(layer, embedding) for layer in layers]
+        networks = [matrices(layer.conv.edge_mlp) for layer in layers]
+        self.radial_networks = fast.RadialNetworks(networks, [layer.messages for layer in self.layers])
+        self.near, self.own = self.layers[0].prepare([embedding.unsqueeze(1)], self.one_hot)
         (readout,) = matrices(model.per_atom_energy_readout.mlp_module)
         self.readout, self.shift = readout * energy.scales, energy.shifts
 
@@ -94,13 +95,15 @@ class Frozen:
         vectors = vectors[: len(vectors) // 2]  # the other direction says nothing new
         pairs = edge_index[:, : len(vectors)].T
         edges = pairs.flip(1).flatten(), pairs.flatten()
-        radial = fast.Radial.apply(vectors, *self.radial_basis)
-        harmonics = self.harmonics(vectors)
-        one_hot = self.one_hot.index_select(0, types)
-        features = [self.embedding.index_select(0, types).unsqueeze(1)]
-        for layer in self.layers:
-            features = layer(features, one_hot, radial, harmonics, edges)
-        return (features[0].squeeze(1) @ self.readout + self.shift).squeeze(1)
+        radial, directions = fast.Polar.apply(vectors, *self.radial_basis)
+        harmonics = self.harmonics(directions)
+        one_hot, near, *own = (x.index_select(0, types) for x in (self.one_hot, self.near, *self.own))
+        features = None
+        for layer, weights in zip(self.layers, self.radial_networks(radial), strict=True):
+            if features is not None:
+                near, own = layer.prepare(features, one_hot)
+            features = layer(near, own, harmonics, weights, edges)
+        return torch.addmm(self.shift, features[0].squeeze(1), self.readout).squeeze(1)
 
 
 class Layer:
@@ -117,83 +120,87 @@ class Layer:
     def __init__(self, layer, embedding):
         block, gate, product = layer.conv, layer.equivariant_nonlin, layer.conv.tp_scatter.tp
         inputs, middle = product.irreps_in1, product.irreps_out.simplify()
-        *hidden, last = matrices(block.edge_mlp)
-        self.channels, self.messages = inputs[0].mul, fast.Messages(product, [ir for _, ir in middle], last)
-        last = last.unflatten(1, (-1, self.channels))[:, self.messages.paths].flatten(1)
-        self.radial = [fast.Matrix(matrix) for matrix in (*hidden, last)]
-        enter = block.linear_1(_eye(inputs, last)) * block.avg_num_neighbors_norm.norm_const
-        self.enter = [_channels(enter, inputs, inputs, ir) for _, ir in inputs]
-        self.dims = [ir.dim for _, ir in middle]
-        leave, connect = gate.sc(block.linear_2(_eye(middle, last))), []
+        self.channels, self.acts = inputs[0].mul, gate.act_scalars.acts
+        self.messages = fast.Messages(product, [ir for _, ir in middle], embedding)
+        near = block.linear_1(_eye(inputs, embedding)) * block.avg_num_neighbors_norm.norm_const
+        own = [()] * len(embedding)
+        if block.sc is not None:
+            own = [gate.sc(block.sc(_eye(inputs, row), row.expand(inputs.dim, -1))) for row in embedding]
+        outputs = gate.irreps_scalars, gate.irreps_gates, gate.irreps_gated
+        self.enter = []
+        for _, ir in inputs:
+            there = _channels(near, inputs, inputs, ir)
+            rows = [torch.cat([there, *_targets(dense, inputs, outputs, ir)], dim=1) for dense in own]
+            self.enter.append(torch.cat(rows))
+        leave = gate.sc(block.linear_2(_eye(middle, embedding)))
         if self.messages.scalar:
             leave = [self.messages.on_rows(matrix) for matrix in leave]
             middle = o3.Irreps([(len(leave[0]), middle[0].ir)])
-        if block.sc is not None:
-            elements = [block.sc(_eye(inputs, last), row.expand(inputs.dim, -1)) for row in embedding]
-            connect = [gate.sc(matrix) for matrix in elements]
-        self.targets = []  # scalars, gates, gated
-        for n, outputs in enumerate((gate.irreps_scalars, gate.irreps_gates, gate.irreps_gated)):
-            around = middle, leave[n : n + 1]
-            own = inputs, [matrix[n] for matrix in connect]
-            self.targets.append([Target(around, own, outputs, ir) for _, ir in outputs])
-        self.act_scalars, self.act_gates = gate.act_scalars.acts, gate.act_gates.acts
+        self.leave = []
+        for _, ir in (*gate.irreps_scalars, *gate.irreps_gated):
+            matrix = fast.Matrix(torch.cat(_targets(leave, middle, outputs, ir), dim=1))
+            before = _kinds(inputs).index(ir) if own[0] and ir in _kinds(inputs) else None
+            self.leave.append((matrix, ir.dim, _kinds(middle).index(ir), before))
 
-    def __call__(self, features, one_hot, radial, harmonics, edges):
-        """New features of the atoms.
+    def prepare(self, features, one_hot):
+        """Features for neighbours, ``(N, D, U)``, and what goes from an atom to itself, a list of kinds.
 
         Parameters
         ----------
         features
             A list of kinds, each of shape ``(N, 2l + 1, U)``.
         one_hot
-            Elements of the atoms, shape ``(N, T)``.
-        radial, harmonics
-            Radial basis and harmonics of one direction of every pair.
+            Elements of the atoms, shape ``(N, 1, T, 1)``.
+        """
+        if one_hot.shape[2] > 1:
+            features = [(one_hot * x.unsqueeze(2)).flatten(2) for x in features]
+        both = [x @ matrix for x, matrix in zip(features, self.enter, strict=True)]
+        near, own = zip(*[x.tensor_split([self.channels], dim=2) for x in both], strict=True)
+        return torch.cat(near, dim=1), own
+
+    def __call__(self, near, own, harmonics, weights, edges):
+        """New features of the atoms, a list of kinds.
+
+        Parameters
+        ----------
+        near, own
+            What :meth:`prepare` gives.
+        harmonics, weights
+            Of one direction of every pair.
         edges
             Neighbour and centre of both, two of shape ``(E,)``.
         """
-        *hidden, last = self.radial
-        for matrix in hidden:
-            radial = silu(matrix(radial))
-        x = torch.cat([f @ matrix for f, matrix in zip(features, self.enter, strict=True)], dim=1)
-        total = self.messages(x, harmonics, last(radial), edges).split(self.messages.sizes, dim=1)
-        around = [t.reshape(len(x), d, -1) for t, d in zip(total, self.dims, strict=True)]
-        own = [(one_hot[:, None, :, None] * f.unsqueeze(2)).flatten(2) for f in features]
-        scalars, gates, gated = ([target(around, own) for target in group] for group in self.targets)
-        scalars = [act(x) for act, x in zip(self.act_scalars, scalars, strict=True)]
-        gates = [g for x in gates for g in self.act_gates[0](x).split(self.channels, dim=2)]
-        return scalars + [g * x for g, x in zip(gates, gated, strict=True)]
+        around = self.messages(near, harmonics, weights, edges).split(self.messages.sizes, dim=1)
+        kinds = []
+        for matrix, dim, n, before in self.leave:
+            rows = around[n].reshape(len(near) * dim, -1)
+            plus = None if before is None else own[before].flatten(0, 1)
+            kinds.append(matrix(rows, plus=plus).view(len(near), dim, -1))
+        return self._gated(kinds)
+
+    def _gated(self, kinds):
+        """Activated scalars, which gates follow, and other kinds, each times its gate."""
+        scalars, gates = [], []
+        for act, x in zip(self.acts, kinds, strict=False):
+            first, *others = act(x).split(self.channels, dim=2)
+            scalars.append(first)
+            gates += others
+        return scalars + [gate * x for gate, x in zip(gates, kinds[len(scalars) :], strict=True)]
 
 
-class Target:
-    """Features of one kind out of sums over neighbours and of the atom's own features.
+def _targets(dense, irreps, outputs, ir):
+    """Parts of matrices from irreps to scalars, gates and gated, of a kind; none where there is none."""
+    parts = zip(dense, outputs, strict=False)
+    return [_channels(matrix, irreps, columns, ir) for matrix, columns in parts if ir in _kinds(columns)]
 
-    Parameters
-    ----------
-    around, own
-        Irreps of either, and matrices from them to the outputs: one, and one for each element or none.
-    outputs, ir
-        Irreps of the outputs, and the kind among them.
-    """
 
-    def __init__(self, around, own, outputs, ir):
-        parts, self.places = [], []
-        for irreps, dense in (around, own):
-            kinds = [kind for _, kind in irreps]
-            found = bool(dense) and ir in kinds
-            self.places.append(kinds.index(ir) if found else None)
-            parts += [_channels(matrix, irreps, outputs, ir) for matrix in dense] if found else []
-        self.matrix = fast.Matrix(torch.cat(parts))
-
-    def __call__(self, around, own):
-        """Shape ``(N, 2l + 1, channels)``, from lists of kinds; of ``own`` by element and channel."""
-        parts = [part[n] for part, n in zip((around, own), self.places, strict=True) if n is not None]
-        return self.matrix(*[part.flatten(0, 1) for part in parts]).unflatten(0, parts[0].shape[:2])
+def _kinds(irreps):
+    return [kind for _, kind in irreps]
 
 
 def _channels(matrix, rows, columns, ir):
     """The part of a matrix between irreps that goes from a kind to the same, for one component."""
-    part = [irreps.slices()[[kind for _, kind in irreps].index(ir)] for irreps in (rows, columns)]
+    part = [irreps.slices()[_kinds(irreps).index(ir)] for irreps in (rows, columns)]
     return matrix[tuple(part)][:: ir.dim, :: ir.dim].contiguous()
 
 
