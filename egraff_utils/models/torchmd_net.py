@@ -473,13 +473,13 @@ def _add_slopes(
             torch.mul(vector[k], rows.factor, out=turned[:, k * u : (k + 1) * u])
         slopes[2].index_add_(0, block.neighbour, turned)
     start = 2 * block.start
-    geometry[start : start + len(rows.query)] += torch.stack(around, dim=1)
+    geometry[start : start + len(rows.query)].add_(torch.stack(around, dim=1))
 
     of_table = _take(scratch, "slope of table", rows.query, width)
     slopes[1].index_add_(0, block.neighbour, _times(of_values, rows.filters, block, of_table))
     there, pairs = of_values.mul_(rows.near), block.pairs
     filters = silu_backward(there[:pairs].add_(there[pairs : 2 * pairs]), rows.before[:pairs])
-    radial[block.start : block.start + pairs] += torch.mm(filters, given.weight)
+    radial[block.start : block.start + pairs].addmm_(filters, given.weight)
 
 
 def _dot(first: list[torch.Tensor], second: list[torch.Tensor], out):
@@ -504,14 +504,16 @@ class Energies(torch.autograd.Function):
     def forward(ctx, vectors, graph, frozen):
         """Shape ``(N,)``, from edge vectors, shape ``(E, 3)``."""
         ctx.frozen = frozen
-        energies, ctx.kept = frozen.forward(graph, vectors)
-        return energies
+        with torch.inference_mode():
+            energies, ctx.kept = frozen.forward(graph, vectors)
+        return energies.clone()  # outside, so that it can have a derivative
 
     @staticmethod
     @once_differentiable
     def backward(ctx, slope):
         """Gradient by the vectors; the second half of the edges, which is not read, has none."""
-        there = ctx.frozen.backward(ctx.kept, slope)
+        with torch.inference_mode():
+            there = ctx.frozen.backward(ctx.kept, slope)
         return torch.cat([there, torch.zeros_like(there)]), None, None
 
 
@@ -556,7 +558,8 @@ class Frozen:
     def backward(self, kept, slope):
         """Gradient by the vectors of the first half of the edges, shape ``(E / 2, 3)``."""
         radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head = kept
-        on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
+        with torch.inference_mode(False):  # other threads add to them
+            on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
         on_x, on_vectors = self.head.backward(of_head, slope)
         for layer, of_layer in zip(self.layers[::-1], of_layers[::-1], strict=True):
             on_x, on_vectors = layer.backward(of_layer, on_x, on_vectors, on_radial, on_geometry)
