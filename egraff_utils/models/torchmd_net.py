@@ -201,7 +201,7 @@ def _matrices(layer):
 
 
 class Block(NamedTuple):
-    """M messages: both directions of some pairs, or all self loops, or all of both."""
+    """M messages: both directions of some pairs and, in the last block, all self loops."""
 
     centre: torch.Tensor
     """Shape ``(M,)``."""
@@ -221,12 +221,10 @@ class Block(NamedTuple):
         """
         loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
         count = cls.count(pairs, x)
-        if count == 1:
-            return [cls._of(edges, 0, loops)]
         parts = edges.tensor_split(count, dim=1)
         starts = accumulate((part.shape[1] for part in parts), initial=0)
-        blocks = [cls._of(part, start, loops[:0]) for part, start in zip(parts, starts, strict=False)]
-        return [*blocks, cls._of(edges[:, pairs:], pairs, loops)]
+        own = [loops[:0]] * (count - 1) + [loops]
+        return [cls._of(*block) for block in zip(parts, starts, own, strict=False)]
 
     @staticmethod
     def count(pairs, x):
@@ -736,8 +734,8 @@ class Messages:
     @staticmethod
     def forward(given, blocks):
         """Shape ``(N, 4U)``, from :class:`Given` and a list of :class:`Block`."""
-        count = max(1, min(fast.threads(), len(blocks) // LEAST))
-        shares = [blocks[k::count] for k in range(count)]
+        count = max(1, min(fast.threads(), (len(blocks) + 1) // LEAST))
+        shares = [blocks[::-1][k::count] for k in range(count)]  # the largest first
         run = _at_once if len(blocks) == 1 else fast.in_threads
         totals, kept = zip(*run(_total, [(given, share) for share in shares]), strict=True)
         return sum(totals[1:], totals[0]), (given, run, list(zip(shares, kept, strict=True)))
