@@ -4,7 +4,7 @@ import math
 import os
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from itertools import accumulate, chain, starmap
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -201,7 +201,7 @@ def _matrices(layer):
 
 
 class Block(NamedTuple):
-    """M messages: both directions of some pairs, or all self loops, or all of both."""
+    """M messages: both directions of some pairs and, in the last block, all self loops."""
 
     centre: torch.Tensor
     """Shape ``(M,)``."""
@@ -221,12 +221,10 @@ class Block(NamedTuple):
         """
         loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
         count = cls.count(pairs, x)
-        if count == 1:
-            return [cls._of(edges, 0, loops)]
         parts = edges.tensor_split(count, dim=1)
         starts = accumulate((part.shape[1] for part in parts), initial=0)
-        blocks = [cls._of(part, start, loops[:0]) for part, start in zip(parts, starts, strict=False)]
-        return [*blocks, cls._of(edges[:, pairs:], pairs, loops)]
+        own = [loops[:0]] * (count - 1) + [loops]
+        return [cls._of(*block) for block in zip(parts, starts, own, strict=False)]
 
     @staticmethod
     def count(pairs, x):
@@ -294,24 +292,24 @@ class Rows(NamedTuple):
 
     before: torch.Tensor
     """Filters of the pairs before their nonlinearity."""
+    logits: torch.Tensor
+    """Of the attention, before the nonlinearity, shape ``(M, H)``."""
     filters: torch.Tensor
     query: torch.Tensor
     """Of the centres, shape ``(M, U)``."""
     near: torch.Tensor
     """Row of ``table`` of the neighbours."""
-    values: list[torch.Tensor]
-    """Key, scalar, vector along the edge and, if there are vectors, factor of that of the neighbour."""
-    factor: torch.Tensor
-    """The last of them, times the envelope if that is to multiply vectors too."""
-    logits: torch.Tensor
-    """Before the nonlinearity, ``attention`` behind it, shape ``(M, H)``."""
     attention: torch.Tensor
-    geometry: list[torch.Tensor]
-    """Envelope and direction, four of shape ``(M, 1)``."""
     weights: torch.Tensor
     """Of the scalars, shape ``(M, U)``."""
+    values: list[torch.Tensor]
+    """Key, scalar, vector along the edge and, if there are vectors, factor of that of the neighbour."""
     vectors: list[torch.Tensor]
     """Of the neighbours, three of shape ``(M, U)``, or none."""
+    factor: torch.Tensor
+    """The last of the values, times the envelope if that is to multiply vectors too."""
+    geometry: list[torch.Tensor]
+    """Envelope and direction, four of shape ``(M, 1)``."""
 
 
 # What follows, down to `_dot`, is compiled by TorchScript too: hence the types. Where arrays can
@@ -354,32 +352,41 @@ def _times(x, rows, block: Block, out: torch.Tensor | None):
     return out
 
 
-def _rows(
-    given: Given,
-    block: Block,
-    scratch: dict[str, torch.Tensor] | None,
-    kept: tuple[torch.Tensor, torch.Tensor] | None,
-):
-    """Rows of a block; ``kept``: ``before`` and ``logits``, which take longer to make than to fetch."""
+def _made(given: Given, block: Block, scratch: dict[str, torch.Tensor] | None, kept: list[torch.Tensor]):
+    """Arrays of :class:`Rows` that are no views, those of values and vectors last.
+
+    ``kept``: in the backward pass, the first two, which take longer to make than to fetch.
+    """
     u = given.query.shape[1]
     lengths = given.radial[block.start : block.stop]
-    before = linear(lengths, given.weight, given.bias) if kept is None else kept[0]
+    before = kept[0] if len(kept) > 0 else linear(lengths, given.weight, given.bias)
     filters = silu(before)
     query = given.query.index_select(0, block.centre)
     near = _fetch(given.table, block.neighbour, _place(scratch, "near", query, before.shape[1]))
-    values = _times(near, filters, block, _place(scratch, "values", query, before.shape[1])).split(u, dim=1)
-    logits = torch.mm(query * values[0], given.heads.t()) if kept is None else kept[1]
+    values = _times(near, filters, block, _place(scratch, "values", query, before.shape[1]))
+    logits = kept[1] if len(kept) > 0 else torch.mm(query * values[:, :u], given.heads.t())
     attention = silu(logits)
-    start = 2 * block.start
-    geometry = given.geometry[start : start + len(query)].split(1, dim=1)
-    weights = torch.mm(attention * geometry[0], given.heads)
-    factor = values[-1] * geometry[0] if given.smooth else values[-1]
-    vectors: list[torch.Tensor] = []
+    weights = torch.mm(attention * _geometry(given, block)[0], given.heads)
+    made = [before, logits, filters, query, near, attention, weights, values]
     table = given.vectors
     if table is not None:
-        near_vectors = _fetch(table, block.neighbour, _place(scratch, "vectors", query, 3 * u))
-        vectors = near_vectors.split(u, dim=1)
-    return Rows(before, filters, query, near, values, factor, logits, attention, geometry, weights, vectors)
+        made.append(_fetch(table, block.neighbour, _place(scratch, "vectors", query, 3 * u)))
+    return made
+
+
+def _geometry(given: Given, block: Block):
+    return given.geometry[2 * block.start :][: len(block.centre)].split(1, dim=1)
+
+
+def _rows(given: Given, block: Block, made: list[torch.Tensor]):
+    """Rows of a block, with views of what :func:`_made` gave."""
+    before, logits, filters, query, near, attention, weights, together = made[:8]
+    values, vectors = together.split(query.shape[1], dim=1), made[8:]
+    if len(vectors) > 0:
+        vectors = vectors[0].split(query.shape[1], dim=1)
+    geometry = _geometry(given, block)
+    factor = values[-1] * geometry[0] if given.smooth else values[-1]
+    return Rows(before, logits, filters, query, near, attention, weights, values, vectors, factor, geometry)
 
 
 def _messages(rows: Rows, out: torch.Tensor | None):
@@ -395,43 +402,31 @@ def _messages(rows: Rows, out: torch.Tensor | None):
 
 
 def _total(given: Given, blocks: list[Block]):
-    """Sum of the messages to every atom, shape ``(N, 4U)``; what is kept of every block; rows of the last."""
+    """Sum of the messages to every atom, shape ``(N, 4U)``, and what is kept of every block."""
     scratch: dict[str, torch.Tensor] = {}
     width = 4 * given.query.shape[1]
     total = torch.zeros([len(given.query), width], dtype=given.query.dtype, device=given.query.device)
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    last: list[Rows] = []
+    kept: list[list[torch.Tensor]] = []
+    nothing: list[torch.Tensor] = []
     for block in blocks:
-        rows = _rows(given, block, scratch, None)
-        messages = _take(scratch, "messages", rows.query, width)
-        _messages(rows, messages)
+        made = _made(given, block, scratch, nothing)
+        messages = _take(scratch, "messages", made[3], width)
+        _messages(_rows(given, block, made), messages)
         total.index_add_(0, block.centre, messages)
-        kept.append((rows.before, rows.logits))
-        last = [rows]
-    return total, kept, last[0]
+        kept.append(made if len(blocks) == 1 else made[:2])
+    return total, kept
 
 
-def _slopes(
-    given: Given,
-    blocks: list[Block],
-    kept: list[tuple[torch.Tensor, torch.Tensor]],
-    whole: Rows | None,
-    slope,
-    radial,
-    geometry,
-):
-    """Gradients of ``query``, ``table`` and ``vectors`` from that of the sum; the others are added to.
-
-    ``whole``: the rows if there is one block.
-    """
+def _slopes(given: Given, blocks: list[Block], kept: list[list[torch.Tensor]], slope, radial, geometry):
+    """Gradients of ``query``, ``table`` and ``vectors`` from that of the sum; the others are added to."""
     scratch: dict[str, torch.Tensor] = {}
     slopes = [torch.zeros_like(given.query), torch.zeros_like(given.table)]
     vectors = given.vectors
     if vectors is not None:
         slopes.append(torch.zeros_like(vectors))
     for k, block in enumerate(blocks):
-        rows = _rows(given, block, scratch, kept[k]) if whole is None else whole
-        _add_slopes(slopes, radial, geometry, given, rows, block, slope, scratch)
+        made = kept[k] if len(blocks) == 1 else _made(given, block, scratch, kept[k])
+        _add_slopes(slopes, radial, geometry, given, _rows(given, block, made), block, slope, scratch)
     return slopes
 
 
@@ -473,13 +468,13 @@ def _add_slopes(
             torch.mul(vector[k], rows.factor, out=turned[:, k * u : (k + 1) * u])
         slopes[2].index_add_(0, block.neighbour, turned)
     start = 2 * block.start
-    geometry[start : start + len(rows.query)] += torch.stack(around, dim=1)
+    geometry[start : start + len(rows.query)].add_(torch.stack(around, dim=1))
 
     of_table = _take(scratch, "slope of table", rows.query, width)
     slopes[1].index_add_(0, block.neighbour, _times(of_values, rows.filters, block, of_table))
     there, pairs = of_values.mul_(rows.near), block.pairs
     filters = silu_backward(there[:pairs].add_(there[pairs : 2 * pairs]), rows.before[:pairs])
-    radial[block.start : block.start + pairs] += torch.mm(filters, given.weight)
+    radial[block.start : block.start + pairs].addmm_(filters, given.weight)
 
 
 def _dot(first: list[torch.Tensor], second: list[torch.Tensor], out):
@@ -492,7 +487,7 @@ def _sum(given, blocks):
     """Sum of the messages to every atom, shape ``(N, 4U)``, which can be differentiated twice."""
     total = given.query.new_zeros(len(given.query), 4 * given.heads.shape[1])
     for block in blocks:
-        messages = _messages(_rows(given, block, None, None), None)
+        messages = _messages(_rows(given, block, _made(given, block, None, [])), None)
         total = total.index_add(0, block.centre, torch.cat(messages, dim=1))
     return total
 
@@ -504,14 +499,16 @@ class Energies(torch.autograd.Function):
     def forward(ctx, vectors, graph, frozen):
         """Shape ``(N,)``, from edge vectors, shape ``(E, 3)``."""
         ctx.frozen = frozen
-        energies, ctx.kept = frozen.forward(graph, vectors)
-        return energies
+        with torch.inference_mode():
+            energies, ctx.kept = frozen.forward(graph, vectors)
+        return energies.clone()  # outside, so that it can have a derivative
 
     @staticmethod
     @once_differentiable
     def backward(ctx, slope):
         """Gradient by the vectors; the second half of the edges, which is not read, has none."""
-        there = ctx.frozen.backward(ctx.kept, slope)
+        with torch.inference_mode():
+            there = ctx.frozen.backward(ctx.kept, slope)
         return torch.cat([there, torch.zeros_like(there)]), None, None
 
 
@@ -556,7 +553,8 @@ class Frozen:
     def backward(self, kept, slope):
         """Gradient by the vectors of the first half of the edges, shape ``(E / 2, 3)``."""
         radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head = kept
-        on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
+        with torch.inference_mode(False):  # other threads add to them
+            on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
         on_x, on_vectors = self.head.backward(of_head, slope)
         for layer, of_layer in zip(self.layers[::-1], of_layers[::-1], strict=True):
             on_x, on_vectors = layer.backward(of_layer, on_x, on_vectors, on_radial, on_geometry)
@@ -736,19 +734,25 @@ class Messages:
     @staticmethod
     def forward(given, blocks):
         """Shape ``(N, 4U)``, from :class:`Given` and a list of :class:`Block`."""
-        count = max(1, min(fast.threads(), len(blocks) // LEAST))
-        shares = [blocks[k::count] for k in range(count)]
-        run = starmap if len(blocks) == 1 else fast.in_threads
-        totals, kept, rows = zip(*run(_total, [(given, share) for share in shares]), strict=True)
-        whole = rows[0] if len(blocks) == 1 else None
-        return sum(totals[1:], totals[0]), (given, run, list(zip(shares, kept, strict=True)), whole)
+        count = max(1, min(fast.threads(), (len(blocks) + 1) // LEAST))
+        shares = [blocks[::-1][k::count] for k in range(count)]  # the largest first
+        run = _at_once if len(blocks) == 1 else fast.in_threads
+        totals, kept = zip(*run(_total, [(given, share) for share in shares]), strict=True)
+        return sum(totals[1:], totals[0]), (given, run, list(zip(shares, kept, strict=True)))
 
     @staticmethod
     def backward(kept, slope, on_radial, on_geometry):
         """Gradients by ``query``, ``table`` and, if there are any, ``vectors``."""
-        given, run, shares, whole = kept
-        calls = [(given, *share, whole, slope, on_radial, on_geometry) for share in shares]
+        given, run, shares = kept
+        calls = [(given, *share, slope, on_radial, on_geometry) for share in shares]
         return [sum(parts[1:], parts[0]) for parts in zip(*run(_slopes, calls), strict=True)]
+
+
+def _at_once(function, calls):
+    """The result of the only call, with all threads of torch; on a GPU the compiler would fuse operators."""
+    (arguments,) = calls
+    on_processor = arguments[0].query.device.type == "cpu"
+    return [(fast._compiled(function) if on_processor else function)(*arguments)]
 
 
 class FirstUpdate:
