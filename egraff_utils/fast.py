@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from e3nn import o3
@@ -208,59 +209,64 @@ class _Times(torch.autograd.Function):
         return _times(gradient, ctx.transposed), None, None
 
 
-class Radial(torch.autograd.Function):
-    r"""Functions :math:`c\, u(r / r_c) \sin(k_n r) / r`, shape ``(E, n)``, of edge vectors, ``(E, 3)``.
+class RadialBasis(NamedTuple):
+    r"""Functions :math:`c\, u(r / r_c) \sin(k_n r) / r` of a length r.
 
     The envelope is :math:`u(x) = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
     """
 
-    @staticmethod
-    def forward(ctx, vectors, roots, prefactor, cutoff, p):
-        """``roots``: the n numbers k, 1/Å; ``prefactor``, ``cutoff``, ``p``: c, the cutoff in Å, p."""
-        lengths = vectors.norm(dim=1, keepdim=True)
-        values, by_length = _radial(lengths, roots, prefactor, cutoff, p)
-        ctx.save_for_backward(by_length, vectors / lengths)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        by_length, directions = ctx.saved_tensors
-        return (gradient * by_length).sum(1, keepdim=True) * directions, *[None] * 4
+    roots: torch.Tensor
+    """The B numbers k, 1/Å."""
+    prefactor: float
+    """c."""
+    cutoff: float
+    """Å."""
+    p: float
 
 
 class Polar(torch.autograd.Function):
-    """:class:`Radial` functions of edge vectors, and their directions, shape ``(E, 3)``."""
+    """Radial functions of edge vectors, shape ``(E, B)``, and their directions, ``(E, 3)``."""
 
     @staticmethod
     def forward(ctx, vectors, *basis):
-        """``basis``: as for :class:`Radial`."""
-        lengths = vectors.norm(dim=1, keepdim=True)
-        values, by_length = _radial(lengths, *basis)
-        directions = vectors / lengths
-        ctx.save_for_backward(by_length, directions, lengths)
-        return values, directions
+        """``basis``: the fields of a :class:`RadialBasis`."""
+        values, *kept = polar(vectors, RadialBasis(*basis))
+        ctx.save_for_backward(*kept)
+        return values, kept[1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, on_values, on_directions):
-        by_length, directions, lengths = ctx.saved_tensors
-        across = on_directions / lengths
-        along = (on_values * by_length).sum(1, keepdim=True) - (across * directions).sum(1, keepdim=True)
-        return across.addcmul_(along, directions), *[None] * 4
+        return on_vectors(on_values, on_directions, *ctx.saved_tensors), *[None] * 4
 
 
-def _radial(lengths, roots, prefactor, cutoff, p):
-    """Radial functions of lengths, shape ``(E, 1)``, and their derivatives."""
-    x = (lengths / cutoff).clamp(max=1)  # at one the envelope and its slope are zero
+def polar(
+    vectors: torch.Tensor, basis: RadialBasis
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Radial functions of vectors and, for :func:`on_vectors`, their derivatives, directions and lengths."""
+    lengths, p = torch.linalg.vector_norm(vectors, dim=[1], keepdim=True), basis.p
+    x = (lengths / basis.cutoff).clamp(max=1)  # at one the envelope and its slope are zero
     power = x.pow(p - 1)
     bracket = (p + 1) * (p + 2) / 2 + x * (x * (p * (p + 1) / 2) - p * (p + 2))
     envelope = 1 - x * power * bracket
-    slope = power * (x - 1).square() * (-p * (p + 1) * (p + 2) / (2 * cutoff))
-    scale, angles = prefactor / lengths, lengths * roots
+    slope = power * (x - 1).square() * (-p * (p + 1) * (p + 2) / (2 * basis.cutoff))
+    scale, angles = basis.prefactor / lengths, lengths * basis.roots
     sines, factor = angles.sin(), envelope * scale
-    by_length = (angles.cos() * (roots * factor)).addcmul_(sines, slope * scale - factor / lengths)
-    return sines * factor, by_length
+    by_length = (angles.cos() * (basis.roots * factor)).addcmul_(sines, slope * scale - factor / lengths)
+    return sines * factor, by_length, vectors / lengths, lengths
+
+
+def on_vectors(
+    on_values: torch.Tensor,
+    on_directions: torch.Tensor,
+    by_length: torch.Tensor,
+    directions: torch.Tensor,
+    lengths: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient of vectors from those of radial functions and directions, and from what :func:`polar` gave."""
+    across = on_directions / lengths
+    along = (on_values * by_length).sum(1, keepdim=True) - (across * directions).sum(1, keepdim=True)
+    return across.addcmul_(along, directions)
 
 
 class Harmonics:
@@ -286,11 +292,36 @@ class Harmonics:
 
     def __call__(self, directions):
         """Harmonics, shape ``(E, (l_max + 1)^2)``, of unit vectors, shape ``(E, 3)``."""
-        first = directions * 3**0.5
-        parts = [torch.ones_like(first[:, :1]), first]
-        for matrix in self.matrices:
-            parts.append((parts[-1].unsqueeze(2) * first.unsqueeze(1)).flatten(1) @ matrix)
-        return torch.cat(parts[: self.degrees], dim=1)
+        return torch.cat(harmonics_by_degree(directions, self.matrices)[: self.degrees], dim=1)
+
+
+def harmonics_by_degree(directions: torch.Tensor, matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Harmonics of degree zero, one and one more for each matrix of :class:`Harmonics`."""
+    first = directions * 3**0.5
+    parts = [torch.ones_like(first[:, :1]), first]
+    for matrix in matrices:
+        parts.append((parts[-1].unsqueeze(2) * first.unsqueeze(1)).flatten(1) @ matrix)
+    return parts
+
+
+def on_directions(
+    slope: torch.Tensor, parts: list[torch.Tensor], matrices: list[torch.Tensor]
+) -> torch.Tensor:
+    """Gradient of the directions from that of all harmonics or of degree zero alone, side by side."""
+    if slope.shape[1] == 1:
+        return torch.zeros_like(parts[1])
+    slopes = list(slope.split([part.shape[1] for part in parts], 1))
+    first, on_first = parts[1].unsqueeze(1), slopes[1].clone()
+    for n in range(len(matrices) - 1, -1, -1):
+        below = parts[n + 1].unsqueeze(2)
+        on_products = (slopes[n + 2] @ matrices[n].T).view(len(slope), parts[n + 1].shape[1], 3)
+        on_first += (on_products * below).sum(1)
+        on_below = (on_products * first).sum(2)
+        if n > 0:
+            slopes[n + 1] = slopes[n + 1] + on_below
+        else:
+            on_first += on_below
+    return on_first * 3**0.5
 
 
 class RadialNetworks:

@@ -204,6 +204,9 @@ def test_two_hundred_steps(name):
 
 OPTIONS = {}, {"l_max": 2}, {"parity": False}, {"num_layers": 1}, {"l_max": 0}
 FROZEN = [(name, options) for name in ("nequip", "allegro") for options in OPTIONS]
+FROZEN += [
+    ("allegro", options) for options in ({"num_layers": 3}, {"two_body_layers": 0}, {"latent_layers": 0})
+]
 FROZEN += [("botnet", options) for options in ({}, {"l_max": 2}, {"l_max": 3, "hidden_l_max": 2})]
 FROZEN += [("mace", {"correlation": order, "l_max": 2}) for order in (1, 2, 3, 4)]
 FROZEN += [("mace", {"num_interactions": 1}), ("mace", {"l_max": 1, "hidden_l_max": 2, "radial_layers": 3})]

@@ -32,8 +32,6 @@ class Frozen:
     def __init__(self, model):
         track, energy = model.allegro, model.per_type_energy_scale_shift
         channels, scalars = track.num_tensor_features, track.num_scalar_features
-        self.radial_basis = radial_basis(model, model.radial_chemical_embed.bessel_encode)
-        self.harmonics = model.tensor_embed.sh
         self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
         self.shift = energy.shifts
         embed = model.radial_chemical_embed.type_embed
@@ -50,9 +48,10 @@ class Frozen:
         latents, leaves = [], [leave]
         environments, readouts = [environment], [project @ readout[0]]
         for n, latent in enumerate(track.latents, start=1):
-            enter, *hidden, leave = matrices(latent)
+            enter, *others = matrices(latent)
             entering = torch.cat([project @ enter[:scalars], enter[scalars:]])
-            latents.append([_both(m) for m in (entering, *hidden)])
+            *hidden, leave = entering, *others
+            latents.append([_both(m) for m in hidden])
             if n < len(track.latents):
                 leaves.append(leave[:, :scalars])
                 environments.append(leave[:, scalars:])
@@ -60,6 +59,8 @@ class Frozen:
             else:
                 readouts.append(leave @ readout[n])
         self.constants = Constants(
+            radial_basis=radial_basis(model, model.radial_chemical_embed.bessel_encode),
+            harmonics=fast.Harmonics(model.tensor_embed.sh, radial).matrices,
             pairs=torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1),
             radial=radial,
             two_body=[_both(m) for m in two_body],
@@ -76,9 +77,7 @@ class Frozen:
     def __call__(self, types, edge_index, vectors):
         """Energy of each atom, shape ``(N,)``."""
         centre, neighbour = edge_index
-        radial, harmonics = fast.Radial.apply(vectors, *self.radial_basis), self.harmonics(vectors)
-        pairs = types[centre] * self.num_types + types[neighbour]
-        block = radial, harmonics, pairs, centre, len(types)
+        block = vectors, types[centre] * self.num_types + types[neighbour], centre, len(types)
         energies = Energies.apply(*block, self.constants, self.threads(len(centre)))
         return (self.scale * energies + self.shift).squeeze(1)
 
@@ -150,6 +149,9 @@ class Product(NamedTuple):
 class Constants(NamedTuple):
     """Tensor products and matrices of Allegro; lists of two tensors are what :func:`_both` makes."""
 
+    radial_basis: fast.RadialBasis
+    harmonics: list[torch.Tensor]
+    """Matrices of :class:`~egraff_utils.fast.Harmonics`."""
     pairs: torch.Tensor
     """Embedding of an edge by its elements, shape ``(T * T, S)``."""
     radial: torch.Tensor
@@ -174,10 +176,8 @@ class Constants(NamedTuple):
 class Block(NamedTuple):
     """Some atoms and all their edges."""
 
-    radial: torch.Tensor
-    """Radial functions, shape ``(E, B)``."""
-    harmonics: torch.Tensor
-    """Shape ``(E, D)``."""
+    vectors: torch.Tensor
+    """Of the edges, shape ``(E, 3)``, Å."""
     pairs: torch.Tensor
     """Row of ``Constants.pairs``, shape ``(E,)``."""
     centre: torch.Tensor
@@ -205,8 +205,8 @@ def _blocks(whole, count):
     stops[-1] = atoms
     blocks, start, places = [], 0, order.tensor_split(ends[stops[:-1] - 1])
     for stop, edges in zip(stops.tolist(), places, strict=True):
-        radial, harmonics, pairs, of_edges = (part.index_select(0, edges) for part in whole[:4])
-        blocks.append(Block(radial, harmonics, pairs, of_edges - start, stop - start))
+        vectors, pairs, of_edges = (part.index_select(0, edges) for part in whole[:3])
+        blocks.append(Block(vectors, pairs, of_edges - start, stop - start))
         start = stop
     return blocks, places
 
@@ -215,40 +215,41 @@ class Energies(torch.autograd.Function):
     """Sum of the energies of the edges of each atom, shape ``(N, 1)``; their gradient is found with them."""
 
     @staticmethod
-    def forward(ctx, radial, harmonics, pairs, centre, count, constants, threads):
-        """The first five arguments are those of a :class:`Block`, the last is a number of threads."""
-        whole = Block(radial, harmonics, pairs, centre, count)
-        blocks, places = _blocks(whole, max(round(len(centre) / EDGES[radial.device.type]), threads))
+    def forward(ctx, vectors, pairs, centre, count, constants, threads):
+        """The first four arguments are those of a :class:`Block`, the last is a number of threads."""
+        whole = Block(vectors, pairs, centre, count)
+        blocks, places = _blocks(whole, max(round(len(centre) / EDGES[vectors.device.type]), threads))
         shares = [blocks[n::threads] for n in range(min(threads, len(blocks)))]
-        run = starmap if radial.is_cuda else fast.in_threads
+        run = starmap if vectors.is_cuda else fast.in_threads
         found = list(run(evaluate, [(constants, share) for share in shares]))
-        energies, on_radial, on_harmonics = [], torch.empty_like(radial), torch.empty_like(harmonics)
+        energies, gradient = [], torch.empty_like(vectors)
         for n, edges in enumerate(places):
-            energy, on_radial[edges], on_harmonics[edges] = found[n % threads][n // threads]
+            energy, gradient[edges] = found[n % threads][n // threads]
             energies.append(energy)
-        ctx.save_for_backward(on_radial, on_harmonics, centre)
+        ctx.save_for_backward(gradient, centre)
         return torch.cat(energies)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, slope):
-        """Gradients of the radial functions and harmonics from that of the energies."""
-        on_radial, on_harmonics, centre = ctx.saved_tensors
-        slope = slope.index_select(0, centre)
-        return on_radial * slope, on_harmonics * slope, *[None] * 5
+        """Gradient of the vectors from that of the energies."""
+        gradient, centre = ctx.saved_tensors
+        return gradient * slope.index_select(0, centre), *[None] * 5
 
 
-def evaluate(
-    constants: Constants, blocks: list[Block]
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Of each block, energies of the atoms, ``(N, 1)``, and gradients by radial functions and harmonics."""
+def evaluate(constants: Constants, blocks: list[Block]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each block, energies of the atoms, shape ``(N, 1)``, and the gradient of their sum by vectors."""
     return [_evaluate(constants, block) for block in blocks]
 
 
-def _evaluate(of: Constants, block: Block) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    energies, kept = _energies(of, block)
-    on_radial, on_harmonics = _slopes(of, block, kept)
-    return energies, on_radial, on_harmonics
+def _evaluate(of: Constants, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+    radial, by_length, directions, lengths = fast.polar(block.vectors, of.radial_basis)
+    parts = fast.harmonics_by_degree(directions, of.harmonics)
+    harmonics = torch.cat(parts, 1)[:, : len(of.degrees)]
+    energies, kept = _energies(of, block, radial, harmonics)
+    on_radial, on_harmonics = _slopes(of, block, kept, harmonics)
+    on_directions = fast.on_directions(on_harmonics, parts, of.harmonics)
+    return energies, fast.on_vectors(on_radial, on_directions, by_length, directions, lengths)
 
 
 class Kept(NamedTuple):
@@ -266,11 +267,12 @@ class Kept(NamedTuple):
     """What they are multiplied by."""
 
 
-def _energies(of: Constants, block: Block) -> tuple[torch.Tensor, Kept]:
+def _energies(
+    of: Constants, block: Block, radial: torch.Tensor, harmonics: torch.Tensor
+) -> tuple[torch.Tensor, Kept]:
     """Energies of the atoms, and what is kept."""
-    harmonics, centre = block.harmonics, block.centre
-    embedding = of.pairs.index_select(0, block.pairs)
-    before, hidden = _hidden(block.radial @ of.radial * embedding, of.two_body)
+    embedding, centre = of.pairs.index_select(0, block.pairs), block.centre
+    before, hidden = _hidden(radial @ of.radial * embedding, of.two_body)
     x = _times(hidden, of.leaves[0][0])
     weights = _times(x, of.first[0])
     tensors = _weighted(harmonics, weights, of.degrees)
@@ -294,9 +296,11 @@ def _energies(of: Constants, block: Block) -> tuple[torch.Tensor, Kept]:
     return _at_centres(energy, centre, block.count), kept
 
 
-def _slopes(of: Constants, block: Block, kept: Kept) -> tuple[torch.Tensor, torch.Tensor]:
+def _slopes(
+    of: Constants, block: Block, kept: Kept, harmonics: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the sum of all energies by radial functions and harmonics."""
-    harmonics, centre, layers = block.harmonics, block.centre, len(of.products)
+    centre, layers = block.centre, len(of.products)
     on_harmonics, on_tensors = torch.zeros_like(harmonics), torch.zeros_like(kept.tensors[layers])
     on_scalars = [readout.T for readout in of.readouts[:layers]]
     on_hidden = of.readouts[layers].T.expand(len(centre), -1)

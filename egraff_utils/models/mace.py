@@ -87,7 +87,7 @@ class Frozen:
     def __init__(self, model, one_hot):
         basis, envelope = model.radial_embedding.bessel_fn, model.radial_embedding.cutoff_fn
         cutoff, exponent = envelope.r_max.item(), envelope.p.item()
-        self.radial_basis = basis.bessel_weights, basis.prefactor.item(), cutoff, exponent
+        self.radial_basis = fast.RadialBasis(basis.bessel_weights, basis.prefactor.item(), cutoff, exponent)
         self.harmonics = fast.Harmonics(model.spherical_harmonics, one_hot)
         self.layers = [Layer(*parts) for parts in zip(model.interactions, model.products, strict=True)]
         networks = [_radial_matrices(interaction.conv_tp_weights) for interaction in model.interactions]

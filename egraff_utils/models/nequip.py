@@ -209,9 +209,10 @@ def _eye(irreps, like):
 
 
 def radial_basis(model, basis, factor=1.0):
-    """Arguments of :class:`~egraff_utils.fast.Radial` behind the vectors, of a basis of the package."""
+    """:class:`~egraff_utils.fast.RadialBasis` of a model with a basis of the package and a factor."""
     cutoff = 1 / model.edge_norm._rmax_recip.item()
-    return basis.bessel_weights * (torch.pi / cutoff), factor * cutoff / torch.pi, cutoff, basis.cutoff.p
+    roots = basis.bessel_weights * (torch.pi / cutoff)
+    return fast.RadialBasis(roots, float(factor * cutoff / torch.pi), cutoff, float(basis.cutoff.p))
 
 
 def matrices(mlp):
