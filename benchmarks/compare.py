@@ -79,6 +79,7 @@ def compare(
     least=5,
     most=50,
     warm_up=2,
+    rest=0.0,
     synchronize=None,
     clock=time.perf_counter,
 ):
@@ -95,6 +96,8 @@ def compare(
         After which no further pair is begun, s; warm-up not counted.
     least, most
         Pairs at least, whatever they take, and at most.
+    rest
+        Pause before each call, s.
     synchronize
         Waits until a device is done, such as ``torch.cuda.synchronize``; called before a time is read.
     clock
@@ -117,6 +120,7 @@ def compare(
     order, begun = [("ours", ours), ("theirs", theirs)], clock()
     while (pairs := len(times["ours"])) < least or (pairs < most and clock() - begun < seconds):
         for side, call in order:
+            time.sleep(rest)
             times[side].append(_time(call, synchronize, clock))
         order.reverse()
     return Comparison.of(times["ours"], times["theirs"])

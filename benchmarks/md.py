@@ -38,6 +38,9 @@ DIFFERENCE = {"small": 1e-5, "paper": 1e-4}
 SECONDS, BRIEF = 4.0, 1.0  # of a comparison; the second in a quick run, and on a GPU, whose times vary little
 CALL_SECONDS = 0.2  # of the slower side, as nearly as whole steps allow
 MOST_STEPS = 10  # in a call
+REST = (
+    0.02  # s; the threads of one side spin for some 8 ms after its last operator, in the way of the other's
+)
 FIRST_STEPS = 2  # in which code is compiled and lists are built
 
 
@@ -93,6 +96,7 @@ def _measure(settings, theirs, replicas, *cell):
             least=3,
             most=30,
             warm_up=0,  # both sides have run
+            rest=REST if settings.threads > 1 else 0.0,
             synchronize=settings.synchronize,
             clock=theirs.clock,
         )

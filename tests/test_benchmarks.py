@@ -57,6 +57,14 @@ def test_the_device_is_waited_for_before_a_time_is_read():
     assert waits == [0, 1, 1, 2]
 
 
+def test_a_rest_before_every_call_is_not_timed(monkeypatch):
+    bench = Bench()
+    monkeypatch.setattr("time.sleep", lambda seconds: bench.called.append(seconds))
+    found = bench.compare(least=1, most=1, warm_up=0, rest=0.5)
+    assert bench.called == [0.5, "ours", 0.5, "theirs"]
+    assert (found.ours, found.theirs) == (1, 3)
+
+
 def test_no_pairs_no_comparison():
     with pytest.raises(ValueError, match="least=0"):
         Bench().compare(least=0)
