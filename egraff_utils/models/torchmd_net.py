@@ -325,7 +325,8 @@ def _take(scratch: dict[str, torch.Tensor], name: str, like, columns: int):
     """Array of a name, as long as ``like`` and of its type."""
     if name not in scratch or len(scratch[name]) < len(like):
         scratch[name] = torch.empty([len(like), columns], dtype=like.dtype, device=like.device)
-    return scratch[name][: len(like)]
+    found = scratch[name]
+    return found if len(found) == len(like) else found[: len(like)]
 
 
 def _mul(x, y, out: torch.Tensor | None):
@@ -375,7 +376,8 @@ def _made(given: Given, block: Block, scratch: dict[str, torch.Tensor] | None, k
 
 
 def _geometry(given: Given, block: Block):
-    return given.geometry[2 * block.start :][: len(block.centre)].split(1, dim=1)
+    start = 2 * block.start
+    return given.geometry[start : start + len(block.centre)].split(1, dim=1)
 
 
 def _rows(given: Given, block: Block, made: list[torch.Tensor]):
