@@ -97,8 +97,9 @@ class Frozen:
         self.types, elements = one_hot.argmax(1), one_hot.new_ones(one_hot.shape[1]).diag()
         self.energies = model.atomic_energies_fn.atomic_energies.view(-1, 1).to(one_hot) + shift
         features = model.node_embedding.linear(elements).unsqueeze(0)
-        self.near, own = self.layers[0].prepare(features, elements.unsqueeze(2))
-        self.own = torch.cat([own, own.new_zeros(self.layers[0].size - 1, *own.shape[1:])])
+        first = self.layers[0]
+        self.near, own = first.prepare(features, elements.unsqueeze(2), first.own.flatten(1, 2))
+        self.own = torch.cat([own, own.new_zeros(first.size - 1, *own.shape[1:])])
         self._atoms = None
 
     def __call__(self, species, edge_index, vectors):
@@ -112,13 +113,13 @@ class Frozen:
         pairs = atoms.rank[edge_index[:, : len(vectors)]].T
         edges = pairs.flatten(), pairs.flip(1).flatten()  # neighbour and centre
         x, energy = None, atoms.energies
-        for layer, readout, weights, weighting in zip(
-            self.layers, self.readouts, self.radial_networks(radial), atoms.weightings, strict=True
-        ):
-            near, own = (atoms.near, atoms.own) if x is None else layer.prepare(x, atoms.one_hot)
-            x = layer(near, own, harmonics, weights, edges, weighting)
-            energy = readout(x[0], energy)
-        return energy.squeeze(1)[atoms.rank]
+        for n, weights in enumerate(self.radial_networks(radial)):
+            layer, near, own = self.layers[n], atoms.near, atoms.own
+            if x is not None:
+                near, own = layer.prepare(x, atoms.one_hot, atoms.of_layers[n])
+            x = layer(near, own, harmonics, weights, edges, atoms.weightings[n])
+            energy = self.readouts[n](x[0], energy)
+        return energy.squeeze(1).index_select(0, atoms.rank)
 
 
 class Atoms:
@@ -136,7 +137,9 @@ class Atoms:
         self.species, self.version = species, species._version
         order = frozen.types[species].argsort(stable=True)
         types, self.rank = frozen.types[species[order]], order.argsort()
-        self.one_hot = nn.functional.one_hot(types, len(frozen.near)).unsqueeze(2).to(frozen.near)
+        present, places = types.unique(return_inverse=True)
+        self.one_hot = nn.functional.one_hot(places, len(present)).unsqueeze(2).to(frozen.near)
+        self.of_layers = [layer.own[:, present].flatten(1, 2) for layer in frozen.layers]
         self.energies = frozen.energies[types]
         self.near, self.own = frozen.near[types], frozen.own[:, types]  # of the first layer
         self.weightings = [layer.contraction.weighting(types) for layer in frozen.layers]
@@ -194,12 +197,22 @@ class Layer:
         self.size = len(self.linear)
         skip = interaction.skip_tp
         elements = self.linear.new_ones(skip.irreps_in2.dim).diag()
-        self.own = _by_component([torch.cat([_matrix(skip, n, e) for e in elements]) for n in kept])
+        self.own = _by_component([torch.stack([_matrix(skip, n, e) for e in elements]) for n in kept])
 
-    def prepare(self, x, one_hot):
-        """Features for neighbours, ``(N, D, U)``, and what an atom keeps, by its element ``(N, Z, 1)``."""
-        own = x[: len(self.own)].unsqueeze(2) * one_hot
-        return torch.bmm(x, self.up).transpose(0, 1).contiguous(), torch.bmm(own.flatten(2), self.own)
+    def prepare(self, x, one_hot, matrices):
+        """Features for neighbours, ``(N, D, U)``, and what an atom keeps.
+
+        Parameters
+        ----------
+        x, one_hot
+            Features, ``(D, N, U)``, and elements of the atoms among those that there are, ``(N, Z, 1)``.
+        matrices
+            Those of ``own`` for these elements, ``(M, Z * U, U)``.
+        """
+        own = x if len(x) == len(matrices) else x[: len(matrices)]
+        if one_hot.shape[1] > 1:
+            own = (own.unsqueeze(2) * one_hot).flatten(2)
+        return torch.bmm(x, self.up).transpose(0, 1).contiguous(), torch.bmm(own, matrices)
 
     def __call__(self, near, own, harmonics, weights, edges, weighting):
         """New features of atoms."""
@@ -238,8 +251,8 @@ def _matrix(linear, degree, *second):
 
 
 def _by_component(matrices):
-    """Matrices of all degrees, repeated for the components of each: shape ``(D, rows, columns)``."""
-    return torch.cat([matrix.expand(2 * n + 1, -1, -1) for n, matrix in enumerate(matrices)])
+    """Matrices of all degrees, repeated for the components of each: shape ``(D, ..., rows, columns)``."""
+    return torch.cat([matrix.expand(2 * n + 1, *matrix.shape) for n, matrix in enumerate(matrices)])
 
 
 def _contraction(contractions):
