@@ -109,7 +109,10 @@ class ForceFieldCalculator(Calculator):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         """Fill ``results``; called by ASE."""
-        super().calculate(atoms, properties, system_changes)
+        if self.atoms is not None and set(system_changes) <= {"positions"}:
+            self.atoms.positions[:] = atoms.positions  # a copy of all would take as long as a small layer
+        else:
+            super().calculate(atoms, properties, system_changes)
         if not np.isfinite(atoms.positions).all():
             bad = int(np.argmin(np.isfinite(atoms.positions).all(axis=1)))
             replica, atom = divmod(bad, max(len(atoms) // self.replicas, 1))

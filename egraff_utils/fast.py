@@ -130,14 +130,14 @@ def threads():
 def in_threads(function, calls):
     """Results of ``function(*arguments)`` for every call, each in a thread and with one thread of torch.
 
-    The function is compiled by TorchScript, so that its operators do not wait for the interpreter. No
-    derivative is recorded.
+    The function is :func:`compiled`, so that its operators do not wait for the interpreter. It runs in
+    inference mode: no derivative is recorded, and its results are for no derivative to be recorded of.
     """
-    compiled = _compiled(function)
+    code = compiled(function)
 
     def call(arguments):
-        with one_thread(), torch.no_grad():
-            return compiled(*arguments)
+        with one_thread(), torch.inference_mode():
+            return code(*arguments)
 
     with one_thread():
         others = [_pool().submit(call, arguments) for arguments in calls[1:]]
@@ -145,7 +145,8 @@ def in_threads(function, calls):
 
 
 @cache
-def _compiled(function):
+def compiled(function):
+    """A function compiled by TorchScript; all that it calls is compiled with it."""
     with warnings.catch_warnings():  # of what is to replace TorchScript, nothing frees the interpreter
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(function)

@@ -555,8 +555,7 @@ class Frozen:
     def backward(self, kept, slope):
         """Gradient by the vectors of the first half of the edges, shape ``(E / 2, 3)``."""
         radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head = kept
-        with torch.inference_mode(False):  # other threads add to them
-            on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
+        on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
         on_x, on_vectors = self.head.backward(of_head, slope)
         for layer, of_layer in zip(self.layers[::-1], of_layers[::-1], strict=True):
             on_x, on_vectors = layer.backward(of_layer, on_x, on_vectors, on_radial, on_geometry)
@@ -754,7 +753,7 @@ def _at_once(function, calls):
     """The result of the only call, with all threads of torch; on a GPU the compiler would fuse operators."""
     (arguments,) = calls
     on_processor = arguments[0].query.device.type == "cpu"
-    return [(fast._compiled(function) if on_processor else function)(*arguments)]
+    return [(fast.compiled(function) if on_processor else function)(*arguments)]
 
 
 class FirstUpdate:
