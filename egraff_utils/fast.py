@@ -158,7 +158,7 @@ def _pool():
 
 
 class Matrix:
-    """A constant matrix, called with rows to be multiplied by it, in one part or several side by side.
+    """A constant matrix, called with rows to be multiplied by it, and what is added to the product.
 
     Large ones on a processor are kept in the order in which oneDNN reads them, which saves a copy in each
     product, both in the forward pass and in its derivative. The product can be differentiated once.
@@ -170,23 +170,17 @@ class Matrix:
     def __init__(self, matrix):
         kind = (matrix.dtype, matrix.device.type)
         wide = min(matrix.shape) >= self.LEAST and kind == (torch.float32, "cpu")
-        self.packed = self.matrix = None
+        self.both = [matrix.contiguous(), matrix.T]
+        """The matrix and its transpose, as :func:`times` takes them."""
         if wide and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available():
-            self.packed = [_packed(matrix.T), _packed(matrix)]
-        else:
-            self.matrix = matrix.contiguous()
+            self.both = [_packed(matrix.T), _packed(matrix)]
 
-    def __call__(self, *parts, plus=None):
-        """The product, to which something may be added."""
-        if self.packed is not None:
-            x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            product = _Times.apply(x, *self.packed)
-            return product if plus is None else product + plus
-        (x, matrix), *others = zip(parts, self.matrix.split([part.shape[1] for part in parts]), strict=True)
-        total = x @ matrix if plus is None else torch.addmm(plus, x, matrix)
-        for x, matrix in others:
-            total = total.addmm_(x, matrix)
-        return total
+    def __call__(self, x, plus=None):
+        there, back = self.both
+        if not there.is_mkldnn:
+            return x @ there if plus is None else torch.addmm(plus, x, there)
+        product = _Times.apply(x, there, back)
+        return product if plus is None else product + plus
 
 
 def _packed(matrix):
@@ -194,20 +188,23 @@ def _packed(matrix):
     return torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous())
 
 
-def _times(x, matrix):
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
+def times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Rows times a matrix, in torch's order or in that of oneDNN."""
+    if matrix.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
+    return x @ matrix
 
 
 class _Times(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, matrix, transposed):
         ctx.transposed = transposed
-        return _times(x, matrix)
+        return times(x, matrix)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        return _times(gradient, ctx.transposed), None, None
+        return times(gradient, ctx.transposed), None, None
 
 
 class RadialBasis(NamedTuple):

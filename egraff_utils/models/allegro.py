@@ -51,7 +51,7 @@ class Frozen:
             enter, *others = matrices(latent)
             entering = torch.cat([project @ enter[:scalars], enter[scalars:]])
             *hidden, leave = entering, *others
-            latents.append([_both(m) for m in hidden])
+            latents.append([_pair(m) for m in hidden])
             if n < len(track.latents):
                 leaves.append(leave[:, :scalars])
                 environments.append(leave[:, scalars:])
@@ -63,10 +63,10 @@ class Frozen:
             harmonics=fast.Harmonics(model.tensor_embed.sh, radial).matrices,
             pairs=torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1),
             radial=radial,
-            two_body=[_both(m) for m in two_body],
-            leaves=[_both(m) for m in leaves],
-            first=_both(_channels_last(first, channels)),
-            environments=[_both(_channels_last(m, channels)) for m in environments],
+            two_body=[_pair(m) for m in two_body],
+            leaves=[_pair(m) for m in leaves],
+            first=_pair(_channels_last(first, channels)),
+            environments=[_pair(_channels_last(m, channels)) for m in environments],
             latents=latents,
             readouts=readouts,
             products=[Product.of(p, track.avg_num_neighbors_norm.norm_const) for p in track.tps],
@@ -87,9 +87,9 @@ class Frozen:
         return max(1, min(fast.threads(), int(products / LEAST))) if self.constants.radial.is_cpu else 1
 
 
-def _both(matrix):
-    """A constant matrix and its transpose, as :func:`_times` takes them."""
-    return fast.Matrix(matrix).packed or [matrix.contiguous(), matrix.T]
+def _pair(matrix):
+    """A constant matrix and its transpose."""
+    return fast.Matrix(matrix).both
 
 
 def _channels_last(matrix, channels):
@@ -147,7 +147,7 @@ class Product(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """Tensor products and matrices of Allegro; lists of two tensors are what :func:`_both` makes."""
+    """Tensor products and matrices of Allegro; lists of two are one and its transpose."""
 
     radial_basis: fast.RadialBasis
     harmonics: list[torch.Tensor]
@@ -273,13 +273,13 @@ def _energies(
     """Energies of the atoms, and what is kept."""
     embedding, centre = of.pairs.index_select(0, block.pairs), block.centre
     before, hidden = _hidden(radial @ of.radial * embedding, of.two_body)
-    x = _times(hidden, of.leaves[0][0])
-    weights = _times(x, of.first[0])
+    x = fast.times(hidden, of.leaves[0][0])
+    weights = fast.times(x, of.first[0])
     tensors = _weighted(harmonics, weights, of.degrees)
     around: list[torch.Tensor] = []
     kept, scalars, hidden = Kept(embedding, [before], [weights], [tensors], around), [x], x
     for n, product in enumerate(of.products):
-        weights = _times(hidden, of.environments[n][0])
+        weights = fast.times(hidden, of.environments[n][0])
         total = _at_centres(_weighted(harmonics, weights, of.degrees), centre, block.count)
         total = total.index_select(1, product.components) * product.weights
         around.append(total.index_select(0, centre))
@@ -289,7 +289,7 @@ def _energies(
         kept.tensors.append(tensors)
         kept.before.append(before)
         if n + 1 < len(of.products):
-            scalars.append(_times(hidden, of.leaves[n + 1][0]))
+            scalars.append(fast.times(hidden, of.leaves[n + 1][0]))
     energy = hidden @ of.readouts[-1]
     for n, x in enumerate(scalars):
         energy.addmm_(x, of.readouts[n])
@@ -317,13 +317,13 @@ def _slopes(
         on_around = total.new_zeros([block.count, harmonics.shape[1], total.shape[2]])
         on_around = on_around.index_add_(1, product.components, total).index_select(0, centre)
         on_weights = _on_weights(on_around, harmonics, weights, of.degrees, on_harmonics)
-        on_hidden = _times(on_weights, of.environments[n][1])
+        on_hidden = fast.times(on_weights, of.environments[n][1])
         if n > 0:
-            on_hidden += _times(on_scalars[n], of.leaves[n][1])
+            on_hidden += fast.times(on_scalars[n], of.leaves[n][1])
     on_weights = _on_weights(on_tensors, harmonics, kept.weights[0], of.degrees, on_harmonics)
     on_hidden += on_scalars[0]
-    on_hidden += _times(on_weights, of.first[1])
-    slope = _on_hidden(_times(on_hidden, of.leaves[0][1]), kept.before[0], of.two_body)
+    on_hidden += fast.times(on_weights, of.first[1])
+    slope = _on_hidden(fast.times(on_hidden, of.leaves[0][1]), kept.before[0], of.two_body)
     return (slope * kept.embedding) @ of.radial.T, on_harmonics
 
 
@@ -332,18 +332,11 @@ def _at_centres(x: torch.Tensor, centre: torch.Tensor, count: int) -> torch.Tens
     return x.new_zeros([count] + list(x.shape[1:])).index_add_(0, centre, x)
 
 
-def _times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Rows times a matrix, in torch's order or in that of oneDNN."""
-    if matrix.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
-    return x @ matrix
-
-
 def _hidden(x: torch.Tensor, layers: list[list[torch.Tensor]]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What goes into the nonlinearity of every layer, and what comes out of the last."""
     before: list[torch.Tensor] = []
     for layer in layers:
-        before.append(_times(x, layer[0]))
+        before.append(fast.times(x, layer[0]))
         x = silu(before[-1])
     return before, x
 
@@ -353,7 +346,7 @@ def _on_hidden(
 ) -> torch.Tensor:
     """Gradient of what went into the layers, from that of what came out of them."""
     for n in range(len(layers) - 1, -1, -1):
-        slope = _times(torch.ops.aten.silu_backward(slope, before[n]), layers[n][1])
+        slope = fast.times(torch.ops.aten.silu_backward(slope, before[n]), layers[n][1])
     return slope
 
 
