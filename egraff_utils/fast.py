@@ -26,6 +26,8 @@ from torch.nn.functional import silu
 _plain = ContextVar("plain", default=False)
 _threads = ContextVar("threads", default=None)
 
+silu_backward = torch.ops.aten.silu_backward
+
 
 @contextmanager
 def plain():
@@ -130,10 +132,10 @@ def threads():
 def in_threads(function, calls):
     """Results of ``function(*arguments)`` for every call, each in a thread and with one thread of torch.
 
-    The function is :func:`compiled`, so that its operators do not wait for the interpreter. It runs in
+    The function is compiled by TorchScript, so that its operators do not wait for the interpreter. It runs in
     inference mode: no derivative is recorded, and its results are for no derivative to be recorded of.
     """
-    code = compiled(function)
+    code = _compiled(function)
 
     def call(arguments):
         with one_thread(), torch.inference_mode():
@@ -144,9 +146,16 @@ def in_threads(function, calls):
         return [call(calls[0]), *(other.result() for other in others)]
 
 
+def compiled(function, device):
+    """The function as TorchScript, whose operators do not wait for the interpreter; they keep their threads.
+
+    On a GPU the compiler would fuse operators: there it is the function as it is.
+    """
+    return _compiled(function) if device.type == "cpu" else function
+
+
 @cache
-def compiled(function):
-    """A function compiled by TorchScript; all that it calls is compiled with it."""
+def _compiled(function):
     with warnings.catch_warnings():  # of what is to replace TorchScript, nothing frees the interpreter
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(function)
@@ -322,35 +331,65 @@ def on_directions(
     return on_first * 3**0.5
 
 
-class RadialNetworks:
-    """Weights of edges for every layer, each for some or all paths; what layers share is evaluated as one.
+class RadialNetworks(NamedTuple):
+    """From radial functions to weights of edges for L layers; what these share is evaluated as one."""
 
-    Parameters
-    ----------
-    networks
-        Matrices of each, all of one depth and width, with a silu between two of them.
-    messages
-        :class:`Messages` of the layers.
-    """
+    first: torch.Tensor | None
+    """Side by side, shape ``(n, L * width)``."""
+    hidden: list[torch.Tensor]
+    """Each of shape ``(L, width, width)``."""
+    last: list[torch.Tensor]
+    """Of each layer, for the paths that it wants."""
 
-    def __init__(self, networks, messages):
+    @classmethod
+    def of(cls, networks, messages):
+        """From the matrices of each network, with a silu between two of them, and :class:`Messages`.
+
+        All networks have the same depth and width.
+        """
         *hidden, last = zip(*networks, strict=True)
-        self.first = torch.cat(hidden[0], dim=1) if hidden else None
-        self.hidden = [torch.stack(same) for same in hidden[1:]]
-        self.last = [
-            matrix.unflatten(1, (-1, of.channels))[:, of.paths].flatten(1)
-            for matrix, of in zip(last, messages, strict=True)
-        ]
+        return cls(
+            first=torch.cat(hidden[0], dim=1) if hidden else None,
+            hidden=[torch.stack(same) for same in hidden[1:]],
+            last=[
+                matrix.unflatten(1, (-1, of.channels))[:, of.paths].flatten(1)
+                for matrix, of in zip(last, messages, strict=True)
+            ],
+        )
 
-    def __call__(self, radial):
-        """Weights for each layer, shape ``(E, P * U)``, of radial functions, shape ``(E, n)``."""
-        parts = [radial] * len(self.last)
-        if self.first is not None:
-            x = silu(radial @ self.first).view(-1, len(parts), len(self.last[0]))
-            for matrices in self.hidden:
-                x = silu(torch.bmm(x.transpose(0, 1), matrices)).transpose(0, 1)
-            parts = x.unbind(1)
-        return [x @ last for x, last in zip(parts, self.last, strict=True)]
+
+def radial_weights(of: RadialNetworks, radial: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Weights for each layer, shape ``(E, P * U)``, of radial functions, shape ``(E, n)``.
+
+    With them comes what :func:`on_radial` needs: what went into the nonlinearities.
+    """
+    first, count = of.first, len(of.last)
+    before: list[torch.Tensor] = []
+    parts = [radial for _ in of.last]
+    if first is not None:
+        before.append(radial @ first)
+        x = silu(before[0]).view(len(radial), count, first.shape[1] // count)
+        for matrices in of.hidden:
+            before.append(torch.bmm(x.transpose(0, 1), matrices))
+            x = silu(before[-1]).transpose(0, 1)
+        parts = x.unbind(1)
+    return [parts[n] @ last for n, last in enumerate(of.last)], before
+
+
+def on_radial(of: RadialNetworks, on_weights: list[torch.Tensor], before: list[torch.Tensor]) -> torch.Tensor:
+    """Gradient of the radial functions from that of all weights."""
+    first, count = of.first, len(of.last)
+    if first is None:
+        return torch.cat(on_weights, 1) @ torch.cat(of.last, 1).T
+    slope = torch.empty_like(before[-1])
+    parts = slope.unbind(0) if slope.dim() == 3 else slope.chunk(count, 1)
+    for n, last in enumerate(of.last):
+        torch.mm(on_weights[n], last.T, out=parts[n])
+    for n in range(len(of.hidden) - 1, -1, -1):
+        slope = torch.bmm(silu_backward(slope, before[n + 1]), of.hidden[n].transpose(1, 2))
+    if slope.dim() == 3:
+        slope = slope.transpose(0, 1).flatten(1)
+    return silu_backward(slope, before[0]) @ first.T
 
 
 class Convolution(nn.Module):
@@ -468,35 +507,33 @@ class Messages:
         paths = sorted(enumerate(product.instructions), key=lambda path: path[1].i_out)
         of_kind = [[(p, i) for p, i in paths if product.irreps_out[i.i_out].ir == kind] for kind in kinds]
         self.inputs = [ir.dim for _, ir in inputs]
-        self.channels, self.components = inputs[0].mul, sum(self.inputs)
+        self.channels = inputs[0].mul
         self.paths = [p for same in of_kind for p, _ in same]
         sizes = [(kind.dim, same) for kind, same in zip(kinds, of_kind, strict=True)]
-        self.places = [p for size, same in sizes for _ in range(size) for p, _ in same]
-        self.heights = [size * len(same) for size, same in sizes]
-        self.widths = [len(same) * self.channels for same in of_kind]
-        self.sizes = [height * self.channels for height in self.heights]
+        places = [p for size, same in sizes for _ in range(size) for p, _ in same]
+        heights = [size * len(same) for size, same in sizes]
+        widths = [len(same) * self.channels for same in of_kind]
+        self.sizes = [height * self.channels for height in heights]
         there = torch.cat([_couplings(product, same, size) for size, same in sizes], dim=2)
         self.scalar = len(kinds) == 1 and [i.i_in1 for _, i in of_kind[0]] == list(range(len(inputs)))
         if self.scalar:
             there = there.sum(2, keepdim=True)
-            self.heights, self.widths = self.inputs, [self.channels] * len(inputs)
-            self.places = [p for p, size in zip(self.paths, self.inputs, strict=True) for _ in range(size)]
-            self.sizes = [self.components * self.channels]
-        if len(self.places) <= 2 * len(self.paths):  # a row of weights for every component is quicker then
-            self.paths, self.heights = self.places, [len(self.places)]
-            self.widths = [len(self.places) * self.channels]
+            heights, widths = self.inputs, [self.channels] * len(inputs)
+            places = [p for p, size in zip(self.paths, self.inputs, strict=True) for _ in range(size)]
+            self.sizes = [sum(self.inputs) * self.channels]
+        if len(places) <= 2 * len(self.paths):  # a row of weights for every component is quicker then
+            self.paths, heights = places, [len(places)]
+            widths = [len(places) * self.channels]
         signs = torch.cat([torch.full((ir.dim, 1, 1), (-1) ** ir.l) for _, ir in harmonics])
-        self.coupling = torch.stack([there, there * signs], dim=1).flatten(1).to(like)
-
-    def blocks(self, *arrays):
-        """Arrays of pairs or of edges, cut into blocks of pairs: a list of tuples."""
-        pairs = len(arrays[0])
-        numbers = self.BLOCK[arrays[0].device.type]
-        size = max(1, numbers // (2 * sum(self.heights) * self.channels))
-        if pairs <= 2 * size:  # what is kept for the gradient then outweighs the cache
-            return [arrays] if pairs else []
-        parts = [array.split(size if len(array) == pairs else 2 * size) for array in arrays]
-        return list(zip(*parts, strict=True))
+        self.sums = Sums(
+            coupling=torch.stack([there, there * signs], dim=1).flatten(1).to(like),
+            components=sum(self.inputs),
+            channels=self.channels,
+            scalar=self.scalar,
+            heights=heights,
+            widths=widths,
+            block=max(1, self.BLOCK[like.device.type] // (2 * sum(heights) * self.channels)),
+        )
 
     def __call__(self, x, harmonics, weights, edges):
         """Sums of messages, shape ``(N, K * U)``.
@@ -510,7 +547,7 @@ class Messages:
         edges
             Neighbour and centre, two of shape ``(E,)``: in the direction of the harmonics, then reversed.
         """
-        return _Messages.apply(x, harmonics, weights, *edges, self)
+        return _Messages.apply(x, harmonics, weights, *edges, self.sums)
 
     def on_rows(self, matrix):
         """A matrix whose rows are paths and channels of a kind, with rows of what the messages hold."""
@@ -518,59 +555,6 @@ class Messages:
             return matrix
         of_inputs = [p for p, size in enumerate(self.inputs) for _ in range(size)]
         return matrix.unflatten(0, (-1, self.channels))[of_inputs].flatten(0, 1)
-
-    def products(self, harmonics, near):
-        """Matrices of edges, ``(E, D, K)``, and their products with features, ``(E, K, U)``.
-
-        Where no product has a sum, the matrices are columns, shape ``(E, K, 1)``.
-        """
-        coupling = harmonics @ self.coupling
-        if self.scalar or self.components == 1:
-            coupling = coupling.view(len(near), -1, 1)
-            return coupling, coupling * near
-        coupling = coupling.view(len(near), self.components, -1)
-        return coupling, torch.bmm(coupling.transpose(1, 2), near)
-
-    def on_coupling(self, near, gradient):
-        """Gradient by the matrices, of that by the products."""
-        if self.scalar and self.components > 1:
-            return (near * gradient).sum(2)
-        return torch.bmm(near, gradient.transpose(1, 2))
-
-    def on_near(self, coupling, gradient):
-        """Gradient by the features, ``(E, D, U)``, of that by the products."""
-        if self.scalar:
-            return coupling * gradient
-        if self.components == 1:
-            return (coupling * gradient).sum(1, keepdim=True)
-        return torch.bmm(coupling, gradient)
-
-    def by_kind(self, rows):
-        """Views of rows of edges, ``(E, K, U)``, for each kind: ``(E / 2, 2, components, paths * U)``."""
-        pairs = len(rows) // 2
-        parts = [rows]
-        if len(self.widths) > 1:
-            parts = rows.view(pairs, 2, *rows.shape[1:]).split(self.heights, 2)
-        return [part.view(pairs, 2, -1, width) for part, width in zip(parts, self.widths, strict=True)]
-
-    def weights_by_kind(self, weights):
-        """Views of weights of pairs, ``(E / 2, P * U)``, for each kind: ``(E / 2, 1, 1, paths * U)``."""
-        weights = weights.view(len(weights), 1, 1, -1)
-        return weights.split(self.widths, 3) if len(self.widths) > 1 else [weights]
-
-    def weigh(self, rows, weights, *, out):
-        """Multiply rows by weights, all by kind."""
-        for row, factor, found in zip(rows, weights, out, strict=True):
-            torch.mul(row, factor, out=found)
-
-    def on_weights(self, rows, gradient, *, out):
-        """Gradient by the weights, of that by weighted rows, all by kind."""
-        for row, given, found in zip(rows, gradient, out, strict=True):
-            if row.shape[2] > 1:
-                torch.sum(row * given, (1, 2), keepdim=True, out=found)
-            else:  # a sum of two is quicker as such
-                (there, back), (by_there, by_back) = row.split(1, 1), given.split(1, 1)
-                torch.mul(there, by_there, out=found).addcmul_(back, by_back)
 
 
 def _couplings(product, paths, size):
@@ -586,47 +570,174 @@ def _couplings(product, paths, size):
 
 class _Messages(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, harmonics, weights, neighbour, centre, constants):
-        ctx.constants, ctx.kept = constants, None
+    def forward(ctx, x, harmonics, weights, neighbour, centre, sums):
         ctx.save_for_backward(x, harmonics, weights, neighbour, centre)
-        total = x.new_zeros(len(x), sum(constants.heights) * constants.channels)
-        blocks = constants.blocks(harmonics, weights, neighbour, centre)
-        for y, factors, source, target in blocks:
-            near = x.index_select(0, source)
-            coupling, products = constants.products(y, near)
-            if len(blocks) == 1:  # of more they would not stay in the cache
-                ctx.kept = near, coupling, products
-            messages = torch.empty_like(products) if ctx.kept else products
-            rows, factors = constants.by_kind(products), constants.weights_by_kind(factors)
-            constants.weigh(rows, factors, out=constants.by_kind(messages) if ctx.kept else rows)
-            total.index_add_(0, target, messages.flatten(1))
+        ctx.sums = sums
+        total, ctx.kept = messages(sums, Given(x, harmonics, weights, neighbour, centre))
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        x, *arrays = ctx.saved_tensors
-        constants = ctx.constants
-        on_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        on_harmonics, on_weights = (torch.empty_like(array) for array in arrays[:2])
-        for y, factors, source, target, on_y, on_factors in constants.blocks(
-            *arrays, on_harmonics, on_weights
-        ):
-            if ctx.kept is not None:
-                near, coupling, products = ctx.kept
-            else:
-                near = x.index_select(0, source)
-                coupling, products = constants.products(y, near)
-            given = gradient.index_select(0, target).view_as(products)
-            rows = constants.by_kind(given)
-            factors, on_factors = constants.weights_by_kind(factors), constants.weights_by_kind(on_factors)
-            constants.on_weights(constants.by_kind(products), rows, out=on_factors)
-            constants.weigh(rows, factors, out=rows)
-            on_coupling = constants.on_coupling(near, given).view(len(y), -1)
-            torch.mm(on_coupling, constants.coupling.T, out=on_y)
-            if on_x is not None:
-                on_x.index_add_(0, source, constants.on_near(coupling, given))
+        given = Given(*ctx.saved_tensors)
+        on_x = torch.zeros_like(given.x) if ctx.needs_input_grad[0] else None
+        on_harmonics = torch.zeros_like(given.harmonics)
+        on_weights = on_messages(ctx.sums, given, ctx.kept, gradient, on_x, on_harmonics)
         return on_x, on_harmonics, on_weights, None, None, None
+
+
+class Sums(NamedTuple):
+    """Constants of :class:`Messages`."""
+
+    coupling: torch.Tensor
+    """From the harmonics of a pair to the matrices of its two edges."""
+    components: int
+    """D."""
+    channels: int
+    """U."""
+    scalar: bool
+    """Whether scalars alone are wanted."""
+    heights: list[int]
+    """Number of components that the messages have of each kind."""
+    widths: list[int]
+    """Of a row of weights for each kind."""
+    block: int
+    """Pairs in a block."""
+
+
+class Given(NamedTuple):
+    """Arguments of :class:`Messages`."""
+
+    x: torch.Tensor
+    harmonics: torch.Tensor
+    weights: torch.Tensor
+    neighbour: torch.Tensor
+    centre: torch.Tensor
+
+
+def messages(of: Sums, given: Given) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What :class:`Messages` gives, and what :func:`on_messages` needs of it."""
+    total = given.x.new_zeros([len(given.x), sum(of.heights) * of.channels])
+    kept: list[torch.Tensor] = []
+    pairs, size = len(given.harmonics), _block(of, given)
+    for start in range(0, pairs, size):
+        y, factors, source, target = _part(given, start, min(start + size, pairs))
+        near = given.x.index_select(0, source)
+        coupling, products = _products(of, y, near)
+        weighted = products
+        if size >= pairs:  # of more blocks they would not stay in the cache
+            kept, weighted = [near, coupling, products], torch.empty_like(products)
+        _weigh(of, products, factors, weighted)
+        total.index_add_(0, target, weighted.flatten(1))
+    return total, kept
+
+
+def on_messages(
+    of: Sums,
+    given: Given,
+    kept: list[torch.Tensor],
+    gradient: torch.Tensor,
+    on_x: torch.Tensor | None,
+    on_harmonics: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient of the weights from that of the sums; those of features and harmonics are added up."""
+    on_weights = torch.empty_like(given.weights)
+    pairs, size = len(given.harmonics), _block(of, given)
+    for start in range(0, pairs, size):
+        stop = min(start + size, pairs)
+        y, factors, source, target = _part(given, start, stop)
+        if len(kept) > 0:
+            near, coupling, products = kept
+        else:
+            near = given.x.index_select(0, source)
+            coupling, products = _products(of, y, near)
+        slope = gradient.index_select(0, target).view_as(products)
+        _on_weights(of, products, slope, on_weights[start:stop])
+        _weigh(of, slope, factors, slope)
+        on_coupling = _on_coupling(of, near, slope).view(stop - start, -1)
+        on_harmonics[start:stop].addmm_(on_coupling, of.coupling.T)
+        if on_x is not None:
+            on_x.index_add_(0, source, _on_near(of, coupling, slope))
+    return on_weights
+
+
+def _block(of: Sums, given: Given) -> int:
+    """Pairs in a block; what is kept of a single one has to outweigh the cache before there are several."""
+    pairs = len(given.harmonics)
+    return of.block if pairs > 2 * of.block else max(1, pairs)
+
+
+def _part(
+    given: Given, start: int, stop: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Harmonics and weights of a block of pairs, neighbours and centres of its edges."""
+    y, factors, source, target = given.harmonics, given.weights, given.neighbour, given.centre
+    if stop - start < len(y):
+        y, factors = y[start:stop], factors[start:stop]
+        source, target = source[2 * start : 2 * stop], target[2 * start : 2 * stop]
+    return y, factors, source, target
+
+
+def _products(of: Sums, harmonics: torch.Tensor, near: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices of edges, ``(E, D, K)``, and their products with features, ``(E, K, U)``.
+
+    Where no product has a sum, the matrices are columns, shape ``(E, K, 1)``.
+    """
+    coupling = harmonics @ of.coupling
+    if of.scalar or of.components == 1:
+        coupling = coupling.view(len(near), -1, 1)
+        return coupling, coupling * near
+    coupling = coupling.view(len(near), of.components, -1)
+    return coupling, torch.bmm(coupling.transpose(1, 2), near)
+
+
+def _on_coupling(of: Sums, near: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Gradient by the matrices, of that by the products."""
+    if of.scalar and of.components > 1:
+        return (near * gradient).sum(2)
+    return torch.bmm(near, gradient.transpose(1, 2))
+
+
+def _on_near(of: Sums, coupling: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Gradient by the features, ``(E, D, U)``, of that by the products."""
+    if of.scalar:
+        return coupling * gradient
+    if of.components == 1:
+        return (coupling * gradient).sum(1, keepdim=True)
+    return torch.bmm(coupling, gradient)
+
+
+def _by_kind(of: Sums, rows: torch.Tensor) -> list[torch.Tensor]:
+    """Views of rows of edges, ``(E, K, U)``, for each kind: ``(E / 2, 2, components, paths * U)``."""
+    pairs = len(rows) // 2
+    if len(of.widths) == 1:
+        return [rows.view(pairs, 2, -1, of.widths[0])]
+    parts = rows.view(pairs, 2, -1, of.channels).split(of.heights, 2)
+    return [part.view(pairs, 2, -1, of.widths[n]) for n, part in enumerate(parts)]
+
+
+def _weights_by_kind(of: Sums, weights: torch.Tensor) -> list[torch.Tensor]:
+    """Views of weights of pairs, ``(E / 2, P * U)``, for each kind: ``(E / 2, 1, 1, paths * U)``."""
+    weights = weights.unsqueeze(1).unsqueeze(1)
+    return list(weights.split(of.widths, 3)) if len(of.widths) > 1 else [weights]
+
+
+def _weigh(of: Sums, rows: torch.Tensor, weights: torch.Tensor, out: torch.Tensor):
+    """Multiply rows of edges, shape ``(E, K, U)``, by weights of pairs."""
+    found, factors = _by_kind(of, out), _weights_by_kind(of, weights)
+    for n, row in enumerate(_by_kind(of, rows)):
+        torch.mul(row, factors[n], out=found[n])
+
+
+def _on_weights(of: Sums, rows: torch.Tensor, gradient: torch.Tensor, out: torch.Tensor):
+    """Gradient by the weights, of that by weighted rows."""
+    found, slopes = _weights_by_kind(of, out), _by_kind(of, gradient)
+    for n, row in enumerate(_by_kind(of, rows)):
+        given = slopes[n]
+        if row.shape[2] > 1:
+            torch.sum(row * given, [1, 2], keepdim=True, out=found[n])
+        else:  # a sum of two is quicker as such
+            torch.mul(row[:, :1], given[:, :1], out=found[n]).addcmul_(row[:, 1:], given[:, 1:])
 
 
 def path_coupling(product, instruction, dtype=None):

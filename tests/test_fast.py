@@ -285,11 +285,15 @@ class Recorded(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [*TORCHMD, {"num_layers": 3}])
-def test_gradient_by_hand(options):
+BY_HAND = [("torchmd_net", options) for options in (*TORCHMD, {"num_layers": 3})]
+BY_HAND += [("botnet", {}), ("mace", {"l_max": 2})]
+
+
+@pytest.mark.parametrize(("name", "options"), BY_HAND)
+def test_gradient_by_hand(name, options):
     """Of any sum of energies, by finite differences; no operator waits for a GPU."""
     torch.manual_seed(1)
-    ff = models.build("torchmd_net", "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
+    ff = models.build(name, "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
     ff.requires_grad_(False)
     carbon = bulk("C")
     carbon.rattle(0.05, seed=0)

@@ -7,6 +7,7 @@ together, D components of features, one for each degree and order, M those of wh
 from contextlib import redirect_stdout
 from io import StringIO
 from itertools import combinations_with_replacement, permutations
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,9 +73,8 @@ class MACENetwork(nn.Module):
 class Frozen:
     """MACE with the weights that it has now; it can be differentiated once.
 
-    Features of atoms have shape ``(D, N, U)``, those of edges ``(E, components, U)``: channels last, so that
-    rows are long. A linear map of e3nn's multiplies the components of a degree by one matrix, all of them as
-    a batch. Atoms are ordered by element.
+    Features of atoms have shape ``(N, D * U)``, those of edges ``(E, components, U)``: channels last, so that
+    rows are long. Atoms are ordered by element.
 
     Parameters
     ----------
@@ -88,42 +88,31 @@ class Frozen:
         basis, envelope = model.radial_embedding.bessel_fn, model.radial_embedding.cutoff_fn
         cutoff, exponent = envelope.r_max.item(), envelope.p.item()
         self.radial_basis = fast.RadialBasis(basis.bessel_weights, basis.prefactor.item(), cutoff, exponent)
-        self.harmonics = fast.Harmonics(model.spherical_harmonics, one_hot)
-        self.layers = [Layer(*parts) for parts in zip(model.interactions, model.products, strict=True)]
-        networks = [_radial_matrices(interaction.conv_tp_weights) for interaction in model.interactions]
-        self.radial_networks = fast.RadialNetworks(networks, [layer.messages for layer in self.layers])
+        self.harmonics = fast.Harmonics(model.spherical_harmonics, one_hot).matrices
         scale, shift = model.scale_shift.scale, model.scale_shift.shift
-        self.readouts = [Readout(readout, scale) for readout in model.readouts]
+        parts = zip(model.interactions, model.products, model.readouts, strict=True)
+        self.layers = [Layer(*modules, scale) for modules in parts]
+        networks = [_radial_matrices(interaction.conv_tp_weights) for interaction in model.interactions]
+        self.networks = fast.RadialNetworks.of(networks, [layer.messages for layer in self.layers])
         self.types, elements = one_hot.argmax(1), one_hot.new_ones(one_hot.shape[1]).diag()
         self.energies = model.atomic_energies_fn.atomic_energies.view(-1, 1).to(one_hot) + shift
-        features = model.node_embedding.linear(elements).unsqueeze(0)
-        first = self.layers[0]
-        self.near, own = first.prepare(features, elements.unsqueeze(2), first.own.flatten(1, 2))
-        self.own = torch.cat([own, own.new_zeros(first.size - 1, *own.shape[1:])])
+        features, first = model.node_embedding.linear(elements), self.layers[0]
+        self.near = features @ first.up[0][0]
+        own = torch.bmm(features.unsqueeze(1), first.own[0][0]).squeeze(1)
+        self.own = nn.functional.pad(own, (0, (first.size - 1) * own.shape[1]))
         self._atoms = None
 
     def __call__(self, species, edge_index, vectors):
         """Energy of each atom, shape ``(N,)``; the second half of the edges is the first reversed."""
         atoms = self._atoms
         if atoms is None or atoms.species is not species or atoms.version != species._version:
-            atoms = self._atoms = Atoms(species, self)
-        vectors = vectors[: len(vectors) // 2]
-        radial, directions = fast.Polar.apply(vectors, *self.radial_basis)
-        harmonics = self.harmonics(directions)
-        pairs = atoms.rank[edge_index[:, : len(vectors)]].T
-        edges = pairs.flatten(), pairs.flip(1).flatten()  # neighbour and centre
-        x, energy = None, atoms.energies
-        for n, weights in enumerate(self.radial_networks(radial)):
-            layer, near, own = self.layers[n], atoms.near, atoms.own
-            if x is not None:
-                near, own = layer.prepare(x, atoms.one_hot, atoms.of_layers[n])
-            x = layer(near, own, harmonics, weights, edges, atoms.weightings[n])
-            energy = self.readouts[n](x[0], energy)
-        return energy.squeeze(1).index_select(0, atoms.rank)
+            with torch.no_grad():
+                atoms = self._atoms = Atoms(species, self)
+        return Energies.apply(vectors, edge_index, atoms.constants)
 
 
 class Atoms:
-    """What depends on the elements of the atoms alone, which are put in order; ``rank`` is the place of each.
+    """What depends on the elements of the atoms alone, which are put in order.
 
     Parameters
     ----------
@@ -136,13 +125,19 @@ class Atoms:
     def __init__(self, species, frozen):
         self.species, self.version = species, species._version
         order = frozen.types[species].argsort(stable=True)
-        types, self.rank = frozen.types[species[order]], order.argsort()
+        types = frozen.types[species[order]]
         present, places = types.unique(return_inverse=True)
-        self.one_hot = nn.functional.one_hot(places, len(present)).unsqueeze(2).to(frozen.near)
-        self.of_layers = [layer.own[:, present].flatten(1, 2) for layer in frozen.layers]
-        self.energies = frozen.energies[types]
-        self.near, self.own = frozen.near[types], frozen.own[:, types]  # of the first layer
-        self.weightings = [layer.contraction.weighting(types) for layer in frozen.layers]
+        self.constants = Constants(
+            radial_basis=frozen.radial_basis,
+            harmonics=frozen.harmonics,
+            networks=frozen.networks,
+            layers=[layer.of_atoms(types, present) for layer in frozen.layers],
+            rank=order.argsort(),
+            one_hot=nn.functional.one_hot(places, len(present)).view(len(types), 1, -1, 1).to(frozen.near),
+            near=frozen.near[types],
+            own=frozen.own[types],
+            energies=frozen.energies[types],
+        )
 
 
 def _radial_matrices(network):
@@ -154,81 +149,78 @@ def _radial_matrices(network):
     return matrices
 
 
-class Readout:
-    """Linear, or with one hidden layer of silu; adds energies, shape ``(N, 1)``, of scalars ``(N, U)``."""
-
-    def __init__(self, readout, scale):
-        self.hidden = None
-        if hasattr(readout, "non_linearity"):
-            self.hidden = _matrix(readout.linear_1, 0)
-            self.last = _matrix(readout.linear_2, 0) * readout.non_linearity.acts[0].cst * scale
-        else:
-            self.last = _matrix(readout.linear, 0) * scale
-
-    def __call__(self, x, energy):
-        return torch.addmm(energy, x if self.hidden is None else silu(x @ self.hidden), self.last)
-
-
 class Layer:
     """Messages from the neighbours, their contraction and what is kept of an atom's own features.
 
+    A linear map of features is a list of matrices, one for each degree, shape ``(2l + 1, rows, columns)``.
+
     Parameters
     ----------
-    interaction, product
+    interaction, product, readout
         Of the package.
+    scale
+        Of the energies.
     """
 
-    SMALL = 64
-    """Components of messages times those of mixed ones up to which one matrix, mostly zeros, mixes all."""
-
-    def __init__(self, interaction, product):
+    def __init__(self, interaction, product, readout, scale):
         irreps_in, irreps_out = interaction.node_feats_irreps, product.linear.irreps_out
         degrees, kept = range(irreps_in.lmax + 1), range(min(irreps_in.lmax, irreps_out.lmax) + 1)
         self.contraction = _contraction(product.symmetric_contractions.contractions)
         kinds = [o3.Irrep(n, (-1) ** n) for n in range(self.contraction.degrees)]
         self.messages = fast.Messages(interaction.conv_tp, kinds, product.linear.weight)
         mix = [_matrix(interaction.linear, n) / interaction.avg_num_neighbors for n in range(len(kinds))]
-        self.mix = [self.messages.on_rows(m).expand(2 * n + 1, -1, -1) for n, m in enumerate(mix)]
-        self.whole = None
-        if sum(self.messages.heights) * self.contraction.degrees**2 <= self.SMALL:
-            self.whole = torch.block_diag(*[matrix for matrices in self.mix for matrix in matrices])
+        self.mix = _by_component([self.messages.on_rows(matrix) for matrix in mix])
         self.up = _by_component([_matrix(interaction.linear_up, n) for n in degrees])
         self.linear = _by_component([_matrix(product.linear, n) for n in range(irreps_out.lmax + 1)])
-        self.size = len(self.linear)
+        self.size = (irreps_out.lmax + 1) ** 2
         skip = interaction.skip_tp
-        elements = self.linear.new_ones(skip.irreps_in2.dim).diag()
+        elements = product.linear.weight.new_ones(skip.irreps_in2.dim).diag()
         self.own = _by_component([torch.stack([_matrix(skip, n, e) for e in elements]) for n in kept])
+        self.readout = _readout(readout, scale)
 
-    def prepare(self, x, one_hot, matrices):
-        """Features for neighbours, ``(N, D, U)``, and what an atom keeps.
+    def of_atoms(self, types, present):
+        """:class:`Constants` of the layer for atoms of these elements, which are in order."""
+        mix, linear = self.mix, self.linear
+        weights, contraction = self.contraction.of_atoms(types, present)
+        if weights is not None and len(present) == 1:  # all is one linear map
+            factors = weights[0].view(self.size, 1, -1).split([len(matrix) for matrix in mix])
+            mix = [(m * w) @ matrix for m, w, matrix in zip(mix, factors, linear, strict=True)]
+            weights, linear = None, []
+        return OfLayer(
+            sums=self.messages.sums,
+            up=_joined(self.up),
+            own=_joined([matrix[:, present].flatten(1, 2) for matrix in self.own]),
+            mix=_joined(mix),
+            weights=weights,
+            contraction=contraction,
+            linear=_joined(linear),
+            readout=self.readout,
+        )
 
-        Parameters
-        ----------
-        x, one_hot
-            Features, ``(D, N, U)``, and elements of the atoms among those that there are, ``(N, Z, 1)``.
-        matrices
-            Those of ``own`` for these elements, ``(M, Z * U, U)``.
-        """
-        own = x if len(x) == len(matrices) else x[: len(matrices)]
-        if one_hot.shape[1] > 1:
-            own = (own.unsqueeze(2) * one_hot).flatten(2)
-        return torch.bmm(x, self.up).transpose(0, 1).contiguous(), torch.bmm(own, matrices)
 
-    def __call__(self, near, own, harmonics, weights, edges, weighting):
-        """New features of atoms."""
-        messages = self.messages(near, harmonics, weights, edges)
-        contracted = self.contraction(self._mixed(messages), weighting)
-        return torch.baddbmm(own, contracted, self.linear)
+SMALL = 2**14
+"""Numbers of a matrix, mostly zeros, up to which it multiplies all components sooner than one by degree."""
 
-    def _mixed(self, messages):
-        if self.whole is not None:
-            return (messages @ self.whole).view(len(messages), -1, self.linear.shape[1]).transpose(0, 1)
-        parts = messages.split(self.messages.sizes, 1)
-        mixed = [
-            torch.bmm(part.view(len(messages), *matrix.shape[:2]).transpose(0, 1), matrix)
-            for part, matrix in zip(parts, self.mix, strict=True)
-        ]
-        return torch.cat(mixed)
+
+def _by_component(matrices):
+    """The matrix of each degree, repeated for its components: shape ``(2l + 1, ..., rows, columns)``."""
+    return [matrix.expand(2 * n + 1, *matrix.shape) for n, matrix in enumerate(matrices)]
+
+
+def _joined(matrices):
+    """A linear map of all components as one matrix, ``(1, rows, columns)``, where that is quicker."""
+    rows, columns = (sum(len(matrix) * matrix.shape[n] for matrix in matrices) for n in (1, 2))
+    if not matrices or rows * columns > SMALL:
+        return [matrix.contiguous() for matrix in matrices]
+    return [torch.block_diag(*[part for matrix in matrices for part in matrix]).unsqueeze(0)]
+
+
+def _readout(readout, scale):
+    """One matrix, or two with a silu between them."""
+    if not hasattr(readout, "non_linearity"):
+        return [_matrix(readout.linear, 0) * scale]
+    factor = readout.non_linearity.acts[0].cst * scale
+    return [_matrix(readout.linear_1, 0), _matrix(readout.linear_2, 0) * factor]
 
 
 def _channels(irreps, degree):
@@ -250,11 +242,6 @@ def _matrix(linear, degree, *second):
     return linear(x, *[y.expand(len(rows), -1) for y in second])[:, columns]
 
 
-def _by_component(matrices):
-    """Matrices of all degrees, repeated for the components of each: shape ``(D, ..., rows, columns)``."""
-    return torch.cat([matrix.expand(2 * n + 1, *matrix.shape) for n, matrix in enumerate(matrices)])
-
-
 def _contraction(contractions):
     """:class:`Weighting` where it is all that a symmetric contraction does, else :class:`Contraction`."""
     orders = contractions[0].correlation
@@ -271,15 +258,11 @@ class Weighting:
         self.degrees = len(contractions)
         tensors = [_tensors(contraction)[0] for contraction in contractions]
         diagonal = [tensor[:, m, n**2 + m] for n, tensor in enumerate(tensors) for m in range(2 * n + 1)]
-        self.weights = torch.stack(diagonal)
+        self.weights = torch.cat(diagonal, dim=1)
 
-    def weighting(self, types):
-        """Weights of atoms."""
-        return self.weights[:, types]
-
-    def __call__(self, x, weighting):
-        """Features of shape ``(M, N, U)`` from those of shape ``(D, N, U)``."""
-        return x * weighting
+    def of_atoms(self, types, present):
+        """Weights of atoms, shape ``(N, D * U)``, and no products."""
+        return self.weights[types], None
 
 
 class Contraction:
@@ -313,53 +296,255 @@ class Contraction:
                 factors.append(order + 1)
             if order:
                 places = tensor.new_tensor([before[index[:-1]] for index in indices], dtype=torch.int64)
-                self.steps.append((places, places.new_tensor([index[-1] for index in indices])))
+                self.steps.append([places, places.new_tensor([index[-1] for index in indices])])
             before = {index: n for n, index in enumerate(indices)}
         tensors = torch.stack(rows, dim=-1).permute(0, 3, 1, 2, 4)  # (Z, U, M, D, F)
         self.tensors = tensors.flatten(2, 3).contiguous()
         self.factors = self.tensors.new_tensor(factors).view(-1, 1, 1)
 
-    def weighting(self, types):
-        """Number of the atoms of each element."""
-        return torch.bincount(types, minlength=len(self.tensors)).tolist()
-
-    def __call__(self, x, weighting):
-        """Features of shape ``(M, N, U)`` from those of shape ``(D, N, U)``."""
-        return Contracted.apply(x, weighting, self)
-
-    def monomials(self, x):
-        """All products of components, ``(F, U, N)``, of ``(D, U, N)``, ordered by number of factors."""
-        found = [torch.ones_like(x[:1])]
-        for places, last in self.steps:
-            found.append(found[-1].index_select(0, places) * x.index_select(0, last))
-        return torch.cat(found)
+    def of_atoms(self, types, present):
+        """No weights, and :class:`OfContraction` for atoms of these elements, which are in order."""
+        tensors = [self.tensors[element] for element in present.tolist()]
+        counts = torch.bincount(types)[present].tolist()
+        return None, OfContraction(tensors, self.factors, self.steps, counts)
 
 
-class Contracted(torch.autograd.Function):
-    """:class:`Contraction` of features, given the number of atoms of each element."""
+class OfContraction(NamedTuple):
+    """Constants of a :class:`Contraction`."""
+
+    tensors: list[torch.Tensor]
+    """H of each element, shape ``(U, M * D, F)``."""
+    factors: torch.Tensor
+    """The numbers n, shape ``(F, 1, 1)``."""
+    steps: list[list[torch.Tensor]]
+    """Of each number of factors above zero: the products of one less and the last component."""
+    counts: list[int]
+    """Number of the atoms of each element."""
+
+
+class OfLayer(NamedTuple):
+    """Constants of a :class:`Layer`; lists of tensors are what :func:`_joined` makes."""
+
+    sums: fast.Sums
+    up: list[torch.Tensor]
+    """From features to those that neighbours see."""
+    own: list[torch.Tensor]
+    """From features, by element, to what an atom keeps."""
+    mix: list[torch.Tensor]
+    """From messages to what is contracted."""
+    weights: torch.Tensor | None
+    """Of what is contracted, where the order is one and they are not in ``mix``."""
+    contraction: OfContraction | None
+    """Where the order is higher."""
+    linear: list[torch.Tensor]
+    """From what is contracted to new features; empty where that is in ``mix``."""
+    readout: list[torch.Tensor]
+
+
+class Constants(NamedTuple):
+    """What :func:`evaluate` needs beside the vectors of edges."""
+
+    radial_basis: fast.RadialBasis
+    harmonics: list[torch.Tensor]
+    """Matrices of :class:`~egraff_utils.fast.Harmonics`."""
+    networks: fast.RadialNetworks
+    layers: list[OfLayer]
+    rank: torch.Tensor
+    """Place of each atom in the order."""
+    one_hot: torch.Tensor
+    """Element of each atom, among those that there are, shape ``(N, 1, Z, 1)``."""
+    near: torch.Tensor
+    """What neighbours see in the first layer."""
+    own: torch.Tensor
+    """What an atom keeps in the first layer."""
+    energies: torch.Tensor
+    """Without neighbours, shape ``(N, 1)``."""
+
+
+class Energies(torch.autograd.Function):
+    """Energies of the atoms by :class:`Frozen`, which can be differentiated once, by the edge vectors."""
 
     @staticmethod
-    def forward(ctx, x, counts, constants):
-        x = x.transpose(1, 2).contiguous()
-        monomials = constants.monomials(x)
-        scaled = monomials * constants.factors
-        values, slopes = [], []
-        parts = (array.split(counts, dim=2) for array in (x, monomials, scaled))
-        for matrix, x, *both in zip(constants.tensors, *parts, strict=True):
-            found = torch.bmm(matrix, torch.cat(both, dim=2).transpose(0, 1))  # reads the matrix once
-            value, slope = found.unflatten(1, (-1, len(x))).chunk(2, dim=3)
-            values.append((value * x.transpose(0, 1).unsqueeze(1)).sum(2))
-            slopes.append(slope)
-        ctx.counts = counts
-        ctx.save_for_backward(*slopes)
-        return torch.cat(values, dim=2).permute(1, 2, 0)
+    def forward(ctx, vectors, edge_index, constants):
+        """Shape ``(N,)``, from edge vectors, shape ``(E, 3)``."""
+        ctx.constants = constants
+        with torch.inference_mode():
+            energies, *ctx.kept = fast.compiled(evaluate, vectors.device)(constants, vectors, edge_index)
+        return energies.clone()  # outside, so that it can have a derivative
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
-        parts = gradient.permute(2, 0, 1).unsqueeze(2).split(ctx.counts, dim=3)
-        found = [(slope * part).sum(1) for slope, part in zip(ctx.saved_tensors, parts, strict=True)]
-        return torch.cat(found, dim=2).permute(1, 2, 0), None, None
+    def backward(ctx, slope):
+        """Gradient by the vectors; the second half of the edges, which is not read, has none."""
+        with torch.inference_mode():
+            there = fast.compiled(gradient_of, slope.device)(ctx.constants, *ctx.kept, slope)
+        return torch.cat([there, torch.zeros_like(there)]), None, None
+
+
+def evaluate(
+    of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor
+) -> tuple[torch.Tensor, list[list[torch.Tensor]], list[list[list[torch.Tensor]]]]:
+    """Energies of the atoms, shape ``(N,)``, and for :func:`gradient_of` what is kept, also of each layer."""
+    pairs, width = len(vectors) // 2, of.layers[0].sums.coupling.shape[0]
+    radial, by_length, directions, lengths = fast.polar(vectors[:pairs], of.radial_basis)
+    by_degree = fast.harmonics_by_degree(directions, of.harmonics)
+    harmonics = torch.cat(by_degree, 1)[:, :width]
+    weights, before = fast.radial_weights(of.networks, radial)
+    ends = of.rank.index_select(0, edge_index[:, :pairs].T.flatten())
+    neighbour, centre = ends, ends.view(pairs, 2).flip(1).flatten()
+    x, energy = of.near, of.energies
+    nears: list[torch.Tensor] = []
+    of_layers: list[list[list[torch.Tensor]]] = []
+    for n, layer in enumerate(of.layers):
+        near = _times(x, layer.up, None) if n > 0 else of.near
+        own = _own(of, layer, x) if n > 0 else of.own
+        nears.append(near.view(len(near), layer.sums.components, layer.sums.channels))
+        given = fast.Given(nears[n], harmonics, weights[n], neighbour, centre)
+        total, products = fast.messages(layer.sums, given)
+        slopes: list[torch.Tensor] = []
+        if len(layer.linear) > 0:
+            contracted, slopes = _contracted(layer, _times(total, layer.mix, None))
+            x = _times(contracted, layer.linear, own)
+        else:
+            x = _times(total, layer.mix, own)
+        energy, hidden = _read(layer, x, energy)
+        of_layers.append([products, slopes, hidden])
+    geometry = [by_length, directions, lengths]
+    shared = [geometry, by_degree, [harmonics, neighbour, centre], before, weights, nears]
+    return energy.squeeze(1).index_select(0, of.rank), shared, of_layers
+
+
+def gradient_of(
+    of: Constants,
+    shared: list[list[torch.Tensor]],
+    of_layers: list[list[list[torch.Tensor]]],
+    slope: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient of the vectors of one direction from that of the energies, and from what was kept."""
+    geometry, by_degree, edges, before, weights, nears = shared
+    harmonics, neighbour, centre = edges
+    slope = torch.empty_like(slope).index_copy_(0, of.rank, slope).unsqueeze(1)
+    on_harmonics, on_x = torch.zeros_like(harmonics), slope
+    on_weights: list[torch.Tensor] = []
+    for n in range(len(of.layers) - 1, -1, -1):
+        layer = of.layers[n]
+        products, slopes, hidden = of_layers[n]
+        on_scalars = _on_scalars(layer, slope, hidden)
+        if n + 1 < len(of.layers):
+            on_x[:, : on_scalars.shape[1]] += on_scalars
+        else:
+            on_x = on_scalars
+        on_mixed = on_x
+        if len(layer.linear) > 0:
+            on_mixed = _on_contracted(layer, _times(on_x, _transposed(layer.linear), None), slopes)
+        on_total, on_near = _times(on_mixed, _transposed(layer.mix), None), torch.zeros_like(nears[n])
+        given = fast.Given(nears[n], harmonics, weights[n], neighbour, centre)
+        wanted = on_near if n > 0 else None
+        found = fast.on_messages(layer.sums, given, products, on_total, wanted, on_harmonics)
+        on_weights.insert(0, found)
+        if n > 0:
+            on_own = _on_own(of, layer, on_x)
+            on_x = _times(on_near.flatten(1), _transposed(layer.up), None)
+            on_x[:, : on_own.shape[1]] += on_own
+    on_radial = fast.on_radial(of.networks, on_weights, before)
+    on_directions = fast.on_directions(on_harmonics, by_degree, of.harmonics)
+    by_length, directions, lengths = geometry
+    return fast.on_vectors(on_radial, on_directions, by_length, directions, lengths)
+
+
+def _times(x: torch.Tensor, matrices: list[torch.Tensor], plus: torch.Tensor | None) -> torch.Tensor:
+    """Rows of atoms by a linear map of all components, to which something may be added."""
+    if len(matrices) == 1 and matrices[0].shape[0] == 1:
+        return x @ matrices[0][0] if plus is None else torch.addmm(plus, x, matrices[0][0])
+    found: list[torch.Tensor] = []
+    parts = x.split([matrix.shape[0] * matrix.shape[1] for matrix in matrices], 1)
+    for n, matrix in enumerate(matrices):
+        rows = parts[n].view(len(x), matrix.shape[0], matrix.shape[1]).transpose(0, 1)
+        found.append(torch.bmm(rows, matrix).transpose(0, 1).flatten(1))
+    total = torch.cat(found, 1)
+    return total if plus is None else total.add_(plus)
+
+
+def _transposed(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [matrix.transpose(1, 2) for matrix in matrices]
+
+
+def _own(of: Constants, layer: OfLayer, x: torch.Tensor) -> torch.Tensor:
+    """What atoms keep of their features."""
+    elements, channels = of.one_hot.shape[2], layer.sums.channels
+    rows = sum([matrix.shape[0] * matrix.shape[2] for matrix in layer.own])
+    x = x[:, :rows]
+    if elements > 1:
+        x = (x.view(len(x), -1, 1, channels) * of.one_hot).flatten(1)
+    return _times(x, layer.own, None)
+
+
+def _on_own(of: Constants, layer: OfLayer, slope: torch.Tensor) -> torch.Tensor:
+    """Gradient of the features from that of what atoms keep."""
+    elements, channels = of.one_hot.shape[2], layer.sums.channels
+    slope = _times(slope, _transposed(layer.own), None)
+    if elements > 1:
+        slope = (slope.view(len(slope), -1, elements, channels) * of.one_hot).sum(2).flatten(1)
+    return slope
+
+
+def _read(layer: OfLayer, x: torch.Tensor, energy: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Energies with those of a layer, and what went into the nonlinearity of its readout, if it has one."""
+    scalars = x[:, : layer.readout[0].shape[0]]
+    if len(layer.readout) == 1:
+        return torch.addmm(energy, scalars, layer.readout[0]), []
+    hidden = scalars @ layer.readout[0]
+    return torch.addmm(energy, silu(hidden), layer.readout[1]), [hidden]
+
+
+def _on_scalars(layer: OfLayer, slope: torch.Tensor, hidden: list[torch.Tensor]) -> torch.Tensor:
+    """Gradient of the scalars from that of the energies."""
+    if len(hidden) > 0:
+        slope = fast.silu_backward(slope @ layer.readout[1].T, hidden[0])
+    return slope @ layer.readout[0].T
+
+
+def _contracted(layer: OfLayer, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Contraction of features, ``(N, D * U)``, and what :func:`_on_contracted` needs.
+
+    These are the derivatives by element, ``(U, M, D, N)``, unless they are constant.
+    """
+    weights, contraction = layer.weights, layer.contraction
+    slopes: list[torch.Tensor] = []
+    if contraction is None:
+        return x if weights is None else x * weights, slopes
+    values: list[torch.Tensor] = []
+    channels, counts = layer.sums.channels, contraction.counts
+    x = x.view(len(x), -1, channels).permute(1, 2, 0).contiguous()
+    monomials = _monomials(contraction, x)
+    every, scaled = monomials.split(counts, 2), (monomials * contraction.factors).split(counts, 2)
+    features = x.transpose(0, 1).unsqueeze(1).split(counts, 3)
+    for n, matrix in enumerate(contraction.tensors):
+        both = torch.cat([every[n], scaled[n]], 2).transpose(0, 1)
+        found = torch.bmm(matrix, both)  # reads the matrix once
+        value, slope = found.view(channels, -1, len(x), 2 * counts[n]).chunk(2, 3)
+        values.append((value * features[n]).sum(2))
+        slopes.append(slope)
+    return torch.cat(values, 2).permute(2, 1, 0).flatten(1), slopes
+
+
+def _on_contracted(layer: OfLayer, gradient: torch.Tensor, slopes: list[torch.Tensor]) -> torch.Tensor:
+    """Gradient of what is contracted, shape ``(N, D * U)``."""
+    weights, contraction = layer.weights, layer.contraction
+    if contraction is None:
+        return gradient if weights is None else gradient * weights
+    gradient = gradient.view(len(gradient), -1, layer.sums.channels).permute(2, 1, 0).unsqueeze(2)
+    parts = gradient.split(contraction.counts, 3)
+    found = [(slope * parts[n]).sum(1) for n, slope in enumerate(slopes)]
+    return torch.cat(found, 2).permute(2, 1, 0).flatten(1)
+
+
+def _monomials(of: OfContraction, x: torch.Tensor) -> torch.Tensor:
+    """All products of components, ``(F, U, N)``, of ``(D, U, N)``, ordered by number of factors."""
+    found = [torch.ones_like(x[:1])]
+    for places, last in of.steps:
+        found.append(found[-1].index_select(0, places) * x.index_select(0, last))
+    return torch.cat(found)
 
 
 def _tensors(contraction):

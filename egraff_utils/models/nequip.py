@@ -85,7 +85,7 @@ class Frozen:
         layers = [part for part in model.children() if isinstance(part, ConvNetLayer)]
         self.layers = [Layer(layer, embedding) for layer in layers]
         networks = [matrices(layer.conv.edge_mlp) for layer in layers]
-        self.radial_networks = fast.RadialNetworks(networks, [layer.messages for layer in self.layers])
+        self.radial_networks = fast.RadialNetworks.of(networks, [layer.messages for layer in self.layers])
         self.near, self.own = self.layers[0].prepare([embedding.unsqueeze(1)], self.one_hot)
         (readout,) = matrices(model.per_atom_energy_readout.mlp_module)
         self.readout, self.shift = readout * energy.scales, energy.shifts
@@ -99,7 +99,8 @@ class Frozen:
         harmonics = self.harmonics(directions)
         one_hot, near, *own = (x.index_select(0, types) for x in (self.one_hot, self.near, *self.own))
         features = None
-        for layer, weights in zip(self.layers, self.radial_networks(radial), strict=True):
+        all_weights, _ = fast.radial_weights(self.radial_networks, radial)
+        for layer, weights in zip(self.layers, all_weights, strict=True):
             if features is not None:
                 near, own = layer.prepare(features, one_hot)
             features = layer(near, own, harmonics, weights, edges)

@@ -750,10 +750,9 @@ class Messages:
 
 
 def _at_once(function, calls):
-    """The result of the only call, with all threads of torch; on a GPU the compiler would fuse operators."""
+    """The result of the only call, with all threads of torch."""
     (arguments,) = calls
-    on_processor = arguments[0].query.device.type == "cpu"
-    return [(fast.compiled(function) if on_processor else function)(*arguments)]
+    return [fast.compiled(function, arguments[0].query.device)(*arguments)]
 
 
 class FirstUpdate:
