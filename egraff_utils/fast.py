@@ -154,6 +154,37 @@ def compiled(function, device):
     return _compiled(function) if device.type == "cpu" else function
 
 
+class Energies(torch.autograd.Function):
+    """Energies of the atoms by two functions, which can be differentiated once, by the edge vectors."""
+
+    @staticmethod
+    def forward(ctx, vectors, evaluate, gradient_of, constants, *others):
+        """Shape ``(N,)``.
+
+        Parameters
+        ----------
+        vectors
+            Of the edges, shape ``(E, 3)``, of which the first half is read.
+        evaluate
+            Gives, from ``constants, vectors, *others``, energies and two things that are kept.
+        gradient_of
+            Gives, from ``constants``, these two and the gradient by the energies, that by the vectors read.
+        """
+        ctx.constants, ctx.gradient_of = constants, gradient_of
+        with torch.inference_mode():
+            energies, *ctx.kept = compiled(evaluate, vectors.device)(constants, vectors, *others)
+        return energies.clone()  # outside, so that it can have a derivative
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        """The second half of the edges, which is not read, has no gradient."""
+        with torch.inference_mode():
+            there = compiled(ctx.gradient_of, slope.device)(ctx.constants, *ctx.kept, slope)
+        others = len(ctx.needs_input_grad) - 1
+        return torch.cat([there, torch.zeros_like(there)]), *[None] * others
+
+
 @cache
 def _compiled(function):
     with warnings.catch_warnings():  # of what is to replace TorchScript, nothing frees the interpreter
@@ -166,30 +197,21 @@ def _pool():
     return ThreadPoolExecutor(os.cpu_count())
 
 
-class Matrix:
-    """A constant matrix, called with rows to be multiplied by it, and what is added to the product.
+LEAST = 128
+"""Rows and columns of a matrix from which the order of oneDNN pays."""
+
+
+def both(matrix):
+    """A constant matrix and its transpose, as :func:`times` takes them, a list.
 
     Large ones on a processor are kept in the order in which oneDNN reads them, which saves a copy in each
-    product, both in the forward pass and in its derivative. The product can be differentiated once.
+    product.
     """
-
-    LEAST = 128
-    """Rows and columns from which the order pays."""
-
-    def __init__(self, matrix):
-        kind = (matrix.dtype, matrix.device.type)
-        wide = min(matrix.shape) >= self.LEAST and kind == (torch.float32, "cpu")
-        self.both = [matrix.contiguous(), matrix.T]
-        """The matrix and its transpose, as :func:`times` takes them."""
-        if wide and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available():
-            self.both = [_packed(matrix.T), _packed(matrix)]
-
-    def __call__(self, x, plus=None):
-        there, back = self.both
-        if not there.is_mkldnn:
-            return x @ there if plus is None else torch.addmm(plus, x, there)
-        product = _Times.apply(x, there, back)
-        return product if plus is None else product + plus
+    kind = (matrix.dtype, matrix.device.type)
+    wide = min(matrix.shape) >= LEAST and kind == (torch.float32, "cpu")
+    if wide and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available():
+        return [_packed(matrix.T), _packed(matrix)]
+    return [matrix.contiguous(), matrix.T]
 
 
 def _packed(matrix):
@@ -202,18 +224,6 @@ def times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     if matrix.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
     return x @ matrix
-
-
-class _Times(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, matrix, transposed):
-        ctx.transposed = transposed
-        return times(x, matrix)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        return times(gradient, ctx.transposed), None, None
 
 
 class RadialBasis(NamedTuple):
@@ -229,22 +239,6 @@ class RadialBasis(NamedTuple):
     cutoff: float
     """Å."""
     p: float
-
-
-class Polar(torch.autograd.Function):
-    """Radial functions of edge vectors, shape ``(E, B)``, and their directions, ``(E, 3)``."""
-
-    @staticmethod
-    def forward(ctx, vectors, *basis):
-        """``basis``: the fields of a :class:`RadialBasis`."""
-        values, *kept = polar(vectors, RadialBasis(*basis))
-        ctx.save_for_backward(*kept)
-        return values, kept[1]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, on_values, on_directions):
-        return on_vectors(on_values, on_directions, *ctx.saved_tensors), *[None] * 4
 
 
 def polar(
@@ -276,34 +270,29 @@ def on_vectors(
     return across.addcmul_(along, directions)
 
 
-class Harmonics:
-    """Spherical harmonics up to a degree, each made of the one below and the first by a constant matrix.
+def couplings(harmonics, like):
+    """Matrices that make the harmonics of a degree of those of the one below and of the first degree.
 
     Parameters
     ----------
     harmonics
         ``e3nn.o3.SphericalHarmonics`` of all degrees, which gives the normalisation.
     like
-        Tensor whose type and device the constants are to have.
+        Tensor whose type and device the matrices are to have.
     """
-
-    def __init__(self, harmonics, like):
-        degrees = range(harmonics.irreps_out.lmax + 1)
-        point = torch.tensor([[0.6, 0.48, 0.64]], dtype=torch.float64)
-        known = [y.flatten() for y in harmonics(point).split([2 * degree + 1 for degree in degrees], 1)]
-        self.degrees, self.matrices = len(degrees), []
-        for n in degrees[2:]:
-            coupling = o3.wigner_3j(n - 1, 1, n, dtype=torch.float64).flatten(0, 1)
-            found = torch.outer(known[n - 1], known[1]).flatten() @ coupling
-            self.matrices.append((coupling * (known[n] @ found) / (found @ found)).to(like))
-
-    def __call__(self, directions):
-        """Harmonics, shape ``(E, (l_max + 1)^2)``, of unit vectors, shape ``(E, 3)``."""
-        return torch.cat(harmonics_by_degree(directions, self.matrices)[: self.degrees], dim=1)
+    degrees = range(harmonics.irreps_out.lmax + 1)
+    point = torch.tensor([[0.6, 0.48, 0.64]], dtype=torch.float64)
+    known = [y.flatten() for y in harmonics(point).split([2 * degree + 1 for degree in degrees], 1)]
+    found = []
+    for n in degrees[2:]:
+        coupling = o3.wigner_3j(n - 1, 1, n, dtype=torch.float64).flatten(0, 1)
+        made = torch.outer(known[n - 1], known[1]).flatten() @ coupling
+        found.append((coupling * (known[n] @ made) / (made @ made)).to(like))
+    return found
 
 
 def harmonics_by_degree(directions: torch.Tensor, matrices: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Harmonics of degree zero, one and one more for each matrix of :class:`Harmonics`."""
+    """Harmonics of degree zero, one and one more for each matrix of :func:`couplings`."""
     first = directions * 3**0.5
     parts = [torch.ones_like(first[:, :1]), first]
     for matrix in matrices:
@@ -482,7 +471,7 @@ class Convolution(nn.Module):
 
 
 class Messages:
-    """The sum of :class:`Convolution` with channels last, which can be differentiated once.
+    """Constants of the sum of :class:`Convolution` with channels last, see :func:`messages`.
 
     The K components of the messages are ordered by kind, component and path; D are those of the features.
     The two edges of a pair of atoms stand side by side. Pairs are taken in blocks, whose arrays stay in the
@@ -535,20 +524,6 @@ class Messages:
             block=max(1, self.BLOCK[like.device.type] // (2 * sum(heights) * self.channels)),
         )
 
-    def __call__(self, x, harmonics, weights, edges):
-        """Sums of messages, shape ``(N, K * U)``.
-
-        Parameters
-        ----------
-        x
-            Features of the atoms, shape ``(N, D, U)``.
-        harmonics, weights
-            Of pairs, shapes ``(E / 2, (l_max + 1)^2)`` and ``(E / 2, P * U)``, those of ``paths``.
-        edges
-            Neighbour and centre, two of shape ``(E,)``: in the direction of the harmonics, then reversed.
-        """
-        return _Messages.apply(x, harmonics, weights, *edges, self.sums)
-
     def on_rows(self, matrix):
         """A matrix whose rows are paths and channels of a kind, with rows of what the messages hold."""
         if not self.scalar:
@@ -566,24 +541,6 @@ def _couplings(product, paths, size):
         coupling = path_coupling(product, i, torch.float64).unflatten(1, (size, -1))
         couplings[:, start : start + dims[i.i_in1], :, n] = coupling.transpose(1, 2)
     return couplings.flatten(2)
-
-
-class _Messages(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, harmonics, weights, neighbour, centre, sums):
-        ctx.save_for_backward(x, harmonics, weights, neighbour, centre)
-        ctx.sums = sums
-        total, ctx.kept = messages(sums, Given(x, harmonics, weights, neighbour, centre))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        given = Given(*ctx.saved_tensors)
-        on_x = torch.zeros_like(given.x) if ctx.needs_input_grad[0] else None
-        on_harmonics = torch.zeros_like(given.harmonics)
-        on_weights = on_messages(ctx.sums, given, ctx.kept, gradient, on_x, on_harmonics)
-        return on_x, on_harmonics, on_weights, None, None, None
 
 
 class Sums(NamedTuple):
@@ -606,17 +563,21 @@ class Sums(NamedTuple):
 
 
 class Given(NamedTuple):
-    """Arguments of :class:`Messages`."""
+    """What messages are made of."""
 
     x: torch.Tensor
+    """Features of the atoms, shape ``(N, D, U)``."""
     harmonics: torch.Tensor
+    """Of pairs, shape ``(E / 2, (l_max + 1)^2)``."""
     weights: torch.Tensor
+    """Of pairs, those of ``Messages.paths``, shape ``(E / 2, P * U)``."""
     neighbour: torch.Tensor
+    """Shape ``(E,)``: of each pair in the direction of the harmonics, then reversed."""
     centre: torch.Tensor
 
 
 def messages(of: Sums, given: Given) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """What :class:`Messages` gives, and what :func:`on_messages` needs of it."""
+    """Sums of messages, shape ``(N, K * U)``, and what :func:`on_messages` needs of them."""
     total = given.x.new_zeros([len(given.x), sum(of.heights) * of.channels])
     kept: list[torch.Tensor] = []
     pairs, size = len(given.harmonics), _block(of, given)

@@ -51,7 +51,7 @@ class Frozen:
             enter, *others = matrices(latent)
             entering = torch.cat([project @ enter[:scalars], enter[scalars:]])
             *hidden, leave = entering, *others
-            latents.append([_pair(m) for m in hidden])
+            latents.append([fast.both(m) for m in hidden])
             if n < len(track.latents):
                 leaves.append(leave[:, :scalars])
                 environments.append(leave[:, scalars:])
@@ -60,13 +60,13 @@ class Frozen:
                 readouts.append(leave @ readout[n])
         self.constants = Constants(
             radial_basis=radial_basis(model, model.radial_chemical_embed.bessel_encode),
-            harmonics=fast.Harmonics(model.tensor_embed.sh, radial).matrices,
+            harmonics=fast.couplings(model.tensor_embed.sh, radial),
             pairs=torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1),
             radial=radial,
-            two_body=[_pair(m) for m in two_body],
-            leaves=[_pair(m) for m in leaves],
-            first=_pair(_channels_last(first, channels)),
-            environments=[_pair(_channels_last(m, channels)) for m in environments],
+            two_body=[fast.both(m) for m in two_body],
+            leaves=[fast.both(m) for m in leaves],
+            first=fast.both(_channels_last(first, channels)),
+            environments=[fast.both(_channels_last(m, channels)) for m in environments],
             latents=latents,
             readouts=readouts,
             products=[Product.of(p, track.avg_num_neighbors_norm.norm_const) for p in track.tps],
@@ -85,11 +85,6 @@ class Frozen:
         """How many threads share the work on so many edges; all of it is done in them."""
         products = edges * self.products_of_edge
         return max(1, min(fast.threads(), int(products / LEAST))) if self.constants.radial.is_cpu else 1
-
-
-def _pair(matrix):
-    """A constant matrix and its transpose."""
-    return fast.Matrix(matrix).both
 
 
 def _channels_last(matrix, channels):
@@ -151,7 +146,7 @@ class Constants(NamedTuple):
 
     radial_basis: fast.RadialBasis
     harmonics: list[torch.Tensor]
-    """Matrices of :class:`~egraff_utils.fast.Harmonics`."""
+    """Matrices of :func:`~egraff_utils.fast.couplings`."""
     pairs: torch.Tensor
     """Embedding of an edge by its elements, shape ``(T * T, S)``."""
     radial: torch.Tensor

@@ -14,7 +14,6 @@ import torch
 from ase.data import chemical_symbols
 from e3nn import o3
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from egraff_utils import fast
@@ -88,7 +87,7 @@ class Frozen:
         basis, envelope = model.radial_embedding.bessel_fn, model.radial_embedding.cutoff_fn
         cutoff, exponent = envelope.r_max.item(), envelope.p.item()
         self.radial_basis = fast.RadialBasis(basis.bessel_weights, basis.prefactor.item(), cutoff, exponent)
-        self.harmonics = fast.Harmonics(model.spherical_harmonics, one_hot).matrices
+        self.harmonics = fast.couplings(model.spherical_harmonics, one_hot)
         scale, shift = model.scale_shift.scale, model.scale_shift.shift
         parts = zip(model.interactions, model.products, model.readouts, strict=True)
         self.layers = [Layer(*modules, scale) for modules in parts]
@@ -108,7 +107,7 @@ class Frozen:
         if atoms is None or atoms.species is not species or atoms.version != species._version:
             with torch.no_grad():
                 atoms = self._atoms = Atoms(species, self)
-        return Energies.apply(vectors, edge_index, atoms.constants)
+        return fast.Energies.apply(vectors, evaluate, gradient_of, atoms.constants, edge_index)
 
 
 class Atoms:
@@ -346,7 +345,7 @@ class Constants(NamedTuple):
 
     radial_basis: fast.RadialBasis
     harmonics: list[torch.Tensor]
-    """Matrices of :class:`~egraff_utils.fast.Harmonics`."""
+    """Matrices of :func:`~egraff_utils.fast.couplings`."""
     networks: fast.RadialNetworks
     layers: list[OfLayer]
     rank: torch.Tensor
@@ -359,26 +358,6 @@ class Constants(NamedTuple):
     """What an atom keeps in the first layer."""
     energies: torch.Tensor
     """Without neighbours, shape ``(N, 1)``."""
-
-
-class Energies(torch.autograd.Function):
-    """Energies of the atoms by :class:`Frozen`, which can be differentiated once, by the edge vectors."""
-
-    @staticmethod
-    def forward(ctx, vectors, edge_index, constants):
-        """Shape ``(N,)``, from edge vectors, shape ``(E, 3)``."""
-        ctx.constants = constants
-        with torch.inference_mode():
-            energies, *ctx.kept = fast.compiled(evaluate, vectors.device)(constants, vectors, edge_index)
-        return energies.clone()  # outside, so that it can have a derivative
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, slope):
-        """Gradient by the vectors; the second half of the edges, which is not read, has none."""
-        with torch.inference_mode():
-            there = fast.compiled(gradient_of, slope.device)(ctx.constants, *ctx.kept, slope)
-        return torch.cat([there, torch.zeros_like(there)]), None, None
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import e3nn
 import torch
@@ -15,6 +16,7 @@ from nequip.nn._tp_scatter_base import TensorProductScatter
 from nequip.nn.mlp import DeepLinearMLP
 from nequip.utils.global_state import set_global_state
 from torch import nn
+from torch.nn.functional import silu
 
 from egraff_utils import fast
 
@@ -79,114 +81,263 @@ class Frozen:
 
     def __init__(self, model):
         energy, embedding = model.per_type_energy_scale_shift, model.type_embed.embed_module.weight
-        self.radial_basis = radial_basis(model, model.bessel_encode, model.factor.factor)
-        self.harmonics = fast.Harmonics(model.spharm.sh, embedding)
-        self.one_hot = torch.eye(len(embedding)).to(embedding)[:, None, :, None]
         layers = [part for part in model.children() if isinstance(part, ConvNetLayer)]
-        self.layers = [Layer(layer, embedding) for layer in layers]
-        networks = [matrices(layer.conv.edge_mlp) for layer in layers]
-        self.radial_networks = fast.RadialNetworks.of(networks, [layer.messages for layer in self.layers])
-        self.near, self.own = self.layers[0].prepare([embedding.unsqueeze(1)], self.one_hot)
+        messages = [_messages(layer, embedding) for layer in layers]
+        layers = [_layer(*parts, embedding) for parts in zip(layers, messages, strict=True)]
+        networks = [
+            matrices(part.conv.edge_mlp) for part in model.children() if isinstance(part, ConvNetLayer)
+        ]
+        elements = torch.eye(len(embedding)).to(embedding)[:, None, :, None]
+        near, own = _enter(layers[0], [embedding.unsqueeze(1)], elements)
         (readout,) = matrices(model.per_atom_energy_readout.mlp_module)
-        self.readout, self.shift = readout * energy.scales, energy.shifts
+        self.constants = Constants(
+            radial_basis=radial_basis(model, model.bessel_encode, model.factor.factor),
+            harmonics=fast.couplings(model.spharm.sh, embedding),
+            networks=fast.RadialNetworks.of(networks, messages),
+            layers=layers,
+            elements=elements,
+            near=near,
+            own=own,
+            readout=readout * energy.scales,
+            shift=energy.shifts,
+        )
 
     def __call__(self, types, edge_index, vectors):
         """Energy of each atom, shape ``(N,)``."""
-        vectors = vectors[: len(vectors) // 2]  # the other direction says nothing new
-        pairs = edge_index[:, : len(vectors)].T
-        edges = pairs.flip(1).flatten(), pairs.flatten()
-        radial, directions = fast.Polar.apply(vectors, *self.radial_basis)
-        harmonics = self.harmonics(directions)
-        one_hot, near, *own = (x.index_select(0, types) for x in (self.one_hot, self.near, *self.own))
-        features = None
-        all_weights, _ = fast.radial_weights(self.radial_networks, radial)
-        for layer, weights in zip(self.layers, all_weights, strict=True):
-            if features is not None:
-                near, own = layer.prepare(features, one_hot)
-            features = layer(near, own, harmonics, weights, edges)
-        return torch.addmm(self.shift, features[0].squeeze(1), self.readout).squeeze(1)
+        return fast.Energies.apply(vectors, evaluate, gradient_of, self.constants, edge_index, types)
 
 
-class Layer:
-    """A ``ConvNetLayer`` of the package with frozen weights; T elements, U channels.
+def _messages(layer, like):
+    product = layer.conv.tp_scatter.tp
+    return fast.Messages(product, _kinds(product.irreps_out.simplify()), like)
 
-    Parameters
-    ----------
-    layer
-        Of the package.
-    embedding
-        Of the elements, for the self connection, shape ``(T, U)``.
-    """
 
-    def __init__(self, layer, embedding):
-        block, gate, product = layer.conv, layer.equivariant_nonlin, layer.conv.tp_scatter.tp
-        inputs, middle = product.irreps_in1, product.irreps_out.simplify()
-        self.channels, self.acts = inputs[0].mul, gate.act_scalars.acts
-        self.messages = fast.Messages(product, [ir for _, ir in middle], embedding)
-        near = block.linear_1(_eye(inputs, embedding)) * block.avg_num_neighbors_norm.norm_const
-        own = [()] * len(embedding)
-        if block.sc is not None:
-            own = [gate.sc(block.sc(_eye(inputs, row), row.expand(inputs.dim, -1))) for row in embedding]
-        outputs = gate.irreps_scalars, gate.irreps_gates, gate.irreps_gated
-        self.enter = []
-        for _, ir in inputs:
-            there = _channels(near, inputs, inputs, ir)
-            rows = [torch.cat([there, *_targets(dense, inputs, outputs, ir)], dim=1) for dense in own]
-            self.enter.append(torch.cat(rows))
-        leave = gate.sc(block.linear_2(_eye(middle, embedding)))
-        if self.messages.scalar:
-            leave = [self.messages.on_rows(matrix) for matrix in leave]
-            middle = o3.Irreps([(len(leave[0]), middle[0].ir)])
-        self.leave = []
-        for _, ir in (*gate.irreps_scalars, *gate.irreps_gated):
-            matrix = fast.Matrix(torch.cat(_targets(leave, middle, outputs, ir), dim=1))
-            before = _kinds(inputs).index(ir) if own[0] and ir in _kinds(inputs) else None
-            self.leave.append((matrix, ir.dim, _kinds(middle).index(ir), before))
+def _layer(layer, messages, embedding):
+    """:class:`Layer` from a ``ConvNetLayer`` of the package, its messages and the embedding of elements."""
+    block, gate, product = layer.conv, layer.equivariant_nonlin, layer.conv.tp_scatter.tp
+    inputs, middle = product.irreps_in1, product.irreps_out.simplify()
+    near = block.linear_1(_eye(inputs, embedding)) * block.avg_num_neighbors_norm.norm_const
+    own = [()] * len(embedding)
+    if block.sc is not None:
+        own = [gate.sc(block.sc(_eye(inputs, row), row.expand(inputs.dim, -1))) for row in embedding]
+    outputs = gate.irreps_scalars, gate.irreps_gates, gate.irreps_gated
+    enter = []
+    for _, ir in inputs:
+        there = _channels(near, inputs, inputs, ir)
+        rows = [torch.cat([there, *_targets(dense, inputs, outputs, ir)], dim=1) for dense in own]
+        enter.append(torch.cat(rows))
+    leave = gate.sc(block.linear_2(_eye(middle, embedding)))
+    if messages.scalar:
+        leave = [messages.on_rows(matrix) for matrix in leave]
+        middle = o3.Irreps([(len(leave[0]), middle[0].ir)])
+    kinds = _kinds([*gate.irreps_scalars, *gate.irreps_gated])
+    return Layer(
+        sums=messages.sums,
+        sizes=messages.sizes,
+        enter=enter,
+        leave=[fast.both(torch.cat(_targets(leave, middle, outputs, ir), dim=1)) for ir in kinds],
+        around=[_kinds(middle).index(ir) for ir in kinds],
+        before=[_kinds(inputs).index(ir) if own[0] and ir in _kinds(inputs) else -1 for ir in kinds],
+        dims=[ir.dim for ir in kinds],
+        factors=[act.cst for act in gate.act_scalars.acts],
+        odd=[ir.p < 0 for _, ir in gate.irreps_scalars],
+    )
 
-    def prepare(self, features, one_hot):
-        """Features for neighbours, ``(N, D, U)``, and what goes from an atom to itself, a list of kinds.
 
-        Parameters
-        ----------
-        features
-            A list of kinds, each of shape ``(N, 2l + 1, U)``.
-        one_hot
-            Elements of the atoms, shape ``(N, 1, T, 1)``.
-        """
+class Layer(NamedTuple):
+    """Constants of a layer; T elements, U channels."""
+
+    sums: fast.Sums
+    sizes: list[int]
+    """Numbers that an atom gets of every kind of messages."""
+    enter: list[torch.Tensor]
+    """From each kind of features, ``(T * U)`` rows, to what neighbours see and an atom keeps."""
+    leave: list[list[torch.Tensor]]
+    """From messages to each kind of new features, scalars with all gates of their kind, see `fast.both`."""
+    around: list[int]
+    """Kind of messages that each kind of new features is made of."""
+    before: list[int]
+    """Kind of features of which an atom keeps its part, or -1."""
+    dims: list[int]
+    """Components of the new features."""
+    factors: list[float]
+    """Of the nonlinearity of each kind of scalars."""
+    odd: list[bool]
+    """Whether it is that of odd scalars, tanh in place of silu."""
+
+
+class Constants(NamedTuple):
+    """What :func:`evaluate` needs beside the vectors of edges."""
+
+    radial_basis: fast.RadialBasis
+    harmonics: list[torch.Tensor]
+    """Matrices of :func:`~egraff_utils.fast.couplings`."""
+    networks: fast.RadialNetworks
+    layers: list[Layer]
+    elements: torch.Tensor
+    """Rows of one for each, shape ``(T, 1, T, 1)``."""
+    near: torch.Tensor
+    """What neighbours see in the first layer, by element, shape ``(T, D, U)``."""
+    own: list[torch.Tensor]
+    """What an atom of an element keeps in the first layer, a list of kinds."""
+    readout: torch.Tensor
+    shift: torch.Tensor
+    """Energy of each element."""
+
+
+def evaluate(
+    of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor, types: torch.Tensor
+) -> tuple[torch.Tensor, list[list[torch.Tensor]], list[list[list[torch.Tensor]]]]:
+    """Energies of the atoms, shape ``(N,)``, and for :func:`gradient_of` what is kept, also of each layer."""
+    pairs, width = len(vectors) // 2, of.layers[0].sums.coupling.shape[0]
+    radial, by_length, directions, lengths = fast.polar(vectors[:pairs], of.radial_basis)
+    by_degree = fast.harmonics_by_degree(directions, of.harmonics)
+    harmonics = torch.cat(by_degree, 1)[:, :width]
+    weights, before = fast.radial_weights(of.networks, radial)
+    ends = edge_index[:, :pairs].T
+    neighbour, centre = ends.flip(1).flatten(), ends.flatten()
+    one_hot = of.elements.index_select(0, types)
+    near, own = of.near.index_select(0, types), [x.index_select(0, types) for x in of.own]
+    features: list[torch.Tensor] = []
+    nears: list[torch.Tensor] = []
+    of_layers: list[list[list[torch.Tensor]]] = []
+    for n, layer in enumerate(of.layers):
+        if n > 0:
+            near, own = _enter(layer, features, one_hot)
+        nears.append(near)
+        given = fast.Given(near, harmonics, weights[n], neighbour, centre)
+        total, products = fast.messages(layer.sums, given)
+        kinds = _leave(layer, total, own)
+        features, activated = _gated(layer, kinds)
+        of_layers.append([products, kinds, activated])
+    energy = torch.addmm(of.shift, features[0].squeeze(1), of.readout).squeeze(1)
+    geometry = [by_length, directions, lengths]
+    return (
+        energy,
+        [geometry, by_degree, [harmonics, neighbour, centre, one_hot], before, weights, nears],
+        of_layers,
+    )
+
+
+def gradient_of(
+    of: Constants,
+    shared: list[list[torch.Tensor]],
+    of_layers: list[list[list[torch.Tensor]]],
+    slope: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient of the vectors of one direction from that of the energies, and from what was kept."""
+    geometry, by_degree, edges, before, weights, nears = shared
+    harmonics, neighbour, centre, one_hot = edges
+    on_harmonics = torch.zeros_like(harmonics)
+    on_weights: list[torch.Tensor] = []
+    on_features = [(slope.unsqueeze(1) @ of.readout.T).unsqueeze(1)]
+    for n in range(len(of.layers) - 1, -1, -1):
+        layer = of.layers[n]
+        products, kinds, activated = of_layers[n]
+        on_kinds = _on_gated(layer, on_features, kinds, activated)
+        given = fast.Given(nears[n], harmonics, weights[n], neighbour, centre)
+        wanted = torch.zeros_like(nears[n]) if n > 0 else None
+        on_total = _on_messages(layer, on_kinds)
+        found = fast.on_messages(layer.sums, given, products, on_total, wanted, on_harmonics)
+        on_weights.insert(0, found)
+        if wanted is not None:
+            on_features = _on_entered(layer, wanted, on_kinds, of.layers[n - 1].dims, one_hot)
+    on_radial = fast.on_radial(of.networks, on_weights, before)
+    on_directions = fast.on_directions(on_harmonics, by_degree, of.harmonics)
+    by_length, directions, lengths = geometry
+    return fast.on_vectors(on_radial, on_directions, by_length, directions, lengths)
+
+
+def _enter(
+    of: Layer, features: list[torch.Tensor], one_hot: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What neighbours see, ``(N, D, U)``, and what an atom keeps, of kinds of features ``(N, 2l + 1, U)``."""
+    near: list[torch.Tensor] = []
+    own: list[torch.Tensor] = []
+    for n, x in enumerate(features):
         if one_hot.shape[2] > 1:
-            features = [(one_hot * x.unsqueeze(2)).flatten(2) for x in features]
-        both = [x @ matrix for x, matrix in zip(features, self.enter, strict=True)]
-        near, own = zip(*[x.tensor_split([self.channels], dim=2) for x in both], strict=True)
-        return torch.cat(near, dim=1), own
+            x = (one_hot * x.unsqueeze(2)).flatten(2)
+        both = x @ of.enter[n]
+        near.append(both[:, :, : of.sums.channels])
+        own.append(both[:, :, of.sums.channels :])
+    return torch.cat(near, 1), own
 
-    def __call__(self, near, own, harmonics, weights, edges):
-        """New features of the atoms, a list of kinds.
 
-        Parameters
-        ----------
-        near, own
-            What :meth:`prepare` gives.
-        harmonics, weights
-            Of one direction of every pair.
-        edges
-            Neighbour and centre of both, two of shape ``(E,)``.
-        """
-        around = self.messages(near, harmonics, weights, edges).split(self.messages.sizes, dim=1)
-        kinds = []
-        for matrix, dim, n, before in self.leave:
-            rows = around[n].reshape(len(near) * dim, -1)
-            plus = None if before is None else own[before].flatten(0, 1)
-            kinds.append(matrix(rows, plus=plus).view(len(near), dim, -1))
-        return self._gated(kinds)
+def _on_entered(
+    of: Layer, on_near: torch.Tensor, on_kinds: list[torch.Tensor], dims: list[int], one_hot: torch.Tensor
+) -> list[torch.Tensor]:
+    """Gradient of the features from those of what :func:`_enter` gave; ``dims`` are their components."""
+    on_features: list[torch.Tensor] = []
+    parts, elements = on_near.split(dims, 1), one_hot.shape[2]
+    for n, part in enumerate(parts):
+        slope = part @ of.enter[n][:, : of.sums.channels].T
+        for k, before in enumerate(of.before):
+            if before == n:
+                slope = slope + on_kinds[k] @ of.enter[n][:, of.sums.channels :].T
+        if elements > 1:
+            slope = (slope.view(len(slope), dims[n], elements, -1) * one_hot).sum(2)
+        on_features.append(slope)
+    return on_features
 
-    def _gated(self, kinds):
-        """Activated scalars, which gates follow, and other kinds, each times its gate."""
-        scalars, gates = [], []
-        for act, x in zip(self.acts, kinds, strict=False):
-            first, *others = act(x).split(self.channels, dim=2)
-            scalars.append(first)
-            gates += others
-        return scalars + [gate * x for gate, x in zip(gates, kinds[len(scalars) :], strict=True)]
+
+def _leave(of: Layer, total: torch.Tensor, own: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Kinds of new features before their nonlinearity, ``(N, 2l + 1, channels)``."""
+    found: list[torch.Tensor] = []
+    around = total.split(of.sizes, 1)
+    for n, matrix in enumerate(of.leave):
+        rows = around[of.around[n]].reshape(len(total) * of.dims[n], -1)
+        x = fast.times(rows, matrix[0]).view(len(total), of.dims[n], -1)
+        found.append(x if of.before[n] < 0 else x + own[of.before[n]])
+    return found
+
+
+def _on_messages(of: Layer, on_kinds: list[torch.Tensor]) -> torch.Tensor:
+    """Gradient of the messages from that of what :func:`_leave` gave."""
+    atoms = len(on_kinds[0])
+    on_total = on_kinds[0].new_zeros([atoms, sum(of.sizes)])
+    parts = on_total.split(of.sizes, 1)
+    for n, matrix in enumerate(of.leave):
+        slope = fast.times(on_kinds[n].flatten(0, 1), matrix[1])
+        parts[of.around[n]].copy_(slope.view(atoms, -1))
+    return on_total
+
+
+def _gated(of: Layer, kinds: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """New features, and activated scalars with the gates behind them."""
+    activated: list[torch.Tensor] = []
+    gates: list[torch.Tensor] = []
+    features: list[torch.Tensor] = []
+    for n, odd in enumerate(of.odd):
+        activated.append((torch.tanh(kinds[n]) if odd else silu(kinds[n])) * of.factors[n])
+        parts = activated[n].split(of.sums.channels, 2)
+        features.append(parts[0])
+        gates += parts[1:]
+    for n, gate in enumerate(gates):
+        features.append(gate * kinds[len(of.odd) + n])
+    return features, activated
+
+
+def _on_gated(
+    of: Layer, on_features: list[torch.Tensor], kinds: list[torch.Tensor], activated: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Gradient of what went into :func:`_gated`."""
+    scalars, gates = len(of.odd), 0
+    on_scalars: list[torch.Tensor] = []
+    on_gated: list[torch.Tensor] = []
+    for n, odd in enumerate(of.odd):
+        slopes, parts = [on_features[n]], activated[n].split(of.sums.channels, 2)
+        for gate in parts[1:]:
+            on_feature, x = on_features[scalars + gates], kinds[scalars + gates]
+            slopes.append((on_feature * x).sum(1, keepdim=True))
+            on_gated.append(on_feature * gate)
+            gates += 1
+        slope = torch.cat(slopes, 2) * of.factors[n]
+        if odd:
+            value = activated[n] / of.factors[n]
+            on_scalars.append(slope * (1 - value * value))
+        else:
+            on_scalars.append(fast.silu_backward(slope, kinds[n]))
+    return on_scalars + on_gated
 
 
 def _targets(dense, irreps, outputs, ir):
