@@ -381,6 +381,41 @@ def on_radial(of: RadialNetworks, on_weights: list[torch.Tensor], before: list[t
     return silu_backward(slope, before[0]) @ first.T
 
 
+class Geometry(NamedTuple):
+    """From vectors of pairs to their harmonics and weights."""
+
+    radial_basis: RadialBasis
+    couplings: list[torch.Tensor]
+    """Of the harmonics, see :func:`couplings`."""
+    size: int
+    """Number of harmonics."""
+    networks: RadialNetworks
+
+
+def of_pairs(
+    of: Geometry, vectors: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Harmonics and weights of one direction of every pair, and three lists for :func:`on_pairs`.
+
+    ``vectors`` are those of all edges, shape ``(E, 3)``.
+    """
+    radial, by_length, directions, lengths = polar(vectors[: len(vectors) // 2], of.radial_basis)
+    by_degree = harmonics_by_degree(directions, of.couplings)
+    weights, before = radial_weights(of.networks, radial)
+    kept = [[by_length, directions, lengths], by_degree, before]
+    return torch.cat(by_degree, 1)[:, : of.size], weights, kept
+
+
+def on_pairs(
+    of: Geometry, on_harmonics: torch.Tensor, on_weights: list[torch.Tensor], kept: list[list[torch.Tensor]]
+) -> torch.Tensor:
+    """Gradient of the vectors of one direction from those of harmonics and weights."""
+    lengths, by_degree, before = kept
+    on_radii = on_radial(of.networks, on_weights, before)
+    on_units = on_directions(on_harmonics, by_degree, of.couplings)
+    return on_vectors(on_radii, on_units, lengths[0], lengths[1], lengths[2])
+
+
 class Convolution(nn.Module):
     r"""Sum over neighbours of weighted tensor products of their features with an edge's harmonics.
 

@@ -86,13 +86,16 @@ class Frozen:
     def __init__(self, model, one_hot):
         basis, envelope = model.radial_embedding.bessel_fn, model.radial_embedding.cutoff_fn
         cutoff, exponent = envelope.r_max.item(), envelope.p.item()
-        self.radial_basis = fast.RadialBasis(basis.bessel_weights, basis.prefactor.item(), cutoff, exponent)
-        self.harmonics = fast.couplings(model.spherical_harmonics, one_hot)
         scale, shift = model.scale_shift.scale, model.scale_shift.shift
         parts = zip(model.interactions, model.products, model.readouts, strict=True)
         self.layers = [Layer(*modules, scale) for modules in parts]
         networks = [_radial_matrices(interaction.conv_tp_weights) for interaction in model.interactions]
-        self.networks = fast.RadialNetworks.of(networks, [layer.messages for layer in self.layers])
+        self.geometry = fast.Geometry(
+            radial_basis=fast.RadialBasis(basis.bessel_weights, basis.prefactor.item(), cutoff, exponent),
+            couplings=fast.couplings(model.spherical_harmonics, one_hot),
+            size=model.spherical_harmonics.irreps_out.dim,
+            networks=fast.RadialNetworks.of(networks, [layer.messages for layer in self.layers]),
+        )
         self.types, elements = one_hot.argmax(1), one_hot.new_ones(one_hot.shape[1]).diag()
         self.energies = model.atomic_energies_fn.atomic_energies.view(-1, 1).to(one_hot) + shift
         features, first = model.node_embedding.linear(elements), self.layers[0]
@@ -127,9 +130,7 @@ class Atoms:
         types = frozen.types[species[order]]
         present, places = types.unique(return_inverse=True)
         self.constants = Constants(
-            radial_basis=frozen.radial_basis,
-            harmonics=frozen.harmonics,
-            networks=frozen.networks,
+            geometry=frozen.geometry,
             layers=[layer.of_atoms(types, present) for layer in frozen.layers],
             rank=order.argsort(),
             one_hot=nn.functional.one_hot(places, len(present)).view(len(types), 1, -1, 1).to(frozen.near),
@@ -343,10 +344,7 @@ class OfLayer(NamedTuple):
 class Constants(NamedTuple):
     """What :func:`evaluate` needs beside the vectors of edges."""
 
-    radial_basis: fast.RadialBasis
-    harmonics: list[torch.Tensor]
-    """Matrices of :func:`~egraff_utils.fast.couplings`."""
-    networks: fast.RadialNetworks
+    geometry: fast.Geometry
     layers: list[OfLayer]
     rank: torch.Tensor
     """Place of each atom in the order."""
@@ -364,11 +362,8 @@ def evaluate(
     of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor
 ) -> tuple[torch.Tensor, list[list[torch.Tensor]], list[list[list[torch.Tensor]]]]:
     """Energies of the atoms, shape ``(N,)``, and for :func:`gradient_of` what is kept, also of each layer."""
-    pairs, width = len(vectors) // 2, of.layers[0].sums.coupling.shape[0]
-    radial, by_length, directions, lengths = fast.polar(vectors[:pairs], of.radial_basis)
-    by_degree = fast.harmonics_by_degree(directions, of.harmonics)
-    harmonics = torch.cat(by_degree, 1)[:, :width]
-    weights, before = fast.radial_weights(of.networks, radial)
+    harmonics, weights, kept = fast.of_pairs(of.geometry, vectors)
+    pairs = len(harmonics)
     ends = of.rank.index_select(0, edge_index[:, :pairs].T.flatten())
     neighbour, centre = ends, ends.view(pairs, 2).flip(1).flatten()
     x, energy = of.near, of.energies
@@ -388,8 +383,7 @@ def evaluate(
             x = _times(total, layer.mix, own)
         energy, hidden = _read(layer, x, energy)
         of_layers.append([products, slopes, hidden])
-    geometry = [by_length, directions, lengths]
-    shared = [geometry, by_degree, [harmonics, neighbour, centre], before, weights, nears]
+    shared = kept + [[harmonics, neighbour, centre], weights, nears]
     return energy.squeeze(1).index_select(0, of.rank), shared, of_layers
 
 
@@ -400,7 +394,7 @@ def gradient_of(
     slope: torch.Tensor,
 ) -> torch.Tensor:
     """Gradient of the vectors of one direction from that of the energies, and from what was kept."""
-    geometry, by_degree, edges, before, weights, nears = shared
+    edges, weights, nears = shared[3:]
     harmonics, neighbour, centre = edges
     slope = torch.empty_like(slope).index_copy_(0, of.rank, slope).unsqueeze(1)
     on_harmonics, on_x = torch.zeros_like(harmonics), slope
@@ -425,10 +419,7 @@ def gradient_of(
             on_own = _on_own(of, layer, on_x)
             on_x = _times(on_near.flatten(1), _transposed(layer.up), None)
             on_x[:, : on_own.shape[1]] += on_own
-    on_radial = fast.on_radial(of.networks, on_weights, before)
-    on_directions = fast.on_directions(on_harmonics, by_degree, of.harmonics)
-    by_length, directions, lengths = geometry
-    return fast.on_vectors(on_radial, on_directions, by_length, directions, lengths)
+    return fast.on_pairs(of.geometry, on_harmonics, on_weights, shared[:3])
 
 
 def _times(x: torch.Tensor, matrices: list[torch.Tensor], plus: torch.Tensor | None) -> torch.Tensor:

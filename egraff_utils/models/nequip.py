@@ -91,9 +91,12 @@ class Frozen:
         near, own = _enter(layers[0], [embedding.unsqueeze(1)], elements)
         (readout,) = matrices(model.per_atom_energy_readout.mlp_module)
         self.constants = Constants(
-            radial_basis=radial_basis(model, model.bessel_encode, model.factor.factor),
-            harmonics=fast.couplings(model.spharm.sh, embedding),
-            networks=fast.RadialNetworks.of(networks, messages),
+            geometry=fast.Geometry(
+                radial_basis=radial_basis(model, model.bessel_encode, model.factor.factor),
+                couplings=fast.couplings(model.spharm.sh, embedding),
+                size=model.spharm.sh.irreps_out.dim,
+                networks=fast.RadialNetworks.of(networks, messages),
+            ),
             layers=layers,
             elements=elements,
             near=near,
@@ -169,10 +172,7 @@ class Layer(NamedTuple):
 class Constants(NamedTuple):
     """What :func:`evaluate` needs beside the vectors of edges."""
 
-    radial_basis: fast.RadialBasis
-    harmonics: list[torch.Tensor]
-    """Matrices of :func:`~egraff_utils.fast.couplings`."""
-    networks: fast.RadialNetworks
+    geometry: fast.Geometry
     layers: list[Layer]
     elements: torch.Tensor
     """Rows of one for each, shape ``(T, 1, T, 1)``."""
@@ -189,12 +189,8 @@ def evaluate(
     of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor, types: torch.Tensor
 ) -> tuple[torch.Tensor, list[list[torch.Tensor]], list[list[list[torch.Tensor]]]]:
     """Energies of the atoms, shape ``(N,)``, and for :func:`gradient_of` what is kept, also of each layer."""
-    pairs, width = len(vectors) // 2, of.layers[0].sums.coupling.shape[0]
-    radial, by_length, directions, lengths = fast.polar(vectors[:pairs], of.radial_basis)
-    by_degree = fast.harmonics_by_degree(directions, of.harmonics)
-    harmonics = torch.cat(by_degree, 1)[:, :width]
-    weights, before = fast.radial_weights(of.networks, radial)
-    ends = edge_index[:, :pairs].T
+    harmonics, weights, kept = fast.of_pairs(of.geometry, vectors)
+    ends = edge_index[:, : len(harmonics)].T
     neighbour, centre = ends.flip(1).flatten(), ends.flatten()
     one_hot = of.elements.index_select(0, types)
     near, own = of.near.index_select(0, types), [x.index_select(0, types) for x in of.own]
@@ -211,12 +207,7 @@ def evaluate(
         features, activated = _gated(layer, kinds)
         of_layers.append([products, kinds, activated])
     energy = torch.addmm(of.shift, features[0].squeeze(1), of.readout).squeeze(1)
-    geometry = [by_length, directions, lengths]
-    return (
-        energy,
-        [geometry, by_degree, [harmonics, neighbour, centre, one_hot], before, weights, nears],
-        of_layers,
-    )
+    return energy, kept + [[harmonics, neighbour, centre, one_hot], weights, nears], of_layers
 
 
 def gradient_of(
@@ -226,7 +217,7 @@ def gradient_of(
     slope: torch.Tensor,
 ) -> torch.Tensor:
     """Gradient of the vectors of one direction from that of the energies, and from what was kept."""
-    geometry, by_degree, edges, before, weights, nears = shared
+    edges, weights, nears = shared[3:]
     harmonics, neighbour, centre, one_hot = edges
     on_harmonics = torch.zeros_like(harmonics)
     on_weights: list[torch.Tensor] = []
@@ -242,10 +233,7 @@ def gradient_of(
         on_weights.insert(0, found)
         if wanted is not None:
             on_features = _on_entered(layer, wanted, on_kinds, of.layers[n - 1].dims, one_hot)
-    on_radial = fast.on_radial(of.networks, on_weights, before)
-    on_directions = fast.on_directions(on_harmonics, by_degree, of.harmonics)
-    by_length, directions, lengths = geometry
-    return fast.on_vectors(on_radial, on_directions, by_length, directions, lengths)
+    return fast.on_pairs(of.geometry, on_harmonics, on_weights, shared[:3])
 
 
 def _enter(
