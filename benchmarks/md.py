@@ -38,9 +38,7 @@ DIFFERENCE = {"small": 1e-5, "paper": 1e-4}
 SECONDS, BRIEF = 4.0, 1.0  # of a comparison; the second in a quick run, and on a GPU, whose times vary little
 CALL_SECONDS = 0.2  # of the slower side, as nearly as whole steps allow
 MOST_STEPS = 10  # in a call
-REST = (
-    0.02  # s; the threads of one side spin for some 8 ms after its last operator, in the way of the other's
-)
+REST = 0.02  # s, before a call: threads of the other side spin for some 8 ms after its last operator
 FIRST_STEPS = 2  # in which code is compiled and lists are built
 
 

@@ -286,7 +286,7 @@ class Recorded(TorchDispatchMode):
 
 
 BY_HAND = [("torchmd_net", options) for options in (*TORCHMD, {"num_layers": 3})]
-BY_HAND += [("botnet", {}), ("mace", {"l_max": 2})]
+BY_HAND += [("botnet", {}), ("mace", {"l_max": 2}), ("nequip", {}), ("nequip", {"l_max": 2})]
 
 
 @pytest.mark.parametrize(("name", "options"), BY_HAND)

@@ -341,7 +341,7 @@ def _on_hidden(
 ) -> torch.Tensor:
     """Gradient of what went into the layers, from that of what came out of them."""
     for n in range(len(layers) - 1, -1, -1):
-        slope = fast.times(torch.ops.aten.silu_backward(slope, before[n]), layers[n][1])
+        slope = fast.times(fast.silu_backward(slope, before[n]), layers[n][1])
     return slope
 
 

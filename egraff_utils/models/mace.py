@@ -410,12 +410,12 @@ def gradient_of(
         on_mixed = on_x
         if len(layer.linear) > 0:
             on_mixed = _on_contracted(layer, _times(on_x, _transposed(layer.linear), None), slopes)
-        on_total, on_near = _times(on_mixed, _transposed(layer.mix), None), torch.zeros_like(nears[n])
+        on_total = _times(on_mixed, _transposed(layer.mix), None)
         given = fast.Given(nears[n], harmonics, weights[n], neighbour, centre)
-        wanted = on_near if n > 0 else None
-        found = fast.on_messages(layer.sums, given, products, on_total, wanted, on_harmonics)
+        on_near = torch.zeros_like(nears[n]) if n > 0 else None
+        found = fast.on_messages(layer.sums, given, products, on_total, on_near, on_harmonics)
         on_weights.insert(0, found)
-        if n > 0:
+        if on_near is not None:
             on_own = _on_own(of, layer, on_x)
             on_x = _times(on_near.flatten(1), _transposed(layer.up), None)
             on_x[:, : on_own.shape[1]] += on_own

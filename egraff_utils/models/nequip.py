@@ -81,12 +81,10 @@ class Frozen:
 
     def __init__(self, model):
         energy, embedding = model.per_type_energy_scale_shift, model.type_embed.embed_module.weight
-        layers = [part for part in model.children() if isinstance(part, ConvNetLayer)]
-        messages = [_messages(layer, embedding) for layer in layers]
-        layers = [_layer(*parts, embedding) for parts in zip(layers, messages, strict=True)]
-        networks = [
-            matrices(part.conv.edge_mlp) for part in model.children() if isinstance(part, ConvNetLayer)
-        ]
+        parts = [part for part in model.children() if isinstance(part, ConvNetLayer)]
+        networks = [matrices(part.conv.edge_mlp) for part in parts]
+        messages = [_messages(part, embedding) for part in parts]
+        layers = [_layer(*both, embedding) for both in zip(parts, messages, strict=True)]
         elements = torch.eye(len(embedding)).to(embedding)[:, None, :, None]
         near, own = _enter(layers[0], [embedding.unsqueeze(1)], elements)
         (readout,) = matrices(model.per_atom_energy_readout.mlp_module)
