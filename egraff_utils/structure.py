@@ -1,5 +1,6 @@
 """Where are the atoms? Radial distributions, bonds and the rules that call a trajectory broken."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,6 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase.geometry import complete_cell
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from matscipy.neighbours import neighbour_list
-from numpy.lib.stride_tricks import sliding_window_view
 
 BOND_TOLERANCE = 0.5
 """Å; a molecule is broken once a bond deviates by more from its mean length (Fu et al. 2023, molecules)."""
@@ -31,7 +31,8 @@ MINIMUM_DISTANCE = 0.5
 MAXIMUM_DISTANCE = 3.0
 """Å; an atom of a molecule that is farther than this from all others has left it."""
 
-_PAIRS_AT_ONCE = 30_000  # frames times pairs that are in memory together; small enough for the cache
+_FRAMES_AT_ONCE = 50  # for which pairs are chosen; in more of them atoms move farther
+_PAIRS_AT_ONCE = 20_000  # frames times pairs that are in memory together; small enough for the cache
 
 
 class RadialDistributions(NamedTuple):
@@ -156,11 +157,12 @@ def radial_distributions(positions, numbers, *, cell, pbc, r_max, dr=0.05, volum
     num_bins = _num_bins(r_max, dr)
     species, which = np.unique(numbers, return_inverse=True)
     kind_of = _kinds(len(species))
-    kinds = _pair_kinds(which, kind_of)
-    counts = np.zeros((kind_of.max() + 2, num_bins + 1))  # the last kind is that of pairs met twice
-    for block, box in _blocks(positions, np.asarray(cell, dtype=float), pbc, r_max, volume, len(kinds)):
-        counts += _count(block, box, r_max, num_bins, kinds, len(counts)) * box.volume
-    counts = counts[:-1, 1:] / len(positions)
+    pairs = _pairs(len(numbers))
+    kinds = kind_of[which[pairs[0]], which[pairs[1]]]
+    counts = np.zeros((kind_of.max() + 1, num_bins + 2))
+    for block, box in _blocks(positions, np.asarray(cell, dtype=float), pbc, r_max, volume):
+        counts += _count(block, box, pairs, kinds, r_max, counts.shape) * box.volume
+    counts = counts[:, 1:-1] / len(positions)
     return _normalise(counts, np.bincount(which), species, kind_of, r_max)
 
 
@@ -178,14 +180,10 @@ def _kinds(num_species):
     return np.maximum(table, table.T)
 
 
-def _pair_kinds(which, kind_of):
-    """Kind of every pair of :func:`_differences`, shape (P,); for one met a second time, one kind more."""
-    count = len(which)
-    ahead = sliding_window_view(np.tile(which, 2), count)[1 : count // 2 + 1]
-    kinds = kind_of[which, ahead]
-    if count % 2 == 0:
-        kinds[-1, count // 2 :] = kind_of.max() + 1
-    return kinds.ravel()
+@functools.lru_cache(maxsize=1)
+def _pairs(count):
+    """All pairs i < j of so many atoms, shape (2, P)."""
+    return np.array(np.triu_indices(count, 1))
 
 
 class _Box(NamedTuple):
@@ -213,58 +211,94 @@ class _Box(NamedTuple):
         return cls(cell, inverse, pbc, reach, volume)
 
 
-def _blocks(positions, cell, pbc, r_max, volume, num_pairs):
-    """Yield runs of frames that share a cell, short enough for the cache, and their :class:`_Box`."""
-    if cell.ndim == 3:
-        if len(cell) != len(positions):
-            raise ValueError(f"{cell.shape=} but {positions.shape=}")
-        yield from ((positions[t : t + 1], _Box.of(cell[t], pbc, r_max, volume)) for t in range(len(cell)))
+def _blocks(positions, cell, pbc, r_max, volume):
+    """Yield runs of frames that share a cell, and their :class:`_Box`."""
+    if cell.ndim == 2:
+        yield positions, _Box.of(cell, pbc, r_max, volume)
         return
-    box, step = _Box.of(cell, pbc, r_max, volume), max(1, _PAIRS_AT_ONCE // max(1, num_pairs))
-    yield from ((positions[t : t + step], box) for t in range(0, len(positions), step))
+    if len(cell) != len(positions):
+        raise ValueError(f"{cell.shape=} but {positions.shape=}")
+    yield from ((positions[t : t + 1], _Box.of(cell[t], pbc, r_max, volume)) for t in range(len(cell)))
 
 
-def _count(positions, box, r_max, num_bins, kinds, num_kinds):
-    """Histogram, shape (kinds, num_bins + 1), of the distances of all pairs in frames of one cell."""
-    vectors, kinds = _short_vectors(positions, box, kinds)
-    squared = np.einsum("kp,kp->p", vectors, vectors)
-    near = np.flatnonzero(squared <= r_max**2)
-    bins = np.ceil(np.sqrt(squared[near]) * (num_bins / r_max)).astype(np.intp)
-    bins = np.minimum(bins, num_bins) + kinds[near] * (num_bins + 1)
-    return np.bincount(bins, minlength=num_kinds * (num_bins + 1)).reshape(num_kinds, num_bins + 1)
+def _count(positions, box, pairs, kinds, r_max, shape):
+    """Histogram of the distances of pairs (2, P), of kinds (P,), over frames of one cell.
+
+    Shape (kinds, B + 2): before the bins are the pairs at one place, behind them those out of range.
+    """
+    counts, bins = np.zeros(shape, dtype=int).ravel(), shape[1] - 2
+    for squared, label in _close_pairs(positions, box, pairs, kinds * shape[1], r_max):
+        found = np.sqrt(squared, out=squared)
+        found *= bins / r_max
+        np.minimum(np.ceil(found, out=found), bins + 1, out=found)
+        counts += np.bincount(found.astype(np.intp) + label, minlength=len(counts))
+    return counts.reshape(shape)
 
 
-def _short_vectors(positions, box, kinds):
-    """All vectors (3, M) between atoms and their images that can be short enough, and their kinds (M,).
+def _close_pairs(positions, box, pairs, labels, cutoff):
+    """Yield squared distances (M,), Å², among them all within the cutoff, and labels (M,) of their pairs.
+
+    Frames come last in memory, so that all that follows runs over long rows.
+    """
+    step = max(_FRAMES_AT_ONCE, _PAIRS_AT_ONCE // max(1, len(labels)))
+    for t in range(0, len(positions), step):
+        rows = np.ascontiguousarray(np.transpose(positions[t : t + step] @ box.inverse, (2, 1, 0)))
+        frames, kept = rows.shape[2], _candidates(rows, box, pairs, cutoff)
+        size = max(1, _PAIRS_AT_ONCE // frames)
+        for chunk in (kept[p : p + size] for p in range(0, len(kept), size)):
+            each = np.repeat(labels[chunk], frames)
+            chosen = np.take(pairs, chunk, axis=1)
+            for squared, index in _squared_distances(rows, box, chosen, box.reach):
+                yield squared, each[index]
+
+
+def _candidates(rows, box, pairs, cutoff):
+    """Indices of the pairs that can be within the cutoff in a frame of coordinates (3, N, T).
+
+    Those that in the middle frame are no farther apart than the cutoff and what their atoms move from there.
+    """
+    everything = np.arange(pairs.shape[1])
+    if rows.shape[2] * len(everything) <= _PAIRS_AT_ONCE:
+        return everything
+    middle = rows[..., rows.shape[2] // 2, None]
+    moved = rows - middle
+    moved[box.pbc] -= np.rint(moved[box.pbc])
+    moved = np.sqrt(np.square(np.tensordot(box.vectors, moved, (0, 0))).sum(0).max(-1))
+    farthest = cutoff + moved[pairs[0]] + moved[pairs[1]] + 1e-6  # Å, for what is rounded
+    reach = box.reach * farthest.max() / cutoff
+    if (reach >= 1).any():
+        return everything
+    kept = np.zeros(len(everything), dtype=bool)
+    for squared, index in _squared_distances(middle, box, pairs, reach):
+        kept[everything[index][squared <= farthest[index] ** 2]] = True
+    return np.flatnonzero(kept)
+
+
+def _squared_distances(rows, box, pairs, reach):
+    """Yield squared distances (M,), Å², of pairs (2, P) at coordinates (3, N, T), and their indices in P * T.
 
     A vector shorter than half the height of the cell has fractional coordinates below 1/2, so rounding
     finds it; up to the full height, the next image on the other side can be short too.
     """
-    kinds = np.tile(kinds, len(positions))
-    if not box.pbc.any():
-        return _differences(positions), kinds
-    scaled = _differences(positions @ box.inverse)
+    scaled = np.take(rows, pairs[0], axis=1)
+    scaled -= np.take(rows, pairs[1], axis=1)
+    scaled = scaled.reshape(3, -1)
     for axis in np.flatnonzero(box.pbc):
         scaled[axis] -= np.rint(scaled[axis])
-    for axis in np.flatnonzero(box.reach > 0.5):
-        more = np.flatnonzero(np.abs(scaled[axis]) >= 1 - box.reach[axis])
-        image = scaled[:, more]
-        image[axis] -= np.sign(image[axis])
-        scaled, kinds = np.concatenate([scaled, image], axis=1), np.concatenate([kinds, kinds[more]])
-    return box.vectors.T @ scaled, kinds
+    found = [(scaled, slice(None))]
+    for axis in np.flatnonzero(reach > 0.5):
+        found += [_next_images(*some, axis, 1 - reach[axis]) for some in found]
+    for scaled, index in found:
+        vectors = box.vectors.T @ scaled
+        yield np.einsum("kp,kp->p", vectors, vectors), index
 
 
-def _differences(coordinates):
-    """Vectors from every atom to the N // 2 that follow it in a circle, shape (3, T * P), P = N * (N // 2).
-
-    Every pair is met once; if N is even, those that lie opposite each other twice. Frames of shape (T, N, 3)
-    are cut, not gathered, with the component first: all that follows runs over long rows.
-    """
-    rows = np.moveaxis(coordinates, -1, 0)
-    count = rows.shape[-1]
-    circle = np.concatenate([rows, rows[..., : count // 2]], axis=-1)
-    ahead = sliding_window_view(circle, count, axis=-1)[..., 1 : count // 2 + 1, :]
-    return np.subtract(ahead, circle[..., None, :count], order="C").reshape(3, -1)
+def _next_images(scaled, index, axis, least):
+    """The images on the other side of an axis of those that are at least so far along it."""
+    more = np.flatnonzero(np.abs(scaled[axis]) >= least)
+    image = scaled[:, more]
+    image[axis] -= np.sign(image[axis])
+    return image, more if isinstance(index, slice) else index[more]
 
 
 def _normalise(counts, atoms_of, species, kind_of, r_max):
@@ -498,7 +532,15 @@ def unstable_contacts(positions, *, cell=None, pbc=False, minimum=MINIMUM_DISTAN
 
 
 def _first_collapse(positions, cell, minimum):
-    """Index of the first frame of a bulk system with a pair closer than the minimum, or not finite."""
+    """Index of the first frame of a bulk system with a pair closer than the minimum, or not finite.
+
+    Frame by frame only where some pair of the trajectory is that close: there rarely is one.
+    """
+    if np.isfinite(positions).all():
+        box, pairs = _Box.of(cell, np.full(3, True), minimum, None), _pairs(positions.shape[1])
+        counts = _count(positions, box, pairs, np.zeros(pairs.shape[1], dtype=int), minimum, (1, 3))
+        if not counts[0, :2].any():
+            return None
     for t, frame in enumerate(positions):
         if not np.isfinite(frame).all() or len(neighbour_list("i", None, minimum, frame, cell, [True] * 3)):
             return t

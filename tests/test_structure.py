@@ -75,12 +75,32 @@ def test_exact_beyond_half_the_cell(salt):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_few_atoms(count):
-    """Pairs of few atoms are counted once each, those opposite each other in the circle too."""
+    """Every pair of few atoms is counted once."""
     positions = np.random.default_rng(0).random((3, count, 3))
     numbers = [1, 6, 1, 8][:count]
     found = structure.radial_distributions(positions, numbers, cell=9 * np.eye(3), pbc=False, r_max=2.0)
     frames = [Atoms(numbers, frame, cell=[9, 9, 9]) for frame in positions]
     np.testing.assert_allclose(found.total, by_ase(frames, 2.0), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("r_max", "step", "chosen"),
+    [(3.0, 0.02, True), (4.4, 0.02, True), (8.0, 0.02, True), (8.0, 0.3, False), (4.4, 9.0, False)],
+)
+def test_a_trajectory_is_the_mean_of_its_frames(salt, monkeypatch, r_max, step, chosen):
+    """Pairs that are left out for a run of frames never come within range in it, wrapped or not."""
+    rng, atoms = np.random.default_rng(0), salt[0]
+    moves = rng.normal(scale=step, size=(130, len(atoms), 3)).cumsum(axis=0)
+    positions = atoms.positions + moves
+    positions[40:] = positions[40:] @ np.linalg.inv(atoms.cell.array) % 1 @ atoms.cell.array
+    settings = {"cell": atoms.cell.array, "pbc": True, "r_max": r_max}
+    alone = [structure.radial_distributions(frame[None], atoms.numbers, **settings) for frame in positions]
+    looked_at, count = [], structure._candidates
+    monkeypatch.setattr(structure, "_candidates", lambda *a: looked_at.append(count(*a)) or looked_at[-1])
+    found = structure.radial_distributions(positions, atoms.numbers, **settings)
+    np.testing.assert_allclose(found.partials, np.mean([one.partials for one in alone], axis=0), rtol=1e-12)
+    assert len(looked_at) == 3
+    assert (max(map(len, looked_at)) < len(atoms) * (len(atoms) - 1) / 2) == chosen
 
 
 def test_partials_sum_to_the_total(salt):
@@ -190,6 +210,8 @@ def test_exploded_and_collapsed_bulk_is_broken():
     fused = frames.copy()
     fused[77, 4] = fused[77, 5] + 0.1
     assert structure.unstable_step_bulk(fused, **check) == 77
+    fused[50, 4] = fused[50, 5] + copper.cell.array[0]
+    assert structure.unstable_step_bulk(fused, **check) == 50
     fused[3] = np.inf
     assert structure.unstable_step_bulk(fused, **check) == 3
 
