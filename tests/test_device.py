@@ -1,4 +1,4 @@
-"""Nothing stays behind when a network goes to a GPU. None is needed: `pretended` is one; `test_gpu` needs one."""
+"""Nothing stays behind when a network goes to a GPU, here a `pretended` one; `test_gpu` needs a real one."""
 
 import numpy as np
 import pretended
