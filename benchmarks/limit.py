@@ -71,7 +71,8 @@ class Operations:
 
     Matrix products are counted by the formulas of ``torch.utils.flop_counter`` (its own ``FlopCounterMode``
     does not bear ``autograd.grad``), bytes as the sizes of all inputs and outputs of every operator that is
-    no view; an array that is repeated by a stride of zero counts once.
+    no view; an array that is repeated by a stride of zero counts once. Operators made of others, which arrive
+    whole in inference mode, count as those.
     """
 
     def __init__(self):
@@ -86,6 +87,10 @@ class Operations:
 
         class Mode(TorchDispatchMode):
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                with self:
+                    found = function.decompose(*args, **(kwargs or {}))
+                if found is not NotImplemented:
+                    return found
                 found = function(*args, **(kwargs or {}))
                 count._add(function, args, kwargs or {}, found)
                 return found

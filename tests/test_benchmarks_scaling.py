@@ -96,6 +96,19 @@ def test_products_with_constant_matrices_are_counted(width):
     assert found.flop == 2 * 2 * 7 * 2 * width * width
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_operators_made_of_others_are_counted_as_those(mode):
+    """In inference mode a linear layer or an einsum arrives whole."""
+    x, y, weight, bias = torch.rand(7, 8), torch.rand(3, 5, 8), torch.rand(4, 8), torch.rand(4)
+
+    def products():
+        return (x @ weight.T, torch.nn.functional.linear(y, weight, bias), torch.einsum("ak,bk->ab", x, x))
+
+    with mode():
+        found = counted(products)
+    assert found.flop == 2 * (7 * 8 * 4 + 15 * 8 * 4 + 7 * 8 * 7)
+
+
 def test_bytes_are_those_of_what_is_read_and_written():
     x, row = torch.rand(5, 3), torch.rand(1, 3)
     assert counted(lambda: x + row.expand(5, 3)).bytes == 4 * (15 + 3 + 15)
