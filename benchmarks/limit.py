@@ -107,8 +107,15 @@ class Operations:
             return
         if formula := _formulas().get(function.overloadpacket):
             self.flop += formula(*args, **kwargs, out_val=found)
-        tensors = [t for t in tree_leaves((args, kwargs, found)) if isinstance(t, Tensor)]
+        read = [v for name, v in kwargs.items() if name not in _outputs(function)]
+        tensors = [t for t in tree_leaves((args, read, found)) if isinstance(t, Tensor)]
         self.bytes += sum(_size(t) for t in tensors)
+
+
+@cache
+def _outputs(function):
+    """Names of arguments that are written only, such as ``out``; they come back as the result."""
+    return {argument.name for argument in function._schema.arguments if argument.is_out}
 
 
 @cache

@@ -112,6 +112,8 @@ def test_operators_made_of_others_are_counted_as_those(mode):
 def test_bytes_are_those_of_what_is_read_and_written():
     x, row = torch.rand(5, 3), torch.rand(1, 3)
     assert counted(lambda: x + row.expand(5, 3)).bytes == 4 * (15 + 3 + 15)
+    assert counted(lambda: torch.mul(x, row, out=x.clone())).bytes == 4 * (15 + 15 + 15 + 3 + 15)
+    assert counted(lambda: x.add_(row)).bytes == 4 * (15 + 3 + 15)
     found = counted(lambda: x.T.view(3, 5))
     assert (found.bytes, found.flop) == (0, 0)
     assert found.operators > 0
