@@ -87,10 +87,9 @@ class Operations:
 
         class Mode(TorchDispatchMode):
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-                with self:
-                    found = function.decompose(*args, **(kwargs or {}))
-                if found is not NotImplemented:
-                    return found
+                if _is_made_of_others(function):
+                    with self:
+                        return function.decompose(*args, **(kwargs or {}))
                 found = function(*args, **(kwargs or {}))
                 count._add(function, args, kwargs or {}, found)
                 return found
@@ -99,17 +98,26 @@ class Operations:
             yield self
 
     def _add(self, function, args, kwargs, found):
-        from torch import Tensor
+        from torch import Tensor, ops
         from torch.utils._pytree import tree_leaves
 
         self.operators += 1
-        if function.is_view:
+        if function.is_view or function.overloadpacket is ops.aten._unsafe_view:
             return
         if formula := _formulas().get(function.overloadpacket):
             self.flop += formula(*args, **kwargs, out_val=found)
         read = [v for name, v in kwargs.items() if name not in _outputs(function)]
         tensors = [t for t in tree_leaves((args, read, found)) if isinstance(t, Tensor)]
         self.bytes += sum(_size(t) for t in tensors)
+
+
+@cache
+def _is_made_of_others(function):
+    """Whether an operator, such as ``matmul``, has no program of its own."""
+    from torch._C import _dispatch_has_kernel_for_dispatch_key as has
+
+    name = function.name()
+    return has(name, "CompositeImplicitAutograd") and not (has(name, "CPU") or has(name, "CUDA"))
 
 
 @cache

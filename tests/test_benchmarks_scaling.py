@@ -106,7 +106,9 @@ def test_operators_made_of_others_are_counted_as_those(mode):
 
     with mode():
         found = counted(products)
+        alone = counted(lambda: torch.ops.aten.silu_backward(x, x))  # has a program of its own as well
     assert found.flop == 2 * (7 * 8 * 4 + 15 * 8 * 4 + 7 * 8 * 7)
+    assert (alone.operators, alone.bytes) == (1, 3 * 4 * 7 * 8)
 
 
 def test_bytes_are_those_of_what_is_read_and_written():
