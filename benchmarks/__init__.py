@@ -12,12 +12,13 @@ from egraff_utils import paths, records
 
 SHARES = {
     "md": (50, 1080),
-    "training": (30, 400),
+    "compiled": (0, 360),
+    "training": (30, 330),
     "scaling": (10, 600),
-    "limit": (5, 120),
-    "metrics": (5, 120),
-    "pipeline": (10, 780),
-    "precision": (10, 200),
+    "limit": (5, 60),
+    "metrics": (5, 90),
+    "pipeline": (10, 660),
+    "precision": (10, 120),
 }
 """Benchmark -> its share of time, s: of a quick run, of a full one."""
 

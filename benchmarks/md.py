@@ -72,19 +72,31 @@ def _cell(settings, theirs, preset, system, model, replicas):
     hashes = {"weights": train.fingerprint(run_of)} if trained else {}
 
     def measure():
-        return _measure(settings, theirs, replicas, preset, system, model)
+        return compared(settings, theirs, Theirs, replicas, preset, system, model)
 
     return measured(settings, kind, system, model, parameters, measure, **hashes)
 
 
-def _measure(settings, theirs, replicas, *cell):
-    """Metrics and curves of a cell, given by preset, system and model."""
+def compared(settings, theirs, their_side, replicas, *cell):
+    """Metrics and curves of a cell, given by preset, system and model.
+
+    Parameters
+    ----------
+    settings
+        :class:`~benchmarks.Settings`.
+    theirs
+        :class:`~benchmarks.elsewhere.Elsewhere`.
+    their_side
+        :class:`Theirs` or a class derived from it.
+    replicas
+        Numbers of replicas.
+    """
     from egraff_utils.records import Metric
 
     metrics, curves, differences = [], {}, []
     for count in replicas:
         ours, here = _begun(Ours, *cell, count, settings)
-        there = theirs.make(_begun, Theirs, *cell, count, settings)
+        there = theirs.make(_begun, their_side, *cell, count, settings)
         differences.append(same(here.forces, there.forces, DIFFERENCE[cell[0]]))
         steps = int(np.clip(CALL_SECONDS / max(here.step, there.step), 1, MOST_STEPS))
         found = compare(
@@ -214,11 +226,9 @@ class Theirs:
         from ase import units
         from ase.md.langevin import Langevin
 
-        from benchmarks.upstream import calculators
-
         self.limit, self.starts = 10 * scene.temperature, scene.starts
         self.replicas = [atoms.copy() for atoms in scene.starts]
-        made = calculators(scene.force_field, len(self.replicas), device=device)
+        made = self._calculators(scene, device)
         for atoms, calculator in zip(self.replicas, made, strict=True):
             atoms.calc = calculator
         self.first_forces = np.concatenate([atoms.get_forces() for atoms in self.replicas])
@@ -227,6 +237,11 @@ class Theirs:
             Langevin(atoms, timestep, rng=np.random.default_rng(seed), **options)
             for seed, atoms in enumerate(self.replicas)
         ]
+
+    def _calculators(self, scene, device):
+        from benchmarks.upstream import calculators
+
+        return calculators(scene.force_field, len(scene.starts), device=device)
 
     def run(self, steps):
         """Steps of every replica."""

@@ -74,6 +74,53 @@ def _mace(force_field, device):
     return make
 
 
+def compiled_calculators(force_field, count, atoms, path):
+    """Calculators of NequIP or Allegro as their package recommends them: the network is a C++ library.
+
+    It is compiled by inductor, as `nequip-compile --mode aotinductor --target ase` does, unless it is there.
+
+    Parameters
+    ----------
+    force_field, count
+        As in :func:`calculators`; on a processor.
+    atoms
+        An ``ase.Atoms`` that the compiler looks at.
+    path
+        Of the library, ``*.nequip.pt2``.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no C++ compiler, or it fails.
+    """
+    from nequip.integrations.ase import NequIPCalculator
+    from nequip.nn.compile import DictInputOutputWrapper
+    from nequip.scripts._compile_utils import ASE_TARGET
+
+    (eager,) = calculators(force_field, 1)
+    fields = ASE_TARGET["input"], ASE_TARGET["output"]
+    if not Path(path).is_file():
+        _compile(eager.model, eager.atoms_to_data(atoms), *fields, path)
+    model = DictInputOutputWrapper(torch._inductor.aoti_load_package(str(path)), *fields).eval()
+    return [NequIPCalculator(model, "cpu", transforms=eager.transforms) for _ in range(count)]
+
+
+def _compile(model, data, inputs, outputs, path):
+    from nequip.scripts._compile_utils import ASE_TARGET
+    from nequip.utils.aot import aot_export_model
+    from nequip.utils.global_state import set_global_state
+
+    set_global_state(allow_tf32=False)
+    size, default = torch.export.Dim, torch.get_default_dtype()
+    sizes = {"graph": size("num_frames", min=2), "node": size("num_nodes", min=2)}
+    sizes = ASE_TARGET["batch_map_settings"](sizes | {"edge": size("num_edges", min=2)})
+    data = ASE_TARGET["data_settings"](dict(data))
+    try:
+        aot_export_model(model, torch.device("cpu"), inputs, outputs, data, sizes, str(path))
+    finally:
+        torch.set_default_dtype(default)
+
+
 def _nequip(force_field, device):
     from nequip.integrations.ase import NequIPCalculator
     from nequip.integrations.utils import basic_transforms

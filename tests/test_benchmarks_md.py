@@ -1,6 +1,7 @@
 """Are both sides of the dynamics benchmark the same physics, and is theirs really the upstream package's?"""
 
 import os
+import shutil
 import time
 
 import ase
@@ -9,13 +10,14 @@ import pytest
 import torch
 from ase.build import molecule
 
-from benchmarks import Settings, md
+from benchmarks import Settings, compiled, md
 from benchmarks.compare import same
 from benchmarks.elsewhere import Elsewhere
 from benchmarks.plain_equiformer import PlainEquiformer
 from benchmarks.upstream import calculators
 from egraff_utils import models
 from egraff_utils.graph import build_graph
+from egraff_utils.records import Metric
 
 
 def ethanol(seed=0):
@@ -62,6 +64,31 @@ def test_upstream_is_made_of_upstream_modules(force_field):
     (calculator,) = calculators(force_field, 1)
     model = calculator.models[0] if hasattr(calculator, "models") else calculator.model
     assert not [m for m in model.modules() if type(m).__module__.startswith("egraff_utils")]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_network_has_our_forces(tmp_path):
+    """Also with other numbers of edges than those it was compiled with."""
+    torch.manual_seed(1)
+    force_field = models.build("nequip", "tiny", (1, 6, 8)).eval()
+    force_field.set_reference({1: -10.0}, scale=2.0)
+    library = tmp_path / "nequip.nequip.pt2"
+    for frame in (liquid(), ethanol()):  # a cell is asked for while it is compiled
+        both = scene(force_field, frame)
+        theirs = compiled.Compiled(library, both, "cpu")
+        assert same(md.Ours(both, "cpu").first_forces, theirs.first_forces, relative=1e-5) < 1e-5
+        theirs.run(2)
+    assert type(theirs.replicas[0].calc).__module__ == "nequip.integrations.ase"
+
+
+def test_a_compilation_is_part_of_a_rollout_and_pays_back_where_the_step_is_faster():
+    """60 s; five replicas make 5000 steps in 10 s (ours, behind 1 s) and 20 s; one a step in 2 and 1 ms."""
+    names = ("ours_5", "theirs_5", "start_ours_5", "ours_1", "theirs_1")
+    values = [Metric(*pair, "") for pair in zip(names, (500.0, 250.0, 1.0, 500.0, 1000.0), strict=True)]
+    found = {metric.name: metric.value for metric in compiled.costs(values, 60.0)}
+    assert found == {"compile_time": 60.0, "rollout_ratio": 80 / 11, "payback_steps": pytest.approx(60_000)}
+    values[-1] = Metric("theirs_1", 400.0, "")
+    assert compiled.costs(values, 60.0)[-1].value is None
 
 
 def test_an_unknown_architecture_has_no_upstream():

@@ -25,6 +25,11 @@ from egraff_utils.report.comparison import order_datasets, order_models
 TRIED = paths.ROOT / "benchmarks" / "tried.csv"
 LEVELS = ("dataset", "model", "preset", "device")
 HEADS = {
+    "ratio_1": "1 replica, ratio (dimensionless)",
+    "ratio_5": "5 replicas, ratio (dimensionless)",
+    "compile_time": "Compilation (s)",
+    "rollout_ratio": "Rollout with compilation, ratio (dimensionless)",
+    "payback_steps": "Paid back after (steps)",
     "time_exponent": "Exponent of time (dimensionless)",
     "time_exponent_large": "From 250 atoms on (dimensionless)",
     "constant": "Time without atoms (ms)",
@@ -56,6 +61,7 @@ HEADS = {
 """Heads of metrics whose name says too little."""
 
 SHOWN = {
+    "bench_compiled": ("ratio_1", "ratio_5", "compile_time", "rollout_ratio", "payback_steps"),
     "bench_limit": (
         "flop_per_step",
         "bytes_per_step",

@@ -1,0 +1,92 @@
+"""Molecular dynamics beside networks that their package has compiled: does that pay within a rollout?
+
+The package of NequIP and Allegro recommends a library of C++ that inductor makes of the network, with the
+energy's derivative, for one set of weights (`nequip-compile`). It wants a C++ compiler and a minute. All else
+is as in `benchmarks.md`.
+"""
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from benchmarks import md, measured
+from benchmarks.elsewhere import Elsewhere
+from benchmarks.upstream import compiled_calculators
+
+TITLE = "Molecular dynamics beside NequIP and Allegro compiled by their package"
+CELLS = (("ethanol", "nequip"), ("ethanol", "allegro"), ("lips", "nequip"), ("lips", "allegro"))
+REPLICAS = (1, 5)
+STEPS = 1000
+"""Of a rollout, as in this book."""
+
+
+def run(settings):
+    """Records of kind ``bench_compiled``, one for each system and model; none in a quick run or on a GPU.
+
+    Metrics of `benchmarks.md` and, in wall time, ``compile_time`` (s); ``rollout_ratio``, their time over
+    ours of a rollout of five replicas, compilation included; and, where their step of one replica is the
+    faster, ``payback_steps`` after which their compiler has paid back.
+    """
+    if settings.quick or settings.on_gpu:
+        return
+    began, theirs = time.monotonic(), Elsewhere(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for system, model in CELLS:
+                if time.monotonic() - began > settings.share("compiled"):
+                    print(f"no time left for {model} on {system}")
+                else:
+                    yield _cell(settings, theirs, folder, system, model)
+        finally:
+            theirs.stop()
+
+
+def _cell(settings, theirs, folder, system, model):
+    from egraff_utils import train
+
+    def measure():
+        library, cell = Path(folder) / f"{system}-{model}.nequip.pt2", ("small", system, model)
+        seconds = theirs.make(_compiled, library, *cell)
+        metrics, curves = md.compared(settings, theirs, partial(Compiled, library), REPLICAS, *cell)
+        return metrics + costs(metrics, seconds), curves
+
+    parameters = {"preset": "small", "replicas": list(REPLICAS), "steps": STEPS, "weights": md.CAMPAIGN}
+    weights = train.fingerprint(train.TrainConfig(model, system, md.CAMPAIGN))
+    return measured(settings, "bench_compiled", system, model, parameters, measure, weights=weights)
+
+
+def costs(metrics, seconds):
+    """Metrics of a compilation of so many seconds, from those of the dynamics."""
+    from egraff_utils.records import Metric
+
+    value = {metric.name: metric.value for metric in metrics}
+    many = REPLICAS[-1]
+    ours, theirs = (many * STEPS / value[f"{side}_{many}"] for side in ("ours", "theirs"))
+    ratio = (seconds + theirs) / (value[f"start_ours_{many}"] + ours)
+    gain = 1 / value["ours_1"] - 1 / value["theirs_1"]
+    return [
+        Metric("compile_time", seconds, "s"),
+        Metric("rollout_ratio", ratio, "1"),
+        Metric("payback_steps", round(seconds / gain) if gain > 0 else None, "1"),
+    ]
+
+
+def _compiled(library, preset, system, model):
+    """Nothing to run, and the time that the library of a network took, s."""
+    scene = md.Scene.of(preset, system, model, 1)
+    began = time.perf_counter()
+    compiled_calculators(scene.force_field, 1, scene.starts[0], library)
+    return None, time.perf_counter() - began
+
+
+class Compiled(md.Theirs):
+    """One replica after another, by a network that is compiled."""
+
+    def __init__(self, library, scene, device):
+        self.library = library
+        super().__init__(scene, device)
+
+    def _calculators(self, scene, device):
+        starts = scene.starts
+        return compiled_calculators(scene.force_field, len(starts), starts[0], self.library)
