@@ -93,7 +93,7 @@ class ForceFieldCalculator(Calculator):
         self.ff = ff.to(device) if device is not None else ff
         self.ff.requires_grad_(False).eval()
         self.skin, self.replicas = skin, replicas
-        self._list = self._system = None
+        self._list = self._system = self._last = None
 
     def check_state(self, atoms, tol=0.0):
         """What has changed since the last calculation, exactly and of what matters here.
@@ -109,10 +109,12 @@ class ForceFieldCalculator(Calculator):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         """Fill ``results``; called by ASE."""
-        if self.atoms is not None and set(system_changes) <= {"positions"}:
-            self.atoms.positions[:] = atoms.positions  # a copy of all would take as long as a small layer
+        if self._last is not None and set(system_changes) <= {"positions"}:  # ASE has dropped its copy by now
+            self.atoms = self._last
+            self.atoms.positions[:] = atoms.positions
         else:
             super().calculate(atoms, properties, system_changes)
+            self._last = self.atoms
         if not np.isfinite(atoms.positions).all():
             bad = int(np.argmin(np.isfinite(atoms.positions).all(axis=1)))
             replica, atom = divmod(bad, max(len(atoms) // self.replicas, 1))

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from e3nn import o3
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 _plain = ContextVar("plain", default=False)
@@ -74,18 +73,31 @@ class Kept:
             self._owners = [part._parameters for part in parts if part._parameters]
         return [weight for owner in self._owners for weight in owner.values() if weight is not None]
 
-    def are_frozen(self):
-        """Whether no parameter wants a gradient."""
-        return not any(weight.requires_grad for weight in self.weights)
-
     def get(self, make):
-        """``make()``, or what it gave when it was last called with the same frozen weights."""
+        """``make()``, or what it gave for the same weights when last called; None if they can change."""
         state = [(weight.requires_grad, weight.data_ptr(), weight._version) for weight in self.weights]
         if state != self._state:
             if any(wants for wants, *_ in state):
-                return make()
-            self._state, self._made = state, make()
+                return None
+            with torch.no_grad():
+                self._state, self._made = state, make()
         return self._made
+
+
+class Frozen:
+    """A network with the weights that it has now, which finds energies together with their gradient."""
+
+    def __call__(self, graph, vectors):
+        """Energy of each atom, shape ``(N,)``, and the gradient of their sum, shape ``(E / 2, 3)``.
+
+        ``vectors`` are those of :meth:`~egraff_utils.graph.AtomicGraph.pair_vectors`. To be called in
+        inference mode.
+        """
+        raise NotImplementedError
+
+    def has_threads(self, graph):
+        """Whether the work on a graph is shared out among threads here, not by the operators of torch."""
+        return False
 
 
 def share_directions(module):
@@ -152,37 +164,6 @@ def compiled(function, device):
     On a GPU the compiler would fuse operators: there it is the function as it is.
     """
     return _compiled(function) if device.type == "cpu" else function
-
-
-class Energies(torch.autograd.Function):
-    """Energies of the atoms by two functions, which can be differentiated once, by the edge vectors."""
-
-    @staticmethod
-    def forward(ctx, vectors, evaluate, gradient_of, constants, *others):
-        """Shape ``(N,)``.
-
-        Parameters
-        ----------
-        vectors
-            Of the edges, shape ``(E, 3)``, of which the first half is read.
-        evaluate
-            Gives, from ``constants, vectors, *others``, energies and two things that are kept.
-        gradient_of
-            Gives, from ``constants``, these two and the gradient by the energies, that by the vectors read.
-        """
-        ctx.constants, ctx.gradient_of = constants, gradient_of
-        with torch.inference_mode():
-            energies, *ctx.kept = compiled(evaluate, vectors.device)(constants, vectors, *others)
-        return energies.clone()  # outside, so that it can have a derivative
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, slope):
-        """The second half of the edges, which is not read, has no gradient."""
-        with torch.inference_mode():
-            there = compiled(ctx.gradient_of, slope.device)(ctx.constants, *ctx.kept, slope)
-        others = len(ctx.needs_input_grad) - 1
-        return torch.cat([there, torch.zeros_like(there)]), *[None] * others
 
 
 @cache
@@ -395,11 +376,8 @@ class Geometry(NamedTuple):
 def of_pairs(
     of: Geometry, vectors: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[list[torch.Tensor]]]:
-    """Harmonics and weights of one direction of every pair, and three lists for :func:`on_pairs`.
-
-    ``vectors`` are those of all edges, shape ``(E, 3)``.
-    """
-    radial, by_length, directions, lengths = polar(vectors[: len(vectors) // 2], of.radial_basis)
+    """Harmonics and weights of pairs, from vectors ``(E / 2, 3)``, and three lists for :func:`on_pairs`."""
+    radial, by_length, directions, lengths = polar(vectors, of.radial_basis)
     by_degree = harmonics_by_degree(directions, of.couplings)
     weights, before = radial_weights(of.networks, radial)
     kept = [[by_length, directions, lengths], by_degree, before]

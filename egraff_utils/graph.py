@@ -43,6 +43,11 @@ class AtomicGraph(NamedTuple):
         x = self.positions
         return x.index_select(0, neighbour) + self.shifts - x.index_select(0, centre)
 
+    def pair_vectors(self):
+        """Those of the first edge of every pair, shape ``(E / 2, 3)``, Å; the second's is the opposite."""
+        pairs = self.edge_index.shape[1] // 2
+        return self._replace(edge_index=self.edge_index[:, :pairs], shifts=self.shifts[:pairs]).edge_vectors()
+
     def to(self, device=None, dtype=None):
         """The same graph on another device or with another floating-point type."""
         return AtomicGraph(

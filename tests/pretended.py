@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 aten = torch.ops.aten
 MAY_MIX = {aten._to_copy.default, aten.copy_.default, aten.index.Tensor, aten.index_put_.default}
+MAY_MIX |= {aten.tensor_split.tensor_indices_or_sections}  # indices are read on the processor
 
 
 class There(torch.Tensor):

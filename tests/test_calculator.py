@@ -64,14 +64,22 @@ def test_the_cell_may_be_smaller_than_the_cutoff():
 
 
 def test_moving_and_another_cell():
+    """Of atoms that moved positions alone are copied."""
     atoms = copper()
     atoms.calc = ForceFieldCalculator(SoftSpheres([29]))
-    before = atoms.get_potential_energy()
+    before, copied = atoms.get_potential_energy(), atoms.calc.atoms
+    atoms.positions[0] += 0.1
+    moved = atoms.get_potential_energy()
+    assert moved != before
+    assert atoms.calc.atoms is copied
+    atoms.positions[0] -= 0.1
+    assert atoms.get_potential_energy() == before
     atoms.set_cell(1.1 * atoms.cell, scale_atoms=True)
     fresh = atoms.copy()
     fresh.calc = ForceFieldCalculator(SoftSpheres([29]))
     assert atoms.get_potential_energy() == pytest.approx(fresh.get_potential_energy())
     assert atoms.get_potential_energy() < before
+    assert atoms.calc.atoms is not copied
 
 
 def test_parameters_are_frozen():

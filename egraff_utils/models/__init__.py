@@ -80,16 +80,23 @@ class ForceField(nn.Module):
                 "edge e + E/2 is not the reverse of edge e; make graphs by graph.build_graph, "
                 "graph.collate or graph.SkinList, which order them so"
             )
-        shares = getattr(self.network, "has_threads", None)
-        with fast.one_thread() if shares and shares(graph) else nullcontext(), torch.enable_grad():
-            vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
-            atomic = self.network(graph, vectors)
-            on_edges = self._edge_gradient(atomic, vectors)
-        if not self.training:
-            atomic = atomic.detach()
+        frozen = None if self.training or not hasattr(self.network, "frozen") else self.network.frozen()
+        if frozen:
+            with fast.one_thread() if frozen.has_threads(graph) else nullcontext(), torch.inference_mode():
+                atomic, on_pairs = frozen(graph, graph.pair_vectors().to(self.dtype))
+        else:
+            atomic, on_pairs = self._differentiated(graph)
         energies = self.scale * atomic.double() + self.reference_energies[graph.species]
         energy = energies.new_zeros(graph.num_structures).index_add(0, graph.structure, energies)
-        return Prediction(energy, self._forces(on_edges, graph) * self.scale.to(self.dtype))
+        return Prediction(energy, self._forces(on_pairs, graph) * self.scale.to(on_pairs.dtype))
+
+    @torch.enable_grad()
+    def _differentiated(self, graph):
+        """Energies of the atoms and the gradient of their sum by the vectors of pairs, by autograd."""
+        vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
+        atomic = self.network(graph, vectors)
+        there, back = self._edge_gradient(atomic, vectors).tensor_split(2)
+        return atomic if self.training else atomic.detach(), there - back
 
     def _edge_gradient(self, atomic, vectors):
         if not atomic.requires_grad:  # no edge anywhere and no parameter in use
@@ -99,12 +106,10 @@ class ForceField(nn.Module):
         return gradient
 
     @staticmethod
-    def _forces(on_edges, graph):
-        """Minus the gradient by positions: an edge vector is ``x_j - x_i``."""
-        there, back = on_edges.tensor_split(2)
-        on_pairs = there - back
+    def _forces(on_pairs, graph):
+        """Minus the gradient by positions: the vector of a pair is ``x_j - x_i``."""
         centre, neighbour = graph.edge_index[:, : len(on_pairs)]
-        zero = on_edges.new_zeros(len(graph.positions), 3)
+        zero = on_pairs.new_zeros(len(graph.positions), 3)
         return zero.index_add(0, centre, on_pairs).index_add(0, neighbour, -on_pairs)
 
     def check_elements(self, species):

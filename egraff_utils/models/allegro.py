@@ -10,14 +10,13 @@ from typing import NamedTuple
 import torch
 from allegro.model import AllegroModel
 from allegro.nn._strided import Contracter
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from egraff_utils import fast
 from egraff_utils.models.nequip import NequIPNetwork, common_arguments, matrices, nequip_state, radial_basis
 
 
-class Frozen:
+class Frozen(fast.Frozen):
     """Allegro with the weights that it has now, written for whole rows of channels.
 
     The energy of an atom depends on its own edges alone: atoms are taken in blocks, shared out among threads,
@@ -27,13 +26,15 @@ class Frozen:
     ----------
     model
         ``SequentialGraphNetwork`` of the package.
+    types
+        Of the model, by atomic number.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, types):
         track, energy = model.allegro, model.per_type_energy_scale_shift
         channels, scalars = track.num_tensor_features, track.num_scalar_features
         self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
-        self.shift = energy.shifts
+        self.shift, self.types = energy.shifts, types
         embed = model.radial_chemical_embed.type_embed
         self.num_types = embed.num_types
         centre, neighbour = embed.center_embed.weight, embed.neighbor_embed.weight
@@ -74,12 +75,26 @@ class Frozen:
         )
         self.products_of_edge = sum(weight.numel() for weight in model.parameters())
 
-    def __call__(self, types, edge_index, vectors):
-        """Energy of each atom, shape ``(N,)``."""
-        centre, neighbour = edge_index
-        block = vectors, types[centre] * self.num_types + types[neighbour], centre, len(types)
-        energies = Energies.apply(*block, self.constants, self.threads(len(centre)))
-        return (self.scale * energies + self.shift).squeeze(1)
+    def __call__(self, graph, vectors):
+        """See :meth:`egraff_utils.fast.Frozen.__call__`."""
+        types, (centre, neighbour) = self.types[graph.species], graph.edge_index
+        pairs = types[centre] * self.num_types + types[neighbour]
+        whole = Block(torch.cat([vectors, -vectors]), pairs, centre, len(types))
+        threads = self.threads(len(centre))
+        blocks, places = _blocks(whole, max(round(len(centre) / EDGES[vectors.device.type]), threads))
+        shares = [blocks[n::threads] for n in range(min(threads, len(blocks)))]
+        run = starmap if vectors.is_cuda else fast.in_threads
+        found = list(run(evaluate, [(self.constants, share) for share in shares]))
+        energies, gradient = [], torch.empty_like(whole.vectors)
+        for n, edges in enumerate(places):
+            energy, gradient[edges] = found[n % threads][n // threads]
+            energies.append(energy)
+        there, back = gradient.tensor_split(2)
+        return (self.scale * torch.cat(energies) + self.shift).squeeze(1), self.scale * (there - back)
+
+    def has_threads(self, graph):
+        """Whether blocks are shared out among several threads."""
+        return self.threads(graph.edge_index.shape[1]) > 1
 
     def threads(self, edges):
         """How many threads share the work on so many edges; all of it is done in them."""
@@ -204,32 +219,6 @@ def _blocks(whole, count):
         blocks.append(Block(vectors, pairs, of_edges - start, stop - start))
         start = stop
     return blocks, places
-
-
-class Energies(torch.autograd.Function):
-    """Sum of the energies of the edges of each atom, shape ``(N, 1)``; their gradient is found with them."""
-
-    @staticmethod
-    def forward(ctx, vectors, pairs, centre, count, constants, threads):
-        """The first four arguments are those of a :class:`Block`, the last is a number of threads."""
-        whole = Block(vectors, pairs, centre, count)
-        blocks, places = _blocks(whole, max(round(len(centre) / EDGES[vectors.device.type]), threads))
-        shares = [blocks[n::threads] for n in range(min(threads, len(blocks)))]
-        run = starmap if vectors.is_cuda else fast.in_threads
-        found = list(run(evaluate, [(constants, share) for share in shares]))
-        energies, gradient = [], torch.empty_like(vectors)
-        for n, edges in enumerate(places):
-            energy, gradient[edges] = found[n % threads][n // threads]
-            energies.append(energy)
-        ctx.save_for_backward(gradient, centre)
-        return torch.cat(energies)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, slope):
-        """Gradient of the vectors from that of the energies."""
-        gradient, centre = ctx.saved_tensors
-        return gradient * slope.index_select(0, centre), *[None] * 5
 
 
 def evaluate(constants: Constants, blocks: list[Block]) -> list[tuple[torch.Tensor, torch.Tensor]]:

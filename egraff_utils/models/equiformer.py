@@ -522,7 +522,8 @@ class Attention(nn.Module):
 
     def maps(self, largest):
         """Matrices made of the weights, kept from call to call while the weights are frozen."""
-        return self._kept.get(lambda: self._maps(largest))
+        kept = self._kept.get(lambda: self._maps(largest))
+        return self._maps(largest) if kept is None else kept
 
     def _maps(self, largest):
         messages = self.product.message_maps(self.message, self.radial, largest)

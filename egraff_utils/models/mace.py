@@ -45,17 +45,15 @@ class MACENetwork(nn.Module):
         self.register_buffer("one_hot", table, persistent=False)
         self._frozen = None if fast.is_plain() else fast.Kept(model)
 
-    def forward(self, graph, vectors):
-        """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
-        if self._frozen is None or self.training or not self._frozen.are_frozen():
-            return self._by_package(graph, vectors)
-        return self._frozen.get(self._freeze)(graph.species, graph.edge_index, vectors)
+    def frozen(self):
+        """:class:`~egraff_utils.fast.Frozen` with the present weights; None while these can change."""
+        return self._frozen and self._frozen.get(self._freeze)
 
-    @torch.no_grad()
     def _freeze(self):
         return Frozen(self.model, self.one_hot)
 
-    def _by_package(self, graph, vectors):
+    def forward(self, graph, vectors):
+        """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
         atoms = len(graph.species)
         data = {
             "node_attrs": self.one_hot[graph.species],
@@ -69,8 +67,8 @@ class MACENetwork(nn.Module):
         return self.model(data, compute_force=False)["node_energy"].to(vectors.dtype)
 
 
-class Frozen:
-    """MACE with the weights that it has now; it can be differentiated once.
+class Frozen(fast.Frozen):
+    """MACE with the weights that it has now.
 
     Features of atoms have shape ``(N, D * U)``, those of edges ``(E, components, U)``: channels last, so that
     rows are long. Atoms are ordered by element.
@@ -104,13 +102,12 @@ class Frozen:
         self.own = nn.functional.pad(own, (0, (first.size - 1) * own.shape[1]))
         self._atoms = None
 
-    def __call__(self, species, edge_index, vectors):
-        """Energy of each atom, shape ``(N,)``; the second half of the edges is the first reversed."""
-        atoms = self._atoms
+    def __call__(self, graph, vectors):
+        """See :meth:`egraff_utils.fast.Frozen.__call__`."""
+        atoms, species = self._atoms, graph.species
         if atoms is None or atoms.species is not species or atoms.version != species._version:
-            with torch.no_grad():
-                atoms = self._atoms = Atoms(species, self)
-        return fast.Energies.apply(vectors, evaluate, gradient_of, atoms.constants, edge_index)
+            atoms = self._atoms = Atoms(species, self)
+        return fast.compiled(evaluate, vectors.device)(atoms.constants, vectors, graph.edge_index)
 
 
 class Atoms:
@@ -360,8 +357,16 @@ class Constants(NamedTuple):
 
 def evaluate(
     of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Energies of the atoms, shape ``(N,)``, and the gradient of their sum by the vectors of pairs."""
+    energies, shared, of_layers = _energies(of, vectors, edge_index)
+    return energies, _gradient(of, shared, of_layers)
+
+
+def _energies(
+    of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor
 ) -> tuple[torch.Tensor, list[list[torch.Tensor]], list[list[list[torch.Tensor]]]]:
-    """Energies of the atoms, shape ``(N,)``, and for :func:`gradient_of` what is kept, also of each layer."""
+    """Energies of the atoms, and for :func:`_gradient` what is kept, also of each layer."""
     harmonics, weights, kept = fast.of_pairs(of.geometry, vectors)
     pairs = len(harmonics)
     ends = of.rank.index_select(0, edge_index[:, :pairs].T.flatten())
@@ -387,16 +392,13 @@ def evaluate(
     return energy.squeeze(1).index_select(0, of.rank), shared, of_layers
 
 
-def gradient_of(
-    of: Constants,
-    shared: list[list[torch.Tensor]],
-    of_layers: list[list[list[torch.Tensor]]],
-    slope: torch.Tensor,
+def _gradient(
+    of: Constants, shared: list[list[torch.Tensor]], of_layers: list[list[list[torch.Tensor]]]
 ) -> torch.Tensor:
-    """Gradient of the vectors of one direction from that of the energies, and from what was kept."""
+    """Gradient of the sum of all energies by the vectors, from what was kept."""
     edges, weights, nears = shared[3:]
     harmonics, neighbour, centre = edges
-    slope = torch.empty_like(slope).index_copy_(0, of.rank, slope).unsqueeze(1)
+    slope = torch.ones_like(of.energies)
     on_harmonics, on_x = torch.zeros_like(harmonics), slope
     on_weights: list[torch.Tensor] = []
     for n in range(len(of.layers) - 1, -1, -1):

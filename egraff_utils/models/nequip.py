@@ -31,9 +31,8 @@ class NequIPNetwork(nn.Module):
     elements
         Atomic numbers, in the order of the model's types.
     freeze
-        ``freeze(model)`` gives a function of types, edges and edge vectors with the model's present weights,
-        which can be differentiated once. It is evaluated while the weights are frozen and kept from call to
-        call.
+        ``freeze(model, types)`` gives a :class:`~egraff_utils.fast.Frozen` with the model's present weights.
+        It is evaluated while the weights are frozen and kept from call to call.
     """
 
     def __init__(self, model, elements, freeze=None):
@@ -43,31 +42,25 @@ class NequIPNetwork(nn.Module):
         types[elements] = torch.arange(len(elements))
         self.register_buffer("types", types, persistent=False)
 
-    def has_threads(self, graph):
-        """Whether the work on a graph is shared out among threads here, not by the operators of torch."""
-        if not hasattr(self._freeze, "threads") or self.training or not self._frozen.are_frozen():
-            return False
-        return self._frozen.get(self._make).threads(graph.edge_index.shape[1]) > 1
+    def frozen(self):
+        """:class:`~egraff_utils.fast.Frozen` with the present weights; None while these can change."""
+        return self._freeze and self._frozen.get(self._make)
+
+    def _make(self):
+        return self._freeze(self.model.model.func, self.types)
 
     def forward(self, graph, vectors):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
-        types = self.types[graph.species]
-        if self._freeze and not self.training and self._frozen.are_frozen():
-            return self._frozen.get(self._make)(types, graph.edge_index, vectors)
         data = {
             AtomicDataDict.POSITIONS_KEY: graph.positions.to(vectors.dtype),  # read for their number only
-            AtomicDataDict.ATOM_TYPE_KEY: types,
+            AtomicDataDict.ATOM_TYPE_KEY: self.types[graph.species],
             AtomicDataDict.EDGE_INDEX_KEY: graph.edge_index,
             AtomicDataDict.EDGE_VECTORS_KEY: vectors,
         }
         return self.model(data)[AtomicDataDict.PER_ATOM_ENERGY_KEY].squeeze(-1).to(vectors.dtype)
 
-    @torch.no_grad()
-    def _make(self):
-        return self._freeze(self.model.model.func)
 
-
-class Frozen:
+class Frozen(fast.Frozen):
     """NequIP with the weights that it has now, features with their channels last.
 
     What depends on lengths and directions is evaluated for one direction of every pair of atoms, and linear
@@ -77,9 +70,11 @@ class Frozen:
     ----------
     model
         ``SequentialGraphNetwork`` of the package.
+    types
+        Of the model, by atomic number.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, types):
         energy, embedding = model.per_type_energy_scale_shift, model.type_embed.embed_module.weight
         parts = [part for part in model.children() if isinstance(part, ConvNetLayer)]
         networks = [matrices(part.conv.edge_mlp) for part in parts]
@@ -88,6 +83,7 @@ class Frozen:
         elements = torch.eye(len(embedding)).to(embedding)[:, None, :, None]
         near, own = _enter(layers[0], [embedding.unsqueeze(1)], elements)
         (readout,) = matrices(model.per_atom_energy_readout.mlp_module)
+        self.types = types
         self.constants = Constants(
             geometry=fast.Geometry(
                 radial_basis=radial_basis(model, model.bessel_encode, model.factor.factor),
@@ -103,9 +99,10 @@ class Frozen:
             shift=energy.shifts,
         )
 
-    def __call__(self, types, edge_index, vectors):
-        """Energy of each atom, shape ``(N,)``."""
-        return fast.Energies.apply(vectors, evaluate, gradient_of, self.constants, edge_index, types)
+    def __call__(self, graph, vectors):
+        """See :meth:`egraff_utils.fast.Frozen.__call__`."""
+        types = self.types.index_select(0, graph.species)
+        return fast.compiled(evaluate, vectors.device)(self.constants, vectors, graph.edge_index, types)
 
 
 def _messages(layer, like):
@@ -185,8 +182,16 @@ class Constants(NamedTuple):
 
 def evaluate(
     of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor, types: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Energies of the atoms, shape ``(N,)``, and the gradient of their sum by the vectors of pairs."""
+    energies, shared, of_layers = _energies(of, vectors, edge_index, types)
+    return energies, _gradient(of, shared, of_layers)
+
+
+def _energies(
+    of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor, types: torch.Tensor
 ) -> tuple[torch.Tensor, list[list[torch.Tensor]], list[list[list[torch.Tensor]]]]:
-    """Energies of the atoms, shape ``(N,)``, and for :func:`gradient_of` what is kept, also of each layer."""
+    """Energies of the atoms, and for :func:`_gradient` what is kept, also of each layer."""
     harmonics, weights, kept = fast.of_pairs(of.geometry, vectors)
     ends = edge_index[:, : len(harmonics)].T
     neighbour, centre = ends.flip(1).flatten(), ends.flatten()
@@ -208,18 +213,15 @@ def evaluate(
     return energy, kept + [[harmonics, neighbour, centre, one_hot], weights, nears], of_layers
 
 
-def gradient_of(
-    of: Constants,
-    shared: list[list[torch.Tensor]],
-    of_layers: list[list[list[torch.Tensor]]],
-    slope: torch.Tensor,
+def _gradient(
+    of: Constants, shared: list[list[torch.Tensor]], of_layers: list[list[list[torch.Tensor]]]
 ) -> torch.Tensor:
-    """Gradient of the vectors of one direction from that of the energies, and from what was kept."""
+    """Gradient of the sum of all energies by the vectors, from what was kept."""
     edges, weights, nears = shared[3:]
     harmonics, neighbour, centre, one_hot = edges
     on_harmonics = torch.zeros_like(harmonics)
     on_weights: list[torch.Tensor] = []
-    on_features = [(slope.unsqueeze(1) @ of.readout.T).unsqueeze(1)]
+    on_features = [of.readout.T.expand(len(one_hot), -1).unsqueeze(1)]
     for n in range(len(of.layers) - 1, -1, -1):
         layer = of.layers[n]
         products, kinds, activated = of_layers[n]

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, silu
 
 from egraff_utils import fast
@@ -41,8 +40,8 @@ class EquivariantTransformer(nn.Module):
 
     The package's forward pass searches neighbours itself, without images in small cells, and takes an edge
     from an atom to its own image for the self loop. Here its blocks are called in the same order with our
-    edges, and the self loops, of length zero, are added behind them. In training its attention is evaluated
-    by :class:`Attention`, else the whole network by :class:`Frozen`, unless it is to be plain.
+    edges, and the self loops, of length zero, are added behind them. While weights can change its attention
+    is evaluated by :class:`Attention`, else the whole network by :class:`Frozen`, unless it is to be plain.
 
     Parameters
     ----------
@@ -67,25 +66,14 @@ class EquivariantTransformer(nn.Module):
         self._frozen = fast.Kept(representation, output)
 
     def forward(self, graph, vectors):
-        """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å.
-
-        Outside training, weights are constants.
-        """
-        if not self.plain and not self.training:
-            return self._frozen.get(self._freeze)(graph, vectors)
+        """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
         x, vector_features = (self._plain if self.plain else self._fast)(graph, vectors)
         x = self.representation_model.out_norm(x)
         return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
 
-    @torch.no_grad()
-    def _freeze(self):
-        return Frozen(self)
-
-    def has_threads(self, graph):
-        """Whether the work on a graph is shared out among threads here, not by the operators of torch."""
-        if self.plain or self.training:
-            return False
-        return Block.count(graph.edge_index.shape[1] // 2, self.representation_model.embedding.weight) > 1
+    def frozen(self):
+        """:class:`~egraff_utils.fast.Frozen` with the present weights; None while these can change."""
+        return None if self.plain else self._frozen.get(lambda: Frozen(self))
 
     def _plain(self, graph, vectors):
         """Features of the atoms, ``(N, U)`` and ``(N, 3, U)``, by the package's layers."""
@@ -494,27 +482,7 @@ def _sum(given, blocks):
     return total
 
 
-class Energies(torch.autograd.Function):
-    """Energies of the atoms by :class:`Frozen`, which can be differentiated once, by the edge vectors."""
-
-    @staticmethod
-    def forward(ctx, vectors, graph, frozen):
-        """Shape ``(N,)``, from edge vectors, shape ``(E, 3)``."""
-        ctx.frozen = frozen
-        with torch.inference_mode():
-            energies, ctx.kept = frozen.forward(graph, vectors)
-        return energies.clone()  # outside, so that it can have a derivative
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, slope):
-        """Gradient by the vectors; the second half of the edges, which is not read, has none."""
-        with torch.inference_mode():
-            there = ctx.frozen.backward(ctx.kept, slope)
-        return torch.cat([there, torch.zeros_like(there)]), None, None
-
-
-class Frozen:
+class Frozen(fast.Frozen):
     """TorchMD-NET with the weights that it has now.
 
     ``forward`` of each part gives its results and what its ``backward`` needs, which is the gradient by hand:
@@ -535,14 +503,18 @@ class Frozen:
         self.head = Head(model.out_norm, network.output_model.output_network)
 
     def __call__(self, graph, vectors):
-        """Energy of each atom, shape ``(N,)``."""
-        return Energies.apply(vectors, graph, self)
+        """See :meth:`egraff_utils.fast.Frozen.__call__`."""
+        energies, kept = self.forward(graph, vectors)
+        return energies, self.backward(kept, torch.ones_like(energies))
+
+    def has_threads(self, graph):
+        """Whether there are several blocks."""
+        return Block.count(graph.edge_index.shape[1] // 2, self.embedding.own) > 1
 
     def forward(self, graph, vectors):
-        """Energies from edge vectors, shape ``(E, 3)``."""
-        there = vectors[: len(vectors) // 2]
-        edges = graph.edge_index[:, : len(there)]
-        radial, geometry, of_lengths = self.lengths.forward(there)
+        """Energies from vectors of pairs, shape ``(E / 2, 3)``."""
+        edges = graph.edge_index[:, : len(vectors)]
+        radial, geometry, of_lengths = self.lengths.forward(vectors)
         x, of_embedding = self.embedding.forward(graph.species, edges, radial, geometry[:, :1])
         vectors, blocks, of_layers = None, Block.all_of(edges, x), []
         geometry = _to_messages(geometry, blocks)
@@ -553,7 +525,7 @@ class Frozen:
         return energies, (radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head)
 
     def backward(self, kept, slope):
-        """Gradient by the vectors of the first half of the edges, shape ``(E / 2, 3)``."""
+        """Gradient by the vectors of pairs, shape ``(E / 2, 3)``."""
         radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head = kept
         on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
         on_x, on_vectors = self.head.backward(of_head, slope)
