@@ -55,19 +55,34 @@ def load(name, split):
         If a file is neither at hand nor to be downloaded.
     """
     card = cards.dataset(name)
+    return [_atoms(card, *found) for found in _chosen(card, split)]
+
+
+def positions(name, split, numbers):
+    """Positions of the frames of a split that have these atomic numbers, shape ``(T, N, 3)``, Å.
+
+    Faster than :func:`load`, with the same parameters and errors.
+    """
+    frames = [frame for *_, frame in _chosen(cards.dataset(name), split)]
+    same = [frame.positions for frame in frames if np.array_equal(frame.numbers, numbers)]
+    return np.reshape(same, (-1, len(numbers), 3))
+
+
+def _chosen(card, split):
+    """Source, index in it and frame of all frames of a split."""
     wanted = card.split(split)
     files = fetch(card, split)
-    atoms = [
-        _atoms(card, part.source, index, frames[index])
+    found = [
+        (part.source, index, frames[index])
         for part in wanted.parts
         for frames in [_frames(card, part.source, files)]
         for index in part.indices(len(frames))
     ]
-    if wanted.frames not in (None, len(atoms)):
+    if wanted.frames not in (None, len(found)):
         raise ValueError(
-            f"{card.name}/{split}: the card says {wanted.frames} frames, the files hold {len(atoms)}"
+            f"{card.name}/{split}: the card says {wanted.frames} frames, the files hold {len(found)}"
         )
-    return atoms
+    return found
 
 
 def _atoms(card, source, index, frame):

@@ -373,15 +373,10 @@ def _rule(card, frames):
     """Stability rule of a molecule or of a bulk system (Fu et al. 2023), for ``simulate``."""
     positions = np.stack([atoms.positions for atoms in frames])
     if card.system == "molecule":
-        return _bond_rule(frames[0], positions, _training_positions(card, frames[0]))
+        numbers = frames[0].numbers
+        trained = data.positions(card, "train", numbers) if "train" in card.splits else positions[:0]
+        return _bond_rule(frames[0], positions, trained)
     return _bulk_rule(frames[0], positions)
-
-
-def _training_positions(card, atoms):
-    """Of the training frames of this molecule, shape ``(T, N, 3)``, Å; T is 0 if there are none."""
-    frames = data.load(card, "train") if "train" in card.splits else []
-    same = [frame.positions for frame in frames if np.array_equal(frame.numbers, atoms.numbers)]
-    return np.reshape(same, (-1, len(atoms), 3))
 
 
 def _bond_rule(atoms, reference_positions, training_positions):

@@ -188,6 +188,8 @@ def test_own_dataset(own):
     assert test[1].get_forces()[0, 0] == pytest.approx(6 * units.kcal / units.mol)
     assert data.load("mine", "test")[0].positions[1, 2] == pytest.approx(1.14)
     assert not test[0].pbc.any()
+    np.testing.assert_array_equal(data.positions("mine", "train", [6, 8]), [a.positions for a in train])
+    assert data.positions("mine", "train", [8, 6]).shape == (0, 2, 3)
 
 
 def test_own_dataset_with_wrong_key(own):
