@@ -238,6 +238,7 @@ def test_frozen_weights(name, options):
         for given in (graph, shuffled):
             found = quick(given)
             assert quick.network._frozen._made is not None
+            assert not found.forces.is_inference(), "results can be used in what is differentiated"
             torch.testing.assert_close(found.energy, expected.energy, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-10)
         quick.requires_grad_(True)
@@ -295,7 +296,7 @@ def test_gradient_by_hand(name, options):
     carbon = bulk("C")
     carbon.rattle(0.05, seed=0)
     graph = build_graph([molecule("H2O"), Atoms("H"), carbon], cutoff=3.0)
-    frozen, vectors = ff.network.frozen(), graph.pair_vectors()
+    frozen, vectors = ff.network.as_frozen(), graph.pair_vectors()
     with torch.inference_mode():
         energies, found = frozen(graph, vectors)
         steps = 1e-5 * torch.eye(vectors.numel(), dtype=torch.float64).view(-1, *vectors.shape)

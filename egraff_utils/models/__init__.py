@@ -80,7 +80,7 @@ class ForceField(nn.Module):
                 "edge e + E/2 is not the reverse of edge e; make graphs by graph.build_graph, "
                 "graph.collate or graph.SkinList, which order them so"
             )
-        frozen = None if self.training or not hasattr(self.network, "frozen") else self.network.frozen()
+        frozen = None if self.training or not hasattr(self.network, "as_frozen") else self.network.as_frozen()
         if frozen:
             with fast.one_thread() if frozen.has_threads(graph) else nullcontext(), torch.inference_mode():
                 atomic, on_pairs = frozen(graph, graph.pair_vectors().to(self.dtype))

@@ -45,7 +45,7 @@ class MACENetwork(nn.Module):
         self.register_buffer("one_hot", table, persistent=False)
         self._frozen = None if fast.is_plain() else fast.Kept(model)
 
-    def frozen(self):
+    def as_frozen(self):
         """:class:`~egraff_utils.fast.Frozen` with the present weights; None while these can change."""
         return self._frozen and self._frozen.get(self._freeze)
 

@@ -42,7 +42,7 @@ class NequIPNetwork(nn.Module):
         types[elements] = torch.arange(len(elements))
         self.register_buffer("types", types, persistent=False)
 
-    def frozen(self):
+    def as_frozen(self):
         """:class:`~egraff_utils.fast.Frozen` with the present weights; None while these can change."""
         return self._freeze and self._frozen.get(self._make)
 

@@ -71,7 +71,7 @@ class EquivariantTransformer(nn.Module):
         x = self.representation_model.out_norm(x)
         return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
 
-    def frozen(self):
+    def as_frozen(self):
         """:class:`~egraff_utils.fast.Frozen` with the present weights; None while these can change."""
         return None if self.plain else self._frozen.get(lambda: Frozen(self))
 
