@@ -17,6 +17,7 @@ from ase.data import chemical_symbols
 
 from egraff_utils import fast, models
 from egraff_utils.graph import build_graph
+from egraff_utils.models.nequip import nequip_state
 
 
 def calculators(force_field, count, *, device="cpu"):
@@ -98,27 +99,23 @@ def compiled_calculators(force_field, count, atoms, path):
     from nequip.scripts._compile_utils import ASE_TARGET
 
     (eager,) = calculators(force_field, 1)
-    fields = ASE_TARGET["input"], ASE_TARGET["output"]
     if not Path(path).is_file():
-        _compile(eager.model, eager.atoms_to_data(atoms), *fields, path)
-    model = DictInputOutputWrapper(torch._inductor.aoti_load_package(str(path)), *fields).eval()
+        _compile(eager.model, eager.atoms_to_data(atoms), ASE_TARGET, path)
+    library = torch._inductor.aoti_load_package(str(path))
+    model = DictInputOutputWrapper(library, ASE_TARGET["input"], ASE_TARGET["output"]).eval()
     return [NequIPCalculator(model, "cpu", transforms=eager.transforms) for _ in range(count)]
 
 
-def _compile(model, data, inputs, outputs, path):
-    from nequip.scripts._compile_utils import ASE_TARGET
+def _compile(model, data, target, path):
     from nequip.utils.aot import aot_export_model
-    from nequip.utils.global_state import set_global_state
 
-    set_global_state(allow_tf32=False)
-    size, default = torch.export.Dim, torch.get_default_dtype()
+    size, data = torch.export.Dim, target["data_settings"](dict(data))
     sizes = {"graph": size("num_frames", min=2), "node": size("num_nodes", min=2)}
-    sizes = ASE_TARGET["batch_map_settings"](sizes | {"edge": size("num_edges", min=2)})
-    data = ASE_TARGET["data_settings"](dict(data))
-    try:
-        aot_export_model(model, torch.device("cpu"), inputs, outputs, data, sizes, str(path))
-    finally:
-        torch.set_default_dtype(default)
+    sizes = target["batch_map_settings"](sizes | {"edge": size("num_edges", min=2)})
+    with nequip_state():
+        aot_export_model(
+            model, torch.device("cpu"), target["input"], target["output"], data, sizes, str(path)
+        )
 
 
 def _nequip(force_field, device):
