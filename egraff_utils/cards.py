@@ -67,7 +67,9 @@ class TrainingHyperparameters:
     """Structures per step."""
     learning_rate: float = 0.01
     optimizer: str = "adam"
-    """``adam`` or ``adamw``."""
+    """``adam``, ``adamw`` or ``muon``, see :mod:`egraff_utils.optimizers`."""
+    momentum: float = 0.95
+    """Of ``muon``: decay of the mean of the gradients of matrices."""
     amsgrad: bool = True
     weight_decay: float = 0.0
     loss: str = "mse"
@@ -99,7 +101,7 @@ class TrainingHyperparameters:
 
     def __post_init__(self):
         for name, allowed in {
-            "optimizer": ("adam", "adamw"),
+            "optimizer": ("adam", "adamw", "muon"),
             "loss": ("mse", "mae", "l2mae"),
             "scheduler": ("plateau", "cosine", "none"),
         }.items():

@@ -30,3 +30,8 @@ def data():
 def generated():
     """Folder of datasets and trajectories made here: ``EGRAFF_GENERATED``, else ``data/generated/``."""
     return _folder("EGRAFF_GENERATED", ROOT / "data" / "generated")
+
+
+def cache():
+    """Folder of what can be made again at any time, such as compiled code: ``EGRAFF_CACHE``, else ``.cache/``."""
+    return _folder("EGRAFF_CACHE", ROOT / ".cache")

@@ -8,7 +8,6 @@ import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
 
 import lightning
 import numpy as np
@@ -16,11 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from egraff_utils import cards, data, errors, models, paths, records
-from egraff_utils.graph import AtomicGraph, build_graph, collate
+from egraff_utils import cards, compiled, data, errors, models, optimizers, paths, records
+from egraff_utils.compiled import Batch
+from egraff_utils.graph import build_graph, collate
 from egraff_utils.units import EV_TO_MEV
 
 CHECKPOINT_INTERVAL = 20.0  # s
+COMPILED_FROM, COMPILED_FROM_STEPS = 300.0, 5000
+"""Budgets, s and steps, above which a training is compiled, which takes one to five minutes the first time."""
 FINITE_CHECK_INTERVAL = 20  # steps; a look at the loss makes a GPU wait
 
 
@@ -28,7 +30,7 @@ FINITE_CHECK_INTERVAL = 20  # steps; a look at the loss makes a GPU wait
 class TrainConfig(records.Config):
     """One training: an architecture, a dataset and a budget."""
 
-    WORKING_FIELDS = ("campaign", "device", "threads", "progress")
+    WORKING_FIELDS = ("campaign", "device", "threads", "progress", "compile")
 
     model: str
     dataset: str
@@ -48,6 +50,8 @@ class TrainConfig(records.Config):
     device: str = "cpu"
     threads: int = 1
     progress: bool = True
+    compile: bool | None = None
+    """Whether the step is compiled (:mod:`egraff_utils.compiled`); ``None``: where the budget is long enough."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -85,10 +89,11 @@ def fit(config):
         return stored
     started = time.time()
     torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)  # what a radial function gives far from its centre is slow to multiply
     hyperparameters = models.card(config.model).training(config.preset, **config.training)
     train, validation, test = (data.load(config.dataset, split) for split in ("train", "val", "test"))
     learner = new_learner(config, hyperparameters, train)
-    status, message = _run(learner, config, parameters, train, validation)
+    status, message = learn(learner, config, parameters, train, validation)
     metrics, curves = _costs(learner), learner.history_arrays()
     if learner.best is not None:
         learner.force_field.load_state_dict(learner.best)
@@ -203,16 +208,6 @@ def fit_reference(frames, prior=None):
 # -- data on the device ---------------------------------------------------------------------------------
 
 
-class Batch(NamedTuple):
-    """Structures with their labels."""
-
-    graph: AtomicGraph
-    energy: Tensor
-    """Shape ``(S,)``, eV, float64."""
-    forces: Tensor
-    """Shape ``(N, 3)``, eV/Å."""
-
-
 class Batches:
     """Batches of one split; their graphs are built once.
 
@@ -222,18 +217,36 @@ class Batches:
 
     def __init__(self, frames, size, *, cutoff, device, seed=None, steps_done=lambda: 0):
         self.samples = [_sample(atoms, cutoff, device) for atoms in frames]
-        self.size, self.seed, self.steps_done = size, seed, steps_done
+        self.size, self.seed, self.steps_done = min(size, len(frames)), seed, steps_done
+        self.sizes = np.array([compiled.sizes(sample.graph) for sample in self.samples])
 
     def __len__(self):
         return math.ceil(len(self.samples) / self.size)
 
     def __iter__(self):
         epoch, first = divmod(self.steps_done(), len(self)) if self.seed is not None else (0, 0)
-        order = np.arange(len(self.samples))
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        order = self._order(epoch) if self.seed is not None else np.arange(len(self.samples))
         for k in range(first, len(self)):
             yield _join([self.samples[i] for i in order[k * self.size : (k + 1) * self.size]])
+
+    def _order(self, epoch):
+        """Samples of an epoch. Where their numbers of atoms differ, every batch has one of each class of size."""
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.samples))
+        _, atoms, pairs = self.sizes.T
+        if np.ptp(atoms) == 0:
+            return order
+        last, others = np.split(order, [len(order) % self.size])
+        classes = others[np.argsort(pairs[others], kind="stable")].reshape(self.size, -1)
+        return np.concatenate([random.permutation(random.permuted(classes, axis=1).T).ravel(), last])
+
+    def shape(self):
+        """:class:`~egraff_utils.compiled.Shape` of the largest batch that an epoch can have, ghost included."""
+        _, atoms, pairs = self.sizes.T
+        step = len(pairs) // self.size if np.ptp(atoms) else 1  # from one class of size to the next
+        largest = self.size, atoms.max() * self.size, np.sort(pairs)[::-step][: self.size].sum()
+        same = np.ptp(self.sizes, axis=0).max() == 0 and len(self.samples) % self.size == 0
+        return compiled.Shape(*(int(n) + (not same and k < 2) for k, n in enumerate(largest)))
 
     def state_dict(self):
         """Empty: the position follows from the step count (Lightning asks resumable loaders for it)."""
@@ -274,6 +287,7 @@ class Learner(lightning.LightningModule):
         self.best, self.best_loss = None, math.inf
         self.history = []
         self.smoothed_energy_loss = None
+        self.compiled, self.gradients = None, None
 
     # progress
 
@@ -296,14 +310,7 @@ class Learner(lightning.LightningModule):
     # optimisation
 
     def configure_optimizers(self):
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        optimizer = kinds[self.hyper.optimizer](
-            self.force_field.network.parameters(),
-            lr=self.hyper.learning_rate,
-            amsgrad=self.hyper.amsgrad,
-            weight_decay=self.hyper.weight_decay,
-            fused=True,
-        )
+        optimizer = optimizers.make(self.force_field.network, self.hyper)
         if self.hyper.scheduler != "plateau":
             return optimizer
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -337,36 +344,71 @@ class Learner(lightning.LightningModule):
         return base if self.hyper.scheduler == "none" or step == warmup else None
 
     def training_step(self, batch, batch_idx):
-        loss = self.loss(batch, self.force_field(batch.graph))
+        step = self.compiled
+        if step and step.shape.holds(batch.graph):
+            *errors, self.gradients = step(batch, self._factors())
+        else:
+            errors, self.gradients = self.mean_errors(batch, self.force_field(batch.graph)), None
+        loss = self._loss(*errors)
         if batch_idx % FINITE_CHECK_INTERVAL == 0:
             self._check(loss)
         return loss
 
     def backward(self, loss):
         """Gradients of the weights alone: without a list, those by the edge vectors are worked out too."""
-        loss.backward(inputs=[p for p in self.force_field.parameters() if p.requires_grad])
+        if self.gradients is None:
+            loss.backward(inputs=[p for p in self.force_field.parameters() if p.requires_grad])
+            return
+        for weight, gradient in zip(self.compiled.weights.values(), self.gradients, strict=True):
+            weight.grad = gradient
 
-    def loss(self, batch, prediction):
-        """Weighted energy and force errors of a batch, a scalar."""
-        energy_loss, force_loss = self._terms(batch, prediction)
-        alpha = self.hyper.energy_loss_ema
-        if alpha is not None and self.training:
-            before = self.smoothed_energy_loss
+    def _loss(self, energy_error, force_error):
+        """Weighted sum of the mean errors of a training batch, a scalar."""
+        alpha, before = self.hyper.energy_loss_ema, self.smoothed_energy_loss
+        if alpha is not None:
             if before is not None:
-                energy_loss = alpha * energy_loss + (1 - alpha) * before
-            self.smoothed_energy_loss = energy_loss.detach()
-        weights = self.hyper.second_stage if self.stage == 2 else self.hyper
-        return weights.energy_weight * energy_loss + weights.force_weight * force_loss
+                energy_error = alpha * energy_error + (1 - alpha) * before
+            self.smoothed_energy_loss = energy_error.detach()
+        return self.weighted(energy_error, force_error)
 
-    def _terms(self, batch, prediction):
+    def weighted(self, energy_error, force_error):
+        """Sum of the two terms of the loss with the weights of the stage."""
+        weights = self._stage_weights()
+        return weights.energy_weight * energy_error + weights.force_weight * force_error
+
+    def _factors(self):
+        """Factors of the mean errors in the gradient of the loss."""
+        weights, smoothed = self._stage_weights(), self.smoothed_energy_loss is not None
+        share = self.hyper.energy_loss_ema if smoothed else 1.0
+        return share * weights.energy_weight, weights.force_weight
+
+    def _stage_weights(self):
+        return self.hyper.second_stage if self.stage == 2 else self.hyper
+
+    def mean_errors(self, batch, prediction, real=None):
+        """Mean errors of energies and of forces, the two terms of the loss.
+
+        Structures for which ``real``, shape ``(S,)``, is zero are left out.
+        """
+        energies, forces = self._errors(batch, prediction)
+        if real is None:
+            return energies.mean(), forces.mean()
+        atoms = real[batch.graph.structure].to(forces.dtype)
+        return energies @ real / real.sum(), forces.view(len(atoms), -1).mean(1) @ atoms / atoms.sum()
+
+    def _errors(self, batch, prediction):
+        """Errors whose means are the terms of the loss: of energies, shape ``(S,)``; of components of forces,
+        shape ``(N, 3)``, or for ``l2mae`` of atoms, shape ``(N,)``."""
         energy_error, force_error = prediction.energy - batch.energy, prediction.forces - batch.forces
         if self.hyper.energy_per_atom:
-            energy_error = energy_error / torch.bincount(batch.graph.structure)
+            structure, one = batch.graph.structure, torch.ones_like(batch.energy)
+            atoms = torch.zeros_like(one).index_add(0, structure, one[structure])
+            energy_error = energy_error / atoms.clamp(min=1)  # a ghost structure may be empty
         if self.hyper.loss == "mse":
-            return energy_error.square().mean(), force_error.square().mean()
+            return energy_error.square(), force_error.square()
         if self.hyper.loss == "mae":
-            return energy_error.abs().mean(), force_error.abs().mean()
-        return energy_error.abs().mean(), torch.linalg.vector_norm(force_error, dim=1).mean()
+            return energy_error.abs(), force_error.abs()
+        return energy_error.abs(), torch.linalg.vector_norm(force_error, dim=1)
 
     def _check(self, loss):
         if not torch.isfinite(loss):
@@ -374,10 +416,20 @@ class Learner(lightning.LightningModule):
 
     # validation; runs on the averaged weights
 
+    def on_validation_epoch_start(self):
+        self.force_field.requires_grad_(False)  # frozen networks are quicker
+
+    def on_validation_epoch_end(self):
+        self.force_field.requires_grad_(True)
+
     def validation_step(self, batch, batch_idx):
+        """Sums and counts of a batch; divided once, behind the last batch, so that batches do not matter."""
         prediction = self.force_field(batch.graph)
+        energy_errors, force_errors = self._errors(batch, prediction)
         return {
-            "loss": self.loss(batch, prediction) * batch.graph.num_structures,
+            "energy_errors": energy_errors.sum(),
+            "force_errors": force_errors.sum(dtype=torch.float64),
+            "force_terms": force_errors.numel(),
             "force": (prediction.forces - batch.forces).abs().sum(),
             "energy": (prediction.energy - batch.energy).abs().sum(),
             "structures": batch.graph.num_structures,
@@ -446,7 +498,8 @@ class Watch(lightning.Callback):
 
     def on_validation_epoch_end(self, trainer, learner):
         totals = {name: float(value) for name, value in self.totals.items()}
-        loss = totals["loss"] / totals["structures"]
+        energy_loss = totals["energy_errors"] / totals["structures"]
+        loss = learner.weighted(energy_loss, totals["force_errors"] / totals["force_terms"])
         row = {
             "step": learner.global_step,
             "seconds": learner.seconds,
@@ -507,30 +560,30 @@ class WeightAverage(lightning.Callback):
     """
 
     def __init__(self, decay):
-        self.decay, self.updates, self.average = decay, 0, None
+        self.decay, self.updates, self.average, self.current = decay, 0, None, None
 
     def on_train_start(self, trainer, learner):
-        current = list(learner.parameters())
-        stored = current if self.average is None else self.average
+        self.current = list(learner.parameters())  # listed once: it takes a millisecond
+        stored = self.current if self.average is None else self.average
         self.average = [
-            value.detach().to(p.device, copy=True) for value, p in zip(stored, current, strict=True)
+            value.detach().to(p.device, copy=True) for value, p in zip(stored, self.current, strict=True)
         ]
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
-        torch._foreach_lerp_(self.average, list(learner.parameters()), 1 - kept)
+        torch._foreach_lerp_(self.average, self.current, 1 - kept)
         self.updates += 1
 
     def on_validation_epoch_start(self, trainer, learner):
-        self._swap(learner)
+        self._swap()
 
     def on_validation_epoch_end(self, trainer, learner):
-        self._swap(learner)
+        self._swap()
 
     @torch.no_grad()
-    def _swap(self, learner):
-        for parameter, average in zip(learner.parameters(), self.average, strict=True):
+    def _swap(self):
+        for parameter, average in zip(self.current, self.average, strict=True):
             last = parameter.clone()
             parameter.copy_(average)
             average.copy_(last)
@@ -563,14 +616,30 @@ def _mean_neighbors(atoms, cutoff):
     return build_graph(atoms, cutoff).edge_index.shape[1] / len(atoms)
 
 
-def _run(learner, config, parameters, train, validation):
-    """Train; returns the status and message of the record."""
+def learn(learner, config, parameters, train, validation):
+    """Train until the budget ends; a learner may bring a compiled step of its own.
+
+    Parameters
+    ----------
+    learner
+        :class:`Learner`; afterwards it holds the best weights, the history and the number of ``steps``.
+    config, parameters
+        :class:`TrainConfig`, and what of it a checkpoint has to agree with.
+    train, validation
+        ``list[ase.Atoms]``.
+
+    Returns
+    -------
+    status, message : str
+        Of the record.
+    """
     size, cutoff = learner.hyper.batch_size, learner.force_field.cutoff
     common = {"cutoff": cutoff, "device": config.device}
     steps_done = lambda: learner.global_step  # noqa: E731
     loader = Batches(train, size, seed=config.seed, steps_done=steps_done, **common)
     validation = Batches(validation, max(size, 10), **common)
     learner.batches_per_epoch = len(loader)
+    learner.compiled = learner.compiled or _compiled(config, learner, loader)
     watch = Watch(progress=config.progress)
     watch.bar.set_description(f"{config.model} on {cards.dataset(config.dataset).name}")
     decay = learner.hyper.ema_decay
@@ -589,6 +658,26 @@ def _run(learner, config, parameters, train, validation):
     if trainer.interrupted:
         raise KeyboardInterrupt
     return "complete", ""
+
+
+def _compiled(config, learner, loader):
+    """The training step compiled for the shape of the batches, or ``None`` where that fails or does not pay."""
+    long = (config.max_seconds or math.inf) > COMPILED_FROM and (
+        config.max_steps or math.inf
+    ) > COMPILED_FROM_STEPS
+    if not (long if config.compile is None else config.compile):
+        return None
+    step = compiled.Step(learner.force_field.train(), learner.mean_errors, loader.shape())
+    try:
+        step.compile(next(iter(loader)))
+    except Exception as error:  # of the compiler's many
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        print(
+            f"{config.model}: training is not compiled ({reason}); it goes on operator by operator",
+            file=sys.stderr,
+        )
+        return None
+    return step
 
 
 def _trainer(config, learner, callbacks):
@@ -646,6 +735,7 @@ def _costs(learner):
         metric("epochs", epochs, "1"),
         metric("seconds", seconds, "s"),
         metric("seconds_per_epoch", seconds / epochs, "s"),
+        metric("compile_seconds", learner.compiled.seconds if learner.compiled else 0.0, "s"),
         metric("parameters", learner.force_field.num_parameters(), "1"),
     ]
 

@@ -81,22 +81,24 @@ class ForceField(nn.Module):
                 "graph.collate or graph.SkinList, which order them so"
             )
         frozen = None if self.training or not hasattr(self.network, "as_frozen") else self.network.as_frozen()
-        if frozen:
-            with fast.one_thread() if frozen.has_threads(graph) else nullcontext(), torch.inference_mode():
-                atomic, on_pairs = frozen(graph, graph.pair_vectors().to(self.dtype))
-        else:
-            atomic, on_pairs = self._differentiated(graph)
-        energies = self.scale * atomic.double() + self.reference_energies[graph.species]
-        energy = energies.new_zeros(graph.num_structures).index_add(0, graph.structure, energies)
-        return Prediction(energy, self._forces(on_pairs, graph) * self.scale.to(on_pairs.dtype))
+        if not frozen:
+            return self.differentiated(graph)
+        with fast.one_thread() if frozen.has_threads(graph) else nullcontext(), torch.inference_mode():
+            atomic, on_pairs = frozen(graph, graph.pair_vectors().to(self.dtype))
+        return self._prediction(graph, atomic, on_pairs)
 
     @torch.enable_grad()
-    def _differentiated(self, graph):
-        """Energies of the atoms and the gradient of their sum by the vectors of pairs, by autograd."""
+    def differentiated(self, graph):
+        """The same by autograd, whatever the graph holds: nothing here depends on a value of it."""
         vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
         atomic = self.network(graph, vectors)
         there, back = self._edge_gradient(atomic, vectors).tensor_split(2)
-        return atomic if self.training else atomic.detach(), there - back
+        return self._prediction(graph, atomic if self.training else atomic.detach(), there - back)
+
+    def _prediction(self, graph, atomic, on_pairs):
+        energies = self.scale * atomic.double() + self.reference_energies[graph.species]
+        energy = energies.new_zeros(graph.num_structures).index_add(0, graph.structure, energies)
+        return Prediction(energy, self._forces(on_pairs, graph) * self.scale.to(on_pairs.dtype))
 
     def _edge_gradient(self, atomic, vectors):
         if not atomic.requires_grad:  # no edge anywhere and no parameter in use

@@ -69,7 +69,11 @@ class EquivariantTransformer(nn.Module):
         """Energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
         x, vector_features = (self._plain if self.plain else self._fast)(graph, vectors)
         x = self.representation_model.out_norm(x)
-        return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
+        if self.plain:
+            return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
+        for block in self.output_model.output_network:
+            x, vector_features = _gated(block, x, vector_features)
+        return (x + 0 * vector_features.sum()).squeeze(-1)  # so that every weight has a gradient
 
     def as_frozen(self):
         """:class:`~egraff_utils.fast.Frozen` with the present weights; None while these can change."""
@@ -124,6 +128,18 @@ class EquivariantTransformer(nn.Module):
             around = around.index_add(0, part, filters)
         around = (around.view(len(x), kinds, -1) * neighbors.embedding(self.elements)).sum(1)
         return neighbors.combine(torch.cat([x, around], dim=1))
+
+
+def _gated(block, x, vectors):
+    """What a ``GatedEquivariantBlock`` gives, from operators whose sizes do not depend on what they are given.
+
+    Vectors of an atom that are all zero, which has no neighbours, have the norm zero and no gradient.
+    """
+    moved = block.vec1_proj(vectors)
+    some = (moved != 0).flatten(1).any(1)[:, None]
+    norms = torch.where(some, torch.where(some[:, None], moved, 1.0).norm(dim=1), 0.0)
+    x, gates = block.update_net(torch.cat([x, norms], dim=1)).split(block.out_channels, dim=1)
+    return x if block.act is None else block.act(x), gates.unsqueeze(1) * block.vec2_proj(vectors)
 
 
 class Attention:

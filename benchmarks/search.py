@@ -1,0 +1,132 @@
+"""Which size, optimiser and rate learn most in equal time? Trainings compared by their validation errors alone.
+
+    python -m benchmarks.search size --models mace --datasets ethanol aspirin
+    python -m benchmarks.search recipe
+
+Every candidate starts from the same weights and is trained for the same time by the trainer of the campaigns; the
+test set is never read. A record is written behind every candidate, so a search that was stopped goes on.
+"""
+
+import argparse
+import time
+
+import numpy as np
+
+from egraff_utils import cards, data, models, records
+from egraff_utils.records import Metric
+
+CAMPAIGN = "search"
+PROBE_SECONDS, SIZE_SECONDS = 30.0, 600.0
+RATES = {"muon": (0.003, 0.01, 0.03), "adam": (0.002, 0.008, 0.03)}
+
+
+def run(kind, dataset, model, *, preset, network, candidates, seconds):
+    """Record of a search, with a row of its curves for every candidate.
+
+    Parameters
+    ----------
+    kind
+        Of the record, ``search_...``.
+    dataset, model, preset, network
+        What is trained; ``network`` replaces hyperparameters of the preset's.
+    candidates
+        Label -> training hyperparameters that replace those of preset ``small``.
+    seconds
+        Of every training.
+
+    Returns
+    -------
+    Record
+        Curves ``label``, ``force_mae`` (meV/Å), ``energy_mae`` (meV), ``loss`` (validation, where the loss is
+        least), ``steps``, ``milliseconds`` (of a step), all of shape ``(C,)``; metric ``best_force_mae``.
+    """
+    parameters = {"preset": preset, "network": network, "seconds": seconds}
+    stored = records.find(kind, CAMPAIGN, dataset, model, 0, parameters)
+    rows = _rows(stored) if stored else []
+    done = {row["label"] for row in rows}
+    trial = None
+    for label, training in candidates.items():
+        if label in done:
+            continue
+        trial = trial or _Trial(dataset, model, preset, network, seconds)
+        started = time.time()
+        rows.append({"label": label, **trial.train(training)})
+        print(f"{dataset} {model}: {rows[-1]}", flush=True)
+        stored = _write(kind, dataset, model, parameters, rows, started)
+    return stored
+
+
+def best(record):
+    """Label of the candidate with the lowest validation error of the forces."""
+    return str(record.curves["label"][np.nanargmin(record.curves["force_mae"])])
+
+
+class _Trial:
+    """Trainings of one network from the same weights, compiled once for each size of batch and loss."""
+
+    def __init__(self, dataset, model, preset, network, seconds):
+        from egraff_utils import train
+
+        self.options = {"preset": preset, "network": network, "campaign": CAMPAIGN, "max_seconds": seconds}
+        self.options |= {"progress": False, "compile": True}
+        self.dataset, self.model = dataset, model
+        self.frames = [data.load(dataset, split) for split in ("train", "val")]
+        hyper = models.card(model).training("small")
+        first = train.new_learner(self._config({}), hyper, self.frames[0])
+        self.force_field, self.steps = first.force_field, {}
+        self.weights = {k: v.clone() for k, v in self.force_field.state_dict().items()}
+
+    def _config(self, training):
+        from egraff_utils import train
+
+        return train.TrainConfig(self.model, self.dataset, training=training, **self.options)
+
+    def train(self, training):
+        """Row of one candidate."""
+        from egraff_utils import train
+
+        config, hyper = self._config(training), models.card(self.model).training("small", **training)
+        self.force_field.load_state_dict(self.weights)
+        self.force_field.train().requires_grad_(True)
+        learner = train.Learner(self.force_field, hyper, max_seconds=config.max_seconds, max_epochs=10**6)
+        key = hyper.batch_size, hyper.loss, hyper.energy_per_atom
+        learner.compiled = self.steps.get(key)
+        status, message = train.learn(learner, config, config.parameters(), *self.frames)
+        self.steps[key] = learner.compiled
+        history = learner.history_arrays()
+        if status != "complete" or not len(history["val_loss"]):
+            return dict.fromkeys(("force_mae", "energy_mae", "loss", "milliseconds"), np.nan) | {"steps": 0}
+        least = history["val_loss"].argmin()
+        return {
+            "force_mae": float(history["val_force_mae"][least]),
+            "energy_mae": float(history["val_energy_mae"][least]),
+            "loss": float(history["val_loss"][least]),
+            "steps": learner.steps,
+            "milliseconds": 1000 * float(history["seconds"][-1] / history["step"][-1]),
+        }
+
+
+def _rows(record):
+    curves = {name: values.tolist() for name, values in record.curves.items()}
+    return [dict(zip(curves, row, strict=True)) for row in zip(*curves.values(), strict=True)]
+
+
+def _write(kind, dataset, model, parameters, rows, started):
+    curves = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    metrics = [Metric("best_force_mae", np.nanmin(curves["force_mae"]), "meV/Å", n=len(rows))]
+    made = records.provenance(started)
+    record = records.Record(kind, CAMPAIGN, dataset, model, 0, parameters, metrics, provenance=made)
+    records.write(record, curves)
+    return record
+
+
+# -- what is searched ------------------------------------------------------------------------------------
+
+
+def rates(optimizers=RATES):
+    """Candidates: every optimiser at its rates."""
+    return {
+        f"{name} {rate:g}": {"optimizer": name, "learning_rate": rate, "amsgrad": False, "weight_decay": 0.0}
+        for name, several in optimizers.items()
+        for rate in several
+    }

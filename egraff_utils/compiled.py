@@ -1,0 +1,177 @@
+"""What does a training step cost once it is compiled? Loss and gradients of a batch as one function.
+
+The step is written down once as a graph of operators: the network, the forces as the gradient of its energies,
+the loss, and the gradient of the loss by every weight. That graph records no derivative any more and goes through
+``torch.compile``. Its shapes are fixed, which spares the compiler the sizes that depend on data: a ghost
+structure, whose atoms and edges are its own and which is left out of the loss, fills up every batch.
+"""
+
+import os
+import resource
+import time
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import pad
+
+from egraff_utils import paths
+from egraff_utils.graph import AtomicGraph, collate
+
+GHOST_VECTOR = (0.594, 0.4752, 0.6336)
+"""Of a ghost's edges, in cutoffs: 0.99 long, where envelopes are almost zero, so that no sum grows large."""
+
+
+class Batch(NamedTuple):
+    """Structures with their labels."""
+
+    graph: AtomicGraph
+    energy: Tensor
+    """Shape ``(S,)``, eV, float64."""
+    forces: Tensor
+    """Shape ``(N, 3)``, eV/Å."""
+
+
+class Shape(NamedTuple):
+    """Numbers of structures, atoms and pairs that every batch is filled up to."""
+
+    structures: int
+    atoms: int
+    pairs: int
+
+    def holds(self, graph):
+        """Whether a ghost can fill up a graph to this shape."""
+        structures, atoms, pairs = self._missing(graph)
+        return (structures, atoms, pairs) == (0, 0, 0) or (structures > 0 and atoms > 0 and pairs >= 0)
+
+    def fill(self, graph, cutoff):
+        """The graph with a ghost structure behind it, whose first atom is its own neighbour along all edges."""
+        structures, atoms, pairs = self._missing(graph)
+        if not structures:
+            return graph
+        new = graph.positions.new_zeros
+        shifts = (new(3) + new(3).new_tensor(GHOST_VECTOR) * cutoff).expand(pairs, 3)
+        ghost = AtomicGraph(
+            positions=new(atoms, 3),
+            species=graph.species[:1].expand(atoms),
+            edge_index=graph.edge_index.new_zeros(2, 2 * pairs),
+            shifts=torch.cat([shifts, -shifts]),
+            structure=graph.structure.new_zeros(atoms),
+            cells=new(structures, 3, 3),
+        )
+        return collate([graph, ghost])
+
+    def _missing(self, graph):
+        return tuple(wanted - there for wanted, there in zip(self, sizes(graph), strict=True))
+
+
+def sizes(graph):
+    """Numbers of structures, atoms and pairs of a graph."""
+    return graph.num_structures, len(graph.positions), graph.edge_index.shape[1] // 2
+
+
+OPTIONS = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "cpp_wrapper": True}
+"""Of the compiler. What a guard would look at, shapes and types, is the same for every batch."""
+
+
+class Step:
+    """Loss of a batch and its gradients, compiled for one shape.
+
+    Parameters
+    ----------
+    force_field
+        :class:`~egraff_utils.models.ForceField` in training mode, whose weights are read at every call.
+    errors
+        ``errors(batch, prediction, real)`` gives those of energies and forces, two scalars; ``real``, shape
+        ``(S,)``, is one for structures and zero for ghosts.
+    shape
+        :class:`Shape` of the batches.
+    """
+
+    def __init__(self, force_field, errors, shape):
+        self.network, self.cutoff, self.errors, self.shape = (
+            _Unchecked(force_field),
+            force_field.cutoff,
+            errors,
+            shape,
+        )
+        named = dict(self.network.named_parameters())
+        self.weights = {name: weight for name, weight in named.items() if weight.requires_grad}
+        self.constants = {**named, **dict(self.network.named_buffers())}
+        for name in self.weights:
+            del self.constants[name]
+        self.function, self.seconds = None, 0.0
+
+    def compile(self, batch):
+        """Compile for batches of the shape, of which this is one; ``seconds`` tells the processor time it took.
+
+        Raises
+        ------
+        Exception
+            What the compiler raises, where there is no C++ compiler for instance.
+        """
+        before = _processor_time()
+        arguments = self._arguments(batch, (1.0, 1.0))
+        with _caches():
+            graph = make_fx(lambda *given: self._written_down(*given))(*arguments)
+            self.function = torch.compile(graph, dynamic=False, fullgraph=True, options=OPTIONS)
+            with torch.no_grad():
+                self.function(*arguments)
+        self.seconds = _processor_time() - before
+
+    def __call__(self, batch, factors):
+        """Errors of energies and forces, and a list of gradients of their sum times the factors, by weight."""
+        with torch.no_grad():
+            energy, force, *gradients = self.function(*self._arguments(batch, factors))
+        return energy, force, gradients
+
+    def _arguments(self, batch, factors):
+        filled = self.shape.fill(batch.graph, self.cutoff)
+        ghosts = filled.num_structures - batch.graph.num_structures
+        energy = pad(batch.energy, (0, ghosts))
+        forces = pad(batch.forces, (0, 0, 0, len(filled.positions) - len(batch.forces)))
+        real = pad(torch.ones_like(batch.energy), (0, ghosts))
+        inputs = [*filled, energy, forces, real, torch.tensor(factors, dtype=torch.float64, device=real.device)]
+        return list(self.weights.values()), list(self.constants.values()), inputs
+
+    @torch.enable_grad()
+    def _written_down(self, weights, constants, inputs):
+        named = zip([*self.weights, *self.constants], [*weights, *constants], strict=True)
+        graph, (energy, forces, real, factors) = AtomicGraph(*inputs[:6]), inputs[6:]
+        prediction = functional_call(self.network, dict(named), (graph,))
+        errors = self.errors(Batch(graph, energy, forces), prediction, real)
+        loss = factors[0] * errors[0] + factors[1] * errors[1]
+        return *errors, *torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+
+
+class _Unchecked(nn.Module):
+    """A force field by autograd, without a look at what its graph holds."""
+
+    def __init__(self, force_field):
+        super().__init__()
+        self.force_field = force_field
+
+    def forward(self, graph):
+        return self.force_field.differentiated(graph)
+
+
+@contextmanager
+def _caches():
+    """What the compiler makes is kept in the project's folder, and found again by later runs."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    given = os.environ.get(name)
+    os.environ[name] = given or str(paths.cache() / "inductor")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[name]
+
+
+def _processor_time():
+    """Of this process and of those that it started and that have ended, s."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)

@@ -1,0 +1,163 @@
+r"""Which way is down? Adam, and Muon for the matrices of a network.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) moves a weight matrix along its momentum with all
+singular values set to about one, so that every direction of a layer learns at one rate. What is no matrix of a
+linear layer, such as biases, embeddings and the weights of contractions, is left to Adam at the same rate.
+"""
+
+import torch
+from e3nn import o3
+from torch import nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+r"""Of the odd polynomial :math:`a x + b x^3 + c x^5`, whose iteration moves singular values towards one (Jordan et
+al.); five iterations of it bring those above 0.01 to between 0.7 and 1.2."""
+ITERATIONS = 5
+ROOT_MEAN_SQUARE = 0.2
+"""Of the step of a matrix, in learning rates."""
+NOT_LINEAR = ("embedding", "logit_weights", "tps.")
+"""Parts of names of weights with two dimensions that are no matrices of a linear layer: rows of a table, or one
+number for each channel and path."""
+
+
+def make(network, hyperparameters):
+    """The optimiser of a training, with the network's parameters.
+
+    Parameters
+    ----------
+    network
+        ``torch.nn.Module``.
+    hyperparameters
+        :class:`~egraff_utils.cards.TrainingHyperparameters`.
+    """
+    hyper = hyperparameters
+    options = {"lr": hyper.learning_rate, "weight_decay": hyper.weight_decay, "amsgrad": hyper.amsgrad}
+    if hyper.optimizer == "muon":
+        return Muon(network, momentum=hyper.momentum, **options)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[hyper.optimizer](network.parameters(), fused=True, **options)
+
+
+def matrices(network):
+    """Blocks of a network's weights that are matrices of linear layers: a dict from a parameter to its blocks.
+
+    A block is a slice of the flattened parameter and a shape. Weights of e3nn's linear layers are one vector
+    for all irreps.
+
+    >>> len(matrices(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))))
+    1
+    """
+    found = {}
+    for prefix, module in network.named_modules():
+        for name, weight in module.named_parameters(prefix, recurse=False):
+            if isinstance(module, nn.Embedding) or any(part in name for part in NOT_LINEAR):
+                continue
+            if isinstance(module, o3.Linear) and weight.ndim == 1 and name.endswith("weight"):
+                blocks = [(part.slice_1D, part.shape_2D) for part in module.weight_index_slices]
+            else:
+                blocks = [(slice(None), weight.shape)] if weight.ndim == 2 else []
+            blocks = [(place, tuple(shape)) for place, shape in blocks if min(shape) > 1]
+            if blocks:
+                found[weight] = blocks
+    return found
+
+
+class Muon(torch.optim.Adam):
+    """Orthogonalised momentum for matrices, Adam for everything else.
+
+    Matrices are taken together in stacks of similar size, filled up by zeros, which change nothing: one by one
+    they take longer than the network.
+
+    Parameters
+    ----------
+    network
+        ``torch.nn.Module``.
+    lr
+        Learning rate of both. A step of a matrix has a root mean square of 0.2 learning rates, which is about
+        that of Adam, so that one rate serves both (Liu et al., arXiv:2502.16982).
+    momentum
+        Decay of the mean of the gradients, of which the look-ahead (Nesterov) is taken.
+    weight_decay, amsgrad
+        Of Adam; matrices shrink by ``lr * weight_decay`` a step.
+    """
+
+    def __init__(self, network, *, lr, momentum=0.95, weight_decay=0.0, amsgrad=False):
+        blocks = matrices(network)
+        others = [p for p in network.parameters() if p not in blocks]
+        groups = [{"params": others}, {"params": list(blocks), "momentum": momentum}]
+        super().__init__(groups, lr=lr, weight_decay=weight_decay, amsgrad=amsgrad, fused=True)
+        self._stacks = _stacks(blocks)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        groups = self.param_groups
+        self.param_groups = groups[:1]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        self._move(groups[1])
+        return loss
+
+    def _move(self, group):
+        weights = [p for p in group["params"] if p.grad is not None]
+        for p in weights:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        means, gradients = [self.state[p]["momentum"] for p in weights], [p.grad for p in weights]
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        ahead = dict(zip(weights, torch._foreach_lerp(gradients, means, group["momentum"]), strict=True))
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        for stack in self._stacks:
+            stack.move(ahead, group["lr"])
+
+
+class _Stack:
+    """Matrices of similar size, with the longer side last."""
+
+    def __init__(self, blocks):
+        self.blocks = blocks
+        shapes = [sorted(shape) for _, _, shape in blocks]
+        self.size = len(blocks), *(max(side) for side in zip(*shapes, strict=True))
+        self.scales = [ROOT_MEAN_SQUARE * max(shape) ** 0.5 for _, _, shape in blocks]
+
+    def move(self, ahead, rate):
+        like = self.blocks[0][0]
+        stack = like.new_zeros(self.size)
+        places = [
+            _lying(stack[n, : min(shape), : max(shape)], shape) for n, (_, _, shape) in enumerate(self.blocks)
+        ]
+        torch._foreach_copy_(places, [ahead[p].flatten()[part].view(shape) for p, part, shape in self.blocks])
+        stack.copy_(orthogonalised(stack))
+        stack *= -rate * like.new_tensor(self.scales)[:, None, None]
+        torch._foreach_add_([p.view(-1)[part].view(shape) for p, part, shape in self.blocks], places)
+
+
+def _lying(matrix, shape):
+    return matrix if shape[0] <= shape[1] else matrix.T
+
+
+def _stacks(blocks):
+    """One stack for each size of the shorter side, in powers of two."""
+    by_size = {}
+    for weight, parts in blocks.items():
+        for part, shape in parts:
+            by_size.setdefault((min(shape) - 1).bit_length(), []).append((weight, part, shape))
+    return [_Stack(same) for _, same in sorted(by_size.items())]
+
+
+def orthogonalised(stack):
+    """Matrices of a stack, shape ``(B, m, n)`` with m up to n, with their singular values moved towards one.
+
+    >>> values = torch.linalg.svdvals(orthogonalised(torch.randn(2, 3, 5)))
+    >>> bool((values > 0.6).all() and (values < 1.3).all())
+    True
+    """
+    a, b, c = COEFFICIENTS
+    x = stack / (torch.linalg.matrix_norm(stack, keepdim=True) + 1e-7)
+    for _ in range(ITERATIONS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x
