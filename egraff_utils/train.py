@@ -49,6 +49,19 @@ class TrainConfig(records.Config):
     threads: int = 1
     progress: bool = True
 
+    def parameters(self):
+        """What determines the result: the fields, and hashes of the data, the hyperparameters and the network
+        that these names stand for."""
+        card, dataset = models.card(self.model), cards.dataset(self.dataset)
+        network = card.network(self.preset, **self.network)
+        training = cards.changed(card.training(self.preset, **self.training))
+        inputs = {
+            "data": data.digest(dataset),
+            "hyperparameters": records.digest(network, training),
+            "network": models.version(self.model),
+        }
+        return super().parameters() | {"dataset": dataset.name, "inputs": inputs}
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number."""
@@ -58,7 +71,8 @@ def fit(config):
     """Train a force field and test it; returns the stored record if these parameters were run before.
 
     The weights with the lowest validation loss are kept, written beside the record as ``.safetensors``
-    and tested once. A run that was killed goes on from its last checkpoint.
+    and tested once. A run that was killed goes on from its last checkpoint. A record of other parameters
+    is put aside, not overwritten, and comes back when it is asked for (:func:`records.put_aside`).
 
     Parameters
     ----------
@@ -77,16 +91,19 @@ def fit(config):
     Raises
     ------
     ValueError
-        If the model, dataset, preset or a hyperparameter is unknown.
+        If the model, dataset, preset or a hyperparameter is unknown, or a split cannot be learnt from
+        (:func:`data.check_splits`).
     """
     parameters = config.parameters()
     key = ("training", config.campaign, cards.dataset(config.dataset).name, config.model, config.seed)
-    if stored := records.find(*key, parameters):
+    if stored := records.find(*key, parameters) or records.bring_back(*key, parameters):
         return stored
     started = time.time()
     torch.set_num_threads(config.threads)
     hyperparameters = models.card(config.model).training(config.preset, **config.training)
-    train, validation, test = (data.load(config.dataset, split) for split in ("train", "val", "test"))
+    splits = {split: data.load(config.dataset, split) for split in ("train", "val", "test")}
+    data.check_splits(config.dataset, splits)
+    train, validation, test = splits.values()
     learner = new_learner(config, hyperparameters, train)
     status, message = _run(learner, config, parameters, train, validation)
     metrics, curves = _costs(learner), learner.history_arrays()
@@ -95,6 +112,7 @@ def fit(config):
         found, on_frames = errors.compare(test, *errors.predict(learner.force_field, test))
         metrics, curves = found + metrics, curves | on_frames
     record = records.Record(*key, parameters, metrics, status, message)
+    records.put_aside(record.path)
     if status == "complete":
         models.save(learner.force_field, record.path.with_suffix(".safetensors"))
     record.provenance = records.provenance(
@@ -348,25 +366,30 @@ class Learner(lightning.LightningModule):
 
     def loss(self, batch, prediction):
         """Weighted energy and force errors of a batch, a scalar."""
-        energy_loss, force_loss = self._terms(batch, prediction)
+        energy_loss, force_loss = (values.mean() for values in self._errors(batch, prediction))
         alpha = self.hyper.energy_loss_ema
         if alpha is not None and self.training:
             before = self.smoothed_energy_loss
             if before is not None:
                 energy_loss = alpha * energy_loss + (1 - alpha) * before
             self.smoothed_energy_loss = energy_loss.detach()
+        return self._weighted(energy_loss, force_loss)
+
+    def _weighted(self, energy_loss, force_loss):
         weights = self.hyper.second_stage if self.stage == 2 else self.hyper
         return weights.energy_weight * energy_loss + weights.force_weight * force_loss
 
-    def _terms(self, batch, prediction):
+    def _errors(self, batch, prediction):
+        """Errors whose means are the terms of the loss: of energies, shape ``(S,)``; of components of forces,
+        shape ``(N, 3)``, or for ``l2mae`` of atoms, shape ``(N,)``."""
         energy_error, force_error = prediction.energy - batch.energy, prediction.forces - batch.forces
         if self.hyper.energy_per_atom:
             energy_error = energy_error / torch.bincount(batch.graph.structure)
         if self.hyper.loss == "mse":
-            return energy_error.square().mean(), force_error.square().mean()
+            return energy_error.square(), force_error.square()
         if self.hyper.loss == "mae":
-            return energy_error.abs().mean(), force_error.abs().mean()
-        return energy_error.abs().mean(), torch.linalg.vector_norm(force_error, dim=1).mean()
+            return energy_error.abs(), force_error.abs()
+        return energy_error.abs(), torch.linalg.vector_norm(force_error, dim=1)
 
     def _check(self, loss):
         if not torch.isfinite(loss):
@@ -375,14 +398,23 @@ class Learner(lightning.LightningModule):
     # validation; runs on the averaged weights
 
     def validation_step(self, batch, batch_idx):
+        """Sums and counts of a batch, which :meth:`validation_loss` divides once, behind the last batch."""
         prediction = self.force_field(batch.graph)
+        energy_errors, force_errors = self._errors(batch, prediction)
         return {
-            "loss": self.loss(batch, prediction) * batch.graph.num_structures,
+            "energy_errors": energy_errors.sum(),
+            "force_errors": force_errors.sum(dtype=torch.float64),
+            "force_terms": force_errors.numel(),
             "force": (prediction.forces - batch.forces).abs().sum(),
             "energy": (prediction.energy - batch.energy).abs().sum(),
             "structures": batch.graph.num_structures,
             "components": batch.forces.numel(),
         }
+
+    def validation_loss(self, totals):
+        """Loss of a set by the totals of its batches; which frames shared a batch does not matter."""
+        energy_loss = totals["energy_errors"] / totals["structures"]
+        return self._weighted(energy_loss, totals["force_errors"] / totals["force_terms"])
 
     # state
 
@@ -446,7 +478,7 @@ class Watch(lightning.Callback):
 
     def on_validation_epoch_end(self, trainer, learner):
         totals = {name: float(value) for name, value in self.totals.items()}
-        loss = totals["loss"] / totals["structures"]
+        loss = learner.validation_loss(totals)
         row = {
             "step": learner.global_step,
             "seconds": learner.seconds,
@@ -546,13 +578,14 @@ class WeightAverage(lightning.Callback):
 
 
 def new_learner(config, hyperparameters, train):
-    """Learner of a fresh force field: weights drawn with the seed, scales fitted to the training frames."""
+    """Learner of a fresh force field: weights drawn with the seed, elements and scales of these frames."""
     card = cards.dataset(config.dataset)
+    elements = np.unique(np.concatenate([atoms.numbers for atoms in train]))
     torch.manual_seed(config.seed)
     cutoff = models.card(config.model).network(config.preset, **config.network)["cutoff"]
     neighbors = np.mean([_mean_neighbors(atoms, cutoff) for atoms in train[:: max(1, len(train) // 50)]])
     network = {"average_neighbors": round(float(neighbors), 3), **config.network}
-    force_field = models.build(config.model, config.preset, card.elements, **network)
+    force_field = models.build(config.model, config.preset, elements, **network)
     force_field.set_reference(*fit_reference(train, card.reference_energies))
     limits = {"max_seconds": config.max_seconds, "max_steps": config.max_steps}
     epochs = config.max_epochs or hyperparameters.max_epochs
@@ -580,7 +613,7 @@ def _run(learner, config, parameters, train, validation):
         trainer = _trainer(config, learner, callbacks)
         try:
             checkpoint = _usable_checkpoint(config, parameters)
-            trainer.fit(learner, loader, validation, ckpt_path=checkpoint, weights_only=False)
+            trainer.fit(learner, loader, validation, ckpt_path=checkpoint, weights_only=True)
         except NonFiniteLossError as error:
             return "failed", str(error)
         finally:
@@ -624,7 +657,8 @@ def _quiet():
 
 
 def _checkpoint_path(config):
-    name = f"{cards.dataset(config.dataset).name}-{config.model}-s{config.seed}.ckpt"
+    parameters = config.parameters()
+    name = f"{parameters['dataset']}-{config.model}-s{config.seed}-{records.digest(parameters)[:8]}.ckpt"
     return paths.runs() / config.campaign / "checkpoints" / name
 
 
@@ -633,7 +667,11 @@ def _usable_checkpoint(config, parameters):
     path = _checkpoint_path(config)
     if not path.is_file():
         return None
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types, by where the file ends
+        tqdm.write(f"training starts anew: {path} cannot be read ({type(error).__name__})", file=sys.stderr)
+        return None
     return path if stored.get("parameters") == parameters else None
 
 
