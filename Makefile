@@ -60,6 +60,6 @@ test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warni
 	ls notebooks/report/*.ipynb | xargs -P 2 -n 5 env $(NBVAL)
 	$(MAKE) book
 
-clean:  ## remove what was made here: runs, book, caches (not .venv, data, results)
+clean:  ## remove what was made here: runs with records that were replaced, book, caches (not .venv, data, results)
 	rm -rf runs _build .pytest_cache .ruff_cache lightning_logs
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

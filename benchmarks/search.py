@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from egraff_utils import cards, data, models, records
+from egraff_utils import data, models, records
 from egraff_utils.records import Metric
 
 CAMPAIGN = "search"
@@ -130,3 +130,63 @@ def rates(optimizers=RATES):
         for name, several in optimizers.items()
         for rate in several
     }
+
+
+SIZES = {
+    "paper_narrow": {
+        "nequip": {"num_features": 8},
+        "allegro": {"num_scalar_features": 64, "num_tensor_features": 32, "two_body_width": 256}
+        | {"latent_width": 512, "readout_width": 64},
+        "botnet": {},
+        "mace": {},
+        "equiformer": {"channels": [32, 16, 8], "head_channels": [8, 4, 2]}
+        | {"feed_forward_channels": [96, 48, 24], "features": 128},
+        "torchmd_net": {},
+    },
+    "equal_dynamics": {
+        "nequip": {"num_features": 64, "num_layers": 3, "parity": False, "l_max": 1},
+        "allegro": {"num_scalar_features": 64, "num_tensor_features": 16, "two_body_width": 128}
+        | {"latent_width": 128, "readout_width": 32},
+        "botnet": {"num_interactions": 3, "hidden_l_max": 1, "l_max": 2, "num_channels": 48},
+        "mace": {"hidden_l_max": 1, "l_max": 3},
+        "equiformer": {"channels": [32, 16], "head_channels": [8, 4], "feed_forward_channels": [64, 32]}
+        | {"features": 64, "blocks": 2, "parity": True},
+        "torchmd_net": {"embedding_dimension": 64, "num_layers": 3},
+    },
+}
+"""Rule -> model -> what of the paper's network it changes.
+
+``paper_narrow``: the paper's depth and degrees, all widths cut by one factor until a compiled training step on five
+ethanol molecules costs no more than that of MACE at the paper's size. ``equal_dynamics``: depth, degrees and width
+chosen so that a step of dynamics of five ethanol molecules costs 6 ms.
+"""
+
+
+def search_sizes(datasets, model_names):
+    """Every rule of :data:`SIZES`: Muon's rate by short trainings, then ten minutes at the best of them."""
+    for dataset in datasets:
+        for model in model_names:
+            for rule, networks in SIZES.items():
+                common = {"preset": "paper", "network": networks[model]}
+                probe = {"candidates": rates({"muon": RATES["muon"]}), "seconds": PROBE_SECONDS}
+                probed = run(f"search_rate_{rule}", dataset, model, **common, **probe)
+                label = best(probed)
+                chosen = {label: probe["candidates"][label]}
+                yield run(
+                    f"search_size_{rule}", dataset, model, **common, candidates=chosen, seconds=SIZE_SECONDS
+                )
+
+
+def main(arguments=None):
+    """Searches and prints the records."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["size"])
+    parser.add_argument("--models", nargs="+", default=models.NAMES, choices=models.NAMES)
+    parser.add_argument("--datasets", nargs="+", default=["ethanol", "aspirin"])
+    chosen = parser.parse_args(arguments)
+    for record in search_sizes(chosen.datasets, chosen.models):
+        print(record, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -90,9 +90,12 @@ def execute(notebook, output, *, parameters=None, quiet=False):
             )
         except Exception as error:
             failed = output.with_suffix(".failed.ipynb")
-            os.replace(partial, failed)
+            see = ""
+            if partial.exists():  # papermill got so far as to write it
+                os.replace(partial, failed)
+                see = f"; see {failed}"
             _record_failure(notebook, parameters, error)
-            raise RuntimeError(f"{notebook.name} failed ({_first_line(error)}); see {failed}") from error
+            raise RuntimeError(f"{notebook.name} failed ({_first_line(error)}){see}") from error
     nbformat.write(clean(nbformat.read(partial, as_version=4)), partial)
     os.replace(partial, output)
     output.with_suffix(".failed.ipynb").unlink(missing_ok=True)

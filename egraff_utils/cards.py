@@ -48,6 +48,20 @@ def from_mapping(cls, mapping, *, where):
     return cls(**mapping)
 
 
+def changed(instance):
+    """Fields of a dataclass that are not at their defaults, a dictionary; a field added later is not in it.
+
+    >>> changed(TrainingHyperparameters(batch_size=5, loss="mae", second_stage=SecondStage(start=0.5)))
+    {'loss': 'mae', 'second_stage': {'start': 0.5}}
+    """
+    values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
+    return {
+        name: changed(value) if dataclasses.is_dataclass(value) else value
+        for name, value in values.items()
+        if value != instance.__dataclass_fields__[name].default
+    }
+
+
 @dataclass(frozen=True)
 class SecondStage:
     """Second stage of training ("SWA" in mace): other weights and learning rate, averaged parameters."""
@@ -128,6 +142,8 @@ class ModelCard:
     presets: dict[str, dict[str, dict[str, Any]]]
     notes: list[str] = field(default_factory=list)
     """Where today's names differ from the table's."""
+    version: int = 1
+    """Raised when the same weights give other energies: trainings are then made anew."""
 
     def network(self, preset, **overrides):
         """Keywords of ``build_network`` at a preset, with overrides."""

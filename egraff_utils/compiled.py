@@ -8,7 +8,6 @@ structure, whose atoms and edges are its own and which is left out of the loss, 
 
 import os
 import resource
-import time
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -134,7 +133,13 @@ class Step:
         energy = pad(batch.energy, (0, ghosts))
         forces = pad(batch.forces, (0, 0, 0, len(filled.positions) - len(batch.forces)))
         real = pad(torch.ones_like(batch.energy), (0, ghosts))
-        inputs = [*filled, energy, forces, real, torch.tensor(factors, dtype=torch.float64, device=real.device)]
+        inputs = [
+            *filled,
+            energy,
+            forces,
+            real,
+            torch.tensor(factors, dtype=torch.float64, device=real.device),
+        ]
         return list(self.weights.values()), list(self.constants.values()), inputs
 
     @torch.enable_grad()

@@ -13,8 +13,9 @@ import numpy as np
 import pooch
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
 
-from egraff_utils import cards, paths, reference
+from egraff_utils import cards, paths, records, reference
 
 ENERGY_UNITS = {
     "eV": 1.0,
@@ -23,6 +24,8 @@ ENERGY_UNITS = {
     "Hartree": units.Hartree,
 }
 LENGTH_UNITS = {"Å": 1.0, "Angstrom": 1.0, "Bohr": units.Bohr}
+OF_FRAMES = ("elements", "system", "units", "energy_factor", "keys", "cell", "reference_energies")
+"""Fields of a card that determine, beside files and splits, what a training sees."""
 
 
 def load(name, split):
@@ -66,6 +69,75 @@ def positions(name, split, numbers):
     frames = [frame for *_, frame in _chosen(cards.dataset(name), split)]
     same = [frame.positions for frame in frames if np.array_equal(frame.numbers, numbers)]
     return np.reshape(same, (-1, len(numbers), 3))
+
+
+def digest(name, splits=("train", "val", "test")):
+    """Hash of what determines the frames of some splits, from the card alone: no file is read but one whose
+    hash the card does not give, and a made dataset is not made."""
+    card = cards.dataset(name)
+    parts = {split: [[p.source, p.slice, p.drop] for p in card.split(split).parts] for split in splits}
+    fields = {field: getattr(card, field) for field in OF_FRAMES}
+    if card.generate:
+        return records.digest(fields, parts, reference.specification(card))
+    keys = {key for split in parts.values() for source, *_ in split for key in card.files_of(source)}
+    files = {key: [card.files[key].reader or card.reader, _hash(card, key)] for key in keys}
+    return records.digest(fields, parts, files)
+
+
+def _hash(card, key):
+    """Hash of a file: that of the card, else that of its content."""
+    if card.files[key].hash:
+        return card.files[key].hash
+    path = _locate(card, key)
+    return file_hash(path, stamp=_stamp(path))
+
+
+def check_splits(name, splits):
+    """Refuse splits that nothing can be learnt from, before time is spent on them.
+
+    Parameters
+    ----------
+    name
+        Name of a dataset, or its card.
+    splits
+        Name of a split -> its frames, as :func:`load` gives them; the first is the one to be trained on.
+
+    Raises
+    ------
+    ValueError
+        If a split is empty, or a frame lacks forces of shape ``(N, 3)``, is periodic with a cell of no
+        volume, holds a number that is not finite, or an element that the card does not list or no frame of
+        the first split holds. Names the split, the frame and the remedy.
+    """
+    card = cards.dataset(name)
+    known, whose = set(card.elements), "the elements of the card"
+    for split, frames in splits.items():
+        if not frames:
+            raise ValueError(f"{card.name}/{split} has no frames; correct its source or slice in the card")
+        for index, atoms in enumerate(frames):
+            unseen = [chemical_symbols[z] for z in set(atoms.numbers.tolist()) - known]
+            if found := f"holds {', '.join(unseen)}, not among {whose}" if unseen else _problem(atoms):
+                origin = f"frame {atoms.info['frame']} of source {atoms.info['source']}"
+                raise ValueError(
+                    f"{card.name}/{split}: frame {index} ({origin}) {found}; "
+                    "correct it, or leave it out by slice or drop in the card"
+                )
+        if whose != "the elements trained on":
+            seen = np.concatenate([atoms.numbers for atoms in frames])
+            known, whose = set(seen.tolist()), "the elements trained on"
+
+
+def _problem(atoms):
+    """What is wrong with a labelled frame, if anything."""
+    arrays = {"positions": atoms.positions, "a cell": atoms.cell.array, **atoms.calc.results}
+    if "forces" not in arrays:
+        return "holds no forces"
+    if arrays["forces"].shape != atoms.positions.shape:
+        return f"holds forces of shape {arrays['forces'].shape} for {len(atoms)} atoms"
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            return f"holds {name} not finite everywhere"
+    return "is periodic, but its cell has no volume" if atoms.pbc.any() and not atoms.cell.volume else ""
 
 
 def _chosen(card, split):
@@ -175,8 +247,7 @@ def _check(path, expected, *, name=None):
     """Raise ValueError if a file's hash is not the expected one, after moving the file aside."""
     if expected is None:
         return
-    status = path.stat()
-    found = file_hash(path, expected.split(":")[0], stamp=(status.st_mtime_ns, status.st_size))
+    found = file_hash(path, expected.split(":")[0], stamp=_stamp(path))
     if found == expected:
         return
     name = name or path
@@ -187,6 +258,11 @@ def _check(path, expected, *, name=None):
     except OSError:
         fate = "Its folder is read-only, so it was left in place"
     raise ValueError(f"{name} has the hash {found}, expected {expected}. {fate}; nothing of it was used.")
+
+
+def _stamp(path):
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=4096)

@@ -488,9 +488,24 @@ class _elsewhere:
 
 
 def _thin(card):
-    """Card of the same dataset with a few frames of every split, spread over it."""
+    """Card of the same dataset with a few frames of every split, spread over it, and every element."""
     few = {"train": FRAMES, "val": FRAMES // 8, "test": FRAMES // 8}
-    return replace(card, splits=card.splits | {s: _thin_split(card.split(s), n) for s, n in few.items()})
+    thin = replace(card, splits=card.splits | {s: _thin_split(card.split(s), n) for s, n in few.items()})
+    return replace(thin, splits=thin.splits | {"train": _with_all_elements(thin, card)})
+
+
+def _with_all_elements(thin, card):
+    """Training split of a thin card, and the first training frames of the whole one with further elements."""
+    from egraff_utils import data
+
+    split = thin.split("train")
+    seen, parts = {z for atoms in data.load(thin, "train") for z in atoms.numbers}, list(split.parts)
+    for atoms in data.load(card, "train"):
+        if set(atoms.numbers) - seen:
+            source, index = atoms.info["source"], atoms.info["frame"]
+            parts.append(cards.Part(source, f"{index}:{index + 1}"))
+            seen.update(atoms.numbers)
+    return replace(split, parts=parts)
 
 
 def _thin_split(split, frames):

@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ from egraff_utils import paths
 SIGNIFICANT_BITS = 12
 SCHEMA = 1
 STATUSES = ("complete", "unstable", "failed")
+ENDINGS = (".npz", ".safetensors", ".build.json", ".json")
+"""Files of a record; a JSON file without the others is never left, so it comes last."""
 COLUMNS = [
     "kind",
     "dataset",
@@ -200,9 +203,12 @@ def load(path):
     Raises
     ------
     ValueError
-        If the file is of another schema version.
+        If the file is of another schema version, or cut short.
     """
-    content = json.loads(Path(path).read_text())
+    try:
+        content = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} holds no record ({error}); delete it to make it anew") from error
     if content.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
     return Record(**content)
@@ -213,8 +219,54 @@ def find(kind, campaign, dataset, model, seed, parameters):
     path = record_path(kind, campaign, dataset, model, seed)
     if not path.is_file():
         return None
+    return _with_parameters(path, parameters)
+
+
+def put_aside(path):
+    """Move the record at a path, if there is one, and its files out of the way of another, and say so.
+
+    They go to ``runs/<campaign>/replaced/<kind>/``, under a name with the digest of the parameters, from
+    where :func:`bring_back` takes them.
+    """
+    if not path.is_file():
+        return
+    parameters = load(path).parameters
+    aside = _replaced(path) / f"{path.stem}-{digest(parameters)}.json"
+    _move(path, aside)
+    print(f"the record {path} of other parameters was moved to {aside}", file=sys.stderr)
+
+
+def bring_back(kind, campaign, dataset, model, seed, parameters):
+    """The record of a run that was put aside, in its place again, from which another is put aside in turn;
+    ``None`` if there is none with these parameters."""
+    path = record_path(kind, campaign, dataset, model, seed)
+    for aside in filter(_is_record, _replaced(path).glob(f"{path.stem}-*.json")):
+        if _with_parameters(aside, parameters):
+            put_aside(path)
+            _move(aside, path)
+            return load(path)
+    return None
+
+
+def _with_parameters(path, parameters):
     record = load(path)
     return record if record.parameters == json.loads(json.dumps(parameters, default=_plain)) else None
+
+
+def _replaced(path):
+    return paths.runs() / path.parent.parent.name / "replaced" / path.parent.name
+
+
+def _move(path, target):
+    """Move the files of a record; whenever it is cut short, they are whole in one of the two places."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    moved = [(path.with_suffix(ending), target.with_suffix(ending)) for ending in ENDINGS]
+    moved = [(old, new) for old, new in moved if old.is_file()]
+    for old, new in moved:
+        content = old.read_bytes()
+        _replace(new, lambda file, content=content: file.write(content))
+    for old, _ in reversed(moved):
+        old.unlink()
 
 
 def read_all(campaign):

@@ -88,6 +88,12 @@ def _try(made, atoms, name):
         raise ValueError(f"{name} gives an energy or a force of {atoms.symbols} that is not finite")
 
 
+def specification(card):
+    """What a made dataset is made by, a dictionary."""
+    conditions = {name: getattr(card, name) for name in ("oracle", "temperature", "timestep")}
+    return {**conditions, **card.generate}
+
+
 def make_dataset(card):
     """Path of a made dataset; simulated on first use, then kept.
 
@@ -107,12 +113,7 @@ def make_dataset(card):
         (T, N, 3) Å, ``energy`` (T,) eV, ``forces`` (T, N, 3) eV/Å and ``velocities`` (T, N, 3) in ASE
         units. Beside it a JSON file with the parameters and the package versions.
     """
-    parameters = {
-        "oracle": card.oracle,
-        "temperature": card.temperature,
-        "timestep": card.timestep,
-        **card.generate,
-    }
+    parameters = specification(card)
     text = json.dumps(parameters, sort_keys=True)
     path = paths.generated() / f"{card.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.npz"
     if path.exists():

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 import lightning
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from egraff_utils import cards, compiled, data, errors, models, optimizers, paths, records
@@ -53,6 +52,19 @@ class TrainConfig(records.Config):
     compile: bool | None = None
     """Whether the step is compiled (:mod:`egraff_utils.compiled`); ``None``: where the budget is long enough."""
 
+    def parameters(self):
+        """What determines the result: the fields, and hashes of the data, the hyperparameters and the network
+        that these names stand for."""
+        card, dataset = models.card(self.model), cards.dataset(self.dataset)
+        network = card.network(self.preset, **self.network)
+        training = cards.changed(card.training(self.preset, **self.training))
+        inputs = {
+            "data": data.digest(dataset),
+            "hyperparameters": records.digest(network, training),
+            "network": models.version(self.model),
+        }
+        return super().parameters() | {"dataset": dataset.name, "inputs": inputs}
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number."""
@@ -62,7 +74,8 @@ def fit(config):
     """Train a force field and test it; returns the stored record if these parameters were run before.
 
     The weights with the lowest validation loss are kept, written beside the record as ``.safetensors``
-    and tested once. A run that was killed goes on from its last checkpoint.
+    and tested once. A run that was killed goes on from its last checkpoint. A record of other parameters
+    is put aside, not overwritten, and comes back when it is asked for (:func:`records.put_aside`).
 
     Parameters
     ----------
@@ -81,17 +94,20 @@ def fit(config):
     Raises
     ------
     ValueError
-        If the model, dataset, preset or a hyperparameter is unknown.
+        If the model, dataset, preset or a hyperparameter is unknown, or a split cannot be learnt from
+        (:func:`data.check_splits`).
     """
     parameters = config.parameters()
     key = ("training", config.campaign, cards.dataset(config.dataset).name, config.model, config.seed)
-    if stored := records.find(*key, parameters):
+    if stored := records.find(*key, parameters) or records.bring_back(*key, parameters):
         return stored
     started = time.time()
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)  # what a radial function gives far from its centre is slow to multiply
     hyperparameters = models.card(config.model).training(config.preset, **config.training)
-    train, validation, test = (data.load(config.dataset, split) for split in ("train", "val", "test"))
+    splits = {split: data.load(config.dataset, split) for split in ("train", "val", "test")}
+    data.check_splits(config.dataset, splits)
+    train, validation, test = splits.values()
     learner = new_learner(config, hyperparameters, train)
     status, message = learn(learner, config, parameters, train, validation)
     metrics, curves = _costs(learner), learner.history_arrays()
@@ -100,6 +116,7 @@ def fit(config):
         found, on_frames = errors.compare(test, *errors.predict(learner.force_field, test))
         metrics, curves = found + metrics, curves | on_frames
     record = records.Record(*key, parameters, metrics, status, message)
+    records.put_aside(record.path)
     if status == "complete":
         models.save(learner.force_field, record.path.with_suffix(".safetensors"))
     record.provenance = records.provenance(
@@ -347,9 +364,9 @@ class Learner(lightning.LightningModule):
         step = self.compiled
         if step and step.shape.holds(batch.graph):
             *errors, self.gradients = step(batch, self._factors())
+            loss = self._loss(*errors)
         else:
-            errors, self.gradients = self.mean_errors(batch, self.force_field(batch.graph)), None
-        loss = self._loss(*errors)
+            loss, self.gradients = self.loss(batch, self.force_field(batch.graph)), None
         if batch_idx % FINITE_CHECK_INTERVAL == 0:
             self._check(loss)
         return loss
@@ -362,16 +379,19 @@ class Learner(lightning.LightningModule):
         for weight, gradient in zip(self.compiled.weights.values(), self.gradients, strict=True):
             weight.grad = gradient
 
+    def loss(self, batch, prediction):
+        """Weighted energy and force errors of a training batch, a scalar."""
+        return self._loss(*self.mean_errors(batch, prediction))
+
     def _loss(self, energy_error, force_error):
-        """Weighted sum of the mean errors of a training batch, a scalar."""
         alpha, before = self.hyper.energy_loss_ema, self.smoothed_energy_loss
         if alpha is not None:
             if before is not None:
                 energy_error = alpha * energy_error + (1 - alpha) * before
             self.smoothed_energy_loss = energy_error.detach()
-        return self.weighted(energy_error, force_error)
+        return self._weighted(energy_error, force_error)
 
-    def weighted(self, energy_error, force_error):
+    def _weighted(self, energy_error, force_error):
         """Sum of the two terms of the loss with the weights of the stage."""
         weights = self._stage_weights()
         return weights.energy_weight * energy_error + weights.force_weight * force_error
@@ -423,7 +443,7 @@ class Learner(lightning.LightningModule):
         self.force_field.requires_grad_(True)
 
     def validation_step(self, batch, batch_idx):
-        """Sums and counts of a batch; divided once, behind the last batch, so that batches do not matter."""
+        """Sums and counts of a batch, which :meth:`validation_loss` divides once, behind the last batch."""
         prediction = self.force_field(batch.graph)
         energy_errors, force_errors = self._errors(batch, prediction)
         return {
@@ -435,6 +455,11 @@ class Learner(lightning.LightningModule):
             "structures": batch.graph.num_structures,
             "components": batch.forces.numel(),
         }
+
+    def validation_loss(self, totals):
+        """Loss of a set by the totals of its batches; which frames shared a batch does not matter."""
+        energy_loss = totals["energy_errors"] / totals["structures"]
+        return self._weighted(energy_loss, totals["force_errors"] / totals["force_terms"])
 
     # state
 
@@ -498,8 +523,7 @@ class Watch(lightning.Callback):
 
     def on_validation_epoch_end(self, trainer, learner):
         totals = {name: float(value) for name, value in self.totals.items()}
-        energy_loss = totals["energy_errors"] / totals["structures"]
-        loss = learner.weighted(energy_loss, totals["force_errors"] / totals["force_terms"])
+        loss = learner.validation_loss(totals)
         row = {
             "step": learner.global_step,
             "seconds": learner.seconds,
@@ -599,13 +623,14 @@ class WeightAverage(lightning.Callback):
 
 
 def new_learner(config, hyperparameters, train):
-    """Learner of a fresh force field: weights drawn with the seed, scales fitted to the training frames."""
+    """Learner of a fresh force field: weights drawn with the seed, elements and scales of these frames."""
     card = cards.dataset(config.dataset)
+    elements = np.unique(np.concatenate([atoms.numbers for atoms in train]))
     torch.manual_seed(config.seed)
     cutoff = models.card(config.model).network(config.preset, **config.network)["cutoff"]
     neighbors = np.mean([_mean_neighbors(atoms, cutoff) for atoms in train[:: max(1, len(train) // 50)]])
     network = {"average_neighbors": round(float(neighbors), 3), **config.network}
-    force_field = models.build(config.model, config.preset, card.elements, **network)
+    force_field = models.build(config.model, config.preset, elements, **network)
     force_field.set_reference(*fit_reference(train, card.reference_energies))
     limits = {"max_seconds": config.max_seconds, "max_steps": config.max_steps}
     epochs = config.max_epochs or hyperparameters.max_epochs
@@ -649,7 +674,7 @@ def learn(learner, config, parameters, train, validation):
         trainer = _trainer(config, learner, callbacks)
         try:
             checkpoint = _usable_checkpoint(config, parameters)
-            trainer.fit(learner, loader, validation, ckpt_path=checkpoint, weights_only=False)
+            trainer.fit(learner, loader, validation, ckpt_path=checkpoint, weights_only=True)
         except NonFiniteLossError as error:
             return "failed", str(error)
         finally:
@@ -713,7 +738,8 @@ def _quiet():
 
 
 def _checkpoint_path(config):
-    name = f"{cards.dataset(config.dataset).name}-{config.model}-s{config.seed}.ckpt"
+    parameters = config.parameters()
+    name = f"{parameters['dataset']}-{config.model}-s{config.seed}-{records.digest(parameters)[:8]}.ckpt"
     return paths.runs() / config.campaign / "checkpoints" / name
 
 
@@ -722,7 +748,11 @@ def _usable_checkpoint(config, parameters):
     path = _checkpoint_path(config)
     if not path.is_file():
         return None
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types, by where the file ends
+        tqdm.write(f"training starts anew: {path} cannot be read ({type(error).__name__})", file=sys.stderr)
+        return None
     return path if stored.get("parameters") == parameters else None
 
 

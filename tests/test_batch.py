@@ -66,6 +66,13 @@ def test_a_failed_notebook_leaves_a_record_and_no_output(workplace):
     assert "no such thing" in record.message
 
 
+def test_a_notebook_that_cannot_begin_fails_with_its_own_reason(workplace):
+    notebook = workplace / "plain.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), notebook)
+    with pytest.raises(RuntimeError, match="No kernel name found"):
+        batch.execute(notebook, workplace / "out.ipynb", quiet=True)
+
+
 def test_success_removes_metadata_noise_and_an_old_failure(workplace):
     source = "import sys\nprint('kept')\nprint('a bar', file=sys.stderr)\nobject()"
     notebook = write_notebook(workplace / "training" / "mace.ipynb", source)

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import itertools
 import os
+import re
 import threading
 
 import ase.io
@@ -196,6 +197,42 @@ def test_own_dataset_with_wrong_key(own):
     card = dataclasses.replace(cards.dataset(own / "card.yml"), keys={"energy": "dft"})
     with pytest.raises(ValueError, match="no 'dft'; it holds .*REF_energy"):
         data.load(card, "test")
+
+
+FAULTS = {
+    "holds no forces": lambda atoms: atoms.calc.results.pop("forces"),
+    "forces of shape (3, 3) for 2 atoms": lambda atoms: atoms.calc.results.update(forces=np.zeros((3, 3))),
+    "holds forces not finite": lambda atoms: atoms.calc.results["forces"].put(3, np.nan),
+    "holds energy not finite": lambda atoms: atoms.calc.results.update(energy=np.inf),
+    "holds positions not finite": lambda atoms: atoms.positions.put(0, np.nan),
+    "holds a cell not finite": lambda atoms: atoms.cell.array.put(0, np.nan),
+    "its cell has no volume": lambda atoms: (atoms.set_pbc(True), atoms.set_cell([9, 9, 0])),
+    "holds H, not among": lambda atoms: atoms.numbers.put(0, 1),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_frame_that_cannot_be_learnt_from_is_refused(own, split, fault):
+    splits = {name: data.load(own / "card.yml", name) for name in ("train", "test")}
+    data.check_splits("mine", splits)
+    FAULTS[fault](splits[split][1])
+    source = {"train": 1, "test": 5}[split]
+    with pytest.raises(ValueError, match=re.escape(fault)) as error:
+        data.check_splits("mine", splits)
+    for said in (f"mine/{split}: frame 1 (frame {source} of source all)", "slice or drop in the card"):
+        assert said in str(error.value)
+
+
+def test_empty_splits_and_elements_not_trained_on_are_refused(own):
+    card = dataclasses.replace(cards.dataset(own / "card.yml"), elements=[1, 6, 8])
+    train, test = (data.load(card, split) for split in ("train", "test"))
+    for splits in ({"train": [], "test": test}, {"train": train, "test": []}):
+        with pytest.raises(ValueError, match=r"mine/\w+ has no frames; correct its source or slice"):
+            data.check_splits(card, splits)
+    test[0].numbers[0] = 1
+    with pytest.raises(ValueError, match="mine/test: frame 0 .* holds H, not among the elements trained on"):
+        data.check_splits(card, {"train": train, "test": test})
 
 
 def with_hash(own, **changes):

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import ase.io
+import numpy as np
 import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import batch, campaign, cards, data, paths, plan, records
 from egraff_utils.plan import Cost
@@ -144,6 +148,18 @@ def test_a_thin_dataset_has_a_few_frames_of_every_composition():
     kinds = [{atoms.get_chemical_formula() for atoms in frames} for frames in (few, all_of_them)]
     assert kinds[0] == kinds[1]
     assert thin.parts("test") == cards.dataset("lips20").parts("test")
+
+
+def test_a_thin_dataset_has_every_element(tmp_path):
+    frames = [Atoms("CO" if k == 7 else "C2", [[0, 0, 0], [0, 0, 1.2]]) for k in range(90)]
+    for atoms in frames:
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((2, 3)))
+    ase.io.write(tmp_path / "mine.xyz", frames)
+    splits = {"train": {"source": "all", "frames": 90}, "val": "all", "test": "all"}
+    fixed = {"system": "molecule", "elements": [6, 8], "temperature": 300, "timestep": 1, "reader": "extxyz"}
+    card = cards.DatasetCard("mine", splits=splits, files={"all": "mine.xyz"}, folder=tmp_path, **fixed)
+    found = [atoms.info["frame"] for atoms in data.load(plan._thin(card), "train")]
+    assert found == [*range(0, 90, 3), 7]
 
 
 def test_a_cell_is_timed(workplace):

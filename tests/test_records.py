@@ -90,6 +90,23 @@ def test_parameters_are_the_fields_that_determine_the_result(config, left_out):
     assert fields - set(config(model="mace", dataset="ethanol").parameters()) == left_out
 
 
+def test_a_record_that_was_put_aside_is_whole_and_found_there(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
+    key = ("training", "demo", "ethanol", "mace", 0)
+    path = records.write(make(), {"step": np.arange(3)})
+    path.with_suffix(".build.json").write_text("{}")
+    records.put_aside(path)
+    assert f"{path} of other parameters was moved to {tmp_path / 'runs'}" in capsys.readouterr().err
+    assert not list(path.parent.iterdir())
+    records.put_aside(path)  # there is none
+    records.write(make(parameters={"max_seconds": 1}))
+    assert records.bring_back(*key, {"max_seconds": 2}) is None
+    assert records.bring_back(*key, {"max_seconds": 20.0}).curves["step"].tolist() == [0, 1, 2]
+    assert path.with_suffix(".build.json").is_file()
+    assert records.bring_back(*key, {"max_seconds": 1}) is not None
+    assert not path.with_suffix(".npz").exists()
+
+
 def test_non_finite_values_are_missing_not_nan(results):
     path = records.write(make(metrics=[Metric("force_mae", float("nan"), "meV/Å", low=float("inf"))]))
     assert json.loads(path.read_text())["metrics"][0]["value"] is None
@@ -120,10 +137,13 @@ def test_partial_results_merge_by_copying(results, tmp_path):
     assert set(records.read("demo").model) == {"mace", "nequip"}
 
 
-def test_other_schema_and_unknown_names_are_refused():
+def test_other_schema_cut_files_and_unknown_names_are_refused():
     path = records.write(make())
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
     with pytest.raises(ValueError, match="schema 99"):
+        records.load(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="ethanol-mace-s0.json holds no record"):
         records.load(path)
     with pytest.raises(KeyError, match="holds force_mae"):
         make()["energy"]

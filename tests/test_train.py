@@ -1,8 +1,12 @@
-"""Training: budgets, the scales fitted before it, resumption, failure."""
+"""Training: budgets, the scales fitted before it, resumption, failure, what is made anew and what is not."""
 
+import dataclasses
+import importlib
 import subprocess
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ import torch
 from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from ase.io import read, write
 
 from egraff_utils import cards, errors, models, records, train
 from egraff_utils.train import TrainConfig, fit
@@ -96,6 +100,48 @@ def test_the_same_parameters_return_the_stored_record(dataset):
     assert fit(config(dataset, max_steps=3))["steps"] == 3
 
 
+def test_a_long_training_is_put_aside_by_a_short_one_and_comes_back(dataset, tmp_path, monkeypatch, capsys):
+    long, short = config(dataset), config(dataset, max_steps=3)
+    first = weights(record := fit(long))
+    written = {path.name: path.read_bytes() for path in record.path.parent.iterdir()}
+    assert fit(short)["steps"] == 3
+    assert "was moved to" in capsys.readouterr().err
+    aside = tmp_path / "runs" / "demo" / "replaced" / "training"
+    assert len(list(aside.iterdir())) == len(written) == 4
+
+    monkeypatch.setattr(train, "learn", None)  # no training from here on
+    again = fit(long)
+    assert again == record
+    assert all(torch.equal(value, first[name]) for name, value in weights(again).items())
+    assert {path.name: path.read_bytes() for path in record.path.parent.iterdir()} == written
+    assert fit(short)["steps"] == 3
+    assert len(list(aside.iterdir())) == 4
+
+
+def test_edited_data_are_trained_on_anew(dataset, tmp_path):
+    first = fit(config(dataset))
+    frames = read(tmp_path / "train.xyz", ":")
+    frames[0].calc.results["energy"] += 1.0
+    write(tmp_path / "train.xyz", frames)
+    assert fit(config(dataset)).provenance["data"] != first.provenance["data"]
+
+
+def test_an_edited_network_is_trained_anew(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "_registered", {})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    card = dataclasses.replace(models.card("mace"), name="mine")
+    parameters = []
+    for width in (4, 4, 8):
+        text = "from egraff_utils.models import mace\ndef build_network(elements, **k):\n"
+        text += f"    return mace.build_network(elements, **k | {{'num_channels': {width}}})\n"
+        (tmp_path / "mine.py").write_text(text)
+        sys.modules.pop("mine", None)
+        models.register("mine", importlib.import_module("mine").build_network, card)
+        parameters.append(fit(config(dataset, model="mine", max_steps=1))["parameters"])
+    assert parameters[0] == parameters[1] < parameters[2]
+
+
 @pytest.mark.parametrize("scheduler", ["plateau", "cosine"])
 def test_an_interrupted_run_ends_with_the_same_weights(dataset, scheduler, monkeypatch):
     stage = {"start": 0.8, "learning_rate": 1e-3, "energy_weight": 10.0, "force_weight": 1.0}
@@ -130,6 +176,73 @@ def test_a_checkpoint_of_other_parameters_is_not_used(dataset, monkeypatch):
     assert train._usable_checkpoint(config(dataset), config(dataset).parameters()) is not None
     other = config(dataset, max_steps=13)
     assert train._usable_checkpoint(other, other.parameters()) is None
+    with pytest.raises(ProcessLookupError):
+        fit(other)
+    assert train._usable_checkpoint(config(dataset), config(dataset).parameters()) is not None
+
+
+@pytest.mark.parametrize("kept", [0, 1000])
+def test_a_broken_checkpoint_is_told_and_not_used(dataset, monkeypatch, capsys, kept):
+    path = train._checkpoint_path(config(dataset))
+    path.parent.mkdir(parents=True)
+    torch.save({"parameters": config(dataset).parameters(), "weights": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    assert fit(config(dataset))["steps"] == 12
+    assert f"{path} cannot be read" in capsys.readouterr().err
+
+
+def mixed(seed=0):
+    """Structures of one to seven atoms, with labels that mean nothing."""
+    rng = np.random.default_rng(seed)
+    return [
+        labelled(Atoms(f"Cu{n}", 3 * rng.normal(size=(n, 3))), n * rng.normal(), rng.normal(size=(n, 3)))
+        for n in (1, 7, 2, 5, 3, 3, 4)
+    ]
+
+
+def validation_loss(learner, frames, size):
+    totals = Counter()
+    for batch in train.Batches(frames, size, cutoff=5.0, device="cpu"):
+        totals.update(learner.validation_step(batch, 0))
+    return float(learner.validation_loss(totals))
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "l2mae"])
+@pytest.mark.parametrize("per_atom", [True, False])
+def test_the_validation_loss_is_that_of_the_set_whatever_its_batches(loss, per_atom):
+    frames = mixed()
+    options = {"loss": loss, "energy_per_atom": per_atom, "energy_weight": 2.0, "force_weight": 3.0}
+    learner = train.Learner(models.build("mace", "tiny", [29]), cards.TrainingHyperparameters(**options))
+    energies, forces = errors.predict(learner.eval().force_field, frames)
+    sizes = [len(atoms) if per_atom else 1 for atoms in frames]
+    e = (energies - [atoms.get_potential_energy() for atoms in frames]) / sizes
+    f = np.concatenate(forces) - np.concatenate([atoms.get_forces() for atoms in frames])
+    energy = np.mean(e**2) if loss == "mse" else np.mean(np.abs(e))
+    force = {"mse": f**2, "mae": np.abs(f), "l2mae": np.linalg.norm(f, axis=1)}[loss].mean()
+    for order in (frames, frames[::-1], sorted(frames, key=len)):
+        for size in (1, 2, 3, 7):
+            found = validation_loss(learner, order, size)
+            assert found == pytest.approx(2 * energy + 3 * force, rel=1e-6)
+    (batch,) = train.Batches(frames, 7, cutoff=5.0, device="cpu")
+    whole = learner.loss(batch, learner.force_field(batch.graph))
+    assert float(whole) == pytest.approx(found, rel=1e-6)
+
+
+def test_the_validation_loss_of_a_training_is_that_of_its_weights(dataset, tmp_path):
+    write(tmp_path / "val.xyz", mixed(1) + mixed(2))
+    record = fit(config(dataset, training={"loss": "mae", "energy_weight": 0.0}))
+    frames = train.data.load("copper_clusters", "val")
+    _, forces = errors.predict(models.load(record.path.with_suffix(".safetensors")), frames)
+    by_hand = np.abs(np.concatenate(forces) - np.concatenate([a.get_forces() for a in frames])).mean()
+    weight = models.card("mace").training("tiny").force_weight
+    assert record.curves["val_loss"].min() == pytest.approx(weight * by_hand, rel=1e-5)
+
+
+def test_the_model_knows_the_elements_that_it_was_trained_on(dataset):
+    text = Path(dataset).read_text()
+    Path(dataset).write_text(text.replace("elements: [29]", "elements: [1, 29]"))
+    record = fit(config(dataset, max_steps=1))
+    assert models.load(record.path.with_suffix(".safetensors")).elements == [29]
 
 
 def test_the_average_of_weights_follows_its_formula(dataset, monkeypatch):
@@ -214,6 +327,15 @@ def test_unknown_names_are_refused_before_any_work(dataset):
         fit(config(dataset, training={"batchsize": 3}))
     with pytest.raises(ValueError, match="unknown dataset 'etanol'; did you mean 'ethanol'"):
         fit(config("etanol"))
+
+
+def test_frames_that_cannot_be_learnt_from_are_refused_before_any_work(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "new_learner", None)
+    frames = read(tmp_path / "test.xyz", ":")
+    del frames[-1].calc.results["forces"]
+    write(tmp_path / "test.xyz", frames)
+    with pytest.raises(ValueError, match=r"copper_clusters/test: frame 8 \(.*source test\) holds no forces"):
+        fit(config(dataset))
 
 
 def test_importing_the_package_does_not_import_torch():

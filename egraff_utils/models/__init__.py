@@ -6,7 +6,9 @@ dimensionless energy per atom, shape ``(N,)``. :func:`register` adds an architec
 """
 
 import importlib
+import inspect
 import json
+import re
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,10 +19,11 @@ from ase.data import chemical_symbols
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from egraff_utils import allocator, cards, fast
+from egraff_utils import allocator, cards, fast, records
 
 NAMES = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
-_registered: dict[str, tuple[Callable, cards.ModelCard]] = {}
+_registered: dict[str, tuple[Callable, cards.ModelCard, str]] = {}
+"""What builds an architecture from outside, its card, and the hash of its code when it was registered."""
 
 
 class Prediction(NamedTuple):
@@ -150,13 +153,59 @@ def register(name, build_network, card):
         ``build_network(elements, *, cutoff, average_neighbors, **hyperparameters) -> nn.Module``.
     card
         Its :class:`~egraff_utils.cards.ModelCard`.
+
+    Trainings are made anew when the file of ``build_network`` has changed, or in a notebook what it uses
+    there. After a change elsewhere raise ``version`` of the card.
     """
-    _registered[name] = (build_network, card)
+    _registered[name] = (build_network, card, records.digest(_code(build_network)))
 
 
 def card(name):
     """:class:`~egraff_utils.cards.ModelCard` of a built-in or registered architecture."""
     return _registered[name][1] if name in _registered else cards.model(name)
+
+
+def version(name):
+    """What tells the network of an architecture from others of its name: the package and version of the card,
+    and the hash of the code of one that was registered.
+
+    >>> version("mace")
+    'mace-torch 0.3.16, version 1'
+    """
+    text = f"{card(name).package}, version {card(name).version}"
+    return f"{text}, code {_registered[name][2]}" if name in _registered else text
+
+
+def _code(build_network):
+    """Text of the module that a function stands in, and its own; where there is no file, as in a notebook,
+    the bytecode of what it needs there."""
+    try:
+        return [inspect.getsource(inspect.getmodule(build_network)), inspect.getsource(build_network)]
+    except (OSError, TypeError):
+        found, todo = {}, [build_network]
+    for thing in todo:  # which grows
+        own = getattr(thing, "__module__", None) == build_network.__module__
+        if own and (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__qualname__ not in found:
+            found[thing.__qualname__], named = _bytecode(thing)
+            todo += named
+    return found
+
+
+def _bytecode(thing):
+    """Code and constants of a function or class as text, and the objects that it names."""
+    codes, named, defaults = [], dict(vars(thing)), None
+    if inspect.isfunction(thing):
+        codes, defaults = [thing.__code__], [thing.__defaults__, thing.__kwdefaults__]
+        for code in codes:  # which grows by the functions inside
+            codes += filter(inspect.iscode, code.co_consts)
+        named = {n: thing.__globals__.get(n) for code in codes for n in code.co_names}
+    constants = [k for code in codes for k in code.co_consts if not inspect.iscode(k)]
+    constants = [sorted(k, key=repr) if isinstance(k, frozenset) else k for k in constants]
+    plain = {n: v for n, v in named.items() if isinstance(v, bool | int | float | str) and n[:2] != "__"}
+    text = [[code.co_code.hex(), code.co_names] for code in codes] + [plain]
+    text.append(re.sub(" at 0x[0-9a-f]+", "", repr((defaults, constants))))
+    methods = [getattr(v, "fget", getattr(v, "__func__", v)) for v in named.values()]
+    return text, [*getattr(thing, "__bases__", ()), *methods]
 
 
 def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **overrides):
