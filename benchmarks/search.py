@@ -1,10 +1,10 @@
-"""Which size, optimiser and rate learn most in equal time? Trainings compared by their validation errors alone.
+"""Which size, optimiser and rate learn most in equal time? Trainings compared by validation errors alone.
 
     python -m benchmarks.search size --models mace --datasets ethanol aspirin
     python -m benchmarks.search recipe
 
-Every candidate starts from the same weights and is trained for the same time by the trainer of the campaigns; the
-test set is never read. A record is written behind every candidate, so a search that was stopped goes on.
+Every candidate starts from the same weights and is trained for the same time by the trainer of the campaigns;
+the test set is never read. A record is written after every candidate, so a search that was stopped goes on.
 """
 
 import argparse
@@ -156,9 +156,9 @@ SIZES = {
 }
 """Rule -> model -> what of the paper's network it changes.
 
-``paper_narrow``: the paper's depth and degrees, all widths cut by one factor until a compiled training step on five
-ethanol molecules costs no more than that of MACE at the paper's size. ``equal_dynamics``: depth, degrees and width
-chosen so that a step of dynamics of five ethanol molecules costs 6 ms.
+``paper_narrow``: the paper's depth and degrees, all widths cut by one factor until a compiled training step
+on five ethanol molecules costs no more than that of MACE at the paper's size. ``equal_dynamics``: depth,
+degrees and width chosen so that a step of dynamics of five ethanol molecules costs 6 ms.
 """
 
 

@@ -1,9 +1,9 @@
 """What does a training step cost once it is compiled? Loss and gradients of a batch as one function.
 
-The step is written down once as a graph of operators: the network, the forces as the gradient of its energies,
-the loss, and the gradient of the loss by every weight. That graph records no derivative any more and goes through
-``torch.compile``. Its shapes are fixed, which spares the compiler the sizes that depend on data: a ghost
-structure, whose atoms and edges are its own and which is left out of the loss, fills up every batch.
+The step is written down once as a graph of operators: the network, the forces as the gradient of its
+energies, the loss, and the gradient of the loss by every weight. That graph records no derivative any more
+and goes through ``torch.compile``. Its shapes are fixed, since sizes that depend on data stop the compiler: a
+ghost structure, whose atoms and edges are its own and which is left out of the loss, fills up every batch.
 """
 
 import os
@@ -47,7 +47,7 @@ class Shape(NamedTuple):
         return (structures, atoms, pairs) == (0, 0, 0) or (structures > 0 and atoms > 0 and pairs >= 0)
 
     def fill(self, graph, cutoff):
-        """The graph with a ghost structure behind it, whose first atom is its own neighbour along all edges."""
+        """The graph with a ghost structure added, whose first atom is its own neighbour along all edges."""
         structures, atoms, pairs = self._missing(graph)
         if not structures:
             return graph
@@ -105,7 +105,7 @@ class Step:
         self.function, self.seconds = None, 0.0
 
     def compile(self, batch):
-        """Compile for batches of the shape, of which this is one; ``seconds`` tells the processor time it took.
+        """Compile for batches of the shape, of which this is one; ``seconds`` is the processor time it took.
 
         Raises
         ------
@@ -122,7 +122,7 @@ class Step:
         self.seconds = _processor_time() - before
 
     def __call__(self, batch, factors):
-        """Errors of energies and forces, and a list of gradients of their sum times the factors, by weight."""
+        """Errors of energies and forces, and the gradients by the weights of their sum times the factors."""
         with torch.no_grad():
             energy, force, *gradients = self.function(*self._arguments(batch, factors))
         return energy, force, gradients

@@ -1,8 +1,8 @@
 r"""Which way is down? Adam, and Muon for the matrices of a network.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) moves a weight matrix along its momentum with all
-singular values set to about one, so that every direction of a layer learns at one rate. What is no matrix of a
-linear layer, such as biases, embeddings and the weights of contractions, is left to Adam at the same rate.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) moves a weight matrix along its momentum
+with all singular values set to about one, so that every direction of a layer learns at one rate. Adam moves
+everything else, such as biases, embeddings and the weights of contractions, at the same rate.
 """
 
 import torch
@@ -10,14 +10,14 @@ from e3nn import o3
 from torch import nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-r"""Of the odd polynomial :math:`a x + b x^3 + c x^5`, whose iteration moves singular values towards one (Jordan et
-al.); five iterations of it bring those above 0.01 to between 0.7 and 1.2."""
+r"""Of the odd polynomial :math:`a x + b x^3 + c x^5`, whose iteration moves singular values towards one
+(Jordan et al.)."""
 ITERATIONS = 5
 ROOT_MEAN_SQUARE = 0.2
 """Of the step of a matrix, in learning rates."""
 NOT_LINEAR = ("embedding", "logit_weights", "tps.")
-"""Parts of names of weights with two dimensions that are no matrices of a linear layer: rows of a table, or one
-number for each channel and path."""
+"""Parts of names of weights with two dimensions that are no matrices of a linear layer: they are rows of a
+table, or one number for each channel and path."""
 
 
 def make(network, hyperparameters):
@@ -39,10 +39,10 @@ def make(network, hyperparameters):
 
 
 def matrices(network):
-    """Blocks of a network's weights that are matrices of linear layers: a dict from a parameter to its blocks.
+    """Matrices of linear layers among a network's weights: a dict from a parameter to its blocks.
 
-    A block is a slice of the flattened parameter and a shape. Weights of e3nn's linear layers are one vector
-    for all irreps.
+    A block is a slice of the flattened parameter and a shape. The weight of one of e3nn's linear layers is a
+    vector with a block for each irrep.
 
     >>> len(matrices(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))))
     1
@@ -65,8 +65,8 @@ def matrices(network):
 class Muon(torch.optim.Adam):
     """Orthogonalised momentum for matrices, Adam for everything else.
 
-    Matrices are taken together in stacks of similar size, filled up by zeros, which change nothing: one by one
-    they take longer than the network.
+    Matrices are taken together in stacks of similar size, filled up by zeros, which change nothing: one by
+    one they take longer than the network.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class Muon(torch.optim.Adam):
         weights = [p for p in group["params"] if p.grad is not None]
         for p in weights:
             if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
+                self.state[p] |= {"momentum": torch.zeros_like(p), "step": torch.zeros(())}  # Adam reads step
         means, gradients = [self.state[p]["momentum"] for p in weights], [p.grad for p in weights]
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
         ahead = dict(zip(weights, torch._foreach_lerp(gradients, means, group["momentum"]), strict=True))

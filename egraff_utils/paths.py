@@ -33,5 +33,5 @@ def generated():
 
 
 def cache():
-    """Folder of what can be made again at any time, such as compiled code: ``EGRAFF_CACHE``, else ``.cache/``."""
+    """Folder of what can be made again, such as compiled code: ``EGRAFF_CACHE``, else ``.cache/``."""
     return _folder("EGRAFF_CACHE", ROOT / ".cache")

@@ -21,7 +21,7 @@ from egraff_utils.units import EV_TO_MEV
 
 CHECKPOINT_INTERVAL = 20.0  # s
 COMPILED_FROM, COMPILED_FROM_STEPS = 300.0, 5000
-"""Budgets, s and steps, above which a training is compiled, which takes one to five minutes the first time."""
+"""Budgets, s and steps, above which a training is compiled, which at first takes one to five minutes."""
 FINITE_CHECK_INTERVAL = 20  # steps; a look at the loss makes a GPU wait
 
 
@@ -50,7 +50,7 @@ class TrainConfig(records.Config):
     threads: int = 1
     progress: bool = True
     compile: bool | None = None
-    """Whether the step is compiled (:mod:`egraff_utils.compiled`); ``None``: where the budget is long enough."""
+    """Whether the step is compiled (:mod:`egraff_utils.compiled`); ``None``: if the budget is long enough."""
 
     def parameters(self):
         """What determines the result: the fields, and hashes of the data, the hyperparameters and the network
@@ -102,8 +102,6 @@ def fit(config):
     if stored := records.find(*key, parameters) or records.bring_back(*key, parameters):
         return stored
     started = time.time()
-    torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)  # what a radial function gives far from its centre is slow to multiply
     hyperparameters = models.card(config.model).training(config.preset, **config.training)
     splits = {split: data.load(config.dataset, split) for split in ("train", "val", "test")}
     data.check_splits(config.dataset, splits)
@@ -247,7 +245,7 @@ class Batches:
             yield _join([self.samples[i] for i in order[k * self.size : (k + 1) * self.size]])
 
     def _order(self, epoch):
-        """Samples of an epoch. Where their numbers of atoms differ, every batch has one of each class of size."""
+        """Samples of an epoch; if their numbers of atoms differ, a batch has one of each class of size."""
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.samples))
         _, atoms, pairs = self.sizes.T
@@ -258,7 +256,7 @@ class Batches:
         return np.concatenate([random.permutation(random.permuted(classes, axis=1).T).ravel(), last])
 
     def shape(self):
-        """:class:`~egraff_utils.compiled.Shape` of the largest batch that an epoch can have, ghost included."""
+        """:class:`~egraff_utils.compiled.Shape` of the largest batch of any epoch, ghost included."""
         _, atoms, pairs = self.sizes.T
         step = len(pairs) // self.size if np.ptp(atoms) else 1  # from one class of size to the next
         largest = self.size, atoms.max() * self.size, np.sort(pairs)[::-step][: self.size].sum()
@@ -658,6 +656,8 @@ def learn(learner, config, parameters, train, validation):
     status, message : str
         Of the record.
     """
+    torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)  # numbers below 1e-38, as radial functions far off their centre, are slow
     size, cutoff = learner.hyper.batch_size, learner.force_field.cutoff
     common = {"cutoff": cutoff, "device": config.device}
     steps_done = lambda: learner.global_step  # noqa: E731
@@ -686,7 +686,7 @@ def learn(learner, config, parameters, train, validation):
 
 
 def _compiled(config, learner, loader):
-    """The training step compiled for the shape of the batches, or ``None`` where that fails or does not pay."""
+    """Training step compiled for the shape of the batches; ``None`` where that fails or does not pay."""
     long = (config.max_seconds or math.inf) > COMPILED_FROM and (
         config.max_steps or math.inf
     ) > COMPILED_FROM_STEPS

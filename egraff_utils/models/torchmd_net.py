@@ -131,7 +131,7 @@ class EquivariantTransformer(nn.Module):
 
 
 def _gated(block, x, vectors):
-    """What a ``GatedEquivariantBlock`` gives, from operators whose sizes do not depend on what they are given.
+    """What a ``GatedEquivariantBlock`` gives, from operators whose sizes do not depend on values.
 
     Vectors of an atom that are all zero, which has no neighbours, have the norm zero and no gradient.
     """
