@@ -67,7 +67,8 @@ class Campaign:
     """Time for the whole campaign, such as ``25m``. Where it is given, the campaign is planned before its
     first run, and its trainings and rollouts are as long as the plan says (:mod:`egraff_utils.plan`)."""
     overrides: dict = field(default_factory=dict)
-    """``{dataset: {training: {...}, rollout: {...}}}``: budgets that differ for a dataset."""
+    """``{dataset: {training: {...}, rollout: {...}, seeds: [...]}}``: budgets and seeds that differ for a
+    dataset."""
 
     def __post_init__(self):
         for name in ("datasets", "models", "seeds"):
@@ -89,13 +90,17 @@ class Campaign:
                     f"dataset in the overrides of campaign {self.name}", dataset, self.datasets
                 )
             for part in parts:
-                if part not in budgets:
-                    raise cards.unknown(f"key in the overrides of {dataset}", part, budgets)
-                self._budget(part, dataset)
+                if part not in [*budgets, "seeds"]:
+                    raise cards.unknown(f"key in the overrides of {dataset}", part, [*budgets, "seeds"])
+                if part in budgets:
+                    self._budget(part, dataset)
 
     def cells(self):
         """All (dataset, model, seed)."""
-        return [(d, m, s) for d in self.datasets for m in self.models for s in self.seeds]
+        return [(d, m, s) for d in self.datasets for m in self.models for s in self._seeds(d)]
+
+    def _seeds(self, dataset):
+        return self.overrides.get(dataset, {}).get("seeds", self.seeds)
 
     def task_cells(self):
         """All (folder, task, dataset, model, seed) of the tasks that put a trained model to something."""

@@ -206,3 +206,12 @@ def test_a_tiny_campaign_survives_kill_and_ends(workplace):
     assert "TorchMD-NET" in text
     again = subprocess.run(words, cwd=paths.ROOT, check=True, capture_output=True, text=True)
     assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_a_dataset_may_have_seeds_of_its_own(tmp_path):
+    text = (
+        "description: d\ndatasets: [ethanol, lips]\nmodels: [mace]\noverrides: {ethanol: {seeds: [0, 1]}}\n"
+    )
+    (tmp_path / "mine.yml").write_text(text)
+    cells = campaign.load(tmp_path / "mine.yml").cells()
+    assert cells == [("ethanol", "mace", 0), ("ethanol", "mace", 1), ("lips", "mace", 0)]
