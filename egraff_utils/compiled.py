@@ -73,8 +73,8 @@ def sizes(graph):
 
 
 WRAPPED = 4000
-"""Operators of a graph up to which what calls the kernels is compiled too: a tenth quicker for a network of three
-layers, but for one of six layers the C++ compiler takes ten minutes over it."""
+"""Operators of a graph up to which what calls the kernels is compiled too. That makes a network of three
+layers a tenth quicker; over one of six layers the C++ compiler takes ten minutes."""
 
 
 class Step:
@@ -119,7 +119,7 @@ class Step:
             graph = make_fx(lambda *given: self._written_down(*given))(*arguments)
             options = {
                 "cpp_wrapper": len(graph.graph.nodes) < WRAPPED,
-                "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # all batches have one shape and type
+                "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # all batches have one shape
             }
             self.function = torch.compile(graph, dynamic=False, fullgraph=True, options=options)
             with torch.no_grad():

@@ -41,8 +41,8 @@ def make(network, hyperparameters):
 def matrices(network):
     """Matrices of linear layers among a network's weights: a dict from a parameter to its blocks.
 
-    A block is a slice of the flattened parameter and a shape. The weight of one of e3nn's linear layers is a
-    vector with a block for each irrep.
+    A block is a slice of the flattened parameter, ``None`` for all of it, and a shape. The weight of one of
+    e3nn's linear layers is a vector with a block for each irrep.
 
     >>> len(matrices(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))))
     1
@@ -55,7 +55,7 @@ def matrices(network):
             if isinstance(module, o3.Linear) and weight.ndim == 1 and name.endswith("weight"):
                 blocks = [(part.slice_1D, part.shape_2D) for part in module.weight_index_slices]
             else:
-                blocks = [(slice(None), weight.shape)] if weight.ndim == 2 else []
+                blocks = [(None, weight.shape)] if weight.ndim == 2 else []
             blocks = [(place, tuple(shape)) for place, shape in blocks if min(shape) > 1]
             if blocks:
                 found[weight] = blocks
@@ -101,17 +101,16 @@ class Muon(torch.optim.Adam):
         return loss
 
     def _move(self, group):
-        weights = [p for p in group["params"] if p.grad is not None]
+        weights = group["params"]
         for p in weights:
             if not self.state[p]:
                 self.state[p] |= {"momentum": torch.zeros_like(p), "step": torch.zeros(())}  # Adam reads step
-        means, gradients = [self.state[p]["momentum"] for p in weights], [p.grad for p in weights]
-        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-        ahead = dict(zip(weights, torch._foreach_lerp(gradients, means, group["momentum"]), strict=True))
+        means = {p: self.state[p]["momentum"] for p in weights}
+        torch._foreach_lerp_(list(means.values()), [p.grad for p in weights], 1 - group["momentum"])
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         for stack in self._stacks:
-            stack.move(ahead, group["lr"])
+            stack.move(means, group["momentum"], group["lr"])
 
 
 class _Stack:
@@ -119,24 +118,34 @@ class _Stack:
 
     def __init__(self, blocks):
         self.blocks = blocks
-        shapes = [sorted(shape) for _, _, shape in blocks]
-        self.size = len(blocks), *(max(side) for side in zip(*shapes, strict=True))
-        self.scales = [ROOT_MEAN_SQUARE * max(shape) ** 0.5 for _, _, shape in blocks]
+        shapes = [shape for *_, shape in blocks]
+        sides = zip(*map(sorted, shapes), strict=True)
+        like = blocks[0][0].detach()
+        self.filled = like.new_zeros(len(blocks), *map(max, sides))
+        self.places = [_lying(self.filled[n], shape) for n, shape in enumerate(shapes)]
+        self.weights = self._parts({weight: weight.detach() for weight, *_ in blocks})
+        scales = [-ROOT_MEAN_SQUARE * max(shape) ** 0.5 for shape in shapes]
+        self.scales = like.new_tensor(scales)[:, None, None]
 
-    def move(self, ahead, rate):
-        like = self.blocks[0][0]
-        stack = like.new_zeros(self.size)
-        places = [
-            _lying(stack[n, : min(shape), : max(shape)], shape) for n, (_, _, shape) in enumerate(self.blocks)
+    def move(self, means, momentum, rate):
+        """Move the weights against their gradients' means, with a look ahead."""
+        torch._foreach_copy_(self.places, self._parts({weight: weight.grad for weight in means}))
+        torch._foreach_lerp_(self.places, self._parts(means), momentum)
+        torch.mul(orthogonalised(self.filled), self.scales * rate, out=self.filled)
+        torch._foreach_add_(self.weights, self.places)
+
+    def _parts(self, tensors):
+        return [
+            tensors[weight] if part is None else tensors[weight].view(-1)[part].view(shape)
+            for weight, part, shape in self.blocks
         ]
-        torch._foreach_copy_(places, [ahead[p].flatten()[part].view(shape) for p, part, shape in self.blocks])
-        stack.copy_(orthogonalised(stack))
-        stack *= -rate * like.new_tensor(self.scales)[:, None, None]
-        torch._foreach_add_([p.view(-1)[part].view(shape) for p, part, shape in self.blocks], places)
 
 
 def _lying(matrix, shape):
-    return matrix if shape[0] <= shape[1] else matrix.T
+    """The corner of a matrix of a stack that holds one of a shape, turned back if that stands upright."""
+    rows, columns = sorted(shape)
+    corner = matrix[:rows, :columns]
+    return corner if tuple(shape) == (rows, columns) else corner.T
 
 
 def _stacks(blocks):

@@ -49,8 +49,10 @@ def test_first_step_of_every_block_is_the_nearest_orthogonal_matrix(mixed):
     optimizers.make(mixed, HYPER).step()
     for weight, blocks in optimizers.matrices(mixed).items():
         for place, shape in blocks:
-            step = (before[weight] - weight.detach()).flatten()[place].view(shape)
-            u, _, v = torch.linalg.svd(gradients[weight].flatten()[place].view(shape), full_matrices=False)
+            step = (before[weight] - weight.detach()).flatten()[place or slice(None)].view(shape)
+            u, _, v = torch.linalg.svd(
+                gradients[weight].flatten()[place or slice(None)].view(shape), full_matrices=False
+            )
             expected = u @ v * (0.01 * 0.2 * max(shape) ** 0.5)
             aligned = (step * expected).sum() / (step.norm() * expected.norm())
             assert aligned > 0.95
