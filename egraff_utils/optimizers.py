@@ -149,11 +149,12 @@ def _lying(matrix, shape):
 
 
 def _stacks(blocks):
-    """One stack for each size of the shorter side, in powers of two."""
+    """One stack for each size of the sides, in powers of two."""
     by_size = {}
     for weight, parts in blocks.items():
         for part, shape in parts:
-            by_size.setdefault((min(shape) - 1).bit_length(), []).append((weight, part, shape))
+            size = tuple((side - 1).bit_length() for side in sorted(shape))
+            by_size.setdefault(size, []).append((weight, part, shape))
     return [_Stack(same) for _, same in sorted(by_size.items())]
 
 
