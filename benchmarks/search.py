@@ -17,7 +17,8 @@ from egraff_utils.records import Metric
 
 CAMPAIGN = "search"
 PROBE_SECONDS, SIZE_SECONDS = 30.0, 600.0
-RATES = {"muon": (0.003, 0.01, 0.03), "adam": (0.002, 0.008, 0.03)}
+RECIPE_SECONDS = {"ethanol": 45.0, "lips": 120.0}
+RATES = {"muon": (0.001, 0.003, 0.01, 0.03), "adam": (0.002, 0.008, 0.03), "soap": (0.003, 0.01, 0.03)}
 
 
 def run(kind, dataset, model, *, preset, network, candidates, seconds):
@@ -56,9 +57,10 @@ def run(kind, dataset, model, *, preset, network, candidates, seconds):
     return stored
 
 
-def best(record):
-    """Label of the candidate with the lowest validation error of the forces."""
-    return str(record.curves["label"][np.nanargmin(record.curves["force_mae"])])
+def best(record, among=None):
+    """Label of the candidate with the lowest validation error of the forces, of all or of some."""
+    errors = dict(zip(record.curves["label"].tolist(), record.curves["force_mae"].tolist(), strict=True))
+    return min(among or errors, key=lambda label: errors[label] if errors[label] > 0 else np.inf)
 
 
 class _Trial:
@@ -85,10 +87,13 @@ class _Trial:
         """Row of one candidate."""
         from egraff_utils import train
 
+        soap = training["optimizer"] == "soap"  # not one of the trainer's
+        training = training | {"optimizer": "adam"} if soap else training
         config, hyper = self._config(training), models.card(self.model).training("small", **training)
         self.force_field.load_state_dict(self.weights)
         self.force_field.train().requires_grad_(True)
-        learner = train.Learner(self.force_field, hyper, max_seconds=config.max_seconds, max_epochs=10**6)
+        kind = _with_soap(train.Learner) if soap else train.Learner
+        learner = kind(self.force_field, hyper, max_seconds=config.max_seconds, max_epochs=10**6)
         key = hyper.batch_size, hyper.loss, hyper.energy_per_atom
         learner.compiled = self.steps.get(key)
         status, message = train.learn(learner, config, config.parameters(), *self.frames)
@@ -104,6 +109,17 @@ class _Trial:
             "steps": learner.steps,
             "milliseconds": 1000 * float(history["seconds"][-1] / history["step"][-1]),
         }
+
+
+def _with_soap(learner):
+    """A learner with the optimiser SOAP (Vyas et al., arXiv:2409.11321) of the package pytorch_optimizer."""
+    from pytorch_optimizer import SOAP
+
+    class WithSoap(learner):
+        def configure_optimizers(self):
+            return SOAP(self.force_field.network.parameters(), lr=self.hyper.learning_rate, weight_decay=0.0)
+
+    return WithSoap
 
 
 def _rows(record):
@@ -123,15 +139,6 @@ def _write(kind, dataset, model, parameters, rows, started):
 # -- what is searched ------------------------------------------------------------------------------------
 
 
-def rates(optimizers=RATES):
-    """Candidates: every optimiser at its rates."""
-    return {
-        f"{name} {rate:g}": {"optimizer": name, "learning_rate": rate, "amsgrad": False, "weight_decay": 0.0}
-        for name, several in optimizers.items()
-        for rate in several
-    }
-
-
 SIZES = {
     "paper_narrow": {
         "nequip": {"num_features": 8},
@@ -147,7 +154,7 @@ SIZES = {
         "nequip": {"num_features": 64, "num_layers": 3, "parity": False, "l_max": 1},
         "allegro": {"num_scalar_features": 64, "num_tensor_features": 16, "two_body_width": 128}
         | {"latent_width": 128, "readout_width": 32},
-        "botnet": {"num_interactions": 3, "hidden_l_max": 1, "l_max": 2, "num_channels": 48},
+        "botnet": {"num_interactions": 3, "hidden_l_max": 1, "l_max": 2, "num_channels": 64},
         "mace": {"hidden_l_max": 1, "l_max": 3},
         "equiformer": {"channels": [32, 16], "head_channels": [8, 4], "feed_forward_channels": [64, 32]}
         | {"features": 64, "blocks": 2, "parity": True},
@@ -162,29 +169,79 @@ degrees and width chosen so that a step of dynamics of five ethanol molecules co
 """
 
 
+PLAIN = {"amsgrad": False, "weight_decay": 0.0}
+
+
+def rates(*optimizers):
+    """Candidates: every optimiser at its rates."""
+    return {
+        f"{name} {rate:g}": {"optimizer": name, "learning_rate": rate, **PLAIN}
+        for name in optimizers
+        for rate in RATES[name]
+    }
+
+
+def around(training):
+    """Candidates: one change each to a recipe."""
+    changes = {
+        "batch 2": {"batch_size": 2},
+        "batch 10": {"batch_size": 10},
+        "no average": {"ema_decay": None},
+        "average 0.999": {"ema_decay": 0.999},
+        "constant rate": {"scheduler": "none"},
+        "warm-up": {"warmup_steps": 100},
+        "rate / 2": {"learning_rate": training["learning_rate"] / 2},
+    }
+    return {label: training | change for label, change in changes.items()}
+
+
 def search_sizes(datasets, model_names):
     """Every rule of :data:`SIZES`: Muon's rate by short trainings, then ten minutes at the best of them."""
     for dataset in datasets:
         for model in model_names:
             for rule, networks in SIZES.items():
                 common = {"preset": "paper", "network": networks[model]}
-                probe = {"candidates": rates({"muon": RATES["muon"]}), "seconds": PROBE_SECONDS}
-                probed = run(f"search_rate_{rule}", dataset, model, **common, **probe)
+                candidates = rates("muon")
+                probed = run(
+                    f"search_rate_{rule}",
+                    dataset,
+                    model,
+                    **common,
+                    candidates=candidates,
+                    seconds=PROBE_SECONDS,
+                )
                 label = best(probed)
-                chosen = {label: probe["candidates"][label]}
+                chosen = {label: candidates[label]}
                 yield run(
                     f"search_size_{rule}", dataset, model, **common, candidates=chosen, seconds=SIZE_SECONDS
                 )
 
 
+def search_recipe(datasets, model_names):
+    """The size of the campaign: all optimisers at all rates, then one change each to the best of them."""
+    for dataset in datasets:
+        for model in model_names:
+            common = {"preset": "day", "network": {}, "seconds": RECIPE_SECONDS[dataset]}
+            candidates = rates(*RATES)
+            first = run("search_recipe", dataset, model, **common, candidates=candidates)
+            yield run(
+                "search_recipe",
+                dataset,
+                model,
+                **common,
+                candidates=around(candidates[best(first, candidates)]),
+            )
+
+
 def main(arguments=None):
     """Searches and prints the records."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["size"])
+    searches = {"size": search_sizes, "recipe": search_recipe}
+    parser.add_argument("what", choices=searches)
     parser.add_argument("--models", nargs="+", default=models.NAMES, choices=models.NAMES)
-    parser.add_argument("--datasets", nargs="+", default=["ethanol", "aspirin"])
+    parser.add_argument("--datasets", nargs="+", default=["ethanol"])
     chosen = parser.parse_args(arguments)
-    for record in search_sizes(chosen.datasets, chosen.models):
+    for record in searches[chosen.what](chosen.datasets, chosen.models):
         print(record, flush=True)
 
 

@@ -435,10 +435,12 @@ class Learner(lightning.LightningModule):
     # validation; runs on the averaged weights
 
     def on_validation_epoch_start(self):
+        self.learnt = [p for p in self.force_field.parameters() if p.requires_grad]
         self.force_field.requires_grad_(False)  # frozen networks are quicker
 
     def on_validation_epoch_end(self):
-        self.force_field.requires_grad_(True)
+        for weight in self.learnt:
+            weight.requires_grad_()
 
     def validation_step(self, batch, batch_idx):
         """Sums and counts of a batch, which :meth:`validation_loss` divides once, behind the last batch."""
