@@ -79,6 +79,13 @@ def test_shape_and_packages_hold_every_model():
     assert shape["highest degree"].between(1, 2).all()
 
 
+def test_what_a_preset_changes():
+    frame = hyperparameters.changes("day")
+    assert frame.changed["mace"] == "hidden_l_max 2 → 1"
+    assert frame.parameters["nequip"] * frame.factor["nequip"] == pytest.approx(1675400)
+    assert set(hyperparameters.changes("paper").changed) == {"nothing"}
+
+
 def test_unknown_model():
     with pytest.raises(ValueError, match="unknown model of the paper 'mase'; did you mean 'mace'"):
         hyperparameters.compare("mase")

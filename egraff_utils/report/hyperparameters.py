@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from IPython.display import HTML
 
-from egraff_utils import cards, paper, records, tables
+from egraff_utils import cards, models, paper, records, tables
 
 NOT_GIVEN = "–"
 PRESETS = ("paper", "small")
@@ -458,6 +458,29 @@ def shape():
             }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     return frame.rename_axis(["model", "preset"])
+
+
+def changes(preset):
+    """What a preset changes of the paper's networks, from the cards.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each model: ``parameters`` for the elements H, C, O, those of the paper over them
+        (``factor``), and ``changed``, the keywords with both values.
+    """
+    rows = {}
+    for model in TERMS:
+        card = cards.model(model)
+        paper, ours = card.network("paper"), card.network(preset)
+        parameters = models.build(model, preset).num_parameters()
+        rows[model] = {
+            "parameters": parameters,
+            "factor": card.parameters_paper / parameters,
+            "changed": ", ".join(f"{k} {paper[k]} → {v}" for k, v in ours.items() if v != paper[k])
+            or "nothing",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
 def _first(mapping, *names):
