@@ -36,7 +36,7 @@ demo: setup  ## train and roll out six models on two systems, build the book on 
 campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
 	$(BIN)/python -m egraff_utils.batch campaign $(CAMPAIGN) $(PARALLEL) $(ARGUMENTS)
 
-bench: setup  ## time ours beside upstream's packages: make bench ARGUMENTS=--quick (2 min; without, 55 min)
+bench: setup  ## time ours beside upstream's packages: make bench ARGUMENTS=--quick (2 min; without, 110 min)
 	$(BIN)/python -m benchmarks $(ARGUMENTS)
 
 plan: setup  ## fit a campaign's budgets to a time: make plan CAMPAIGN=gpu BUDGET=25m JOBS=6

@@ -13,14 +13,18 @@ from egraff_utils import paths, records
 SHARES = {
     "md": (50, 1080),
     "compiled": (0, 360),
-    "training": (30, 330),
+    "step": (0, 2100),
+    "training": (30, 1500),
     "scaling": (10, 600),
     "limit": (5, 60),
     "metrics": (5, 90),
     "pipeline": (10, 660),
     "precision": (10, 120),
+    "accuracy": (0, 9000),
 }
 """Benchmark -> its share of time, s: of a quick run, of a full one."""
+BY_NAME = ("accuracy",)
+"""Benchmarks that take hours, and run only where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Settings:
     """Of both sides of a comparison."""
     anew: bool = False
     """Measure also what is stored with the same parameters."""
+    budget: float = 300.0
+    """Of a training in the benchmark ``accuracy``, s."""
 
     @property
     def campaign(self):

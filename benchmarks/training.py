@@ -2,8 +2,9 @@
 
 Both sides are whole programs, ``fit`` of :mod:`egraff_utils.train` and ``mace_run_train``, ``nequip-train``
 or ``torchmd-train``, each in a process of its own, with the same files, batches, dtype, hyperparameters and
-first weights. A hook behind every optimiser step lets them run in turns, so that what is timed is all that
-lies between two steps, and nothing of the start.
+first weights. Ours is compiled; it also runs beside ``nequip-train`` compiled by itself, and beside ours
+operator by operator. A hook behind every optimiser step lets two programs run in turns, so that what is timed
+is all that lies between two steps, and nothing of the start or the compilation.
 """
 
 import importlib
@@ -27,19 +28,9 @@ from egraff_utils import cards, data
 from egraff_utils.records import Metric
 
 TITLE = "Training: structures per second of ours and of the packages' own commands"
-CELLS = [
-    ("torchmd_net", "ethanol"),
-    ("mace", "ethanol"),
-    ("nequip", "ethanol"),
-    ("allegro", "ethanol"),
-    ("botnet", "ethanol"),
-    ("mace", "lips"),
-    ("nequip", "lips"),
-    ("allegro", "lips"),
-    ("botnet", "lips"),
-]
-"""Model and dataset; torchmd-train reads no periodic frames. A quick run takes the first two."""
-TRAINING = {"batch_size": 5, "scheduler": "none"}
+PRESET = "small"
+DATASETS = ("ethanol", "lips")
+TRAINING = {"batch_size": 5, "scheduler": "none", "optimizer": "adam"}
 LIKE_TORCHMD = {
     "optimizer": "adamw",
     "amsgrad": False,
@@ -48,51 +39,56 @@ LIKE_TORCHMD = {
     "energy_per_atom": False,
 }
 """What torchmd-train cannot do otherwise."""
-PRESET = "small"
-FRAMES = 600  # those of the dataset, repeated, so that no epoch ends within a comparison
-STEPS = 2  # of one call
+STEPS = 2  # of one call; fifty pairs of calls stay within an epoch
 SETTLING = 5  # first steps of both, in which compiled code is specialised
 ROUNDING = 5e-5  # of forces, relative: float32 holds coordinates of periodic frames to 1e-6 Å
-STARTING = 120  # s allowed for the start of a program
+GRADIENT_ROUNDING = 1e-3  # of gradients, relative: sums of many terms that cancel
+STARTING = 1200  # s allowed for the start of a program, compilation included
 
 
 def run(settings):
-    """Records of kind ``bench_training``: ``ratio``, ``ours``, ``theirs`` (structures/s) and
-    ``force_difference`` of the first batch; curves of the times of ``STEPS`` steps, s."""
-    cells = CELLS[:2] if settings.quick else CELLS
-    for model, dataset in cells:
-        parameters = {"preset": PRESET, "training": _training(model), "frames": FRAMES, "steps": STEPS}
-        seconds = 0.25 * settings.share("training") / len(cells)
-        yield measured(
-            settings,
-            "bench_training",
-            dataset,
-            model,
-            parameters,
-            lambda model=model, dataset=dataset, seconds=seconds: _measure(model, dataset, settings, seconds),
-        )
+    """Records of the kinds of :data:`OPPONENTS`: ``ratio``, ``ours``, ``theirs`` (structures/s), and
+    ``force_difference`` of the first batch, or ``gradient_difference`` where both sides are ours; curves of
+    the times of ``STEPS`` steps, s.
+
+    In a quick run ours is not compiled, as the parameters of its records say.
+    """
+    chosen = [(kind, *cell) for kind in OPPONENTS for cell in cells(kind)]
+    for kind, model, dataset in chosen[:2] if settings.quick else chosen:
+        training = TRAINING | (LIKE_TORCHMD if OPPONENTS[kind][model] is _torchmd else {})
+        parameters = {"preset": PRESET, "training": training, "steps": STEPS, "compile": not settings.quick}
+        cell = kind, model, dataset, training, settings
+        yield measured(settings, kind, dataset, model, parameters, lambda cell=cell: _measure(*cell))
 
 
-def _training(model):
-    return TRAINING | (LIKE_TORCHMD if model == "torchmd_net" else {})
+def cells(kind):
+    """Models and datasets of a kind; torchmd-train reads no periodic frames."""
+    mains = OPPONENTS[kind].items()
+    return [(m, d) for d in DATASETS for m, main in mains if (main, d) != (_torchmd, "lips")]
 
 
-def _measure(model, dataset, settings, seconds):
+def _measure(kind, model, dataset, training, settings):
+    main = OPPONENTS[kind][model]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        plan = Plan(folder, model, dataset, settings)
-        theirs = stack.enter_context(Program(plan, UPSTREAM[model]))
-        ours = stack.enter_context(Program(plan, _ours))
-        difference = same(*plan.forces(*theirs.receive()), relative=ROUNDING)
+        plan = Plan(folder, model, dataset, settings, training)
+        theirs = stack.enter_context(Program(plan, main))
+        ours = stack.enter_context(Program(plan, _plain if settings.quick else _ours))
+        first, gradients = theirs.receive(), ours.receive()
+        if main is _plain:
+            name, difference = "gradient", same(gradients, first, relative=GRADIENT_ROUNDING)
+        else:
+            name, difference = "force", same(*plan.forces(*first), relative=ROUNDING)
         for program in (theirs, ours):
             program.receive()
             program.step(SETTLING)
         alone = settings.threads == 1 and settings.device == "cpu"
         clock = (lambda: ours.seconds + theirs.seconds) if alone else time.perf_counter
+        seconds = 3.5 if settings.quick else 9.0
         found = compare(ours.step, theirs.step, seconds=seconds, warm_up=1, clock=clock)
-    structures = STEPS * TRAINING["batch_size"]
+    structures = STEPS * training["batch_size"]
     metrics = found.metrics(unit_per_call=structures, unit="structures/s")
-    return [*metrics, Metric("force_difference", difference, "1")], found.curves()
+    return [*metrics, Metric(f"{name}_difference", difference, "1")], found.curves()
 
 
 # -- one training, described once for both sides ----------------------------------------------------------
@@ -106,25 +102,29 @@ class Plan:
     folder
         Where ``train.xyz``, ``val.xyz``, a dataset card and the first weights are written.
     model, dataset
-        As in :data:`CELLS`.
+        Their names.
     settings
         :class:`benchmarks.Settings`.
+    training
+        Hyperparameters that replace the preset's.
+    preset
+        Name of the preset.
     """
 
-    def __init__(self, folder, model, dataset, settings):
+    def __init__(self, folder, model, dataset, settings, training, preset=PRESET):
         import torch
 
         from egraff_utils import models, train
 
         self.folder, self.model, self.dataset = str(folder), model, dataset
         self.device, self.threads = settings.device, settings.threads
-        self.training = _training(model)
-        hyperparameters = models.card(model).training(PRESET, **self.training)
+        self.training, self.preset = training, preset
+        hyperparameters = models.card(model).training(preset, **self.training)
         self.hyper = asdict(hyperparameters)
         self._write_data(folder)
         frames = ase.io.read(folder / "train.xyz", ":")
         learner = train.new_learner(self.config(), hyperparameters, frames)
-        self.network = {**models.card(model).network(PRESET), **learner.force_field.build_arguments}
+        self.network = {**models.card(model).network(preset), **learner.force_field.build_arguments}
         self.elements = learner.force_field.elements
         energies = learner.force_field.reference_energies
         self.energies = {z: float(energies[z]) for z in self.elements}
@@ -135,9 +135,8 @@ class Plan:
 
     def _write_data(self, folder):
         card = cards.dataset(self.dataset)
-        train = data.load(card, "train")
-        ase.io.write(folder / "train.xyz", [train[i % len(train)] for i in range(FRAMES)])
-        ase.io.write(folder / "val.xyz", data.load(card, "val")[:10])
+        for split in ("train", "val"):
+            ase.io.write(folder / f"{split}.xyz", data.load(card, split))
         described = {
             "name": f"{card.name}_training",
             "system": card.system,
@@ -150,15 +149,13 @@ class Plan:
         }
         (folder / "card.yml").write_text(yaml.safe_dump(described))
 
-    def config(self):
-        """:class:`~egraff_utils.train.TrainConfig` of our side."""
+    def config(self, **options):
+        """:class:`~egraff_utils.train.TrainConfig` of our side, of very many steps unless told otherwise."""
         from egraff_utils.train import TrainConfig
 
         working = {"device": self.device, "threads": self.threads, "progress": False}
-        card = f"{self.folder}/card.yml"
-        return TrainConfig(
-            self.model, card, preset=PRESET, max_steps=10**6, training=self.training, **working
-        )
+        options = {"max_steps": 10**6, "training": self.training} | working | options
+        return TrainConfig(self.model, f"{self.folder}/card.yml", preset=self.preset, **options)
 
     def forces(self, positions, forces):
         """Forces of our force field and theirs, shape ``(N, 3)``, eV/Å, of a batch that theirs was given."""
@@ -253,12 +250,37 @@ def _work(connection, log, main, plan):
     main(plan, report)
 
 
-def _ours(plan, report):
+def _ours(plan, report, **options):
+    """``fit``, compiled; reports the gradients of its first batch."""
+    import torch
+
     from egraff_utils import train
 
+    own_folders(plan)
+    config = plan.config(**({"compile": True} | options))
+    backward = train.Learner.backward
+
+    def once(learner, loss):
+        if config.compile and learner.gradients is None:
+            raise RuntimeError("our step is not compiled")
+        backward(learner, loss)
+        train.Learner.backward = backward
+        weights = [p for p in learner.force_field.parameters() if p.requires_grad]
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+        report(torch.cat([gradient.flatten() for gradient in found]).cpu().numpy())
+
+    train.Learner.backward = once
+    train.fit(config)  # flushes tiny numbers to zero; upstream's programs do as they do for their users
+
+
+def _plain(plan, report):
+    _ours(plan, report, compile=False)
+
+
+def own_folders(plan):
+    """Let what this process trains lie in the folder of the plan."""
     for name in ("RESULTS", "RUNS"):
         os.environ[f"EGRAFF_{name}"] = f"{plan.folder}/{name.lower()}"
-    train.fit(plan.config())
 
 
 def _start_from(plan, report, place, find, read):
@@ -344,12 +366,15 @@ def _mace(plan, report):
         "weight_decay": hyper["weight_decay"],
         "ema_decay": hyper["ema_decay"],
         "clip_grad": hyper["clip_norm"],
+        "lr_factor": hyper["plateau_factor"],
+        "scheduler_patience": hyper["plateau_patience"],
         "default_dtype": "float32",
         "device": plan.device,
         "max_num_epochs": 1000,
         "seed": 0,
     }
-    sys.argv = ["mace_run_train", "--ema", "--amsgrad", *[f"--{k}={v}" for k, v in arguments.items()]]
+    flags = ["--ema", *["--amsgrad"] * hyper["amsgrad"]]
+    sys.argv = ["mace_run_train", *flags, *[f"--{k}={v}" for k, v in arguments.items()]]
     _start_from(
         plan,
         report,
@@ -360,7 +385,12 @@ def _mace(plan, report):
     main()
 
 
-def _nequip(plan, report):
+def _nequip_compiled(plan, report):
+    _nequip(plan, report, compile_mode="compile")
+
+
+def _nequip(plan, report, **options):
+    """``nequip-train``; ``options`` are more of its model's, such as ``compile_mode``."""
     from nequip.scripts.train import main
 
     hyper, names = plan.hyper, [chemical_symbols[z] for z in plan.elements]
@@ -400,7 +430,15 @@ def _nequip(plan, report):
                 "lr": hyper["learning_rate"],
                 "amsgrad": hyper["amsgrad"],
             },
-            "model": _nequip_model(plan, names),
+            "lr_scheduler": {
+                "scheduler": {
+                    "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+                    "factor": hyper["plateau_factor"],
+                    "patience": hyper["plateau_patience"],
+                },
+                "monitor": "val0_epoch/weighted_sum",
+            },
+            "model": _nequip_model(plan, names) | options,
         },
     }
     Path(plan.folder, "nequip.yaml").write_text(yaml.safe_dump(config))
@@ -464,7 +502,8 @@ def _torchmd(plan, report):
     from torchmdnet.scripts.train import main
 
     network, hyper = plan.network, plan.hyper
-    frames = ase.io.read(f"{plan.folder}/train.xyz", ":")
+    splits = [ase.io.read(f"{plan.folder}/{split}.xyz", ":") for split in ("train", "val")]
+    frames, first = sum(splits, []), len(splits[0])
     shift = [sum(plan.energies[z] for z in atoms.numbers) for atoms in frames]
     energies = [atoms.get_potential_energy() for atoms in frames] - np.array(shift)
     arrays = {
@@ -475,12 +514,15 @@ def _torchmd(plan, report):
     }
     for name, array in arrays.items():
         np.save(f"{plan.folder}/{name}.npy", array)
+    everything, nothing = np.arange(len(frames)), np.arange(0)
+    splits = {"idx_train": everything[:first], "idx_val": everything[first:], "idx_test": nothing}
+    np.savez(f"{plan.folder}/splits.npz", **splits)
+    share = len(frames[0]) ** -2 if hyper["energy_per_atom"] else 1  # of the squared error of an energy
     arguments = {
         **{f"{name}-files": f"{plan.folder}/{name}.npy" for name in arrays},
         "dataset": "Custom",
-        "train-size": len(frames) - 10,
-        "val-size": 10,
-        "test-size": 0,
+        "splits": f"{plan.folder}/splits.npz",
+        "inference-batch-size": 10,
         "num-workers": 0,
         "ngpus": 1,
         "log-dir": f"{plan.folder}/torchmd",
@@ -488,7 +530,11 @@ def _torchmd(plan, report):
         "batch-size": hyper["batch_size"],
         "lr": hyper["learning_rate"],
         "weight-decay": hyper["weight_decay"],
-        "y-weight": hyper["energy_weight"],
+        "lr-factor": hyper["plateau_factor"],
+        "lr-patience": hyper["plateau_patience"],
+        "early-stopping-patience": 1000,
+        "gradient-clipping": hyper["clip_norm"] or 0.0,
+        "y-weight": hyper["energy_weight"] * share,
         "neg-dy-weight": hyper["force_weight"],
         "precision": 32,
         "model": "equivariant-transformer",
@@ -518,5 +564,12 @@ def _torchmd(plan, report):
     main()
 
 
-UPSTREAM = {"mace": _mace, "botnet": _mace, "nequip": _nequip, "allegro": _nequip, "torchmd_net": _torchmd}
+UPSTREAM = {"torchmd_net": _torchmd, "mace": _mace, "nequip": _nequip, "allegro": _nequip, "botnet": _mace}
 """Model -> the command of the package that it comes from."""
+OPPONENTS = {
+    "bench_training": UPSTREAM,
+    "bench_training_compiled": {"nequip": _nequip_compiled, "allegro": _nequip_compiled},
+    "bench_training_plain": dict.fromkeys([*UPSTREAM, "equiformer"], _plain),
+}
+"""Kind of record -> model -> what our compiled training runs beside: the package's command, the same compiled
+by its package, and our own training operator by operator."""

@@ -1,12 +1,18 @@
 """Benchmark of training: programs that take their steps in turns; what makes our own steps fast."""
 
+from types import SimpleNamespace
+
+import ase.io
 import numpy as np
 import pytest
 import torch
+import yaml
 from ase import Atoms
 from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 
-from benchmarks import Settings, training
+from benchmarks import Settings, accuracy, training
+from benchmarks import step as one_step
 from egraff_utils import models, train
 
 
@@ -102,8 +108,163 @@ def test_the_optimizer_takes_the_steps_of_its_formula(learner, frames):
 
 
 def test_every_cell_names_a_known_model_dataset_and_command():
-    for model, dataset in training.CELLS:
-        assert callable(training.UPSTREAM[model])
-        assert models.card(model).training(training.PRESET, **training._training(model)).batch_size == 5
-        assert training.cards.dataset(dataset).split("train").frames
-    assert Settings(quick=True).share("training") == 30
+    numbers = {kind: len(training.cells(kind)) for kind in training.OPPONENTS}
+    assert numbers == {"bench_training": 9, "bench_training_compiled": 4, "bench_training_plain": 12}
+    for kind, mains in training.OPPONENTS.items():
+        for model, dataset in training.cells(kind):
+            assert callable(mains[model])
+            assert models.card(model).training(training.PRESET, **training.TRAINING).batch_size == 5
+            assert training.cards.dataset(dataset).split("train").frames
+    assert ("torchmd_net", "lips") not in training.cells("bench_training")
+
+
+# -- a whole plan, of a toy --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(tmp_path, frames):
+    """Tiny MACE on eleven frames of copper."""
+    for atoms in frames:
+        atoms.calc = SinglePointCalculator(atoms, **atoms.calc.results)
+    ase.io.write(tmp_path / "all.xyz", frames + frames + frames[:1])
+    splits = {split: {"source": "all", "frames": 11} for split in ("train", "val", "test")}
+    card = {"name": "toy_copper", "system": "molecule", "elements": [29], "temperature": 300, "timestep": 1.0}
+    card |= {"reader": "extxyz", "files": {"all": "all.xyz"}, "splits": splits}
+    (tmp_path / "toy.yml").write_text(yaml.safe_dump(card))
+    (tmp_path / "plan").mkdir()
+    toy = str(tmp_path / "toy.yml")
+    found = training.Plan(tmp_path / "plan", "mace", toy, Settings(), training.TRAINING, preset="tiny")
+    found.budget = 2.0
+    return found
+
+
+def test_our_side_reports_the_gradients_of_its_first_batch(plan, monkeypatch):
+    for name in ("EGRAFF_RESULTS", "EGRAFF_RUNS"):
+        monkeypatch.setenv(name, "")  # and put back at the end
+    reports = []
+    training._ours(plan, reports.append, compile=False, max_steps=1)
+    (found,) = reports
+    weights = models.load(f"{plan.folder}/first.safetensors").network.parameters()
+    assert len(found) == sum(weight.numel() for weight in weights)
+    assert np.abs(found).max() > 0
+
+
+@pytest.mark.slow
+def test_our_compiled_side_has_the_gradients_of_the_plain_one(plan):
+    with training.Program(plan, training._ours) as ours, training.Program(plan, training._plain) as plain:
+        training.same(ours.receive(), plain.receive(), relative=training.GRADIENT_ROUNDING)
+
+
+# -- parts of a step ---------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def work(self, seconds, *calls):
+        self.now += seconds
+        for call in calls:
+            call()
+
+
+def test_a_part_is_not_charged_with_what_it_calls():
+    clock = Clock()
+    parts = one_step.Parts(clock=clock)
+    inner = parts.timed("inner", lambda: clock.work(2))
+    outer = parts.timed("outer", lambda: clock.work(1, inner, inner))
+    outer()
+    inner()
+    assert parts.seconds == {"outer": 1, "inner": 6}
+
+
+def test_a_whole_part_is_charged_with_all_it_calls():
+    clock = Clock()
+    parts = one_step.Parts(whole=("validation",), clock=clock)
+    inner = parts.timed("collation", lambda: clock.work(2))
+    parts.timed("validation", lambda: clock.work(1, inner))()
+    assert parts.seconds == {"validation": 3}
+
+
+def test_an_optimizer_is_not_charged_with_its_closure():
+    clock = Clock()
+    parts = one_step.Parts(clock=clock)
+    stepping = one_step._stepping(parts, lambda optimizer, closure: clock.work(1, closure))
+    stepping(None, lambda: clock.work(5))
+    assert parts.seconds == {"optimizer": 1, "rest": 5}
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_step_add_up(plan):
+    cell = "mace", plan.dataset, Settings(), training.TRAINING
+    value = {m.name: m.value for m in one_step._measure(*cell, preset="tiny")[0]}
+    parts = [*one_step.PARTS, "adam", "rest"]
+    assert sum(value[name] for name in parts) == pytest.approx(value["step"])
+    assert min(value.values()) > 0
+    assert value["compile_again_seconds"] < value["compile_seconds"]
+
+
+# -- time to accuracy --------------------------------------------------------------------------------------
+
+
+class Told:
+    """A program that reports what it was given, with its times."""
+
+    def __init__(self, *reports):
+        self.reports, self.seconds, self.sent = list(reports), 0.0, []
+        self.connection = SimpleNamespace(send=self.sent.append)
+
+    def receive(self):
+        self.seconds, report = self.reports.pop(0)
+        return report
+
+
+def test_a_learning_curve_begins_with_the_first_epoch_and_ends_behind_the_budget():
+    points = [(n, ("error", 100.0 - n)) for n in (30, 40, 50, 60)]
+    told = Told((8, ("error", 500.0)), (20, ("begin", 7.0)), (21, None), *points)
+    seconds, errors, compilation = accuracy.follow(told, SimpleNamespace(budget=25))
+    assert (list(seconds), list(errors), compilation) == ([10, 20, 30], [70, 60, 50], 7)
+    assert told.sent == [one_step.NO_END]
+
+
+def test_a_learning_curve_ends_with_its_program():
+    told = Told((1, ("begin", 0.0)), (2, ("error", 9.0)), (3, "end"))
+    seconds, _, _ = accuracy.follow(told, SimpleNamespace(budget=25))
+    assert list(seconds) == [1]
+
+
+def test_forces_of_the_first_batch_are_compared():
+    plan = SimpleNamespace(budget=25, forces=lambda _, forces: (forces + 1, forces))
+    with pytest.raises(AssertionError, match="results differ"):
+        accuracy.follow(Told((1, [np.ones(3), np.ones(3)])), plan)
+
+
+def test_commands_get_an_adam_that_the_card_knows(monkeypatch):
+    for model in training.UPSTREAM:
+        changed = accuracy.training(model)
+        hyper = models.card(model).training(training.PRESET, **changed)
+        assert (hyper.optimizer, hyper.scheduler) in {("adam", "plateau"), ("adamw", "plateau")}
+    card = models.card("mace")
+    muon = SimpleNamespace(optimizer="muon", loss="mse", learning_rate=0.5)
+    given = {training.PRESET: muon, "adam": card.training("small")}
+    monkeypatch.setattr(accuracy, "ADAM", "adam")
+    monkeypatch.setattr(models, "card", lambda _: SimpleNamespace(training=given.get))
+    assert accuracy.training("mace")["learning_rate"] == 0.01
+    muon.loss = "l2mae"
+    with pytest.raises(ValueError, match="l2mae"):
+        accuracy.training("mace")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("main", [accuracy.learn, accuracy.learn_upstream])
+def test_both_sides_report_their_learning_curves(plan, main):
+    with training.Program(plan, main) as program:
+        seconds, errors, compilation = accuracy.follow(program, plan)
+    assert seconds[0] > 0
+    assert (np.diff(seconds) > 0).all()
+    assert (errors > 0).all()
+    assert (compilation > 0) == (main is accuracy.learn)

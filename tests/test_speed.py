@@ -152,16 +152,42 @@ def test_presets_are_named_where_there_are_two():
     assert speed.goal_table(found).loc["MD of ethanol, 5 replicas", "Missed by"] == "MACE (paper) 2.9"
 
 
-@pytest.mark.parametrize(
-    ("ratios", "verdict"), [((1.2, 1.5, 1.5, 1.0), "met"), ((1.2, 1.3, 1.5, 1.0), "not met")]
-)
-def test_of_three_programs_two_are_enough(ratios, verdict):
-    names = ("mace", "botnet", "nequip", "torchmd_net")  # the first two have one program
-    found = [one("bench_training", "ratio", r, model=m) for m, r in zip(names, ratios, strict=True)]
-    table = speed.goal_table(found)
-    assert table.Verdict["training, two programs"] == verdict
-    assert table.Cells["training, two programs"] == ("2 of 3" if verdict == "met" else "1 of 3")
-    assert table.Verdict["training"] == "met"
+def training(kind, ratio, model="mace", dataset="ethanol", *, status="complete"):
+    values = (("ratio", ratio), ("ours", 400.0), ("theirs", 400.0 / ratio))
+    metrics = [Metric(name, value, "structures/s", value - 0.1, value + 0.1) for name, value in values]
+    found = metrics if status == "complete" else []
+    return Record(kind, "bench", dataset, model, 0, {"preset": "small"}, found, status, "no compiler")
+
+
+def test_trainings_beside_three_others_stand_in_one_table():
+    found = [
+        training("bench_training", 4.0),
+        training("bench_training_plain", 2.5),
+        training("bench_training_plain", 2.0, "equiformer"),
+        training("bench_training", 3.0, "nequip", status="failed"),
+    ]
+    table = speed.training_table(found)
+    assert list(table.index) == [("ethanol", "nequip"), ("ethanol", "mace"), ("ethanol", "equiformer")]
+    assert table["Ours (structures/s)"].tolist()[1:] == [400, 400]
+    assert table["Ours by operators, ratio (dimensionless)"].iloc[1] == "2.50 (2.40 to 2.60)"
+    assert table["Package's command (structures/s)"].iloc[1] == 100
+    assert table["Package's command, ratio (dimensionless)"].iloc[0] == "failed"
+    assert table["Package's command, ratio (dimensionless)"].isna().tolist() == [False, False, True]
+    assert set(table["Package's command, compiled (structures/s)"]) == {"not measured yet"}
+
+
+def test_the_kinds_of_training_have_goals_of_their_own():
+    found = [training("bench_training_plain", 2.0), training("bench_training", 3.0, "botnet")]
+    assert [r.kind for r in speed.of_kind(found, "bench_training")] == ["bench_training"]
+    goals = speed.goal_table(found)
+    assert goals.Verdict["training on ethanol, beside the packages' commands"] == "met"
+    assert goals["Missed by"]["training on ethanol, beside operator by operator"] == "MACE 2"
+    assert goals.Verdict["training on LiPS, beside operator by operator"] == "not measured"
+
+
+def test_a_step_is_shown_part_by_part():
+    table = speed.value_table([one("bench_step", "function", 4.0, "ms")], "bench_step")
+    assert list(table) == ["Compiled function (ms)"]
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.85, "not met"), (1.05, "met"), (1.2, "not met")])
@@ -220,6 +246,7 @@ def test_no_records_give_empty_tables_and_figures():
     assert speed.rates([]).empty
     assert set(speed.goal_table([]).Verdict) == {"not measured"}
     speed.ratio_table([]).to_html()
+    assert speed.training_table([]).empty
     speed.value_table([], "bench_limit").to_html()
     speed.ratio_grid(speed.rates([]))
     speed.scaling_grid([])

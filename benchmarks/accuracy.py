@@ -1,0 +1,193 @@
+"""How long until the forces are good? Seconds to a validation error, ours beside the packages' own commands.
+
+Ours trains with the preset as this book does, compiled, its learning rate falling over the budget. The
+package's command gets the same network, first weights, frames, batches and loss, and what the card says of
+Adam. It knows no rate over a time, so that its rate stays, or is lowered by its own plateau scheduler. All
+are watched alike: seconds of the processor from the first epoch on, with each program's own validations, and
+the error that these give, of averaged weights where it averages.
+"""
+
+import importlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import measured
+from benchmarks.compare import same
+from benchmarks.step import NO_END
+from benchmarks.training import PRESET, ROUNDING, UPSTREAM, Plan, Program, own_folders
+from egraff_utils.records import Metric
+from egraff_utils.units import EV_TO_MEV
+
+TITLE = "Time to accuracy: seconds until the validation error of the forces is reached"
+DATASETS = ("ethanol", "aspirin")
+TARGETS = (50, 20, 10)
+"""Mean absolute errors of the forces, meV/Å."""
+ADAM = "small"
+"""Preset whose Adam the packages' commands get where ours has another optimiser, which they lack."""
+ADAM_FIELDS = ("learning_rate", "amsgrad", "weight_decay")
+LACKING = {"torchmd_net": {"optimizer": "adamw", "amsgrad": False, "ema_decay": None}}
+"""Model -> what its package's command has instead: torchmd-train averages no weights."""
+METRICS = {"torchmd_net": "val_neg_dy_l1_loss", "nequip": "val0_epoch/forces_mae"}
+"""Model -> name of the validation error of the forces, eV/Å, in the metrics of its command."""
+
+
+def run(settings):
+    """Records of kind ``bench_accuracy``, one for each model and dataset; only on one thread of a processor.
+
+    Metrics, s, null where the budget ended before: ``ours_50``, ``theirs_50`` and so on, for
+    :data:`TARGETS`; ``compile_seconds``, which is not in them. Curves: ``ours_seconds``, ``ours_error``
+    (meV/Å) and the same of theirs, a value for every validation.
+    """
+    from egraff_utils import models
+
+    if settings.quick or settings.on_gpu or settings.threads > 1:
+        return
+    for dataset in DATASETS:
+        for model in models.NAMES:
+            theirs = training(model) if model in UPSTREAM else None
+            parameters = {"preset": PRESET, "budget": settings.budget, "theirs": theirs}
+            cell = model, dataset, settings
+            yield measured(
+                settings, "bench_accuracy", dataset, model, parameters, lambda c=cell: _measure(*c)
+            )
+
+
+def training(model):
+    """What a package's command gets instead of the preset's hyperparameters.
+
+    Raises
+    ------
+    ValueError
+        If the preset's loss is none of theirs.
+    """
+    from egraff_utils import models
+
+    card = models.card(model)
+    hyper, adam = card.training(PRESET), card.training(ADAM)
+    if hyper.loss != "mse":
+        raise ValueError(f"{model}: the packages' commands are not told here how to minimise {hyper.loss=}")
+    other = {name: getattr(adam, name) for name in ADAM_FIELDS} if hyper.optimizer == "muon" else {}
+    return {"optimizer": "adam", "scheduler": "plateau", **other, **LACKING.get(model, {})}
+
+
+def _measure(model, dataset, settings, **preset):
+    sides = {"ours": (learn, {})}
+    if model in UPSTREAM:
+        sides["theirs"] = learn_upstream, training(model)
+    metrics, curves = [], {}
+    for side, (main, changed) in sides.items():
+        with tempfile.TemporaryDirectory() as folder:
+            plan = Plan(Path(folder), model, dataset, settings, changed, **preset)
+            plan.budget = settings.budget
+            with Program(plan, main) as program:
+                seconds, errors, started = follow(program, plan)
+        curves |= {f"{side}_seconds": seconds, f"{side}_error": errors}
+        metrics += [Metric(f"{side}_{goal}", reached(seconds, errors, goal), "s") for goal in TARGETS]
+        if side == "ours":
+            metrics.append(Metric("compile_seconds", started, "s"))
+    return metrics, curves
+
+
+def reached(seconds, errors, target):
+    """Seconds at the first error that is not above a target; ``None`` where there is none.
+
+    >>> reached(np.array([1.0, 2.0, 3.0]), np.array([60.0, 50.0, 55.0]), 50)
+    2.0
+    """
+    met = np.flatnonzero(np.asarray(errors) <= target)
+    return float(seconds[met[0]]) if len(met) else None
+
+
+def follow(program, plan):
+    """Learning curve of a program, until the first validation behind the budget.
+
+    Returns
+    -------
+    seconds, errors : np.ndarray
+        Of every validation: processor time since the first epoch began, s, and error, meV/Å; shape ``(V,)``.
+    compilation : float
+        Processor time of it, before that, s.
+    """
+    points, begun, compilation = [], None, 0.0
+    while not points or points[-1][0] < plan.budget:
+        match program.receive():
+            case None:  # it stands behind its first step
+                program.connection.send(NO_END)
+            case list(arrays):
+                same(*plan.forces(*arrays), relative=ROUNDING)
+            case "end":
+                break
+            case "begin", compilation:
+                begun = program.seconds
+            case "error", error:
+                if begun is not None:
+                    points.append((program.seconds - begun, error))
+    return *np.array(points, dtype=float).reshape(-1, 2).T, compilation
+
+
+# -- programs that say how far they are -------------------------------------------------------------------
+
+
+def learn(plan, report):
+    """Ours: ``fit`` over the budget."""
+    from egraff_utils import train
+
+    def compilation(trainer):
+        return trainer.lightning_module.compiled.seconds
+
+    own_folders(plan)
+    _watch_lightning(report, lambda t: t.lightning_module.history[-1]["val_force_mae"], compilation)
+    train.fit(plan.config(compile=True, max_steps=None, max_seconds=plan.budget))
+    report("end")
+
+
+def learn_upstream(plan, report):
+    """The command of the model's package."""
+    command = UPSTREAM[plan.model]
+    if command is UPSTREAM["mace"]:
+        _watch_mace(report)
+    else:
+        name = METRICS["torchmd_net" if plan.model == "torchmd_net" else "nequip"]
+        _watch_lightning(report, lambda t: float(t.callback_metrics.get(name, np.nan)) * EV_TO_MEV)
+    command(plan, report)
+    report("end")
+
+
+def _watch_lightning(report, error, compilation=lambda trainer: 0.0):
+    """Have what trains by Lightning report its first epoch and its validations."""
+    from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+    from lightning.pytorch.loops.fit_loop import _FitLoop
+
+    _before_first(_FitLoop, "advance", lambda loop: report(("begin", compilation(loop.trainer))))
+    _after(_EvaluationLoop, "run", lambda loop: report(("error", error(loop.trainer))))
+
+
+def _watch_mace(report):
+    """Have ``mace_run_train`` do so."""
+    loop = importlib.import_module("mace.tools.train")
+    _before_first(loop, "train_one_epoch", lambda **_: report(("begin", 0.0)))
+    _after(loop, "valid_err_log", lambda _, found, *__: report(("error", found["mae_f"] * EV_TO_MEV)))
+
+
+def _before_first(owner, name, call):
+    original = getattr(owner, name)
+
+    def once(*arguments, **keywords):
+        call(*arguments, **keywords)
+        setattr(owner, name, original)
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, once)
+
+
+def _after(owner, name, call):
+    original = getattr(owner, name)
+
+    def watched(*arguments, **keywords):
+        result = original(*arguments, **keywords)
+        call(*arguments, **keywords)
+        return result
+
+    setattr(owner, name, watched)

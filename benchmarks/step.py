@@ -1,0 +1,156 @@
+"""Where does the time of a training step go? Our compiled step, part by part.
+
+What is timed is ``learn`` of :mod:`egraff_utils.train` itself, in a process of its own: clocks around its
+parts run while whole epochs pass, once with each optimiser. A part that calls another is not charged with it.
+"""
+
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from benchmarks import measured
+from benchmarks.training import DATASETS, PRESET, TRAINING, Plan, Program, own_folders
+from egraff_utils.records import Metric
+
+TITLE = "A training step: milliseconds of its parts"
+OPTIMIZERS = ("adam", "muon")
+EPOCHS = 2
+PARTS = ("function", "collation", "clipping", "validation")
+NO_END = 10**9  # steps
+
+
+def run(settings):
+    """Records of kind ``bench_step``, one for each model and dataset; none in a quick run or on a GPU.
+
+    Metrics in ms a step: ``function``, the compiled one with what calls it; ``collation`` with filling up;
+    ``adam`` and ``muon``; ``clipping`` with the average of the weights; ``validation``; ``rest``, which is
+    Lightning, with ``step``, the whole with Adam. In s of processor time: ``compile_seconds``, and
+    ``compile_again_seconds`` when the compiler finds its results in the cache.
+    """
+    from egraff_utils import models
+
+    if settings.quick or settings.on_gpu:
+        return
+    parameters = {"preset": PRESET, "training": TRAINING, "epochs": EPOCHS}
+    for dataset in DATASETS:
+        for model in models.NAMES:
+            cell = model, dataset, settings, TRAINING
+            yield measured(settings, "bench_step", dataset, model, parameters, lambda c=cell: _measure(*c))
+
+
+def _measure(*cell, **preset):
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(Path(folder), *cell, **preset)
+        with Program(plan, break_down) as program:
+            program.receive()  # behind its first step
+            program.connection.send(NO_END)
+            return program.receive(), {}
+
+
+class Parts:
+    """Processor time of named parts, without that of the parts they call.
+
+    Of a part in ``whole`` it is all its time.
+    """
+
+    def __init__(self, whole=(), clock=time.process_time):
+        self.seconds, self.whole, self.clock = Counter(), whole, clock
+        self.running = []
+
+    def timed(self, name, call):
+        """The callable, whose time counts for a part."""
+
+        def counted(*arguments, **keywords):
+            outer = self.running[-1] if self.running else None
+            if outer and outer[0] in self.whole:
+                return call(*arguments, **keywords)
+            inner, begun = [name, 0.0], self.clock()
+            self.running.append(inner)
+            try:
+                return call(*arguments, **keywords)
+            finally:
+                spent = self.clock() - begun
+                self.running.pop()
+                self.seconds[name] += spent - inner[1]
+                if outer:
+                    outer[1] += spent
+
+        return counted
+
+    def replace(self, owner, method, name):
+        """Have a method or function of a module timed from now on."""
+        setattr(owner, method, self.timed(name, getattr(owner, method)))
+
+
+def break_down(plan, report):
+    """Train as ``fit`` does, with clocks around its parts; reports metrics."""
+    import torch
+
+    from egraff_utils import data, models, train
+
+    own_folders(plan)
+    parts = _with_clocks(Parts(whole=("validation",)))
+    frames = [data.load(f"{plan.folder}/card.yml", split) for split in ("train", "val")]
+    learner, found = None, {}
+    for optimizer in OPTIMIZERS:
+        config = plan.config(training=plan.training | {"optimizer": optimizer}, compile=True)
+        hyper = models.card(plan.model).training(plan.preset, **config.training)
+        first, learner = learner, train.new_learner(config, hyper, frames[0])
+        if first:  # the compiled function is that of its force field
+            learner = train.Learner(first.force_field, hyper)
+            learner.compiled = first.compiled
+        learner.limits = {"epochs": EPOCHS}
+        train.learn(learner, config, {"optimizer": optimizer}, *frames)
+        steps, whole = learner.steps, learner.history[-1]["seconds"]
+        milliseconds = {name: 1000 * parts.seconds[name] / steps for name in (*PARTS, "optimizer")}
+        rest = 1000 * whole / steps - sum(milliseconds.values())
+        found[optimizer] = milliseconds | {"rest": rest, "step": 1000 * whole / steps}
+    step = learner.compiled
+    seconds = {"compile_seconds": step.seconds}
+    torch._dynamo.reset()
+    step.compile(next(iter(train.Batches(frames[0], hyper.batch_size, cutoff=step.cutoff, device="cpu"))))
+    seconds["compile_again_seconds"] = step.seconds
+    report(_metrics(found, seconds))
+
+
+def _metrics(found, seconds):
+    """Those of a record, from milliseconds by part of each optimiser and seconds of compilation."""
+    parts = found["adam"] | {name: parts["optimizer"] for name, parts in found.items()}
+    order = [*PARTS[:2], *OPTIMIZERS, *PARTS[2:], "rest", "step"]
+    milliseconds = [Metric(name, parts[name], "ms") for name in order]
+    return [*milliseconds, *(Metric(name, value, "s") for name, value in seconds.items())]
+
+
+def _with_clocks(parts):
+    """The same, with clocks in the code of trainings: in this process alone, and for good."""
+    import torch
+    from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+
+    from egraff_utils import compiled, optimizers, train
+
+    parts.replace(compiled.Step, "__call__", "function")
+    parts.replace(compiled.Step, "_arguments", "collation")
+    parts.replace(train, "_join", "collation")
+    parts.replace(train.Learner, "configure_gradient_clipping", "clipping")
+    parts.replace(train.WeightAverage, "on_train_batch_end", "clipping")
+    parts.replace(_EvaluationLoop, "run", "validation")
+    for kind in (torch.optim.Adam, optimizers.Muon):
+        kind.step = _stepping(parts, kind.step)
+    begin = train.Watch.on_train_start
+
+    def from_here(*arguments):
+        parts.seconds.clear()
+        begin(*arguments)
+
+    train.Watch.on_train_start = from_here
+    return parts
+
+
+def _stepping(parts, step):
+    """An optimiser's step that is not charged with its closure, in which Lightning does all else."""
+
+    def alone(optimizer, closure=None):
+        return step(optimizer, closure and parts.timed("rest", closure))
+
+    return parts.timed("optimizer", alone)

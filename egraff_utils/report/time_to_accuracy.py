@@ -1,0 +1,117 @@
+"""How long until the forces are good? Learning curves against seconds, and when they reach an error.
+
+The records are those of ``python -m benchmarks accuracy``, kind ``bench_accuracy``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from egraff_utils import plots, tables
+from egraff_utils.beside import short_title
+from egraff_utils.report import speed
+from egraff_utils.report.comparison import order_datasets, order_models
+
+KIND = "bench_accuracy"
+SIDES = {"ours": ("Ours", "-"), "theirs": ("Package's command", "--")}
+"""Side -> its name and line."""
+
+
+def targets(found: Iterable) -> list:
+    """Errors that times were taken for, meV/Å, the largest first."""
+    names = {m.name for r in speed.of_kind(found, KIND) for m in r.metrics if m.name.startswith("ours_")}
+    return sorted((int(name.removeprefix("ours_")) for name in names), reverse=True)
+
+
+def times(found: Iterable) -> pd.DataFrame:
+    """Seconds to every error.
+
+    Returns
+    -------
+    DataFrame, one row per record and target: ``dataset``, ``model``, ``target`` (meV/Å), ``ours``,
+    ``theirs`` and ``compilation`` (s); infinite where the budget ended before, NaN where there is no program.
+    """
+    rows = []
+    for record in speed.of_kind(found, KIND):
+        value = {m.name: math.inf if m.value is None else m.value for m in record.metrics}
+        for target in targets([record]):
+            seconds = [value.get(f"{side}_{target}", math.nan) for side in SIDES]
+            rows.append((record.dataset, record.model, target, *seconds, value["compile_seconds"]))
+    return pd.DataFrame(rows, columns=["dataset", "model", "target", *SIDES, "compilation"])
+
+
+def time_table(found: Iterable) -> pd.DataFrame:
+    """Seconds to every error as texts, a row for every dataset and model; a cell that failed says so."""
+    found, rows = speed.of_kind(found, KIND), {}
+    for record in found:
+        budget, row = record.parameters.get("budget", math.nan), {}
+        for _, _, target, ours, theirs, compilation in times([record]).itertuples(index=False):
+            sides = {"ours": ours, "ours with compilation": ours + compilation, "package's command": theirs}
+            row |= {f"{target} meV/Å, {side} (s)": _seconds(value, budget) for side, value in sides.items()}
+        if row:
+            row["Compilation (s)"] = _seconds(compilation, budget)
+        rows[record.dataset, record.model] = row
+    index = pd.MultiIndex.from_tuples(list(rows), names=["dataset", "model"])
+    table = pd.DataFrame(list(rows.values()), index=index)
+    table.loc[[r.status == "failed" for r in found]] = tables.FAILED
+    return table.sort_index(key=speed._order)
+
+
+def _seconds(value, budget):
+    if math.isnan(value):
+        return tables.NO_VALUE
+    return f"{value:.0f}" if math.isfinite(value) else f"over {budget:.0f}"
+
+
+def gain(found: Iterable, target: float, *, compiled: bool = False) -> str:
+    """Their seconds over ours to an error, smallest to largest of the cells where both reach it, as text.
+
+    Parameters
+    ----------
+    target
+        meV/Å.
+    compiled
+        Whether the compilation counts for ours.
+    """
+    rows = times(found)
+    rows = rows[rows.target == target]
+    ratios = rows.theirs / (rows.ours + rows.compilation * compiled)
+    ratios = ratios[(rows.theirs < math.inf) & (rows.ours < math.inf)]
+    return speed._span(list(ratios)) or f"({speed.NOT_YET})"
+
+
+def curve_grid(found: Iterable) -> Figure:
+    """Validation error of the forces against seconds of training, a panel for every dataset.
+
+    Ours solid, the package's command dashed; grey lines are the errors of :func:`targets`. Drawn from the
+    curves ``ours_seconds`` (s), ``ours_error`` (meV/Å) and the same of theirs.
+    """
+    found = [r for r in speed.of_kind(found, KIND) if "ours_error" in r.curves]
+    datasets = order_datasets({r.dataset for r in found})
+    figure, axes = plt.subplots(1, max(len(datasets), 1), figsize=(7.5, 3.8), squeeze=False, sharey=True)
+    for ax, dataset in zip(axes.flat, datasets, strict=False):
+        for record in (r for r in found if r.dataset == dataset):
+            for side, (_, line) in SIDES.items():
+                if f"{side}_error" in record.curves:
+                    points = record.curves[f"{side}_seconds"], record.curves[f"{side}_error"]
+                    ax.plot(*points, line, color=plots.model_color(record.model), linewidth=1.2)
+        for target in targets(found):
+            ax.axhline(target, color=plots.FLOOR_COLOR, linewidth=1, zorder=0)
+        ax.set_title(short_title(dataset), fontsize="small", loc="left")
+        ax.set_xlabel("Training (s)")
+        for axis in "xy":
+            plots.set_log_scale(ax, axis)
+    axes[0, 0].set_ylabel("Validation force MAE (meV/Å)")
+    if not found:
+        axes[0, 0].text(0.5, 0.5, speed.NOT_YET, ha="center", va="center", color="0.4")
+        return figure
+    handles = plots.model_handles(order_models({r.model for r in found}))
+    handles += [Line2D([], [], color="0.3", linestyle=line, label=title) for title, line in SIDES.values()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    return figure
