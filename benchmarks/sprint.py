@@ -48,8 +48,8 @@ def run(name, *, minutes, jobs, out=None, datasets=(), models=()):
     longest = max(campaign.training_parameters(*cell)["max_seconds"] or math.inf for cell in cells)
     if longest > fitting:
         raise ValueError(
-            f"{len(cells)} trainings, {jobs} at a time, have {fitting:.0f} s each of {minutes:g} minutes, but "
-            f"campaign {campaign.name} gives one of them {longest:g} s: lower its max_seconds, or take fewer"
+            f"{len(cells)} trainings, {jobs} at a time, have {fitting:.0f} s each of {minutes:g} minutes, "
+            f"but campaign {campaign.name} gives one of them {longest:g} s: lower its max_seconds, or take fewer"
         )
     spawn = multiprocessing.get_context("spawn")
     waiting = spawn.Queue()
