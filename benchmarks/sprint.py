@@ -49,7 +49,7 @@ def run(name, *, minutes, jobs, out=None, datasets=(), models=()):
     if longest > fitting:
         raise ValueError(
             f"{len(cells)} trainings, {jobs} at a time, have {fitting:.0f} s each of {minutes:g} minutes, "
-            f"but campaign {campaign.name} gives one of them {longest:g} s: lower its max_seconds, or take fewer"
+            f"but one of campaign {campaign.name} has {longest:g} s: lower its max_seconds, or take fewer"
         )
     spawn = multiprocessing.get_context("spawn")
     waiting = spawn.Queue()
