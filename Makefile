@@ -61,5 +61,5 @@ test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warni
 	$(MAKE) book
 
 clean:  ## remove what was made here: runs with records that were replaced, book, caches (not .venv, data, results)
-	rm -rf runs _build .pytest_cache .ruff_cache lightning_logs
+	rm -rf runs _build .cache .pytest_cache .ruff_cache lightning_logs
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
