@@ -76,7 +76,7 @@ def test_a_record_is_found_only_with_its_parameters():
 @pytest.mark.parametrize(
     ("config", "left_out"),
     [
-        (train.TrainConfig, {"campaign", "device", "threads", "progress"}),
+        (train.TrainConfig, {"campaign", "compile", "device", "threads", "progress"}),
         (rollout.RolloutConfig, KEY | {"target", "skin", "device", "threads", "progress"}),
         (gate.GateConfig, KEY | {"device", "threads"}),
         (horizon.HorizonConfig, KEY | {"device", "threads", "progress"}),
