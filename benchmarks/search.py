@@ -165,7 +165,8 @@ SIZES = {
 
 ``paper_narrow``: the paper's depth and degrees, all widths cut by one factor until a compiled training step
 on five ethanol molecules costs no more than that of MACE at the paper's size. ``equal_dynamics``: depth,
-degrees and width chosen so that a step of dynamics of five ethanol molecules costs 6 ms.
+degrees and width chosen so that energies and forces of five ethanol molecules cost 3.5 to 6 ms with frozen
+weights (:func:`measure_costs`); 12 ms for Equiformer, which has no quicker form for them.
 """
 
 
