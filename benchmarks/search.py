@@ -18,7 +18,7 @@ from egraff_utils.records import Metric
 CAMPAIGN = "search"
 PROBE_SECONDS, SIZE_SECONDS = 30.0, 600.0
 RECIPE_SECONDS = {"ethanol": 45.0, "lips": 120.0}
-RATES = {"muon": (0.001, 0.003, 0.01, 0.03), "adam": (0.002, 0.008, 0.03), "soap": (0.003, 0.01, 0.03)}
+RATES = {"muon": (0.001, 0.003, 0.01, 0.03, 0.1), "adam": (0.002, 0.008, 0.03), "soap": (0.003, 0.01, 0.03)}
 
 
 def run(kind, dataset, model, *, preset, network, candidates, seconds):
