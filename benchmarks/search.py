@@ -96,7 +96,10 @@ class _Trial:
         learner = kind(self.force_field, hyper, max_seconds=config.max_seconds, max_epochs=10**6)
         key = hyper.batch_size, hyper.loss, hyper.energy_per_atom
         learner.compiled = self.steps.get(key)
-        status, message = train.learn(learner, config, config.parameters(), *self.frames)
+        checkpoint = train._checkpoint_path(config)  # SOAP's has the name of Adam's
+        checkpoint.unlink(missing_ok=True)
+        status, _ = train.learn(learner, config, config.parameters(), *self.frames)
+        checkpoint.unlink(missing_ok=True)
         self.steps[key] = learner.compiled
         history = learner.history_arrays()
         if status != "complete" or not len(history["val_loss"]):
