@@ -25,7 +25,7 @@ DATASETS = ("ethanol", "aspirin")
 TARGETS = (50, 20, 10)
 """Mean absolute errors of the forces, meV/Å."""
 ADAM = "small"
-"""Preset whose Adam the packages' commands get where ours has another optimiser, which they lack."""
+"""Preset whose Adam the packages' commands get where ours has Muon."""
 ADAM_FIELDS = ("learning_rate", "amsgrad", "weight_decay")
 LACKING = {"torchmd_net": {"optimizer": "adamw", "amsgrad": False, "ema_decay": None}}
 """Model -> what its package's command has instead: torchmd-train averages no weights."""

@@ -31,7 +31,7 @@ def run(kind, dataset, model, *, preset, network, candidates, seconds):
     dataset, model, preset, network
         What is trained; ``network`` replaces hyperparameters of the preset's.
     candidates
-        Label -> training hyperparameters that replace those of preset ``small``.
+        Label -> training hyperparameters that replace those of preset ``day``.
     seconds
         Of every training.
 
@@ -60,7 +60,7 @@ def run(kind, dataset, model, *, preset, network, candidates, seconds):
 def best(record, among=None):
     """Label of the candidate with the lowest validation error of the forces, of all or of some."""
     errors = dict(zip(record.curves["label"].tolist(), record.curves["force_mae"].tolist(), strict=True))
-    return min(among or errors, key=lambda label: errors[label] if errors[label] > 0 else np.inf)
+    return min(among or errors, key=lambda label: np.nan_to_num(errors[label], nan=np.inf))
 
 
 class _Trial:
@@ -73,7 +73,7 @@ class _Trial:
         self.options |= {"progress": False, "compile": True}
         self.dataset, self.model = dataset, model
         self.frames = [data.load(dataset, split) for split in ("train", "val")]
-        hyper = models.card(model).training("small")
+        hyper = models.card(model).training("day")
         first = train.new_learner(self._config({}), hyper, self.frames[0])
         self.force_field, self.steps = first.force_field, {}
         self.weights = {k: v.clone() for k, v in self.force_field.state_dict().items()}
@@ -89,7 +89,7 @@ class _Trial:
 
         soap = training["optimizer"] == "soap"  # not one of the trainer's
         training = training | {"optimizer": "adam"} if soap else training
-        config, hyper = self._config(training), models.card(self.model).training("small", **training)
+        config, hyper = self._config(training), models.card(self.model).training("day", **training)
         self.force_field.load_state_dict(self.weights)
         self.force_field.train().requires_grad_(True)
         kind = _with_soap(train.Learner) if soap else train.Learner

@@ -92,17 +92,11 @@ class Step:
     """
 
     def __init__(self, force_field, errors, shape):
-        self.network, self.cutoff, self.errors, self.shape = (
-            _Unchecked(force_field),
-            force_field.cutoff,
-            errors,
-            shape,
-        )
-        named = dict(self.network.named_parameters())
-        self.weights = {name: weight for name, weight in named.items() if weight.requires_grad}
-        self.constants = {**named, **dict(self.network.named_buffers())}
-        for name in self.weights:
-            del self.constants[name]
+        self.network, self.cutoff = _Unchecked(force_field), force_field.cutoff
+        self.errors, self.shape = errors, shape
+        named = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        self.weights = {name: tensor for name, tensor in named.items() if tensor.requires_grad}
+        self.constants = {name: tensor for name, tensor in named.items() if not tensor.requires_grad}
         self.function, self.seconds = None, 0.0
 
     def compile(self, batch):
@@ -138,13 +132,7 @@ class Step:
         energy = pad(batch.energy, (0, ghosts))
         forces = pad(batch.forces, (0, 0, 0, len(filled.positions) - len(batch.forces)))
         real = pad(torch.ones_like(batch.energy), (0, ghosts))
-        inputs = [
-            *filled,
-            energy,
-            forces,
-            real,
-            torch.tensor(factors, dtype=torch.float64, device=real.device),
-        ]
+        inputs = [*filled, energy, forces, real, real.new_tensor(factors)]
         return list(self.weights.values()), list(self.constants.values()), inputs
 
     @torch.enable_grad()
