@@ -113,6 +113,8 @@ def fit(config):
         learner.force_field.load_state_dict(learner.best)
         found, on_frames = errors.compare(test, *errors.predict(learner.force_field, test))
         metrics, curves = found + metrics, curves | on_frames
+    if stored := records.find(*key, parameters):
+        return stored  # of another process that did the same: its weights may be in use
     record = records.Record(*key, parameters, metrics, status, message)
     records.put_aside(record.path)
     if status == "complete":

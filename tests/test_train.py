@@ -100,6 +100,21 @@ def test_the_same_parameters_return_the_stored_record(dataset):
     assert fit(config(dataset, max_steps=3))["steps"] == 3
 
 
+def test_the_first_of_two_processes_with_one_training_keeps_its_weights(dataset, monkeypatch):
+    once = train.learn
+
+    def learn(*arguments):
+        monkeypatch.setattr(train, "learn", once)
+        others.append(fit(config(dataset)))  # while this one is under way, another begins and ends
+        others.append(others[0].path.with_suffix(".safetensors").stat().st_mtime_ns)
+        return once(*arguments)
+
+    others = []
+    monkeypatch.setattr(train, "learn", learn)
+    record = fit(config(dataset))
+    assert [record, record.path.with_suffix(".safetensors").stat().st_mtime_ns] == others
+
+
 def test_a_long_training_is_put_aside_by_a_short_one_and_comes_back(dataset, tmp_path, monkeypatch, capsys):
     long, short = config(dataset), config(dataset, max_steps=3)
     first = weights(record := fit(long))
