@@ -2,6 +2,7 @@
 
     python -m benchmarks.search size --models mace --datasets ethanol aspirin
     python -m benchmarks.search recipe
+    python -m benchmarks.search rate
 
 Every candidate starts from the same weights and is trained for the same time by the trainer of the campaigns;
 the test set is never read. A record is written after every candidate, so a search that was stopped goes on.
@@ -16,7 +17,7 @@ from egraff_utils import data, models, records
 from egraff_utils.records import Metric
 
 CAMPAIGN = "search"
-PROBE_SECONDS, SIZE_SECONDS = 30.0, 600.0
+PROBE_SECONDS, RATE_SECONDS, SIZE_SECONDS = 30.0, 300.0, 600.0
 RECIPE_SECONDS = {"ethanol": 45.0, "lips": 120.0}
 RATES = {"muon": (0.001, 0.003, 0.01, 0.03, 0.1), "adam": (0.002, 0.008, 0.03), "soap": (0.003, 0.01, 0.03)}
 
@@ -222,19 +223,50 @@ def search_sizes(datasets, model_names):
 
 
 def search_recipe(datasets, model_names):
-    """The size of the campaign: all optimisers at all rates, then one change each to the best of them."""
+    """The size of the campaign: all optimisers at all rates, then one change each to the best of them.
+
+    Where the best rate of an optimiser is the highest that was tried, a higher one is tried too.
+    """
     for dataset in datasets:
         for model in model_names:
             common = {"preset": "day", "network": {}, "seconds": RECIPE_SECONDS[dataset]}
             candidates = rates(*RATES)
-            first = run("search_recipe", dataset, model, **common, candidates=candidates)
-            yield run(
-                "search_recipe",
-                dataset,
-                model,
-                **common,
-                candidates=around(candidates[best(first, candidates)]),
-            )
+            record = run("search_recipe", dataset, model, **common, candidates=candidates)
+            while beyond := _beyond(record, candidates):
+                candidates |= beyond
+                record = run("search_recipe", dataset, model, **common, candidates=candidates)
+            changed = around(candidates[best(record, candidates)])
+            yield run("search_recipe", dataset, model, **common, candidates=changed)
+
+
+def _beyond(record, candidates):
+    """Candidates at three times the highest rate of an optimiser, where that is its best."""
+    found = {}
+    for name in RATES:
+        of_one = {label: c["learning_rate"] for label, c in candidates.items() if c["optimizer"] == name}
+        label = best(record, of_one)
+        if of_one[label] == max(of_one.values()):
+            rate = float(f"{3 * of_one[label]:.1g}")
+            found[f"{name} {rate:g}"] = candidates[label] | {"learning_rate": rate}
+    return found
+
+
+def search_rate(datasets, model_names):
+    """Muon's best rate of the short trainings, its half and its quarter, in trainings of five minutes.
+
+    Long trainings want smaller steps than short ones; the best of the three is the rate of preset ``day``.
+    """
+    for dataset in datasets:
+        for model in model_names:
+            common = {"preset": "day", "network": {}}
+            short = records.load(records.record_path("search_recipe", CAMPAIGN, dataset, model, 0))
+            tried = [label for label in short.curves["label"].tolist() if label.startswith("muon ")]
+            highest = float(best(short, tried).removeprefix("muon "))
+            slower = {
+                f"muon {rate:g}": {"optimizer": "muon", "learning_rate": rate, **PLAIN}
+                for rate in (highest, highest / 2, highest / 4)
+            }
+            yield run("search_rate", dataset, model, **common, candidates=slower, seconds=RATE_SECONDS)
 
 
 def measure_costs(datasets, model_names):
@@ -276,7 +308,7 @@ def _least(call, *, seconds=2.0):
 def main(arguments=None):
     """Searches and prints the records."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.split("\n")[0])
-    searches = {"size": search_sizes, "recipe": search_recipe, "cost": measure_costs}
+    searches = {"size": search_sizes, "recipe": search_recipe, "rate": search_rate, "cost": measure_costs}
     parser.add_argument("what", choices=searches)
     parser.add_argument("--models", nargs="+", default=models.NAMES, choices=models.NAMES)
     parser.add_argument("--datasets", nargs="+", default=["ethanol"])

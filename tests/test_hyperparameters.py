@@ -2,7 +2,7 @@
 
 import pytest
 
-from egraff_utils import cards, paper, records
+from egraff_utils import cards, paper
 from egraff_utils.report import hyperparameters
 from egraff_utils.report.hyperparameters import TERMS
 
@@ -84,26 +84,6 @@ def test_what_a_preset_changes():
     assert frame.changed["mace"] == "hidden_l_max 2 → 1"
     assert frame.parameters["nequip"] * frame.factor["nequip"] == pytest.approx(1675400)
     assert set(hyperparameters.changes("paper").changed) == {"nothing"}
-
-
-def test_sizes_that_were_tried(tmp_path, monkeypatch):
-    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
-    for rule, error in (("paper_narrow", 31.0), ("equal_dynamics", 9.9)):
-        metrics = [records.Metric("best_force_mae", error, "meV/Å")]
-        records.write(records.Record(f"search_size_{rule}", "search", "ethanol", "mace", 0, {}, metrics))
-    frame = hyperparameters.searched_sizes()
-    assert frame.loc[("ethanol", "mace")].tolist() == [31.0, 9.9]
-    assert hyperparameters.searched_sizes("none").empty
-
-
-def test_costs_of_sizes_that_were_tried(tmp_path, monkeypatch):
-    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
-    metrics = [records.Metric("paper_narrow", 20.0, "ms"), records.Metric("equal_dynamics", 5.0, "ms")]
-    records.write(records.Record("search_cost", "search", "ethanol", "mace", 0, {}, metrics))
-    costs = hyperparameters.searched_costs()["equal cost of dynamics"]
-    assert costs["mace"] == 5.0
-    assert costs.isna().sum() == 5
-    assert hyperparameters.searched_costs("none").isna().all(axis=None)
 
 
 def test_unknown_model():

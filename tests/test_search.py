@@ -63,6 +63,24 @@ def test_every_candidate_is_a_training():
             assert cards.model(name).training("small", **known), label
 
 
+def test_rates_go_on_where_the_highest_is_best(monkeypatch):
+    monkeypatch.setattr(Trial, "train", lambda self, training: self.errors(training["learning_rate"]))
+    Trial.errors = lambda self, rate: {"force_mae": abs(rate - 0.5), "steps": 2}
+    (record,) = search.search_recipe(["ethanol"], ["mace"])
+    labels = record.curves["label"].tolist()
+    assert [label for label in labels if label.startswith("muon")][-2:] == ["muon 0.3", "muon 0.9"]
+    assert [label for label in labels if label.startswith("adam")][-3:] == [
+        "adam 0.09",
+        "adam 0.3",
+        "adam 0.9",
+    ]
+    assert labels[-7:] == list(search.around({"learning_rate": 0.3}))
+
+    (longer,) = search.search_rate(["ethanol"], ["mace"])
+    assert longer.curves["label"].tolist() == ["muon 0.3", "muon 0.15", "muon 0.075"]
+    assert longer.parameters["seconds"] == search.RATE_SECONDS
+
+
 @pytest.mark.parametrize("rule", search.SIZES)
 @pytest.mark.parametrize("name", models.NAMES)
 def test_every_size_can_be_built(name, rule):

@@ -483,33 +483,6 @@ def changes(preset):
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
-RULES = {"paper_narrow": "the paper's depth, narrow", "equal_dynamics": "equal cost of dynamics"}
-"""Rule by which the sizes of a campaign may be chosen (``benchmarks/search.py``) -> its name for readers."""
-
-
-def searched_sizes(campaign="search"):
-    """Validation force MAE (meV/Å) after trainings of equal time at the sizes of each rule.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row for each dataset and model that a rule was tried on, a column for each rule.
-    """
-    frame = records.read(campaign)
-    frame = frame[(frame.metric == "best_force_mae") & frame.kind.str.startswith("search_size_")]
-    rule = frame.kind.str.removeprefix("search_size_").map(RULES)
-    table = frame.assign(rule=rule).pivot_table("value", ["dataset", "model"], "rule", sort=False)
-    return table.reindex(columns=list(RULES.values())).rename_axis(columns=None)
-
-
-def searched_costs(campaign="search", dataset="ethanol"):
-    """Time of energies and forces of five frames with frozen weights (ms), a row a model, a column a rule."""
-    frame = records.read(campaign)
-    frame = frame[(frame.kind == "search_cost") & (frame.dataset == dataset)]
-    table = frame.pivot_table("value", "model", "metric", sort=False).reindex(list(TERMS))
-    return table.reindex(columns=list(RULES)).rename(columns=RULES).rename_axis(columns=None)
-
-
 def _first(mapping, *names):
     return next(mapping[name] for name in names if name in mapping)
 

@@ -1,0 +1,190 @@
+"""Which size, optimiser and rate learn most in equal time? Short trainings, compared on validation sets.
+
+The records are those of ``python -m benchmarks.search``: kinds ``search_size_<rule>``, ``search_cost``,
+``search_recipe`` and ``search_rate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from egraff_utils import cards, plots
+from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.tables import model_title
+
+RULES = {"paper_narrow": "the paper's depth, narrow", "equal_dynamics": "equal cost of dynamics"}
+"""Rule by which the sizes of a campaign may be chosen -> its name for readers."""
+OPTIMIZERS = {"muon": "Muon", "adam": "Adam", "soap": "SOAP"}
+GAIN = 0.95
+"""A change of the recipe is taken over if it leaves less than this of the error, in the geometric mean."""
+DIVERGED = "diverged"
+ALL = "geometric mean"
+
+
+def candidates(found: Iterable, kind: str = "search_recipe") -> pd.DataFrame:
+    """Trainings of a search, one row each.
+
+    Parameters
+    ----------
+    found
+        Records; those of other kinds are passed over.
+    kind
+        ``search_recipe`` or ``search_rate``.
+
+    Returns
+    -------
+    DataFrame: ``dataset``, ``model``, ``label``, ``optimizer`` and ``rate`` (NaN where one thing of the best
+    recipe is changed), ``force_mae`` (validation, meV/Å; NaN if the training diverged).
+    """
+    frames = [pd.DataFrame(columns=["dataset", "model", "label", "optimizer", "rate", "force_mae"])]
+    for record in _in_order(r for r in found if r.kind == kind):
+        labels = pd.Series(record.curves["label"].astype(str))
+        name, rate = labels.str.extract(rf"^({'|'.join(OPTIMIZERS)}) (.*)$").T.to_numpy()
+        frame = {"label": labels, "optimizer": name, "rate": rate.astype(float)}
+        frame |= {"force_mae": record.curves["force_mae"]}
+        frames.append(pd.DataFrame({"dataset": record.dataset, "model": record.model, **frame}))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
+
+
+def optimizers(found: Iterable) -> pd.DataFrame:
+    """Least error of every optimiser over its rates, as text with that rate; a row a dataset and model.
+
+    Columns are the names of the optimisers, meV/Å. A rate at the end of those that were tried bears a ``*``.
+    """
+    return _table(
+        {
+            key: {
+                f"{title} (meV/Å)": _least(tried[tried.optimizer == name])
+                for name, title in OPTIMIZERS.items()
+            }
+            for key, tried in candidates(found).groupby(["dataset", "model"], sort=False)
+        }
+    )
+
+
+def _least(tried):
+    if tried.empty:
+        return np.nan
+    if tried.force_mae.isna().all():
+        return DIVERGED
+    best = tried.loc[tried.force_mae.idxmin()]
+    end = "*" if best.rate in (tried.rate.min(), tried.rate.max()) else ""
+    return f"{best.force_mae:.3g} at {best.rate:g}{end}"
+
+
+def gains(found: Iterable, other: str = "adam") -> pd.Series:
+    """Least error of another optimiser over that of Muon, by dataset and model, where both were tried."""
+    frame = candidates(found)
+    least = {
+        name: of_one.groupby(["dataset", "model"], sort=False).force_mae.min().fillna(np.inf)
+        for name, of_one in frame.groupby("optimizer")
+    }
+    return (
+        (least[other] / least["muon"]).dropna() if {other, "muon"} <= set(least) else pd.Series(dtype=float)
+    )
+
+
+def changes(found: Iterable) -> pd.DataFrame:
+    """Error after one change to the best recipe over the error without it.
+
+    Returns
+    -------
+    DataFrame, a row a dataset and model, and :data:`ALL` of them. Infinite where the training diverged, NaN
+    where the change was not tried.
+    """
+    rows = {}
+    for key, of_model in candidates(found).groupby(["dataset", "model"], sort=False):
+        known = of_model.optimizer.notna()
+        changed = of_model[~known].set_index("label").force_mae.fillna(np.inf)
+        if len(changed):
+            rows[key] = changed / of_model[known].force_mae.min()
+    table = _table(rows)
+    if rows:
+        table.loc[(ALL, ""), :] = np.exp(np.log(table).mean())
+    return table
+
+
+def taken_over(found: Iterable) -> list:
+    """Changes that leave less than :data:`GAIN` of the error."""
+    table = changes(found)
+    return [name for name, ratio in table.loc[(ALL, "")].items() if ratio < GAIN] if len(table) else []
+
+
+def rates(found: Iterable) -> pd.DataFrame:
+    """Errors (meV/Å) of longer trainings at the best rate of the short ones, its half and its quarter.
+
+    Returns
+    -------
+    DataFrame, a row a dataset and model: ``best rate of short trainings``, the errors at ``it``, ``its half``
+    and ``its quarter``, and ``rate of preset day``, what the card says.
+    """
+    rows = {}
+    for (dataset, model), tried in candidates(found, "search_rate").groupby(["dataset", "model"], sort=False):
+        errors = tried.sort_values("rate", ascending=False).force_mae.map(
+            lambda error: DIVERGED if np.isnan(error) else f"{error:.3g}"
+        )
+        rows[dataset, model] = {
+            "best rate of short trainings": f"{tried.rate.max():g}",
+            **dict(zip(("at it (meV/Å)", "at its half", "at its quarter"), errors, strict=False)),
+            "rate of preset day": f"{cards.model(model).training('day').learning_rate:g}",
+        }
+    return _table(rows)
+
+
+def sizes(found: Iterable) -> pd.DataFrame:
+    """Validation force MAE (meV/Å) after equal times; a row a dataset and model, a column a rule."""
+    rows = {}
+    for record in _in_order(r for r in found if r.kind.startswith("search_size_")):
+        title = RULES[record.kind.removeprefix("search_size_")]
+        rows.setdefault((record.dataset, record.model), {})[title] = record["best_force_mae"]
+    return _table(rows).reindex(columns=list(RULES.values()))
+
+
+def costs(found: Iterable) -> pd.DataFrame:
+    """Time of energies and forces of five frames with frozen weights (ms), likewise."""
+    rows = {
+        (record.dataset, record.model): {title: record[rule] for rule, title in RULES.items()}
+        for record in _in_order(r for r in found if r.kind == "search_cost")
+    }
+    return _table(rows).reindex(columns=list(RULES.values()))
+
+
+def _in_order(found):
+    found = list(found)
+    datasets, models = order_datasets({r.dataset for r in found}), order_models({r.model for r in found})
+    return sorted(found, key=lambda r: (datasets.index(r.dataset), models.index(r.model)))
+
+
+def _table(rows):
+    index = pd.MultiIndex.from_tuples(list(rows), names=["dataset", "model"])
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def rate_grid(found: Iterable, dataset: str) -> Figure:
+    """Validation error against the learning rate, a panel a model, a line an optimiser; crosses: diverged."""
+    frame = candidates(found)
+    frame = frame[(frame.dataset == dataset) & frame.optimizer.notna()]
+    models = order_models(set(frame.model))
+    figure, axes = plt.subplots(2, 3, figsize=(7.5, 4.6), sharex=True, sharey=True)
+    for ax, model in zip(axes.flat, models, strict=False):
+        for (name, title), line, marker in zip(OPTIMIZERS.items(), ("-", "--", ":"), "o^s", strict=True):
+            tried = frame[(frame.model == model) & (frame.optimizer == name)].sort_values("rate")
+            color = plots.model_color(model) if name == "muon" else "0.4"
+            ax.plot(tried.rate, tried.force_mae, line, marker=marker, color=color, label=title, markersize=4)
+            lost = tried[tried.force_mae.isna()]
+            ax.plot(lost.rate, [frame.force_mae.max()] * len(lost), "x", color=color)
+        ax.set_title(model_title(model), fontsize="small", loc="left")
+    for ax in axes.flat:
+        ax.set_visible(bool(ax.get_title(loc="left")))
+        for axis in "xy":
+            plots.set_log_scale(ax, axis)
+    figure.supxlabel("Learning rate (dimensionless)", fontsize="medium")
+    figure.supylabel("Validation force MAE (meV/Å)", fontsize="medium")
+    if models:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
