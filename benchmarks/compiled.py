@@ -43,7 +43,7 @@ def run(settings):
 
 
 def _cell(settings, theirs, folder, system, model):
-    from egraff_utils import train
+    from egraff_utils import records, weights
 
     def measure():
         library, cell = Path(folder) / f"{system}-{model}.nequip.pt2", ("small", system, model)
@@ -52,8 +52,8 @@ def _cell(settings, theirs, folder, system, model):
         return metrics + costs(metrics, seconds), curves
 
     parameters = {"preset": "small", "replicas": list(REPLICAS), "steps": STEPS, "weights": md.CAMPAIGN}
-    weights = train.fingerprint(train.TrainConfig(model, system, md.CAMPAIGN))
-    return measured(settings, "bench_compiled", system, model, parameters, measure, weights=weights)
+    digest = weights.digest(records.Key("training", md.CAMPAIGN, system, model))
+    return measured(settings, "bench_compiled", system, model, parameters, measure, weights=digest)
 
 
 def costs(metrics, seconds):

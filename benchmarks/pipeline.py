@@ -109,7 +109,7 @@ def _runs(kinds, rounds):
 def _workplace(folder):
     """Environment in which the campaign's records are a copy and its notebooks are still to be run."""
     for kind in KINDS[1:]:
-        stored = records.record_path(kind, CAMPAIGN, SYSTEM, MODEL, 0)
+        stored = records.Key(kind, CAMPAIGN, SYSTEM, MODEL).path
         if not stored.is_file():
             raise FileNotFoundError(f"no record {stored.name}; make campaign CAMPAIGN={CAMPAIGN} gives it")
     shutil.copytree(paths.results() / CAMPAIGN, folder / "results" / CAMPAIGN)

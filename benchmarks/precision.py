@@ -46,12 +46,12 @@ def run(settings):
 
 
 def _cell(settings, dataset, model):
-    from egraff_utils import train
+    from egraff_utils import records, weights
 
     replicas, steps = SYSTEMS[dataset]
     steps = 20 if settings.quick else steps
     parameters = {"preset": "small", "replicas": replicas, "steps": steps, "weights": CAMPAIGN}
-    hashes = {"weights": train.fingerprint(train.TrainConfig(model, dataset, CAMPAIGN))}
+    hashes = {"weights": weights.digest(records.Key("training", CAMPAIGN, dataset, model))}
 
     def measure():
         return _measure(settings, dataset, model, replicas, steps)
@@ -60,12 +60,13 @@ def _cell(settings, dataset, model):
 
 
 def _measure(settings, dataset, model, replicas, steps):
-    from egraff_utils import cards, cost, data, fast, gate, train
+    from egraff_utils import cards, cost, data, fast, gate, records, weights
 
-    single = train.trained(CAMPAIGN, dataset, model).to(settings.device)
+    run = records.Key("training", CAMPAIGN, dataset, model)
+    single = weights.load(run).to(settings.device)
     double = gate.in_double(single).to(settings.device)
     with fast.plain():
-        plain_single = train.trained(CAMPAIGN, dataset, model)
+        plain_single = weights.load(run)
         plain_double = gate.in_double(plain_single)
     plain_single, plain_double = (_plain(ff, settings.device) for ff in (plain_single, plain_double))
     frames = data.load(dataset, "test")[:FRAMES]

@@ -62,7 +62,7 @@ def run(name, *, minutes, jobs, out=None, datasets=(), models=()):
     for worker in workers:
         worker.join(max(0.0, ends - time.time()))
         worker.kill()
-    paths = [records.record_path("training", campaign.name, *cell) for cell in cells]
+    paths = [records.Key("training", campaign.name, *cell).path for cell in cells]
     return [path for path in paths if path.is_file()]
 
 

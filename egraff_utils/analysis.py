@@ -431,9 +431,7 @@ def reinterval(record):
 
 
 def _part_path(record, composition):
-    return records.record_path(
-        f"rollout_{composition}", record.campaign, record.dataset, record.model, record.seed
-    )
+    return record.key._replace(kind=f"rollout_{composition}").path
 
 
 def _drifts(record):

@@ -1151,7 +1151,7 @@ def audit(dataset, *, campaign="demo", seed=0):
 
 def find(dataset, *, campaign, seed=0, asked=None):
     """The stored audit of a dataset, or None; ``asked`` are the parameters that it must agree with."""
-    path = records.record_path("audit", campaign, dataset, "reference", seed)
+    path = records.Key("audit", campaign, dataset, "reference", seed).path
     if not path.is_file():
         return None
     record = records.load(path)

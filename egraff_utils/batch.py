@@ -177,7 +177,7 @@ def _record_failure(notebook, parameters, error):
 
 
 def _forget_failure(notebook, parameters):
-    path = records.record_path("failure", **run_key(notebook, parameters))
+    path = records.Key("failure", **run_key(notebook, parameters)).path
     if not path.exists():
         return
     origin = json.loads(path.read_text())["parameters"].get("notebook")

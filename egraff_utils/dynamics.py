@@ -8,7 +8,6 @@ replica alone. R replicas, T recorded frames, N atoms of one replica.
 
 import json
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -340,8 +339,8 @@ def simulate(starts, make_calculator, *, thermostat, steps, **options):
     replicas
         Indices of the replicas, which choose their noise; by default 0 to R - 1.
     checkpoint
-        File from which the run goes on if it exists, and into which it is saved; removed by
-        :func:`discard`.
+        File from which the run goes on if it exists, and into which it is saved; its folder is left to the
+        caller to remove.
     checkpoint_every
         Steps between checkpoints.
     max_seconds
@@ -357,11 +356,6 @@ def simulate(starts, make_calculator, *, thermostat, steps, **options):
         It ends early if no replica is left or the time is up.
     """
     return _Run(starts, make_calculator, thermostat, steps, **options).run()
-
-
-def discard(checkpoint):
-    """Remove the folder of a checkpoint."""
-    shutil.rmtree(Path(checkpoint).parent, ignore_errors=True)
 
 
 class _Run:

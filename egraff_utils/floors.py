@@ -44,16 +44,19 @@ def measure(dataset, *, campaign="demo", seed=0):
         ``force_rms`` (meV/Å), ``energy_std`` (meV), for molecules ``virial_temperature`` (K), all of the test
         split, and those of :func:`noise_floors`; of several compositions their means.
     """
-    started = time.time()
     card = cards.dataset(dataset)
     frames = {name: data.load(dataset, name) for name in ("train", "val", "test") if name in card.splits}
     energies = _energies(frames["test"])
     compositions = [data.load(dataset, part) for part in card.parts("test")]
     forces = np.concatenate([atoms.get_forces() for atoms in frames["test"]])
-    key = ("dataset", campaign, dataset, "reference", seed)
+    key = records.Key("dataset", campaign, dataset, "reference", seed)
     parameters = {"frames": records.digest(energies, forces), "version": 2}
-    if stored := records.find(*key, parameters):
-        return stored
+    return records.stored_or_made(
+        key, parameters, lambda: _sizes(frames, compositions, energies, forces, seed)
+    )
+
+
+def _sizes(frames, compositions, energies, forces, seed):
     spread = np.sqrt(np.mean([_energies(part).var() for part in compositions]))
     measured = [Metric(f"frames_{split}", len(atoms), "1") for split, atoms in frames.items()]
     measured += [
@@ -68,9 +71,7 @@ def measure(dataset, *, campaign="demo", seed=0):
     found = [noise_floors(part, seed=seed) for part in compositions]
     for same in zip(*found, strict=True):
         measured.append(Metric(same[0].name, np.mean([m.value for m in same]), same[0].unit))
-    record = records.Record(*key, parameters, measured, provenance=records.provenance(started))
-    records.write(record)
-    return record
+    return records.Outcome(measured)
 
 
 def noise_floors(frames, *, seed=0):
@@ -690,13 +691,12 @@ def _parameters(config, card, frames):
 
 
 def _key(config, model):
-    kind, campaign, dataset, *_ = config.key
-    return kind.replace("rollout", "floor", 1), campaign, cards.dataset(dataset).name, model, 0
+    return config.key._replace(kind=config.kind.replace("rollout", "floor", 1), model=model, seed=0)
 
 
 def _stored(config, parameters):
     """Records that are there for these parameters, in order, or None if a needed one is missing."""
-    found = {model: records.find(*_key(config, model), parameters) for model in MODELS}
+    found = {model: records.find(_key(config, model), parameters) for model in MODELS}
     if any(found[model] is None for model in MODELS[:3]):
         return None
     return [record for record in found.values() if record is not None]

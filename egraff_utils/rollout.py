@@ -6,7 +6,6 @@ common. ``corrected``: starts are spread over the reference and have its tempera
 same noise, and the comparison is with the reference's own continuation where there is one.
 """
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -15,9 +14,9 @@ import torch
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from filelock import FileLock
 
-from egraff_utils import analysis, cards, data, oracle, paths, records, reference, structure, train
+from egraff_utils import analysis, cards, data, oracle, paths, records, reference, structure, weights
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
-from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, discard, simulate
+from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
 
 PROTOCOLS = ("corrected", "as_coded")
 RULE_WINDOW = 50  # frames; fewer are too noisy to judge a radial distribution
@@ -77,12 +76,11 @@ class RolloutConfig(records.Config):
         return parameters
 
     @property
-    def key(self):
-        """Kind (``rollout``, ``rollout_as_coded``, with the name of the shift), campaign, dataset, model and
-        seed."""
+    def kind(self):
+        """``rollout`` or ``rollout_as_coded``, with the name of the shift."""
         kind = "rollout" if self.protocol == "corrected" else f"rollout_{self.protocol}"
         shift = cards.shift(self.split, self.target)
-        return f"{kind}_{shift}" if shift else kind, self.campaign, self.dataset, self.model, self.seed
+        return f"{kind}_{shift}" if shift else kind
 
 
 def roll_out(config, *, force_field=None):
@@ -118,32 +116,26 @@ def roll_out(config, *, force_field=None):
         return _pooled(config, {part.split: roll_out(part, force_field=force_field) for part in several})
     card = cards.dataset(config.target or config.dataset)
     config = _settled(config, card)
-    weights = train.fingerprint(config, force_field)
-    stored = records.find(*config.key, config.parameters())
-    if stored and weights in (None, stored.provenance.get("weights")):
-        return stored
-    began = time.time()
+    digest = weights.digest(config, force_field)
+    return config.stored_or_made(lambda: _rolled_out(config, card, force_field, digest), weights=digest)
+
+
+def _rolled_out(config, card, force_field, digest):
     torch.set_num_threads(config.threads)
     make_calculator = _calculators(config, card, force_field)
     scene = _scene(config, card)
-    checkpoint = _checkpoint(config, weights, scene)
+    checkpoint = _checkpoint(config, digest, scene)
     trajectory = simulate(
         scene.starts,
         make_calculator,
         rule=_rule(card, scene.frames),
         checkpoint=checkpoint,
         max_seconds=config.max_seconds,
-        clock=train.clock(config.device),
+        clock=records.clock(config.device),
         progress=f"{config.model} on {config.dataset}" if config.progress else None,
         **_dynamics(config),
     )
-    record, curves = _judge(config, card, scene, trajectory)
-    record.provenance = records.provenance(
-        began, device=config.device, threads=config.threads, weights=weights, data=scene.digest
-    )
-    records.write(record, curves)
-    discard(checkpoint)
-    return record
+    return replace(_judged(config, card, scene, trajectory), checkpoint=checkpoint.parent)
 
 
 def parts(config):
@@ -181,7 +173,7 @@ def _calculators(config, card, force_field):
     if config.model == "reference" and force_field is None:
         return _oracles(card)
     if force_field is None:
-        force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
+        force_field = weights.load(config)
     device, skin = torch.device(config.device), config.skin
     return lambda n: ForceFieldCalculator(force_field, device, skin=skin, replicas=n)
 
@@ -417,8 +409,8 @@ def _bulk_rule(atoms, reference_positions):
 # -- the record -----------------------------------------------------------------------------------------
 
 
-def _judge(config, card, scene, trajectory):
-    """Record and curves of a trajectory."""
+def _judged(config, card, scene, trajectory):
+    """Outcome of a trajectory."""
     start = scene.starts[0]
     lengths = {"timestep": config.timestep, "steps": config.steps}
     metrics, curves = analysis.measure(trajectory, start, scene.reference, **lengths)
@@ -427,8 +419,7 @@ def _judge(config, card, scene, trajectory):
         metrics, curves = metrics + errors, curves | labelled
     curves["start_frame"] = np.array(scene.first)
     status = "unstable" if any(trajectory.reasons) else "complete"
-    message = _message(trajectory, config)
-    return records.Record(*config.key, config.parameters(), metrics, status, message), curves
+    return records.Outcome(metrics, curves, status, _message(trajectory, config), {"data": scene.digest})
 
 
 def _message(trajectory, config):

@@ -61,7 +61,7 @@ def test_a_failed_notebook_leaves_a_record_and_no_output(workplace):
     with pytest.raises(RuntimeError, match="no such thing"):
         batch.execute(notebook, output, parameters={"campaign": "test", "seed": 3}, quiet=True)
     assert [path.name for path in output.parent.iterdir()] == ["mace.failed.ipynb"]
-    record = records.load(records.record_path("failure", "test", "lips", "mace", 3))
+    record = records.load(records.Key("failure", "test", "lips", "mace", 3).path)
     assert record.status == "failed"
     assert "no such thing" in record.message
 

@@ -10,7 +10,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from e3nn import nn, o3
 
 from benchmarks import Settings, limit, precision, scaling
-from egraff_utils import cost, data, fast, models, train
+from egraff_utils import cost, data, fast, models, weights
 from egraff_utils.graph import build_graph
 
 ATOMS, EDGES, WIDTH = 4, 6, 8
@@ -30,7 +30,7 @@ def copper(tmp_path, monkeypatch):
         torch.manual_seed(0)
         return models.build("torchmd_net", "tiny", [29])
 
-    monkeypatch.setattr(train, "trained", trained)
+    monkeypatch.setattr(weights, "load", trained)
 
 
 def counted(call):
@@ -163,7 +163,7 @@ def test_a_scaling_record_holds_what_ended_it(copper, monkeypatch):
     curves = {name: np.array([32.0, 512.0]) for name in ("atoms", "milliseconds", "memory")}
     found = cost._metrics(curves, 1000.0), curves, "ended before 2048 atoms"
     monkeypatch.setattr(cost, "grow", lambda _, runs: found)
-    monkeypatch.setattr(train, "fingerprint", lambda _: "weights")
+    monkeypatch.setattr(weights, "digest", lambda _: "weights")
     (record,) = scaling.run(QUICK)
     assert record["time_exponent"] == pytest.approx(1)
     assert record.message == "ended before 2048 atoms"
