@@ -149,8 +149,8 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
     structures["stable_step"] = trajectory.stable_step
     values = block_values(curves | structures)
     values["stable_fraction"] = [
-        stable / steps if reason else 1.0
-        for stable, reason in zip(trajectory.stable_step, trajectory.reasons, strict=True)
+        stable / steps if cause else 1.0
+        for stable, cause in zip(trajectory.stable_step, trajectory.causes, strict=True)
     ]
     values["energy_drift"] = [_drift(time, energy) / len(atoms) for energy in curves["energy"]]
     curves = {name: _thin(curve, name) for name, curve in curves.items()} | {"time": _thin(time)}
@@ -526,7 +526,7 @@ def _species_curves(trajectory, blocks, atoms):
 
 def _last_frames(trajectory):
     """Positions and energies up to the last sound frame of the replicas that broke."""
-    broken = [r for r, reason in enumerate(trajectory.reasons) if reason]
+    broken = [r for r, cause in enumerate(trajectory.causes) if cause]
     if not broken:
         return {}
     last = np.array([trajectory.frames(r) for r in broken])

@@ -142,7 +142,9 @@ def _followed(config, frames, interval, force_field):
     checks = check_reference(frames, interval)
     found += [Metric(f"reference_{name}", *value) for name, value in checks.items()]
     broke = [
-        f"{name}: start {s} ({why})" for name, run in runs.items() for s, why in enumerate(run.reasons) if why
+        f"{name}: start {end.replica} ({end.cause.words})"
+        for name, run in runs.items()
+        for end in run.breaks(interval)
     ]
     status, message = ("unstable" if broke else "complete"), "; ".join(broke)
     return records.Outcome(found, curves, status, message)

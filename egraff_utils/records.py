@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import cards, paths
+from egraff_utils.breaks import Break
 
 SIGNIFICANT_BITS = 12
 SCHEMA = 1
@@ -135,11 +136,14 @@ class Record:
     message: str = ""
     provenance: dict = field(default_factory=dict)
     schema: int = SCHEMA
+    breaks: list[Break] = field(default_factory=list)
+    """Replicas of a simulation that broke."""
 
     def __post_init__(self):
         if self.status not in STATUSES:
             raise ValueError(f"{self.status=} is none of {', '.join(STATUSES)}")
         self.metrics = [Metric(**m) if isinstance(m, dict) else m for m in self.metrics]
+        self.breaks = [Break(**b) if isinstance(b, dict) else b for b in self.breaks]
 
     @property
     def key(self):
@@ -194,7 +198,9 @@ class Outcome:
     metrics: list[Metric]
     curves: dict = field(default_factory=dict)
     status: str = "complete"
+    """Set to ``unstable`` where there are breaks."""
     message: str = ""
+    breaks: list[Break] = field(default_factory=list)
     provenance: dict = field(default_factory=dict)
     """Entries beside those of :func:`provenance`."""
     save: Callable | None = None
@@ -234,7 +240,8 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     outcome = make()
     if record := find(key, parameters, **digests):  # another process did the same: its files may be in use
         return record
-    record = Record(*key, parameters, outcome.metrics, outcome.status, outcome.message)
+    status = "unstable" if outcome.breaks else outcome.status
+    record = Record(*key, parameters, outcome.metrics, status, outcome.message, breaks=outcome.breaks)
     if not _same_parameters(record.path, parameters):
         put_aside(record.path)
     saved = outcome.save(record.path) if outcome.save else {}

@@ -15,6 +15,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from filelock import FileLock
 
 from egraff_utils import analysis, cards, data, oracle, paths, records, reference, structure, weights
+from egraff_utils.breaks import Cause, account
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
 from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
 
@@ -155,10 +156,15 @@ def _pooled(config, found):
     config = replace(config, dataset=cards.dataset(config.dataset).name)
     metrics, curves = analysis.pool(found)
     first, *_ = found.values()
-    broke = any(record.status == "unstable" for record in found.values())
     message = "; ".join(f"{name}: {record.message}" for name, record in found.items() if record.message)
-    status = "unstable" if broke else "complete"
-    record = records.Record(*config.key, config.parameters(), metrics, status, message)
+    before = np.cumsum([0, *(len(record.curves["stable_step"]) for record in found.values())])
+    breaks = [
+        replace(end, replica=int(end.replica + count))
+        for record, count in zip(found.values(), before, strict=False)
+        for end in record.breaks
+    ]
+    status = "unstable" if breaks else "complete"
+    record = records.Record(*config.key, config.parameters(), metrics, status, message, breaks=breaks)
     record.provenance = dict(first.provenance)
     record.provenance["wall_time"] = round(sum(part.provenance["wall_time"] for part in found.values()), 1)
     records.write(record, curves)
@@ -383,8 +389,8 @@ def _bond_rule(atoms, reference_positions, training_positions):
         if frame is None:
             return None
         if structure.unstable_bonds(positions, pairs, lengths) == frame:
-            return frame, f"a bond changed by more than {structure.BOND_TOLERANCE} Å"
-        return frame, "an atom came too close to another or left the molecule"
+            return frame, Cause.BOND
+        return frame, Cause.CONTACT_OR_ESCAPE
 
     return rule
 
@@ -400,8 +406,8 @@ def _bulk_rule(atoms, reference_positions):
         if frame is None:
             return None
         if structure.unstable_contacts(positions[frame : frame + 1], **box) is not None:
-            return frame, f"two atoms came closer than {structure.MINIMUM_DISTANCE} Å"
-        return frame, f"the radial distribution left the reference's by more than {structure.RDF_TOLERANCE} Å"
+            return frame, Cause.CONTACT
+        return frame, Cause.STRUCTURE
 
     return rule
 
@@ -418,18 +424,14 @@ def _judged(config, card, scene, trajectory):
         errors, labelled = oracle.label(trajectory, start, reference.calculator(card))
         metrics, curves = metrics + errors, curves | labelled
     curves["start_frame"] = np.array(scene.first)
-    status = "unstable" if any(trajectory.reasons) else "complete"
-    return records.Outcome(metrics, curves, status, _message(trajectory, config), {"data": scene.digest})
+    breaks = trajectory.breaks(config.timestep)
+    message = _message(breaks, trajectory.step, config)
+    return records.Outcome(metrics, curves, message=message, breaks=breaks, provenance={"data": scene.digest})
 
 
-def _message(trajectory, config):
+def _message(breaks, step, config):
     """Which replicas broke, when and why; and whether time was up."""
-    broken = [
-        f"replica {replica} after {trajectory.stable_step[replica]} steps ({reason})"
-        for replica, reason in enumerate(trajectory.reasons)
-        if reason
-    ]
-    parts = [f"{len(broken)} of {config.replicas} replicas broke: {', '.join(broken)}"] if broken else []
-    if trajectory.step < config.steps and len(broken) < config.replicas:
-        parts.append(f"ended after {trajectory.step} of {config.steps} steps at {config.max_seconds:g} s")
+    parts = [account(breaks, config.replicas)] if breaks else []
+    if step < config.steps and len(breaks) < config.replicas:
+        parts.append(f"ended after {step} of {config.steps} steps at {config.max_seconds:g} s")
     return "; ".join(parts)

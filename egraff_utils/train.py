@@ -121,7 +121,9 @@ def _fitted(config):
         return {"weights": records.digest(path.with_suffix(".safetensors"))}
 
     made = {"data": data_digest(train + validation + test), "hyperparameters": asdict(hyperparameters)}
-    return records.Outcome(metrics, curves, status, message, made, save, _checkpoint_path(config))
+    return records.Outcome(
+        metrics, curves, status, message, provenance=made, save=save, checkpoint=_checkpoint_path(config)
+    )
 
 
 # -- fitting the scales ---------------------------------------------------------------------------------

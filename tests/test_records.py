@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from egraff_utils import campaign, cost, gate, horizon, plan, records, rollout, train, transfer
+from egraff_utils import campaign, cost, gate, horizon, paths, plan, records, rollout, train, transfer
 from egraff_utils.records import Metric, Record
 
 KEY = {"campaign", "dataset", "model", "seed"}
@@ -105,6 +105,19 @@ def test_a_record_that_was_put_aside_is_whole_and_found_there(results, tmp_path,
     assert path.with_suffix(".build.json").is_file()
     assert records.bring_back(key, {"max_seconds": 1}) is not None
     assert not path.with_suffix(".npz").exists()
+
+
+ROLLOUTS = sorted((paths.ROOT / "results").glob("*/rollout*/*.json"))
+
+
+@pytest.mark.parametrize("path", ROLLOUTS, ids=lambda path: path.stem)
+def test_committed_rollouts_say_what_broke_as_their_curves_do(path):
+    record = records.load(path)
+    with np.load(path.with_suffix(".npz")) as curves:
+        stable, broken = curves["stable_step"], curves.get("broken", [])
+    assert (record.status == "unstable") == bool(record.breaks)
+    assert all(stable[end.replica] == end.step for end in record.breaks)
+    assert {end.replica for end in record.breaks} >= set(broken)
 
 
 def test_non_finite_values_are_missing_not_nan(results):

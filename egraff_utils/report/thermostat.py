@@ -282,7 +282,7 @@ def _replica_ratios(record):
     names = record.curves.get("composition", [""] * len(curve))
     targets = np.array([survival.conditions(record, str(name))[0] or np.nan for name in names])
     sound = np.ones(len(curve), bool)
-    sound[list(survival.failure_reasons(record))] = False
+    sound[[end.replica for end in record.breaks]] = False
     start = start_temperatures(record, targets[0]) / targets[0]
     counts = {"broke": int((~sound).sum())}
     ratios = curve[sound] / targets[sound, None]
@@ -404,7 +404,8 @@ def equipartition(found, *, level: float = 0.95) -> pd.DataFrame:
 def _element_ratios(record):
     """``{element: (R,)}`` of the sound replicas."""
     curves = record.curves
-    sound = [r for r in range(len(curves["stable_step"])) if r not in survival.failure_reasons(record)]
+    broke = {end.replica for end in record.breaks}
+    sound = [r for r in range(len(curves["stable_step"])) if r not in broke]
     weights = np.asarray(curves["block_frames"], float)[sound]
     species = np.nan_to_num(np.asarray(curves["temperature_species"], float)[sound])
     means = np.einsum("rk,rks->rs", weights, species) / weights.sum(1)[:, None]
@@ -500,7 +501,7 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
 def _draw_temperatures(ax, records, window):
     for record in records:
         time, curve = record.curves["time"], np.asarray(record.curves["temperature"], float)
-        broke = list(survival.failure_reasons(record))
+        broke = [end.replica for end in record.breaks]
         mean = (
             plots.replica_mean(np.delete(curve, broke, axis=0))
             if len(broke) < len(curve)
