@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from egraff_utils import paths, records
+from egraff_utils.config import Key
 
 SHARES = {
     "md": (50, 1080),
@@ -112,7 +113,7 @@ def measured(settings, kind, dataset, model, parameters, measure, **hashes):
     Record
     """
     parameters = {**parameters, "device": settings.device, "threads": settings.threads}
-    key = records.Key(kind, settings.campaign, dataset, model)
+    key = Key(kind, settings.campaign, dataset, model)
     stored = records.find(key, parameters)
     if stored and stored.status != "failed" and not settings.anew:
         return stored

@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 
 from benchmarks import measured
+from egraff_utils.config import Key
 from egraff_utils.records import Metric
 
 TITLE = "The limit: operations and bytes of an MD step over the rates of the machine"
@@ -161,9 +162,8 @@ def _cell(settings, preset, system, model, rates):
 
 
 def _run(system, model):
-    from egraff_utils import records
 
-    return records.Key("training", CAMPAIGN, system, model)
+    return Key("training", CAMPAIGN, system, model)
 
 
 def _force_field(preset, system, model):

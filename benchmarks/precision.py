@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks import measured
 from benchmarks.compare import compare
+from egraff_utils.config import Key
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
@@ -46,12 +47,12 @@ def run(settings):
 
 
 def _cell(settings, dataset, model):
-    from egraff_utils import records, weights
+    from egraff_utils import weights
 
     replicas, steps = SYSTEMS[dataset]
     steps = 20 if settings.quick else steps
     parameters = {"preset": "small", "replicas": replicas, "steps": steps, "weights": CAMPAIGN}
-    hashes = {"weights": weights.digest(records.Key("training", CAMPAIGN, dataset, model))}
+    hashes = {"weights": weights.digest(Key("training", CAMPAIGN, dataset, model))}
 
     def measure():
         return _measure(settings, dataset, model, replicas, steps)
@@ -60,9 +61,9 @@ def _cell(settings, dataset, model):
 
 
 def _measure(settings, dataset, model, replicas, steps):
-    from egraff_utils import cards, cost, data, fast, gate, records, weights
+    from egraff_utils import cards, cost, data, fast, gate, weights
 
-    run = records.Key("training", CAMPAIGN, dataset, model)
+    run = Key("training", CAMPAIGN, dataset, model)
     single = weights.load(run).to(settings.device)
     double = gate.in_double(single).to(settings.device)
     with fast.plain():

@@ -431,7 +431,7 @@ def reinterval(record):
 
 
 def _part_path(record, composition):
-    return record.key._replace(kind=f"rollout_{composition}").path
+    return record.key.of(shift=composition).path
 
 
 def _drifts(record):

@@ -20,6 +20,7 @@ import pandas as pd
 
 from egraff_utils import allocator, cards, records, tables, weights
 from egraff_utils import campaign as campaigns
+from egraff_utils.config import Config
 from egraff_utils.records import Metric
 
 WARM_UP = 2  # steps before the first that counts: compilation and caches
@@ -30,7 +31,7 @@ LARGE = 250  # atoms from which on the constant cost of a step hardly counts
 
 
 @dataclass(frozen=True)
-class CostConfig(records.Config):
+class CostConfig(Config):
     """One trained model and the supercells it is timed on."""
 
     kind = "cost"
@@ -79,7 +80,7 @@ def measure(config):
         metrics, curves, message = grow(config)
         return records.Outcome(metrics, curves, "complete" if metrics else "failed", message)
 
-    return config.stored_or_made(make, weights=weights.digest(config))
+    return records.run(config, make, weights=weights.digest(config))
 
 
 def grow(config, *, runs=1):

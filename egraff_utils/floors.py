@@ -12,6 +12,7 @@ from ase import units
 from ase.geometry import find_mic
 
 from egraff_utils import analysis, audit, cards, data, metrics, records, statistics, structure
+from egraff_utils.config import Key
 from egraff_utils.records import Metric
 
 DRAWS = 500
@@ -49,7 +50,7 @@ def measure(dataset, *, campaign="demo", seed=0):
     energies = _energies(frames["test"])
     compositions = [data.load(dataset, part) for part in card.parts("test")]
     forces = np.concatenate([atoms.get_forces() for atoms in frames["test"]])
-    key = records.Key("dataset", campaign, dataset, "reference", seed)
+    key = Key("dataset", campaign, dataset, "reference", seed)
     parameters = {"frames": records.digest(energies, forces), "version": 2}
     return records.stored_or_made(
         key, parameters, lambda: _sizes(frames, compositions, energies, forces, seed)
@@ -691,7 +692,7 @@ def _parameters(config, card, frames):
 
 
 def _key(config, model):
-    return config.key._replace(kind=config.kind.replace("rollout", "floor", 1), model=model, seed=0)
+    return config.key.of(act="floor", model=model, seed=0)
 
 
 def _stored(config, parameters):

@@ -25,6 +25,7 @@ from scipy.stats import t as student
 
 from egraff_utils import cards, data, models, records, weights
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.config import Config
 from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import SkinList, build_graph
 from egraff_utils.records import Metric
@@ -87,7 +88,7 @@ CHECKS = {
 
 
 @dataclass(frozen=True)
-class GateConfig(records.Config):
+class GateConfig(Config):
     """One trained model at the gate."""
 
     kind = "gate"
@@ -161,7 +162,7 @@ def check(config, *, force_field=None):
         "weights": weights.digest(config, force_field),
         "data": records.digest(*[array for a in frames for array in (a.numbers, a.positions)]),
     }
-    return config.stored_or_made(lambda: _checked(config, frames, force_field), **digests)
+    return records.run(config, lambda: _checked(config, frames, force_field), **digests)
 
 
 def _checked(config, frames, force_field):

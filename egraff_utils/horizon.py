@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from egraff_utils import analysis, cards, metrics, paths, records, reference, statistics, weights
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.config import Config
 from egraff_utils.dynamics import Newtonian, Thermostat, Trajectory, simulate
 from egraff_utils.records import Metric
 from egraff_utils.rollout import reference_of
@@ -38,7 +39,7 @@ CONTROL_SHIFT = (0.37, 0.11, 0.23)
 
 
 @dataclass(frozen=True)
-class HorizonConfig(records.Config):
+class HorizonConfig(Config):
     """One trained model and the reference that it is to follow."""
 
     kind = "horizon"
@@ -117,7 +118,7 @@ def horizon(config, *, force_field=None):
         "weights": weights.digest(config, force_field),
         "data": records.digest(analysis.unwrap(frames), _forces(frames)),
     }
-    return config.stored_or_made(lambda: _followed(config, frames, interval, force_field), **digests)
+    return records.run(config, lambda: _followed(config, frames, interval, force_field), **digests)
 
 
 def _followed(config, frames, interval, force_field):

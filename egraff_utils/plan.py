@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paths, records, weights
+from egraff_utils.config import Config, Key
 from egraff_utils.records import Metric
 
 FRAMES = 40  # of the training set, spread over it; eight steps an epoch
@@ -36,7 +37,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
-class TimingConfig(records.Config):
+class TimingConfig(Config):
     """One cell whose steps are timed."""
 
     kind = "timing"
@@ -339,7 +340,7 @@ def timings(campaign, *, jobs):
         raise ValueError(
             f"{campaign.device} is not at hand, and {len(missing)} cells of campaign {campaign.name} have no "
             f"stored timing with {jobs} runs at a time ({names}, ...); plan where it is, or bring "
-            f"{records.Key(TimingConfig.kind, campaign.name, '', '').path.parent}"
+            f"{Key(TimingConfig.kind, campaign.name, '', '').path.parent}"
         )
     if missing:
         spawn = multiprocessing.get_context("spawn")

@@ -20,13 +20,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from egraff_utils import cards, paths
+from egraff_utils import paths
 from egraff_utils.breaks import Break
+from egraff_utils.config import Key
 
 SIGNIFICANT_BITS = 12
 SCHEMA = 1
@@ -59,51 +59,6 @@ PACKAGES = [
     "matscipy",
     "numpy",
 ]
-
-
-class Key(NamedTuple):
-    """Which run a record is of."""
-
-    kind: str
-    campaign: str
-    dataset: str
-    model: str
-    seed: int = 0
-
-    @property
-    def path(self):
-        """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``."""
-        name = f"{self.dataset}-{self.model}-s{self.seed}.json"
-        return paths.results() / self.campaign / self.kind / name
-
-
-class Config:
-    """Base of the dataclasses that say what is run: all fields but a few determine the result.
-
-    A subclass has the fields of a :class:`Key`, of which ``kind`` is an attribute or a property.
-    """
-
-    WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads", "progress")
-    """These few: the record's key, and what does not change the result."""
-
-    @property
-    def card(self):
-        """Card of the dataset."""
-        return cards.dataset(self.dataset)
-
-    @property
-    def key(self):
-        """:class:`Key` of the record."""
-        return Key(self.kind, self.campaign, self.card.name, self.model, self.seed)
-
-    def parameters(self):
-        """What determines the result, as stored in the record."""
-        return {key: value for key, value in asdict(self).items() if key not in self.WORKING_FIELDS}
-
-    def stored_or_made(self, make, **digests):
-        """The record of this run, see :func:`stored_or_made`."""
-        place = {"device": self.device, "threads": self.threads}
-        return stored_or_made(self.key, self.parameters(), make, **place, **digests)
 
 
 @dataclass
@@ -147,7 +102,7 @@ class Record:
 
     @property
     def key(self):
-        """:class:`Key` of the record."""
+        """:class:`~egraff_utils.config.Key` of the record."""
         return Key(self.kind, self.campaign, self.dataset, self.model, self.seed)
 
     @property
@@ -219,7 +174,7 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     Parameters
     ----------
     key
-        :class:`Key`.
+        :class:`~egraff_utils.config.Key`.
     parameters
         What determines the result.
     make
@@ -253,6 +208,12 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     elif outcome.checkpoint:
         outcome.checkpoint.unlink(missing_ok=True)
     return record
+
+
+def run(config, make, **digests):
+    """The record of a run: :func:`stored_or_made` of a :class:`~egraff_utils.config.Config`."""
+    place = {"device": config.device, "threads": config.threads}
+    return stored_or_made(config.key, config.parameters(), make, **place, **digests)
 
 
 def write(record, curves=None):
@@ -325,7 +286,7 @@ def find(key, parameters, **digests):
     Parameters
     ----------
     key
-        :class:`Key`.
+        :class:`~egraff_utils.config.Key`.
     parameters
         Those that the record must have.
     digests

@@ -17,17 +17,18 @@ from filelock import FileLock
 from egraff_utils import analysis, cards, data, oracle, paths, records, reference, structure, weights
 from egraff_utils.breaks import Cause, account
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.config import AS_CODED, Config, Kind
 from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
 
-PROTOCOLS = ("corrected", "as_coded")
+PROTOCOLS = ("corrected", AS_CODED)
 RULE_WINDOW = 50  # frames; fewer are too noisy to judge a radial distribution
 
 
 @dataclass(frozen=True)
-class RolloutConfig(records.Config):
+class RolloutConfig(Config):
     """One rollout: replicas of one trained model on one dataset."""
 
-    WORKING_FIELDS = (*records.Config.WORKING_FIELDS, "skin")
+    WORKING_FIELDS = (*Config.WORKING_FIELDS, "skin")
 
     model: str
     """Architecture whose trained weights are taken from the training record of the same campaign, dataset
@@ -78,10 +79,9 @@ class RolloutConfig(records.Config):
 
     @property
     def kind(self):
-        """``rollout`` or ``rollout_as_coded``, with the name of the shift."""
-        kind = "rollout" if self.protocol == "corrected" else f"rollout_{self.protocol}"
-        shift = cards.shift(self.split, self.target)
-        return f"{kind}_{shift}" if shift else kind
+        """``rollout`` of the protocol and the shift."""
+        protocol = self.protocol if self.protocol == AS_CODED else ""
+        return Kind("rollout", protocol, cards.shift(self.split, self.target))
 
 
 def roll_out(config, *, force_field=None):
@@ -118,7 +118,7 @@ def roll_out(config, *, force_field=None):
     card = cards.dataset(config.target or config.dataset)
     config = _settled(config, card)
     digest = weights.digest(config, force_field)
-    return config.stored_or_made(lambda: _rolled_out(config, card, force_field, digest), weights=digest)
+    return records.run(config, lambda: _rolled_out(config, card, force_field, digest), weights=digest)
 
 
 def _rolled_out(config, card, force_field, digest):

@@ -296,7 +296,7 @@ def stable_replicas(record) -> tuple[int, int]:
     """Number of replicas of a rollout that were stable to its end, and of all."""
     parts = dict.fromkeys(str(name) for name in record.curves.get("composition", ()))
     if parts:
-        files = [record.key._replace(kind=f"rollout_{part}").path for part in parts]
+        files = [record.key.of(shift=part).path for part in parts]
         return tuple(np.sum([stable_replicas(_record(file)) for file in files if file.is_file()], axis=0))
     stable = np.asarray(record.curves.get("stable_step", ()))
     return int((stable >= (record["steps"] or 0)).sum()), len(stable)

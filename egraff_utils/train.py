@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from egraff_utils import cards, compiled, data, errors, models, optimizers, paths, records
 from egraff_utils.compiled import Batch
+from egraff_utils.config import Config
 from egraff_utils.graph import build_graph, collate
 from egraff_utils.units import EV_TO_MEV
 
@@ -26,7 +27,7 @@ FINITE_CHECK_INTERVAL = 20  # steps; a look at the loss makes a GPU wait
 
 
 @dataclass(frozen=True)
-class TrainConfig(records.Config):
+class TrainConfig(Config):
     """One training: an architecture, a dataset and a budget."""
 
     kind = "training"
@@ -98,7 +99,7 @@ def fit(config):
         If the model, dataset, preset or a hyperparameter is unknown, or a split cannot be learnt from
         (:func:`data.check_splits`).
     """
-    return config.stored_or_made(lambda: _fitted(config))
+    return records.run(config, lambda: _fitted(config))
 
 
 def _fitted(config):

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from egraff_utils import cards, data, records, weights
+from egraff_utils.config import Config, Kind
 from egraff_utils.errors import compare, predict
 
 
 @dataclass(frozen=True)
-class TransferConfig(records.Config):
+class TransferConfig(Config):
     """One trained model and the frames it is put to."""
 
     model: str
@@ -30,7 +31,7 @@ class TransferConfig(records.Config):
     @property
     def kind(self):
         """``errors_`` and the name of the shift."""
-        return f"errors_{cards.shift(self.split, self.target) or 'test'}"
+        return Kind("errors", shift=cards.shift(self.split, self.target) or "test")
 
 
 def errors(config, *, force_field=None):
@@ -70,7 +71,7 @@ def errors(config, *, force_field=None):
         trained = (force_field or weights.load(config)).to(config.device)
         return records.Outcome(*compare(frames, *predict(trained, frames)))
 
-    return config.stored_or_made(make, **digests)
+    return records.run(config, make, **digests)
 
 
 def _thinned(frames, most):

@@ -1,6 +1,7 @@
 """Where are the weights that a training left? Found, told apart by a digest, loaded without the trainer."""
 
 from egraff_utils import cards, records
+from egraff_utils.config import Key
 
 
 def path(run):
@@ -38,7 +39,7 @@ def load(run):
 
 def _key(run):
     name = cards.dataset(run.dataset).name
-    return records.Key("training", run.campaign, name, run.model, run.seed)
+    return Key("training", run.campaign, name, run.model, run.seed)
 
 
 def _untrained(key, file):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from egraff_utils import campaign, cost, gate, horizon, paths, plan, records, rollout, train, transfer
+from egraff_utils.config import Key
 from egraff_utils.records import Metric, Record
 
 KEY = {"campaign", "dataset", "model", "seed"}
@@ -67,10 +68,10 @@ def test_curves_of_replicas_keep_twelve_bits(results, tmp_path):
 
 def test_a_record_is_found_only_with_its_parameters():
     records.write(make())
-    key = records.Key("training", "demo", "ethanol", "mace")
+    key = Key("training", "demo", "ethanol", "mace")
     assert records.find(key, {"max_seconds": 20}) is not None
     assert records.find(key, {"max_seconds": 21}) is None
-    assert records.find(records.Key("training", "demo", "ethanol", "nequip"), {"max_seconds": 20}) is None
+    assert records.find(Key("training", "demo", "ethanol", "nequip"), {"max_seconds": 20}) is None
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_parameters_are_the_fields_that_determine_the_result(config, left_out):
 
 def test_a_record_that_was_put_aside_is_whole_and_found_there(results, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
-    key = records.Key("training", "demo", "ethanol", "mace")
+    key = Key("training", "demo", "ethanol", "mace")
     path = records.write(make(), {"step": np.arange(3)})
     path.with_suffix(".build.json").write_text("{}")
     records.put_aside(path)
@@ -130,7 +131,7 @@ def test_an_interrupted_write_leaves_the_old_record(results):
     records.write(make())
     with pytest.raises(TypeError, match="cannot hold a object"):
         records.write(make(parameters={"max_seconds": object()}))
-    assert records.find(records.Key("training", "demo", "ethanol", "mace"), {"max_seconds": 20}) is not None
+    assert records.find(Key("training", "demo", "ethanol", "mace"), {"max_seconds": 20}) is not None
 
 
 def test_reading_a_campaign_gives_a_row_per_metric():

@@ -13,6 +13,7 @@ from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
 from egraff_utils import cards, data, models, plots, records, tables, weights
+from egraff_utils.config import Key
 from egraff_utils.gate import in_double, turned
 from egraff_utils.graph import build_graph
 from egraff_utils.report import catalogue
@@ -48,7 +49,7 @@ def subject(campaign, *, seed=0):
         return "ethanol (models not trained)", atoms, {name: fresh(name, "tiny") for name in models.NAMES}
     name = max(known, key=lambda name: len(runs[name]))
     found = [model for model in models.NAMES if model in runs[name]]
-    fields = {model: weights.load(records.Key("training", campaign, name, model, seed)) for model in found}
+    fields = {model: weights.load(Key("training", campaign, name, model, seed)) for model in found}
     return tables.dataset_title(name), data.load(name, "test")[0], fields
 
 

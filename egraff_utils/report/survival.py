@@ -21,6 +21,7 @@ from scipy import stats
 from egraff_utils import cards, data, plots, statistics, structure
 from egraff_utils.beside import MODELS, model_title, short_title
 from egraff_utils.breaks import Cause
+from egraff_utils.config import Kind
 from egraff_utils.report import catalogue, shifts
 from egraff_utils.report.comparison import order_datasets, order_models
 
@@ -90,19 +91,17 @@ def runs(found) -> list:
     The kind is the pooled record's where the record is one of its compositions.
     """
     found = [r for r in found if r.model != "reference" and _is_rollout(r) and "stable_step" in r.curves]
-    known = {(r.kind, r.dataset, r.model, r.seed): r for r in found}
+    known = {r.key: r for r in found}
     pairs, parts = [], set()
     for record in found:
         names = dict.fromkeys(map(str, record.curves.get("composition", ())))
-        keys = [(_part_kind(record.kind, name), record.dataset, record.model, record.seed) for name in names]
+        keys = [record.key.of(shift=name) for name in names]
         if keys and all(key in known for key in keys):
             pairs += [(record.kind, known[key]) for key in keys]
         else:
             pairs.append((record.kind, record))
         parts |= set(keys)
-    return [
-        (kind, r) for kind, r in pairs if kind != r.kind or (kind, r.dataset, r.model, r.seed) not in parts
-    ]
+    return [(kind, r) for kind, r in pairs if kind != r.kind or r.key not in parts]
 
 
 def failed_runs(found) -> pd.DataFrame:
@@ -119,11 +118,7 @@ def _is_rollout(record):
     """Whether a record is a rollout, or the failure of one."""
     if record.kind == "failure":
         return str(record.parameters.get("notebook", "")).startswith(("rollout/", "ood/"))
-    return record.kind.split("_")[0] == "rollout"
-
-
-def _part_kind(kind, composition):
-    return f"{'rollout_as_coded' if kind.startswith('rollout_as_coded') else 'rollout'}_{composition}"
+    return Kind.parse(record.kind).act == "rollout"
 
 
 def _rows(kind, record):
@@ -163,7 +158,7 @@ def setting(kind: str, dataset: str) -> str:
     >>> setting("rollout", "ethanol"), setting("rollout", "3bpa"), setting("rollout_300K", "3bpa")
     ('like the training set', 'hotter', 'like the training set')
     """
-    if kind.startswith("rollout_as_coded"):
+    if Kind.parse(kind).protocol:
         return AS_CODED
     for task, title in SETTINGS.items():
         for shift in shifts.TASKS[task]:
@@ -175,7 +170,7 @@ def setting(kind: str, dataset: str) -> str:
 def _parts(shift):
     """Kinds of the compositions of a shifted set."""
     card = cards.dataset(shift.target or shift.dataset)
-    return [f"rollout_{part}" for part in card.parts(shift.away) if part != shift.away]
+    return [str(Kind("rollout", shift=part)) for part in card.parts(shift.away) if part != shift.away]
 
 
 # -- survival -------------------------------------------------------------------------------------------
