@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from egraff_utils import campaign, cost, gate, horizon, paths, plan, records, rollout, train, transfer
-from egraff_utils.config import Key
+from egraff_utils.config import Key, Kind
 from egraff_utils.records import Metric, Record
 
 KEY = {"campaign", "dataset", "model", "seed"}
@@ -207,3 +207,60 @@ def test_a_misspelled_campaign_is_refused(tmp_path, old, new, message):
     file.write_text(CAMPAIGN.replace(old, new))
     with pytest.raises(ValueError, match=message):
         campaign.load(file)
+
+
+class Run:
+    """A run that counts how often it is made, with an input that has a digest."""
+
+    def __init__(self):
+        self.made = 0
+
+    def __call__(self):
+        self.made += 1
+        return records.Outcome([records.Metric("steps", self.made, "1")], {"step": np.arange(self.made)})
+
+
+def test_a_run_is_made_once_for_its_parameters_and_digests(results, tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
+    key, run = Key("rollout", "demo", "ethanol", "mace"), Run()
+    first = records.stored_or_made(key, {"steps": 10}, run, weights="a", data="b")
+    assert (first.provenance["weights"], first.provenance["data"]) == ("a", "b")
+    for digests in (
+        {"weights": "a", "data": "b"},
+        {"weights": None},
+        {},
+    ):  # what is not known is not compared
+        assert records.stored_or_made(key, {"steps": 10}, run, **digests) == first
+    assert run.made == 1
+    assert records.stored_or_made(key, {"steps": 10}, run, weights="c")["steps"] == 2
+    assert records.stored_or_made(key, {"steps": 20}, run, weights="c")["steps"] == 3
+    again = records.stored_or_made(key, {"steps": 10}, run, weights="c")  # was put aside, not overwritten
+    assert (again["steps"], len(again.curves["step"]), run.made) == (2, 2, 3)
+    assert records.stored_or_made(key, {"steps": 10}, run, weights="d")["steps"] == 4
+
+
+def test_a_run_that_fails_to_save_leaves_no_record_and_keeps_its_checkpoint(results, tmp_path):
+    key, checkpoint = Key("training", "demo", "ethanol", "mace"), tmp_path / "checkpoint"
+    checkpoint.write_text("state")
+
+    def save(path):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        records.stored_or_made(key, {}, lambda: records.Outcome([], save=save, checkpoint=checkpoint))
+    assert checkpoint.is_file()
+    assert not key.path.exists()
+    outcome = records.Outcome([], save=lambda path: {"weights": path.stem}, checkpoint=checkpoint)
+    record = records.stored_or_made(key, {}, lambda: outcome)
+    assert record.provenance["weights"] == "ethanol-mace-s0"
+    assert not checkpoint.exists()
+
+
+def test_kinds_of_all_committed_records_are_read_as_they_are_written():
+    folders = {path.parent.name for path in (paths.ROOT / "results").glob("*/*/*.json")}
+    assert {"rollout_as_coded", "rollout_600K", "training"} <= folders
+    for name in folders:
+        kind = Kind.parse(name)
+        assert str(kind) == name
+        assert kind.protocol in ("", "as_coded")
+    assert Kind.parse("rollout_as_coded_beta-Li3PS4") == Kind("rollout", "as_coded", "beta-Li3PS4")
