@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from egraff_utils import paths
+from egraff_utils import paths, quantities
 from egraff_utils.breaks import Break
 from egraff_utils.config import Key
 
@@ -71,6 +71,15 @@ class Metric:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+
+    @classmethod
+    def of(cls, name, value, low=None, high=None, n=None):
+        """A number in the unit that its metric has in `quantities`.
+
+        >>> Metric.of("wf", 2.5).unit
+        '%'
+        """
+        return cls(name, value, quantities.of(name).unit, low, high, n)
 
     def __post_init__(self):
         self.value, self.low, self.high = (_number(v) for v in (self.value, self.low, self.high))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from functools import lru_cache
 from html import escape
 
@@ -18,16 +19,12 @@ from ase.data import chemical_symbols
 from IPython.display import HTML
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
-from egraff_utils import cards, paths, records
+from egraff_utils import cards, paths, quantities, records
 from egraff_utils.beside import (
     BOUND,
-    COLUMNS,
     COMPARED,
-    COUNTS,
-    METRIC_NAMES,
     OURS,
     PAPER,
-    Column,
     Layout,
     beside_values,
     bound_of,
@@ -48,8 +45,9 @@ from egraff_utils.beside import (
     record_keys,
     short_title,
 )
+from egraff_utils.quantities import COLUMNS, METRIC_NAMES
 
-__all__ = ["Column", "beside_values", "budget", "literature_values", "paper_values"]
+__all__ = ["METRIC_NAMES", "beside_values", "budget", "literature_values", "paper_values"]
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
@@ -181,9 +179,9 @@ def bounds(frame: pd.DataFrame):
     layout = Layout((), {(name,): ("rollout", name) for name in sorted(names, key=dataset_place)})
     index = pd.MultiIndex.from_tuples([(*key, "") for key in layout.rows], names=["dataset", "model"])
     cells, numbers = {}, {}
-    for column in [c for c in COLUMNS if c.bound]:
+    for column in [c for c in COLUMNS if c.floor or c.ceiling]:
         found = bound_of(column, layout, index, {OURS: frame}).droplevel("model")
-        head = column.head if column.bound.startswith("floor") else "Zero force, MAE (meV/Å)"
+        head = column.head if column.floor else f"Zero force, MAE ({column.head_unit})"
         numbers |= {f"{head} {end}": values for end, values in found.items() if values.notna().any()}
         cells[head] = [
             _cell(value, column.digits, NO_VALUE, end=_range(low, high, column.digits))
@@ -265,8 +263,8 @@ def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROU
     for dataset in main_rows(frame).dataset.sort_values().unique():
         values = leaderboard_values(frame, dataset, groups=groups)
         ours = values.loc[:, [key for key in values.columns if key[1] == OURS]]
-        if ("Force MAE (meV/Å)", OURS) in ours:
-            ours = ours.sort_values(("Force MAE (meV/Å)", OURS))
+        if (key := (quantities.of("force_mae").head, OURS)) in ours:
+            ours = ours.sort_values(key)
         cells = _cells(ours, _leaderboard_layout(ours), {OURS: frame}, letters=False)
         cells.columns = [head.replace(" (dimensionless)", "") for head, _ in cells.columns]
         cells.index = [model_title(model) for _, model in cells.index]
@@ -359,7 +357,7 @@ def record_table(record):
     pandas Styler, which a notebook shows as HTML.
     """
     rows = [
-        (METRIC_NAMES.get(m.name, m.name), _number(m.value), records.interval_text(m), _unit(m), m.n or "")
+        (quantities.of(m.name).name, _number(m.value), records.interval_text(m), _unit(m), m.n or "")
         for m in record.metrics
     ]
     columns = ["Metric", "Value", "95 % interval", "Unit", "n"]
@@ -540,7 +538,7 @@ def _named(numbers, campaign):
 
 
 def _source_title(column, source, frames):
-    bound = "floor" if column.bound.startswith("floor") else "zero force"
+    bound = "floor" if column.floor else "zero force"
     return {OURS: campaign_name(frames[OURS]), BOUND: bound}.get(source, source)
 
 
@@ -586,7 +584,7 @@ def _once(texts, index):
 
 def _signs(column, keys, values, frame, other, *, letters):
     """Letters of significance, and ≈ where a value cannot be told from the reference, for every row."""
-    if not (column.bound.startswith("floor") or column.metric in COMPARED):
+    if not (column.floor or column.metric in COMPARED):
         return [""] * len(keys)
     floors = {key[:2]: _floor(frame, other, *key[:2], column) for key in keys}
     alike = [
@@ -716,9 +714,7 @@ def _number(value):
 
 
 def _unit(metric):
-    if metric.unit not in ("1", "", None):
-        return metric.unit
-    return "count" if metric.name in COUNTS else "dimensionless"
+    return replace(quantities.of(metric.name), unit=metric.unit or "1").unit_text
 
 
 def _list(mapping):

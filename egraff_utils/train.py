@@ -698,16 +698,16 @@ def _usable_checkpoint(config, parameters):
 
 
 def _costs(learner):
-    metric = records.Metric
+    metric = records.Metric.of
     epochs = max(learner.steps / learner.batches_per_epoch, 1e-9)
     seconds = learner.history[-1]["seconds"] if learner.history else learner.seconds
     return [
-        metric("steps", learner.steps, "1"),
-        metric("epochs", epochs, "1"),
-        metric("seconds", seconds, "s"),
-        metric("seconds_per_epoch", seconds / epochs, "s"),
-        metric("compile_seconds", learner.compiled.seconds if learner.compiled else 0.0, "s"),
-        metric("parameters", learner.force_field.num_parameters(), "1"),
+        metric("steps", learner.steps),
+        metric("epochs", epochs),
+        metric("seconds", seconds),
+        metric("seconds_per_epoch", seconds / epochs),
+        metric("compile_seconds", learner.compiled.seconds if learner.compiled else 0.0),
+        metric("parameters", learner.force_field.num_parameters()),
     ]
 
 
