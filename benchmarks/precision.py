@@ -60,11 +60,12 @@ def _cell(settings, dataset, model):
 
 
 def _measure(settings, dataset, model, replicas, steps):
-    from egraff_utils import cards, cost, data, fast, gate, train
+    from egraff_utils import cards, cost, data, gate, train
+    from egraff_utils.models import frozen
 
     single = train.trained(CAMPAIGN, dataset, model).to(settings.device)
     double = gate.in_double(single).to(settings.device)
-    with fast.plain():
+    with frozen.plain():
         plain_single = train.trained(CAMPAIGN, dataset, model)
         plain_double = gate.in_double(plain_single)
     plain_single, plain_double = (_plain(ff, settings.device) for ff in (plain_single, plain_double))
