@@ -1,6 +1,7 @@
 """Which room may import which, and how large a file may be."""
 
 import ast
+import re
 
 import pytest
 
@@ -56,6 +57,16 @@ def test_frozen_networks_are_reached_by_their_seam_alone(path):
 def test_adapters_are_short_and_know_nothing_of_speed(path):
     assert lines(path) <= 150
     assert SEAM not in imported(path)
+
+
+@pytest.mark.parametrize("path", files(MODELS))
+def test_reasons_are_rows_of_what_was_tried(path):
+    """``tried.csv: "some words", "other words"`` in a comment or docstring: each stands in that table."""
+    tried = (paths.ROOT / "benchmarks" / "tried.csv").read_text().replace('""', '"')
+    text = re.sub(r"\s+(# )?", " ", path.read_text())
+    for quoted in re.findall(r'tried\.csv(?:``)?: ((?:"[^"]+"(?:, )?)+)', text):
+        for words in re.findall(r'"([^"]+)"', quoted):
+            assert words in tried
 
 
 @pytest.mark.parametrize("path", files(FROZEN))

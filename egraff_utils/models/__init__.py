@@ -121,7 +121,7 @@ class ForceField(nn.Module):
 
     @staticmethod
     def _forces(on_pairs, graph):
-        """Minus the gradient by positions: the vector of a pair is ``x_j - x_i``."""
+        """Minus the gradient with respect to positions: the vector of a pair is ``x_j - x_i``."""
         centre, neighbour = graph.edge_index[:, : len(on_pairs)]
         zero = on_pairs.new_zeros(len(graph.positions), 3)
         return zero.index_add(0, centre, on_pairs).index_add(0, neighbour, -on_pairs)

@@ -7,10 +7,10 @@ r"""The networks of the adapters, written for speed; this module is all that oth
     F_j = \sum_k \left( g_{jk} - g_{kj} \right)
 
 With frozen weights, as in a simulation, an engine finds the energies of the atoms together with the
-gradient of their sum by the edge vectors, which is written by hand. Autograd would record every operator, and
-it could not use again what the forward pass has made. While weights are trained, a network keeps its
-autograd, and only parts of it are evaluated in another way. Results are those of the upstream packages up to
-rounding.
+gradient of their sum with respect to the edge vectors, which is written by hand: autograd would take time to
+record every operator, and would not know what the forward pass has made that the gradient can use again.
+While weights are trained, a network keeps its autograd, and only parts of it are evaluated in another way.
+Results are those of the upstream packages up to rounding.
 
 A module of this package is named after the adapter whose networks it knows, and has two functions:
 ``freeze(network)`` gives a :class:`Frozen` with the present weights, and ``speed_up(network)`` changes how a
@@ -82,9 +82,9 @@ class Frozen:
         Returns
         -------
         tuple
-            Dimensionless energies, shape ``(N,)``, and the gradient by the vectors, shape ``(E / 2, 3)``,
-            1/Å. The second half of the edges is the first reversed, so the gradient by the vector of a pair
-            has the part of either direction.
+            Dimensionless energies, shape ``(N,)``, and the gradient with respect to the vectors, shape
+            ``(E / 2, 3)``, 1/Å. The second half of the edges is the first reversed, so the gradient of a pair
+            adds up what comes from both of its directions.
         """
         raise NotImplementedError
 
@@ -94,8 +94,7 @@ class Frozen:
 
     @contextmanager
     def evaluation(self, graph):
-        """A call belongs into this ``with`` block: torch records no derivative, and has one thread if work
-        is shared out here."""
+        """Context for a call: torch records no derivative, and has one thread if work is shared out here."""
         with operators.one_thread() if self.has_threads(graph) else nullcontext(), torch.inference_mode():
             yield
 

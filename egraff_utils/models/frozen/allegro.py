@@ -82,46 +82,23 @@ class Frozen(frozen.Frozen):
 
     def __init__(self, model, types):
         track, energy = model.allegro, model.per_type_energy_scale_shift
-        channels, scalars = track.num_tensor_features, track.num_scalar_features
         self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
         self.shift, self.types = energy.shifts, types
         embed = model.radial_chemical_embed.type_embed
         self.num_types = embed.num_types
-        centre, neighbour = embed.center_embed.weight, embed.neighbor_embed.weight
-        pairs = torch.cartesian_prod(*[torch.arange(embed.num_types, device=centre.device)] * 2).view(-1, 2)
         (radial,) = matrices(embed.basis_linear)
-        *two_body, leave = matrices(model.scalar_embed_mlp.mlp_module)
         (first,) = matrices(model.tensor_embed.env_embed_linear)
-        (projection,) = matrices(track.first_layer_env_embed_projection)
-        project, environment = projection[:, :scalars], projection[:, scalars:]
-        (readout,) = matrices(model.edge_readout.mlp_module)
-        readout = readout.split(scalars)
-        latents, leaves = [], [leave]
-        environments, readouts = [environment], [project @ readout[0]]
-        for n, latent in enumerate(track.latents, start=1):
-            enter, *others = matrices(latent)
-            entering = torch.cat([project @ enter[:scalars], enter[scalars:]])
-            *hidden, leave = entering, *others
-            latents.append([operators.both(m) for m in hidden])
-            if n < len(track.latents):
-                leaves.append(leave[:, :scalars])
-                environments.append(leave[:, scalars:])
-                readouts.append(readout[n])
-            else:
-                readouts.append(leave @ readout[n])
+        *two_body, leave = matrices(model.scalar_embed_mlp.mlp_module)
         self.constants = Constants(
             radial_basis=radial_basis(model, model.radial_chemical_embed.bessel_encode),
             harmonics=geometry.couplings(model.tensor_embed.sh, radial),
-            pairs=torch.cat([centre[pairs[:, 0]], neighbour[pairs[:, 1]]], dim=1),
+            pairs=_pairs(embed),
             radial=radial,
             two_body=[operators.both(m) for m in two_body],
-            leaves=[operators.both(m) for m in leaves],
-            first=operators.both(_channels_last(first, channels)),
-            environments=[operators.both(_channels_last(m, channels)) for m in environments],
-            latents=latents,
-            readouts=readouts,
+            first=operators.both(_channels_last(first, track.num_tensor_features)),
             products=[Product.of(p, track.avg_num_neighbors_norm.norm_const) for p in track.tps],
             degrees=[n for n in range(track._env_weighter._num_irreps) for _ in range(2 * n + 1)],
+            **_scalar_track(track, leave, *matrices(model.edge_readout.mlp_module)),
         )
         self.products_of_edge = sum(weight.numel() for weight in model.parameters())
 
@@ -150,6 +127,54 @@ class Frozen(frozen.Frozen):
         """How many threads share the work on so many edges; all of it is done in them."""
         products = edges * self.products_of_edge
         return max(1, min(operators.threads(), int(products / LEAST))) if self.constants.radial.is_cpu else 1
+
+
+def _pairs(embed):
+    """Embedding of every pair of elements, shape ``(T * T, S)``."""
+    centre, neighbour = embed.center_embed.weight, embed.neighbor_embed.weight
+    types = torch.arange(embed.num_types, device=centre.device)
+    one, other = torch.cartesian_prod(types, types).view(-1, 2).T
+    return torch.cat([centre[one], neighbour[other]], dim=1)
+
+
+def _scalar_track(track, leave, readout):
+    """Matrices of the layers, a dictionary for :class:`Constants`.
+
+    A linear layer without a nonlinearity after it is multiplied with the next (``tried.csv``: "linear layers
+    without a nonlinearity between them as one").
+
+    Parameters
+    ----------
+    track
+        ``Allegro_Module`` of the package.
+    leave
+        From the two-body embedding's hidden layer to scalars.
+    readout
+        From the scalars of all layers to the energy.
+    """
+    scalars = track.num_scalar_features
+    (projection,) = matrices(track.first_layer_env_embed_projection)
+    project, environment = projection[:, :scalars], projection[:, scalars:]
+    readout = readout.split(scalars)
+    latents, leaves, environments, readouts = [], [leave], [environment], [project @ readout[0]]
+    for n, latent in enumerate(track.latents, start=1):
+        enter, *others = matrices(latent)
+        entering = torch.cat([project @ enter[:scalars], enter[scalars:]])
+        *hidden, leave = entering, *others
+        latents.append([operators.both(m) for m in hidden])
+        if n < len(track.latents):
+            leaves.append(leave[:, :scalars])
+            environments.append(leave[:, scalars:])
+            readouts.append(readout[n])
+        else:
+            readouts.append(leave @ readout[n])
+    environments = [_channels_last(m, track.num_tensor_features) for m in environments]
+    return {
+        "leaves": [operators.both(m) for m in leaves],
+        "environments": [operators.both(m) for m in environments],
+        "latents": latents,
+        "readouts": readouts,
+    }
 
 
 def _channels_last(matrix, channels):
@@ -247,11 +272,12 @@ class Block(NamedTuple):
 
 
 EDGES = {"cpu": 8000, "cuda": 200_000}
-"""Of a block of atoms: on a processor more would wait for memory, on a GPU more might not fit."""
+"""Edges of a block of atoms: on a processor more would wait for memory, on a GPU more might not fit
+(``tried.csv``: "Allegro in blocks of atoms of 8000 edges")."""
 
 
 LEAST = 4e7
-"""Products of numbers for which a thread pays."""
+"""Products of numbers from which a thread pays (``tried.csv``: "from 4e7 products a thread on")."""
 
 
 def _blocks(whole, count):
@@ -261,7 +287,7 @@ def _blocks(whole, count):
     centre, atoms = whole.centre, whole.count
     order, ends = centre.argsort(stable=True), torch.bincount(centre, minlength=atoms).cumsum(0).cpu()
     shares = torch.arange(1, count + 1) * len(centre) // count
-    stops = (torch.searchsorted(ends, shares) + 1).unique()  # behind the last atom
+    stops = (torch.searchsorted(ends, shares) + 1).unique()  # one past the last atom
     stops[-1] = atoms
     blocks, start, places = [], 0, order.tensor_split(ends[stops[:-1] - 1])
     for stop, edges in zip(stops.tolist(), places, strict=True):
@@ -441,6 +467,8 @@ def _summed(product: Product, role: int, parts: list[torch.Tensor]) -> torch.Ten
 
 
 def at_once(x: torch.Tensor, terms: int) -> bool:
-    """Whether the products of so many terms are few enough that a GPU is quicker with all at once than with
-    an operation for each, which moves less memory."""
+    """Whether so many terms are few enough that a GPU is quicker with all their products at once.
+
+    An operation for each moves less memory (``tried.csv``: "products of components by three matrices").
+    """
     return x.is_cuda and terms * x[:, 0].numel() < 2**25

@@ -108,7 +108,7 @@ def contracted(of: OfContraction, x: torch.Tensor, channels: int) -> tuple[torch
     features = x.transpose(0, 1).unsqueeze(1).split(counts, 3)
     for n, matrix in enumerate(of.tensors):
         both = torch.cat([every[n], scaled[n]], 2).transpose(0, 1)
-        found = torch.bmm(matrix, both)  # reads the matrix once
+        found = torch.bmm(matrix, both)  # tried.csv: "value and slope at once"
         value, slope = found.view(channels, -1, len(x), 2 * counts[n]).chunk(2, 3)
         values.append((value * features[n]).sum(2))
         slopes.append(slope)

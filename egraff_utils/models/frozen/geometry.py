@@ -11,7 +11,7 @@ Radial functions of a length :math:`r`, with :math:`x = r / r_c`, and their deri
         + \left( \frac{u'}{r} - \frac{u}{r^2} \right) \sin k_n r \right], \qquad
     u'(r) = -\frac{p(p+1)(p+2)}{2 r_c}\,x^{p-1} (1 - x)^2
 
-The gradient by a vector of direction :math:`d`, from those by the radial functions and by the direction:
+The gradient of a vector, whose direction is :math:`d`, from those of radial functions and direction:
 
 .. math::
 

@@ -49,7 +49,8 @@ class Messages:
     """
 
     BLOCK = {"cpu": 2**18, "cuda": 2**27}
-    """Numbers in the largest array of a block, by device: it stays in the cache, or on a GPU in memory."""
+    """Numbers in the largest array of a block, by device: it stays in the cache, or on a GPU in memory
+    (``tried.csv``: "blocks of messages of 2^15 to 2^22 numbers", "One block of pairs of atoms")."""
 
     def __init__(self, product, kinds, like):
         inputs, harmonics = product.irreps_in1, product.irreps_in2
@@ -70,7 +71,7 @@ class Messages:
             heights, widths = self.inputs, [self.channels] * len(inputs)
             places = [p for p, size in zip(self.paths, self.inputs, strict=True) for _ in range(size)]
             self.sizes = [sum(self.inputs) * self.channels]
-        if len(places) <= 2 * len(self.paths):  # a row of weights for every component is quicker then
+        if len(places) <= 2 * len(self.paths):  # tried.csv: "weights repeated for every component"
             self.paths, heights = places, [len(places)]
             widths = [len(places) * self.channels]
         signs = torch.cat([torch.full((ir.dim, 1, 1), (-1) ** ir.l) for _, ir in harmonics])
@@ -213,14 +214,14 @@ def _products(of: Sums, harmonics: torch.Tensor, near: torch.Tensor) -> tuple[to
 
 
 def _on_coupling(of: Sums, near: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Gradient by the matrices, of that by the products."""
+    """Gradient of the matrices, from that of the products."""
     if of.scalar and of.components > 1:
         return (near * gradient).sum(2)
     return torch.bmm(near, gradient.transpose(1, 2))
 
 
 def _on_near(of: Sums, coupling: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Gradient by the features, ``(E, D, U)``, of that by the products."""
+    """Gradient of the features, ``(E, D, U)``, from that of the products."""
     if of.scalar:
         return coupling * gradient
     if of.components == 1:
@@ -251,11 +252,11 @@ def _weigh(of: Sums, rows: torch.Tensor, weights: torch.Tensor, out: torch.Tenso
 
 
 def _on_weights(of: Sums, rows: torch.Tensor, gradient: torch.Tensor, out: torch.Tensor):
-    """Gradient by the weights, of that by weighted rows."""
+    """Gradient of the weights, from that of the weighted rows."""
     found, slopes = _weights_by_kind(of, out), _by_kind(of, gradient)
     for n, row in enumerate(_by_kind(of, rows)):
         given = slopes[n]
         if row.shape[2] > 1:
             torch.sum(row * given, [1, 2], keepdim=True, out=found[n])
-        else:  # a sum of two is quicker as such
+        else:  # tried.csv: "sums over the two edges and the components by two sums"
             torch.mul(row[:, :1], given[:, :1], out=found[n]).addcmul_(row[:, 1:], given[:, 1:])

@@ -152,7 +152,7 @@ class Layer(NamedTuple):
 
     sums: messages.Sums
     sizes: list[int]
-    """Numbers that an atom gets of every kind of messages."""
+    """How many numbers of each kind of messages an atom receives."""
     enter: list[torch.Tensor]
     """From each kind of features, ``(T * U)`` rows, to what neighbours see and an atom keeps."""
     leave: list[list[torch.Tensor]]
@@ -296,7 +296,7 @@ def _on_messages(of: Layer, on_kinds: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _gated(of: Layer, kinds: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """New features, and activated scalars with the gates behind them."""
+    """New features, and activated scalars, each followed by the gates of its kind."""
     activated: list[torch.Tensor] = []
     gates: list[torch.Tensor] = []
     features: list[torch.Tensor] = []

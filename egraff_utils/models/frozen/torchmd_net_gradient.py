@@ -6,7 +6,7 @@ r"""TorchMD-NET with frozen weights: energies and their gradient by hand. The eq
     u(r) = \tfrac12 \left( 1 + \cos \frac{\pi r}{r_c} \right), \qquad f_n(r) = u(r)\, e^{-\beta_n \delta_n^2},
     \qquad f_n' = e^{-\beta_n \delta_n^2} \left( u' + 2 \alpha \beta_n \delta_n e^{-\alpha r} u \right)
 
-The gradient by the messages of a block, from that of their sums:
+The gradient of what messages are made of, from that of their sums:
 
 .. math::
 
@@ -17,7 +17,7 @@ The gradient by the messages of a block, from that of their sums:
     \bar z = \bar \alpha\, u\, \mathrm{silu}'(z), \quad \bar u = \sum_h \bar \alpha\, \mathrm{silu}(z), \quad
     \bar q_i \mathrel{+}= \bar z\, k, \quad \bar k = \bar z\, q_i
 
-with :math:`z` the sum of :math:`q k` over a head. The gradient by the update of an atom's features:
+with :math:`z` the sum of :math:`q k` over a head. The gradient through the update of an atom's features:
 
 .. math::
 
@@ -27,8 +27,8 @@ with :math:`z` the sum of :math:`q k` over a head. The gradient by the update of
     \bar v_i \mathrel{+}= \bar v' + (\bar x' m O_2 \circ vB)\, A^\top + (\bar x' m O_2 \circ vA)\, B^\top
         + (\bar v' \circ m O_1)\, C^\top
 
-``forward`` of each part gives its results and what its ``backward`` needs, which goes from the gradients by
-the results to those by the arguments. Gradients by ``radial`` and ``geometry`` are added up in place.
+``forward`` of each part gives its results and what its ``backward`` needs to go from the gradient of the
+results to that of the arguments. Gradients of ``radial`` and ``geometry`` are added up in place.
 
 To do without this file, delete it and its import in :mod:`.torchmd_net`: forces are then found by autograd.
 What it gains is the ratio of the times of a step of :func:`egraff_utils.cost.stepper` with the force field's
@@ -86,7 +86,7 @@ class Frozen(frozen.Frozen):
         return energies, (radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head)
 
     def backward(self, kept, slope):
-        """Gradient by the vectors of pairs, shape ``(E / 2, 3)``."""
+        """Gradient of the vectors of pairs, shape ``(E / 2, 3)``."""
         radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head = kept
         on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
         on_x, on_vectors = self.head.backward(of_head, slope)
@@ -121,7 +121,7 @@ class Lengths:
         directions = vectors / lengths[:pairs]
         angles = lengths.clamp(max=self.cutoff).mul_(math.pi / self.cutoff)
         envelope = angles.cos().add_(1).mul_(0.5)
-        decay = (lengths * (-self.alpha / math.log(2))).exp2_()  # exp is slow where numbers underflow
+        decay = (lengths * (-self.alpha / math.log(2))).exp2_()  # tried.csv: "radial functions by exp2"
         distance = decay - self.means
         bells = distance.square().mul_(self.betas).exp2_()
         radial = bells * envelope
@@ -130,7 +130,7 @@ class Lengths:
         return radial, torch.cat([kept[2], moved], dim=1), (directions, *kept)
 
     def backward(self, kept, on_radial, on_geometry):
-        """Gradient by the vectors."""
+        """Gradient of the vectors, shape ``(P, 3)``."""
         directions, lengths, angles, envelope, decay, distance, bells = kept
         on_envelope, on_directions = on_geometry.split((1, 3), dim=1)
         along = (on_directions * directions).sum(1, keepdim=True)
@@ -178,7 +178,7 @@ class Embedding:
         return x, (places, radial, envelope)
 
     def backward(self, kept, slope, on_radial, on_envelope):
-        """Add to the gradients by radial functions and envelopes."""
+        """Add to the gradients of radial functions and envelopes."""
         if kept is None:
             return
         places, radial, envelope = kept
@@ -197,7 +197,7 @@ class Layer:
     layer
         ``EquivariantMultiHeadAttention``.
     parts
-        Of the channels of messages: four, or three in the first layer, which meets no vectors.
+        Of the channels of messages: four, or three in the first layer, where vectors are still zero.
     """
 
     def __init__(self, layer, *, parts):
@@ -222,7 +222,7 @@ class Layer:
         return x, vectors, (of_norm, of_messages, of_update)
 
     def backward(self, kept, on_x, on_vectors, on_radial, on_geometry):
-        """Gradients by the features of the atoms, from those by the new ones."""
+        """Gradients of the features of the atoms, from those of the new ones."""
         of_norm, of_messages, of_update = kept
         on_total, own = self.update.backward(of_update, on_x, on_vectors)
         on_query, on_table, *near = Messages.backward(of_messages, on_total, on_radial, on_geometry)
@@ -232,13 +232,13 @@ class Layer:
 
 
 class Norm:
-    """Layer normalisation, whose weight and bias are part of the matrices behind it."""
+    """Layer normalisation, whose weight and bias are part of the matrices that follow."""
 
     def __init__(self, norm):
         self.norm = norm
 
     def before(self, weight, bias):
-        """Weight and bias of a linear layer behind the norm."""
+        """Weight and bias of a linear layer that follows the norm."""
         return weight * self.norm.weight, torch.addmv(bias, weight, self.norm.bias)
 
     def forward(self, x):
@@ -268,7 +268,7 @@ class Messages:
 
     @staticmethod
     def backward(kept, slope, on_radial, on_geometry):
-        """Gradients by ``query``, ``table`` and, if there are any, ``vectors``."""
+        """Gradients of ``query``, ``table`` and, if there are any, ``vectors``."""
         given, run, shares = kept
         calls = [(given, *share, slope, on_radial, on_geometry) for share in shares]
         return [sum(parts[1:], parts[0]) for parts in zip(*run(_slopes, calls), strict=True)]
@@ -281,7 +281,8 @@ def _at_once(function, calls):
 
 
 LEAST = 2
-"""Blocks of a thread; for fewer, waking it takes longer than it saves."""
+"""Blocks of a thread; waking it for fewer takes longer than it saves (``tried.csv``: "a thread for every two
+blocks at least")."""
 
 
 def _total(given: Given, blocks: list[Block]):
@@ -386,7 +387,7 @@ class FirstUpdate:
         )
 
     def backward(self, kept, on_x, on_vectors):
-        """Gradient by the sum; that by the vectors there is not."""
+        """Gradient of the sum; there is none of the vectors."""
         return torch.cat([torch.mm(on_x, self.weight), on_vectors.flatten(1)], dim=1), None
 
 
@@ -408,7 +409,7 @@ class Update:
         return x, vectors, (first, second, dots, one, two, three)
 
     def backward(self, kept, on_x, on_vectors):
-        """Gradients by the sum and, apart from those, by the vectors."""
+        """Gradients of the sum, and of the vectors but for what they gave the sum."""
         u = on_x.shape[1]
         first, second, dots, one, two, three = kept
         on_dots = (on_x * second).unsqueeze(1)
@@ -432,13 +433,13 @@ class Head:
         one, two = blocks
         self.norm = Norm(norm)
         hidden, out = one.update_net.layers[0], one.update_net.layers[2]
-        self.gate = Gate(self._behind_norm(hidden), (out.weight, out.bias))
+        self.gate = Gate(self._after_norm(hidden), (out.weight, out.bias))
         hidden, out = two.update_net.layers[0], two.update_net.layers[2]
         self.last = Gate((hidden.weight, hidden.bias), (out.weight[:1], out.bias[:1]))  # no vectors
         self.vectors = torch.cat([one.vec1_proj.weight, one.vec2_proj.weight])
         self.last_vectors = two.vec1_proj.weight.detach()
 
-    def _behind_norm(self, hidden):
+    def _after_norm(self, hidden):
         of_scalars, of_lengths = hidden.weight.chunk(2, dim=1)
         of_scalars, bias = self.norm.before(of_scalars, hidden.bias)
         return torch.cat([of_scalars, of_lengths], dim=1), bias
@@ -455,7 +456,7 @@ class Head:
         return energies.squeeze(1), (of_norm, of_gate, scalars, factors, second, of_last)
 
     def backward(self, kept, slope):
-        """Gradients by both kinds of features."""
+        """Gradients of both kinds of features."""
         of_norm, of_gate, scalars, factors, second, of_last = kept
         on_scalars, on_gated = self.last.backward(of_last, slope.unsqueeze(1))
         on_gated = _turn(on_gated, self.last_vectors.T)
@@ -484,12 +485,12 @@ class Gate:
 
     def forward(self, x, vectors):
         """Outputs, from shapes ``(N, U)`` and ``(N, 3, U)``."""
-        lengths = vectors.square().sum(1).sqrt_()  # a norm over an inner dimension is slow
+        lengths = vectors.square().sum(1).sqrt_()  # tried.csv: "square, sum and root"
         before = linear(torch.cat([x, lengths], dim=1), *self.hidden)
         return linear(silu(before), *self.last), (before, vectors, lengths)
 
     def backward(self, kept, slope):
-        """Gradients by scalars and vectors; a vector of zero has none, as in the package."""
+        """Gradients of scalars and vectors; a vector of zero has none, as in the package."""
         before, vectors, lengths = kept
         on_before = silu_backward(torch.mm(slope, self.last[0]), before)
         on_x, on_lengths = torch.mm(on_before, self.hidden[0]).chunk(2, dim=1)

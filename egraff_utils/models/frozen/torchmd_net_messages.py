@@ -46,7 +46,7 @@ class Block(NamedTuple):
     start: int
     """First row of what is known of the pairs and of a self loop."""
     stop: int
-    """Behind the last; the row of a self loop, if there are any, is the last."""
+    """One past the last row; that of a self loop, if there are any, is the last."""
     pairs: int
     """Those that come first."""
 
