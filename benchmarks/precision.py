@@ -61,12 +61,13 @@ def _cell(settings, dataset, model):
 
 
 def _measure(settings, dataset, model, replicas, steps):
-    from egraff_utils import cards, cost, data, fast, gate, weights
+    from egraff_utils import cards, cost, data, gate, weights
+    from egraff_utils.models import frozen
 
     run = Key("training", CAMPAIGN, dataset, model)
     single = weights.load(run).to(settings.device)
     double = gate.in_double(single).to(settings.device)
-    with fast.plain():
+    with frozen.plain():
         plain_single = weights.load(run)
         plain_double = gate.in_double(plain_single)
     plain_single, plain_double = (_plain(ff, settings.device) for ff in (plain_single, plain_double))
