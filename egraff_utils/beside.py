@@ -14,6 +14,7 @@ import pandas as pd
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paper, quantities, records
+from egraff_utils.config import AS_CODED, Kind, changed
 from egraff_utils.quantities import COLUMNS, Quantity
 
 PAPER, OURS, BOUND = "paper", "ours", "bound"
@@ -28,7 +29,7 @@ LITERATURE_MODELS = {"painn": "PaiNN", "dimenet++": "DimeNet++"}
 COMPARED = tuple(column.metric for column in COLUMNS if column.group == "accuracy")
 """Errors of frames by which models are told apart."""
 
-PROTOCOLS = ("rollout", "rollout_as_coded")
+PROTOCOLS = (str(Kind("rollout")), str(Kind("rollout", AS_CODED)))
 
 
 class Layout(NamedTuple):
@@ -227,7 +228,7 @@ def floor_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> tuple
     >>> floor_of(pd.DataFrame([row | {"value": 0.7, "low": 0.6, "high": 0.8}]), "rollout", "lips", "fv")
     (0.7, 0.6, 0.8)
     """
-    places = [(kind.replace("rollout", "floor", 1), metric)]
+    places = [(changed(kind, act="floor"), metric)]
     places += [("floor", metric), ("dataset", f"floor_{metric}")] if kind in PROTOCOLS else []
     rows = frame[(frame.dataset == dataset) & (frame.model == "reference")]
     for place, name in places:
@@ -425,11 +426,10 @@ def record_keys(column: Quantity, layout: Layout, index: pd.MultiIndex) -> list[
 
 def _kind(metric, kind):
     """Kind of the records that hold a metric beside rollouts of a kind."""
-    protocol, _, shift = kind.partition("_")
     own = quantities.of(metric).kind
-    if protocol != "rollout" or own == "rollout":
+    if Kind.parse(kind).act != "rollout" or own == "rollout":
         return kind
-    return own if own != "errors" else "training" if kind in PROTOCOLS else f"errors_{shift}"
+    return own if own != "errors" else "training" if kind in PROTOCOLS else changed(kind, act="errors")
 
 
 def _index(frames, layout):

@@ -34,6 +34,15 @@ class Kind(NamedTuple):
         return cls(act, shift=rest)
 
 
+def changed(kind, **changes):
+    """Text of a kind that differs from another, given as text, in some of act, protocol and shift.
+
+    >>> changed("rollout_600K", act="floor"), changed("rollout_as_coded_crystals", shift="Li2S")
+    ('floor_600K', 'rollout_as_coded_Li2S')
+    """
+    return str(Kind.parse(kind)._replace(**changes))
+
+
 class Key(NamedTuple):
     """Which run a record is of."""
 
@@ -57,7 +66,7 @@ class Key(NamedTuple):
         'floor_600K'
         """
         own = {name: changes.pop(name) for name in Kind._fields if name in changes}
-        return self._replace(kind=str(Kind.parse(self.kind)._replace(**own)), **changes)
+        return self._replace(kind=changed(self.kind, **own), **changes)
 
 
 class Config:

@@ -45,6 +45,7 @@ from egraff_utils.beside import (
     record_keys,
     short_title,
 )
+from egraff_utils.config import Kind
 from egraff_utils.quantities import COLUMNS, METRIC_NAMES
 
 __all__ = ["METRIC_NAMES", "beside_values", "budget", "literature_values", "paper_values"]
@@ -408,7 +409,7 @@ def runs(found: list, *, name: str = "runs"):
     pandas Styler, which a notebook shows as HTML.
     """
     columns = ["kind", "hardware", "device", "wall_time"]
-    made = [{**r.provenance, "kind": r.kind.partition("_")[0]} for r in found if r.provenance]
+    made = [{**r.provenance, "kind": Kind.parse(r.kind).act} for r in found if r.provenance]
     made = pd.DataFrame(made, columns=columns)
     made["wall_time"] = made.wall_time.astype(float) / 3600
     total = made.groupby(columns[:3], dropna=False).wall_time.agg(["count", "sum"]).reset_index()

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 
 from egraff_utils import plots, quantities, tables
 from egraff_utils.beside import DATASETS, floor_of, short_title
+from egraff_utils.config import changed
 from egraff_utils.plots import CURVE_LABELS, FLOOR_COLOR, REFERENCE_COLOR, VIOLATIONS
 from egraff_utils.quantities import DIMENSIONLESS
 from egraff_utils.report.comparison import (
@@ -69,7 +70,7 @@ def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: 
         parts = _parts(chosen)
         panels |= {(name, ""): chosen} if not parts else {}
         for part in parts:
-            panels[name, part] = _select(records, f"rollout_{part}", name)
+            panels[name, part] = _select(records, changed(kind, shift=part), name)
 
     def draw(ax, key):
         found = _by_model(r for r in panels[key] if "rdf" in r.curves)
@@ -105,7 +106,7 @@ def _draw_rdf_differences(ax, found):
 
 def _draw_rdf_floor(ax, found, records):
     run = next(iter(found.values()))[0]
-    place = (run.kind.replace("rollout", "floor", 1), run.dataset, "reference")
+    place = (changed(run.kind, act="floor"), run.dataset, "reference")
     for floor in (r for r in records if (r.kind, r.dataset, r.model) == place):
         r = plots.read_curve(run, "rdf_r")
         plots.plot_rdf_floor(ax, r, np.zeros(len(r)), floor, mean=True)

@@ -19,6 +19,7 @@ from egraff_utils.beside import (
     paper_values,
     short_title,
 )
+from egraff_utils.config import Kind, changed
 
 METRICS = ("wf", "jsd_raw", "jsd", "ev_root", "fv", "rmsd")
 """Metrics that the page shows, in this order."""
@@ -61,7 +62,7 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     nulls = frame[frame.model.isin(NULLS)].pivot_table(
         index=["kind", "dataset", "metric"], columns="model", values="value"
     )
-    kinds = found.kind.str.replace("rollout", "floor", n=1)
+    kinds = found.kind.map(lambda kind: changed(kind, act="floor"))
     keys = pd.MultiIndex.from_arrays([kinds, found.dataset, found.metric])
     factors = [quantities.of(metric).factor for metric in found.metric]
     for name in NULLS:
@@ -91,10 +92,9 @@ def _place(kind, dataset):
     >>> _place("rollout_600K", "acac"), _place("rollout_benzene", "ethanol")
     ('Acetylacetone, 600 K', 'Ethanol, benzene')
     """
-    _, _, shift = kind.partition("_")
-    return ", ".join(
-        [short_title(dataset), *([shift.replace("600K", "600 K").replace("300K", "300 K")] * (shift != ""))]
-    )
+    _, protocol, shift = Kind.parse(kind)
+    shift = shift.replace("600K", "600 K").replace("300K", "300 K")
+    return ", ".join(filter(None, [short_title(dataset), protocol.replace("_", " "), shift]))
 
 
 def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from egraff_utils import plots, quantities, tables
 from egraff_utils.beside import floor_of, short_title
+from egraff_utils.config import changed
 from egraff_utils.report.comparison import order_datasets, order_models
 
 TEST, OWN, SHIFTED, RATIO = "test", "own frames", "own, offset off", "ratio (×)"
@@ -41,7 +42,7 @@ def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
     rollouts, and the columns (head with unit, ``test``, ``own frames``, ``own, offset off``, ``ratio (×)``).
     The ratio is that of own frames to test. Missing values are NaN.
     """
-    static = "training" if kind == "rollout" else kind.replace("rollout", "errors", 1)
+    static = "training" if kind == "rollout" else changed(kind, act="errors")
     columns = {
         (FORCE, TEST): (static, "force_mae", 1.0),
         (FORCE, OWN): (kind, "oracle_force_mae", 1.0),

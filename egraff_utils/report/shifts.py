@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 
 from egraff_utils import analysis, cards, data, paper, plots, quantities, tables
 from egraff_utils.beside import DATASETS, MODELS, floor_of, is_alike
+from egraff_utils.config import Kind
 from egraff_utils.units import EV_TO_MEV
 
 IN, OUT, FLOOR, RATIO, PAPER_RATIO = "in", "out", "floor of out", "ratio (×)", "paper's ratio (×)"
@@ -48,8 +49,8 @@ class Shift(NamedTuple):
         """
         place = cards.shift(self.home) if side == IN else cards.shift(self.away, self.target)
         if rollout:
-            return [f"rollout_{place}" if place else "rollout"]
-        return [f"errors_{place}"] if place else ["errors_test", "training"]
+            return [str(Kind("rollout", shift=place))]
+        return [str(Kind("errors", shift=place))] if place else ["errors_test", "training"]
 
     def frames(self, side):
         """Frames of a side, a list of ``ase.Atoms``."""
@@ -331,7 +332,7 @@ def _composition_keys(frame, task):
     sides = {IN: card.parts(shift.home), OUT: card.parts(shift.away)}
     models = [model for _, model in _cells(frame, task)]
     return {
-        (side, part): {model: (f"rollout_{part}", shift.dataset, model) for model in models}
+        (side, part): {model: (str(Kind("rollout", shift=part)), shift.dataset, model) for model in models}
         for side, parts in sides.items()
         for part in parts
     }
