@@ -21,7 +21,6 @@ from ase import units
 from ase.geometry import wrap_positions
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from scipy.spatial.transform import Rotation
-from scipy.stats import t as student
 
 from egraff_utils import cards, data, models, records, weights
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
@@ -29,6 +28,7 @@ from egraff_utils.config import Config
 from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import SkinList, build_graph
 from egraff_utils.records import Metric
+from egraff_utils.statistics import replica_interval
 from egraff_utils.units import EV_TO_MEV
 
 FAR = 100.0
@@ -751,21 +751,6 @@ def slopes(times, energy):
     return slope, rest.std(1)
 
 
-def mean_interval(values, level=0.95):
-    """Mean and Student's interval of independent values, a tuple of three; no interval of a single one.
-
-    Examples
-    --------
-    >>> [round(float(x), 3) for x in mean_interval(np.array([1.0, 3.0]))]
-    [2.0, -10.706, 14.706]
-    """
-    mean, count = values.mean(), len(values)
-    if count < 2:
-        return mean, None, None
-    half = student.ppf((1 + level) / 2, count - 1) * values.std(ddof=1) / np.sqrt(count)
-    return mean, mean - half, mean + half
-
-
 def _drift(subject, starts, timestep, steps):
     """Metrics and curves of the NVE runs."""
     atoms = starts[0]
@@ -780,9 +765,8 @@ def _drift(subject, starts, timestep, steps):
         energy[run, : len(row)] = EV_TO_MEV * row / len(atoms)
     energy = energy - energy[:, :1]
     slope, scatter = slopes(times / 1000, energy)
-    value, low, high = mean_interval(slope)
     metrics = [
-        Metric("drift", value, "meV/atom/ps", low, high, len(slope)),
+        Metric("drift", slope.mean(), "meV/atom/ps", *replica_interval(slope[:, None]), len(slope)),
         Metric("fluctuation", scatter.mean(), "meV/atom", n=len(slope)),
     ]
     if subject.cutoff is not None:

@@ -7,6 +7,7 @@ last frames, N atoms.
 from __future__ import annotations
 
 import itertools
+import warnings
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -209,12 +210,13 @@ def kaplan_meier(steps, broke, *, level: float = 0.95):
     >>> fraction
     array([1.   , 0.75 , 0.75 , 0.375, 0.375])
     """
-    ends, at_risk, failures = _risk(steps, broke)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fraction = np.cumprod(np.where(at_risk > 0, 1 - failures / np.maximum(at_risk, 1), 1.0))
-        variance = np.cumsum(failures / (at_risk * (at_risk - failures)))
-        width = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance) / np.abs(np.log(fraction))
-        low, high = fraction ** np.exp(width), fraction ** np.exp(-width)
+    ends, at_risk, _ = _risk(steps, broke)
+    steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
+    survival = stats.ecdf(stats.CensoredData(uncensored=steps[broke], right=steps[~broke])).sf
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of ends without a width, which follow
+        interval = survival.confidence_interval(level, method="log-log")
+    fraction, low, high = (curve.evaluate(ends) for curve in (survival, interval.low, interval.high))
     rare = (1 - level) / 2
     remaining = np.maximum(at_risk, 1)
     low = np.where(fraction == 1, rare ** (1 / remaining), np.where(fraction == 0, 0.0, low))
