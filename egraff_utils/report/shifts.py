@@ -84,56 +84,47 @@ class Shown(NamedTuple):
 
     group: str
     """``accuracy``, ``structure`` or ``dynamics``: static errors or simulations, and the colours."""
+    head: str
+    """Head of the group, with the unit."""
     metric: str
     digits: int
     """Digits behind the point, among the first four that count."""
+    factor: float
+    """Unit of the record in units of the head."""
+    lower_is_better: bool | None
+    """``None`` where neither is better."""
     over: str = ""
     """Metric that it is divided by, if any."""
     ratio: bool = True
     """Whether the ratio of out to in says anything."""
-    name: str = ""
-    """Head of the group, where it is not that of the metric."""
-
-    @property
-    def quantity(self):
-        """What is known of the metric."""
-        return quantities.of(self.metric)
-
-    @property
-    def head(self):
-        """Head of the group, with the unit."""
-        return self.name or self.quantity.head
-
-    @property
-    def factor(self):
-        """Unit of the record in units of the head."""
-        return self.quantity.factor
-
-    @property
-    def lower_is_better(self):
-        """``None`` where neither is better."""
-        return self.quantity.lower_is_better
 
 
+def _shown(group, metric, digits, *, head="", **options):
+    """Columns of a metric under its own head, or another."""
+    known = quantities.of(metric)
+    return Shown(group, head or known.head, metric, digits, known.factor, known.lower_is_better, **options)
+
+
+_RELATIVE = {"over": "zero_force_mae", "ratio": False, "head": "Force MAE over that of zero (×)"}
 ERRORS = (
-    Shown("accuracy", "force_mae", 1),
-    Shown("accuracy", "force_mae", 2, "zero_force_mae", False, "Force MAE over that of zero (×)"),
-    Shown("accuracy", "energy_mae", 1, ratio=False),
-    Shown("accuracy", "energy_mae_shifted", 1),
+    _shown("accuracy", "force_mae", 1),
+    _shown("accuracy", "force_mae", 2, **_RELATIVE),
+    _shown("accuracy", "energy_mae", 1, ratio=False),
+    _shown("accuracy", "energy_mae_shifted", 1),
 )
 """Static errors. The last is what remains when the mean error of each composition is taken off."""
 
 STRUCTURE = (
-    Shown("structure", "wf", 2),
-    Shown("structure", "jsd", 5),
-    Shown("structure", "stable_fraction", 2, ratio=False, name="Stable fraction (×)"),
+    _shown("structure", "wf", 2),
+    _shown("structure", "jsd", 5),
+    _shown("structure", "stable_fraction", 2, ratio=False, head="Stable fraction (×)"),
 )
 """Structure of the simulations, and for how much of their time they held."""
 
 DYNAMICS = (
-    Shown("dynamics", "ev_root", 2),
-    Shown("dynamics", "fv", 3),
-    Shown("dynamics", "temperature", 0, ratio=False),
+    _shown("dynamics", "ev_root", 2),
+    _shown("dynamics", "fv", 3),
+    _shown("dynamics", "temperature", 0, ratio=False),
 )
 """Dynamics of the simulations."""
 
