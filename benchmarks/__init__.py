@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from egraff_utils import paths, records
+from egraff_utils.config import Key
 
 SHARES = {
     "md": (50, 1080),
@@ -112,7 +113,8 @@ def measured(settings, kind, dataset, model, parameters, measure, **hashes):
     Record
     """
     parameters = {**parameters, "device": settings.device, "threads": settings.threads}
-    stored = records.find(kind, settings.campaign, dataset, model, 0, parameters)
+    key = Key(kind, settings.campaign, dataset, model)
+    stored = records.find(key, parameters)
     if stored and stored.status != "failed" and not settings.anew:
         return stored
     started, metrics, curves, status, message = time.time(), [], {}, "complete", ""
@@ -122,9 +124,7 @@ def measured(settings, kind, dataset, model, parameters, measure, **hashes):
     except Exception as error:  # a cell that fails is a result; the others go on
         status, message = "failed", _reason(error)
     made = records.provenance(started, device=settings.device, threads=settings.threads, **hashes)
-    record = records.Record(
-        kind, settings.campaign, dataset, model, 0, parameters, metrics, status, message, made
-    )
+    record = records.Record(*key, parameters, metrics, status, message, made)
     records.write(record, curves)
     return record
 

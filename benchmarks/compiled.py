@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import md, measured
 from benchmarks.elsewhere import Elsewhere
 from benchmarks.upstream import compiled_calculators
+from egraff_utils.config import Key
 
 TITLE = "Molecular dynamics beside NequIP and Allegro compiled by their package"
 CELLS = (("ethanol", "nequip"), ("ethanol", "allegro"), ("lips", "nequip"), ("lips", "allegro"))
@@ -43,7 +44,7 @@ def run(settings):
 
 
 def _cell(settings, theirs, folder, system, model):
-    from egraff_utils import train
+    from egraff_utils import weights
 
     def measure():
         library, cell = Path(folder) / f"{system}-{model}.nequip.pt2", ("small", system, model)
@@ -52,8 +53,8 @@ def _cell(settings, theirs, folder, system, model):
         return metrics + costs(metrics, seconds), curves
 
     parameters = {"preset": "small", "replicas": list(REPLICAS), "steps": STEPS, "weights": md.CAMPAIGN}
-    weights = train.fingerprint(train.TrainConfig(model, system, md.CAMPAIGN))
-    return measured(settings, "bench_compiled", system, model, parameters, measure, weights=weights)
+    digest = weights.digest(Key("training", md.CAMPAIGN, system, model))
+    return measured(settings, "bench_compiled", system, model, parameters, measure, weights=digest)
 
 
 def costs(metrics, seconds):

@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 
 from benchmarks import measured
+from egraff_utils.config import Key
 from egraff_utils.records import Metric
 
 TITLE = "The limit: operations and bytes of an MD step over the rates of the machine"
@@ -147,13 +148,12 @@ def _size(tensor):
 
 
 def _cell(settings, preset, system, model, rates):
-    from egraff_utils import train
+    from egraff_utils import weights
 
     trained = preset == "small"
     kind = "bench_limit" if trained else f"bench_limit_{preset}"
     parameters = {"preset": preset, "replicas": REPLICAS, "weights": CAMPAIGN if trained else "fresh"}
-    run_of = train.TrainConfig(model, system, CAMPAIGN)
-    hashes = {"weights": train.fingerprint(run_of)} if trained else {}
+    hashes = {"weights": weights.digest(_run(system, model))} if trained else {}
 
     def measure():
         return _measure(settings, _force_field(preset, system, model), system, trained, rates)
@@ -161,14 +161,19 @@ def _cell(settings, preset, system, model, rates):
     return measured(settings, kind, system, model, parameters, measure, **hashes)
 
 
+def _run(system, model):
+
+    return Key("training", CAMPAIGN, system, model)
+
+
 def _force_field(preset, system, model):
     import torch
 
-    from egraff_utils import models, train
+    from egraff_utils import models, weights
     from egraff_utils.cards import dataset
 
     if preset == "small":
-        return train.trained(CAMPAIGN, system, model)
+        return weights.load(_run(system, model))
     torch.manual_seed(0)
     force_field = models.build(model, preset, dataset(system).elements)
     force_field.set_reference({}, 1e-3)

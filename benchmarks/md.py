@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks import measured
 from benchmarks.compare import compare, same
 from benchmarks.elsewhere import Elsewhere
+from egraff_utils.config import Key
 
 TITLE = "Molecular dynamics: replica-steps per second beside the upstream ASE calculators"
 MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
@@ -63,13 +64,13 @@ def run(settings):
 
 
 def _cell(settings, theirs, preset, system, model, replicas):
-    from egraff_utils import train
+    from egraff_utils import weights
 
     trained = preset == "small"
     kind = "bench_md" if trained else f"bench_md_{preset}"
     parameters = {"preset": preset, "replicas": list(replicas), "weights": CAMPAIGN if trained else "fresh"}
-    run_of = train.TrainConfig(model, system, CAMPAIGN)
-    hashes = {"weights": train.fingerprint(run_of)} if trained else {}
+    run = Key("training", CAMPAIGN, system, model)
+    hashes = {"weights": weights.digest(run)} if trained else {}
 
     def measure():
         return compared(settings, theirs, Theirs, replicas, preset, system, model)
@@ -152,13 +153,13 @@ class Scene:
     @classmethod
     def of(cls, preset, system, model, count):
         """Trained weights of the preset small, fresh ones of any other; frames of the test split."""
-        from egraff_utils import cards, rollout, train
+        from egraff_utils import cards, rollout, weights
 
         card = cards.dataset(system)
         temperature, timestep = card.conditions("test")
         frames = rollout.reference_of(card)
         if preset == "small":
-            force_field = train.trained(CAMPAIGN, card.name, model)
+            force_field = weights.load(Key("training", CAMPAIGN, card.name, model))
         else:
             force_field, temperature = _fresh(model, preset, frames[0]), COLD["temperature"]
         starts = [_start(frames[i * len(frames) // count], temperature, i) for i in range(count)]

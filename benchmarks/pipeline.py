@@ -18,7 +18,8 @@ import numpy as np
 from benchmarks import measured
 from benchmarks.compare import RANGE
 from egraff_utils import campaign as campaigns
-from egraff_utils import paths, records
+from egraff_utils import paths
+from egraff_utils.config import Key
 from egraff_utils.records import Metric
 
 TITLE = "Pipeline: what a run of a campaign, the import, the book and the demo cost"
@@ -109,7 +110,7 @@ def _runs(kinds, rounds):
 def _workplace(folder):
     """Environment in which the campaign's records are a copy and its notebooks are still to be run."""
     for kind in KINDS[1:]:
-        stored = records.record_path(kind, CAMPAIGN, SYSTEM, MODEL, 0)
+        stored = Key(kind, CAMPAIGN, SYSTEM, MODEL).path
         if not stored.is_file():
             raise FileNotFoundError(f"no record {stored.name}; make campaign CAMPAIGN={CAMPAIGN} gives it")
     shutil.copytree(paths.results() / CAMPAIGN, folder / "results" / CAMPAIGN)

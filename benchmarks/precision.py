@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks import measured
 from benchmarks.compare import compare
+from egraff_utils.config import Key
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
@@ -46,12 +47,12 @@ def run(settings):
 
 
 def _cell(settings, dataset, model):
-    from egraff_utils import train
+    from egraff_utils import weights
 
     replicas, steps = SYSTEMS[dataset]
     steps = 20 if settings.quick else steps
     parameters = {"preset": "small", "replicas": replicas, "steps": steps, "weights": CAMPAIGN}
-    hashes = {"weights": train.fingerprint(train.TrainConfig(model, dataset, CAMPAIGN))}
+    hashes = {"weights": weights.digest(Key("training", CAMPAIGN, dataset, model))}
 
     def measure():
         return _measure(settings, dataset, model, replicas, steps)
@@ -60,12 +61,14 @@ def _cell(settings, dataset, model):
 
 
 def _measure(settings, dataset, model, replicas, steps):
-    from egraff_utils import cards, cost, data, fast, gate, train
+    from egraff_utils import cards, cost, data, gate, weights
+    from egraff_utils.models import frozen
 
-    single = train.trained(CAMPAIGN, dataset, model).to(settings.device)
+    run = Key("training", CAMPAIGN, dataset, model)
+    single = weights.load(run).to(settings.device)
     double = gate.in_double(single).to(settings.device)
-    with fast.plain():
-        plain_single = train.trained(CAMPAIGN, dataset, model)
+    with frozen.plain():
+        plain_single = weights.load(run)
         plain_double = gate.in_double(plain_single)
     plain_single, plain_double = (_plain(ff, settings.device) for ff in (plain_single, plain_double))
     frames = data.load(dataset, "test")[:FRAMES]

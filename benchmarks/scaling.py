@@ -32,7 +32,7 @@ def run(settings):
 
 
 def _cell(settings, dataset, campaign, model, cells):
-    from egraff_utils import cost, train
+    from egraff_utils import cost, weights
 
     runs = 1 if settings.quick else RUNS
     config = cost.CostConfig(
@@ -53,5 +53,5 @@ def _cell(settings, dataset, campaign, model, cells):
         return metrics, curves, message
 
     parameters = {**config.parameters(), "preset": "small", "weights": campaign, "runs": runs}
-    hashes = {"weights": train.fingerprint(config)}
+    hashes = {"weights": weights.digest(config)}
     return measured(settings, "bench_scaling", dataset, model, parameters, measure, **hashes)

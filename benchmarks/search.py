@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from egraff_utils import data, models, records
+from egraff_utils.config import Key
 from egraff_utils.records import Metric
 
 CAMPAIGN = "search"
@@ -43,7 +44,7 @@ def run(kind, dataset, model, *, preset, network, candidates, seconds):
         least), ``steps``, ``milliseconds`` (of a step), all of shape ``(C,)``; metric ``best_force_mae``.
     """
     parameters = {"preset": preset, "network": network, "seconds": seconds}
-    stored = records.find(kind, CAMPAIGN, dataset, model, 0, parameters)
+    stored = records.find(Key(kind, CAMPAIGN, dataset, model), parameters)
     rows = _rows(stored) if stored else []
     done = {row["label"] for row in rows}
     trial = None
@@ -259,7 +260,7 @@ def search_rate(datasets, model_names):
     for dataset in datasets:
         for model in model_names:
             common = {"preset": "day", "network": {}}
-            short = records.load(records.record_path("search_recipe", CAMPAIGN, dataset, model, 0))
+            short = records.load(Key("search_recipe", CAMPAIGN, dataset, model).path)
             tried = [label for label in short.curves["label"].tolist() if label.startswith("muon ")]
             highest = float(best(short, tried).removeprefix("muon "))
             slower = {

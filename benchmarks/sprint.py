@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from egraff_utils import campaign as campaigns
-from egraff_utils import records
+from egraff_utils.config import Key
 
 STARTING = 45.0
 """Seconds of a training beside its budget: imports, compilation from the cache, test errors."""
@@ -62,7 +62,7 @@ def run(name, *, minutes, jobs, out=None, datasets=(), models=()):
     for worker in workers:
         worker.join(max(0.0, ends - time.time()))
         worker.kill()
-    paths = [records.record_path("training", campaign.name, *cell) for cell in cells]
+    paths = [Key("training", campaign.name, *cell).path for cell in cells]
     return [path for path in paths if path.is_file()]
 
 

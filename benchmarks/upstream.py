@@ -15,8 +15,9 @@ import torch
 from ase.calculators.calculator import Calculator, all_changes
 from ase.data import chemical_symbols
 
-from egraff_utils import fast, models
+from egraff_utils import models
 from egraff_utils.graph import build_graph
+from egraff_utils.models import frozen
 from egraff_utils.models.nequip import nequip_state
 
 
@@ -53,7 +54,7 @@ def calculators(force_field, count, *, device="cpu"):
 def _plain_copy(force_field):
     """The force field as built, with the same weights, whatever has been done to this one to make it fast."""
     arguments = {**force_field.build_arguments, "dtype": force_field.dtype}
-    with torch.random.fork_rng(), fast.plain():
+    with torch.random.fork_rng(), frozen.plain():
         plain = models.build(**arguments)
     plain.load_state_dict(force_field.state_dict())
     return plain

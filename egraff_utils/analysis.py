@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ase.data import chemical_symbols
 
-from egraff_utils import metrics, records, statistics, structure
+from egraff_utils import metrics, quantities, records, statistics, structure
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
@@ -21,25 +21,6 @@ BLOCKS = 10
 
 LAST_FRAMES = 10
 """Sound frames kept of a replica that broke."""
-
-UNITS = {
-    "wf": "%",
-    "jsd": "nats",
-    "jsd_raw": "nats",
-    "ev": "1",
-    "ev_root": "1",
-    "fv": "1",
-    "rmsd": "Å",
-    "deviation": "Å",
-    "temperature": "K",
-    "stable_steps": "1",
-    "stable_fraction": "1",
-    "energy_drift": "meV/atom/ps",
-}
-
-
-POSITIVE = ("wf", "jsd", "jsd_raw", "ev", "ev_root", "fv", "rmsd", "deviation")
-"""Metrics whose intervals are taken on a logarithmic scale."""
 
 STRUCTURE = {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw}
 
@@ -104,6 +85,20 @@ def unwrap(frames):
     return positions[0] + np.concatenate([np.zeros_like(positions[:1]), np.cumsum(moved, axis=0)])
 
 
+CURVES = []
+"""What :func:`measure` calls for curves over time, see :func:`over_time`."""
+
+
+def over_time(function):
+    """Have :func:`measure` call a function of (trajectory, atoms, reference) and keep what it returns.
+
+    That is a dict of curves, each of shape ``(R, T)``, NaN behind the last sound frame of a replica. A curve
+    that bears the name of a metric gives its values, averaged as `quantities` has it.
+    """
+    CURVES.append(function)
+    return function
+
+
 def measure(trajectory, atoms, reference, *, timestep, steps):
     """Metrics and curves of a rollout.
 
@@ -137,25 +132,23 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
         (L, :data:`LAST_FRAMES`, N, 3) Å, and ``last_energy`` (L, :data:`LAST_FRAMES`) eV, up to the last
         sound frame.
     """
-    frames = len(trajectory.steps)
     time = trajectory.steps * timestep
-    curves = _violations(trajectory, reference.energy[:, :frames], reference.forces[:, :frames])
-    curves |= {"energy": trajectory.energy, "temperature": trajectory.temperature}
-    curves["energy_reference"] = reference.energy[:, :frames]
-    curves |= _displacements(trajectory.positions, reference.moved)
+    curves = {}
+    for function in CURVES:
+        curves |= function(trajectory, atoms, reference)
     blocks = _blocks(trajectory, asked=steps // _every(trajectory, steps) + 1)
     structures = _rdf_curves(trajectory.positions, blocks, atoms, reference.rdf)
     structures |= _species_curves(trajectory, blocks, atoms) | _last_frames(trajectory)
     structures["stable_step"] = trajectory.stable_step
     values = block_values(curves | structures)
     values["stable_fraction"] = [
-        stable / steps if reason else 1.0
-        for stable, reason in zip(trajectory.stable_step, trajectory.reasons, strict=True)
+        stable / steps if cause else 1.0
+        for stable, cause in zip(trajectory.stable_step, trajectory.causes, strict=True)
     ]
     values["energy_drift"] = [_drift(time, energy) / len(atoms) for energy in curves["energy"]]
     curves = {name: _thin(curve, name) for name, curve in curves.items()} | {"time": _thin(time)}
-    ordered = [summary(name, values.get(name, []), unit) for name, unit in UNITS.items()]
-    contiguous = Metric("reference_contiguous", reference.contiguous, "1")
+    ordered = [summary(name, values.get(name, [])) for name in quantities.averaged()]
+    contiguous = Metric.of("reference_contiguous", reference.contiguous)
     return ordered + _costs(trajectory) + [contiguous], curves | structures
 
 
@@ -209,26 +202,16 @@ def block_values(curves):
         :func:`replica_values`.
     """
     found = {}
+    for name, average in quantities.averaged().items():
+        if f"{name}_blocks" in curves:
+            found[name] = np.asarray(curves[f"{name}_blocks"], dtype=float)
+        elif average in AVERAGES and name in curves:
+            found[name] = AVERAGES[average](curves[name])
+        elif name in STRUCTURE and "rdf" in curves:
+            found[name] = _structure_values(curves, STRUCTURE[name])
     if "ev_root" in curves:
         sums = _block_sums(curves["ev_root"], np.log)
         found["ev"] = _pseudo_values(*sums, lambda logs: np.exp(2 * logs[..., 0]))
-        found["ev_root"] = _pseudo_values(*sums, _exponential)
-    if "fv" in curves:
-        found["fv"] = _pseudo_values(
-            *_block_sums(np.asarray(curves["fv"], dtype=float), np.log), _exponential
-        )
-    for name in ("rmsd", "deviation"):
-        if name in curves:
-            found[name] = np.array([[_late_mean(curve)] for curve in curves[name]])
-    if "temperature" in curves:
-        found["temperature"] = _pseudo_values(
-            *_block_sums(curves["temperature"]), lambda means: means[..., 0]
-        )
-    for name, compare in STRUCTURE.items():
-        if f"{name}_blocks" in curves:
-            found[name] = np.asarray(curves[f"{name}_blocks"], dtype=float)
-        elif "rdf" in curves:
-            found[name] = _structure_values(curves, compare)
     return found | {"stable_steps": np.asarray(curves["stable_step"], dtype=float)[:, None]}
 
 
@@ -248,8 +231,20 @@ def _structure_values(curves, compare):
     return _pseudo_values(g * frames[..., None], frames, score)
 
 
-def _exponential(means):
-    return np.exp(means[..., 0])
+def _geometric(curve):
+    return _pseudo_values(*_block_sums(curve, np.log), lambda logs: np.exp(logs[..., 0]))
+
+
+def _arithmetic(curve):
+    return _pseudo_values(*_block_sums(curve), lambda means: means[..., 0])
+
+
+def _late(curve):
+    return np.array([[_late_mean(values)] for values in curve])
+
+
+AVERAGES = {"geometric": _geometric, "arithmetic": _arithmetic, "late": _late}
+"""Values of blocks from a curve (R, T), by :attr:`~egraff_utils.quantities.Quantity.average`."""
 
 
 def _block_sums(curve, transform=lambda values: values):
@@ -305,7 +300,7 @@ def resamples(curves, metric, resamples=1000):
     values = block_values(curves)
     if metric not in values:
         raise KeyError(f"no curves of '{metric}'; there are those of {', '.join(values)}")
-    options = {"positive": metric in POSITIVE, "resamples": resamples}
+    options = {"positive": quantities.of(metric).interval == "log", "resamples": resamples}
     return statistics.replica_resamples(values[metric], groups=curves.get("composition"), **options)
 
 
@@ -337,13 +332,12 @@ def pool(parts):
     curves |= {f"{name}_blocks": values[name].astype(np.float32) for name in STRUCTURE if name in values}
     values["stable_fraction"] = np.concatenate([stable_fractions(r) for r in parts.values()])
     ordered = [
-        summary(name, values[name], unit, groups=curves["composition"])
-        for name, unit in UNITS.items()
+        summary(name, values[name], groups=curves["composition"])
+        for name in quantities.averaged()
         if name in values
     ]
     for name in ("ms_per_step", "replica_steps_per_second", "steps", "reference_contiguous"):
-        costs = [r.metric(name) for r in parts.values()]
-        ordered.append(Metric(name, np.mean([m.value for m in costs]), costs[0].unit))
+        ordered.append(Metric.of(name, np.mean([record[name] for record in parts.values()])))
     return ordered, curves
 
 
@@ -366,14 +360,13 @@ def _pad(curve, length):
     return np.pad(curve, [(0, 0), (0, length - curve.shape[1])], constant_values=np.nan)
 
 
-def summary(name, values, unit, *, groups=None):
+def summary(name, values, *, groups=None):
     """:class:`~egraff_utils.records.Metric`: mean over replicas with its 95 % interval.
 
-    The interval is that of :func:`~egraff_utils.statistics.replica_interval`, on a logarithmic scale for the
-    metrics in :data:`POSITIVE`; of ``stable_fraction`` that of
-    :func:`~egraff_utils.statistics.fraction_interval`; of ``stable_steps`` there is none. It says where the
-    mean over many replicas of this length from such starts would lie, noise of their length included; it does
-    not know of another training.
+    The interval is that of :func:`~egraff_utils.statistics.replica_interval`, on a linear or a logarithmic
+    scale, or that of :func:`~egraff_utils.statistics.fraction_interval`, or there is none: see
+    :attr:`~egraff_utils.quantities.Quantity.interval`. It says where the mean over many replicas of this
+    length from such starts would lie, noise of their length included; it does not know of another training.
 
     Parameters
     ----------
@@ -388,14 +381,13 @@ def summary(name, values, unit, *, groups=None):
     means = _row_means(values)
     count = int(np.isfinite(means).sum())
     if not count:
-        return Metric(name, None, unit, n=0)
-    if name == "stable_steps":
-        bounds = None, None
-    elif name == "stable_fraction":
+        return Metric.of(name, None, n=0)
+    scale, bounds = quantities.of(name).interval, (None, None)
+    if scale == "fraction":
         bounds = statistics.fraction_interval(means)
-    else:
-        bounds = statistics.replica_interval(values, groups=groups, positive=name in POSITIVE)
-    return Metric(name, np.nanmean(means), unit, *bounds, count)
+    elif scale:
+        bounds = statistics.replica_interval(values, groups=groups, positive=scale == "log")
+    return Metric.of(name, np.nanmean(means), *bounds, count)
 
 
 def reinterval(record):
@@ -420,7 +412,7 @@ def reinterval(record):
         values = block_values(curves) | {"stable_fraction": stable_fractions(record)}
         if "energy" in curves:
             values["energy_drift"] = _drifts(record)
-        fresh = {name: summary(name, found, UNITS[name]) for name, found in values.items()}
+        fresh = {name: summary(name, found) for name, found in values.items()}
     kept = [
         replace(metric, low=new.low, high=new.high, n=new.n) if (new := fresh.get(metric.name)) else metric
         for metric in record.metrics
@@ -431,9 +423,7 @@ def reinterval(record):
 
 
 def _part_path(record, composition):
-    return records.record_path(
-        f"rollout_{composition}", record.campaign, record.dataset, record.model, record.seed
-    )
+    return record.key.of(shift=composition).path
 
 
 def _drifts(record):
@@ -444,19 +434,28 @@ def _drifts(record):
     return drifts * stored / mean if stored is not None and mean else np.full(len(drifts), np.nan)
 
 
-def _violations(trajectory, energy, forces):
+@over_time
+def _violations(trajectory, atoms, reference):
+    energy, forces = (values[:, : len(trajectory.steps)] for values in (reference.energy, reference.forces))
     root = metrics.energy_violation_root(trajectory.energy, energy)
     force = [metrics.force_violation(f, g) for f, g in zip(trajectory.forces, forces, strict=True)]
     return {"ev_root": root, "fv": np.stack(force)}
 
 
-def _displacements(positions, reference):
+@over_time
+def _energies(trajectory, atoms, reference):
+    stored = {"energy": trajectory.energy, "temperature": trajectory.temperature}
+    return stored | {"energy_reference": reference.energy[:, : len(trajectory.steps)]}
+
+
+@over_time
+def _displacements(trajectory, atoms, reference):
     """Root mean square displacement from the start; that of the reference; and from the reference."""
-    moved = positions - positions[:, :1]
+    moved = trajectory.positions - trajectory.positions[:, :1]
     curves = {"rmsd": _over_atoms(moved)}
-    if reference is not None:
-        reference = reference[:, : moved.shape[1]]
-        curves |= {"rmsd_reference": _over_atoms(reference), "deviation": _over_atoms(moved - reference)}
+    if reference.moved is not None:
+        there = reference.moved[:, : moved.shape[1]]
+        curves |= {"rmsd_reference": _over_atoms(there), "deviation": _over_atoms(moved - there)}
     return curves
 
 
@@ -528,7 +527,7 @@ def _species_curves(trajectory, blocks, atoms):
 
 def _last_frames(trajectory):
     """Positions and energies up to the last sound frame of the replicas that broke."""
-    broken = [r for r, reason in enumerate(trajectory.reasons) if reason]
+    broken = [r for r, cause in enumerate(trajectory.causes) if cause]
     if not broken:
         return {}
     last = np.array([trajectory.frames(r) for r in broken])
@@ -565,7 +564,7 @@ def _costs(trajectory):
     settled = times[3:] if len(times) > 3 else times
     total = times.sum()
     return [
-        Metric("ms_per_step", np.median(settled) * 1e3 if len(settled) else None, "ms"),
-        Metric("replica_steps_per_second", trajectory.stable_step.sum() / total if total else None, "1/s"),
-        Metric("steps", trajectory.step, "1"),
+        Metric.of("ms_per_step", np.median(settled) * 1e3 if len(settled) else None),
+        Metric.of("replica_steps_per_second", trajectory.stable_step.sum() / total if total else None),
+        Metric.of("steps", trajectory.step),
     ]

@@ -18,6 +18,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from egraff_utils import cards, data, paper, paths, records, statistics
+from egraff_utils.config import Key
 from egraff_utils.records import Metric
 
 VERSION = 1
@@ -1151,7 +1152,7 @@ def audit(dataset, *, campaign="demo", seed=0):
 
 def find(dataset, *, campaign, seed=0, asked=None):
     """The stored audit of a dataset, or None; ``asked`` are the parameters that it must agree with."""
-    path = records.record_path("audit", campaign, dataset, "reference", seed)
+    path = Key("audit", campaign, dataset, "reference", seed).path
     if not path.is_file():
         return None
     record = records.load(path)

@@ -24,6 +24,7 @@ from traitlets.config import Config
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paths, records
+from egraff_utils.config import Key
 
 NOTEBOOKS = paths.ROOT / "notebooks"
 BOOK = paths.ROOT / "book"
@@ -177,7 +178,7 @@ def _record_failure(notebook, parameters, error):
 
 
 def _forget_failure(notebook, parameters):
-    path = records.record_path("failure", **run_key(notebook, parameters))
+    path = Key("failure", **run_key(notebook, parameters)).path
     if not path.exists():
         return
     origin = json.loads(path.read_text())["parameters"].get("notebook")

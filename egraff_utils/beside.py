@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import campaign as campaigns
-from egraff_utils import cards, paper, records
+from egraff_utils import cards, paper, quantities, records
+from egraff_utils.config import AS_CODED, Kind, changed
+from egraff_utils.quantities import COLUMNS, Quantity
 
 PAPER, OURS, BOUND = "paper", "ours", "bound"
 SPREAD = (" std", " low", " high")
@@ -24,120 +26,10 @@ DATASETS = ("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid
 LITERATURE_MODELS = {"painn": "PaiNN", "dimenet++": "DimeNet++"}
 """Models of the literature that the paper quotes and that are not trained here."""
 
-METRIC_NAMES = {
-    "force_mae": "Force MAE",
-    "energy_mae": "Energy MAE",
-    "energy_mae_per_atom": "Energy MAE per atom",
-    "energy_mae_shifted": "Energy MAE without its offset",
-    "energy_offset": "Energy offset",
-    "zero_force_mae": "Force MAE of predicting zero",
-    "wf": "Wright's factor",
-    "jsd": "JSD",
-    "jsd_raw": "JSD as published",
-    "ev": "EV",
-    "ev_root": "Root EV",
-    "fv": "FV",
-    "rmsd": "RMSD",
-    "deviation": "Deviation from the reference",
-    "temperature": "Temperature",
-    "virial_temperature": "Virial temperature",
-    "stable_fraction": "Stable fraction",
-    "stable_steps": "Stable steps",
-    "ms_per_step": "Time per MD step",
-    "seconds_per_epoch": "Time per epoch",
-    "replica_steps_per_second": "Speed, all replicas",
-    "energy_drift": "Energy drift",
-    "oracle_force_mae": "Force MAE on the model's own frames",
-    "oracle_energy_mae_per_atom": "Energy MAE per atom on the model's own frames",
-    "oracle_energy_mae_shifted_per_atom": "Energy MAE per atom without its offset, own frames",
-    "oracle_fv": "FV on the model's own frames",
-    "oracle_ev_root": "Root EV on the model's own frames",
-    "oracle_labelled": "Own frames that the reference could label",
-    "horizon_driven": "Horizon",
-    "floor_wf": "Floor of Wright's factor",
-    "floor_jsd": "Floor of JSD",
-    "floor_jsd_raw": "Floor of JSD as published",
-    "floor_ev_root": "Floor of root EV",
-    "floor_fv": "Floor of FV",
-    "reference_contiguous": "Reference contiguous in time",
-    "steps": "Steps",
-    "epochs": "Epochs",
-    "seconds": "Training time",
-    "parameters": "Trainable parameters",
-}
-"""Names of metrics as readers see them, in figures and tables."""
-
-COUNTS = ("steps", "stable_steps", "epochs", "parameters")
-UNRANKED = (
-    "temperature",
-    "energy_offset",
-    "rmsd",
-    "energy_drift",
-    "steps",
-    "epochs",
-    "seconds",
-    "parameters",
-)
-COMPARED = ("force_mae", "energy_mae")
+COMPARED = tuple(column.metric for column in COLUMNS if column.group == "accuracy")
 """Errors of frames by which models are told apart."""
-ERRORS = ("force_mae", "energy_mae", "energy_mae_per_atom", "zero_force_mae")
-OF_TRAINING = ("seconds_per_epoch", "steps", "epochs", "seconds", "parameters")
-OF_KIND = dict.fromkeys(OF_TRAINING, "training") | {"horizon_driven": "horizon"}
-"""Kind of the records that hold a metric, where it is not that of the rollouts."""
 
-PROTOCOLS = ("rollout", "rollout_as_coded")
-FLOORED = ("wf", "jsd", "jsd_raw", "ev_root", "fv", "rmsd")
-BEST_AT_ZERO = ("wf", "jsd", "jsd_raw")
-"""Metrics with a floor, and those of them for which a value below the floor is no better than one inside."""
-
-
-class Column(NamedTuple):
-    """One quantity: where ours stands in the records, the paper's in its tables."""
-
-    group: str
-    """``accuracy``, ``structure``, ``dynamics`` or ``cost``."""
-    head: str
-    """Head of the column, with the unit."""
-    metric: str
-    """Metric of the records."""
-    digits: int
-    """Digits behind the point, among the first four digits that count."""
-    factor: float = 1.0
-    """Unit of the record in units of the head."""
-    table: str = ""
-    """Table of the paper that holds it for all datasets."""
-    published: str = ""
-    """Column of that table, and of the others with this quantity."""
-    published_factor: float = 1.0
-    """Unit of the paper's table in units of the head."""
-    lower_is_better: bool | None = True
-    """``None`` where neither is better."""
-    bound: str = ""
-    """What bounds it: ``floor_`` and the metric (see `floor_of`), or the error of predicting zero."""
-    published_std: str = ""
-    """Column of the published standard deviation."""
-
-
-_WF = {"table": "2", "published": "wf_percent", "bound": "floor_wf"}
-_JSD = {"table": "2", "published": "jsd", "bound": "floor_jsd_raw"}
-_EV = {"table": "3", "published": "ev_gmean_1e-5", "bound": "floor_ev_root", "published_std": "ev_std_1e-5"}
-_FV = {"table": "3", "published": "fv_gmean", "bound": "floor_fv", "published_std": "fv_std"}
-_FORCE = {"table": "1", "published": "force_mae_mev_per_ang", "bound": "zero_force_mae"}
-_MINUTES = {"table": "4", "published_factor": 60.0}
-COLUMNS = (
-    Column("accuracy", "Force MAE (meV/Å)", "force_mae", 2, **_FORCE),
-    Column("accuracy", "Energy MAE (meV)", "energy_mae", 2, table="1", published="energy_mae_mev"),
-    Column("structure", "WF (%)", "wf", 2, **_WF),
-    Column("structure", "JSD as published (nats)", "jsd_raw", 3, **_JSD),
-    Column("structure", "JSD (nats)", "jsd", 5, bound="floor_jsd"),
-    Column("dynamics", "Root EV (1e-5)", "ev_root", 3, 1e5, **_EV),
-    Column("dynamics", "FV (dimensionless)", "fv", 3, **_FV),
-    Column("dynamics", "Horizon (fs)", "horizon_driven", 1, lower_is_better=False),
-    Column("dynamics", "Stable fraction (dimensionless)", "stable_fraction", 2, lower_is_better=False),
-    Column("cost", "Training (s/epoch)", "seconds_per_epoch", 2, published="train_min_per_epoch", **_MINUTES),
-    Column("cost", "MD (ms/step)", "ms_per_step", 1, published="inference_min_per_1000_steps", **_MINUTES),
-)
-"""Columns of the leaderboard. Inference in the paper is in minutes per 1000 steps: one is 60 ms/step."""
+PROTOCOLS = (str(Kind("rollout")), str(Kind("rollout", AS_CODED)))
 
 
 class Layout(NamedTuple):
@@ -150,8 +42,6 @@ class Layout(NamedTuple):
     """What the label says; also the columns of the paper's table that hold it."""
     number: str = ""
     """Table of the paper; that of each column by default."""
-    spread: bool = False
-    """Whether the paper gives a spread."""
 
 
 MAIN = {(name,): ("rollout", name) for name in DATASETS}
@@ -180,13 +70,13 @@ LAYOUTS = {
     for layout in (
         Layout(("energy_mae", "force_mae"), COOL, number="1"),
         Layout(STRUCTURE, COOL, number="2"),
-        Layout(DYNAMICS, COOL, number="3", spread=True),
+        Layout(DYNAMICS, COOL, number="3"),
         Layout(("seconds_per_epoch", "ms_per_step"), MAIN, number="4"),
         Layout(DYNAMICS, TEMPERATURES, ("dataset", "temperature_k"), "5"),
         Layout(STRUCTURE, TEMPERATURES, ("dataset", "temperature_k"), "6"),
         Layout(DYNAMICS, LIPS20, ("structures",), "7a"),
         Layout(STRUCTURE, LIPS20, ("structures",), "7b"),
-        Layout(DYNAMICS, BENZENE, ("trained_on",), "18", spread=True),
+        Layout(DYNAMICS, BENZENE, ("trained_on",), "18"),
         Layout(STRUCTURE, BENZENE, ("trained_on",), "19"),
     )
 }
@@ -268,8 +158,10 @@ def literature_values(frame: pd.DataFrame, *, beside: tuple[str, ...] = ()) -> p
     ours = {campaign_name(f) if s == OURS else s: f for s, f in campaign_frames(frame, beside).items()}
     blocks = {}
     for metric in ("force_mae", "energy_mae"):
-        column = column_of(metric)
-        rows = [table.rename(columns={column.published: "value"})[["dataset", "source", "model", "value"]]]
+        column = quantities.of(metric)
+        rows = [
+            table.rename(columns={column.published.column: "value"})[["dataset", "source", "model", "value"]]
+        ]
         for name, found in ours.items():
             means = _means(found[found.kind == "training"], column).reset_index()
             rows.append(means[means.dataset.isin(datasets)].assign(source=name))
@@ -336,7 +228,7 @@ def floor_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> tuple
     >>> floor_of(pd.DataFrame([row | {"value": 0.7, "low": 0.6, "high": 0.8}]), "rollout", "lips", "fv")
     (0.7, 0.6, 0.8)
     """
-    places = [(kind.replace("rollout", "floor", 1), metric)]
+    places = [(changed(kind, act="floor"), metric)]
     places += [("floor", metric), ("dataset", f"floor_{metric}")] if kind in PROTOCOLS else []
     rows = frame[(frame.dataset == dataset) & (frame.model == "reference")]
     for place, name in places:
@@ -357,7 +249,7 @@ def is_alike(metric: str, value: float, low: float, high: float) -> bool:
     >>> is_alike("wf", 0.1, 0.2, 0.4), is_alike("fv", 0.1, 0.6, 0.8), is_alike("fv", 0.7, float("nan"), 0.8)
     (True, False, False)
     """
-    return bool(value <= high and (value >= low or metric in BEST_AT_ZERO))
+    return bool(value <= high and (value >= low or quantities.of(metric).best_at_zero))
 
 
 def count_alike(values: pd.DataFrame, head: str, source: str = OURS) -> tuple[int, int]:
@@ -465,22 +357,12 @@ def campaign_frames(frame: pd.DataFrame, beside: tuple[str, ...] = ()) -> dict:
     return {OURS: frame} | {name: found for name, found in others.items() if len(found)}
 
 
-def column_of(metric: str, units: dict | None = None) -> Column:
-    """Column of a metric; one made of its name and unit where the leaderboard has none."""
-    for column in COLUMNS:
-        if column.metric == metric:
-            return column
-    unit = (units or {}).get(metric, "1")
-    unit = unit if unit not in ("1", "", None) else "count" if metric in COUNTS else "dimensionless"
-    group = "accuracy" if "energy" in metric or "force" in metric else "dynamics"
-    better = None if metric in UNRANKED else metric != "stable_steps"
-    digits = 0 if metric in ("temperature", *COUNTS) else 3
-    head, bound = f"{METRIC_NAMES.get(metric, metric)} ({unit})", f"floor_{metric}"
-    bound = bound if metric in FLOORED else ""
-    return Column(group, head, metric, digits, lower_is_better=better, bound=bound)
+def column_of(metric: str, units: dict | None = None) -> Quantity:
+    """Column of a metric; `units` has the unit of one that `quantities` does not know."""
+    return quantities.of(metric, (units or {}).get(metric))
 
 
-def columns_of(layout: Layout, frames: dict) -> list[Column]:
+def columns_of(layout: Layout, frames: dict) -> list[Quantity]:
     """Columns of a layout, with the units of the records."""
     every = pd.concat([frame[["metric", "unit"]] for frame in frames.values()]).dropna()
     units = dict(zip(every.metric, every.unit, strict=True))
@@ -504,7 +386,7 @@ def dataset_layout(frames: dict, metrics, kind: str = "rollout") -> Layout:
     """Layout with a group of rows for every dataset: those of the records, for the main kind the paper's."""
     kinds = [kind, "training", "failure"] if kind in PROTOCOLS[:1] else [kind]
     found = {name for frame in frames.values() for name in frame.dataset[_runs(frame, kinds)]}
-    if kind in PROTOCOLS[:1] and any(column_of(metric).table for metric in metrics):
+    if kind in PROTOCOLS[:1] and any(quantities.of(metric).published for metric in metrics):
         found |= set(DATASETS)
     return Layout(tuple(metrics), {(name,): (kind, name) for name in sorted(found, key=dataset_place)})
 
@@ -518,7 +400,7 @@ def layout_values(
     for column in columns_of(layout, frames):
         published = _published(column, layout, index)
         values[column.head, PAPER] = published["value"]
-        if spread and column.published_std:
+        if spread and column.published and column.published.std:
             values[column.head, f"{PAPER} std"] = published["std"]
         for source, frame in frames.items():
             found = _means(frame, column).reindex(record_keys(column, layout, index))
@@ -529,14 +411,14 @@ def layout_values(
         if bounds:
             found = bound_of(column, layout, index, frames)
             values[column.head, BOUND] = found["value"].to_numpy()
-            if spread and column.bound.startswith("floor"):
+            if spread and column.floor:
                 values[column.head, f"{BOUND} low"] = found["low"].to_numpy()
                 values[column.head, f"{BOUND} high"] = found["high"].to_numpy()
     heads = pd.MultiIndex.from_tuples(values, names=[None, None])
     return pd.DataFrame(dict(enumerate(values.values())), index=index).set_axis(heads, axis=1)
 
 
-def record_keys(column: Column, layout: Layout, index: pd.MultiIndex) -> list[tuple]:
+def record_keys(column: Quantity, layout: Layout, index: pd.MultiIndex) -> list[tuple]:
     """Kind, dataset and model of the records behind every row of a column."""
     labels = [(layout.rows[tuple(label)], model) for *label, model in index]
     return [(_kind(column.metric, kind), dataset, model) for (kind, dataset), model in labels]
@@ -544,10 +426,10 @@ def record_keys(column: Column, layout: Layout, index: pd.MultiIndex) -> list[tu
 
 def _kind(metric, kind):
     """Kind of the records that hold a metric beside rollouts of a kind."""
-    protocol, _, shift = kind.partition("_")
-    if protocol != "rollout" or metric not in (*ERRORS, *OF_KIND):
+    own = quantities.of(metric).kind
+    if Kind.parse(kind).act != "rollout" or own == "rollout":
         return kind
-    return OF_KIND.get(metric, "training" if kind in PROTOCOLS else f"errors_{shift}")
+    return own if own != "errors" else "training" if kind in PROTOCOLS else changed(kind, act="errors")
 
 
 def _index(frames, layout):
@@ -580,13 +462,15 @@ def _means(frame, column):
 def _published(column, layout, index):
     """Published value and standard deviation of every row; NaN where the paper says nothing."""
     values = pd.DataFrame(np.nan, index=index, columns=["value", "std"])
-    number = layout.number or (column.table if _is_main(layout) else "")
+    if not (place := column.published):
+        return values
+    number = layout.number or (place.table if _is_main(layout) else "")
     if number in paper.tables():
         table = paper.table(number).set_index(list(index.names))
-        for name, source in (("value", column.published), ("std", column.published_std)):
+        for name, source in (("value", place.column), ("std", place.std)):
             if source in table:
-                values[name] = table[source].reindex(index).to_numpy(float) * column.published_factor
-    if not layout.number and column.table in ("1", *AT_600K):
+                values[name] = table[source].reindex(index).to_numpy(float) * (place.factor * column.factor)
+    if not layout.number and place.table in ("1", *AT_600K):
         warm = _published_at_600K(column).reindex(index)[index.isin(["3bpa"], level="dataset")]
         values.loc[warm.index] = warm
     return values
@@ -595,13 +479,14 @@ def _published(column, layout, index):
 def _published_at_600K(column):
     """Published values of 3BPA at the temperature of our test set, index (dataset, model); no errors."""
     values = pd.DataFrame(columns=["value", "std"], index=_no_rows(["dataset", "model"]), dtype=float)
-    if number := AT_600K.get(column.table):
+    place = column.published
+    if number := AT_600K.get(place.table):
         table = paper.table(number).query("temperature_k == 600").set_index(["dataset", "model"])
-        values["value"] = table.get(column.published)
+        values["value"] = table[place.column] * (place.factor * column.factor)
     return values
 
 
-def bound_of(column: Column, layout: Layout, index: pd.MultiIndex, frames: dict) -> pd.DataFrame:
+def bound_of(column: Quantity, layout: Layout, index: pd.MultiIndex, frames: dict) -> pd.DataFrame:
     """Bound of every row with its range, in the head's unit: that of the first source that has one.
 
     Columns ``value``, ``low`` and ``high``, NaN where there is none.
@@ -617,10 +502,10 @@ def bound_of(column: Column, layout: Layout, index: pd.MultiIndex, frames: dict)
 
 def _bound(column, kind, dataset, frame):
     """Floor of a metric, or the error of predicting zero at the frames of a kind; with its range."""
-    if column.bound.startswith("floor"):
+    if column.floor:
         return floor_of(frame, kind, dataset, column.metric)
     own = ("dataset", "training") if kind in PROTOCOLS else (_kind(column.metric, kind),)
-    rows = frame[(frame.metric == column.bound) & (frame.dataset == dataset) & frame.kind.isin(own)]
+    rows = frame[(frame.metric == column.ceiling) & (frame.dataset == dataset) & frame.kind.isin(own)]
     return rows.value.astype(float).mean(), np.nan, np.nan
 
 

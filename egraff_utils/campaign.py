@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from egraff_utils import cards, paths
+from egraff_utils.config import AS_CODED, Kind
 
-FOLDERS = {"corrected": "rollout", "as_coded": "rollout_as_coded"}
+FOLDERS = {"corrected": "rollout", AS_CODED: str(Kind("rollout", AS_CODED))}
 """Protocol -> folder of its executed notebooks in ``runs/<campaign>/``."""
 CELL = "{dataset}-{model}-s{seed}.ipynb"
 """Name of the executed notebook of a cell."""

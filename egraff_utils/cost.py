@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from egraff_utils import allocator, cards, records, tables
+from egraff_utils import allocator, cards, records, tables, weights
 from egraff_utils import campaign as campaigns
+from egraff_utils.config import Config
 from egraff_utils.records import Metric
 
 WARM_UP = 2  # steps before the first that counts: compilation and caches
@@ -30,8 +31,10 @@ LARGE = 250  # atoms from which on the constant cost of a step hardly counts
 
 
 @dataclass(frozen=True)
-class CostConfig(records.Config):
+class CostConfig(Config):
     """One trained model and the supercells it is timed on."""
+
+    kind = "cost"
 
     model: str
     campaign: str = "demo"
@@ -49,11 +52,6 @@ class CostConfig(records.Config):
     """MB, likewise."""
     device: str = "cpu"
     threads: int = 1
-
-    @property
-    def key(self):
-        """Kind (``cost``), campaign, dataset, model and seed."""
-        return "cost", self.campaign, cards.dataset(self.dataset).name, self.model, self.seed
 
 
 def measure(config):
@@ -77,19 +75,12 @@ def measure(config):
     ValueError
         If the dataset is not periodic.
     """
-    from egraff_utils import train
 
-    started = time.time()
-    weights = train.fingerprint(config)
-    stored = records.find(*config.key, config.parameters())
-    if stored and weights in (None, stored.provenance.get("weights")):
-        return stored
-    metrics, curves, message = grow(config)
-    made = records.provenance(started, device=config.device, threads=config.threads, weights=weights)
-    status = "complete" if metrics else "failed"
-    record = records.Record(*config.key, config.parameters(), metrics, status, message, made)
-    records.write(record, curves)
-    return record
+    def make():
+        metrics, curves, message = grow(config)
+        return records.Outcome(metrics, curves, "complete" if metrics else "failed", message)
+
+    return records.run(config, make, weights=weights.digest(config))
 
 
 def grow(config, *, runs=1):
@@ -123,13 +114,11 @@ def grow(config, *, runs=1):
     FileNotFoundError, ValueError
         As in :func:`measure`.
     """
-    from egraff_utils import train
-
-    card = cards.dataset(config.dataset)
+    card = config.card
     if card.system == "molecule":
         raise ValueError(f"{card.name} is a molecule; supercells need a periodic dataset, such as lips")
-    if train.fingerprint(config) is None:
-        train.trained(config.campaign, card.name, config.model, config.seed)  # says what is missing
+    if weights.digest(config) is None:
+        weights.load(config)  # says what is missing
     found, messages = zip(*[_in_a_process(config) for _ in range(runs)], strict=True)
     rows = [min(same, key=lambda row: row["milliseconds"]) for same in zip(*found, strict=False)]
     message = next(filter(None, messages), "")
@@ -149,11 +138,11 @@ def evaluate(config):
     """
     import torch
 
-    from egraff_utils import data, train
+    from egraff_utils import data
 
     torch.set_num_threads(config.threads)
     frame = data.load(config.dataset, "test")[0]
-    force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
+    force_field = weights.load(config)
     stepper(force_field, frame[:FRAGMENT], device=config.device)()
     before = _memory(config.device, reset=True)
     row = {}

@@ -8,7 +8,6 @@ replica alone. R replicas, T recorded frames, N atoms of one replica.
 
 import json
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,10 +18,8 @@ from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from tqdm.auto import tqdm
 
+from egraff_utils.breaks import FARTHEST_MOVE, Break, Cause
 from egraff_utils.calculator import join_replicas
-
-FARTHEST_MOVE = 1.0
-"""Å in one step; an atom at 3000 K moves about 0.1 Å in 1 fs, so more is an explosion."""
 
 PER_FRAME = ("positions", "forces", "energy", "temperature", "temperature_species")
 """Arrays of a :class:`Trajectory` with an entry for every frame."""
@@ -233,8 +230,8 @@ class Trajectory:
     ``(R, T, S)``, K."""
     stable_step: np.ndarray
     """Last sound step of each replica, shape ``(R,)``."""
-    reasons: list[str]
-    """Why each replica broke; empty for those that did not."""
+    causes: list[str]
+    """:class:`~egraff_utils.breaks.Cause` by which each replica broke; empty for those that did not."""
     step_times: np.ndarray
     """Time of every step, s."""
 
@@ -269,7 +266,12 @@ class Trajectory:
         """From :meth:`save`."""
         with np.load(path, allow_pickle=False) as stored:
             values = {f.name: stored[f.name] for f in fields(cls)}
-        return cls(**values | {"reasons": [str(reason) for reason in values["reasons"]]})
+        return cls(**values | {"causes": [str(cause) for cause in values["causes"]]})
+
+    def breaks(self, timestep):
+        """The replicas that broke, a list of :class:`~egraff_utils.breaks.Break`; timestep in fs."""
+        ends = zip(self.stable_step.tolist(), self.causes, strict=True)
+        return [Break(r, step, step * timestep, cause) for r, (step, cause) in enumerate(ends) if cause]
 
 
 @dataclass(frozen=True)
@@ -335,13 +337,13 @@ def simulate(starts, make_calculator, *, thermostat, steps, **options):
     record_every
         Steps between frames.
     rule
-        ``rule(positions (T, N, 3)) -> (frame, reason) or None``: the first frame at which a replica counts
+        ``rule(positions (T, N, 3)) -> (frame, cause) or None``: the first frame at which a replica counts
         as broken; asked at checkpoints and at the end, about the frames that are new since.
     replicas
         Indices of the replicas, which choose their noise; by default 0 to R - 1.
     checkpoint
-        File from which the run goes on if it exists, and into which it is saved; removed by
-        :func:`discard`.
+        File from which the run goes on if it exists, and into which it is saved; its folder is left to the
+        caller to remove.
     checkpoint_every
         Steps between checkpoints.
     max_seconds
@@ -357,11 +359,6 @@ def simulate(starts, make_calculator, *, thermostat, steps, **options):
         It ends early if no replica is left or the time is up.
     """
     return _Run(starts, make_calculator, thermostat, steps, **options).run()
-
-
-def discard(checkpoint):
-    """Remove the folder of a checkpoint."""
-    shutil.rmtree(Path(checkpoint).parent, ignore_errors=True)
 
 
 class _Run:
@@ -442,26 +439,26 @@ class _Run:
         return np.reshape(array, (len(self.active), -1))
 
     def _faults(self):
-        """Reason by replica, for those that cannot go on."""
+        """Cause by replica, for those that cannot go on."""
         results = self.atoms.calc.results
         sound = np.isfinite(results["energies_of_replicas"])
         sound &= np.isfinite(self._per_replica(results["forces"])).all(1)
         faults = {}
         for replica, finite, escaped in zip(self.active, sound, self.integrator.escaped, strict=True):
             if escaped:
-                faults[replica] = f"an atom moved more than {FARTHEST_MOVE} Å in a step"
+                faults[replica] = Cause.MOVE
             elif not finite:
-                faults[replica] = "energy or forces not finite"
+                faults[replica] = Cause.NOT_FINITE
         return faults
 
     def _drop(self, faults, last=None):
         """Take replicas out of the batch; ``last`` is their last sound step, by default the one before."""
         if not faults:
             return
-        for replica, reason in faults.items():
+        for replica, cause in faults.items():
             stable = max(self.step - 1, 0) if last is None else last[replica]
             self.data.stable_step[replica] = stable
-            self.data.reasons[replica] = reason
+            self.data.causes[replica] = str(cause)
             self._blank(replica, stable // self.record_every + 1)
         kept = [index for index, replica in enumerate(self.active) if replica not in faults]
         atoms = [self.atoms[i * self.size : (i + 1) * self.size] for i in kept]
@@ -593,6 +590,6 @@ def _empty(starts, steps):
         temperature=np.full(shape, np.nan),
         temperature_species=np.full((*shape, species), np.nan),
         stable_step=np.zeros(len(starts), dtype=int),
-        reasons=[""] * len(starts),
+        causes=[""] * len(starts),
         step_times=np.zeros(0),
     )

@@ -52,10 +52,10 @@ def compare(frames, energies, forces):
     for name in np.unique(composition):
         shifted[composition == name] -= error[composition == name].mean()
     metrics = [
-        _mean("energy_mae", np.abs(error), "meV", composition),
-        _mean("energy_mae_per_atom", np.abs(error) / sizes, "meV/atom", composition),
-        _mean("energy_offset", error, "meV", composition),
-        _mean("energy_mae_shifted", np.abs(shifted), "meV", composition),
+        _mean("energy_mae", np.abs(error), composition),
+        _mean("energy_mae_per_atom", np.abs(error) / sizes, composition),
+        _mean("energy_offset", error, composition),
+        _mean("energy_mae_shifted", np.abs(shifted), composition),
     ]
     curves = {"energy": energies, "energy_reference": truth, "composition": composition}
     true_forces = _forces(frames)
@@ -66,8 +66,8 @@ def compare(frames, energies, forces):
     zero = np.concatenate([t.ravel() for _, t in pairs])
     mae = np.concatenate([np.abs(f - t).ravel() for f, t in pairs]).mean() * EV_TO_MEV
     forces = [
-        Metric("force_mae", mae, "meV/Å", *interval(curves["force_error"], composition), len(frames)),
-        Metric("zero_force_mae", np.abs(zero).mean() * EV_TO_MEV, "meV/Å"),
+        Metric.of("force_mae", mae, *interval(curves["force_error"], composition), len(frames)),
+        Metric.of("zero_force_mae", np.abs(zero).mean() * EV_TO_MEV),
     ]
     return forces + metrics, curves
 
@@ -107,5 +107,5 @@ def interval(values, composition):
     return float(mean - np.sqrt(below)), float(mean + np.sqrt(above))
 
 
-def _mean(name, values, unit, composition):
-    return Metric(name, values.mean(), unit, *interval(values, composition), len(values))
+def _mean(name, values, composition):
+    return Metric.of(name, values.mean(), *interval(values, composition), len(values))

@@ -12,6 +12,8 @@ from ase import units
 from ase.geometry import find_mic
 
 from egraff_utils import analysis, audit, cards, data, metrics, records, statistics, structure
+from egraff_utils.config import Key
+from egraff_utils.quantities import FLOORED
 from egraff_utils.records import Metric
 
 DRAWS = 500
@@ -21,7 +23,6 @@ STAYS = 1 / 3
 """An atom stays at its site if its root mean square displacement from it is at most this part of the distance
 to its nearest neighbour. Melting begins near 0.15 (Lindemann); a methyl group that turns is at 0.6."""
 
-METRICS = {"wf": "%", "jsd": "nats", "jsd_raw": "nats", "ev_root": "1", "fv": "1", "rmsd": "Å"}
 MODELS = ("reference", "frozen", "ideal_gas", "einstein")
 
 
@@ -44,33 +45,34 @@ def measure(dataset, *, campaign="demo", seed=0):
         ``force_rms`` (meV/Å), ``energy_std`` (meV), for molecules ``virial_temperature`` (K), all of the test
         split, and those of :func:`noise_floors`; of several compositions their means.
     """
-    started = time.time()
     card = cards.dataset(dataset)
     frames = {name: data.load(dataset, name) for name in ("train", "val", "test") if name in card.splits}
     energies = _energies(frames["test"])
     compositions = [data.load(dataset, part) for part in card.parts("test")]
     forces = np.concatenate([atoms.get_forces() for atoms in frames["test"]])
-    key = ("dataset", campaign, dataset, "reference", seed)
+    key = Key("dataset", campaign, dataset, "reference", seed)
     parameters = {"frames": records.digest(energies, forces), "version": 2}
-    if stored := records.find(*key, parameters):
-        return stored
+    return records.stored_or_made(
+        key, parameters, lambda: _sizes(frames, compositions, energies, forces, seed)
+    )
+
+
+def _sizes(frames, compositions, energies, forces, seed):
     spread = np.sqrt(np.mean([_energies(part).var() for part in compositions]))
-    measured = [Metric(f"frames_{split}", len(atoms), "1") for split, atoms in frames.items()]
+    measured = [Metric.of(f"frames_{split}", len(atoms)) for split, atoms in frames.items()]
     measured += [
-        Metric("zero_force_mae", 1000 * np.abs(forces).mean(), "meV/Å"),
-        Metric("force_rms", 1000 * np.sqrt((forces**2).mean()), "meV/Å"),
-        Metric("energy_std", 1000 * spread, "meV"),
+        Metric.of("zero_force_mae", 1000 * np.abs(forces).mean()),
+        Metric.of("force_rms", 1000 * np.sqrt((forces**2).mean())),
+        Metric.of("energy_std", 1000 * spread),
     ]
     if not frames["test"][0].pbc.any():
         virial = audit.virial_temperature(frames["test"])
         low, high = statistics.bootstrap_interval(virial)
-        measured.append(Metric("virial_temperature", virial.mean(), "K", low, high, len(virial)))
+        measured.append(Metric.of("virial_temperature", virial.mean(), low, high, len(virial)))
     found = [noise_floors(part, seed=seed) for part in compositions]
     for same in zip(*found, strict=True):
-        measured.append(Metric(same[0].name, np.mean([m.value for m in same]), same[0].unit))
-    record = records.Record(*key, parameters, measured, provenance=records.provenance(started))
-    records.write(record)
-    return record
+        measured.append(Metric.of(same[0].name, np.mean([m.value for m in same])))
+    return records.Outcome(measured)
 
 
 def noise_floors(frames, *, seed=0):
@@ -94,7 +96,7 @@ def noise_floors(frames, *, seed=0):
     box = {"cell": first.cell.array, "pbc": first.pbc, "r_max": structure.as_coded_r_max(first)}
     found = statistics.floor_rdf(positions, first.numbers, **box)
     found |= statistics.floor_ev_fv(energies, forces, seed=seed)
-    return [Metric(f"floor_{name}", found[name], unit) for name, unit in METRICS.items() if name in found]
+    return [Metric.of(f"floor_{name}", found[name]) for name in FLOORED if name in found]
 
 
 def _energies(frames):
@@ -621,7 +623,8 @@ def _einstein(sample, extent, atoms, sites, widths, temperature, *, draws=DRAWS,
         scores = [compare(g, reference) for compare in analysis.STRUCTURE.values()]
         rows.append([*scores, metrics.geometric_mean(pair), metrics.geometric_mean(force), rmsd])
     picked = np.array(rows)[rng.integers(len(rows), size=(draws, extent.replicas))].mean(1)
-    return {f"draws_{name}": values for name, values in zip(METRICS, picked.T, strict=True)}
+    names = [*analysis.STRUCTURE, "ev_root", "fv", "rmsd"]
+    return {f"draws_{name}": values for name, values in zip(names, picked.T, strict=True)}
 
 
 def displacements(frames):
@@ -690,13 +693,12 @@ def _parameters(config, card, frames):
 
 
 def _key(config, model):
-    kind, campaign, dataset, *_ = config.key
-    return kind.replace("rollout", "floor", 1), campaign, cards.dataset(dataset).name, model, 0
+    return config.key.of(act="floor", model=model, seed=0)
 
 
 def _stored(config, parameters):
     """Records that are there for these parameters, in order, or None if a needed one is missing."""
-    found = {model: records.find(*_key(config, model), parameters) for model in MODELS}
+    found = {model: records.find(_key(config, model), parameters) for model in MODELS}
     if any(found[model] is None for model in MODELS[:3]):
         return None
     return [record for record in found.values() if record is not None]
@@ -704,12 +706,12 @@ def _stored(config, parameters):
 
 def _record(config, parameters, model, values, message, started):
     measured = []
-    for name, unit in METRICS.items():
+    for name in FLOORED:
         draws = values.get(f"draws_{name}", np.empty(0))
         draws = draws[np.isfinite(draws)]
         bounds = np.quantile(draws, [0.025, 0.975]) if len(draws) else (None, None)
         mean = draws.mean() if len(draws) else None
-        measured.append(Metric(name, mean, unit, *bounds, config.replicas if len(draws) else 0))
+        measured.append(Metric.of(name, mean, *bounds, config.replicas if len(draws) else 0))
     record = records.Record(*_key(config, model), parameters, measured, message=message)
     record.provenance = records.provenance(started)
     records.write(record, {name: np.asarray(value, dtype=np.float32) for name, value in values.items()})

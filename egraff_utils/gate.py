@@ -11,7 +11,6 @@ component, eV/Å.
 
 import copy
 import itertools
-import time
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -22,13 +21,14 @@ from ase import units
 from ase.geometry import wrap_positions
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from scipy.spatial.transform import Rotation
-from scipy.stats import t as student
 
-from egraff_utils import cards, data, models, records, train
+from egraff_utils import cards, data, models, records, weights
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.config import Config
 from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import SkinList, build_graph
 from egraff_utils.records import Metric
+from egraff_utils.statistics import replica_interval
 from egraff_utils.units import EV_TO_MEV
 
 FAR = 100.0
@@ -88,8 +88,10 @@ CHECKS = {
 
 
 @dataclass(frozen=True)
-class GateConfig(records.Config):
+class GateConfig(Config):
     """One trained model at the gate."""
+
+    kind = "gate"
 
     model: str
     dataset: str
@@ -121,11 +123,6 @@ class GateConfig(records.Config):
         """What determines the result, as stored in the record, with the tolerances."""
         tolerances = {name: check.tolerance for name, check in CHECKS.items()}
         return super().parameters() | {"tolerances": tolerances}
-
-    @property
-    def key(self):
-        """Kind (``gate``), campaign, dataset, model and seed."""
-        return "gate", self.campaign, cards.dataset(self.dataset).name, self.model, self.seed
 
 
 def check(config, *, force_field=None):
@@ -160,18 +157,17 @@ def check(config, *, force_field=None):
     ValueError
         If a name is unknown, or forces vanish on the frames.
     """
-    started = time.time()
-    torch.set_num_threads(config.threads)
     config, frames = _settled(config)
-    weights = train.fingerprint(config, force_field)
-    digest = records.digest(*[array for a in frames for array in (a.numbers, a.positions)])
-    stored = records.find(*config.key, config.parameters())
-    same = stored and weights in (None, stored.provenance.get("weights"))
-    if same and stored.provenance["data"] == digest:
-        return stored
-    if force_field is None:
-        force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
-    force_field = force_field.to(config.device)
+    digests = {
+        "weights": weights.digest(config, force_field),
+        "data": records.digest(*[array for a in frames for array in (a.numbers, a.positions)]),
+    }
+    return records.run(config, lambda: _checked(config, frames, force_field), **digests)
+
+
+def _checked(config, frames, force_field):
+    torch.set_num_threads(config.threads)
+    force_field = (force_field or weights.load(config)).to(config.device)
     subject = Subject(
         ForceFieldCalculator(force_field),
         ForceFieldCalculator(in_double(force_field).to(config.device)),
@@ -179,11 +175,8 @@ def check(config, *, force_field=None):
         lambda n: ForceFieldCalculator(force_field, replicas=n),
     )
     metrics, curves, skipped = _measure(subject, frames, **_measured(config))
-    record = _judged(records.Record(*config.key, config.parameters(), metrics))
-    made = {"device": config.device, "threads": config.threads, "weights": weights, "data": digest}
-    record.provenance = records.provenance(started, **made, skipped=skipped)
-    records.write(record, curves)
-    return record
+    metrics, message = _judged(metrics, config.parameters()["tolerances"])
+    return records.Outcome(metrics, curves, message=message, provenance={"skipped": skipped})
 
 
 def examine(
@@ -250,17 +243,17 @@ def examine(
     limits = {name: check.tolerance for name, check in CHECKS.items()} | (tolerances or {})
     formula, name = frames[0].get_chemical_formula(), type(calculator).__name__
     parameters = settings | {"cutoff": cutoff, "tolerances": limits}
-    record = _judged(records.Record("gate", "own", formula, name, seed, parameters, metrics))
+    metrics, message = _judged(metrics, limits)
     said = "skipped: " + ", ".join(f"{key} ({why})" for key, why in skipped.items())
-    record.message = "; ".join([record.message, said] if record.message else [said])
+    message = "; ".join([message, said] if message else [said])
+    record = records.Record("gate", "own", formula, name, seed, parameters, metrics, message=message)
     record.__dict__["curves"] = curves
     return record
 
 
 def failed(record):
     """Names of the checks that a record failed, a list; a value that does not exist counts as failed."""
-    limits = record.parameters["tolerances"]
-    return [m.name for m in record.metrics if m.name in limits and _fails(m, limits[m.name])]
+    return _beyond(record.metrics, record.parameters["tolerances"])
 
 
 def badge(record):
@@ -280,12 +273,14 @@ def _fails(metric, tolerance):
     return metric.value is None or abs(metric.value) > tolerance
 
 
-def _judged(record):
-    """The record with its verdict."""
-    bad = failed(record)
-    record.metrics = [Metric("passed", float(not bad), "1"), *record.metrics]
-    record.message = ", ".join(bad)
-    return record
+def _judged(metrics, limits):
+    """The metrics with their verdict, and the message of a record."""
+    bad = _beyond(metrics, limits)
+    return [Metric("passed", float(not bad), "1"), *metrics], ", ".join(bad)
+
+
+def _beyond(metrics, limits):
+    return [m.name for m in metrics if m.name in limits and _fails(m, limits[m.name])]
 
 
 # -- what is examined -----------------------------------------------------------------------------------
@@ -756,21 +751,6 @@ def slopes(times, energy):
     return slope, rest.std(1)
 
 
-def mean_interval(values, level=0.95):
-    """Mean and Student's interval of independent values, a tuple of three; no interval of a single one.
-
-    Examples
-    --------
-    >>> [round(float(x), 3) for x in mean_interval(np.array([1.0, 3.0]))]
-    [2.0, -10.706, 14.706]
-    """
-    mean, count = values.mean(), len(values)
-    if count < 2:
-        return mean, None, None
-    half = student.ppf((1 + level) / 2, count - 1) * values.std(ddof=1) / np.sqrt(count)
-    return mean, mean - half, mean + half
-
-
 def _drift(subject, starts, timestep, steps):
     """Metrics and curves of the NVE runs."""
     atoms = starts[0]
@@ -785,9 +765,8 @@ def _drift(subject, starts, timestep, steps):
         energy[run, : len(row)] = EV_TO_MEV * row / len(atoms)
     energy = energy - energy[:, :1]
     slope, scatter = slopes(times / 1000, energy)
-    value, low, high = mean_interval(slope)
     metrics = [
-        Metric("drift", value, "meV/atom/ps", low, high, len(slope)),
+        Metric("drift", slope.mean(), "meV/atom/ps", *replica_interval(slope[:, None]), len(slope)),
         Metric("fluctuation", scatter.mean(), "meV/atom", n=len(slope)),
     ]
     if subject.cutoff is not None:

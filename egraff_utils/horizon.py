@@ -5,7 +5,6 @@ The force violation climbs from the error of a single prediction to the floor of
 time at which it crosses half of the floor is the predictability horizon. S starts, T frames, N atoms.
 """
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -14,8 +13,9 @@ import torch
 from ase import units
 from filelock import FileLock
 
-from egraff_utils import analysis, cards, metrics, paths, records, reference, statistics, train
+from egraff_utils import analysis, cards, metrics, paths, records, reference, statistics, weights
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.config import Config
 from egraff_utils.dynamics import Newtonian, Thermostat, Trajectory, simulate
 from egraff_utils.records import Metric
 from egraff_utils.rollout import reference_of
@@ -39,8 +39,10 @@ CONTROL_SHIFT = (0.37, 0.11, 0.23)
 
 
 @dataclass(frozen=True)
-class HorizonConfig(records.Config):
+class HorizonConfig(Config):
     """One trained model and the reference that it is to follow."""
+
+    kind = "horizon"
 
     model: str
     """Architecture whose trained weights are taken from the training record of the same campaign, dataset
@@ -67,11 +69,6 @@ class HorizonConfig(records.Config):
         for name in ("starts", "duration", "short", "friction"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-
-    @property
-    def key(self):
-        """Kind, campaign, dataset, model and seed."""
-        return "horizon", self.campaign, cards.dataset(self.dataset).name, self.model, self.seed
 
 
 def datasets():
@@ -115,18 +112,19 @@ def horizon(config, *, force_field=None):
     ValueError
         If the frames of the dataset do not follow each other in time, or are too few.
     """
-    began = time.time()
-    card = cards.dataset(config.dataset)
-    weights = train.fingerprint(config, force_field)
-    frames, interval = _frames(card, config.split)
-    config = _settled(config, card, frames, interval)
-    digest = records.digest(analysis.unwrap(frames), _forces(frames))
-    stored = records.find(*config.key, config.parameters())
-    if stored and stored.provenance["data"] == digest and weights in (None, stored.provenance["weights"]):
-        return stored
+    frames, interval = _frames(config.card, config.split)
+    config = _settled(config, config.card, frames, interval)
+    digests = {
+        "weights": weights.digest(config, force_field),
+        "data": records.digest(analysis.unwrap(frames), _forces(frames)),
+    }
+    return records.run(config, lambda: _followed(config, frames, interval, force_field), **digests)
+
+
+def _followed(config, frames, interval, force_field):
+    card = config.card
     torch.set_num_threads(config.threads)
-    if force_field is None:
-        force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
+    force_field = force_field or weights.load(config)
     steps = [round(length / interval) for length in (config.duration, min(config.short, config.duration))]
     thermostat = Thermostat(card.conditions(config.split)[0], interval, config.friction, seed=config.seed)
     label = f"{config.model} on {card.name}" if config.progress else None
@@ -145,14 +143,12 @@ def horizon(config, *, force_field=None):
     checks = check_reference(frames, interval)
     found += [Metric(f"reference_{name}", *value) for name, value in checks.items()]
     broke = [
-        f"{name}: start {s} ({why})" for name, run in runs.items() for s, why in enumerate(run.reasons) if why
+        f"{name}: start {end.replica} ({end.cause.words})"
+        for name, run in runs.items()
+        for end in run.breaks(interval)
     ]
     status, message = ("unstable" if broke else "complete"), "; ".join(broke)
-    record = records.Record(*config.key, config.parameters(), found, status, message)
-    made = {"device": config.device, "threads": config.threads, "weights": weights, "data": digest}
-    record.provenance = records.provenance(began, **made)
-    records.write(record, curves)
-    return record
+    return records.Outcome(found, curves, status, message)
 
 
 # -- the reference ----------------------------------------------------------------------------------------

@@ -14,15 +14,6 @@ from egraff_utils.units import EV_TO_MEV
 FRAMES = 20
 """Frames of every replica that the reference labels, at most."""
 
-UNITS = {
-    "oracle_fv": "1",
-    "oracle_ev_root": "1",
-    "oracle_force_mae": "meV/Å",
-    "oracle_energy_mae_per_atom": "meV/atom",
-    "oracle_energy_mae_shifted_per_atom": "meV/atom",
-    "oracle_labelled": "1",
-}
-
 
 def label(trajectory, atoms, calculator, *, frames=FRAMES):
     """Errors of a model on configurations of its own rollout, at equal distances in time.
@@ -66,7 +57,7 @@ def label(trajectory, atoms, calculator, *, frames=FRAMES):
     curves["oracle_steps"] = trajectory.steps[chosen]
     curves["oracle_sound"] = _sound(trajectory, chosen).sum(1)
     values = replica_values(curves)
-    return [analysis.summary(name, values[name], unit) for name, unit in UNITS.items()], curves
+    return [analysis.summary(name, found) for name, found in values.items()], curves
 
 
 def labelled_frames(total, count=FRAMES):

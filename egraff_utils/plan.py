@@ -21,10 +21,10 @@ import yaml
 from tqdm import tqdm
 
 from egraff_utils import campaign as campaigns
-from egraff_utils import cards, paths, records
+from egraff_utils import cards, paths, records, weights
+from egraff_utils.config import Config, Key
 from egraff_utils.records import Metric
 
-KIND = "timing"
 FRAMES = 40  # of the training set, spread over it; eight steps an epoch
 EPOCHS = 4  # the first, in which everything is compiled, does not count
 STEPS, WARM_UP = 30, 10  # of the dynamics, and those of them that do not count
@@ -37,9 +37,10 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
-class TimingConfig(records.Config):
+class TimingConfig(Config):
     """One cell whose steps are timed."""
 
+    kind = "timing"
     WORKING_FIELDS = ("campaign", "dataset", "model", "seed")
 
     model: str
@@ -52,11 +53,6 @@ class TimingConfig(records.Config):
     threads: int = 1
     jobs: int = 1
     """Cells that are timed at once, as many as will run at once."""
-
-    @property
-    def key(self):
-        """Kind (``timing``), campaign, dataset, model and seed."""
-        return KIND, self.campaign, cards.dataset(self.dataset).name, self.model, self.seed
 
 
 class Plan:
@@ -344,7 +340,7 @@ def timings(campaign, *, jobs):
         raise ValueError(
             f"{campaign.device} is not at hand, and {len(missing)} cells of campaign {campaign.name} have no "
             f"stored timing with {jobs} runs at a time ({names}, ...); plan where it is, or bring "
-            f"{records.record_path(KIND, campaign.name, '*', '*', 0).parent}"
+            f"{Key(TimingConfig.kind, campaign.name, '', '').path.parent}"
         )
     if missing:
         spawn = multiprocessing.get_context("spawn")
@@ -371,7 +367,7 @@ def _config(campaign, dataset, model, jobs):
 
 def _stored(config, hardware):
     """Stored timing of a cell on this hardware, on any if it is ``None``."""
-    record = records.find(*config.key, config.parameters())
+    record = records.find(config.key, config.parameters())
     fits = record and hardware in (None, record.provenance.get("hardware"))
     return record if fits else None
 
@@ -429,7 +425,7 @@ def _timed(config):
     from egraff_utils import data, train
 
     torch.set_num_threads(config.threads)
-    card, clock = cards.dataset(config.dataset), train.clock(config.device)
+    card, clock = cards.dataset(config.dataset), records.clock(config.device)
     began = clock()
     training, force_field = _briefly_trained(config, _thin(card))
     set_up = clock() - began - training["seconds"]
@@ -460,7 +456,7 @@ def _briefly_trained(config, card):
     few = train.TrainConfig(config.model, card, progress=False, **limits, **options)
     with tempfile.TemporaryDirectory() as folder, _elsewhere(folder):
         training = train.fit(few)
-        force_field = train.trained(few.campaign, few.dataset, few.model, few.seed)
+        force_field = weights.load(few)
         return training, force_field.to(config.device)
 
 

@@ -24,8 +24,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from egraff_utils import quantities
 from egraff_utils.beside import floor_of
-from egraff_utils.tables import METRIC_NAMES, dataset_title, main_rows, model_title
+from egraff_utils.quantities import DIMENSIONLESS
+from egraff_utils.tables import dataset_title, main_rows, model_title
 
 STYLE = Path(__file__).with_name("book.mplstyle")
 
@@ -44,13 +46,17 @@ OTHER_MODEL_COLOR = "#777777"
 REFERENCE_COLOR = "black"
 FLOOR_COLOR = "0.55"
 MARKERS = "osD^vPX*<>ph"
-DIMENSIONLESS = "dimensionless"
-
-VIOLATION_LABELS = {
-    "ev": "Energy violation EV (dimensionless)",
-    "ev_root": "Root energy violation (dimensionless)",
-    "fv": "Force violation FV (dimensionless)",
+VIOLATIONS = ("ev", "ev_root", "fv")
+CURVE_LABELS = {
+    "seconds": "Training time (s)",
+    "step": "Optimiser steps (count)",
+    "epoch": "Epochs (count)",
+    "val_force_mae": "Validation force MAE (meV/Å)",
+    "val_energy_mae": "Validation energy MAE (meV)",
+    "train_loss": f"Training loss ({DIMENSIONLESS})",
+    "val_loss": f"Validation loss ({DIMENSIONLESS})",
 }
+"""Axes of the curves of a training."""
 
 
 def style():
@@ -103,15 +109,6 @@ def plot_learning_curve(
     ValueError
         If the record has no such curve.
     """
-    names = {
-        "seconds": "Training time (s)",
-        "step": "Optimiser steps (count)",
-        "epoch": "Epochs (count)",
-        "val_force_mae": "Validation force MAE (meV/Å)",
-        "val_energy_mae": "Validation energy MAE (meV)",
-        "train_loss": f"Training loss ({DIMENSIONLESS})",
-        "val_loss": f"Validation loss ({DIMENSIONLESS})",
-    }
     ax = take_axes(ax)
     ax.plot(
         read_curve(record, x),
@@ -121,7 +118,7 @@ def plot_learning_curve(
         markevery=0.12,
         label=label or model_title(record.model),
     )
-    ax.set(xlabel=names.get(x, x), ylabel=names.get(metric, metric))
+    ax.set(xlabel=CURVE_LABELS.get(x, x), ylabel=CURVE_LABELS.get(metric, metric))
     set_log_scale(ax, "y")
     return ax
 
@@ -232,15 +229,15 @@ def plot_violations(
     ValueError
         If the metric is unknown or the record has no such curve.
     """
-    if metric not in VIOLATION_LABELS:
-        raise ValueError(f"{metric=} is not a violation; choose one of {sorted(VIOLATION_LABELS)}")
+    if metric not in VIOLATIONS:
+        raise ValueError(f"{metric=} is not a violation; choose one of {sorted(VIOLATIONS)}")
     ax = take_axes(ax)
     values = np.asarray(read_curve(record, metric), float)
     values = np.where(values > 0, values, np.nan)
     if floor is not None:
         plot_floor(ax, _range(floor, metric))
     _plot_replicas(ax, read_curve(record, "time"), values, record.model, label, geometric=True)
-    ax.set(xlabel="Time (fs)", ylabel=VIOLATION_LABELS[metric])
+    ax.set(xlabel="Time (fs)", ylabel=quantities.of(metric).written_out)
     set_log_scale(ax, "y")
     ax.legend()
     return ax
@@ -264,7 +261,7 @@ def plot_temperature(record, target: float, *, label: str | None = None, ax: Axe
     ax = take_axes(ax)
     ax.axhline(target, color=REFERENCE_COLOR, linestyle="--", linewidth=1.2, label=f"target {target:g} K")
     _plot_replicas(ax, read_curve(record, "time"), read_curve(record, "temperature"), record.model, label)
-    ax.set(xlabel="Time (fs)", ylabel="Temperature (K)")
+    ax.set(xlabel="Time (fs)", ylabel=quantities.of("temperature").axis)
     ax.legend()
     return ax
 
@@ -284,7 +281,7 @@ def plot_rmsd(record, *, label: str | None = None, ax: Axes | None = None) -> Ax
     """
     ax = take_axes(ax)
     _plot_replicas(ax, read_curve(record, "time"), read_curve(record, "rmsd"), record.model, label)
-    ax.set(xlabel="Time (fs)", ylabel="RMSD (Å)", ylim=(0, None))
+    ax.set(xlabel="Time (fs)", ylabel=quantities.of("rmsd").axis, ylim=(0, None))
     ax.legend()
     return ax
 
@@ -684,8 +681,7 @@ def error_bar(value: float, low: float, high: float) -> np.ndarray | None:
 def metric_label(frame: pd.DataFrame, metric: str) -> str:
     """Name of a metric with its unit, as an axis shows it."""
     units = frame.loc[frame.metric == metric, "unit"].dropna()
-    unit = units.iloc[0] if len(units) else "1"
-    return f"{METRIC_NAMES.get(metric, metric)} ({DIMENSIONLESS if unit == '1' else unit})"
+    return quantities.of(metric, *units[:1]).axis
 
 
 def _reference_label(ax):

@@ -10,9 +10,11 @@ import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,7 +24,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from egraff_utils import paths
+from egraff_utils import paths, quantities
+from egraff_utils.breaks import Break
+from egraff_utils.config import Key
 
 SIGNIFICANT_BITS = 12
 SCHEMA = 1
@@ -57,17 +61,6 @@ PACKAGES = [
 ]
 
 
-class Config:
-    """Base of the dataclasses that say what is run: all fields but a few determine the result."""
-
-    WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads", "progress")
-    """These few: the record's key, and what does not change the result."""
-
-    def parameters(self):
-        """What determines the result, as stored in the record."""
-        return {key: value for key, value in asdict(self).items() if key not in self.WORKING_FIELDS}
-
-
 @dataclass
 class Metric:
     """One number: its unit, its 95 % interval and the number of values behind it, where there are such."""
@@ -78,6 +71,15 @@ class Metric:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+
+    @classmethod
+    def of(cls, name, value, low=None, high=None, n=None):
+        """A number in the unit that its metric has in `quantities`.
+
+        >>> Metric.of("wf", 2.5).unit
+        '%'
+        """
+        return cls(name, value, quantities.of(name).unit, low, high, n)
 
     def __post_init__(self):
         self.value, self.low, self.high = (_number(v) for v in (self.value, self.low, self.high))
@@ -98,16 +100,24 @@ class Record:
     message: str = ""
     provenance: dict = field(default_factory=dict)
     schema: int = SCHEMA
+    breaks: list[Break] = field(default_factory=list)
+    """Replicas of a simulation that broke."""
 
     def __post_init__(self):
         if self.status not in STATUSES:
             raise ValueError(f"{self.status=} is none of {', '.join(STATUSES)}")
         self.metrics = [Metric(**m) if isinstance(m, dict) else m for m in self.metrics]
+        self.breaks = [Break(**b) if isinstance(b, dict) else b for b in self.breaks]
+
+    @property
+    def key(self):
+        """:class:`~egraff_utils.config.Key` of the record."""
+        return Key(self.kind, self.campaign, self.dataset, self.model, self.seed)
 
     @property
     def path(self):
         """Where the record lies."""
-        return record_path(self.kind, self.campaign, self.dataset, self.model, self.seed)
+        return self.key.path
 
     @cached_property
     def curves(self):
@@ -145,9 +155,74 @@ class Record:
         return f"<table><caption>{escape(title)}{note}</caption>{head}{rows}</table>"
 
 
-def record_path(kind, campaign, dataset, model, seed):
-    """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``."""
-    return paths.results() / campaign / kind / f"{dataset}-{model}-s{seed}.json"
+@dataclass
+class Outcome:
+    """What a run gave: the part of a record that the run itself knows."""
+
+    metrics: list[Metric]
+    curves: dict = field(default_factory=dict)
+    status: str = "complete"
+    """Set to ``unstable`` where there are breaks."""
+    message: str = ""
+    breaks: list[Break] = field(default_factory=list)
+    provenance: dict = field(default_factory=dict)
+    """Entries beside those of :func:`provenance`."""
+    save: Callable | None = None
+    """Called with the path of the record; writes further files beside it, before it, and returns their
+    digests by name."""
+    checkpoint: Path | None = None
+    """File or folder that is removed once the record is written."""
+
+
+def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests):
+    """The stored record of a run, or one made now.
+
+    A record of other parameters is put aside, not overwritten, and comes back when it is asked for
+    (:func:`put_aside`).
+
+    Parameters
+    ----------
+    key
+        :class:`~egraff_utils.config.Key`.
+    parameters
+        What determines the result.
+    make
+        Called without arguments where there is no such record; returns an :class:`Outcome`.
+    device, threads
+        For the provenance.
+    digests
+        Of what went in, by name, such as ``weights``. A stored record counts if it has the same; ``None`` is
+        not known, and not compared.
+
+    Returns
+    -------
+    Record
+    """
+    if record := find(key, parameters, **digests) or bring_back(key, parameters, **digests):
+        return record
+    started = time.time()
+    outcome = make()
+    if record := find(key, parameters, **digests):  # another process did the same: its files may be in use
+        return record
+    status = "unstable" if outcome.breaks else outcome.status
+    record = Record(*key, parameters, outcome.metrics, status, outcome.message, breaks=outcome.breaks)
+    if not _same_parameters(record.path, parameters):
+        put_aside(record.path)
+    saved = outcome.save(record.path) if outcome.save else {}
+    made = {"device": device, "threads": threads, **digests, **saved, **outcome.provenance}
+    record.provenance = provenance(started, **made)
+    write(record, outcome.curves)
+    if outcome.checkpoint and outcome.checkpoint.is_dir():
+        shutil.rmtree(outcome.checkpoint, ignore_errors=True)
+    elif outcome.checkpoint:
+        outcome.checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def run(config, make, **digests):
+    """The record of a run: :func:`stored_or_made` of a :class:`~egraff_utils.config.Config`."""
+    place = {"device": config.device, "threads": config.threads}
+    return stored_or_made(config.key, config.parameters(), make, **place, **digests)
 
 
 def write(record, curves=None):
@@ -214,12 +289,19 @@ def load(path):
     return Record(**content)
 
 
-def find(kind, campaign, dataset, model, seed, parameters):
-    """The stored record of a run, or ``None`` if there is none or its parameters differ."""
-    path = record_path(kind, campaign, dataset, model, seed)
-    if not path.is_file():
-        return None
-    return _with_parameters(path, parameters)
+def find(key, parameters, **digests):
+    """The stored record of a run, or ``None``.
+
+    Parameters
+    ----------
+    key
+        :class:`~egraff_utils.config.Key`.
+    parameters
+        Those that the record must have.
+    digests
+        Of what went in, by name, which the record must have too; ``None`` is not compared.
+    """
+    return _fitting(key.path, parameters, digests)
 
 
 def put_aside(path):
@@ -236,21 +318,29 @@ def put_aside(path):
     print(f"the record {path} of other parameters was moved to {aside}", file=sys.stderr)
 
 
-def bring_back(kind, campaign, dataset, model, seed, parameters):
+def bring_back(key, parameters, **digests):
     """The record of a run that was put aside, in its place again, from which another is put aside in turn;
-    ``None`` if there is none with these parameters."""
-    path = record_path(kind, campaign, dataset, model, seed)
+    ``None`` if there is none of these parameters and digests."""
+    path = key.path
     for aside in filter(_is_record, _replaced(path).glob(f"{path.stem}-*.json")):
-        if _with_parameters(aside, parameters):
+        if _fitting(aside, parameters, digests):
             put_aside(path)
             _move(aside, path)
             return load(path)
     return None
 
 
-def _with_parameters(path, parameters):
+def _fitting(path, parameters, digests):
+    if not _same_parameters(path, parameters):
+        return None
     record = load(path)
-    return record if record.parameters == json.loads(json.dumps(parameters, default=_plain)) else None
+    known = {name: value for name, value in digests.items() if value is not None}
+    return record if all(record.provenance.get(name) == value for name, value in known.items()) else None
+
+
+def _same_parameters(path, parameters):
+    plain = json.loads(json.dumps(parameters, default=_plain))
+    return path.is_file() and load(path).parameters == plain
 
 
 def _replaced(path):
@@ -292,6 +382,16 @@ def read(campaign):
             rows.append({**key, **empty})
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.astype({"value": float, "low": float, "high": float})
+
+
+def clock(device):
+    """Clock of budgets and costs, a function that gives seconds: on a CPU the processor time per thread, so
+    that other programs do not count; on a GPU the wall time."""
+    if str(device).startswith("cuda"):
+        return time.perf_counter
+    import torch
+
+    return lambda: time.process_time() / torch.get_num_threads()
 
 
 def provenance(started, *, device="cpu", threads=1, **hashes):

@@ -6,7 +6,6 @@ common. ``corrected``: starts are spread over the reference and have its tempera
 same noise, and the comparison is with the reference's own continuation where there is one.
 """
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -15,19 +14,21 @@ import torch
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from filelock import FileLock
 
-from egraff_utils import analysis, cards, data, oracle, paths, records, reference, structure, train
+from egraff_utils import analysis, cards, data, oracle, paths, records, reference, structure, weights
+from egraff_utils.breaks import Cause, account
 from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
-from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, discard, simulate
+from egraff_utils.config import AS_CODED, Config, Kind
+from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
 
-PROTOCOLS = ("corrected", "as_coded")
+PROTOCOLS = ("corrected", AS_CODED)
 RULE_WINDOW = 50  # frames; fewer are too noisy to judge a radial distribution
 
 
 @dataclass(frozen=True)
-class RolloutConfig(records.Config):
+class RolloutConfig(Config):
     """One rollout: replicas of one trained model on one dataset."""
 
-    WORKING_FIELDS = (*records.Config.WORKING_FIELDS, "skin")
+    WORKING_FIELDS = (*Config.WORKING_FIELDS, "skin")
 
     model: str
     """Architecture whose trained weights are taken from the training record of the same campaign, dataset
@@ -77,12 +78,10 @@ class RolloutConfig(records.Config):
         return parameters
 
     @property
-    def key(self):
-        """Kind (``rollout``, ``rollout_as_coded``, with the name of the shift), campaign, dataset, model and
-        seed."""
-        kind = "rollout" if self.protocol == "corrected" else f"rollout_{self.protocol}"
-        shift = cards.shift(self.split, self.target)
-        return f"{kind}_{shift}" if shift else kind, self.campaign, self.dataset, self.model, self.seed
+    def kind(self):
+        """``rollout`` of the protocol and the shift."""
+        protocol = self.protocol if self.protocol == AS_CODED else ""
+        return Kind("rollout", protocol, cards.shift(self.split, self.target))
 
 
 def roll_out(config, *, force_field=None):
@@ -118,32 +117,26 @@ def roll_out(config, *, force_field=None):
         return _pooled(config, {part.split: roll_out(part, force_field=force_field) for part in several})
     card = cards.dataset(config.target or config.dataset)
     config = _settled(config, card)
-    weights = train.fingerprint(config, force_field)
-    stored = records.find(*config.key, config.parameters())
-    if stored and weights in (None, stored.provenance.get("weights")):
-        return stored
-    began = time.time()
+    digest = weights.digest(config, force_field)
+    return records.run(config, lambda: _rolled_out(config, card, force_field, digest), weights=digest)
+
+
+def _rolled_out(config, card, force_field, digest):
     torch.set_num_threads(config.threads)
     make_calculator = _calculators(config, card, force_field)
     scene = _scene(config, card)
-    checkpoint = _checkpoint(config, weights, scene)
+    checkpoint = _checkpoint(config, digest, scene)
     trajectory = simulate(
         scene.starts,
         make_calculator,
         rule=_rule(card, scene.frames),
         checkpoint=checkpoint,
         max_seconds=config.max_seconds,
-        clock=train.clock(config.device),
+        clock=records.clock(config.device),
         progress=f"{config.model} on {config.dataset}" if config.progress else None,
         **_dynamics(config),
     )
-    record, curves = _judge(config, card, scene, trajectory)
-    record.provenance = records.provenance(
-        began, device=config.device, threads=config.threads, weights=weights, data=scene.digest
-    )
-    records.write(record, curves)
-    discard(checkpoint)
-    return record
+    return replace(_judged(config, card, scene, trajectory), checkpoint=checkpoint.parent)
 
 
 def parts(config):
@@ -163,10 +156,15 @@ def _pooled(config, found):
     config = replace(config, dataset=cards.dataset(config.dataset).name)
     metrics, curves = analysis.pool(found)
     first, *_ = found.values()
-    broke = any(record.status == "unstable" for record in found.values())
     message = "; ".join(f"{name}: {record.message}" for name, record in found.items() if record.message)
-    status = "unstable" if broke else "complete"
-    record = records.Record(*config.key, config.parameters(), metrics, status, message)
+    before = np.cumsum([0, *(len(record.curves["stable_step"]) for record in found.values())])
+    breaks = [
+        replace(end, replica=int(end.replica + count))
+        for record, count in zip(found.values(), before, strict=False)
+        for end in record.breaks
+    ]
+    status = "unstable" if breaks else "complete"
+    record = records.Record(*config.key, config.parameters(), metrics, status, message, breaks=breaks)
     record.provenance = dict(first.provenance)
     record.provenance["wall_time"] = round(sum(part.provenance["wall_time"] for part in found.values()), 1)
     records.write(record, curves)
@@ -181,7 +179,7 @@ def _calculators(config, card, force_field):
     if config.model == "reference" and force_field is None:
         return _oracles(card)
     if force_field is None:
-        force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
+        force_field = weights.load(config)
     device, skin = torch.device(config.device), config.skin
     return lambda n: ForceFieldCalculator(force_field, device, skin=skin, replicas=n)
 
@@ -391,8 +389,8 @@ def _bond_rule(atoms, reference_positions, training_positions):
         if frame is None:
             return None
         if structure.unstable_bonds(positions, pairs, lengths) == frame:
-            return frame, f"a bond changed by more than {structure.BOND_TOLERANCE} Å"
-        return frame, "an atom came too close to another or left the molecule"
+            return frame, Cause.BOND
+        return frame, Cause.CONTACT_OR_ESCAPE
 
     return rule
 
@@ -408,8 +406,8 @@ def _bulk_rule(atoms, reference_positions):
         if frame is None:
             return None
         if structure.unstable_contacts(positions[frame : frame + 1], **box) is not None:
-            return frame, f"two atoms came closer than {structure.MINIMUM_DISTANCE} Å"
-        return frame, f"the radial distribution left the reference's by more than {structure.RDF_TOLERANCE} Å"
+            return frame, Cause.CONTACT
+        return frame, Cause.STRUCTURE
 
     return rule
 
@@ -417,8 +415,8 @@ def _bulk_rule(atoms, reference_positions):
 # -- the record -----------------------------------------------------------------------------------------
 
 
-def _judge(config, card, scene, trajectory):
-    """Record and curves of a trajectory."""
+def _judged(config, card, scene, trajectory):
+    """Outcome of a trajectory."""
     start = scene.starts[0]
     lengths = {"timestep": config.timestep, "steps": config.steps}
     metrics, curves = analysis.measure(trajectory, start, scene.reference, **lengths)
@@ -426,19 +424,14 @@ def _judge(config, card, scene, trajectory):
         errors, labelled = oracle.label(trajectory, start, reference.calculator(card))
         metrics, curves = metrics + errors, curves | labelled
     curves["start_frame"] = np.array(scene.first)
-    status = "unstable" if any(trajectory.reasons) else "complete"
-    message = _message(trajectory, config)
-    return records.Record(*config.key, config.parameters(), metrics, status, message), curves
+    breaks = trajectory.breaks(config.timestep)
+    message = _message(breaks, trajectory.step, config)
+    return records.Outcome(metrics, curves, message=message, breaks=breaks, provenance={"data": scene.digest})
 
 
-def _message(trajectory, config):
+def _message(breaks, step, config):
     """Which replicas broke, when and why; and whether time was up."""
-    broken = [
-        f"replica {replica} after {trajectory.stable_step[replica]} steps ({reason})"
-        for replica, reason in enumerate(trajectory.reasons)
-        if reason
-    ]
-    parts = [f"{len(broken)} of {config.replicas} replicas broke: {', '.join(broken)}"] if broken else []
-    if trajectory.step < config.steps and len(broken) < config.replicas:
-        parts.append(f"ended after {trajectory.step} of {config.steps} steps at {config.max_seconds:g} s")
+    parts = [account(breaks, config.replicas)] if breaks else []
+    if step < config.steps and len(breaks) < config.replicas:
+        parts.append(f"ended after {step} of {config.steps} steps at {config.max_seconds:g} s")
     return "; ".join(parts)

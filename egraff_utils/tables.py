@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from functools import lru_cache
 from html import escape
 
@@ -18,16 +19,12 @@ from ase.data import chemical_symbols
 from IPython.display import HTML
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
-from egraff_utils import cards, paths, records
+from egraff_utils import cards, paths, quantities, records
 from egraff_utils.beside import (
     BOUND,
-    COLUMNS,
     COMPARED,
-    COUNTS,
-    METRIC_NAMES,
     OURS,
     PAPER,
-    Column,
     Layout,
     beside_values,
     bound_of,
@@ -48,8 +45,10 @@ from egraff_utils.beside import (
     record_keys,
     short_title,
 )
+from egraff_utils.config import Kind
+from egraff_utils.quantities import COLUMNS, METRIC_NAMES
 
-__all__ = ["Column", "beside_values", "budget", "literature_values", "paper_values"]
+__all__ = ["METRIC_NAMES", "beside_values", "budget", "literature_values", "paper_values"]
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
@@ -181,9 +180,9 @@ def bounds(frame: pd.DataFrame):
     layout = Layout((), {(name,): ("rollout", name) for name in sorted(names, key=dataset_place)})
     index = pd.MultiIndex.from_tuples([(*key, "") for key in layout.rows], names=["dataset", "model"])
     cells, numbers = {}, {}
-    for column in [c for c in COLUMNS if c.bound]:
+    for column in [c for c in COLUMNS if c.floor or c.ceiling]:
         found = bound_of(column, layout, index, {OURS: frame}).droplevel("model")
-        head = column.head if column.bound.startswith("floor") else "Zero force, MAE (meV/Å)"
+        head = column.head if column.floor else f"Zero force, MAE ({column.head_unit})"
         numbers |= {f"{head} {end}": values for end, values in found.items() if values.notna().any()}
         cells[head] = [
             _cell(value, column.digits, NO_VALUE, end=_range(low, high, column.digits))
@@ -265,8 +264,8 @@ def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROU
     for dataset in main_rows(frame).dataset.sort_values().unique():
         values = leaderboard_values(frame, dataset, groups=groups)
         ours = values.loc[:, [key for key in values.columns if key[1] == OURS]]
-        if ("Force MAE (meV/Å)", OURS) in ours:
-            ours = ours.sort_values(("Force MAE (meV/Å)", OURS))
+        if (key := (quantities.of("force_mae").head, OURS)) in ours:
+            ours = ours.sort_values(key)
         cells = _cells(ours, _leaderboard_layout(ours), {OURS: frame}, letters=False)
         cells.columns = [head.replace(" (dimensionless)", "") for head, _ in cells.columns]
         cells.index = [model_title(model) for _, model in cells.index]
@@ -296,8 +295,7 @@ def stable_replicas(record) -> tuple[int, int]:
     """Number of replicas of a rollout that were stable to its end, and of all."""
     parts = dict.fromkeys(str(name) for name in record.curves.get("composition", ()))
     if parts:
-        key = record.campaign, record.dataset, record.model, record.seed
-        files = [records.record_path(f"rollout_{part}", *key) for part in parts]
+        files = [record.key.of(shift=part).path for part in parts]
         return tuple(np.sum([stable_replicas(_record(file)) for file in files if file.is_file()], axis=0))
     stable = np.asarray(record.curves.get("stable_step", ()))
     return int((stable >= (record["steps"] or 0)).sum()), len(stable)
@@ -360,7 +358,7 @@ def record_table(record):
     pandas Styler, which a notebook shows as HTML.
     """
     rows = [
-        (METRIC_NAMES.get(m.name, m.name), _number(m.value), records.interval_text(m), _unit(m), m.n or "")
+        (quantities.of(m.name).name, _number(m.value), records.interval_text(m), _unit(m), m.n or "")
         for m in record.metrics
     ]
     columns = ["Metric", "Value", "95 % interval", "Unit", "n"]
@@ -411,7 +409,7 @@ def runs(found: list, *, name: str = "runs"):
     pandas Styler, which a notebook shows as HTML.
     """
     columns = ["kind", "hardware", "device", "wall_time"]
-    made = [{**r.provenance, "kind": r.kind.partition("_")[0]} for r in found if r.provenance]
+    made = [{**r.provenance, "kind": Kind.parse(r.kind).act} for r in found if r.provenance]
     made = pd.DataFrame(made, columns=columns)
     made["wall_time"] = made.wall_time.astype(float) / 3600
     total = made.groupby(columns[:3], dropna=False).wall_time.agg(["count", "sum"]).reset_index()
@@ -541,7 +539,7 @@ def _named(numbers, campaign):
 
 
 def _source_title(column, source, frames):
-    bound = "floor" if column.bound.startswith("floor") else "zero force"
+    bound = "floor" if column.floor else "zero force"
     return {OURS: campaign_name(frames[OURS]), BOUND: bound}.get(source, source)
 
 
@@ -587,7 +585,7 @@ def _once(texts, index):
 
 def _signs(column, keys, values, frame, other, *, letters):
     """Letters of significance, and ≈ where a value cannot be told from the reference, for every row."""
-    if not (column.bound.startswith("floor") or column.metric in COMPARED):
+    if not (column.floor or column.metric in COMPARED):
         return [""] * len(keys)
     floors = {key[:2]: _floor(frame, other, *key[:2], column) for key in keys}
     alike = [
@@ -717,9 +715,7 @@ def _number(value):
 
 
 def _unit(metric):
-    if metric.unit not in ("1", "", None):
-        return metric.unit
-    return "count" if metric.name in COUNTS else "dimensionless"
+    return replace(quantities.of(metric.name), unit=metric.unit or "1").unit_text
 
 
 def _list(mapping):

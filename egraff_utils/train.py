@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from egraff_utils import cards, compiled, data, errors, models, optimizers, paths, records
 from egraff_utils.compiled import Batch
+from egraff_utils.config import Config
 from egraff_utils.graph import build_graph, collate
 from egraff_utils.units import EV_TO_MEV
 
@@ -26,9 +27,10 @@ FINITE_CHECK_INTERVAL = 20  # steps; a look at the loss makes a GPU wait
 
 
 @dataclass(frozen=True)
-class TrainConfig(records.Config):
+class TrainConfig(Config):
     """One training: an architecture, a dataset and a budget."""
 
+    kind = "training"
     WORKING_FIELDS = ("campaign", "device", "threads", "progress", "compile")
 
     model: str
@@ -97,97 +99,32 @@ def fit(config):
         If the model, dataset, preset or a hyperparameter is unknown, or a split cannot be learnt from
         (:func:`data.check_splits`).
     """
-    parameters = config.parameters()
-    key = ("training", config.campaign, cards.dataset(config.dataset).name, config.model, config.seed)
-    if stored := records.find(*key, parameters) or records.bring_back(*key, parameters):
-        return stored
-    started = time.time()
+    return records.run(config, lambda: _fitted(config))
+
+
+def _fitted(config):
     hyperparameters = models.card(config.model).training(config.preset, **config.training)
     splits = {split: data.load(config.dataset, split) for split in ("train", "val", "test")}
     data.check_splits(config.dataset, splits)
     train, validation, test = splits.values()
     learner = new_learner(config, hyperparameters, train)
-    status, message = learn(learner, config, parameters, train, validation)
+    status, message = learn(learner, config, config.parameters(), train, validation)
     metrics, curves = _costs(learner), learner.history_arrays()
     if learner.best is not None:
         learner.force_field.load_state_dict(learner.best)
         found, on_frames = errors.compare(test, *errors.predict(learner.force_field, test))
         metrics, curves = found + metrics, curves | on_frames
-    if stored := records.find(*key, parameters):
-        return stored  # of another process that did the same: its weights may be in use
-    record = records.Record(*key, parameters, metrics, status, message)
-    records.put_aside(record.path)
-    if status == "complete":
-        models.save(learner.force_field, record.path.with_suffix(".safetensors"))
-    record.provenance = records.provenance(
-        started,
-        device=config.device,
-        threads=config.threads,
-        data=data_digest(train + validation + test),
-        weights=records.digest(record.path.with_suffix(".safetensors")) if status == "complete" else None,
-        hyperparameters=asdict(hyperparameters),
+
+    def save(path):
+        if status != "complete":
+            return {"weights": None}
+        models.save(learner.force_field, path.with_suffix(".safetensors"))
+        return {"weights": records.digest(path.with_suffix(".safetensors"))}
+
+    made = {"data": data_digest(train + validation + test), "hyperparameters": asdict(hyperparameters)}
+    return records.Outcome(
+        metrics, curves, status, message, provenance=made, save=save, checkpoint=_checkpoint_path(config)
     )
-    records.write(record, curves)
-    _checkpoint_path(config).unlink(missing_ok=True)
-    return record
-
-
-def weights_path(run):
-    """Path of the weights that belong to a run, given by its campaign, dataset, model and seed."""
-    name = cards.dataset(run.dataset).name
-    return records.record_path("training", run.campaign, name, run.model, run.seed).with_suffix(
-        ".safetensors"
-    )
-
-
-def fingerprint(run, force_field=None):
-    """Hash of a force field, by default of the weights of a run; ``None`` where they are not at hand."""
-    if force_field is not None:
-        state = force_field.state_dict()
-        return records.digest(sorted(state), *[value.detach().cpu().numpy() for value in state.values()])
-    path = weights_path(run)
-    return records.digest(path) if path.is_file() else None
-
-
-def trained(campaign, dataset, model, seed=0):
-    """The force field of a training record.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there are no weights; names the command that trains.
-    ValueError
-        If the model or dataset is unknown.
-    """
-    models.card(model)
-    run = TrainConfig(model, cards.dataset(dataset).name, campaign, seed=seed)
-    path = weights_path(run)
-    if not path.is_file():
-        raise FileNotFoundError(_untrained(run, path))
-    return models.load(path)
-
-
-def _untrained(run, path):
-    training = path.with_suffix(".json")
-    reason = f"there are no weights at {path}"
-    if training.is_file() and (message := records.load(training).message):
-        reason += f" (the training says: {message})"
-    output = f"runs/{run.campaign}/training/{run.dataset}-{run.model}-s{run.seed}.ipynb"
-    values = {"campaign": run.campaign, "dataset": run.dataset, "seed": run.seed}
-    options = " ".join(f"-p {name} {value}" for name, value in values.items())
-    return (
-        f"{run.model} is not trained on {run.dataset}, seed {run.seed}, in campaign "
-        f"{run.campaign}: {reason}. Train it first:\n  "
-        f"python -m egraff_utils.batch run notebooks/training/{run.model}.ipynb {output} {options}"
-    )
-
-
-def clock(device):
-    """Clock of budgets and costs, a function that gives seconds: on a CPU the processor time per thread, so
-    that other programs do not count; on a GPU the wall time."""
-    if str(device).startswith("cuda"):
-        return time.perf_counter
-    return lambda: time.process_time() / torch.get_num_threads()
 
 
 # -- fitting the scales ---------------------------------------------------------------------------------
@@ -293,7 +230,7 @@ class Learner(lightning.LightningModule):
     def __init__(self, force_field, hyperparameters, *, max_seconds=None, max_steps=None, max_epochs=None):
         super().__init__()
         on_gpu = force_field.scale.is_cuda
-        self.clock = clock("cuda" if on_gpu else "cpu")
+        self.clock = records.clock("cuda" if on_gpu else "cpu")
         self.force_field = force_field
         self.hyper = hyperparameters
         self.limits = {"seconds": max_seconds, "steps": max_steps, "epochs": max_epochs}
@@ -761,16 +698,16 @@ def _usable_checkpoint(config, parameters):
 
 
 def _costs(learner):
-    metric = records.Metric
+    metric = records.Metric.of
     epochs = max(learner.steps / learner.batches_per_epoch, 1e-9)
     seconds = learner.history[-1]["seconds"] if learner.history else learner.seconds
     return [
-        metric("steps", learner.steps, "1"),
-        metric("epochs", epochs, "1"),
-        metric("seconds", seconds, "s"),
-        metric("seconds_per_epoch", seconds / epochs, "s"),
-        metric("compile_seconds", learner.compiled.seconds if learner.compiled else 0.0, "s"),
-        metric("parameters", learner.force_field.num_parameters(), "1"),
+        metric("steps", learner.steps),
+        metric("epochs", epochs),
+        metric("seconds", seconds),
+        metric("seconds_per_epoch", seconds / epochs),
+        metric("compile_seconds", learner.compiled.seconds if learner.compiled else 0.0),
+        metric("parameters", learner.force_field.num_parameters()),
     ]
 
 

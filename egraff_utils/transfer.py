@@ -1,17 +1,17 @@
 """How good is a force field on frames it was not trained for? Errors on a shifted set of frames."""
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from egraff_utils import cards, data, records, train
+from egraff_utils import cards, data, records, weights
+from egraff_utils.config import Config, Kind
 from egraff_utils.errors import compare, predict
 
 
 @dataclass(frozen=True)
-class TransferConfig(records.Config):
+class TransferConfig(Config):
     """One trained model and the frames it is put to."""
 
     model: str
@@ -29,10 +29,9 @@ class TransferConfig(records.Config):
     threads: int = 1
 
     @property
-    def key(self):
-        """Kind (``errors_`` and the name of the shift), campaign, dataset, model and seed."""
-        kind = f"errors_{cards.shift(self.split, self.target) or 'test'}"
-        return kind, self.campaign, cards.dataset(self.dataset).name, self.model, self.seed
+    def kind(self):
+        """``errors_`` and the name of the shift."""
+        return Kind("errors", shift=cards.shift(self.split, self.target) or "test")
 
 
 def errors(config, *, force_field=None):
@@ -61,22 +60,18 @@ def errors(config, *, force_field=None):
     ValueError
         If the frames hold an element that the model was not trained on, or a name is unknown.
     """
-    started = time.time()
-    torch.set_num_threads(config.threads)
     frames = _thinned(data.load(config.target or config.dataset, config.split), config.frames)
-    weights = train.fingerprint(config, force_field)
-    digest = records.digest(*[array for a in frames for array in (a.positions, a.get_potential_energy())])
-    stored = records.find(*config.key, config.parameters())
-    if stored and (stored.provenance["weights"], stored.provenance["data"]) == (weights, digest):
-        return stored
-    if force_field is None:
-        force_field = train.trained(config.campaign, config.dataset, config.model, config.seed)
-    metrics, curves = compare(frames, *predict(force_field.to(config.device), frames))
-    made = {"device": config.device, "threads": config.threads, "weights": weights, "data": digest}
-    record = records.Record(*config.key, config.parameters(), metrics)
-    record.provenance = records.provenance(started, **made)
-    records.write(record, curves)
-    return record
+    digests = {
+        "weights": weights.digest(config, force_field),
+        "data": records.digest(*[array for a in frames for array in (a.positions, a.get_potential_energy())]),
+    }
+
+    def make():
+        torch.set_num_threads(config.threads)
+        trained = (force_field or weights.load(config)).to(config.device)
+        return records.Outcome(*compare(frames, *predict(trained, frames)))
+
+    return records.run(config, make, **digests)
 
 
 def _thinned(frames, most):

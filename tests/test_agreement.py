@@ -154,7 +154,7 @@ def test_readable_table(frame):
 def test_claims_on_values_by_hand(monkeypatch):
     """Force errors rank models 1 2 3 in the paper, 3 2 1 in ours; WF the other way round in both."""
     models = pd.MultiIndex.from_product([["a"], ["x", "y", "z"]], names=["dataset", "model"])
-    values = {1: ("Force MAE (meV/Å)", [1, 2, 3], [3, 2, 1]), 2: ("WF (%)", [3, 2, 1], [9, 9.5, 9.7])}
+    values = {"1": ("Force MAE (meV/Å)", [1, 2, 3], [3, 2, 1]), "2": ("WF (%)", [3, 2, 1], [9, 9.5, 9.7])}
 
     def made(frame, number):
         head, published, ours = values[number]

@@ -17,6 +17,7 @@ from jupyter_client.connect import LocalPortCache
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from egraff_utils import batch, campaign, paths, records
+from egraff_utils.config import Key
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 WRITE_ADDRESS = """from pathlib import Path
@@ -61,7 +62,7 @@ def test_a_failed_notebook_leaves_a_record_and_no_output(workplace):
     with pytest.raises(RuntimeError, match="no such thing"):
         batch.execute(notebook, output, parameters={"campaign": "test", "seed": 3}, quiet=True)
     assert [path.name for path in output.parent.iterdir()] == ["mace.failed.ipynb"]
-    record = records.load(records.record_path("failure", "test", "lips", "mace", 3))
+    record = records.load(Key("failure", "test", "lips", "mace", 3).path)
     assert record.status == "failed"
     assert "no such thing" in record.message
 

@@ -10,8 +10,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from e3nn import nn, o3
 
 from benchmarks import Settings, limit, precision, scaling
-from egraff_utils import cost, data, fast, models, train
+from egraff_utils import cost, data, models, weights
 from egraff_utils.graph import build_graph
+from egraff_utils.models.frozen import operators
 
 ATOMS, EDGES, WIDTH = 4, 6, 8
 QUICK = Settings(quick=True)
@@ -30,7 +31,7 @@ def copper(tmp_path, monkeypatch):
         torch.manual_seed(0)
         return models.build("torchmd_net", "tiny", [29])
 
-    monkeypatch.setattr(train, "trained", trained)
+    monkeypatch.setattr(weights, "load", trained)
 
 
 def counted(call):
@@ -91,8 +92,8 @@ def test_compiled_operators_are_seen():
 @pytest.mark.parametrize("width", [8, 256])
 def test_products_with_constant_matrices_are_counted(width):
     """In the order of torch, or in that of oneDNN."""
-    there, back = fast.both(torch.rand(2 * width, width))
-    found = counted(lambda: fast.times(fast.times(torch.rand(7, 2 * width), there), back))
+    there, back = operators.both(torch.rand(2 * width, width))
+    found = counted(lambda: operators.times(operators.times(torch.rand(7, 2 * width), there), back))
     assert found.flop == 2 * 2 * 7 * 2 * width * width
 
 
@@ -163,7 +164,7 @@ def test_a_scaling_record_holds_what_ended_it(copper, monkeypatch):
     curves = {name: np.array([32.0, 512.0]) for name in ("atoms", "milliseconds", "memory")}
     found = cost._metrics(curves, 1000.0), curves, "ended before 2048 atoms"
     monkeypatch.setattr(cost, "grow", lambda _, runs: found)
-    monkeypatch.setattr(train, "fingerprint", lambda _: "weights")
+    monkeypatch.setattr(weights, "digest", lambda _: "weights")
     (record,) = scaling.run(QUICK)
     assert record["time_exponent"] == pytest.approx(1)
     assert record.message == "ended before 2048 atoms"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from egraff_utils import cost, data, models, paths, records, train
+from egraff_utils import cost, data, models, paths, records, weights
 
 CELLS = ((1, 1, 1), (1, 1, 2), (2, 2, 2))
 ROW = {"milliseconds_neighbours": 1.0, "machine_memory": 2000.0}
@@ -23,7 +23,7 @@ def row(copies):
 def config(tmp_path, monkeypatch):
     monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
     config = cost.CostConfig("mace", cells=CELLS)
-    path = train.weights_path(config)
+    path = weights.path(config)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"weights")
     return config
@@ -75,7 +75,7 @@ def test_the_stored_record_is_returned_until_the_weights_change(config, calls):
     cost.measure(config)
     cost.measure(config)
     assert len(calls) == 1
-    train.weights_path(config).write_bytes(b"other weights")
+    weights.path(config).write_bytes(b"other weights")
     cost.measure(config)
     assert len(calls) == 2
 
@@ -124,7 +124,7 @@ def test_nothing_measured_is_an_empty_table():
 def test_steps_are_timed_and_atoms_and_edges_counted(config, monkeypatch):
     frame = bulk("Cu", cubic=True).repeat(3)
     monkeypatch.setattr(data, "load", lambda *_: [frame])
-    monkeypatch.setattr(train, "trained", lambda *_: models.build("torchmd_net", "tiny", [29]))
+    monkeypatch.setattr(weights, "load", lambda *_: models.build("torchmd_net", "tiny", [29]))
     first, second = cost.evaluate(cost.CostConfig("torchmd_net", cells=CELLS[:2], steps=1))
     assert (first["atoms"], second["atoms"]) == (len(frame), 2 * len(frame))
     assert second["edges"] >= second["atoms"] * 42  # neighbours of an fcc atom of 3.61 Å within 5 Å

@@ -11,11 +11,14 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from egraff_utils import fast, models
+from egraff_utils import models
 from egraff_utils.calculator import ForceFieldCalculator
 from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import build_graph
-from egraff_utils.models import allegro, torchmd_net
+from egraff_utils.models import frozen
+from egraff_utils.models.frozen import allegro, operators, torchmd_net_messages
+from egraff_utils.models.frozen.convolution import Convolution
+from egraff_utils.models.frozen.messages import Messages
 
 NAMES = [name for name in models.NAMES if name != "equiformer"]
 ELEMENTS = [1, 6, 8]
@@ -34,7 +37,7 @@ def starts(count):
 def pair(name, *, preset="tiny", dtype=torch.float64, **options):
     torch.manual_seed(1)
     degrees = {"l_max": 2} if preset == "tiny" and name in ("nequip", "botnet", "mace") else options
-    with fast.plain():
+    with frozen.plain():
         plain = models.build(name, preset, ELEMENTS, dtype=dtype, **degrees)
     plain.set_reference({}, 0.02)  # eV: small enough for 200 steps
     quick = models.build(name, preset, ELEMENTS, dtype=dtype, **degrees)
@@ -46,10 +49,10 @@ def pair(name, *, preset="tiny", dtype=torch.float64, **options):
 
 def is_plain(ff):
     """Whether nothing in a network is evaluated in another way than in its package."""
-    parts = [part for part in ff.network.modules() if part is not ff.network]
-    ours = any(type(part).__module__.startswith("egraff_utils") for part in parts)
+    parts = list(ff.network.modules())
+    ours = any(type(part).__module__.startswith(frozen.__name__) for part in parts)
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
-    return not ours and not hooked and getattr(ff.network, "plain", True)
+    return not ours and not hooked and ff._freezer is None
 
 
 def parameter_gradients(ff, graph):
@@ -87,12 +90,14 @@ def test_atoms_without_neighbours(name, preset):
 @pytest.mark.parametrize("cache", [2**10, 2**14, 2**30])
 def test_blocks_of_messages(cache, smooth_cutoff, monkeypatch):
     """One pair a block, several, all in one; the self loops of several blocks in a block of their own."""
-    monkeypatch.setattr(torchmd_net, "CACHE", cache)
+    monkeypatch.setattr(torchmd_net_messages, "CACHE", cache)
     plain, quick = pair("torchmd_net", smooth_cutoff=smooth_cutoff)
     carbon = bulk("C")
     carbon.rattle(0.05, seed=0)
     graph = build_graph([*starts(2), Atoms("H"), carbon])
-    blocks = torchmd_net.Block.all_of(graph.edge_index.chunk(2, dim=1)[0], graph.positions.new_zeros(21, 16))
+    blocks = torchmd_net_messages.Block.all_of(
+        graph.edge_index.chunk(2, dim=1)[0], graph.positions.new_zeros(21, 16)
+    )
     pairs = sum(block.pairs for block in blocks)
     assert pairs == graph.edge_index.shape[1] // 2
     assert sum(len(block.centre) for block in blocks) == 2 * pairs + 21
@@ -107,12 +112,12 @@ def test_blocks_of_messages(cache, smooth_cutoff, monkeypatch):
 @pytest.mark.parametrize("name", ["torchmd_net", "allegro"])
 def test_blocks_shared_out_among_threads(name, threads, monkeypatch):
     """In every thread operators have one thread; afterwards torch has as many as before."""
-    monkeypatch.setattr(torchmd_net, "CACHE", 2**12)
+    monkeypatch.setattr(torchmd_net_messages, "CACHE", 2**12)
     monkeypatch.setattr(allegro, "LEAST", 1)
     plain, quick = (ff.requires_grad_(False) for ff in pair(name))
     graph, seen = build_graph(starts(2)), []
-    in_threads = fast.in_threads
-    monkeypatch.setattr(fast, "in_threads", lambda f, c: seen.append(len(c)) or in_threads(f, c))
+    in_threads = operators.in_threads
+    monkeypatch.setattr(operators, "in_threads", lambda f, c: seen.append(len(c)) or in_threads(f, c))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -134,9 +139,9 @@ def test_blocks_of_atoms(edges, monkeypatch):
     carbon.rattle(0.05, seed=0)
     graph = build_graph([starts(2)[0], Atoms("H"), carbon, starts(2)[1], Atoms("C")])
     whole = quick(graph)
-    calls, in_threads = [], fast.in_threads
+    calls, in_threads = [], operators.in_threads
     monkeypatch.setattr(allegro, "EDGES", {"cpu": edges})
-    monkeypatch.setattr(fast, "in_threads", lambda f, given: calls.extend(given) or in_threads(f, given))
+    monkeypatch.setattr(operators, "in_threads", lambda f, given: calls.extend(given) or in_threads(f, given))
     quick(graph)
     sizes = [len(block.centre) for _, blocks in calls for block in blocks]
     assert sum(sizes) == graph.edge_index.shape[1]
@@ -151,7 +156,7 @@ def test_products_at_once(preset, monkeypatch):
     """As on a GPU: the same as term by term."""
     plain, quick = pair("allegro", preset=preset)
     monkeypatch.setattr(allegro, "at_once", lambda x, terms: True)
-    monkeypatch.setattr(fast, "in_threads", starmap)  # what is compiled would not ask
+    monkeypatch.setattr(operators, "in_threads", starmap)  # what is compiled would not ask
     graph = build_graph([*starts(2), Atoms("H")])
     expected, found = (ff.eval().requires_grad_(False)(graph) for ff in (plain, quick))
     torch.testing.assert_close(found.energy, expected.energy, rtol=1e-12, atol=1e-12)
@@ -164,12 +169,12 @@ def _inverse(x):
 
 def test_an_error_in_a_thread_is_raised():
     regular, singular = 2 * torch.eye(2), torch.zeros(2, 2)
-    halves = fast.in_threads(_inverse, [(regular,), (4 * regular,)])
+    halves = operators.in_threads(_inverse, [(regular,), (4 * regular,)])
     assert [half[0, 0].item() for half in halves] == [0.5, 0.125]
     for calls in ([(regular,), (singular,)], [(singular,), (regular,)]):
         before = torch.get_num_threads()
         with pytest.raises(RuntimeError, match="singular"):
-            fast.in_threads(_inverse, calls)
+            operators.in_threads(_inverse, calls)
         assert torch.get_num_threads() == before
 
 
@@ -222,7 +227,7 @@ FROZEN += [("torchmd_net", options) for options in TORCHMD]
 def test_frozen_weights(name, options):
     """Edges in any order, an atom out of reach, weights trained since the last call."""
     torch.manual_seed(1)
-    with fast.plain():
+    with frozen.plain():
         plain = models.build(name, "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
     quick = models.build(name, "tiny", ELEMENTS, dtype=torch.float64, **options).eval()
     quick.load_state_dict(plain.state_dict())
@@ -237,7 +242,7 @@ def test_frozen_weights(name, options):
         quick.requires_grad_(False)
         for given in (graph, shuffled):
             found = quick(given)
-            assert quick.network._frozen._made is not None
+            assert quick.as_frozen() is not None
             assert not found.forces.is_inference(), "results can be used in what is differentiated"
             torch.testing.assert_close(found.energy, expected.energy, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-10)
@@ -255,7 +260,7 @@ def test_frozen_weights(name, options):
 @pytest.mark.parametrize("name", ["nequip", "botnet", "mace"])
 def test_blocks_of_pairs(name, block, monkeypatch):
     """One pair a block, several, all in one; elements that a structure lacks, and other atoms in between."""
-    monkeypatch.setattr(fast.Messages, "BLOCK", {"cpu": block})
+    monkeypatch.setattr(Messages, "BLOCK", {"cpu": block})
     plain, quick = pair(name)
     plain.eval().requires_grad_(False)
     quick.eval().requires_grad_(False)
@@ -296,13 +301,13 @@ def test_gradient_by_hand(name, options):
     carbon = bulk("C")
     carbon.rattle(0.05, seed=0)
     graph = build_graph([molecule("H2O"), Atoms("H"), carbon], cutoff=3.0)
-    frozen, vectors = ff.network.as_frozen(), graph.pair_vectors()
+    engine, vectors = ff.as_frozen(), graph.pair_vectors()
     with torch.inference_mode():
-        energies, found = frozen(graph, vectors)
+        energies, found = engine(graph, vectors)
         steps = 1e-5 * torch.eye(vectors.numel(), dtype=torch.float64).view(-1, *vectors.shape)
-        ends = [[frozen(graph, vectors + sign * step)[0].sum() for sign in (1, -1)] for step in steps]
+        ends = [[engine(graph, vectors + sign * step)[0].sum() for sign in (1, -1)] for step in steps]
     with torch.no_grad(), Recorded() as recorded:  # in inference mode operators made of others arrive whole
-        frozen(graph, vectors)
+        engine(graph, vectors)
     expected = torch.tensor([(up - down) / 2e-5 for up, down in ends]).view_as(vectors)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(energies.clone(), ff.requires_grad_(True).network(graph, graph.edge_vectors()))
@@ -328,4 +333,4 @@ def test_another_kind_of_product_is_refused():
     from e3nn import o3
 
     with pytest.raises(ValueError, match="number of channels"):
-        fast.Convolution(o3.FullyConnectedTensorProduct("2x0e", "1x0e", "2x0e"))
+        Convolution(o3.FullyConnectedTensorProduct("2x0e", "1x0e", "2x0e"))

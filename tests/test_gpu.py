@@ -9,7 +9,7 @@ from egraff_utils import models
 from egraff_utils.calculator import ForceFieldCalculator
 from egraff_utils.dynamics import Newtonian, simulate
 from egraff_utils.graph import build_graph
-from egraff_utils.models import allegro
+from egraff_utils.models.frozen import allegro
 from egraff_utils.train import TrainConfig, fit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

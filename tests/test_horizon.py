@@ -115,7 +115,7 @@ def test_the_friction_goes_with_its_replica_when_another_leaves(course):
     began = np.concatenate([atoms.positions for atoms in course.starts])
     driven = Newtonian(INTERVAL, friction=course.friction)
     run = simulate(course.starts, Failing, thermostat=driven, steps=60)
-    assert run.reasons[0]
+    assert run.causes[0]
     assert run.stable_step[0] < 60
     moved = run.positions[1:] - run.positions[1:, :1]
     assert np.abs(moved - course.moved["driven"][1:]).max() < 1e-5

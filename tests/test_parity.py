@@ -11,8 +11,9 @@ from ase import Atoms
 from ase.build import molecule
 from ase.data import chemical_symbols
 
-from egraff_utils import cards, fast, models
+from egraff_utils import cards, models
 from egraff_utils.graph import build_graph
+from egraff_utils.models import frozen
 
 WRAPPED = ("nequip", "allegro", "mace", "botnet", "torchmd_net")
 
@@ -91,7 +92,7 @@ def test_same_as_package(name, structure):
     for parameter in ff.network.parameters():  # fresh biases are zero and would hide a mistake
         parameter.data += 0.05 * torch.randn_like(parameter)
     ours = ff(build_graph(structure(), ff.cutoff))
-    with fast.plain():  # whose modules take edges in any order
+    with frozen.plain():  # whose modules take edges in any order
         plain = models.build(name, "tiny", [1, 6, 8], dtype=torch.float64).eval()
     plain.load_state_dict(ff.state_dict())
     energy, forces = UPSTREAM[name](plain, structure())

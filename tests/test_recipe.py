@@ -63,10 +63,11 @@ def test_changes_are_ratios_to_the_best_recipe(found):
 
 
 def test_rates_of_longer_trainings():
+    short = search("mace", {"muon 0.1": 20.0, "muon 0.3": np.nan, "muon 0.03": 21.0})
     errors = {"muon 0.1": np.nan, "muon 0.05": 7.0, "muon 0.025": 8.25}
-    row = recipe.rates([search("mace", errors, "search_rate")]).loc[("ethanol", "mace")]
+    row = recipe.rates([short, search("mace", errors, "search_rate")]).loc[("ethanol", "mace")]
     rate = cards.model("mace").training("day").learning_rate
-    assert row.tolist() == ["0.1", recipe.DIVERGED, "7", "8.25", f"{rate:g}"]
+    assert row.tolist() == ["0.1", f"{rate:g}", recipe.DIVERGED, "7", "8.25"]
 
 
 def test_sizes_and_their_costs():
@@ -96,6 +97,13 @@ def test_nothing_searched_gives_empty_tables():
     plt.close("all")
 
 
-def test_the_cards_follow_the_rule():
-    """Optimiser, rate and changes of preset ``day`` are those that the committed records of ethanol chose."""
-    ...
+def test_the_cards_follow_the_rule(monkeypatch):
+    monkeypatch.delenv("EGRAFF_RESULTS")
+    found = records.read_all("search")
+    best = recipe.best_rates(found)["ethanol"]
+    assert set(best.index) == set(cards.models())
+    assert recipe.taken_over(found) == []
+    for model, rate in best.items():
+        training = cards.model(model).training("day")
+        assert (training.optimizer, training.batch_size, training.ema_decay) == ("muon", 5, 0.99)
+        assert training.learning_rate == pytest.approx(rate / recipe.SHARE)

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from egraff_utils import campaign, cost, gate, horizon, plan, records, rollout, train, transfer
+from egraff_utils import campaign, cost, gate, horizon, paths, plan, records, rollout, train, transfer
+from egraff_utils.config import Key, Kind
 from egraff_utils.records import Metric, Record
 
 KEY = {"campaign", "dataset", "model", "seed"}
@@ -67,10 +68,10 @@ def test_curves_of_replicas_keep_twelve_bits(results, tmp_path):
 
 def test_a_record_is_found_only_with_its_parameters():
     records.write(make())
-    key = ("training", "demo", "ethanol", "mace", 0)
-    assert records.find(*key, {"max_seconds": 20}) is not None
-    assert records.find(*key, {"max_seconds": 21}) is None
-    assert records.find("training", "demo", "ethanol", "nequip", 0, {"max_seconds": 20}) is None
+    key = Key("training", "demo", "ethanol", "mace")
+    assert records.find(key, {"max_seconds": 20}) is not None
+    assert records.find(key, {"max_seconds": 21}) is None
+    assert records.find(Key("training", "demo", "ethanol", "nequip"), {"max_seconds": 20}) is None
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_parameters_are_the_fields_that_determine_the_result(config, left_out):
 
 def test_a_record_that_was_put_aside_is_whole_and_found_there(results, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
-    key = ("training", "demo", "ethanol", "mace", 0)
+    key = Key("training", "demo", "ethanol", "mace")
     path = records.write(make(), {"step": np.arange(3)})
     path.with_suffix(".build.json").write_text("{}")
     records.put_aside(path)
@@ -100,11 +101,24 @@ def test_a_record_that_was_put_aside_is_whole_and_found_there(results, tmp_path,
     assert not list(path.parent.iterdir())
     records.put_aside(path)  # there is none
     records.write(make(parameters={"max_seconds": 1}))
-    assert records.bring_back(*key, {"max_seconds": 2}) is None
-    assert records.bring_back(*key, {"max_seconds": 20.0}).curves["step"].tolist() == [0, 1, 2]
+    assert records.bring_back(key, {"max_seconds": 2}) is None
+    assert records.bring_back(key, {"max_seconds": 20.0}).curves["step"].tolist() == [0, 1, 2]
     assert path.with_suffix(".build.json").is_file()
-    assert records.bring_back(*key, {"max_seconds": 1}) is not None
+    assert records.bring_back(key, {"max_seconds": 1}) is not None
     assert not path.with_suffix(".npz").exists()
+
+
+ROLLOUTS = sorted((paths.ROOT / "results").glob("*/rollout*/*.json"))
+
+
+@pytest.mark.parametrize("path", ROLLOUTS, ids=lambda path: path.stem)
+def test_committed_rollouts_say_what_broke_as_their_curves_do(path):
+    record = records.load(path)
+    with np.load(path.with_suffix(".npz")) as curves:
+        stable, broken = curves["stable_step"], curves.get("broken", [])
+    assert (record.status == "unstable") == bool(record.breaks)
+    assert all(stable[end.replica] == end.step for end in record.breaks)
+    assert {end.replica for end in record.breaks} >= set(broken)
 
 
 def test_non_finite_values_are_missing_not_nan(results):
@@ -117,7 +131,7 @@ def test_an_interrupted_write_leaves_the_old_record(results):
     records.write(make())
     with pytest.raises(TypeError, match="cannot hold a object"):
         records.write(make(parameters={"max_seconds": object()}))
-    assert records.find("training", "demo", "ethanol", "mace", 0, {"max_seconds": 20}) is not None
+    assert records.find(Key("training", "demo", "ethanol", "mace"), {"max_seconds": 20}) is not None
 
 
 def test_reading_a_campaign_gives_a_row_per_metric():
@@ -193,3 +207,60 @@ def test_a_misspelled_campaign_is_refused(tmp_path, old, new, message):
     file.write_text(CAMPAIGN.replace(old, new))
     with pytest.raises(ValueError, match=message):
         campaign.load(file)
+
+
+class Run:
+    """A run that counts how often it is made, with an input that has a digest."""
+
+    def __init__(self):
+        self.made = 0
+
+    def __call__(self):
+        self.made += 1
+        return records.Outcome([records.Metric("steps", self.made, "1")], {"step": np.arange(self.made)})
+
+
+def test_a_run_is_made_once_for_its_parameters_and_digests(results, tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
+    key, run = Key("rollout", "demo", "ethanol", "mace"), Run()
+    first = records.stored_or_made(key, {"steps": 10}, run, weights="a", data="b")
+    assert (first.provenance["weights"], first.provenance["data"]) == ("a", "b")
+    for digests in (
+        {"weights": "a", "data": "b"},
+        {"weights": None},
+        {},
+    ):  # what is not known is not compared
+        assert records.stored_or_made(key, {"steps": 10}, run, **digests) == first
+    assert run.made == 1
+    assert records.stored_or_made(key, {"steps": 10}, run, weights="c")["steps"] == 2
+    assert records.stored_or_made(key, {"steps": 20}, run, weights="c")["steps"] == 3
+    again = records.stored_or_made(key, {"steps": 10}, run, weights="c")  # was put aside, not overwritten
+    assert (again["steps"], len(again.curves["step"]), run.made) == (2, 2, 3)
+    assert records.stored_or_made(key, {"steps": 10}, run, weights="d")["steps"] == 4
+
+
+def test_a_run_that_fails_to_save_leaves_no_record_and_keeps_its_checkpoint(results, tmp_path):
+    key, checkpoint = Key("training", "demo", "ethanol", "mace"), tmp_path / "checkpoint"
+    checkpoint.write_text("state")
+
+    def save(path):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        records.stored_or_made(key, {}, lambda: records.Outcome([], save=save, checkpoint=checkpoint))
+    assert checkpoint.is_file()
+    assert not key.path.exists()
+    outcome = records.Outcome([], save=lambda path: {"weights": path.stem}, checkpoint=checkpoint)
+    record = records.stored_or_made(key, {}, lambda: outcome)
+    assert record.provenance["weights"] == "ethanol-mace-s0"
+    assert not checkpoint.exists()
+
+
+def test_kinds_of_all_committed_records_are_read_as_they_are_written():
+    folders = {path.parent.name for path in (paths.ROOT / "results").glob("*/*/*.json")}
+    assert {"rollout_as_coded", "rollout_600K", "training"} <= folders
+    for name in folders:
+        kind = Kind.parse(name)
+        assert str(kind) == name
+        assert kind.protocol in ("", "as_coded")
+    assert Kind.parse("rollout_as_coded_beta-Li3PS4") == Kind("rollout", "as_coded", "beta-Li3PS4")

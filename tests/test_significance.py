@@ -36,7 +36,7 @@ def curves_of(seed, *, shift=0.0, replicas=3, frames=200, bins=30, old=False):
 
 def record_of(model, curves, kind="rollout"):
     values = analysis.replica_values(curves)
-    measured = [Metric(name, np.nanmean(v), analysis.UNITS[name], 0.0, 0.0, 3) for name, v in values.items()]
+    measured = [Metric.of(name, np.nanmean(v), 0.0, 0.0, 3) for name, v in values.items()]
     steps = len(curves["time"]) - 1
     measured += [Metric("steps", steps, "1"), Metric("energy_drift", 2.0, "meV/atom/ps", 2.0, 2.0, 3)]
     measured += [Metric(n, 1.0, "1") for n in ("stable_fraction", "ms_per_step", "replica_steps_per_second")]
@@ -74,14 +74,14 @@ def test_blocks_behind_a_failure_are_left_out():
     values = analysis.block_values(curves)
     assert np.isfinite(values["fv"]).sum(1).tolist() == [10, 4, 10]
     assert np.isfinite(values["wf"]).sum(1).tolist() == [10, 4, 10]
-    metric = analysis.summary("fv", values["fv"], "1")
+    metric = analysis.summary("fv", values["fv"])
     assert 0 < metric.low < metric.value < metric.high
     assert metric.n == 3
 
 
 def test_exact_agreement_has_the_value_zero():
     curves = curves_of(0) | {"fv": np.zeros((3, 200))}
-    metric = analysis.summary("fv", analysis.block_values(curves)["fv"], "1")
+    metric = analysis.summary("fv", analysis.block_values(curves)["fv"])
     assert (metric.value, metric.low, metric.high) == (0, 0, 0)
 
 
@@ -98,7 +98,9 @@ def test_drawing_blocks_and_scoring_anew_would_miss_the_value():
 
 
 def test_resamples_name_what_there_is():
-    with pytest.raises(KeyError, match="no curves of 'wfx'; there are those of ev, ev_root, fv"):
+    with pytest.raises(
+        KeyError, match="no curves of 'wfx'; there are those of wf, jsd, jsd_raw, ev_root, fv"
+    ):
         analysis.resamples(curves_of(0), "wfx")
 
 

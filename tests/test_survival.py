@@ -1,4 +1,4 @@
-"""Does survival count what broke, and nothing else? Curves by hand, messages as written, last frames."""
+"""Does survival count what broke, and nothing else? Curves by hand, breaks, last frames."""
 
 import matplotlib
 
@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from egraff_utils.breaks import Break, Cause
 from egraff_utils.records import Metric, Record
 from egraff_utils.report import survival
 
-CONTACT = "two atoms came closer than 0.5 Å"
-BOND = "a bond changed by more than 0.5 Å"
-ESCAPE = "an atom came too close to another or left the molecule"
 
-
-def rollout(message="", stable=(100, 100), *, kind="rollout", model="mace", steps=100, asked=100, **more):
+def rollout(breaks=(), stable=(100, 100), *, kind="rollout", model="mace", steps=100, asked=100, **more):
     dataset, split = more.pop("dataset", "ethanol"), more.pop("split", "test")
     given = {"steps": asked, "timestep": 0.5, "temperature": 500.0, "split": split, "replicas": len(stable)}
-    status = more.pop("status", "unstable" if "broke" in message else "complete")
-    record = Record(kind, "demo", dataset, model, 0, given, [Metric("steps", steps, "1")], status, message)
+    status = more.pop("status", "unstable" if breaks else "complete")
+    metrics = [Metric("steps", steps, "1")]
+    record = Record(kind, "demo", dataset, model, 0, given, metrics, status, breaks=list(breaks))
     record.__dict__["curves"] = {"stable_step": np.array(stable), **more}
     return record
 
@@ -96,43 +94,22 @@ def test_log_rank_rejects_at_its_level():
 # -- the records
 
 
-def test_messages_are_read_as_they_are_written():
-    text = f"2 of 5 replicas broke: replica 1 after 30 steps ({CONTACT}), replica 4 after 7 steps ({ESCAPE})"
-    record = rollout(f"{text}; ended after 80 of 100 steps at 60 s", (80, 30, 80, 80, 7), steps=80)
-    assert survival.failure_reasons(record) == {1: CONTACT, 4: ESCAPE}
-    table = survival.replicas([record])
+def test_breaks_and_ends():
+    breaks = [Break(1, 30, 15.0, Cause.CONTACT), Break(4, 7, 3.5, Cause.CONTACT_OR_ESCAPE)]
+    table = survival.replicas([rollout(breaks, (80, 30, 80, 80, 7), steps=80)])
     assert list(table.end) == ["time up", "broke", "time up", "time up", "broke"]
+    assert list(table.cause) == ["", Cause.CONTACT, "", "", Cause.CONTACT_OR_ESCAPE]
     assert list(table.time) == [40.0, 15.0, 40.0, 40.0, 3.5]
     assert not table.isna().any(axis=None)
 
 
-def test_the_reason_survives_the_rollout_that_wrote_it():
-    from types import SimpleNamespace
-
-    from egraff_utils.rollout import RolloutConfig, _message
-
-    reasons = ["", CONTACT, "an atom moved more than 1.0 Å in a step", "energy or forces not finite"]
-    ran = SimpleNamespace(reasons=reasons, stable_step=np.array([50, 3, 4, 5]), step=50)
-    message = _message(ran, RolloutConfig("mace", "ethanol", replicas=4, steps=100, max_seconds=9.0))
-    found = survival.failure_reasons(rollout(message, (50, 3, 4, 5), steps=50))
-    assert found == dict(enumerate(reasons[1:], start=1))
-
-
-def test_a_failure_is_not_lost_with_its_message():
-    record = rollout("", (100, 20), status="unstable", broken=np.array([1]))
-    assert survival.failure_reasons(record) == {1: survival.UNKNOWN_REASON}
-    assert survival.failure_reasons(rollout("", (100, 20), status="unstable")) == {1: survival.UNKNOWN_REASON}
-    assert survival.failure_reasons(rollout("", (60, 60), steps=60)) == {}
-
-
 def test_compositions_count_once():
-    message = f"Li2S: 1 of 2 replicas broke: replica 1 after 5 steps ({CONTACT})"
     names = np.array(["Li", "Li", "Li2S", "Li2S"])
-    pooled = rollout(message, (100, 100, 100, 5), dataset="lips20", composition=names)
+    pooled = rollout([Break(3, 5, 2.5, "contact")], (100, 100, 100, 5), dataset="lips20", composition=names)
     pooled.parameters |= {"temperature": None, "timestep": None}
     parts = [
         rollout(kind="rollout_Li", dataset="lips20", split="Li"),
-        rollout(message[6:], (100, 5), kind="rollout_Li2S", dataset="lips20", split="Li2S"),
+        rollout([Break(1, 5, 2.5, "contact")], (100, 5), kind="rollout_Li2S", dataset="lips20", split="Li2S"),
     ]
     alone, together = survival.replicas([pooled]), survival.replicas([pooled, *parts])
     for table in (alone, together):
@@ -143,26 +120,19 @@ def test_compositions_count_once():
     assert len(survival.replicas(parts)) == 4
 
 
-def test_a_failed_run_counts_as_failed():
-    failed = Record(
-        "failure", "demo", "ethanol", "nequip", 0, status="failed", message="MemoryError: too large"
-    )
+def test_a_failed_run_is_no_broken_simulation():
+    failed = Record("failure", "demo", "ethanol", "nequip", 0, status="failed", message="OSError: no network")
     failed.parameters = {"notebook": "rollout/ethanol.ipynb", "replicas": 2}
     training = Record(
         "failure", "demo", "ethanol", "botnet", 0, {"notebook": "training/botnet.ipynb"}, status="failed"
     )
     table = survival.replicas([rollout(), failed, training])
-    assert survival.survivors(table).loc[
-        (survival.HOME, "ethanol"), ["mace", "nequip", "botnet"]
-    ].to_list() == [
-        "2 of 2",
-        "0 of 2",
-        "not run",
-    ]
-    text = survival.failure_table(table)
-    assert list(text["Step"]) == [0, 0]
-    assert text["Reason"].str.contains("MemoryError").all()
-    assert "nan" not in text.to_string().lower()
+    assert len(table) == 2
+    counts = survival.survivors(table).loc[(survival.HOME, "ethanol")]
+    assert counts[["mace", "nequip", "botnet"]].to_list() == ["2 of 2", "not run", "not run"]
+    assert survival.failure_table(table).empty
+    (lost,) = survival.failed_runs([rollout(), failed, training]).itertuples()
+    assert (lost.Model, lost.Message) == ("NequIP", "OSError: no network")
 
 
 def test_settings():
@@ -184,8 +154,7 @@ def test_nothing_gives_empty_tables_and_figures():
 
 def test_models_are_compared_where_both_ran():
     sound = [rollout(stable=[100] * 8, model="mace")]
-    message = ", ".join(f"replica {r} after 9 steps ({BOND})" for r in range(8))
-    broken = rollout(f"8 of 8 replicas broke: {message}", [9] * 8, model="nequip", steps=10)
+    broken = rollout([Break(r, 9, 4.5, "bond") for r in range(8)], [9] * 8, model="nequip", steps=10)
     overall, pairs = survival.compare_models(survival.replicas([*sound, broken]))
     assert overall.p < 0.01
     assert pairs.loc[0, ["first", "second"]].to_list() == ["nequip", "mace"]
@@ -210,7 +179,7 @@ def frames_of(atoms, moved, step):
 def test_the_stretched_bond_is_found():
     atoms = WATER.copy()
     atoms.positions[1, 0] += 0.4
-    found = survival.offender(frames_of(atoms, 1, 0.15), WATER, BOND, WATER.positions[None])
+    found = survival.offender(frames_of(atoms, 1, 0.15), WATER, Cause.BOND, WATER.positions[None])
     assert found.atoms == (0, 1)
     assert found.name == "O-H bond"
     assert (found.length, found.usual) == pytest.approx((1.36, 0.96))
@@ -220,13 +189,13 @@ def test_a_proton_that_changes_its_oxygen_is_told_from_a_broken_bond():
     atoms = Atoms("OHO", [[0, 0, 0], [1.0, 0, 0], [2.5, 0, 0]])
     last = atoms.copy()
     last.positions[1, 0] = 1.45
-    found = survival.offender(frames_of(last, 1, 0.1), atoms, BOND)
+    found = survival.offender(frames_of(last, 1, 0.1), atoms, Cause.BOND)
     assert found.name == f"O-H bond, {survival.MOVED_ON} O"
 
 
 def test_the_closest_pair_and_the_lost_atom_are_found():
     box = Atoms("LiLiS", [[0.1, 0, 0], [7.6, 0, 0], [4, 0, 0]], cell=[8, 8, 8], pbc=True)
-    found = survival.offender(np.stack([box.positions] * 2), box, CONTACT)
+    found = survival.offender(np.stack([box.positions] * 2), box, Cause.CONTACT)
     assert found.atoms == (0, 1)
     assert found.length == pytest.approx(0.5)
     assert found.name == "Li-Li contact"
@@ -234,7 +203,7 @@ def test_the_closest_pair_and_the_lost_atom_are_found():
     away.positions[2] = [0, 2.9, 0]
     positions = np.stack([away.positions] * 2)
     positions[0, 2, 1] -= 0.2
-    assert survival.offender(positions, WATER, ESCAPE).atoms == (2,)
+    assert survival.offender(positions, WATER, Cause.CONTACT_OR_ESCAPE).atoms == (2,)
     assert survival.offender(positions, WATER, "the radial distribution left the reference's") is None
 
 
@@ -252,7 +221,7 @@ def test_a_failure_is_drawn_with_its_offender():
     energy[1, 21:] = np.nan
     energy[1, 20] = 50.0
     record = rollout(
-        f"1 of 2 replicas broke: replica 1 after 20 steps ({BOND})",
+        [Break(1, 20, 10.0, "bond")],
         (100, 20),
         broken=np.array([1]),
         last_positions=positions[None],

@@ -11,6 +11,7 @@ import pytest
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 
+from egraff_utils.breaks import Break
 from egraff_utils.calculator import join_replicas
 from egraff_utils.dynamics import Noise, Thermostat, kinetic_temperature
 from egraff_utils.records import COLUMNS, Metric, Record
@@ -20,12 +21,12 @@ FRICTION = 5e-3 * units.fs
 RNG = np.random.default_rng(0)
 
 
-def rollout(temperature, *, target=500.0, kind="rollout", model="mace", message="", dataset="mine", **more):
+def rollout(temperature, *, target=500.0, kind="rollout", model="mace", breaks=(), dataset="mine", **more):
     temperature = np.asarray(temperature, float)
     given = {"steps": temperature.shape[1] - 1, "timestep": 0.5, "temperature": target, "friction": 5e-3}
-    status = "unstable" if message else "complete"
+    status = "unstable" if breaks else "complete"
     metrics = [Metric("steps", given["steps"], "1")]
-    record = Record(kind, "demo", dataset, model, 0, given, metrics, status, message)
+    record = Record(kind, "demo", dataset, model, 0, given, metrics, status, breaks=list(breaks))
     time = 0.5 * np.arange(temperature.shape[1])
     stable = np.full(len(temperature), given["steps"])
     record.__dict__["curves"] = {"temperature": temperature, "time": time, "stable_step": stable, **more}
@@ -147,12 +148,12 @@ def test_verdicts_by_hand():
 def test_a_broken_replica_is_left_out_and_told():
     hot = np.full((3, 201), 500.0) + RNG.normal(size=(3, 201))
     hot[1] = 9000.0
-    message = "1 of 3 replicas broke: replica 1 after 150 steps (two atoms came closer than 0.5 Å)"
-    table = thermostat.temperatures([rollout(hot, message=message)])
+    one = [Break(1, 150, 75.0, "contact")]
+    table = thermostat.temperatures([rollout(hot, breaks=one)])
     assert table.iloc[0][["replicas", "broke"]].to_list() == [2, 1]
     assert table.iloc[0].ratio == pytest.approx(1, abs=0.01)
-    both = message.replace("1 of 3", "3 of 3") + ", replica 0 after 9 steps (b), replica 2 after 9 steps (c)"
-    table = thermostat.temperatures([rollout(hot, message=both)])
+    all_three = [*one, Break(0, 9, 4.5, "bond"), Break(2, 9, 4.5, "move")]
+    table = thermostat.temperatures([rollout(hot, breaks=all_three)])
     assert table.verdict.to_list() == [thermostat.NO_VERDICT]
     text = thermostat.verdict_table(table)
     assert text.iloc[0, 0] == "all broke"

@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from ase.data import chemical_symbols
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from egraff_utils import allocator, cards, fast, records
+from egraff_utils import allocator, cards, records
+from egraff_utils.models import frozen
 
 NAMES = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 _registered: dict[str, tuple[Callable, cards.ModelCard, str]] = {}
@@ -51,6 +52,7 @@ class ForceField(nn.Module):
         self.elements = sorted(int(z) for z in elements)
         self.cutoff = float(cutoff)
         self.build_arguments = build_arguments or {}
+        self._freezer = frozen.freezer(network)
         known = torch.zeros(len(chemical_symbols), dtype=torch.bool)
         known[self.elements] = True
         self.register_buffer("known", known, persistent=False)
@@ -83,12 +85,19 @@ class ForceField(nn.Module):
                 "edge e + E/2 is not the reverse of edge e; make graphs by graph.build_graph, "
                 "graph.collate or graph.SkinList, which order them so"
             )
-        frozen = None if self.training or not hasattr(self.network, "as_frozen") else self.network.as_frozen()
-        if not frozen:
+        network = None if self.training else self.as_frozen()
+        if network is None:
             return self.differentiated(graph)
-        with fast.one_thread() if frozen.has_threads(graph) else nullcontext(), torch.inference_mode():
-            atomic, on_pairs = frozen(graph, graph.pair_vectors().to(self.dtype))
+        with network.evaluation(graph):
+            atomic, on_pairs = network(graph, graph.pair_vectors().to(self.dtype))
         return self._prediction(graph, atomic, on_pairs)
+
+    def as_frozen(self):
+        """The network written for speed, a :class:`~egraff_utils.models.frozen.Frozen`.
+
+        None while its weights can change, or if there is no such form of it.
+        """
+        return self._freezer and self._freezer()
 
     @torch.enable_grad()
     def differentiated(self, graph):
@@ -112,7 +121,7 @@ class ForceField(nn.Module):
 
     @staticmethod
     def _forces(on_pairs, graph):
-        """Minus the gradient by positions: the vector of a pair is ``x_j - x_i``."""
+        """Minus the gradient with respect to positions: the vector of a pair is ``x_j - x_i``."""
         centre, neighbour = graph.edge_index[:, : len(on_pairs)]
         zero = on_pairs.new_zeros(len(graph.positions), 3)
         return zero.index_add(0, centre, on_pairs).index_add(0, neighbour, -on_pairs)
@@ -235,7 +244,9 @@ def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **ov
             raise cards.unknown(f"hyperparameter of {name}", key, hyperparameters)
     hyperparameters |= overrides
     with default_dtype(dtype):
-        network = _builder(name)(elements, **hyperparameters).to(dtype)
+        network = _builder(name)(elements, **hyperparameters)
+        frozen.speed_up(network)
+        network = network.to(dtype)
     arguments = {"name": name, "preset": preset, "elements": elements, "dtype": str(dtype), **overrides}
     return ForceField(network, elements, cutoff=hyperparameters["cutoff"], build_arguments=arguments)
 

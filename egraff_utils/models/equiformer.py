@@ -16,7 +16,7 @@ from e3nn.o3 import wigner_3j
 from torch import nn
 from torch.nn.functional import silu
 
-from egraff_utils import fast
+from egraff_utils.models import frozen
 
 AVERAGE_ATOMS = 18.03065905448718  # atoms of a QM9 molecule, which the authors keep for MD17
 
@@ -502,7 +502,7 @@ class Attention(nn.Module):
         self.logit_weights = nn.Parameter(torch.empty(heads, head_channels[0]).uniform_(-bound, bound))
         self.value = Linear(self.product.out_channels, values, scaled=True)
         self.project = Linear(values, channels)
-        self._kept = fast.Kept(self.message, self.value, self.radial[-1])
+        self._kept = frozen.Kept(self.message, self.value, self.radial[-1])
 
     def forward(self, x, edge_index, rotations, basis, envelope, largest):
         """Change of the features up to a degree."""

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from egraff_utils import beside, cards, metrics, plots, statistics
+from egraff_utils import beside, cards, metrics, plots, quantities, statistics
 from egraff_utils.beside import BOUND, OURS, PAPER
 
 AS_PUBLISHED, REVERSED, UNDECIDED = "as published", "reversed", "not told from chance"
@@ -293,7 +293,7 @@ def budget(frame: pd.DataFrame, *, others: tuple[str, ...] = ()) -> pd.DataFrame
     DataFrame of geometric means over models, and of MACE's force errors in the paper, in the records, and in
     further campaigns; heads with units.
     """
-    errors = beside.paper_values(frame, 1, beside=others)["Force MAE (meV/Å)"]
+    errors = beside.paper_values(frame, 1, beside=others)[quantities.of("force_mae").head]
     found = budget_shares(frame).join((errors[OURS] / errors[PAPER]).rename("ratio"))
     means = np.exp(np.log(found).groupby("dataset").mean())
     means[["epochs", "frames"]] *= 100
@@ -305,7 +305,7 @@ def budget(frame: pd.DataFrame, *, others: tuple[str, ...] = ()) -> pd.DataFrame
 def protocols(frame: pd.DataFrame, dataset: str = "ethanol") -> pd.DataFrame:
     """Wright's factor and temperature of both protocols beside the published WF, a row for each model."""
     kinds = {"as coded": "rollout_as_coded", "corrected": "rollout"}
-    found = {"WF, paper (%)": beside.beside_values(frame, ("wf",))["WF (%)", PAPER]}
+    found = {"WF, paper (%)": beside.beside_values(frame, ("wf",))[quantities.of("wf").head, PAPER]}
     found |= {f"WF, {name} (%)": _metric(frame, kind, "wf") for name, kind in kinds.items()}
     found |= {f"Temperature, {name} (K)": _metric(frame, kind, "temperature") for name, kind in kinds.items()}
     table = pd.DataFrame(
@@ -369,7 +369,7 @@ def standings(frame: pd.DataFrame) -> pd.DataFrame:
             "Force error, mean place": mean_ranks(values.force_mae),
             "Force error, datasets won (count)": winners(values.force_mae),
             "WF, mean place": mean_ranks(values.wf),
-            "Stable fraction (dimensionless)": values.stable_fraction.groupby("model").mean(),
+            quantities.of("stable_fraction").head: values.stable_fraction.groupby("model").mean(),
         }
     )
     table = table.reindex(sorted(ran, key=beside._model_place)).rename_axis("model")
@@ -380,7 +380,7 @@ def own_values(frame: pd.DataFrame) -> pd.DataFrame:
     """``force_mae`` (meV/Å), ``wf`` (%) and ``stable_fraction`` of the records, index (dataset, model)."""
     names = ("force_mae", "wf", "stable_fraction")
     found = beside.beside_values(frame, names)
-    return pd.DataFrame({name: found[beside.column_of(name).head, OURS] for name in names})
+    return pd.DataFrame({name: found[quantities.of(name).head, OURS] for name in names})
 
 
 def claims(frame: pd.DataFrame) -> pd.DataFrame:
@@ -394,8 +394,8 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
     in random order).
     """
     force, wf = (
-        matched(beside.paper_values(frame, number), head)
-        for number, head in ((1, "Force MAE (meV/Å)"), (2, "WF (%)"))
+        matched(beside.paper_values(frame, quantities.of(metric).published.table), quantities.of(metric).head)
+        for metric in ("force_mae", "wf")
     )
     shared = force.index.intersection(wf.index)
     found = {}

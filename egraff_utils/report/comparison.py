@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from egraff_utils import paper, tables
-from egraff_utils.beside import DATASETS, FLOORED, MODELS, floor_of
+from egraff_utils import paper, quantities, tables
+from egraff_utils.beside import DATASETS, MODELS, floor_of
+from egraff_utils.quantities import COLUMNS, FLOORED
 
 
 class Scale(NamedTuple):
@@ -21,8 +22,6 @@ class Scale(NamedTuple):
 
     metric: str
     """Name of the metric in the records."""
-    label: str
-    """Short name at the spoke."""
     centre: float | str
     """Value at the centre: a number, or the metric of the dataset's record that holds it."""
     rim: float | str
@@ -33,6 +32,13 @@ class Scale(NamedTuple):
     """What the two values are multiplied by."""
     meaning: str = ""
     """The two bounds in words."""
+    name: str = ""
+    """Name at the spoke, where it is not the metric's own."""
+
+    @property
+    def label(self) -> str:
+        """Name at the spoke."""
+        return self.name or quantities.of(self.metric).spoke
 
     def place(self, values: pd.DataFrame) -> pd.Series:
         """Place of every row between centre (0) and rim (1), clipped; NaN where a bound is missing."""
@@ -51,7 +57,6 @@ class Scale(NamedTuple):
 SCALES = (
     Scale(
         "force_mae",
-        "force",
         "zero_force_mae",
         "zero_force_mae",
         factor=(1e-3, 1.0),
@@ -59,52 +64,28 @@ SCALES = (
     ),
     Scale(
         "energy_mae",
-        "energy",
         "energy_std",
         "energy_std",
         factor=(1e-3, 1.0),
         meaning="a thousandth of the standard deviation of the reference energies; that deviation",
     ),
-    Scale("wf", "WF", "floor_wf", 100.0, meaning="the floor; 100 %"),
-    Scale("jsd", "JSD", "floor_jsd", float(np.log(2)), meaning="the floor; ln 2, its largest value"),
+    Scale("wf", "floor_wf", 100.0, meaning="the floor; 100 %"),
+    Scale("jsd", "floor_jsd", float(np.log(2)), meaning="the floor; ln 2, its largest value"),
     Scale(
         "ev_root",
-        "EV",
         "floor_ev_root",
         "floor_ev_root",
         factor=(0.1, 10.0),
         meaning="a tenth of the floor; ten times the floor",
     ),
-    Scale("fv", "FV", 0.0, "floor_fv", log=False, meaning="zero; the floor (two unrelated frames)"),
-    Scale("unstable_fraction", "broken", 0.0, 1.0, log=False, meaning="no step lost; all steps lost"),
-    Scale("ms_per_step", "time", 1.0, 1e4, meaning="1 ms per MD step of all replicas; 10,000 ms"),
+    Scale("fv", 0.0, "floor_fv", log=False, meaning="zero; the floor (two unrelated frames)"),
+    Scale("unstable_fraction", 0.0, 1.0, log=False, meaning="no step lost; all steps lost", name="broken"),
+    Scale("ms_per_step", 1.0, 1e4, meaning="1 ms per MD step of all replicas; 10,000 ms", name="time"),
 )
 """Fixed scales: bounds come from the reference data or are numbers, so that no model moves another's place.
 Zero, the centre, is the best value; what lies outside a scale is drawn at its end."""
 
-PUBLISHED = {
-    "force_mae": (1, "force_mae_mev_per_ang", 1.0),
-    "energy_mae": (1, "energy_mae_mev", 1.0),
-    "wf": (2, "wf_percent", 1.0),
-    "jsd_raw": (2, "jsd", 1.0),
-    "ev_root": (3, "ev_gmean_1e-5", 1e-5),
-    "fv": (3, "fv_gmean", 1.0),
-    "seconds_per_epoch": (4, "train_min_per_epoch", 60.0),
-    "ms_per_step": (4, "inference_min_per_1000_steps", 60.0),
-}
-"""Where the paper gives a metric: table, column, and its unit in that of the records. One minute per 1000
-steps is 60 ms per step."""
-
-PAPER_SPOKES = {
-    "force_mae": "force",
-    "energy_mae": "energy",
-    "wf": "WF",
-    "jsd_raw": "JSD",
-    "ev_root": "EV",
-    "fv": "FV",
-    "seconds_per_epoch": "training",
-    "ms_per_step": "MD",
-}
+PAPER_SPOKES = {column.metric: column.spoke for column in COLUMNS if column.published}
 """Spokes with the paper's scaling: the eight metrics of its Tables 1 to 4."""
 
 PAIRS = (
@@ -155,11 +136,7 @@ def published_values() -> pd.DataFrame:
     >>> float(published_values().loc[("acac", "nequip"), "force_mae"])
     4.59
     """
-    columns = [
-        (paper.table(number).set_index(["dataset", "model"])[column] * factor).rename(metric)
-        for metric, (number, column, factor) in PUBLISHED.items()
-    ]
-    return _in_order(pd.concat(columns, axis=1))
+    return _in_order(pd.concat([paper.values(metric) for metric in PAPER_SPOKES], axis=1))
 
 
 def scaled_values(values: pd.DataFrame, scale: str = "fixed") -> pd.DataFrame:

@@ -12,7 +12,8 @@ import torch
 from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
-from egraff_utils import cards, data, models, plots, records, tables, train
+from egraff_utils import cards, data, models, plots, records, tables, weights
+from egraff_utils.config import Key
 from egraff_utils.gate import in_double, turned
 from egraff_utils.graph import build_graph
 from egraff_utils.report import catalogue
@@ -38,8 +39,7 @@ def subject(campaign, *, seed=0):
     """
     runs = {}
     for record in records.read_all(campaign):
-        weights = record.path.with_suffix(".safetensors")
-        if record.kind == "training" and record.seed == seed and weights.is_file():
+        if record.kind == "training" and record.seed == seed and weights.path(record).is_file():
             runs.setdefault(record.dataset, set()).add(record.model)
     known = [name for name in catalogue.datasets() if name in runs and not cards.dataset(name).pbc]
     known = [name for name in known if catalogue.at_hand(name)]
@@ -49,7 +49,7 @@ def subject(campaign, *, seed=0):
         return "ethanol (models not trained)", atoms, {name: fresh(name, "tiny") for name in models.NAMES}
     name = max(known, key=lambda name: len(runs[name]))
     found = [model for model in models.NAMES if model in runs[name]]
-    fields = {model: train.trained(campaign, name, model, seed) for model in found}
+    fields = {model: weights.load(Key("training", campaign, name, model, seed)) for model in found}
     return tables.dataset_title(name), data.load(name, "test")[0], fields
 
 

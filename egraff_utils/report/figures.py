@@ -16,9 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import plots, tables
+from egraff_utils import plots, quantities, tables
 from egraff_utils.beside import DATASETS, floor_of, short_title
-from egraff_utils.plots import DIMENSIONLESS, FLOOR_COLOR, REFERENCE_COLOR, VIOLATION_LABELS
+from egraff_utils.config import changed
+from egraff_utils.plots import CURVE_LABELS, FLOOR_COLOR, REFERENCE_COLOR, VIOLATIONS
+from egraff_utils.quantities import DIMENSIONLESS
 from egraff_utils.report.comparison import (
     PAIRS,
     PAPER_SPOKES,
@@ -34,19 +36,6 @@ WIDTH = 7.4
 """Width of a grid, inches: the text width of a page."""
 
 NOT_RUN = tables.NOT_RUN
-
-
-PAIR_LABELS = {
-    "ev_root": "Root EV (dimensionless)",
-    "fv": "FV (dimensionless)",
-    "jsd_raw": "JSD as published (nats)",
-    "wf": "WF (%)",
-    "seconds_per_epoch": "Time per epoch (s)",
-    "ms_per_step": "Time per MD step (ms)",
-    "energy_mae": "Energy MAE (meV)",
-    "force_mae": "Force MAE (meV/Å)",
-}
-
 
 POINT = {"markersize": 5, "markeredgecolor": "0.2", "markeredgewidth": 0.5, "linestyle": "none"}
 """A model's marker."""
@@ -81,7 +70,7 @@ def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: 
         parts = _parts(chosen)
         panels |= {(name, ""): chosen} if not parts else {}
         for part in parts:
-            panels[name, part] = _select(records, f"rollout_{part}", name)
+            panels[name, part] = _select(records, changed(kind, shift=part), name)
 
     def draw(ax, key):
         found = _by_model(r for r in panels[key] if "rdf" in r.curves)
@@ -117,7 +106,7 @@ def _draw_rdf_differences(ax, found):
 
 def _draw_rdf_floor(ax, found, records):
     run = next(iter(found.values()))[0]
-    place = (run.kind.replace("rollout", "floor", 1), run.dataset, "reference")
+    place = (changed(run.kind, act="floor"), run.dataset, "reference")
     for floor in (r for r in records if (r.kind, r.dataset, r.model) == place):
         r = plots.read_curve(run, "rdf_r")
         plots.plot_rdf_floor(ax, r, np.zeros(len(r)), floor, mean=True)
@@ -267,8 +256,8 @@ def violation_grid(
     ValueError
         If the violation is unknown.
     """
-    if name not in VIOLATION_LABELS:
-        raise ValueError(f"{name=} is not a violation; choose one of {sorted(VIOLATION_LABELS)}")
+    if name not in VIOLATIONS:
+        raise ValueError(f"{name=} is not a violation; choose one of {sorted(VIOLATIONS)}")
     records = list(records)
 
     def draw(ax, dataset):
@@ -284,7 +273,7 @@ def violation_grid(
         return list(found)
 
     figure = _grid(_datasets(records, kind, datasets), draw, floor=True, sharey=name == "fv")
-    return _label(figure, "Time (fs)", VIOLATION_LABELS[name])
+    return _label(figure, "Time (fs)", quantities.of(name).written_out)
 
 
 def rmsd_grid(
@@ -324,7 +313,7 @@ def rmsd_grid(
         figure = _rmsd_by_model(records, kind, datasets)
     else:
         raise ValueError(f"{by=} is neither 'dataset' nor 'model'")
-    return _label(figure, "Time (fs)", "Root mean square displacement (Å)")
+    return _label(figure, "Time (fs)", quantities.of("rmsd").written_out)
 
 
 def _draw_rmsds(ax, records, kind, dataset):
@@ -426,18 +415,13 @@ def learning_curves(
         ax.set(xlabel="", ylabel="")
         return list(found)
 
-    names = {"seconds": "Training time (s)", "step": "Optimiser steps (count)"}
-    heights = {
-        "val_force_mae": "Validation force MAE (meV/Å)",
-        "val_energy_mae": "Validation energy MAE (meV)",
-    }
     figure = _grid(
         _datasets(records, "training", datasets),
         draw,
         marker=True,
         floor="predicting zero" if metric == "val_force_mae" else False,
     )
-    return _label(figure, names.get(x, x), heights.get(metric, metric))
+    return _label(figure, CURVE_LABELS.get(x, x), CURVE_LABELS.get(metric, metric))
 
 
 # Figures 6 and 7: metrics against each other
@@ -539,8 +523,8 @@ def pairs_grid(
         for (title, side), ax in zip(sides, row, strict=True):
             _draw_floor_crosses(ax, values, x, y)
             _draw_pairs(ax, side, (x, y), markers, hollow=title == "paper")
-            ax.set_xlabel(PAIR_LABELS.get(x, x))
-        row[0].set_ylabel(PAIR_LABELS.get(y, y))
+            ax.set_xlabel(quantities.of(x).label)
+        row[0].set_ylabel(quantities.of(y).label)
         for axis, name in (("x", x), ("y", y)):
             if _wide(pd.concat([side.get(name, pd.Series(dtype=float)) for _, side in sides])):
                 for ax in row:

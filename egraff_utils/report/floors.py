@@ -8,20 +8,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import plots
+from egraff_utils import plots, quantities
 from egraff_utils.beside import (
     BOUND,
     LAYOUTS,
     OURS,
     PAPER,
     beside_values,
-    column_of,
     is_alike,
     paper_values,
     short_title,
 )
+from egraff_utils.config import Kind, changed
 
 METRICS = ("wf", "jsd_raw", "jsd", "ev_root", "fv", "rmsd")
+"""Metrics that the page shows, in this order."""
+
 NULLS = {"frozen": "Frozen frame", "ideal_gas": "Ideal gas", "einstein": "Einstein crystal"}
 """Null models, which give the ceilings, and their titles."""
 
@@ -60,9 +62,9 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     nulls = frame[frame.model.isin(NULLS)].pivot_table(
         index=["kind", "dataset", "metric"], columns="model", values="value"
     )
-    kinds = found.kind.str.replace("rollout", "floor", n=1)
+    kinds = found.kind.map(lambda kind: changed(kind, act="floor"))
     keys = pd.MultiIndex.from_arrays([kinds, found.dataset, found.metric])
-    factors = [column_of(metric).factor for metric in found.metric]
+    factors = [quantities.of(metric).factor for metric in found.metric]
     for name in NULLS:
         known = nulls[name] if name in nulls else pd.Series(dtype=float, index=nulls.index)
         found[name] = known.reindex(keys).to_numpy(float) * factors
@@ -73,7 +75,7 @@ def _rows(values, places):
     """Rows of one table, without the null models."""
     rows = []
     for metric in METRICS:
-        head = column_of(metric, {"jsd": "nats", "rmsd": "Å"}).head
+        head = quantities.of(metric).head
         if head not in values.columns.get_level_values(0):
             continue
         wanted = [(head, name) for name in (OURS, PAPER, BOUND, f"{BOUND} low", f"{BOUND} high")]
@@ -90,10 +92,9 @@ def _place(kind, dataset):
     >>> _place("rollout_600K", "acac"), _place("rollout_benzene", "ethanol")
     ('Acetylacetone, 600 K', 'Ethanol, benzene')
     """
-    _, _, shift = kind.partition("_")
-    return ", ".join(
-        [short_title(dataset), *([shift.replace("600K", "600 K").replace("300K", "300 K")] * (shift != ""))]
-    )
+    _, protocol, shift = Kind.parse(kind)
+    shift = shift.replace("600K", "600 K").replace("300K", "300 K")
+    return ", ".join(filter(None, [short_title(dataset), protocol.replace("_", " "), shift]))
 
 
 def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, int]:
@@ -163,7 +164,7 @@ def plot_ranges(found: pd.DataFrame, metrics: tuple[str, ...] = ("wf", "ev_root"
     figure, axes = plt.subplots(1, len(metrics), figsize=(10, height), sharey=True, squeeze=False)
     for ax, metric in zip(axes[0], metrics, strict=True):
         _draw(ax, found[found.metric == metric], {place: y for y, place in enumerate(places)})
-        ax.set_xlabel(column_of(metric, {"jsd": "nats", "rmsd": "Å"}).head)
+        ax.set_xlabel(quantities.of(metric).head)
         if metric != "fv":
             plots.set_log_scale(ax, "x")
     axes[0, 0].set_yticks(range(len(places)), places)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from egraff_utils import gate, plots, tables
+from egraff_utils import gate, plots, quantities, tables
 from egraff_utils.report import figures
 
 SMOOTH = "cpu_smooth"
@@ -117,13 +117,13 @@ def compare(frame, smooth):
         :data:`SMOOTH_LABEL`, for each quantity; NaN where there is no record.
     """
     wanted = {
-        ("training", "force_mae"): "Force MAE (meV/Å)",
-        ("training", "energy_mae"): "Energy MAE (meV)",
+        ("training", "force_mae"): quantities.of("force_mae").head,
+        ("training", "energy_mae"): quantities.of("energy_mae").head,
         ("gate", "jump"): "Jump (meV)",
         ("gate", "crossings"): "Crossings (1/atom/ps)",
         ("gate", "drift"): "Drift (meV/atom/ps)",
         ("gate", "fluctuation"): "Fluctuation (meV/atom)",
-        ("rollout", "stable_fraction"): "Stable fraction (×)",
+        ("rollout", "stable_fraction"): f"{quantities.of('stable_fraction').name} (×)",
     }
     trained = smooth[smooth.kind == "training"]
     keys = sorted(set(zip(trained.dataset, trained.model, strict=True)))

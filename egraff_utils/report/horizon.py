@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import horizon, plots
+from egraff_utils import horizon, plots, quantities
 from egraff_utils.beside import short_title
 from egraff_utils.report.agreement import rank_correlation
 from egraff_utils.report.comparison import order_datasets, order_models
@@ -225,8 +225,7 @@ def following_grid(found: list, quantity: str = "fv", *, names=("driven",), data
     if not groups:
         panels[0].text(0.5, 0.5, "not run", transform=panels[0].transAxes, ha="center", color="0.4")
     figure.supxlabel("Time (fs)", fontsize="medium")
-    labels = {"fv": "Force violation FV (dimensionless)", "deviation": "Deviation (Å)"}
-    figure.supylabel(labels[quantity], fontsize="medium")
+    figure.supylabel(quantities.of(quantity).written_out, fontsize="medium")
     models = order_models({r.model for group in groups.values() for r in group})
     handles = plots.model_handles(models, linewidth=2.2)
     if len(names) > 1:
@@ -262,7 +261,7 @@ def plot_errors(pairs: pd.DataFrame) -> Figure:
         if not row.reached:
             ax.annotate("", (row.force_mae, row.horizon * 1.15), (row.force_mae, row.horizon),
                         arrowprops={"arrowstyle": "->", "color": color})  # fmt: skip
-    ax.set(xlabel="Force MAE (meV/Å)", ylabel="Horizon (fs)")
+    ax.set(xlabel=quantities.of("force_mae").head, ylabel=quantities.of("horizon_driven").head)
     for axis in "xy" if len(pairs) else "":
         plots.set_log_scale(ax, axis)
     models = order_models(pairs.model.unique())

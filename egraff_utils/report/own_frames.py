@@ -11,14 +11,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egraff_utils import plots, tables
+from egraff_utils import plots, quantities, tables
 from egraff_utils.beside import floor_of, short_title
+from egraff_utils.config import changed
 from egraff_utils.report.comparison import order_datasets, order_models
 
 TEST, OWN, SHIFTED, RATIO = "test", "own frames", "own, offset off", "ratio (×)"
 APART, FLOOR = "trajectories", "floor"
-FORCE, ENERGY = "Force MAE (meV/Å)", "Energy MAE (meV/atom)"
-FV, EV = "FV (dimensionless)", "Root EV (1e-5)"
+FORCE, FV, EV = (quantities.of(metric).head for metric in ("force_mae", "fv", "ev_root"))
+ENERGY = f"Energy MAE ({quantities.of('energy_mae_per_atom').unit})"
+LABELS = {"oracle_force_mae": FORCE, "oracle_energy_error": "Energy error (meV/atom)", "oracle_fv": FV}
+"""Axes of the curves on own frames."""
 NONE = "no value"
 
 
@@ -39,7 +42,7 @@ def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
     rollouts, and the columns (head with unit, ``test``, ``own frames``, ``own, offset off``, ``ratio (×)``).
     The ratio is that of own frames to test. Missing values are NaN.
     """
-    static = "training" if kind == "rollout" else kind.replace("rollout", "errors", 1)
+    static = "training" if kind == "rollout" else changed(kind, act="errors")
     columns = {
         (FORCE, TEST): (static, "force_mae", 1.0),
         (FORCE, OWN): (kind, "oracle_force_mae", 1.0),
@@ -64,13 +67,13 @@ def violations(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
         {
             (FV, OWN): (kind, "oracle_fv", 1.0),
             (FV, APART): (kind, "fv", 1.0),
-            (EV, OWN): (kind, "oracle_ev_root", 1e5),
-            (EV, APART): (kind, "ev_root", 1e5),
+            (EV, OWN): (kind, "oracle_ev_root", quantities.of("ev_root").factor),
+            (EV, APART): (kind, "ev_root", quantities.of("ev_root").factor),
         },
     )
-    for head, metric, factor in ((FV, "fv", 1.0), (EV, "ev_root", 1e5)):
-        floors = {name: floor_of(frame, kind, name, metric)[0] * factor for name in values.index.unique(0)}
-        values[head, FLOOR] = [floors[name] for name, _ in values.index]
+    for quantity in (quantities.of("fv"), quantities.of("ev_root")):
+        floors = {name: floor_of(frame, kind, name, quantity.metric)[0] for name in values.index.unique(0)}
+        values[quantity.head, FLOOR] = [floors[name] * quantity.factor for name, _ in values.index]
     return values[[(head, source) for head in (FV, EV) for source in (OWN, APART, FLOOR)]]
 
 
@@ -174,13 +177,6 @@ def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout"
     figure.supxlabel("Time (fs)", fontsize="medium")
     axes[0, 0].set_ylabel(LABELS[name])
     return figure
-
-
-LABELS = {
-    "oracle_force_mae": "Force MAE (meV/Å)",
-    "oracle_energy_error": "Energy error (meV/atom)",
-    "oracle_fv": "FV (dimensionless)",
-}
 
 
 def plot_apart(record, *, floor=None, ax: Axes | None = None) -> Axes:

@@ -16,30 +16,25 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.stats import rankdata
 
-from egraff_utils import beside, paper, plots, statistics
+from egraff_utils import beside, paper, plots, quantities, statistics
 from egraff_utils.report.agreement import rank_correlation
 
-METRICS = {
-    "wf": "WF (%)",
-    "jsd": "JSD (nats)",
-    "fv": "FV (dimensionless)",
-    "ev_root": "Root EV (dimensionless)",
-    "deviation": "Deviation (Å)",
-    "stable_fraction": "Stable fraction (dimensionless)",
-    "horizon_langevin": "Horizon, thermostat (fs)",
-    "horizon_driven": "Horizon, reference's friction (fs)",
-    "horizon_nve": "Horizon, NVE (fs)",
-}
-"""Rollout metrics and the horizon, with heads."""
+METRICS = (
+    "wf",
+    "jsd",
+    "fv",
+    "ev_root",
+    "deviation",
+    "stable_fraction",
+    "horizon_langevin",
+    "horizon_driven",
+    "horizon_nve",
+)
+"""Rollout metrics and the horizon."""
 
-PUBLISHED = {
-    "wf": ("2", "wf_percent", 1.0),
-    "fv": ("3", "fv_gmean", 1.0),
-    "ev_root": ("3", "ev_gmean_1e-5", 1e-5),
-}
-"""Table of the paper, its column, and the column's unit in that of the records."""
+PUBLISHED = ("wf", "fv", "ev_root")
+"""Those of them that the paper has."""
 
-HIGHER_IS_BETTER = ("stable_fraction", "horizon_langevin", "horizon_driven", "horizon_nve")
 COLUMNS = ["error", "value", "low", "high", "floor_low", "floor_high", "alike"]
 RESAMPLES = 1000
 """Of every bootstrap."""
@@ -85,8 +80,9 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     ``high``, ``floor_low`` and ``floor_high`` in the unit of the record; ``alike`` where the value cannot be
     told from the reference. NaN where there is no interval or floor.
     """
-    kind = "horizon" if metric.startswith("horizon") else "rollout"
-    rows = frame[(frame.kind == kind) & (frame.metric == metric) & (frame.model != "reference")]
+    rows = frame[
+        (frame.kind == quantities.of(metric).kind) & (frame.metric == metric) & (frame.model != "reference")
+    ]
     values = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
     errors = frame[(frame.kind == "training") & (frame.metric == "force_mae")]
     error = errors.groupby(["dataset", "model"])["value"].mean().rename("error")
@@ -96,10 +92,8 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def published_cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The same of the paper: Table 1 against Table 2 or 3; floors are those of the records at hand."""
-    number, column, factor = PUBLISHED[metric]
-    keys = ["dataset", "model"]
-    error = paper.table(1).set_index(keys)["force_mae_mev_per_ang"].rename("error")
-    values = paper.table(number).set_index(keys)[column].mul(factor).rename("value").to_frame()
+    error = paper.values("force_mae").rename("error")
+    values = paper.values(metric).rename("value").to_frame()
     values[["low", "high"]] = np.nan
     places = {name: kind for kind, name in beside.COOL.values()}
     return _with_floors(values.join(error, how="inner"), frame, metric, places)
@@ -234,7 +228,7 @@ def answers(frame: pd.DataFrame, *, published: bool = False) -> pd.DataFrame:
     rows = {}
     for metric in PUBLISHED if published else METRICS:
         found = (published_cells if published else cells)(frame, metric)
-        better = metric in HIGHER_IS_BETTER
+        better = quantities.of(metric).lower_is_better is False
         every, outside = (
             answer(part, higher_is_better=better) for part in (found, found[~found.alike.astype(bool)])
         )
@@ -271,7 +265,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         }
         for row in table.itertuples()
     ]
-    return pd.DataFrame(rows, index=[METRICS[name] for name in table.index])
+    return pd.DataFrame(rows, index=[quantities.of(name).label for name in table.index])
 
 
 def with_interval(value: float, low: float, high: float) -> str:
@@ -293,7 +287,7 @@ def _text(value, form):
 
 def told(table: pd.DataFrame, verdict: str) -> str:
     """Heads without units of the metrics with a verdict, in words; ``none`` where there are none."""
-    names = [METRICS[name].partition(" (")[0] for name in table.index[table.verdict == verdict]]
+    names = [quantities.of(name).short_name for name in table.index[table.verdict == verdict]]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names) or "none"
 
 
@@ -346,6 +340,6 @@ def _plot_cells(ax, metric, part, markers):
             color = plots.model_color(model)
             style = {"color": color, "markerfacecolor": "none" if row.alike else color, "markersize": 5}
             ax.plot(row.error, row.value, markers[dataset], **style)
-    ax.set(xlabel="Force MAE, test (meV/Å)", ylabel=METRICS[metric])
+    ax.set(xlabel="Force MAE, test (meV/Å)", ylabel=quantities.of(metric).label)
     for axis in "xy" if metric != "stable_fraction" and (part.value > 0).all() else "x":
         plots.set_log_scale(ax, axis)

@@ -22,6 +22,8 @@ RULES = {"paper_narrow": "the paper's depth, narrow", "equal_dynamics": "equal c
 OPTIMIZERS = {"muon": "Muon", "adam": "Adam", "soap": "SOAP"}
 GAIN = 0.95
 """A change of the recipe is taken over if it leaves less than this of the error, in the geometric mean."""
+SHARE = 4
+"""The rate of preset ``day`` is the best of the short trainings over this."""
 DIVERGED = "diverged"
 ALL = "geometric mean"
 
@@ -115,24 +117,35 @@ def taken_over(found: Iterable) -> list:
     return [name for name, ratio in table.loc[(ALL, "")].items() if ratio < GAIN] if len(table) else []
 
 
+def best_rates(found: Iterable, optimizer: str = "muon") -> pd.Series:
+    """Rate at which an optimiser left the least error in the short trainings, by dataset and model."""
+    frame = candidates(found)
+    frame = frame[(frame.optimizer == optimizer) & frame.force_mae.notna()]
+    best = frame.groupby(["dataset", "model"], sort=False).force_mae.idxmin()
+    return frame.rate[best].set_axis(best.index)
+
+
 def rates(found: Iterable) -> pd.DataFrame:
     """Errors (meV/Å) of longer trainings at the best rate of the short ones, its half and its quarter.
 
     Returns
     -------
     DataFrame, a row a dataset and model: ``best rate of short trainings``, the errors at ``it``, ``its half``
-    and ``its quarter``, and ``rate of preset day``, what the card says.
+    and ``its quarter`` where they were tried, and ``rate of preset day``, what the card says.
     """
-    rows = {}
+    rows = {
+        key: {
+            "best rate of short trainings": f"{rate:g}",
+            "rate of preset day": f"{cards.model(key[1]).training('day').learning_rate:g}",
+        }
+        for key, rate in best_rates(found).items()
+    }
     for (dataset, model), tried in candidates(found, "search_rate").groupby(["dataset", "model"], sort=False):
         errors = tried.sort_values("rate", ascending=False).force_mae.map(
             lambda error: DIVERGED if np.isnan(error) else f"{error:.3g}"
         )
-        rows[dataset, model] = {
-            "best rate of short trainings": f"{tried.rate.max():g}",
-            **dict(zip(("at it (meV/Å)", "at its half", "at its quarter"), errors, strict=False)),
-            "rate of preset day": f"{cards.model(model).training('day').learning_rate:g}",
-        }
+        heads = ("error at it (meV/Å)", "at its half (meV/Å)", "at its quarter (meV/Å)")
+        rows[dataset, model] |= dict(zip(heads, errors, strict=False))
     return _table(rows)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from egraff_utils import analysis, cards, data, paper, plots, tables
+from egraff_utils import analysis, cards, data, paper, plots, quantities, tables
 from egraff_utils.beside import DATASETS, MODELS, floor_of, is_alike
+from egraff_utils.config import Kind
 from egraff_utils.units import EV_TO_MEV
 
 IN, OUT, FLOOR, RATIO, PAPER_RATIO = "in", "out", "floor of out", "ratio (×)", "paper's ratio (×)"
@@ -48,8 +49,8 @@ class Shift(NamedTuple):
         """
         place = cards.shift(self.home) if side == IN else cards.shift(self.away, self.target)
         if rollout:
-            return [f"rollout_{place}" if place else "rollout"]
-        return [f"errors_{place}"] if place else ["errors_test", "training"]
+            return [str(Kind("rollout", shift=place))]
+        return [str(Kind("errors", shift=place))] if place else ["errors_test", "training"]
 
     def frames(self, side):
         """Frames of a side, a list of ``ase.Atoms``."""
@@ -78,7 +79,7 @@ TASKS = {
 the paper's is shown where it was run (:func:`shown`)."""
 
 
-class Quantity(NamedTuple):
+class Shown(NamedTuple):
     """A group of columns: one metric in and out of distribution."""
 
     group: str
@@ -87,35 +88,43 @@ class Quantity(NamedTuple):
     """Head of the group, with the unit."""
     metric: str
     digits: int
-    factor: float = 1.0
+    """Digits behind the point, among the first four that count."""
+    factor: float
     """Unit of the record in units of the head."""
+    lower_is_better: bool | None
+    """``None`` where neither is better."""
     over: str = ""
     """Metric that it is divided by, if any."""
     ratio: bool = True
     """Whether the ratio of out to in says anything."""
-    lower_is_better: bool | None = True
-    """``None`` where neither is better."""
 
 
+def _shown(group, metric, digits, *, head="", **options):
+    """Columns of a metric under its own head, or another."""
+    known = quantities.of(metric)
+    return Shown(group, head or known.head, metric, digits, known.factor, known.lower_is_better, **options)
+
+
+_RELATIVE = {"over": "zero_force_mae", "ratio": False, "head": "Force MAE over that of zero (×)"}
 ERRORS = (
-    Quantity("accuracy", "Force MAE (meV/Å)", "force_mae", 1),
-    Quantity("accuracy", "Force MAE over that of zero (×)", "force_mae", 2, 1.0, "zero_force_mae", False),
-    Quantity("accuracy", "Energy MAE (meV)", "energy_mae", 1, ratio=False),
-    Quantity("accuracy", "Energy MAE without its offset (meV)", "energy_mae_shifted", 1),
+    _shown("accuracy", "force_mae", 1),
+    _shown("accuracy", "force_mae", 2, **_RELATIVE),
+    _shown("accuracy", "energy_mae", 1, ratio=False),
+    _shown("accuracy", "energy_mae_shifted", 1),
 )
 """Static errors. The last is what remains when the mean error of each composition is taken off."""
 
 STRUCTURE = (
-    Quantity("structure", "WF (%)", "wf", 2),
-    Quantity("structure", "JSD (nats)", "jsd", 5),
-    Quantity("structure", "Stable fraction (×)", "stable_fraction", 2, ratio=False, lower_is_better=False),
+    _shown("structure", "wf", 2),
+    _shown("structure", "jsd", 5),
+    _shown("structure", "stable_fraction", 2, ratio=False, head="Stable fraction (×)"),
 )
 """Structure of the simulations, and for how much of their time they held."""
 
 DYNAMICS = (
-    Quantity("dynamics", "Root EV (1e-5)", "ev_root", 2, 1e5),
-    Quantity("dynamics", "FV (dimensionless)", "fv", 3),
-    Quantity("dynamics", "Temperature (K)", "temperature", 0, ratio=False, lower_is_better=None),
+    _shown("dynamics", "ev_root", 2),
+    _shown("dynamics", "fv", 3),
+    _shown("dynamics", "temperature", 0, ratio=False),
 )
 """Dynamics of the simulations."""
 
@@ -155,7 +164,7 @@ def _shifts(task):
 # -- values ---------------------------------------------------------------------------------------------
 
 
-def compare(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]) -> pd.DataFrame:
+def compare(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]) -> pd.DataFrame:
     """Values in and out of distribution, their ratio, and the paper's ratio.
 
     Parameters
@@ -164,7 +173,7 @@ def compare(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]) ->
         One row per metric, as `records.read` returns it; several seeds are averaged.
     task
         Name of one of :data:`TASKS`.
-    quantities
+    groups
         What to compare: :data:`ERRORS`, :data:`STRUCTURE` or :data:`DYNAMICS`.
 
     Returns
@@ -172,7 +181,7 @@ def compare(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]) ->
     DataFrame with the index (set, model): every set of the task with the paper's models and others of the
     records. Columns (head with unit, ``in``, ``out``, ``floor of out``, ``ratio (×)`` or
     ``paper's ratio (×)``); missing values are NaN. Floors and ratios that no row has are left out, and
-    quantities that no shifted row has, unless none has any.
+    groups that no shifted row has, unless none has any.
 
     Raises
     ------
@@ -183,7 +192,7 @@ def compare(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]) ->
     cells = _cells(frame, task)
     index = pd.MultiIndex.from_tuples([(s.name, m) for s, m in cells], names=["set", "model"])
     values = {}
-    for quantity in quantities:
+    for quantity in groups:
         for side in (IN, OUT):
             found = [_value(known, quantity, shift, side, model) for shift, model in cells]
             values[quantity.head, side] = pd.Series(found, index, dtype=float)
@@ -248,13 +257,11 @@ def published_values(task: str) -> pd.DataFrame:
     for home, away in _published_pairs(task):
         for side, published in ((IN, home), (OUT, away)):
             published = published.set_index(["set", "model"])
-            for column, (metric, factor) in _PUBLISHED.items():
-                if column in published:
-                    values[metric, side] = published[column] * factor
+            for metric in ("ev_root", "fv", "wf"):
+                place = quantities.of(metric).published
+                if place.column in published:
+                    values[metric, side] = published[place.column] * place.factor
     return pd.DataFrame(values)
-
-
-_PUBLISHED = {"ev_gmean_1e-5": ("ev_root", 1e-5), "fv_gmean": ("fv", 1.0), "wf_percent": ("wf", 1.0)}
 
 
 def _published_pairs(task):
@@ -316,7 +323,7 @@ def _composition_keys(frame, task):
     sides = {IN: card.parts(shift.home), OUT: card.parts(shift.away)}
     models = [model for _, model in _cells(frame, task)]
     return {
-        (side, part): {model: (f"rollout_{part}", shift.dataset, model) for model in models}
+        (side, part): {model: (str(Kind("rollout", shift=part)), shift.dataset, model) for model in models}
         for side, parts in sides.items()
         for part in parts
     }
@@ -508,7 +515,7 @@ def barriers(values: pd.DataFrame, unit: str) -> pd.DataFrame:
 # -- tables ---------------------------------------------------------------------------------------------
 
 
-def table(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]):
+def table(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]):
     """The comparison as a styled table; arguments as those of `compare`.
 
     Better values are darker, within one set and column; other marks as in `tables.beside`.
@@ -517,8 +524,8 @@ def table(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]):
     -------
     pandas Styler, which a notebook shows as HTML; `tables.csv_link` saves its numbers.
     """
-    values = compare(frame, task, quantities)
-    by_head = {quantity.head: quantity for quantity in quantities}
+    values = compare(frame, task, groups)
+    by_head = {quantity.head: quantity for quantity in groups}
     cells = _cells(frame, task)
     texts, css = {}, {}
     for key in values:
@@ -531,10 +538,10 @@ def table(frame: pd.DataFrame, task: str, quantities: tuple[Quantity, ...]):
     styler.format_index(titles.get, axis="index", level=0)
     styler.format_index(tables.model_title, axis="index", level=1)
     styler.set_caption(tables._legend(styler.data))
-    return _finished(styler, f"{task}-{quantities[0].group}")
+    return _finished(styler, f"{task}-{groups[0].group}")
 
 
-def composition_table(frame: pd.DataFrame, task: str, quantity: Quantity):
+def composition_table(frame: pd.DataFrame, task: str, quantity: Shown):
     """`composition_values` of a quantity's metric as a styled table; in a row better models are darker."""
     values = composition_values(frame, task, quantity.metric) * quantity.factor
     keys = _composition_keys(frame, task)

@@ -7,10 +7,12 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import fisher_exact
 
-from egraff_utils import analysis, statistics
+from egraff_utils import analysis, quantities, statistics
 from egraff_utils.beside import COMPARED
 
-HIGHER_IS_BETTER = ("stable_fraction", "stable_steps")
+STABILITY = ("stable_fraction", "stable_steps")
+"""Metrics that are compared by the number of replicas that broke."""
+
 FRAMES_IN_BLOCKS = 10
 """Blocks of consecutive frames that errors on frames are averaged over, as those in a row are alike."""
 
@@ -50,14 +52,14 @@ def letters(records: list, metric: str) -> dict[str, str]:
     values = model_values(records, metric)
     known = {model: found for model, found in values.items() if np.isfinite(found).any()}
     means = {model: np.nanmean(np.nanmean(_known(v), axis=1)) for model, v in known.items()}
-    order = sorted(known, key=means.get, reverse=metric in HIGHER_IS_BETTER)
-    if metric in HIGHER_IS_BETTER:
+    order = sorted(known, key=means.get, reverse=quantities.of(metric).lower_is_better is False)
+    if metric in STABILITY:
         different = _broken_apart(known)
     else:
         scaled = {model: known[model] / means[model] for model in order}
         logs = {model: scaled[model] - 1 + np.log(means[model]) for model in order if means[model] > 0}
         groups = None if metric in COMPARED else _groups(records)
-        positive = metric in (*analysis.POSITIVE, *COMPARED) and len(logs) == len(order)
+        positive = (quantities.of(metric).interval == "log" or metric in COMPARED) and len(logs) == len(order)
         different = statistics.told_apart(logs if positive else known, groups=groups)
     found = statistics.compact_letters(order, different) if len(order) > 1 else {}
     return {model: found.get(model, "") for model in values}

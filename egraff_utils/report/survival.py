@@ -7,7 +7,7 @@ last frames, N atoms.
 from __future__ import annotations
 
 import itertools
-import re
+import warnings
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from scipy import stats
 
 from egraff_utils import cards, data, plots, statistics, structure
 from egraff_utils.beside import MODELS, model_title, short_title
+from egraff_utils.breaks import Cause
+from egraff_utils.config import Kind
 from egraff_utils.report import catalogue, shifts
 from egraff_utils.report.comparison import order_datasets, order_models
 
@@ -33,7 +35,6 @@ SETTINGS = {
 }
 """What a task out of distribution puts a model to."""
 
-UNKNOWN_REASON = "reason not recorded"
 COLUMNS = (
     "kind",
     "dataset",
@@ -47,7 +48,7 @@ COLUMNS = (
     "asked",
     "temperature",
     "broke",
-    "reason",
+    "cause",
     "end",
     "path",
 )
@@ -57,8 +58,6 @@ MOVED_ON = "H now nearer to another"
 AROUND = 4.5
 """Å; atoms of a periodic system that are drawn around the place of a failure."""
 
-_BREAK = re.compile(r"replica (\d+) after (\d+) steps \(([^()]*)\)")
-
 
 # -- the runs -------------------------------------------------------------------------------------------
 
@@ -67,7 +66,7 @@ def replicas(found) -> pd.DataFrame:
     """How every replica of a campaign ended.
 
     A pooled record is replaced by those of its compositions where they are there, and each composition
-    counts once. A run that failed altogether counts as replicas that broke at step 0.
+    counts once. A run that failed altogether simulated nothing and has no rows, see `failed_runs`.
 
     Parameters
     ----------
@@ -78,8 +77,9 @@ def replicas(found) -> pd.DataFrame:
     -------
     DataFrame, one row per replica: ``kind`` (of the pooled record for a composition), ``dataset``,
     ``composition``, ``setting`` (see `setting`), ``model``, ``seed``, ``replica``, ``step`` (last sound one),
-    ``time`` (its time, fs), ``asked`` (steps), ``temperature`` (target, K), ``broke``, ``reason``, ``end``
-    (``"broke"``, ``"steps done"`` or ``"time up"``) and ``path`` (of the record). Nothing in it is NaN.
+    ``time`` (its time, fs), ``asked`` (steps), ``temperature`` (target, K), ``broke``, ``cause`` (a
+    :class:`~egraff_utils.breaks.Cause`, or empty), ``end`` (``"broke"``, ``"steps done"`` or ``"time up"``)
+    and ``path`` (of the record). Nothing in it is NaN.
     """
     rows = [row for kind, record in runs(found) for row in _rows(kind, record)]
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -91,54 +91,51 @@ def runs(found) -> list:
 
     The kind is the pooled record's where the record is one of its compositions.
     """
-    found = [r for r in found if r.model != "reference" and _is_run(r)]
-    known = {(r.kind, r.dataset, r.model, r.seed): r for r in found}
+    found = [r for r in found if r.model != "reference" and _is_rollout(r) and "stable_step" in r.curves]
+    known = {r.key: r for r in found}
     pairs, parts = [], set()
     for record in found:
         names = dict.fromkeys(map(str, record.curves.get("composition", ())))
-        keys = [(_part_kind(record.kind, name), record.dataset, record.model, record.seed) for name in names]
+        keys = [record.key.of(shift=name) for name in names]
         if keys and all(key in known for key in keys):
             pairs += [(record.kind, known[key]) for key in keys]
         else:
             pairs.append((record.kind, record))
         parts |= set(keys)
-    return [
-        (kind, r) for kind, r in pairs if kind != r.kind or (kind, r.dataset, r.model, r.seed) not in parts
+    return [(kind, r) for kind, r in pairs if kind != r.kind or r.key not in parts]
+
+
+def failed_runs(found) -> pd.DataFrame:
+    """Rollouts that gave no trajectory, as where data could not be had: dataset, model and message."""
+    rows = [
+        {"Dataset": short_title(r.dataset), "Model": model_title(r.model), "Message": r.message}
+        for r in found
+        if r.status == "failed" and _is_rollout(r)
     ]
+    return pd.DataFrame(rows, columns=["Dataset", "Model", "Message"])
 
 
-def _is_run(record):
-    """Whether a record is a rollout with curves, or the failure of one."""
+def _is_rollout(record):
+    """Whether a record is a rollout, or the failure of one."""
     if record.kind == "failure":
         return str(record.parameters.get("notebook", "")).startswith(("rollout/", "ood/"))
-    return record.kind.split("_")[0] == "rollout" and (
-        record.status == "failed" or "stable_step" in record.curves
-    )
-
-
-def _part_kind(kind, composition):
-    return f"{'rollout_as_coded' if kind.startswith('rollout_as_coded') else 'rollout'}_{composition}"
+    return Kind.parse(record.kind).act == "rollout"
 
 
 def _rows(kind, record):
-    kind = "rollout" if kind == "failure" else kind
     asked = record.parameters.get("steps") or 0
     same = {"kind": kind, "dataset": record.dataset, "setting": setting(kind, record.dataset)}
     same |= {"model": record.model, "seed": record.seed, "asked": asked, "path": str(record.path)}
-    if record.status == "failed":
-        lost = {"step": 0, "time": 0.0, "temperature": 0.0, "composition": "", "broke": True, "end": "broke"}
-        lost["reason"] = f"the run failed: {record.message}"
-        return [same | lost | {"replica": r} for r in range(record.parameters.get("replicas") or 1)]
-    reasons, stable = failure_reasons(record), record.curves["stable_step"]
+    causes, stable = {end.replica: end.cause for end in record.breaks}, record.curves["stable_step"]
     split = record.parameters.get("split", "test")
     names = record.curves.get("composition", ["" if split.startswith("test") else split] * len(stable))
     rows = []
     for place, (step, name) in enumerate(zip(stable, names, strict=True)):
         temperature, timestep = conditions(record, str(name))
-        broke = place in reasons
+        broke = place in causes
         end = "broke" if broke else "steps done" if step >= asked else "time up"
         row = {"composition": str(name), "replica": place, "step": int(step), "time": float(step * timestep)}
-        row |= {"temperature": temperature, "broke": broke, "reason": reasons.get(place, ""), "end": end}
+        row |= {"temperature": temperature, "broke": broke, "cause": causes.get(place, ""), "end": end}
         rows.append(same | row)
     return rows
 
@@ -162,7 +159,7 @@ def setting(kind: str, dataset: str) -> str:
     >>> setting("rollout", "ethanol"), setting("rollout", "3bpa"), setting("rollout_300K", "3bpa")
     ('like the training set', 'hotter', 'like the training set')
     """
-    if kind.startswith("rollout_as_coded"):
+    if Kind.parse(kind).protocol:
         return AS_CODED
     for task, title in SETTINGS.items():
         for shift in shifts.TASKS[task]:
@@ -174,25 +171,7 @@ def setting(kind: str, dataset: str) -> str:
 def _parts(shift):
     """Kinds of the compositions of a shifted set."""
     card = cards.dataset(shift.target or shift.dataset)
-    return [f"rollout_{part}" for part in card.parts(shift.away) if part != shift.away]
-
-
-def failure_reasons(record) -> dict:
-    """Reason by replica of those that broke; the replica's place in the record's curves is the key.
-
-    The reason is read from the message. Which replicas broke is read from the curve ``broken`` too, and from
-    those that ended before the others, so that a failure is never lost with its reason.
-    """
-    stable, names = record.curves["stable_step"], record.curves.get("composition")
-    reasons = {int(r): UNKNOWN_REASON for r in record.curves.get("broken", ())}
-    if names is None and record.status == "unstable":
-        reasons |= {int(r): UNKNOWN_REASON for r in np.flatnonzero(stable < record["steps"])}
-    for text in record.message.split("; "):
-        composition = text.partition(": ")[0]
-        places = np.arange(len(stable)) if names is None else np.flatnonzero(names == composition)
-        found = [(int(replica), reason) for replica, _, reason in _BREAK.findall(text)]
-        reasons |= {int(places[replica]): reason for replica, reason in found if replica < len(places)}
-    return reasons
+    return [str(Kind("rollout", shift=part)) for part in card.parts(shift.away) if part != shift.away]
 
 
 # -- survival -------------------------------------------------------------------------------------------
@@ -231,12 +210,13 @@ def kaplan_meier(steps, broke, *, level: float = 0.95):
     >>> fraction
     array([1.   , 0.75 , 0.75 , 0.375, 0.375])
     """
-    ends, at_risk, failures = _risk(steps, broke)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fraction = np.cumprod(np.where(at_risk > 0, 1 - failures / np.maximum(at_risk, 1), 1.0))
-        variance = np.cumsum(failures / (at_risk * (at_risk - failures)))
-        width = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance) / np.abs(np.log(fraction))
-        low, high = fraction ** np.exp(width), fraction ** np.exp(-width)
+    ends, at_risk, _ = _risk(steps, broke)
+    steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
+    survival = stats.ecdf(stats.CensoredData(uncensored=steps[broke], right=steps[~broke])).sf
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of ends without a width, which follow
+        interval = survival.confidence_interval(level, method="log-log")
+    fraction, low, high = (curve.evaluate(ends) for curve in (survival, interval.low, interval.high))
     rare = (1 - level) / 2
     remaining = np.maximum(at_risk, 1)
     low = np.where(fraction == 1, rare ** (1 / remaining), np.where(fraction == 0, 0.0, low))
@@ -515,7 +495,7 @@ def reference_frames(record):
     return _frames(dataset, split) if dataset in cards.datasets() else None
 
 
-def offender(positions, atoms, reason: str, reference=None) -> Offender | None:
+def offender(positions, atoms, cause: Cause, reference=None) -> Offender | None:
     """The atoms that a stability rule objected to, from the last sound frames.
 
     The frame in which a replica broke is not kept; the last two are continued by one step, and the rule's
@@ -527,23 +507,23 @@ def offender(positions, atoms, reason: str, reference=None) -> Offender | None:
         Last sound frames, shape ``(L, N, 3)``, Å.
     atoms
         ``ase.Atoms`` of the system, for elements and cell.
-    reason
-        As in `replicas`.
+    cause
+        What it broke by.
     reference
         Positions of the reference, shape ``(F, N, 3)``, Å, for the mean lengths of bonds.
 
     Returns
     -------
-    Offender, or None where the reason names no atom.
+    Offender, or None where the cause names no atom.
     """
     last = np.asarray(positions[-1], dtype=float)
     ahead = 2 * last - positions[-2] if len(positions) > 1 else last
     symbols = atoms.get_chemical_symbols()
-    if "moved more" in reason or "not finite" in reason:
+    if cause in (Cause.MOVE, Cause.NOT_FINITE):
         moved = np.linalg.norm(ahead - last, axis=1)
         i = int(moved.argmax())
         return Offender((i,), f"{symbols[i]} atom, last move", float(moved[i]), np.nan)
-    if "bond" in reason:
+    if cause == Cause.BOND:
         pairs, usual = structure.reference_bonds(
             atoms, atoms.positions[None] if reference is None else reference
         )
@@ -552,14 +532,14 @@ def offender(positions, atoms, reason: str, reference=None) -> Offender | None:
         now = _distances(last, atoms)
         name = f"{symbols[i]}-{symbols[j]} bond{_transfer(now, symbols, (i, j))}"
         return Offender((i, j), name, float(now[i, j]), usual[k])
-    if "came" not in reason:
+    if cause not in (Cause.CONTACT, Cause.CONTACT_OR_ESCAPE):
         return None
     apart = _distances(ahead, atoms)
     i, j = map(int, np.unravel_index(apart.argmin(), apart.shape))
     lonely = int(apart.min(1).argmax())
     now = _distances(last, atoms)
     if (
-        "left" in reason
+        cause == Cause.CONTACT_OR_ESCAPE
         and apart.min(1)[lonely] / structure.MAXIMUM_DISTANCE > structure.MINIMUM_DISTANCE / apart[i, j]
     ):
         return Offender(
@@ -592,8 +572,8 @@ def offender_of(failure: Failure) -> Offender | None:
     frames = reference_frames(failure.record)
     if frames is None or len(frames[0]) != failure.positions.shape[1]:
         return None
-    reference = np.stack([a.positions for a in frames]) if "bond" in failure.row.reason else None
-    return offender(failure.positions, frames[0], failure.row.reason, reference)
+    reference = np.stack([a.positions for a in frames]) if failure.row.cause == Cause.BOND else None
+    return offender(failure.positions, frames[0], failure.row.cause, reference)
 
 
 def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
@@ -621,7 +601,7 @@ def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
                 "Replica": row.replica,
                 "Step": row.step,
                 "Time (fs)": round(row.time, 1),
-                "Reason": row.reason,
+                "Reason": row.cause.words,
                 "Where": f"{found.name} {found.length:.2f} Å{usual}" if found else "not kept",
                 "Energy (σ)": _signed(failure.rise) if failure else "not kept",
                 "T over target (×)": f"{failure.warmth:.2f}"
@@ -700,10 +680,10 @@ def _draw_curve(ax, steps, broke, model, place):
 
 
 def pick(kept, *, most: int = 4) -> list[Failure]:
-    """A few failures to show: as many different reasons, datasets and models as there are."""
+    """A few failures to show: as many different causes, datasets and models as there are."""
     chosen, left = [], [f for f in kept if reference_frames(f.record) is not None]
     while left and len(chosen) < most:
-        seen = {name: {f.row[name] for f in chosen} for name in ("reason", "dataset", "model")}
+        seen = {name: {f.row[name] for f in chosen} for name in ("cause", "dataset", "model")}
         left.sort(key=lambda f: sum(f.row[name] in values for name, values in seen.items()))
         chosen.append(left.pop(0))
     return chosen
@@ -730,7 +710,7 @@ def plot_last_frame(failure: Failure, *, ax=None):
     for i in ring:
         ax.add_patch(Circle(points[i, :2], 0.55, fill=False, edgecolor="#d1001f", linewidth=1.8, zorder=9))
     place = failure.row.composition or short_title(failure.row.dataset)
-    what = f"{found.name.split(',')[0]} {found.length:.2f} Å" if found else failure.row.reason
+    what = f"{found.name.split(',')[0]} {found.length:.2f} Å" if found else failure.row.cause.words
     text = f"{model_title(failure.row.model)}, {place}, step {failure.row.step}\n{what}"
     ax.set_title(text, fontsize="small", loc="left")
     return ax

@@ -16,7 +16,7 @@ from ase import units
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import cards, data, plots, statistics
+from egraff_utils import cards, data, plots, quantities, statistics
 from egraff_utils.beside import short_title
 from egraff_utils.report import catalogue, survival
 from egraff_utils.report.comparison import order_datasets, order_models
@@ -282,7 +282,7 @@ def _replica_ratios(record):
     names = record.curves.get("composition", [""] * len(curve))
     targets = np.array([survival.conditions(record, str(name))[0] or np.nan for name in names])
     sound = np.ones(len(curve), bool)
-    sound[list(survival.failure_reasons(record))] = False
+    sound[[end.replica for end in record.breaks]] = False
     start = start_temperatures(record, targets[0]) / targets[0]
     counts = {"broke": int((~sound).sum())}
     ratios = curve[sound] / targets[sound, None]
@@ -404,7 +404,8 @@ def equipartition(found, *, level: float = 0.95) -> pd.DataFrame:
 def _element_ratios(record):
     """``{element: (R,)}`` of the sound replicas."""
     curves = record.curves
-    sound = [r for r in range(len(curves["stable_step"])) if r not in survival.failure_reasons(record)]
+    broke = {end.replica for end in record.breaks}
+    sound = [r for r in range(len(curves["stable_step"])) if r not in broke]
     weights = np.asarray(curves["block_frames"], float)[sound]
     species = np.nan_to_num(np.asarray(curves["temperature_species"], float)[sound])
     means = np.einsum("rk,rks->rs", weights, species) / weights.sum(1)[:, None]
@@ -489,7 +490,7 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
     if not shown:
         axes[0, 0].text(0.5, 0.5, "not run", ha="center", va="center", color="0.4")
     figure.supxlabel("Time (fs)", fontsize="medium")
-    figure.supylabel("Temperature (K)", fontsize="medium")
+    figure.supylabel(quantities.of("temperature").axis, fontsize="medium")
     handles = plots.model_handles(order_models(models))
     handles += [Line2D([], [], color="black", linewidth=1.6, label="expected")]
     handles += [Line2D([], [], color="black", linestyle="--", linewidth=1, label="target")]
@@ -500,7 +501,7 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
 def _draw_temperatures(ax, records, window):
     for record in records:
         time, curve = record.curves["time"], np.asarray(record.curves["temperature"], float)
-        broke = list(survival.failure_reasons(record))
+        broke = [end.replica for end in record.breaks]
         mean = (
             plots.replica_mean(np.delete(curve, broke, axis=0))
             if len(broke) < len(curve)
@@ -611,12 +612,11 @@ def protocol_plot(values: pd.DataFrame, metrics=("wf", "ev_root", "fv")) -> Figu
     values
         As `protocols` gives it.
     """
-    labels = {"wf": "Wright's factor (%)", "ev_root": "Root EV (1e-5)", "fv": "FV (dimensionless)"}
     figure, axes = plt.subplots(1, len(metrics), figsize=(7.5, 3.0), squeeze=False)
     datasets = list(dict.fromkeys(values.index.get_level_values(0)))
     for ax, metric in zip(axes[0], metrics, strict=True):
-        pair = values[metric].dropna() if len(values) else pd.DataFrame()
-        pair = pair * 1e5 if metric == "ev_root" else pair
+        quantity = quantities.of(metric)
+        pair = values[metric].dropna() * quantity.factor if len(values) else pd.DataFrame()
         for (dataset, model), row in pair.iterrows():
             marker = plots.MARKERS[datasets.index(dataset) % len(plots.MARKERS)]
             ax.plot(row["corrected"], row["as coded"], marker, color=plots.model_color(model), markersize=5)
@@ -625,7 +625,7 @@ def protocol_plot(values: pd.DataFrame, metrics=("wf", "ev_root", "fv")) -> Figu
             ax.plot(ends, ends, color="0.4", linewidth=0.9, zorder=0)
         else:
             ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center", color="0.4")
-        ax.set(xlabel="corrected", title=labels.get(metric, metric))
+        ax.set(xlabel="corrected", title=f"{quantity.name} ({quantity.head_unit})")
         ax.title.set(fontsize="small")
     axes[0, 0].set_ylabel("as coded")
     models = order_models(set(values.index.get_level_values(1)))

@@ -1,0 +1,93 @@
+"""Which run is it? What was asked for, and the key under which its record lies."""
+
+from dataclasses import asdict
+from typing import NamedTuple
+
+from egraff_utils import cards, paths
+
+AS_CODED = "as_coded"
+
+
+class Kind(NamedTuple):
+    """What was done, by which protocol and on which frames. As text it names the folder of the records.
+
+    >>> str(Kind("rollout", "as_coded", "600K")), Kind.parse("rollout_600K"), str(Kind("training"))
+    ('rollout_as_coded_600K', Kind(act='rollout', protocol='', shift='600K'), 'training')
+    """
+
+    act: str
+    """``rollout``, ``errors``, ``floor``, ``training``, ..."""
+    protocol: str = ""
+    """``as_coded``, or empty for ``corrected`` and for what has no protocol."""
+    shift: str = ""
+    """Set of frames other than the test set (:func:`~egraff_utils.cards.shift`), or a composition."""
+
+    def __str__(self):
+        return "_".join(filter(None, self))
+
+    @classmethod
+    def parse(cls, text):
+        """From the name of a folder."""
+        act, _, rest = text.partition("_")
+        if rest == AS_CODED or rest.startswith(f"{AS_CODED}_"):
+            return cls(act, AS_CODED, rest[len(AS_CODED) + 1 :])
+        return cls(act, shift=rest)
+
+
+def changed(kind, **changes):
+    """Text of a kind that differs from another, given as text, in some of act, protocol and shift.
+
+    >>> changed("rollout_600K", act="floor"), changed("rollout_as_coded_crystals", shift="Li2S")
+    ('floor_600K', 'rollout_as_coded_Li2S')
+    """
+    return str(Kind.parse(kind)._replace(**changes))
+
+
+class Key(NamedTuple):
+    """Which run a record is of."""
+
+    kind: str
+    """Text of a :class:`Kind`."""
+    campaign: str
+    dataset: str
+    model: str
+    seed: int = 0
+
+    @property
+    def path(self):
+        """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``."""
+        name = f"{self.dataset}-{self.model}-s{self.seed}.json"
+        return paths.results() / self.campaign / self.kind / name
+
+    def of(self, **changes):
+        """Key of a run that differs in some of: act, protocol, shift; model, dataset, seed.
+
+        >>> Key("rollout_600K", "cpu", "acac", "mace").of(act="floor", model="reference").kind
+        'floor_600K'
+        """
+        own = {name: changes.pop(name) for name in Kind._fields if name in changes}
+        return self._replace(kind=changed(self.kind, **own), **changes)
+
+
+class Config:
+    """Base of the dataclasses that say what is run: all fields but a few determine the result.
+
+    A subclass has the fields of a :class:`Key`, of which ``kind`` is an attribute or a property.
+    """
+
+    WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads", "progress")
+    """These few: the record's key, and what does not change the result."""
+
+    @property
+    def card(self):
+        """Card of the dataset."""
+        return cards.dataset(self.dataset)
+
+    @property
+    def key(self):
+        """:class:`Key` of the record."""
+        return Key(str(self.kind), self.campaign, self.card.name, self.model, self.seed)
+
+    def parameters(self):
+        """What determines the result, as stored in the record."""
+        return {key: value for key, value in asdict(self).items() if key not in self.WORKING_FIELDS}

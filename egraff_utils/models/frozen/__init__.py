@@ -1,0 +1,143 @@
+r"""The networks of the adapters, written for speed; this module is all that other code needs of them.
+
+.. math::
+
+    \epsilon_i = f_i(\{r_{jk}\}), \qquad
+    g_{jk} = \frac{\partial}{\partial r_{jk}} \sum_i \epsilon_i, \qquad
+    F_j = \sum_k \left( g_{jk} - g_{kj} \right)
+
+With frozen weights, as in a simulation, an engine finds the energies of the atoms together with the
+gradient of their sum with respect to the edge vectors, which is written by hand: autograd would take time to
+record every operator, and would not know what the forward pass has made that the gradient can use again.
+While weights are trained, a network keeps its autograd, and only parts of it are evaluated in another way.
+Results are those of the upstream packages up to rounding.
+
+A module of this package is named after the adapter whose networks it knows, and has two functions:
+``freeze(network)`` gives a :class:`Frozen` with the present weights, and ``speed_up(network)`` changes how a
+network is evaluated in training. An architecture without such a module is evaluated as its adapter says, and
+so is one without ``freeze`` while its weights are frozen.
+"""
+
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+from egraff_utils.models.frozen import operators
+
+_plain = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain():
+    """Force fields built in this ``with`` block evaluate their networks as the upstream packages do."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def speed_up(network):
+    """Change how a network is evaluated while its weights are trained, in place.
+
+    The names and shapes of its weights stay the same. Nothing is done in a block of :func:`plain`, or to a
+    network that this package does not know.
+    """
+    engine = None if _plain.get() else _engine(network)
+    if engine is not None:
+        engine.speed_up(network)
+
+
+def freezer(network):
+    """:class:`Freezer` of a network; None in a block of :func:`plain`, or if no engine freezes it."""
+    engine = None if _plain.get() else _engine(network)
+    return Freezer(network) if hasattr(engine, "freeze") else None
+
+
+def _engine(network):
+    """Module of this package named as the one in which the class of a network stands, or None."""
+    room, _, name = type(network).__module__.rpartition(".")
+    if room not in (__name__, __name__.rpartition(".")[0]) or find_spec(f"{__name__}.{name}") is None:
+        return None
+    return import_module(f"{__name__}.{name}")
+
+
+class Frozen:
+    """A network with the weights that it had when it was frozen."""
+
+    def __call__(self, graph, vectors):
+        """Energies of the atoms, and the gradient of their sum.
+
+        Parameters
+        ----------
+        graph
+            :class:`~egraff_utils.graph.AtomicGraph`.
+        vectors
+            Of the first half of its edges (:meth:`~egraff_utils.graph.AtomicGraph.pair_vectors`), shape
+            ``(E / 2, 3)``, Å.
+
+        Returns
+        -------
+        tuple
+            Dimensionless energies, shape ``(N,)``, and the gradient with respect to the vectors, shape
+            ``(E / 2, 3)``, 1/Å. The second half of the edges is the first reversed, so the gradient of a pair
+            adds up what comes from both of its directions.
+        """
+        raise NotImplementedError
+
+    def has_threads(self, graph):
+        """Whether the work on a graph is shared out among threads here, not by the operators of torch."""
+        return False
+
+    @contextmanager
+    def evaluation(self, graph):
+        """Context for a call: torch records no derivative, and has one thread if work is shared out here."""
+        with operators.one_thread() if self.has_threads(graph) else nullcontext(), torch.inference_mode():
+            yield
+
+
+class Kept:
+    """Something made of the weights of modules, kept from call to call while these are frozen.
+
+    A copy keeps nothing.
+    """
+
+    def __init__(self, *modules):
+        self._modules, self._owners = modules, None
+        self._state = self._made = None
+
+    def __reduce__(self):
+        return type(self), self._modules
+
+    @property
+    def weights(self):
+        """All parameters, a list; modules are searched once, which takes longer than a small layer."""
+        if self._owners is None:
+            parts = [part for module in self._modules for part in module.modules()]
+            self._owners = [part._parameters for part in parts if part._parameters]
+        return [weight for owner in self._owners for weight in owner.values() if weight is not None]
+
+    def get(self, make):
+        """``make()``, or what it gave for the same weights when last called; None if they can change."""
+        state = [(weight.requires_grad, weight.data_ptr(), weight._version) for weight in self.weights]
+        if state != self._state:
+            if any(wants for wants, *_ in state):
+                return None
+            with torch.no_grad():
+                self._state, self._made = state, make()
+        return self._made
+
+
+class Freezer(Kept):
+    """The :class:`Frozen` of a network, made when first asked for and again when weights have changed."""
+
+    def __call__(self):
+        """:class:`Frozen` with the present weights; None while these can change."""
+        return self.get(self._freeze)
+
+    def _freeze(self):
+        (network,) = self._modules
+        return _engine(network).freeze(network)

@@ -1,0 +1,498 @@
+r"""TorchMD-NET with frozen weights: energies and their gradient by hand. The equations of a layer are in
+:mod:`.torchmd_net`; radial functions, with :math:`\delta_n = e^{-\alpha r} - \mu_n`, are
+
+.. math::
+
+    u(r) = \tfrac12 \left( 1 + \cos \frac{\pi r}{r_c} \right), \qquad f_n(r) = u(r)\, e^{-\beta_n \delta_n^2},
+    \qquad f_n' = e^{-\beta_n \delta_n^2} \left( u' + 2 \alpha \beta_n \delta_n e^{-\alpha r} u \right)
+
+The gradient of what messages are made of, from that of their sums:
+
+.. math::
+
+    \bar s = \alpha\, \bar m_i, \quad \bar t = \bar \mu_i \cdot d, \quad \bar p = \bar \mu_i \cdot v_j, \quad
+    \bar v_j \mathrel{+}= p\, \bar \mu_i, \quad \bar d = \sum_c t_c\, \bar \mu_{i,c}
+
+    \bar \alpha = \sum_{c \in h} \bar m_{i,c}\, s_c, \quad
+    \bar z = \bar \alpha\, u\, \mathrm{silu}'(z), \quad \bar u = \sum_h \bar \alpha\, \mathrm{silu}(z), \quad
+    \bar q_i \mathrel{+}= \bar z\, k, \quad \bar k = \bar z\, q_i
+
+with :math:`z` the sum of :math:`q k` over a head. The gradient through the update of an atom's features:
+
+.. math::
+
+    \bar m_i = (\textstyle\sum \bar v' \circ vC)\, O_1^\top + (\bar x' \circ (vA \cdot vB))\, O_2^\top
+        + \bar x' O_3^\top, \qquad \bar \mu_i = \bar v'
+
+    \bar v_i \mathrel{+}= \bar v' + (\bar x' m O_2 \circ vB)\, A^\top + (\bar x' m O_2 \circ vA)\, B^\top
+        + (\bar v' \circ m O_1)\, C^\top
+
+``forward`` of each part gives its results and what its ``backward`` needs to go from the gradient of the
+results to that of the arguments. Gradients of ``radial`` and ``geometry`` are added up in place.
+
+To do without this file, delete it and its import in :mod:`.torchmd_net`: forces are then found by autograd.
+What it gains is the ratio of the times of a step of :func:`egraff_utils.cost.stepper` with the force field's
+``_freezer`` set to None and as it is, on every system; the first also with the network compiled.
+"""
+
+import math
+
+import torch
+from torch.nn.functional import linear, silu
+
+from egraff_utils.models import frozen
+from egraff_utils.models.frozen import operators
+from egraff_utils.models.frozen import torchmd_net_messages as messages
+from egraff_utils.models.frozen.operators import silu_backward
+from egraff_utils.models.frozen.torchmd_net_messages import Block, Given, Rows, joined_matrices
+
+
+def freeze(network):
+    """:class:`Frozen` of an adapter's network."""
+    return Frozen(network)
+
+
+class Frozen(frozen.Frozen):
+    """TorchMD-NET with the weights that an ``EquivariantTransformer`` has now."""
+
+    def __init__(self, network):
+        model = network.representation_model
+        first, *others = model.attention_layers
+        self.lengths = Lengths(model.distance_expansion, smooth=first.vector_cutoff)
+        self.embedding = Embedding(network)
+        self.layers = [Layer(first, parts=3), *(Layer(layer, parts=4) for layer in others)]
+        self.head = Head(model.out_norm, network.output_model.output_network)
+
+    def __call__(self, graph, vectors):
+        """See :meth:`egraff_utils.models.frozen.Frozen.__call__`."""
+        energies, kept = self.forward(graph, vectors)
+        return energies, self.backward(kept, torch.ones_like(energies))
+
+    def has_threads(self, graph):
+        """Whether there are several blocks."""
+        return Block.count(graph.edge_index.shape[1] // 2, self.embedding.own) > 1
+
+    def forward(self, graph, vectors):
+        """Energies from vectors of pairs, shape ``(E / 2, 3)``."""
+        edges = graph.edge_index[:, : len(vectors)]
+        radial, geometry, of_lengths = self.lengths.forward(vectors)
+        x, of_embedding = self.embedding.forward(graph.species, edges, radial, geometry[:, :1])
+        vectors, blocks, of_layers = None, Block.all_of(edges, x), []
+        geometry = messages.to_messages(geometry, blocks)
+        for layer in self.layers:
+            x, vectors, of_layer = layer.forward(x, vectors, radial, geometry, blocks)
+            of_layers.append(of_layer)
+        energies, of_head = self.head.forward(x, vectors)
+        return energies, (radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head)
+
+    def backward(self, kept, slope):
+        """Gradient of the vectors of pairs, shape ``(E / 2, 3)``."""
+        radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head = kept
+        on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
+        on_x, on_vectors = self.head.backward(of_head, slope)
+        for layer, of_layer in zip(self.layers[::-1], of_layers[::-1], strict=True):
+            on_x, on_vectors = layer.backward(of_layer, on_x, on_vectors, on_radial, on_geometry)
+        on_radial, on_geometry = on_radial[:-1], messages.to_pairs(on_geometry, blocks)
+        self.embedding.backward(of_embedding, on_x, on_radial, on_geometry[:, :1])
+        return self.lengths.backward(of_lengths, on_radial, on_geometry)
+
+
+class Lengths:
+    """Radial functions, envelopes and directions of pairs and, last, of a self loop.
+
+    Parameters
+    ----------
+    basis
+        ``ExpNormalSmearing``.
+    smooth
+        Whether the envelope multiplies directions.
+    """
+
+    def __init__(self, basis, *, smooth):
+        self.smooth, self.cutoff, self.alpha = smooth, basis.cutoff_upper, basis.alpha
+        self.means, self.slopes = basis.means.detach(), 2 * self.alpha * basis.betas.detach()
+        self.betas = basis.betas.detach() * (-1 / math.log(2))
+
+    def forward(self, vectors):
+        """Functions ``(P + 1, B)``, envelopes and directions ``(P, 4)`` from vectors, shape ``(P, 3)``."""
+        pairs = len(vectors)
+        lengths = vectors.new_zeros(pairs + 1, 1)
+        torch.linalg.vector_norm(vectors, dim=1, keepdim=True, out=lengths[:pairs])
+        directions = vectors / lengths[:pairs]
+        angles = lengths.clamp(max=self.cutoff).mul_(math.pi / self.cutoff)
+        envelope = angles.cos().add_(1).mul_(0.5)
+        decay = (lengths * (-self.alpha / math.log(2))).exp2_()  # tried.csv: "radial functions by exp2"
+        distance = decay - self.means
+        bells = distance.square().mul_(self.betas).exp2_()
+        radial = bells * envelope
+        kept = [t[:pairs] for t in (lengths, angles, envelope, decay, distance, bells)]
+        moved = directions * kept[2] if self.smooth else directions
+        return radial, torch.cat([kept[2], moved], dim=1), (directions, *kept)
+
+    def backward(self, kept, on_radial, on_geometry):
+        """Gradient of the vectors, shape ``(P, 3)``."""
+        directions, lengths, angles, envelope, decay, distance, bells = kept
+        on_envelope, on_directions = on_geometry.split((1, 3), dim=1)
+        along = (on_directions * directions).sum(1, keepdim=True)
+        if self.smooth:
+            on_envelope = on_envelope + along
+            on_directions, along = on_directions * envelope, along * envelope
+        slope = angles.sin().mul_(-0.5 * math.pi / self.cutoff)
+        by_length = (distance * self.slopes).mul_(decay * envelope).add_(slope).mul_(bells)
+        on_lengths = (on_radial * by_length).sum(1, keepdim=True)
+        on_lengths.addcmul_(on_envelope, slope).sub_(along / lengths)
+        return torch.addcmul(on_directions / lengths, directions, on_lengths)
+
+
+class Embedding:
+    """Features of the elements, each mixed with those of its neighbours.
+
+    Sums over neighbours are of radial functions, for each of the K elements, and one matrix does the rest.
+    """
+
+    def __init__(self, network):
+        model, elements = network.representation_model, network.present
+        neighbors = model.neighbor_embedding
+        self.kinds, self.count, self.matrix = network.kinds, len(elements), None
+        self.own = model.embedding.weight[elements]
+        if neighbors is not None:
+            own, near = neighbors.combine.weight.chunk(2, dim=1)
+            self.own = linear(self.own, own, neighbors.combine.bias)
+            filters = torch.cat([neighbors.distance_proj.weight.T, neighbors.distance_proj.bias[None]])
+            near_elements = neighbors.embedding(elements).unsqueeze(1)
+            self.matrix = ((filters * near_elements) @ near.T).flatten(0, 1)  # (K * (B + 1), U)
+
+    def forward(self, species, edges, radial, envelope):
+        """Shape ``(N, U)``, for atomic numbers, shape ``(N,)``, and edges of pairs, shape ``(2, P)``."""
+        kinds = self.kinds[species]
+        own = self.own.index_select(0, kinds)
+        if self.matrix is None:
+            return own, None
+        places = edges if self.count == 1 else edges * self.count + kinds[edges.flip(0)]
+        radial = radial[: len(envelope)]
+        rows = torch.cat([radial * envelope, envelope], dim=1)
+        around = rows.new_zeros(len(own) * self.count, rows.shape[1])
+        for place in places:
+            around.index_add_(0, place, rows)
+        x = torch.addmm(own, around.view(len(own), -1), self.matrix)
+        return x, (places, radial, envelope)
+
+    def backward(self, kept, slope, on_radial, on_envelope):
+        """Add to the gradients of radial functions and envelopes."""
+        if kept is None:
+            return
+        places, radial, envelope = kept
+        of_atoms = torch.mm(slope, self.matrix.T).view(len(slope) * self.count, -1)
+        there, back = (of_atoms.index_select(0, place) for place in places)
+        of_rows, of_envelope = there.add_(back).split((radial.shape[1], 1), dim=1)
+        on_radial.addcmul_(of_rows, envelope)
+        on_envelope.add_((of_rows * radial).sum(1, keepdim=True)).add_(of_envelope)
+
+
+class Layer:
+    """An attention layer of the package: see :class:`Attention`.
+
+    Parameters
+    ----------
+    layer
+        ``EquivariantMultiHeadAttention``.
+    parts
+        Of the channels of messages: four, or three in the first layer, where vectors are still zero.
+    """
+
+    def __init__(self, layer, *, parts):
+        u = layer.hidden_channels
+        atoms, filters, heads = joined_matrices(layer)
+        atoms, filters = ([t[: parts * u] for t in pair] for pair in (atoms, filters))
+        self.norm = Norm(layer.layernorm)
+        self.query = self.norm.before(layer.q_proj.weight, layer.q_proj.bias)
+        self.table = self.norm.before(*atoms)
+        self.constants = *filters, heads, layer.vector_cutoff
+        self.update = Update(layer) if parts == 4 else FirstUpdate(layer)
+
+    def forward(self, x, vectors, radial, geometry, blocks):
+        """New features of the atoms, shapes ``(N, U)`` and ``(N, 3, U)``; the arguments are those there."""
+        normed, of_norm = self.norm.forward(x)
+        query, table = linear(normed, *self.query), linear(normed, *self.table)
+        rows = None if vectors is None else vectors.flatten(1)
+        total, of_messages = Messages.forward(
+            Given(query, table, rows, radial, geometry, *self.constants), blocks
+        )
+        x, vectors, of_update = self.update.forward(x, vectors, total)
+        return x, vectors, (of_norm, of_messages, of_update)
+
+    def backward(self, kept, on_x, on_vectors, on_radial, on_geometry):
+        """Gradients of the features of the atoms, from those of the new ones."""
+        of_norm, of_messages, of_update = kept
+        on_total, own = self.update.backward(of_update, on_x, on_vectors)
+        on_query, on_table, *near = Messages.backward(of_messages, on_total, on_radial, on_geometry)
+        on_normed = torch.mm(on_query, self.query[0]).addmm_(on_table, self.table[0])
+        on_x = on_x + self.norm.backward(of_norm, on_normed)
+        return on_x, own.add_(near[0].view_as(own)) if near else None
+
+
+class Norm:
+    """Layer normalisation, whose weight and bias are part of the matrices that follow."""
+
+    def __init__(self, norm):
+        self.norm = norm
+
+    def before(self, weight, bias):
+        """Weight and bias of a linear layer that follows the norm."""
+        return weight * self.norm.weight, torch.addmv(bias, weight, self.norm.bias)
+
+    def forward(self, x):
+        normed, mean, deviation = torch.native_layer_norm(x, x.shape[1:], None, None, self.norm.eps)
+        return normed, (x, x.shape[1:], mean, deviation)
+
+    def backward(self, kept, slope):
+        wanted = [True, False, False]
+        return torch.ops.aten.native_layer_norm_backward(slope, *kept, None, None, wanted)[0]
+
+
+class Messages:
+    """Sum of the messages to every atom, whose arrays stay in the cache of one core.
+
+    Several blocks are shared out among threads, and little is kept of them for the backward pass, which
+    makes the rest anew.
+    """
+
+    @staticmethod
+    def forward(given, blocks):
+        """Shape ``(N, 4U)``, from :class:`Given` and a list of :class:`Block`."""
+        count = max(1, min(operators.threads(), (len(blocks) + 1) // LEAST))
+        shares = [blocks[::-1][k::count] for k in range(count)]  # the largest first
+        run = _at_once if len(blocks) == 1 else operators.in_threads
+        totals, kept = zip(*run(_total, [(given, share) for share in shares]), strict=True)
+        return sum(totals[1:], totals[0]), (given, run, list(zip(shares, kept, strict=True)))
+
+    @staticmethod
+    def backward(kept, slope, on_radial, on_geometry):
+        """Gradients of ``query``, ``table`` and, if there are any, ``vectors``."""
+        given, run, shares = kept
+        calls = [(given, *share, slope, on_radial, on_geometry) for share in shares]
+        return [sum(parts[1:], parts[0]) for parts in zip(*run(_slopes, calls), strict=True)]
+
+
+def _at_once(function, calls):
+    """The result of the only call, with all threads of torch."""
+    (arguments,) = calls
+    return [operators.compiled(function, arguments[0].query.device)(*arguments)]
+
+
+LEAST = 2
+"""Blocks of a thread; waking it for fewer takes longer than it saves (``tried.csv``: "a thread for every two
+blocks at least")."""
+
+
+def _total(given: Given, blocks: list[Block]):
+    """Sum of the messages to every atom, shape ``(N, 4U)``, and what is kept of every block."""
+    scratch: dict[str, torch.Tensor] = {}
+    width = 4 * given.query.shape[1]
+    total = torch.zeros([len(given.query), width], dtype=given.query.dtype, device=given.query.device)
+    kept: list[list[torch.Tensor]] = []
+    nothing: list[torch.Tensor] = []
+    for block in blocks:
+        made = messages.made_arrays(given, block, scratch, nothing)
+        out = messages.take(scratch, "messages", made[3], width)
+        messages.write_messages(messages.rows_of_block(given, block, made), out)
+        total.index_add_(0, block.centre, out)
+        kept.append(made if len(blocks) == 1 else made[:2])
+    return total, kept
+
+
+def _slopes(given: Given, blocks: list[Block], kept: list[list[torch.Tensor]], slope, radial, geometry):
+    """Gradients of ``query``, ``table`` and ``vectors`` from that of the sum; the others are added to."""
+    scratch: dict[str, torch.Tensor] = {}
+    slopes = [torch.zeros_like(given.query), torch.zeros_like(given.table)]
+    vectors = given.vectors
+    if vectors is not None:
+        slopes.append(torch.zeros_like(vectors))
+    for k, block in enumerate(blocks):
+        made = kept[k] if len(blocks) == 1 else messages.made_arrays(given, block, scratch, kept[k])
+        _add_slopes(
+            slopes, radial, geometry, given, messages.rows_of_block(given, block, made), block, slope, scratch
+        )
+    return slopes
+
+
+def _add_slopes(
+    slopes: list[torch.Tensor],
+    radial,
+    geometry,
+    given: Given,
+    rows: Rows,
+    block: Block,
+    slope,
+    scratch: dict[str, torch.Tensor],
+):
+    """Add to the gradients what the messages of a block contribute; ``slope``: of the sum, ``(N, 4U)``."""
+    u, width = rows.query.shape[1], rows.near.shape[1]
+    of_sum = messages.fetch(slope, block.centre, messages.take(scratch, "slope", rows.query, 4 * u)).split(
+        u, dim=1
+    )
+    scalar, vector = of_sum[0], of_sum[1:]
+    of_values = messages.take(scratch, "slope of values", rows.query, width)
+    parts = of_values.split(u, dim=1)
+    envelope, directions = rows.geometry[0], rows.geometry[1:]
+
+    torch.mul(scalar, rows.weights, out=parts[1])
+    attention = torch.mm(scalar * rows.values[1], given.heads.t())
+    logits = torch.mm(silu_backward(attention * envelope, rows.logits), given.heads)
+    torch.mul(logits, rows.query, out=parts[0])
+    slopes[0].index_add_(0, block.centre, logits * rows.values[0])
+
+    around = [(attention * rows.attention).sum(1)]
+    for k in range(3):
+        around.append((vector[k] * rows.values[2]).sum(1))
+    _dot(vector, directions, parts[2])
+    if len(rows.vectors) > 0:
+        _dot(vector, rows.vectors, parts[3])
+        if given.smooth:
+            around[0] += (parts[3] * rows.values[3]).sum(1)
+            parts[3].mul_(envelope)
+        turned = messages.take(scratch, "turned", rows.query, 3 * u)
+        for k in range(3):
+            torch.mul(vector[k], rows.factor, out=turned[:, k * u : (k + 1) * u])
+        slopes[2].index_add_(0, block.neighbour, turned)
+    start = 2 * block.start
+    geometry[start : start + len(rows.query)].add_(torch.stack(around, dim=1))
+
+    of_table = messages.take(scratch, "slope of table", rows.query, width)
+    slopes[1].index_add_(0, block.neighbour, messages.times_rows(of_values, rows.filters, block, of_table))
+    there, pairs = of_values.mul_(rows.near), block.pairs
+    filters = silu_backward(there[:pairs].add_(there[pairs : 2 * pairs]), rows.before[:pairs])
+    radial[block.start : block.start + pairs].addmm_(filters, given.weight)
+
+
+def _dot(first: list[torch.Tensor], second: list[torch.Tensor], out):
+    """Sum over components of products, into ``out``, shape ``(M, U)``."""
+    torch.mul(first[0], second[0], out=out)
+    out.addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
+
+
+class FirstUpdate:
+    """New features out of the sum of messages, where vectors are still zero."""
+
+    def __init__(self, layer):
+        self.weight, self.bias = (t.chunk(3)[2] for t in (layer.o_proj.weight, layer.o_proj.bias))
+
+    def forward(self, x, vectors, total):
+        """Scalars ``(N, U)`` and vectors ``(N, 3, U)`` from scalars, ``None`` and a sum ``(N, 4U)``."""
+        u = x.shape[1]
+        return (
+            linear(total[:, :u], self.weight, self.bias).add_(x),
+            total[:, u:].contiguous().view(-1, 3, u),
+            None,
+        )
+
+    def backward(self, kept, on_x, on_vectors):
+        """Gradient of the sum; there is none of the vectors."""
+        return torch.cat([torch.mm(on_x, self.weight), on_vectors.flatten(1)], dim=1), None
+
+
+class Update:
+    """New features out of the sum of messages and of the atom's own vectors."""
+
+    def __init__(self, layer):
+        self.weight, self.bias, self.vectors = layer.o_proj.weight, layer.o_proj.bias, layer.vec_proj.weight
+
+    def forward(self, x, vectors, total):
+        """Scalars ``(N, U)`` and vectors ``(N, 3, U)`` from those and a sum ``(N, 4U)``."""
+        u = x.shape[1]
+        first, second, third = linear(total[:, :u], self.weight, self.bias).split(u, dim=1)
+        first = first.unsqueeze(1)
+        one, two, three = _turn(vectors, self.vectors).split(u, dim=2)
+        dots = (one * two).sum(1)
+        x = torch.addcmul(third, dots, second).add_(x)
+        vectors = torch.addcmul(total[:, u:].view(-1, 3, u), three, first).add_(vectors)
+        return x, vectors, (first, second, dots, one, two, three)
+
+    def backward(self, kept, on_x, on_vectors):
+        """Gradients of the sum, and of the vectors but for what they gave the sum."""
+        u = on_x.shape[1]
+        first, second, dots, one, two, three = kept
+        on_dots = (on_x * second).unsqueeze(1)
+        on_scalars = torch.cat([(on_vectors * three).sum(1), on_x * dots, on_x], dim=1)
+        on_total = torch.cat([torch.mm(on_scalars, self.weight), on_vectors.flatten(1)], dim=1)
+        on_turned = torch.cat([on_dots * two, on_dots * one, on_vectors * first], dim=2)
+        own = torch.addmm(on_vectors.view(-1, u), on_turned.view(-1, 3 * u), self.vectors)
+        return on_total, own.view_as(on_vectors)
+
+
+class Head:
+    """Energies of the atoms from both kinds of features: a norm and two gated blocks of the package.
+
+    Parameters
+    ----------
+    norm, blocks
+        ``LayerNorm`` and two ``GatedEquivariantBlock``.
+    """
+
+    def __init__(self, norm, blocks):
+        one, two = blocks
+        self.norm = Norm(norm)
+        hidden, out = one.update_net.layers[0], one.update_net.layers[2]
+        self.gate = Gate(self._after_norm(hidden), (out.weight, out.bias))
+        hidden, out = two.update_net.layers[0], two.update_net.layers[2]
+        self.last = Gate((hidden.weight, hidden.bias), (out.weight[:1], out.bias[:1]))  # no vectors
+        self.vectors = torch.cat([one.vec1_proj.weight, one.vec2_proj.weight])
+        self.last_vectors = two.vec1_proj.weight.detach()
+
+    def _after_norm(self, hidden):
+        of_scalars, of_lengths = hidden.weight.chunk(2, dim=1)
+        of_scalars, bias = self.norm.before(of_scalars, hidden.bias)
+        return torch.cat([of_scalars, of_lengths], dim=1), bias
+
+    def forward(self, x, vectors):
+        """Shape ``(N,)``, from shapes ``(N, U)`` and ``(N, 3, U)``."""
+        normed, of_norm = self.norm.forward(x)
+        first, second = _turn(vectors, self.vectors).tensor_split((x.shape[1],), dim=2)
+        found, of_gate = self.gate.forward(normed, first)
+        scalars, factors = found.chunk(2, dim=1)
+        factors = factors.unsqueeze(1)
+        gated = _turn(second * factors, self.last_vectors)
+        energies, of_last = self.last.forward(silu(scalars), gated)
+        return energies.squeeze(1), (of_norm, of_gate, scalars, factors, second, of_last)
+
+    def backward(self, kept, slope):
+        """Gradients of both kinds of features."""
+        of_norm, of_gate, scalars, factors, second, of_last = kept
+        on_scalars, on_gated = self.last.backward(of_last, slope.unsqueeze(1))
+        on_gated = _turn(on_gated, self.last_vectors.T)
+        on_found = torch.cat([silu_backward(on_scalars, scalars), (on_gated * second).sum(1)], dim=1)
+        on_normed, on_first = self.gate.backward(of_gate, on_found)
+        on_vectors = _turn(torch.cat([on_first, on_gated * factors], dim=2), self.vectors.T)
+        return self.norm.backward(of_norm, on_normed), on_vectors
+
+
+def _turn(vectors, weight):
+    """Vectors of other channels, ``(N, 3, V)``, from those of shape ``(N, 3, U)``."""
+    return linear(vectors.flatten(0, 1), weight).view(len(vectors), 3, -1)
+
+
+class Gate:
+    """The small network of a ``GatedEquivariantBlock``, of scalars and of the lengths of vectors.
+
+    Parameters
+    ----------
+    hidden, last
+        Weight and bias of its two layers.
+    """
+
+    def __init__(self, hidden, last):
+        self.hidden, self.last = hidden, last
+
+    def forward(self, x, vectors):
+        """Outputs, from shapes ``(N, U)`` and ``(N, 3, U)``."""
+        lengths = vectors.square().sum(1).sqrt_()  # tried.csv: "square, sum and root"
+        before = linear(torch.cat([x, lengths], dim=1), *self.hidden)
+        return linear(silu(before), *self.last), (before, vectors, lengths)
+
+    def backward(self, kept, slope):
+        """Gradients of scalars and vectors; a vector of zero has none, as in the package."""
+        before, vectors, lengths = kept
+        on_before = silu_backward(torch.mm(slope, self.last[0]), before)
+        on_x, on_lengths = torch.mm(on_before, self.hidden[0]).chunk(2, dim=1)
+        least = torch.finfo(lengths.dtype).tiny ** 0.5  # whose square is not zero
+        return on_x, vectors * (on_lengths / lengths.clamp(min=least)).unsqueeze(1)

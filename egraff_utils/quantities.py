@@ -1,0 +1,245 @@
+"""What is measured? One row for every metric: its names, unit, direction, floor, and place in the paper.
+
+Records hold names and numbers. What tables, axes and intervals have to know about a metric stands here and
+nowhere else, so that a new metric is a function that computes it and a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+DIMENSIONLESS = "dimensionless"
+GROUPS = ("accuracy", "structure", "dynamics", "cost")
+"""Groups of the leaderboard's columns, in order."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the paper gives a metric."""
+
+    table: str
+    """Number of the table that holds it for all datasets."""
+    column: str
+    """Column of that table, and of the others with this metric."""
+    factor: float = 1.0
+    """Unit of the table in units of the records."""
+    std: str = ""
+    """Column of the standard deviation."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One metric."""
+
+    metric: str
+    """Name in the records."""
+    unit: str = "1"
+    """Unit in the records."""
+    title: str = ""
+    """Name for readers, where it stands alone; without one they see the name in the records."""
+    _: KW_ONLY
+    short: str = ""
+    """Name beside other metrics, in heads and on axes; the title by default."""
+    long: str = ""
+    """Name written out, for an axis along which a simulation is followed; the short one by default."""
+    column: str = ""
+    """Name in the head of a table, if it is yet another."""
+    column_unit: str = ""
+    """Unit in the head of a table; that of the records by default."""
+    spoke: str = ""
+    """Name at a spoke of a radial plot."""
+    factor: float = 1.0
+    """Unit of the records in units of the head."""
+    digits: int = 3
+    """Digits behind the point, among the first four digits that count."""
+    lower_is_better: bool | None = True
+    """``None`` where neither is better."""
+    count: bool = False
+    """Whether it counts something."""
+    kind: str = "rollout"
+    """Kind of the records that hold it. ``errors`` are in ``training`` for the test set, in ``errors_<set>``
+    for another."""
+    group: str = "dynamics"
+    """One of `GROUPS`, for the colours of a table."""
+    leaderboard: bool = False
+    """Whether the leaderboard has a column of it."""
+    average: str = ""
+    """How the value of a replica comes about: the ``geometric`` or ``arithmetic`` mean of the curve of this
+    name over all frames, the mean of the last tenth (``late``), a function of g(r) (``rdf``), or another way
+    (``run``). Empty where there is no value of a replica."""
+    interval: str = "linear"
+    """Scale of the interval over replicas: ``linear`` or ``log``, ``fraction`` for the share of a run; empty
+    where there is none."""
+    floor: str = ""
+    """Title of what a perfect but independent model would score; empty where there is no such floor."""
+    best_at_zero: bool = False
+    """Whether a value below the range of the floor is no better than one inside."""
+    ceiling: str = ""
+    """Metric of predicting zero, which bounds it from above."""
+    published: Published | None = None
+
+    @property
+    def name(self) -> str:
+        """The title, or the name in the records."""
+        return self.title or self.metric
+
+    @property
+    def short_name(self) -> str:
+        """The short name, or the title."""
+        return self.short or self.name
+
+    @property
+    def unit_text(self) -> str:
+        """The unit as readers see it: ``count`` or ``dimensionless`` in place of 1."""
+        return self.unit if self.unit != "1" else "count" if self.count else DIMENSIONLESS
+
+    @property
+    def axis(self) -> str:
+        """Title and unit."""
+        return f"{self.name} ({self.unit_text})"
+
+    @property
+    def label(self) -> str:
+        """Short name and unit."""
+        return f"{self.short_name} ({self.unit_text})"
+
+    @property
+    def written_out(self) -> str:
+        """Long name and unit."""
+        return f"{self.long or self.short_name} ({self.unit_text})"
+
+    @property
+    def head_unit(self) -> str:
+        """Unit in the head of a table."""
+        return self.column_unit or self.unit_text
+
+    @property
+    def head(self) -> str:
+        """Head of its column in a table, with the unit."""
+        return f"{self.column or self.short_name} ({self.head_unit})"
+
+
+_ERROR = {"kind": "errors", "group": "accuracy"}
+_RDF = {"group": "structure", "average": "rdf", "interval": "log", "best_at_zero": True, "leaderboard": True}
+_VIOLATION = {"average": "geometric", "interval": "log", "leaderboard": True}
+_HORIZON = {"kind": "horizon", "lower_is_better": False}
+_COST = {"group": "cost"}
+_COUNT = {"count": True, "digits": 0}
+_DATASET = {"kind": "dataset", "lower_is_better": None}
+
+# fmt: off
+QUANTITIES = (
+    # errors of frames
+    Quantity("force_mae", "meV/Å", "Force MAE", **_ERROR, digits=2, spoke="force", leaderboard=True,
+             ceiling="zero_force_mae", published=Published("1", "force_mae_mev_per_ang")),
+    Quantity("energy_mae", "meV", "Energy MAE", **_ERROR, digits=2, spoke="energy", leaderboard=True,
+             published=Published("1", "energy_mae_mev")),
+    Quantity("energy_mae_per_atom", "meV/atom", "Energy MAE per atom", **_ERROR),
+    Quantity("energy_mae_shifted", "meV", "Energy MAE without its offset", **_ERROR),
+    Quantity("energy_offset", "meV", "Energy offset", **_ERROR, lower_is_better=None),
+    Quantity("zero_force_mae", "meV/Å", "Force MAE of predicting zero", **_ERROR),
+    # simulations
+    Quantity("wf", "%", "Wright's factor", **_RDF, short="WF", digits=2, spoke="WF",
+             floor="Floor of Wright's factor", published=Published("2", "wf_percent")),
+    Quantity("jsd", "nats", "JSD", **_RDF, digits=5, spoke="JSD", floor="Floor of JSD"),
+    Quantity("jsd_raw", "nats", "JSD as published", **_RDF, spoke="JSD",
+             floor="Floor of JSD as published", published=Published("2", "jsd")),
+    Quantity("ev", "1", "EV", long="Energy violation EV", average="run", interval="log"),
+    Quantity("ev_root", "1", "Root EV", **_VIOLATION, long="Root energy violation", spoke="EV",
+             column_unit="1e-5", factor=1e5, floor="Floor of root EV",
+             published=Published("3", "ev_gmean_1e-5", 1e-5, "ev_std_1e-5")),
+    Quantity("fv", "1", "FV", **_VIOLATION, long="Force violation FV", spoke="FV",
+             floor="Floor of FV", published=Published("3", "fv_gmean", std="fv_std")),
+    Quantity("rmsd", "Å", "RMSD", long="Root mean square displacement", lower_is_better=None,
+             average="late", interval="log", floor="Floor of RMSD"),
+    Quantity("deviation", "Å", "Deviation from the reference", short="Deviation",
+             column="Deviation from the reference", average="late", interval="log"),
+    Quantity("temperature", "K", "Temperature", digits=0, lower_is_better=None, average="arithmetic"),
+    Quantity("horizon_driven", "fs", "Horizon", **_HORIZON, short="Horizon, reference's friction",
+             column="Horizon", digits=1, leaderboard=True),
+    Quantity("horizon_langevin", "fs", **_HORIZON, short="Horizon, thermostat"),
+    Quantity("horizon_nve", "fs", **_HORIZON, short="Horizon, NVE"),
+    Quantity("stable_steps", "1", "Stable steps", **_COUNT, lower_is_better=False,
+             average="run", interval=""),
+    Quantity("stable_fraction", "1", "Stable fraction", digits=2, lower_is_better=False, leaderboard=True,
+             average="run", interval="fraction"),
+    Quantity("energy_drift", "meV/atom/ps", "Energy drift", lower_is_better=None, average="run"),
+    Quantity("reference_contiguous", "1", "Reference contiguous in time", lower_is_better=None),
+    # a model on frames of its own simulations
+    Quantity("oracle_force_mae", "meV/Å", "Force MAE on the model's own frames", group="accuracy"),
+    Quantity("oracle_energy_mae_per_atom", "meV/atom", "Energy MAE per atom on the model's own frames",
+             group="accuracy"),
+    Quantity("oracle_energy_mae_shifted_per_atom", "meV/atom",
+             "Energy MAE per atom without its offset, own frames", group="accuracy"),
+    Quantity("oracle_fv", "1", "FV on the model's own frames"),
+    Quantity("oracle_ev_root", "1", "Root EV on the model's own frames"),
+    Quantity("oracle_labelled", "1", "Own frames that the reference could label", lower_is_better=False),
+    # costs; a minute per 1000 steps is 60 ms per step
+    Quantity("seconds_per_epoch", "s", "Time per epoch", **_COST, kind="training", digits=2, spoke="training",
+             column="Training", column_unit="s/epoch", leaderboard=True,
+             published=Published("4", "train_min_per_epoch", 60.0)),
+    Quantity("ms_per_step", "ms", "Time per MD step", **_COST, digits=1, spoke="MD",
+             column="MD", column_unit="ms/step", leaderboard=True,
+             published=Published("4", "inference_min_per_1000_steps", 60.0)),
+    Quantity("replica_steps_per_second", "1/s", "Speed, all replicas", **_COST, lower_is_better=False),
+    Quantity("steps", "1", "Steps", **_COST, **_COUNT, kind="training", lower_is_better=None),
+    Quantity("epochs", "1", "Epochs", **_COST, **_COUNT, kind="training", lower_is_better=None),
+    Quantity("seconds", "s", "Training time", **_COST, kind="training", lower_is_better=None),
+    Quantity("compile_seconds", "s", **_COST, kind="training"),
+    Quantity("parameters", "1", "Trainable parameters", **_COST, **_COUNT, kind="training",
+             lower_is_better=None),
+    # datasets
+    Quantity("virial_temperature", "K", "Virial temperature", **_DATASET),
+    Quantity("force_rms", "meV/Å", **_DATASET),
+    Quantity("energy_std", "meV", **_DATASET),
+    Quantity("frames_train", "1", **_DATASET),
+    Quantity("frames_val", "1", **_DATASET),
+    Quantity("frames_test", "1", **_DATASET),
+)
+# fmt: on
+"""All metrics by which models, simulations and datasets are described, those of a rollout in the order in
+which its record holds them. Checks have tables of their own: `gate.CHECKS` and `audit.CHECKS`."""
+
+FLOORED = tuple(quantity.metric for quantity in QUANTITIES if quantity.floor)
+"""Metrics with a floor."""
+
+COLUMNS = tuple(
+    sorted(
+        (quantity for quantity in QUANTITIES if quantity.leaderboard),
+        key=lambda quantity: (GROUPS.index(quantity.group), quantity.published is None),
+    )
+)
+"""Columns of the leaderboard; within a group those that the paper has come first."""
+
+_FLOORS = (Quantity(f"floor_{q.metric}", q.unit, q.floor, kind="dataset") for q in QUANTITIES if q.floor)
+_BY_NAME = {quantity.metric: quantity for quantity in (*QUANTITIES, *_FLOORS)}
+
+METRIC_NAMES = {name: quantity.title for name, quantity in _BY_NAME.items() if quantity.title}
+"""Titles of the metrics that have one, those of the floors (``floor_wf``) among them."""
+
+
+def of(metric: str, unit: str | None = None) -> Quantity:
+    """The quantity of a metric; one made of its name and unit where the table has none.
+
+    Examples
+    --------
+    >>> of("ev_root").head, of("ev_root").label, of("mine", "eV").head
+    ('Root EV (1e-5)', 'Root EV (dimensionless)', 'mine (eV)')
+    """
+    return _BY_NAME[metric] if metric in _BY_NAME else Quantity(metric, unit or "1")
+
+
+def is_known(metric: str) -> bool:
+    """Whether the table has the metric, or it is the floor of one."""
+    return metric in _BY_NAME
+
+
+def averaged() -> dict[str, str]:
+    """Metrics with a value of every replica of a rollout -> how it comes about, in the order of the record.
+
+    Examples
+    --------
+    >>> list(averaged().items())[3:7]
+    [('ev', 'run'), ('ev_root', 'geometric'), ('fv', 'geometric'), ('rmsd', 'late')]
+    """
+    return {quantity.metric: quantity.average for quantity in QUANTITIES if quantity.average}
