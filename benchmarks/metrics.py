@@ -185,6 +185,6 @@ def walk(scene, frames):
         temperature=rng.normal(300, 10, size=(replicas, frames)),
         temperature_species=rng.normal(300, 10, size=(replicas, frames, elements)),
         stable_step=np.full(replicas, frames - 1),
-        reasons=[""] * replicas,
+        causes=[""] * replicas,
         step_times=np.full(frames - 1, 0.01),
     )

@@ -13,6 +13,7 @@ from benchmarks import measured
 from benchmarks.compare import compare
 from egraff_utils.config import Key
 from egraff_utils.records import Metric
+from egraff_utils.statistics import replica_interval
 from egraff_utils.units import EV_TO_MEV
 
 TITLE = "Precision: float32 beside float64, fast networks beside plain ones"
@@ -176,8 +177,8 @@ def _slope(name, times, energy):
     from egraff_utils import gate
 
     slopes, _ = gate.slopes(times / 1000, energy)
-    value, low, high = gate.mean_interval(slopes)
-    return Metric(name, value, "meV/atom/ps", low, high, len(slopes))
+    low, high = replica_interval(slopes[:, None])
+    return Metric(name, slopes.mean(), "meV/atom/ps", low, high, len(slopes))
 
 
 def _ratio(settings, step, slow):
