@@ -112,9 +112,13 @@ class TrainingHyperparameters:
     """Epochs without improvement after which training ends."""
     max_epochs: int = 1500
     second_stage: SecondStage | None = None
+    kept_as: str = "float32"
+    """Precision in which large parameters are kept, ``float32`` or ``float16``: they are rounded before the
+    test (:func:`~egraff_utils.models.round_large`)."""
 
     def __post_init__(self):
         for name, allowed in {
+            "kept_as": ("float32", "float16"),
             "optimizer": ("adam", "adamw", "muon"),
             "loss": ("mse", "mae", "l2mae"),
             "scheduler": ("plateau", "cosine", "none"),

@@ -112,6 +112,7 @@ def _fitted(config):
     metrics, curves = _costs(learner), learner.history_arrays()
     if learner.best is not None:
         learner.force_field.load_state_dict(learner.best)
+        models.round_large(learner.force_field, getattr(torch, hyperparameters.kept_as))
         found, on_frames = errors.compare(test, *errors.predict(learner.force_field, test))
         metrics, curves = found + metrics, curves | on_frames
 

