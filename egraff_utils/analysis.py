@@ -456,7 +456,7 @@ def _energies(trajectory, atoms, reference):
 
 @over_time
 def _displacements(trajectory, atoms, reference):
-    """RMSD of the model from the start, of the reference from the start, and of the model from the reference."""
+    """RMSD of the model and of the reference from the start, and of the model from the reference."""
     moved = trajectory.positions - trajectory.positions[:, :1]
     curves = {"rmsd": _over_atoms(moved)}
     if reference.moved is not None:
@@ -489,7 +489,7 @@ def _every(trajectory, steps):
 
 
 def _blocks(trajectory, *, asked):
-    """Valid frames of every block of equal time, a slice ``[replica][block]``, empty after the replica broke."""
+    """Valid frames of every block of equal time, slices ``[replica][block]``; empty after a break."""
     bounds = np.linspace(0, asked, BLOCKS + 1).astype(int)
     return [
         [slice(*np.minimum(ends, trajectory.frames(r))) for ends in zip(bounds, bounds[1:], strict=False)]
@@ -559,7 +559,7 @@ def _sound(trajectory):
 
 
 def _thin(curve, name=""):
-    """At most :data:`MOST_FRAMES` frames of a curve, in float32 unless it is an energy, which needs float64."""
+    """At most :data:`MOST_FRAMES` frames of a curve; float32 is enough for all but energies."""
     thinned = curve[..., :: -(-curve.shape[-1] // MOST_FRAMES)]
     return thinned if name.startswith("energy") else thinned.astype(np.float32)
 

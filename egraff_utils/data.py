@@ -373,7 +373,7 @@ def _read_rmd17(files, *, source, keys):
 
 
 def _read_deepmd(files, *, source, keys):
-    """Frames of a DeePMD folder: types, and one row per frame in ``box``, ``coord``, ``energy``, ``force``."""
+    """Frames of a DeePMD folder: types, and a row per frame in ``box``, ``coord``, ``energy``, ``force``."""
     named = {path.stem: path for path in files}
     symbols = named["type_map"].read_text().split()
     atoms = Atoms([symbols[int(kind)] for kind in named["type"].read_text().split()])

@@ -44,7 +44,7 @@ class AtomicGraph(NamedTuple):
         return x.index_select(0, neighbour) + self.shifts - x.index_select(0, centre)
 
     def pair_vectors(self):
-        """Vectors of the first edge of every pair, shape ``(E / 2, 3)``, Å; the second has the opposite one."""
+        """Vectors of the first edges of all pairs, shape ``(E / 2, 3)``, Å; the reverse edges' are opposite."""
         pairs = self.edge_index.shape[1] // 2
         return self._replace(edge_index=self.edge_index[:, :pairs], shifts=self.shifts[:pairs]).edge_vectors()
 
@@ -143,7 +143,7 @@ def _pairs(atoms, cutoff):
 
 
 def _enclose(atoms, cutoff):
-    """Replace the cell in directions that are not periodic, where it is arbitrary, by a box around the atoms."""
+    """Replace the cell, arbitrary in directions that are not periodic, by a box around the atoms there."""
     extent = np.ptp(atoms.positions, axis=0)
     cell = np.array(atoms.cell)
     if not atoms.pbc.any():
