@@ -90,7 +90,7 @@ class ReplicaLangevin(Langevin):
         super().__init__(atoms, timestep, fixcm=False, **keywords)
         self.replicas, self.center_of_mass = replicas, center_of_mass
         self.escaped = np.zeros(replicas, dtype=bool)
-        """Whether an atom of each replica moved farther than :data:`FARTHEST_MOVE`; such replicas are held."""
+        """Whether an atom of a replica moved farther than :data:`FARTHEST_MOVE`; such replicas are held."""
 
     def step(self, forces=None):
         """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""
@@ -230,7 +230,7 @@ class Trajectory:
     stable_step: np.ndarray
     """Last valid step of each replica, shape ``(R,)``."""
     causes: list[str]
-    """:class:`~egraff_utils.breaks.Cause` of the break of each replica; empty for those that did not break."""
+    """:class:`~egraff_utils.breaks.Cause` of each replica's break; empty for those that did not break."""
     step_times: np.ndarray
     """Time that every step took, s."""
 
@@ -362,7 +362,7 @@ def simulate(starts, make_calculator, *, thermostat, steps, **options):
 
 
 class _Run:
-    """State of a simulation; ``active`` lists the replicas (0 to R - 1) that are still in ``atoms``, in order."""
+    """State of a simulation; ``active`` lists the replicas (0 to R - 1) still in ``atoms``, in order."""
 
     def __init__(
         self,

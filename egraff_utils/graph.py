@@ -44,7 +44,7 @@ class AtomicGraph(NamedTuple):
         return x.index_select(0, neighbour) + self.shifts - x.index_select(0, centre)
 
     def pair_vectors(self):
-        """Vectors of the first edges of all pairs, shape ``(E / 2, 3)``, Å; the reverse edges' are opposite."""
+        """Vectors of the first edge of every pair, shape ``(E / 2, 3)``, Å; the reverse has the opposite."""
         pairs = self.edge_index.shape[1] // 2
         return self._replace(edge_index=self.edge_index[:, :pairs], shifts=self.shifts[:pairs]).edge_vectors()
 

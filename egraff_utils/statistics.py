@@ -283,7 +283,7 @@ def _parts(values, groups):
 
 
 def _deviations(values):
-    """Deviations of replicas (R,) and blocks (R, K), whose squares sum to variances of the sum over replicas."""
+    """Deviations of replicas (R,) and blocks (R, K); squares sum to variances of the sum over replicas."""
     count = len(values)
     means = np.nanmean(values, axis=1)
     rows = (means - means.mean()) * np.sqrt(count / max(1, count - 1))
