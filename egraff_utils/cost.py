@@ -297,7 +297,7 @@ def _one_size(config, force_field, atoms):
 
 
 def _median(call, config):
-    """Median time of a call, ms, by processor time with one CPU thread, which other programs do not affect."""
+    """Median time of a call, ms; with one CPU thread, processor time, which other programs do not affect."""
     alone = config.device == "cpu" and config.threads == 1
     clock = time.process_time if alone else time.perf_counter
     for _ in range(WARM_UP):

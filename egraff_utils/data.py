@@ -241,7 +241,7 @@ def _missing(card, key, reason):
     file = card.files[key]
     searched = ", ".join(str(folder) for folder in paths.data())
     return FileNotFoundError(
-        f"{card.name}: {file.path} is not at hand and {reason}. Searched {searched}. "
+        f"{card.name}: {file.path} is not available and {reason}. Searched {searched}. "
         f"Address: {card.url(key) or 'none'}. Expected hash: {file.hash or 'none'}. "
         f"If you have a copy, put it at <folder>/{file.path} and set EGRAFF_DATA=<folder>."
     )

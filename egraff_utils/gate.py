@@ -539,7 +539,7 @@ def deviation(calculator, atoms, guise, scale):
 
 
 def isolated_error(calculator, atoms, scale):
-    """Deviation of two atoms of each element, all far apart, from single atoms, in units of ``scale``, eV/Å."""
+    """Deviation of two distant atoms of each element from single atoms, in units of ``scale``, eV/Å."""
     numbers = np.repeat(np.unique(atoms.numbers), 2)
     places = FAR * np.arange(len(numbers))[:, None] * [1.0, 0, 0]
     alone = [predict(calculator, ase.Atoms([z])) for z in numbers]

@@ -158,7 +158,7 @@ def _followed(config, frames, interval, force_field):
 
 
 class Course(NamedTuple):
-    """Starts, and the continuation of the reference under every dynamics, each with its own number T of frames."""
+    """Starts, and the continuation of the reference under every dynamics, each with its own T frames."""
 
     starts: list
     """Starting structures with the momenta of the reference, S ``ase.Atoms``."""
@@ -528,7 +528,7 @@ def resamples(time, fv, floor, *, count=1000, seed=0):
 
 
 def _crossings(time, curves, floor):
-    """Time of the first crossing of half the floor by each logarithmic curve, shape ``(C, T)`` -> ``(C,)``."""
+    """Times at which logarithmic curves, shape ``(C, T)``, first cross half the floor, shape ``(C,)``, fs."""
     time, curves = np.asarray(time, dtype=float), np.exp(curves)
     above = curves >= floor / 2
     last = np.argmax(above, axis=1)
