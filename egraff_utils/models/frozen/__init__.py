@@ -94,7 +94,7 @@ class Frozen:
 
     @contextmanager
     def evaluation(self, graph):
-        """Context for a call, without autograd and with one torch thread if the engine has its own threads."""
+        """Context for a call, without autograd, and with one torch thread if the engine has its own."""
         with operators.one_thread() if self.has_threads(graph) else nullcontext(), torch.inference_mode():
             yield
 
