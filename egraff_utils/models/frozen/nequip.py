@@ -156,7 +156,7 @@ class Layer(NamedTuple):
     enter: list[torch.Tensor]
     """Matrices from each kind of features, with ``T * U`` rows, to messages and self connections."""
     leave: list[list[torch.Tensor]]
-    """Matrices, by `both`, from messages to each kind of new features, scalars with the gates of their kind."""
+    """Matrices, by `both`, from messages to each kind of new features; scalars include their gates."""
     around: list[int]
     """Kind of messages from which each kind of new features is computed."""
     before: list[int]
