@@ -229,7 +229,7 @@ def plain(text):
 
 
 def count(formula):
-    """Atoms of each element in a plain formula; words and prefixes in front of it are left out.
+    """Numbers of atoms of each element in a plain formula; words and prefixes before it are ignored.
 
     >>> dict(count("Hexagonal Li2PS3")), dict(count("80Li2S-20P2S5"))
     ({'Li': 2, 'P': 1, 'S': 3}, {'Li': 160, 'S': 180, 'P': 40})
@@ -243,7 +243,7 @@ def count(formula):
 
 
 def _contents(name):
-    """Atoms of each element and number of frames in the files of a composition; nothing where not at hand."""
+    """Atoms of each element and number of frames in the files of a composition; nothing if unavailable."""
     if not at_hand("lips20", name):
         return Counter(), 0
     files = data.fetch("lips20", name)

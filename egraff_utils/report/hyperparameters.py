@@ -462,13 +462,13 @@ def shape():
 
 
 def changes(preset):
-    """What a preset changes of the paper's networks, from the cards.
+    """Changes of the paper's networks by a preset, from the cards.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each model: ``parameters`` for the elements H, C, O, those of the paper over them
-        (``factor``), and ``changed``, the keywords with both values.
+        One row per model: ``parameters`` for the elements H, C, O, the ratio ``factor`` of those of the paper
+        to them, and ``changed``, the keywords with both values.
     """
     rows = {}
     for model in TERMS:

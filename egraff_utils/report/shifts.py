@@ -42,7 +42,7 @@ class Shift(NamedTuple):
         return self.title or self.dataset
 
     def kinds(self, side, *, rollout):
-        """Kinds of the records of a side, ``in`` or ``out``; a later one replaces an earlier one if missing.
+        """Kinds of the records of a side, ``in`` or ``out``; a later one is used if earlier ones are missing.
 
         >>> Shift("3bpa", "test", home="test_300K").kinds("in", rollout=False)
         ['errors_300K']
