@@ -44,8 +44,7 @@ class Settings:
 
     @property
     def campaign(self):
-        """Name of the campaign of the records: ``bench`` (``bench_2`` with two threads), ``bench_gpu``,
-        ``bench_quick``.
+        """Campaign of the records: ``bench`` (``bench_2`` with two threads), ``bench_gpu``, ``bench_quick``.
 
         >>> Settings(threads=2).campaign
         'bench_2'
@@ -72,8 +71,7 @@ class Settings:
 
     @property
     def clock(self):
-        """Clock of this process for `compare`, which is the processor time with one thread, else the wall
-        time.
+        """Clock of this process for `compare`: processor time with one thread, else wall time.
 
         Processor time excludes the time of other programs, but with several threads it would count each of
         them.

@@ -1,5 +1,4 @@
-"""How long until the forces are accurate? Times until a validation error, for ours and the packages'
-commands.
+"""How long until the forces are accurate? Times to a validation error, of ours and the packages' commands.
 
 Ours trains with the preset as in this book, compiled, with a learning rate that decreases over the budget.
 The command of the package receives the same network, initial weights, frames, batches and loss, and the Adam

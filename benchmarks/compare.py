@@ -44,8 +44,7 @@ class Comparison(NamedTuple):
         return cls(float(np.median(ratios)), float(low), float(high), *middle, len(ratios), ours, theirs)
 
     def metrics(self, name="", *, unit_per_call=1.0, unit="1/s"):
-        """Metrics ``ratio_<name>``, ``ours_<name>`` and ``theirs_<name>``, of which the last two are
-        throughputs.
+        """Metrics ``ratio_<name>``, and throughputs ``ours_<name>`` and ``theirs_<name>``.
 
         Parameters
         ----------

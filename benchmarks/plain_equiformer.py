@@ -1,5 +1,4 @@
-"""What does Equiformer compute as its authors write it? e3nn's operators are applied with the weights of
-ours.
+"""What does Equiformer compute as its authors write it? e3nn's operators are applied with our weights.
 
 The network represents the upstream package in the benchmark, as no package is maintained, and the text of the
 paper in the tests. Features of E edges or N atoms are flat, with shape ``(E, irreps.dim)`` as everywhere in

@@ -227,8 +227,7 @@ def search_sizes(datasets, model_names):
 
 
 def search_recipe(datasets, model_names):
-    """Yield records for the size of the campaign: all optimisers at all rates, then single changes to the
-    best.
+    """Yield records for the campaign's size: all optimisers at all rates, then single changes to the best.
 
     If the best rate of an optimiser is the highest that was tried, a higher one is tried too.
     """
@@ -257,8 +256,7 @@ def _beyond(record, candidates):
 
 
 def search_rate(datasets, model_names):
-    """Yield records for Muon at the best rate of the short trainings, its half and its quarter, for five
-    minutes.
+    """Yield records of five minutes of Muon at the best rate of short trainings, its half and quarter.
 
     Long trainings need smaller steps than short ones; the best of the three is the rate of preset ``day``.
     """

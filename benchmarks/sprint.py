@@ -1,5 +1,4 @@
-"""How far do the trainings of a campaign get on a machine that is lent for minutes? All of them run in
-parallel.
+"""How far do the trainings of a campaign get on a machine lent for minutes? All of them run in parallel.
 
     python -m benchmarks.sprint gpu --minutes 9 --jobs 8 --out "$OUT"
 

@@ -284,8 +284,7 @@ def own_folders(plan):
 
 
 def _start_from(plan, report, place, find, read):
-    """Load our initial weights into the model that a package builds, and report its forces on the first
-    batch.
+    """Load our initial weights into the model of a package, and report its forces on the first batch.
 
     Parameters
     ----------

@@ -524,8 +524,7 @@ def check_temperature(card, series, splits, claims):
 
 
 def _kinetic(card, series, splits, claims):
-    """Kinetic temperatures of contiguous splits at their interval, and of files with gaps at Newton's
-    interval.
+    """Kinetic temperatures of contiguous splits, and of files with gaps at the interval by Newton's law.
 
     Files with gaps and fewer than 20 atoms are left out, as their displacements scatter too much to
     distinguish one step from two.
@@ -756,8 +755,7 @@ def robust_z(values):
 
 
 def outlyingness(values, *, ordered):
-    """Robust z of every value, shape ``(T,)``; in an ordered series, that of its distance from its
-    neighbours.
+    """Robust z of every value, shape ``(T,)``; in an ordered series, that of distances from neighbours.
 
     An outlier of a series is far from the running median of 41 and from both neighbours, in units of the
     usual distance, so that a melt that warms up has no outliers.

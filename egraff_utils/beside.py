@@ -244,8 +244,7 @@ def floor_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> tuple
 
 
 def is_alike(metric: str, value: float, low: float, high: float) -> bool:
-    """Whether a value cannot be distinguished from the reference, as it lies in the range of the metric's
-    floor.
+    """Whether a value cannot be distinguished from the reference, as it is in the range of the floor.
 
     If zero is best, a value below the range counts too: a simulation can be closer to the reference than the
     reference is to itself only by chance. EV and FV below the range follow the trajectory of the reference.
@@ -259,8 +258,7 @@ def is_alike(metric: str, value: float, low: float, high: float) -> bool:
 
 
 def count_alike(values: pd.DataFrame, head: str, source: str = OURS) -> tuple[int, int]:
-    """Number of values that cannot be distinguished from the reference, and of values that have a floor's
-    range.
+    """Number of values that cannot be distinguished from the reference, and of values with a range.
 
     Parameters
     ----------

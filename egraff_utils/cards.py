@@ -210,8 +210,7 @@ ORACLES = {
 
 
 def oracle(value, *, where):
-    """:class:`Oracle` from the entry of a card, which is a name in :data:`ORACLES` or a mapping of the
-    fields.
+    """:class:`Oracle` from the entry of a card, a name in :data:`ORACLES` or a mapping of the fields.
 
     Raises
     ------

@@ -1,5 +1,4 @@
-"""Is a model as accurate on the configurations that it visits? The reference labels frames of its own
-rollout.
+"""Is a model as accurate on the configurations that it visits? The reference labels its own frames.
 
 A test error is taken on configurations that the reference visits. EV and FV of a rollout compare two
 trajectories at equal times, and these diverge. Here model and reference evaluate the same configurations,
@@ -63,8 +62,7 @@ def label(trajectory, atoms, calculator, *, frames=FRAMES):
 
 
 def labelled_frames(total, count=FRAMES):
-    """Indices of every k-th of ``total`` frames without the start; k is the smallest that gives at most
-    ``count``.
+    """Indices of every k-th of ``total`` frames without the start, at most ``count``, with the least k.
 
     The start is a frame of the reference, so it says nothing about the configurations that the model visits.
 

@@ -81,8 +81,11 @@ class Plan:
         return makespan([*lengths, *[NOTEBOOK] * pages], self.jobs)
 
     def table(self):
-        """Data frame with one row per dataset: budgets, s; predicted numbers of training steps of the slowest
-        and the fastest model; mean time of a cell, s."""
+        """Data frame with one row per dataset.
+
+        Columns are budgets, s; predicted numbers of training steps of the slowest and the fastest model; and
+        the mean time of a cell, s.
+        """
         return pd.DataFrame([self._row(dataset) for dataset in self.campaign.datasets]).set_index("dataset")
 
     def _row(self, dataset):

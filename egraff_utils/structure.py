@@ -236,8 +236,7 @@ def _count(positions, box, pairs, kinds, r_max, shape):
 
 
 def _close_pairs(positions, box, pairs, labels, cutoff):
-    """Yield squared distances (M,), Å², and the labels (M,) of their pairs; all within the cutoff are
-    included.
+    """Yield squared distances (M,), Å², including all within the cutoff, and labels (M,) of their pairs.
 
     Frames are the last axis in memory, so that all following operations run over long rows.
     """

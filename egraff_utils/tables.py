@@ -115,8 +115,7 @@ def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = 
 
 
 def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bounds: bool = True):
-    """A table of the paper as a styled table, with our values next to the published ones; marks as in
-    `beside`.
+    """A table of the paper, with our values next to the published ones; marks as in `beside`.
 
     In Tables 3 and 18 a smaller ± after the published value gives its standard deviation. In Table 17 rows
     are sources, and our values are further rows.
@@ -240,8 +239,7 @@ def leaderboard_values(
 
 
 def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
-    """The leaderboard as a styled table, with the marks of `beside` and the arguments of
-    `leaderboard_values`.
+    """The leaderboard as a styled table; marks as in `beside`, arguments as in `leaderboard_values`.
 
     If there are such records, the accuracy is accompanied by whether the model passed the gate, and the
     dynamics by the number of stable replicas.

@@ -56,8 +56,11 @@ class TrainConfig(Config):
     is long enough to repay it."""
 
     def parameters(self):
-        """What determines the result, as stored in the record: the fields, and hashes of the data, the
-        hyperparameters and the network that the names in them stand for."""
+        """What determines the result, as stored in the record.
+
+        These are the fields, and hashes of the data, the hyperparameters and the network that the names in
+        the fields stand for.
+        """
         card, dataset = models.card(self.model), cards.dataset(self.dataset)
         network = card.network(self.preset, **self.network)
         training = cards.changed(card.training(self.preset, **self.training))
@@ -577,8 +580,7 @@ class WeightAverage(lightning.Callback):
 
 
 def new_learner(config, hyperparameters, train):
-    """Learner of a new force field: its weights are drawn with the seed, its elements and scales are those of
-    the training frames."""
+    """Learner of a new force field, with weights drawn with the seed, and the training frames' scales."""
     card = cards.dataset(config.dataset)
     elements = np.unique(np.concatenate([atoms.numbers for atoms in train]))
     torch.manual_seed(config.seed)

@@ -289,8 +289,7 @@ def _metric(frame, kind, name):
 
 
 def budget(frame: pd.DataFrame, *, others: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Fraction of the paper's training and its effect on the force error, with one row per dataset of the
-    paper.
+    """Fraction of the paper's training and its effect on the force error, by dataset of the paper.
 
     Returns
     -------

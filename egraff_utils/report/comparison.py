@@ -1,5 +1,4 @@
-"""How do metrics with different units compare? Common scales and correlations give the numbers of Figures 6
-and 7.
+"""How do metrics with different units compare? By common scales and correlations, as in Figures 6 and 7.
 
 In the paper's scaling a value is divided by the largest value on its dataset, so that it depends on which
 other models were run. The fixed scales here have bounds that come from the reference data or are plain
@@ -100,8 +99,7 @@ PAIRS = (
 
 
 def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
-    """Metrics of every dataset and model in the units of the records, with floors and ceilings of the
-    dataset.
+    """Metrics of every dataset and model in the units of the records, with floors and ceilings.
 
     Parameters
     ----------

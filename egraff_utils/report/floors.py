@@ -98,8 +98,7 @@ def _place(kind, dataset):
 
 
 def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, int]:
-    """Number of values of a metric that cannot be distinguished from the reference, and of those with a
-    range.
+    """Number of values that cannot be distinguished from the reference, and of values with a range.
 
     Parameters
     ----------

@@ -1,5 +1,4 @@
-"""Which hyperparameters did the paper publish, and which do we use? Tables 11 to 16 are compared with the
-cards.
+"""Which hyperparameters did the paper publish, and which do we use? Tables are compared with the cards.
 
 Published values come from the transcribed tables, ours from the model cards. :data:`TERMS` maps the terms of
 a table to keywords of a card, so that agreement is computed and not claimed.

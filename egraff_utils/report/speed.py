@@ -1,5 +1,4 @@
-"""How much faster than the upstream packages, and how far from the machine's limit? Tables show the
-benchmarks.
+"""How much faster than the upstream packages, how far from the machine's limit? Tables of benchmarks.
 
 The records are those that ``python -m benchmarks`` writes, of kinds ``bench_md``, ``bench_training`` and so
 on. A suffix of the kind after an underscore names a preset, or what training is compared with
@@ -276,8 +275,7 @@ def _ranged(row):
 
 
 def value_table(found: Iterable, kind: str) -> pd.DataFrame:
-    """Metrics in :data:`SHOWN` of the records of a kind, with one row per dataset and model, and units in
-    heads.
+    """Metrics in :data:`SHOWN` of the records of a kind, with one row per dataset and model.
 
     Large values have a prefix to their unit. The column ``Note`` gives the reason why a measurement ended.
     """
@@ -377,8 +375,7 @@ def made_on(found: Iterable) -> pd.DataFrame:
 
 
 def tried() -> pd.DataFrame:
-    """Changes that were tried to increase speed: part, change, predicted and measured gain, whether it was
-    kept.
+    """Changes that were tried for speed: part, change, predicted and measured gain, and whether kept.
 
     The texts are the notes in ``benchmarks/tried.csv``.
     """

@@ -528,8 +528,7 @@ def _draw_temperatures(ax, records, window):
 
 
 def reached_plot(table: pd.DataFrame) -> Figure:
-    """Ratio of temperature to target of every rollout with its interval; crosses mark what the start
-    predicts.
+    """Ratio of temperature to target of every rollout with its interval; crosses mark expectations.
 
     Parameters
     ----------

@@ -1,5 +1,4 @@
-"""How long until the forces are accurate? Learning curves over time, and the times at which they reach an
-error.
+"""How long until the forces are accurate? Learning curves, and the times at which they reach an error.
 
 The records are those of ``python -m benchmarks accuracy``, of kind ``bench_accuracy``.
 """

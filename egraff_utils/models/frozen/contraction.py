@@ -98,8 +98,7 @@ class OfContraction(NamedTuple):
 
 
 def contracted(of: OfContraction, x: torch.Tensor, channels: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Contraction of features ``(N, D * U)``, shape ``(N, M * U)``, and derivatives for
-    :func:`on_contracted`.
+    """Contraction ``(N, M * U)`` of features ``(N, D * U)``, and derivatives for :func:`on_contracted`.
 
     The derivatives are a list over elements, with shape ``(U, M, D, N)`` for the atoms of each. Atoms are
     sorted by element.
@@ -123,9 +122,7 @@ def contracted(of: OfContraction, x: torch.Tensor, channels: int) -> tuple[torch
 def on_contracted(
     of: OfContraction, gradient: torch.Tensor, slopes: list[torch.Tensor], channels: int
 ) -> torch.Tensor:
-    """Gradient with respect to the features, shape ``(N, D * U)``, from that of the contraction, ``(N, M *
-    U)``.
-    """
+    """Gradient with respect to the features, ``(N, D * U)``, from that of the contraction, ``(N, M * U)``."""
     gradient = gradient.view(len(gradient), -1, channels).permute(2, 1, 0).unsqueeze(2)
     parts = gradient.split(of.counts, 3)
     found = [(slope * parts[n]).sum(1) for n, slope in enumerate(slopes)]

@@ -1,5 +1,4 @@
-r"""How do edge vectors enter a network? Radial functions, harmonics and weights of pairs, and their
-gradients.
+r"""How do edge vectors enter a network? By radial functions, harmonics and weights, with their gradients.
 
 Radial functions of a length :math:`r`, with :math:`x = r / r_c`, and their derivatives:
 
@@ -93,8 +92,7 @@ def on_vectors(
 
 
 def couplings(harmonics, like):
-    """Matrices that map products of the harmonics of one degree and of degree one to those of the next
-    degree.
+    """Matrices that map products of harmonics of one degree and of degree one to those of the next.
 
     Parameters
     ----------
@@ -155,8 +153,7 @@ class RadialNetworks(NamedTuple):
 
     @classmethod
     def of(cls, networks, messages):
-        """Networks from their matrices, with a silu between two of them, and the :class:`Messages` of the
-        layers.
+        """Networks from their matrices, with silus between them, and the :class:`Messages` of layers.
 
         All networks have the same depth and width.
         """

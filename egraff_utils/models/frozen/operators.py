@@ -1,5 +1,4 @@
-r"""How are operators run? Products with constant matrices, threads, and TorchScript instead of the
-interpreter.
+r"""How are operators run? By products with constant matrices, threads and TorchScript.
 
 .. math::
 

@@ -29,9 +29,8 @@ where :math:`z` is the sum of :math:`q k` over a head. The gradient through the 
     \bar v_i \mathrel{+}= \bar v' + (\bar x' m O_2 \circ vB)\, A^\top + (\bar x' m O_2 \circ vA)\, B^\top
         + (\bar v' \circ m O_1)\, C^\top
 
-``forward`` of each part returns its results and the intermediate values with which its ``backward`` computes
-the gradient with respect to the arguments from that of the results. Gradients with respect to ``radial`` and
-``geometry`` are accumulated in place.
+``forward`` of each part returns its results and what its ``backward`` needs for the gradient with respect
+to the arguments. Gradients with respect to ``radial`` and ``geometry`` are accumulated in place.
 
 The file can be removed together with its import in :mod:`.torchmd_net`; forces are then computed by autograd.
 Its benefit is the ratio of the times of a step of :func:`egraff_utils.cost.stepper` with the force field's
@@ -150,8 +149,7 @@ class Lengths:
 class Embedding:
     """Initial features of atoms, from their elements and those of their neighbours.
 
-    Radial functions are summed over the neighbours of each of the K elements, and one matrix maps the sums to
-    features.
+    Radial functions are summed over neighbours of each of K elements; one matrix maps the sums to features.
     """
 
     def __init__(self, network):
@@ -201,8 +199,7 @@ class Layer:
     layer
         ``EquivariantMultiHeadAttention``.
     parts
-        Number of parts of the channels of messages, four, or three in the first layer, where vectors are
-        zero.
+        Number of parts of the channels of messages: four, or three in the first layer, without vectors.
     """
 
     def __init__(self, layer, *, parts):
@@ -307,10 +304,7 @@ def _total(given: Given, blocks: list[Block]):
 
 
 def _slopes(given: Given, blocks: list[Block], kept: list[list[torch.Tensor]], slope, radial, geometry):
-    """Gradients with respect to ``query``, ``table`` and ``vectors``, from that of the sum.
-
-    The gradients with respect to radial functions and geometry are added to ``radial`` and ``geometry``.
-    """
+    """Gradients with respect to ``query``, ``table`` and ``vectors``; the others are added in place."""
     scratch: dict[str, torch.Tensor] = {}
     slopes = [torch.zeros_like(given.query), torch.zeros_like(given.table)]
     vectors = given.vectors
