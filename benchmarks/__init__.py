@@ -1,8 +1,8 @@
-"""How fast is it beside what a user would write with the upstream packages? One module per question.
+"""How fast is it compared with what a user would write with the upstream packages? One module per question.
 
-A benchmark is a module here with a ``TITLE`` and ``run(settings)``, which yields records as they are made;
-its line in `SHARES` says how long it may take. ``python -m benchmarks`` runs them, and the page report/speed
-shows what they found.
+A benchmark is a module with a ``TITLE`` and a function ``run(settings)`` that yields records; its entry in
+`SHARES` gives the time that it may take. ``python -m benchmarks`` runs the benchmarks, and the page
+report/speed shows the results.
 """
 
 import time
@@ -23,29 +23,28 @@ SHARES = {
     "precision": (10, 120),
     "accuracy": (0, 9000),
 }
-"""Benchmark -> its share of time, s: of a quick run, of a full one."""
+"""Benchmark -> time that it may take in a quick and in a full run, s."""
 BY_NAME = ("accuracy",)
-"""Benchmarks that take hours, and run only where they are asked for."""
+"""Benchmarks that take hours and run only if they are named."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the benchmarks are run."""
+    """Settings of a run of benchmarks."""
 
     quick: bool = False
-    """Fewer cells and repetitions: two minutes in all."""
+    """Whether there are fewer cells and repetitions, which take two minutes altogether."""
     device: str = "cpu"
     threads: int = 1
-    """Of both sides of a comparison."""
+    """Number of threads of both sides of a comparison."""
     anew: bool = False
-    """Measure also what is stored with the same parameters."""
+    """Whether cells with a stored record of the same parameters are measured again."""
     budget: float = 300.0
-    """Of a training in the benchmark ``accuracy``, s."""
+    """Budget of a training in the benchmark ``accuracy``, s."""
 
     @property
     def campaign(self):
-        """Name under which the records lie: ``bench`` (``bench_2`` of two threads), ``bench_gpu``,
-        ``bench_quick``.
+        """Campaign of the records: ``bench`` (``bench_2`` with two threads), ``bench_gpu``, ``bench_quick``.
 
         >>> Settings(threads=2).campaign
         'bench_2'
@@ -58,12 +57,12 @@ class Settings:
 
     @property
     def on_gpu(self):
-        """Whether the device is one of CUDA's."""
+        """Whether the device is a CUDA device."""
         return self.device.startswith("cuda")
 
     @property
     def synchronize(self):
-        """What waits until the device is done: a function on a GPU, ``None`` on a CPU."""
+        """Function that waits until the device is done, on a GPU; ``None`` on a CPU."""
         if not self.on_gpu:
             return None
         import torch
@@ -72,9 +71,10 @@ class Settings:
 
     @property
     def clock(self):
-        """Seconds of this process, for `compare`: of its processor in one thread, else of the wall.
+        """Clock of this process for `compare`: processor time with one thread, else wall time.
 
-        Processor time leaves out what other programs take; with several threads it would count each of them.
+        Processor time excludes the time of other programs, but with several threads it would count each of
+        them.
         """
         alone = self.device == "cpu" and self.threads == 1
         return time.process_time if alone else time.perf_counter
@@ -90,23 +90,23 @@ class Settings:
 
 
 def measured(settings, kind, dataset, model, parameters, measure, **hashes):
-    """Record of one cell of a benchmark, written: the stored one, or what `measure` gives.
+    """Record of one cell of a benchmark, which is the stored one or a new one from `measure`.
 
     Parameters
     ----------
     settings
         :class:`Settings`; device and threads become parameters of the record.
     kind, dataset, model
-        Of the record, such as ``bench_md``, ``ethanol``, ``mace``.
+        Kind, dataset and model of the record, such as ``bench_md``, ``ethanol``, ``mace``.
     parameters
-        What determines the result. A record that is stored with the same is taken up again, unless it failed
-        or `settings` ask for all anew.
+        Everything that determines the result. A stored record with the same parameters is returned, unless it
+        failed or `settings` request new measurements.
     measure
-        Called without arguments; returns a list of :class:`~egraff_utils.records.Metric` and a dictionary of
-        curves, and a message where there is something to say, such as what ended it. What it raises becomes
-        the message of a record of status ``failed``.
+        Function without arguments that returns a list of :class:`~egraff_utils.records.Metric`, a dictionary
+        of curves and, optionally, a message, such as the reason why it ended. An exception that it raises
+        becomes the message of a record with status ``failed``.
     hashes
-        Of what went in, for the provenance: ``weights=...``.
+        Hashes of the inputs for the provenance, such as ``weights=...``.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def measured(settings, kind, dataset, model, parameters, measure, **hashes):
     try:
         metrics, curves, *said = measure()
         message = " ".join(said)
-    except Exception as error:  # a cell that fails is a result; the others go on
+    except Exception as error:  # a failed cell is a result too, and the others continue
         status, message = "failed", _reason(error)
     made = records.provenance(started, device=settings.device, threads=settings.threads, **hashes)
     record = records.Record(*key, parameters, metrics, status, message, made)

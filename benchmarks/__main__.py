@@ -1,6 +1,6 @@
 """Command line: ``python -m benchmarks [names ...] [--quick] [--device cuda] [--threads 2] [--anew]``.
 
-``--budget 300`` is of ``accuracy``, which runs only where it is named.
+``--budget 300`` applies to ``accuracy``, which runs only if it is named.
 """
 
 import argparse
@@ -17,18 +17,18 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def main(arguments=None):
-    """Runs benchmarks and prints their records; returns how many of them broke off."""
+    """Run benchmarks and print their records; returns the number of benchmarks that did not finish."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Ours beside upstream's, timed."
+        prog="python -m benchmarks", description="Time ours against the upstream packages."
     )
     parser.add_argument(
-        "names", nargs="*", help=f"of {', '.join(SHARES)}; default, all but {', '.join(BY_NAME)}"
+        "names", nargs="*", help=f"any of {', '.join(SHARES)}; by default all but {', '.join(BY_NAME)}"
     )
-    parser.add_argument("--quick", action="store_true", help="two minutes in all, into bench_quick")
-    parser.add_argument("--device", default="cpu", help="such as cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of both sides of a comparison")
-    parser.add_argument("--anew", action="store_true", help="measure also what is stored")
-    parser.add_argument("--budget", type=float, default=300.0, help="of a training in accuracy, s")
+    parser.add_argument("--quick", action="store_true", help="take two minutes and write to bench_quick")
+    parser.add_argument("--device", default="cpu", help="device, such as cuda")
+    parser.add_argument("--threads", type=int, default=1, help="threads of both sides of a comparison")
+    parser.add_argument("--anew", action="store_true", help="measure stored cells again")
+    parser.add_argument("--budget", type=float, default=300.0, help="time of a training in accuracy, s")
     chosen = parser.parse_args(arguments)
     for name in chosen.names:
         if name not in SHARES:
@@ -36,7 +36,7 @@ def main(arguments=None):
     settings = Settings(chosen.quick, chosen.device, chosen.threads, chosen.anew, chosen.budget)
     names = chosen.names or [name for name in SHARES if name not in BY_NAME]
     prepare(settings)
-    with tempfile.TemporaryDirectory() as folder:  # so that a run compiles anew what it times, and only once
+    with tempfile.TemporaryDirectory() as folder:  # a new cache, so that compilation is timed, but only once
         os.environ[CACHE] = folder
         try:
             return sum(not _run(name, settings) for name in names)
@@ -45,7 +45,7 @@ def main(arguments=None):
 
 
 def prepare(settings):
-    """Thread count of this process and of those it starts; the default dtype, which some packages change."""
+    """Set the threads of this process and its children, and the default dtype, which some packages change."""
     for name in ("OMP", "MKL", "OPENBLAS"):
         os.environ[f"{name}_NUM_THREADS"] = str(settings.threads)
     import torch
@@ -55,7 +55,7 @@ def prepare(settings):
 
 
 def _run(name, settings):
-    """Whether a benchmark ran to its end."""
+    """Run a benchmark; returns whether it finished."""
     began = time.perf_counter()
     try:
         benchmark = importlib.import_module(f"benchmarks.{name}")

@@ -1,10 +1,10 @@
-"""How long until the forces are good? Seconds to a validation error, ours beside the packages' own commands.
+"""How long until the forces are accurate? Times to a validation error, of ours and the packages' commands.
 
-Ours trains with the preset as this book does, compiled, its learning rate falling over the budget. The
-package's command gets the same network, first weights, frames, batches and loss, and what the card says of
-Adam. It knows no rate over a time, so that its rate stays, or is lowered by its own plateau scheduler. All
-are watched alike: seconds of the processor from the first epoch on, with each program's own validations, and
-the error that these give, of averaged weights where it averages.
+Ours trains with the preset as in this book, compiled, with a learning rate that decreases over the budget.
+The command of the package receives the same network, initial weights, frames, batches and loss, and the Adam
+settings of the card. It has no schedule over time, so its rate is constant or lowered by its own plateau
+scheduler. All programs are observed in the same way: processor time from the first epoch, including their own
+validations, and the error in these validations, of averaged weights if the program averages.
 """
 
 import importlib
@@ -23,22 +23,22 @@ from egraff_utils.units import EV_TO_MEV
 TITLE = "Time to accuracy: seconds until the validation error of the forces is reached"
 DATASETS = ("ethanol", "aspirin")
 TARGETS = (50, 20, 10)
-"""Mean absolute errors of the forces, meV/Å."""
+"""Mean absolute errors of the forces for which times are reported, meV/Å."""
 ADAM = "small"
-"""Preset whose Adam the packages' commands get where ours has Muon."""
+"""Preset whose Adam settings the packages' commands receive where ours uses Muon."""
 ADAM_FIELDS = ("learning_rate", "amsgrad", "weight_decay")
 LACKING = {"torchmd_net": {"optimizer": "adamw", "amsgrad": False, "ema_decay": None}}
-"""Model -> what its package's command has instead: torchmd-train averages no weights."""
+"""Model -> hyperparameters of its package's command that differ; torchmd-train does not average weights."""
 METRICS = {"torchmd_net": "val_neg_dy_l1_loss", "nequip": "val0_epoch/forces_mae"}
-"""Model -> name of the validation error of the forces, eV/Å, in the metrics of its command."""
+"""Model -> name of the validation error of the forces, eV/Å, among the metrics of its command."""
 
 
 def run(settings):
-    """Records of kind ``bench_accuracy``, one for each model and dataset; only on one thread of a processor.
+    """Yield records of kind ``bench_accuracy``, one per model and dataset; only on one thread of a CPU.
 
-    Metrics, s, null where the budget ended before: ``ours_50``, ``theirs_50`` and so on, for
-    :data:`TARGETS`; ``compile_seconds``, which is not in them. Curves: ``ours_seconds``, ``ours_error``
-    (meV/Å) and the same of theirs, a value for every validation.
+    Metrics, s, null if the budget ended before: ``ours_50``, ``theirs_50`` and so on, for :data:`TARGETS`,
+    without the compilation, and ``compile_seconds``. Curves: ``ours_seconds``, ``ours_error`` (meV/Å), and
+    the same with ``theirs``, one value per validation.
     """
     from egraff_utils import models
 
@@ -55,19 +55,19 @@ def run(settings):
 
 
 def training(model):
-    """What a package's command gets instead of the preset's hyperparameters.
+    """Training hyperparameters of a package's command that replace those of the preset.
 
     Raises
     ------
     ValueError
-        If the preset's loss is none of theirs.
+        If the packages do not have the loss of the preset.
     """
     from egraff_utils import models
 
     card = models.card(model)
     hyper, adam = card.training(PRESET), card.training(ADAM)
     if hyper.loss != "mse":
-        raise ValueError(f"{model}: the packages' commands are not told here how to minimise {hyper.loss=}")
+        raise ValueError(f"{model}: the packages' commands cannot minimise {hyper.loss=}")
     other = {name: getattr(adam, name) for name in ADAM_FIELDS} if hyper.optimizer == "muon" else {}
     return {"optimizer": "adam", "scheduler": "plateau", **other, **LACKING.get(model, {})}
 
@@ -91,7 +91,7 @@ def _measure(model, dataset, settings, **preset):
 
 
 def reached(seconds, errors, target):
-    """Seconds at the first error that is not above a target; ``None`` where there is none.
+    """Time of the first error that is not above a target, s; ``None`` if there is none.
 
     >>> reached(np.array([1.0, 2.0, 3.0]), np.array([60.0, 50.0, 55.0]), 50)
     2.0
@@ -101,19 +101,20 @@ def reached(seconds, errors, target):
 
 
 def follow(program, plan):
-    """Learning curve of a program, until the first validation behind the budget.
+    """Learning curve of a program, until the first validation after the budget.
 
     Returns
     -------
     seconds, errors : np.ndarray
-        Of every validation: processor time since the first epoch began, s, and error, meV/Å; shape ``(V,)``.
+        Processor time since the start of the first epoch, s, and error, meV/Å, of every validation, shape
+        ``(V,)``.
     compilation : float
-        Processor time of it, before that, s.
+        Processor time of the compilation, which precedes the first epoch, s.
     """
     points, begun, compilation = [], None, 0.0
     while not points or points[-1][0] < plan.budget:
         match program.receive():
-            case None:  # it stands behind its first step
+            case None:  # the program waits after its first step
                 program.connection.send(NO_END)
             case list(arrays):
                 same(*plan.forces(*arrays), relative=ROUNDING)
@@ -131,7 +132,7 @@ def follow(program, plan):
 
 
 def learn(plan, report):
-    """Ours: ``fit`` over the budget."""
+    """Our program, ``fit`` over the budget."""
     from egraff_utils import train
 
     def compilation(trainer):
@@ -156,7 +157,7 @@ def learn_upstream(plan, report):
 
 
 def _watch_lightning(report, error, compilation=lambda trainer: 0.0):
-    """Have what trains by Lightning report its first epoch and its validations."""
+    """Make a program that trains with Lightning report its first epoch and its validations."""
     from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
     from lightning.pytorch.loops.fit_loop import _FitLoop
 
@@ -165,7 +166,7 @@ def _watch_lightning(report, error, compilation=lambda trainer: 0.0):
 
 
 def _watch_mace(report):
-    """Have ``mace_run_train`` do so."""
+    """Make ``mace_run_train`` report its first epoch and its validations."""
     loop = importlib.import_module("mace.tools.train")
     _before_first(loop, "train_one_epoch", lambda **_: report(("begin", 0.0)))
     _after(loop, "valid_err_log", lambda _, found, *__: report(("error", found["mae_f"] * EV_TO_MEV)))

@@ -8,27 +8,27 @@ import numpy as np
 from egraff_utils.records import Metric
 
 RANGE = (10, 90)
-"""Percentiles of the pairs that stand as low and high beside a median."""
+"""Percentiles over the pairs that are reported as low and high with a median."""
 
 
 class Comparison(NamedTuple):
-    """Times of P pairs of calls and what follows from them; made by `compare`."""
+    """Times of P pairs of calls and their statistics, from `compare`."""
 
     ratio: float
-    """Median over pairs of theirs / ours: above one, ours is faster."""
+    """Median over pairs of the ratio of their time to ours; above one, ours is faster."""
     low: float
-    """10th percentile of the pairs' ratios."""
+    """10th percentile of the ratios of the pairs."""
     high: float
-    """90th percentile."""
+    """90th percentile of the ratios of the pairs."""
     ours: float
-    """Median time of a call, s."""
+    """Median time of one of our calls, s."""
     theirs: float
-    """Likewise, s."""
+    """Median time of one of their calls, s."""
     pairs: int
     times_ours: np.ndarray
-    """Time of every call, shape ``(P,)``, s."""
+    """Times of our calls, shape ``(P,)``, s."""
     times_theirs: np.ndarray
-    """Likewise, shape ``(P,)``, s; the two of an index were made one after the other."""
+    """Times of their calls, shape ``(P,)``, s; calls with the same index were made one after the other."""
 
     @classmethod
     def of(cls, times_ours, times_theirs):
@@ -44,21 +44,22 @@ class Comparison(NamedTuple):
         return cls(float(np.median(ratios)), float(low), float(high), *middle, len(ratios), ours, theirs)
 
     def metrics(self, name="", *, unit_per_call=1.0, unit="1/s"):
-        """Metrics ``ratio_<name>``, ``ours_<name>`` and ``theirs_<name>``; the last two are throughputs.
+        """Metrics ``ratio_<name>``, and throughputs ``ours_<name>`` and ``theirs_<name>``.
 
         Parameters
         ----------
         name
-            Tells comparisons of one record apart; without it the metrics are ``ratio``, ``ours``, ``theirs``.
+            Suffix that distinguishes comparisons in one record; without it the metrics are ``ratio``,
+            ``ours`` and ``theirs``.
         unit_per_call
             Work done in one call, such as replicas times steps.
         unit
-            Of the throughputs.
+            Unit of the throughputs.
 
         Returns
         -------
         list of Metric
-            Medians with the 10th and 90th percentile over the pairs.
+            Medians with the 10th and 90th percentiles over the pairs.
         """
         tail = f"_{name}" if name else ""
         ratio = Metric(f"ratio{tail}", self.ratio, "1", self.low, self.high, self.pairs)
@@ -85,23 +86,28 @@ def compare(
 ):
     """Comparison of two callables that do the same amount of work, interleaved in one process.
 
-    After `warm_up` calls of each they run in pairs, ours first and theirs first in turn, until `seconds` are
-    over. A machine that slows down or is shared then slows both, and the ratio of a pair stays.
+    After `warm_up` calls of each they run in pairs, ours first and theirs first alternately, until `seconds`
+    have passed. If the machine slows down or is shared, both are slowed down, and the ratio of a pair is not
+    affected.
 
     Parameters
     ----------
     ours, theirs
         Callables without arguments.
     seconds
-        After which no further pair is begun, s; warm-up not counted.
+        Time after which no further pair is begun, without the warm-up, s.
     least, most
-        Pairs at least, whatever they take, and at most.
+        Smallest number of pairs, whatever their time, and largest number.
+    warm_up
+        Number of untimed calls of each.
     rest
         Pause before each call, s.
     synchronize
-        Waits until a device is done, such as ``torch.cuda.synchronize``; called before a time is read.
+        Function that waits until a device is done, such as ``torch.cuda.synchronize``; it is called before a
+        time is read.
     clock
-        Seconds; ``time.process_time`` for what runs in one thread of a machine that others use.
+        Function that returns a time in seconds; ``time.process_time`` for work in one thread on a shared
+        machine.
 
     Returns
     -------
@@ -131,14 +137,19 @@ def same(ours, theirs, relative=1e-5):
 
     .. math:: \max|a - b| \,/\, \max|b|
 
-    Called on forces before anything is timed.
+    It is applied to forces before anything is timed.
 
     Parameters
     ----------
     ours, theirs
-        Arrays of one shape and unit.
+        Arrays of the same shape and unit.
     relative
-        Bound on what is returned.
+        Largest allowed difference.
+
+    Returns
+    -------
+    float
+        Relative difference, dimensionless.
 
     Raises
     ------

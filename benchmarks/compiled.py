@@ -1,8 +1,8 @@
-"""Molecular dynamics beside networks that their package has compiled: does that pay within a rollout?
+"""Does a network compiled by its package pay off within a rollout? Molecular dynamics is compared with ours.
 
-The package of NequIP and Allegro recommends a library of C++ that inductor makes of the network, with the
-energy's derivative, for one set of weights (`nequip-compile`). It wants a C++ compiler and a minute. All else
-is as in `benchmarks.md`.
+The package of NequIP and Allegro recommends a C++ library that inductor compiles from the network and the
+derivative of its energy, for one set of weights (`nequip-compile`). This takes a C++ compiler and a minute.
+Everything else is as in `benchmarks.md`.
 """
 
 import tempfile
@@ -19,15 +19,15 @@ TITLE = "Molecular dynamics beside NequIP and Allegro compiled by their package"
 CELLS = (("ethanol", "nequip"), ("ethanol", "allegro"), ("lips", "nequip"), ("lips", "allegro"))
 REPLICAS = (1, 5)
 STEPS = 1000
-"""Of a rollout, as in this book."""
+"""Number of steps of a rollout, as in this book."""
 
 
 def run(settings):
-    """Records of kind ``bench_compiled``, one for each system and model; none in a quick run or on a GPU.
+    """Yield records of kind ``bench_compiled``, one per system and model; none in a quick run or on a GPU.
 
-    Metrics of `benchmarks.md` and, in wall time, ``compile_time`` (s); ``rollout_ratio``, their time over
-    ours of a rollout of five replicas, compilation included; and, where their step of one replica is the
-    faster, ``payback_steps`` after which their compiler has paid back.
+    The metrics are those of `benchmarks.md` and, in wall time, ``compile_time`` (s); ``rollout_ratio``, the
+    ratio of their time to ours for a rollout of five replicas, including compilation; and, if their step of
+    one replica is faster, ``payback_steps``, the number of steps after which the compilation has paid off.
     """
     if settings.quick or settings.on_gpu:
         return
@@ -58,7 +58,7 @@ def _cell(settings, theirs, folder, system, model):
 
 
 def costs(metrics, seconds):
-    """Metrics of a compilation of so many seconds, from those of the dynamics."""
+    """Metrics of a compilation that took ``seconds``, from those of the dynamics."""
     from egraff_utils.records import Metric
 
     value = {metric.name: metric.value for metric in metrics}
@@ -74,7 +74,7 @@ def costs(metrics, seconds):
 
 
 def _compiled(library, preset, system, model):
-    """Nothing to run, and the time that the library of a network took, s."""
+    """``None`` in place of an object to run, and the time to compile the library of a network, s."""
     scene = md.Scene.of(preset, system, model, 1)
     began = time.perf_counter()
     compiled_calculators(scene.force_field, 1, scene.starts[0], library)
@@ -82,7 +82,7 @@ def _compiled(library, preset, system, model):
 
 
 class Compiled(md.Theirs):
-    """One replica after another, by a network that is compiled."""
+    """One replica after another, with a compiled network."""
 
     def __init__(self, library, scene, device):
         self.library = library

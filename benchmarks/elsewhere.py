@@ -1,4 +1,4 @@
-"""A side of a comparison in a process of its own, so that nothing of ours helps or hinders theirs."""
+"""How is their side kept apart from ours? It runs in a separate process, so that ours cannot affect it."""
 
 import multiprocessing
 import os
@@ -8,9 +8,9 @@ import time
 class Elsewhere:
     """A process that makes objects and calls their ``run``, timed by its own clock.
 
-    Ours sets the memory allocator of its process (:mod:`egraff_utils.allocator`); here it is left as a user
-    of the upstream packages has it. The process waits while it is not asked, and starts with the first
-    question.
+    Our side changes the memory allocator of its process (:mod:`egraff_utils.allocator`); here it stays as a
+    user of the upstream packages has it. The process starts with the first request and waits between
+    requests.
 
     Parameters
     ----------
@@ -22,15 +22,15 @@ class Elsewhere:
         self.settings = settings
         self.process = self.pipe = None
         self.seconds = 0.0
-        """Time of all calls of :meth:`run` by the clock there, s."""
+        """Time of all calls of :meth:`run` by the clock of that process, s."""
 
     def make(self, maker, *arguments):
-        """Answer of ``maker(*arguments)``, which gives an object and an answer; the object stays there.
+        """Answer of ``maker(*arguments)``, which returns an object, kept in the process, and an answer.
 
         Raises
         ------
         RuntimeError
-            If it fails; with type and message of the error.
+            If the function fails; the message holds type and message of its error.
         """
         return self._ask("make", maker, *arguments)
 
@@ -39,7 +39,7 @@ class Elsewhere:
         self.seconds += self._ask("run", *arguments)
 
     def clock(self):
-        """Seconds in which both processes worked, one of them at a time: for `compare`."""
+        """Clock for `compare`, the total time of both processes, of which only one works at a time, s."""
         here = self.settings.clock()
         return here + self.seconds if self.settings.clock is time.process_time else here
 
@@ -63,7 +63,7 @@ class Elsewhere:
         context = multiprocessing.get_context("spawn")
         self.pipe, end = context.Pipe()
         self.process = context.Process(target=_serve, args=(end, self.settings), daemon=True)
-        os.environ["MALLOC_AS_IT_IS"] = "1"  # no option of the C library, but a sign to our allocator module
+        os.environ["MALLOC_AS_IT_IS"] = "1"  # tells our allocator, not the C library, to change nothing
         try:
             self.process.start()
         finally:
@@ -83,7 +83,7 @@ def _serve(pipe, settings):
                 made, answer = maker(*arguments)
             else:
                 answer = _timed_run(made, arguments, settings)
-        except Exception as error:  # whoever asked is told
+        except Exception as error:  # any error is sent back as the answer
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         pipe.send(answer)
 

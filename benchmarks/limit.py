@@ -1,9 +1,9 @@
-"""How far from what the machine can do is an MD step? Operations and bytes over measured rates.
+"""How far is an MD step from the limits of the machine? Operations and bytes are divided by measured rates.
 
-A step of five replicas, as in a rollout, is executed once under `Operations`, which sees every operator that
-torch dispatches: floating-point operations of matrix products (by torch's own formulas), bytes read and
-written, and the number of operators. Each count over the measured rate of the machine is the least time that
-it would take alone; its fraction of the time of a step says how near that limit is.
+A step of five replicas, as in a rollout, is executed once under `Operations`, which records every operator
+that torch dispatches: floating-point operations of matrix products (by torch's formulas), bytes read and
+written, and the number of operators. Each count divided by the measured rate of the machine is the shortest
+time that it could take on its own; the ratio of this time to that of a step shows how close the limit is.
 """
 
 import time
@@ -19,21 +19,21 @@ from egraff_utils.records import Metric
 TITLE = "The limit: operations and bytes of an MD step over the rates of the machine"
 MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
 CELLS = (("small", "ethanol"), ("small", "lips"), ("paper", "ethanol"))
-CAMPAIGN = "cpu"  # whose weights stand for the preset small
+CAMPAIGN = "cpu"  # campaign whose weights are used for the preset small
 REPLICAS = 5
-COLD = 10.0  # K: untrained weights would tear a molecule apart
-SIDE = 2048  # of the matrices that are multiplied
+COLD = 10.0  # K; with untrained weights a warmer molecule would break
+SIDE = 2048  # rows and columns of the matrices that are multiplied
 LENGTH = 2**26  # float32 numbers that are copied, 268 MB
-OPERATORS = 1000  # additions of one number
+OPERATORS = 1000  # additions of a single number
 
 
 def run(settings):
-    """Records of kind ``bench_limit`` (preset small) and ``bench_limit_paper``, by system and model.
+    """Yield records of kind ``bench_limit`` (preset small) and ``bench_limit_paper``, by system and model.
 
     Metrics: ``flop_per_step`` (of matrix products), ``bytes_per_step``, ``operators_per_step``; the rates
     ``matmul_rate`` (flop/s), ``copy_rate`` (B/s), ``operator_rate`` (1/s); ``ms_per_step``; and the fractions
-    ``compute_fraction``, ``memory_fraction`` and ``operator_fraction`` of a step that would be enough at
-    these rates. That of memory may exceed one: arrays that stay in a cache are read faster than copied.
+    ``compute_fraction``, ``memory_fraction`` and ``operator_fraction`` of a step that would suffice at these
+    rates. The fraction of memory may exceed one, as arrays in a cache are read faster than they are copied.
     """
     began = time.monotonic()
     rates = machine_rates(settings)
@@ -46,7 +46,7 @@ def run(settings):
 
 
 def machine_rates(settings):
-    """Best rates of float32 matrix products (flop/s), of copies (B/s), and of smallest operators (1/s)."""
+    """Best rates of float32 matrix products (flop/s), copies (B/s) and the smallest operators (1/s)."""
     import torch
 
     a, x = (torch.rand(*shape, device=settings.device) for shape in ((SIDE, SIDE), (LENGTH,)))
@@ -68,12 +68,12 @@ def machine_rates(settings):
 
 
 class Operations:
-    """Counts of what torch executes within a ``with`` block over :meth:`counted`.
+    """Counts of the operators that torch executes within a ``with`` block of :meth:`counted`.
 
-    Matrix products are counted by the formulas of ``torch.utils.flop_counter`` (its own ``FlopCounterMode``
-    does not bear ``autograd.grad``), bytes as the sizes of all inputs and outputs of every operator that is
-    no view; an array that is repeated by a stride of zero counts once. Operators made of others, which arrive
-    whole in inference mode, count as those.
+    Matrix products are counted by the formulas of ``torch.utils.flop_counter`` (its ``FlopCounterMode``
+    cannot handle ``autograd.grad``), and bytes as the sizes of all inputs and outputs of every operator that
+    is not a view. An array that is repeated by a stride of zero counts once. Composite operators, which are
+    dispatched as a whole in inference mode, are counted by their parts.
     """
 
     def __init__(self):
@@ -114,7 +114,7 @@ class Operations:
 
 @cache
 def _is_made_of_others(function):
-    """Whether an operator, such as ``matmul``, has no program of its own."""
+    """Whether an operator, such as ``matmul``, is composed of others and has no kernel of its own."""
     from torch._C import _dispatch_has_kernel_for_dispatch_key as has
 
     name = function.name()
@@ -123,13 +123,13 @@ def _is_made_of_others(function):
 
 @cache
 def _outputs(function):
-    """Names of arguments that are written only, such as ``out``; they come back as the result."""
+    """Names of arguments that are only written, such as ``out``, and are returned as the result."""
     return {argument.name for argument in function._schema.arguments if argument.is_out}
 
 
 @cache
 def _formulas():
-    """Flop of operators that multiply matrices."""
+    """Formulas for the floating-point operations of operators that multiply matrices."""
     from torch import ops
     from torch.utils.flop_counter import flop_registry
 
@@ -140,8 +140,8 @@ def _formulas():
 
 
 def _size(tensor):
-    """Bytes that a tensor touches."""
-    if tensor.is_mkldnn:  # in an order without strides
+    """Bytes of memory that a tensor covers."""
+    if tensor.is_mkldnn:  # its memory layout has no strides
         return tensor.numel() * tensor.element_size()
     shape = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
     return int(np.prod(shape, dtype=np.int64)) * tensor.element_size() if tensor.numel() else 0
@@ -212,7 +212,7 @@ def _metrics(operations, seconds, rates):
 
 
 def _times(call, settings, count):
-    """Times of calls after one that does not count, s."""
+    """Times of calls after one untimed call, s."""
     wait = settings.synchronize or (lambda: None)
     times = []
     for _ in range(count + 1):

@@ -1,10 +1,10 @@
-"""Molecular dynamics: how many replica-steps a second, beside a loop over the upstream package's calculator?
+"""How many replica-steps per second does molecular dynamics run, compared with upstream ASE calculators?
 
-Ours: all replicas in one batch, `ReplicaLangevin` and `ForceFieldCalculator`, as in a rollout. Theirs: one
-`ase.Atoms` per replica with its own calculator (see `benchmarks.upstream`) and ASE's Langevin, one replica
-after another, in a process of its own that waits meanwhile. Both have the same weights, starts, temperature,
-timestep and number of steps, and go on from call to call; a replica whose temperature leaves all bounds
-starts again.
+Ours runs all replicas in one batch, with `ReplicaLangevin` and `ForceFieldCalculator`, as in a rollout.
+Theirs runs one `ase.Atoms` per replica with its own calculator (see `benchmarks.upstream`) and ASE's
+Langevin, one replica after another, in a separate process that waits while ours runs. Both have the same
+weights, starts, temperature, timestep and number of steps, and continue from call to call; a replica whose
+temperature diverges restarts.
 """
 
 import time
@@ -28,27 +28,28 @@ FULL = (
     ("small", "3bpa", REPLICAS),
     ("small", "gete", REPLICAS),
 )
-"""Preset, system and numbers of replicas, most telling first: what the time does not allow is left out. On a
-GPU the paper's size runs with twenty replicas as well."""
+"""Preset, system and numbers of replicas, the most informative first, as cells without time left are left
+out. On a GPU the paper's size also runs with twenty replicas."""
 QUICK = (("small", "ethanol", (1, 5)),)
-CAMPAIGN = "cpu"  # whose weights stand for the preset small
-COLD = {"scale": 1e-3, "temperature": 10.0}  # eV, K: untrained weights would tear a molecule apart
+CAMPAIGN = "cpu"  # campaign whose weights are used for the preset small
+COLD = {"scale": 1e-3, "temperature": 10.0}  # eV, K; untrained weights would break a molecule otherwise
 DIFFERENCE = {"small": 1e-5, "paper": 1e-4}
-"""Largest force difference, relative. With untrained weights of the paper's size both sides of Equiformer are
-5e-5 from float64."""
-SECONDS, BRIEF = 4.0, 1.0  # of a comparison; the second in a quick run, and on a GPU, whose times vary little
-CALL_SECONDS = 0.2  # of the slower side, as nearly as whole steps allow
-MOST_STEPS = 10  # in a call
-REST = 0.02  # s, before a call: threads of the other side spin for some 8 ms after its last operator
-FIRST_STEPS = 2  # in which code is compiled and lists are built
+"""Largest relative difference of forces. With untrained weights of the paper's size, both sides of Equiformer
+differ by 5e-5 from float64."""
+SECONDS, BRIEF = 4.0, 1.0  # s of a comparison; BRIEF in a quick run and on a GPU, whose times vary little
+CALL_SECONDS = 0.2  # s of a call of the slower side, as closely as whole steps allow
+MOST_STEPS = 10  # largest number of steps in a call
+REST = 0.02  # s before a call, as threads of the other side spin for about 8 ms after its last operator
+FIRST_STEPS = 2  # steps in which code is compiled and lists are built
 
 
 def run(settings):
-    """Records of kind ``bench_md`` (preset small) and ``bench_md_paper``, one for each system and model.
+    """Yield records of kind ``bench_md`` (preset small) and ``bench_md_paper``, one per system and model.
 
     Metrics for every number R of replicas: ``ratio_R``, ``ours_R``, ``theirs_R`` (replica-steps/s) and
-    ``start_ours_R``, ``start_theirs_R`` (s, until two steps are done: what a compiler must pay back); and
-    ``force_difference``, the largest relative to the largest force, checked before anything is timed.
+    ``start_ours_R``, ``start_theirs_R`` (s, until two steps are done, the time that a compiler must pay
+    back); and ``force_difference``, the largest one relative to the largest force, which is checked before
+    anything is timed.
     """
     began, theirs = time.monotonic(), Elsewhere(settings)
     try:
@@ -79,7 +80,7 @@ def _cell(settings, theirs, preset, system, model, replicas):
 
 
 def compared(settings, theirs, their_side, replicas, *cell):
-    """Metrics and curves of a cell, given by preset, system and model.
+    """Metrics and curves of a cell, which is given by preset, system and model.
 
     Parameters
     ----------
@@ -88,7 +89,7 @@ def compared(settings, theirs, their_side, replicas, *cell):
     theirs
         :class:`~benchmarks.elsewhere.Elsewhere`.
     their_side
-        :class:`Theirs` or a class derived from it.
+        :class:`Theirs` or a subclass of it.
     replicas
         Numbers of replicas.
     """
@@ -106,7 +107,7 @@ def compared(settings, theirs, their_side, replicas, *cell):
             seconds=BRIEF if settings.quick or settings.on_gpu else SECONDS,
             least=3,
             most=30,
-            warm_up=0,  # both sides have run
+            warm_up=0,  # both sides have run already
             rest=REST if settings.threads > 1 else 0.0,
             synchronize=settings.synchronize,
             clock=theirs.clock,
@@ -120,14 +121,14 @@ def compared(settings, theirs, their_side, replicas, *cell):
 
 
 class Beginning(NamedTuple):
-    """What is known of a side before the comparison."""
+    """Measurements of a side before the comparison."""
 
     forces: np.ndarray
-    """At the start, shape ``(R*N, 3)``, eV/Å."""
+    """Forces at the start, shape ``(R*N, 3)``, eV/Å."""
     start: float
     """Time until the first steps are done, s."""
     step: float
-    """Time of the next one, s."""
+    """Time of the next step, s."""
 
 
 def _begun(side, preset, system, model, count, settings):
@@ -144,7 +145,7 @@ def _begun(side, preset, system, model, count, settings):
 
 
 class Scene:
-    """What both sides simulate: a force field and R replicas with momenta."""
+    """System that both sides simulate, a force field and R replicas with momenta."""
 
     def __init__(self, force_field, starts, *, temperature, timestep):
         self.force_field, self.starts = force_field, starts
@@ -152,7 +153,7 @@ class Scene:
 
     @classmethod
     def of(cls, preset, system, model, count):
-        """Trained weights of the preset small, fresh ones of any other; frames of the test split."""
+        """Scene with test frames, and with trained weights for the preset small, new ones for others."""
         from egraff_utils import cards, rollout, weights
 
         card = cards.dataset(system)
@@ -166,7 +167,7 @@ class Scene:
         return cls(force_field, starts, temperature=temperature, timestep=timestep)
 
     def thermostat(self):
-        """Keywords of a Langevin integrator that both sides share."""
+        """Arguments of a Langevin integrator that both sides share."""
         return {"temperature_K": self.temperature, "friction": 5e-3}
 
 
@@ -183,7 +184,7 @@ def _fresh(model, preset, atoms):
 
 
 def _start(frame, temperature, seed):
-    """Atoms of a frame with thermal momenta, in the orientation of the cell that TorchMD-Net asks for."""
+    """Atoms of a frame with thermal momenta, in the orientation of the cell that TorchMD-Net requires."""
     from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 
     atoms = frame.copy()
@@ -191,7 +192,7 @@ def _start(frame, temperature, seed):
     if atoms.pbc.any():
         cell, _ = atoms.cell.standard_form()
         atoms.set_cell(cell.array.astype(np.float32), scale_atoms=True)
-    atoms.positions = atoms.positions.astype(np.float32)  # as upstream packages round cell and positions
+    atoms.positions = atoms.positions.astype(np.float32)  # upstream packages round positions and cell too
     MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(seed))
     Stationary(atoms)
     return atoms
@@ -215,7 +216,7 @@ class Ours:
         self.integrator = ReplicaLangevin(self.atoms, scene.timestep * units.fs, **options)
 
     def run(self, steps):
-        """Steps of all replicas."""
+        """Run a number of steps of all replicas."""
         _begin_again(self.atoms, self.start, self.limit)
         self.integrator.run(steps)
 
@@ -245,14 +246,14 @@ class Theirs:
         return calculators(scene.force_field, len(scene.starts), device=device)
 
     def run(self, steps):
-        """Steps of every replica."""
+        """Run a number of steps of every replica."""
         for atoms, start, integrator in zip(self.replicas, self.starts, self.integrators, strict=True):
             _begin_again(atoms, start, self.limit)
             integrator.run(steps)
 
 
 def _begin_again(atoms, start, limit):
-    """Put atoms back to the start if their temperature, K, is above the limit or not a number."""
+    """Move atoms back to the start if their temperature, K, is above the limit or not a number."""
     if not atoms.get_temperature() < limit:
         atoms.positions = start.positions
         atoms.set_momenta(start.get_momenta())

@@ -1,9 +1,10 @@
-"""What do the metrics cost, beside ASE's analysis and beside the rollout they are taken of?
+"""What do the metrics cost, compared with ASE's analysis and with the rollout itself?
 
-Radial distributions: `structure.radial_distributions` against `ase.geometry.analysis.Analysis.get_rdf`, the
-same frames, range and bins; ours gives all partial distributions in the same pass, ASE's the total alone.
-Metrics of a rollout: reference, stability rule and all metrics of five replicas of 1000 steps, against the
-steps themselves, of the model that makes them fastest.
+For radial distributions, `structure.radial_distributions` is compared with
+`ase.geometry.analysis.Analysis.get_rdf`, with the same frames, range and bins; ours returns all partial
+distributions in the same pass, ASE's only the total one. For the metrics of a rollout, the time for
+reference, stability rule and all metrics of five replicas of 1000 steps is compared with that of the steps,
+of the fastest model.
 """
 
 import itertools
@@ -19,16 +20,16 @@ from egraff_utils.records import Metric
 TITLE = "Metrics: radial distributions beside ASE's, and all metrics of a rollout beside its steps"
 SYSTEMS = ("lips", "gete", "ethanol")
 MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
-CAMPAIGN = "cpu"  # whose weights are rolled out
-WIDTH = 0.05  # of a bin, Å
+CAMPAIGN = "cpu"  # campaign whose weights are rolled out
+WIDTH = 0.05  # Å, width of a bin
 FRAMES = 1000
-BLOCK = 100  # frames in a call: what a rollout asks for at a time
+BLOCK = 100  # frames in a call, as many as a rollout passes at a time
 REPLICAS, STEPS = 5, 1000
-TIMED_STEPS = 9  # of which the first third is warm-up
+TIMED_STEPS = 9  # steps, of which the first third is warm-up
 
 
 def run(settings):
-    """Records of kind ``bench_metrics``, model ``reference``, one for each system.
+    """Yield records of kind ``bench_metrics``, model ``reference``, one per system.
 
     Metrics: ``ratio_rdf``, ``ours_rdf``, ``theirs_rdf`` (frames/s) and ``rdf_difference`` (relative to the
     largest g, checked to 1e-10 before anything is timed); ``metrics_time`` (s), ``rollout_time`` (s) of the
@@ -78,7 +79,7 @@ def _radial_distributions(system, settings):
 
 
 def _frames(system):
-    """All frames of a system at hand; those of one composition and cell."""
+    """All available frames of a system that have the same composition and cell."""
     from egraff_utils import cards, data
 
     frames = [atoms for split in cards.dataset(system).splits for atoms in data.load(system, split)]
@@ -90,7 +91,7 @@ def _frames(system):
 
 
 def _range(atoms):
-    """The published range, or the longest whole number of bins that ASE accepts, Å."""
+    """The published range, or the longest range of whole bins that ASE accepts, Å."""
     from egraff_utils import structure
 
     r_max = structure.as_coded_r_max(atoms)
@@ -110,13 +111,13 @@ def ase_distribution(frames, r_max):
 
 
 def _turns(call, blocks):
-    """A callable that takes the next block each time."""
+    """A callable that calls ``call`` with the next block each time."""
     turns = itertools.cycle(blocks)
     return lambda: call(next(turns))
 
 
 def _share(system, models, settings):
-    """Metrics and curves: time of the metrics of a rollout, and of its steps."""
+    """Metrics and curves on the time of the metrics of a rollout and of its steps."""
     from egraff_utils import cards, rollout
 
     card = cards.dataset(system)
@@ -146,7 +147,7 @@ def _step_time(config, card, scene, clock):
 
 
 def _metrics_time(config, card, scene, clock):
-    """Time of everything in a rollout but its steps and the loading of starts, s."""
+    """Time of everything in a rollout apart from its steps and the loading of starts, s."""
     from egraff_utils import analysis, rollout
 
     trajectory = walk(scene, STEPS + 1)
@@ -160,14 +161,14 @@ def _metrics_time(config, card, scene, clock):
 
 
 def walk(scene, frames):
-    """A :class:`~egraff_utils.dynamics.Trajectory` as a sound rollout leaves it, of frames of the reference.
+    """A :class:`~egraff_utils.dynamics.Trajectory` like that of a stable rollout, made of reference frames.
 
     Parameters
     ----------
     scene
         :class:`~egraff_utils.rollout.Scene`.
     frames
-        T.
+        Number of frames, T.
     """
     from egraff_utils.dynamics import Trajectory
 

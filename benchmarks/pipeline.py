@@ -1,8 +1,8 @@
-"""What does the pipeline add to the functions it calls: Snakemake, papermill, kernels, pages, imports?
+"""What does the pipeline add to the functions it calls, by Snakemake, papermill, kernels, pages and imports?
 
-Ours is not faster than nothing here: a run of a campaign is set beside a fresh interpreter that calls the
-same functions with the same parameters. All records are stored ones, so that neither side computes anything.
-The demo is timed from nothing, as on a fresh clone: its data are made, and every notebook computes.
+A run of a campaign is compared with a new interpreter that calls the same functions with the same parameters.
+All records are stored already, so that neither side computes anything. The demo is timed as on a fresh clone:
+its data are generated, and every notebook computes.
 """
 
 import os
@@ -25,25 +25,26 @@ from egraff_utils.records import Metric
 TITLE = "Pipeline: what a run of a campaign, the import, the book and the demo cost"
 CAMPAIGN, SYSTEM, MODEL = "demo", "ethanol_xtb", "mace"
 KINDS = ("dataset", "training", "rollout")
-"""Runs that follow from each other; a quick benchmark makes the first alone."""
+"""Kinds of runs, each of which needs the one before; a quick benchmark runs only the first."""
 DEMO = ("-m", "egraff_utils.batch", "demo")
-"""What ``make demo`` runs after the install."""
+"""Command that ``make demo`` runs after the installation."""
 PLACES = ("results", "runs", "data", "generated")
-"""Folders of `paths` that a command may be given in place of the repository's."""
+"""Folders of `paths` that a command can be given in place of those of the repository."""
 LIGHT = (
     "batch campaign cards data records audit floors statistics structure metrics analysis tables plots report"
 )
-"""Modules that are to be had without torch."""
+"""Modules that must not import torch."""
 
 
 def run(settings):
-    """Records of kind ``bench_pipeline``, model ``-``: of dataset ``ethanol_xtb``, ``-`` and ``demo``.
+    """Yield records of kind ``bench_pipeline``, model ``-``, of datasets ``ethanol_xtb``, ``-`` and ``demo``.
 
-    ``ethanol_xtb``, of every run: ``overhead_per_run``, ``run_time``, ``call_time`` (s). ``-``:
-    ``import_time`` (s) of the package, ``import_batch_time`` (s) of what starts a run, ``imports_torch`` (1
-    if any module of `LIGHT` does) and, in a full benchmark, ``book_time`` (s), whatever the book warns of.
-    ``demo``, in a full benchmark: ``demo_time`` (s) of ``make demo`` after the install, with nothing stored,
-    and ``notebooks``, the number of those that it ran.
+    Metrics of ``ethanol_xtb``, for every kind of run: ``overhead_per_run``, ``run_time``, ``call_time`` (s).
+    Metrics of ``-``: ``import_time`` (s) of the package, ``import_batch_time`` (s) of the module that starts
+    a run, ``imports_torch`` (1 if any module in `LIGHT` does) and, in a full benchmark, ``book_time`` (s),
+    even if the book has warnings. Metrics of ``demo``, in a full benchmark: ``demo_time`` (s) of ``make
+    demo`` after the installation, with nothing stored, and ``notebooks``, the number of notebooks that it
+    ran.
     """
     kinds, rounds = (KINDS[:1], 1) if settings.quick else (KINDS, 2)
     book = {"book": not settings.quick}
@@ -73,13 +74,13 @@ def _fixed(settings):
 
 
 def _import_time(module):
-    """Time of an import in a fresh interpreter, s."""
+    """Time of an import in a new interpreter, s."""
     code = f"import time; begun = time.perf_counter(); import {module}; print(time.perf_counter() - begun)"
     return float(_python("-c", code))
 
 
 def imports_torch():
-    """Whether one of the modules that need no torch imports it."""
+    """Whether one of the modules in :data:`LIGHT` imports torch."""
     names = " ".join(f"egraff_utils.{name}," for name in LIGHT.split())
     return _python("-c", f"import sys, {names[:-1]}; print('torch' in sys.modules)").strip() == "True"
 
@@ -108,22 +109,22 @@ def _runs(kinds, rounds):
 
 
 def _workplace(folder):
-    """Environment in which the campaign's records are a copy and its notebooks are still to be run."""
+    """Environment with a copy of the campaign's records, in which its notebooks have not been run."""
     for kind in KINDS[1:]:
         stored = Key(kind, CAMPAIGN, SYSTEM, MODEL).path
         if not stored.is_file():
-            raise FileNotFoundError(f"no record {stored.name}; make campaign CAMPAIGN={CAMPAIGN} gives it")
+            raise FileNotFoundError(f"no record {stored.name}; make campaign CAMPAIGN={CAMPAIGN} creates it")
     shutil.copytree(paths.results() / CAMPAIGN, folder / "results" / CAMPAIGN)
     return _places(folder, PLACES[:2])
 
 
 def _places(folder, names=PLACES):
-    """Environment in which these folders of `paths` lie in one of their own."""
+    """Environment in which these folders of `paths` are below another folder."""
     return {f"EGRAFF_{name.upper()}": str(folder / name) for name in names}
 
 
 def _campaign_time(kind, environment):
-    """Time of a campaign up to one of its notebooks, one job at a time, s."""
+    """Time of a campaign up to one of its notebooks, with one job at a time, s."""
     stem = SYSTEM if kind == "dataset" else f"{SYSTEM}-{MODEL}-s0"
     folder = "datasets" if kind == "dataset" else kind
     target = Path(environment["EGRAFF_RUNS"]) / CAMPAIGN / folder / f"{stem}.ipynb"
@@ -132,13 +133,13 @@ def _campaign_time(kind, environment):
 
 
 def _call_time(kind, environment):
-    """Time of a fresh interpreter that calls the functions of a notebook, s."""
+    """Time of a new interpreter that calls the functions of a notebook, s."""
     code = f"from benchmarks import pipeline; pipeline.call({kind!r})"
     return _timed([sys.executable, "-c", code], environment)
 
 
 def call(kind):
-    """Call what a notebook of a kind calls, with the parameters that the campaign gives it."""
+    """Call the functions that a notebook of a kind calls, with the parameters of the campaign."""
     settings = campaigns.load(CAMPAIGN)
     if kind == "dataset":
         from egraff_utils import audit, floors
@@ -164,7 +165,7 @@ def call(kind):
 
 
 def _demo():
-    """Time of the demo where nothing was run or made before, s, and the number of its notebooks."""
+    """Time of the demo if nothing was run or generated before, s, and the number of its notebooks."""
     with tempfile.TemporaryDirectory() as folder:
         taken = _timed([sys.executable, *DEMO], _places(Path(folder)))
         runs = Path(folder) / "runs" / CAMPAIGN
@@ -176,7 +177,7 @@ def _demo():
 
 
 def _timed(words, environment=None, *, check=True):
-    """Wall time of a command, s; one that fails raises why."""
+    """Wall time of a command, s; raises ``RuntimeError`` with the reason if it fails."""
     begun = time.perf_counter()
     done = _command(words, environment)
     taken = time.perf_counter() - begun
@@ -186,7 +187,7 @@ def _timed(words, environment=None, *, check=True):
 
 
 def _reason(done):
-    """What the first notebook that failed said, else the end of what the command said."""
+    """Error of the first notebook that failed, else the end of the output of the command."""
     errors = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     return next(errors, (done.stderr or done.stdout)[-300:])
 
@@ -204,6 +205,6 @@ def _command(words, environment):
 
 
 def _metric(name, values):
-    """Median of times with the 10th and 90th percentile, s."""
+    """Metric with the median of times and the 10th and 90th percentiles, s."""
     low, high = np.percentile(values, RANGE) if len(values) > 1 else (None, None)
     return Metric(name, np.median(values), "s", low, high, len(values))

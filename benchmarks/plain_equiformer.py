@@ -1,7 +1,8 @@
-"""Equiformer as its authors write it: with e3nn's own operators on flat features, from the weights of ours.
+"""What does Equiformer compute as its authors write it? e3nn's operators are applied with our weights.
 
-It stands for the upstream package in the benchmark, since none is maintained, and for the text of the paper
-in the tests. Features of E edges or N atoms are of shape ``(E, irreps.dim)``, as everywhere in e3nn.
+The network represents the upstream package in the benchmark, as no package is maintained, and the text of the
+paper in the tests. Features of E edges or N atoms are flat, with shape ``(E, irreps.dim)`` as everywhere in
+e3nn.
 """
 
 import torch
@@ -14,7 +15,7 @@ from egraff_utils.models import equiformer
 class PlainEquiformer(nn.Module):
     """The network of an :class:`~egraff_utils.models.equiformer.Equiformer`, with the same weights.
 
-    Takes and gives what the other does: a graph and edge vectors, shape ``(E, 3)``, Å; dimensionless
+    Arguments and results are the same: a graph and edge vectors, shape ``(E, 3)``, Å, and dimensionless
     energies of atoms, shape ``(N,)``.
     """
 
@@ -54,9 +55,9 @@ def _irreps(channels, parity):
 
 
 def _linear(linear, parity, channels=None):
-    """``o3.Linear`` with the weights of ours, which it divides by the root of the fan-in.
+    """``o3.Linear`` with the weights of ours; it divides them by the square root of the fan-in.
 
-    With ``channels``, those of the argument, of which the layer may use the first degrees only.
+    ``channels`` are those of the argument, of which the layer may use only the first degrees.
     """
     before, after = ([w.shape[side] for w in linear.weights] for side in (0, 1))
     layer = o3.Linear(
@@ -70,7 +71,7 @@ def _linear(linear, parity, channels=None):
 
 
 def _product(channels, paths, parity):
-    """``o3.TensorProduct`` of every channel with harmonics; the result by degree, then by path."""
+    """``o3.TensorProduct`` of every channel with harmonics; the result is sorted by degree, then by path."""
     sign, order = -1 if parity else 1, sorted(paths, key=lambda path: path[2])
     largest = max(l2 for _, l2, _ in paths)
     return o3.TensorProduct(
@@ -153,7 +154,7 @@ class _Attention(nn.Module):
 
     @staticmethod
     def _scales(scales, channels, paths):
-        """Weights of the paths in e3nn's order, from ours by degree of the result."""
+        """Weights of the paths in e3nn's order, from ours, which are sorted by degree of the result."""
         by_degree = []
         for l3, column in enumerate(scales):
             by_degree.append(iter(column.detach()[:, 0].split([channels[a] for a, _, c in paths if c == l3])))

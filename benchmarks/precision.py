@@ -1,7 +1,8 @@
-"""Is float32 enough? Forces, energy drift and speed of the same weights in float32 and float64.
+"""Is float32 enough? Forces, energy drift and speed of the same weights are compared in float32 and float64.
 
-On a GPU also TF32, in which matrix products keep ten bits of a number. And does speed change the forces? The
-same weights beside networks that evaluate as the upstream packages do.
+On a GPU, TF32 is compared too, in which matrix products keep ten bits of a number. To see whether
+optimisation for speed changes the forces, the same weights are compared with networks that are evaluated as
+in the upstream packages.
 """
 
 import time
@@ -19,24 +20,24 @@ from egraff_utils.units import EV_TO_MEV
 TITLE = "Precision: float32 beside float64, fast networks beside plain ones"
 MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
 SYSTEMS = {"ethanol": (5, 200), "lips": (1, 100)}
-"""Dataset -> runs at constant energy, side by side, and their steps."""
-CAMPAIGN = "cpu"  # whose weights are taken
-FRAMES = 10  # whose forces are compared
-PAIRS = 5  # of timed steps
+"""Dataset -> number of simultaneous runs at constant energy, and their steps."""
+CAMPAIGN = "cpu"  # campaign whose weights are used
+FRAMES = 10  # frames whose forces are compared
+PAIRS = 5  # pairs of timed steps
 
 
 def run(settings):
-    """Records of kind ``bench_precision``, one for each system and model.
+    """Yield records of kind ``bench_precision``, one per system and model.
 
     Metrics for every precision P, ``float32`` and on a GPU ``tf32``: ``force_difference_P`` (mean absolute
-    difference of a force component to float64, meV/Å), ``force_difference_over_error_P`` (the same over
-    ``force_error``, 1), ``speed_P`` (time of a step in float64 over that in P, 1), ``drift_P``
-    (meV/atom/ps) at constant energy and ``drift_difference_P`` (to float64 from the same start); besides
+    difference of a force component from float64, meV/Å), ``force_difference_over_error_P`` (the same divided
+    by ``force_error``, 1), ``speed_P`` (ratio of the times of a step in float64 and in P, 1), ``drift_P``
+    (meV/atom/ps) at constant energy and ``drift_difference_P`` (from float64 with the same start); also
     ``drift_float64`` and ``force_error``, the mean absolute error of the model on the same frames (meV/Å).
     ``plain_difference_float64`` is the largest difference of a force component between fast and plain
-    networks over the largest component, ``plain_difference_over_error_float32`` their mean absolute
-    difference over ``force_error`` (1).
-    Curves: ``time`` (T,), fs, and ``energy_P`` (R, T), total energy from the start, meV/atom.
+    networks divided by the largest component, ``plain_difference_over_error_float32`` is their mean absolute
+    difference divided by ``force_error`` (1). Curves: ``time`` (T,), fs, and ``energy_P`` (R, T), total
+    energy relative to the start, meV/atom.
     """
     began = time.monotonic()
     for dataset in ["ethanol"] if settings.quick else SYSTEMS:
@@ -110,20 +111,20 @@ def _measure(settings, dataset, model, replicas, steps):
 
 
 def _plain(force_field, device):
-    """The force field, Equiformer's network in e3nn's operators: it has no other plain form."""
+    """The force field, with an Equiformer network replaced by e3nn's operators, which are its plain form."""
     from benchmarks.plain_equiformer import PlainEquiformer
     from egraff_utils import models
     from egraff_utils.models.equiformer import Equiformer
 
     if isinstance(force_field.network, Equiformer):
-        with models.default_dtype(force_field.dtype):  # of e3nn's constants
+        with models.default_dtype(force_field.dtype):  # e3nn makes its constants in the default type
             force_field.network = PlainEquiformer(force_field.network)
     return force_field.to(device)
 
 
 @contextmanager
 def arithmetic(tf32):
-    """Matrix products of float32 numbers in TF32, or not, within a ``with`` block; of meaning on a GPU."""
+    """Context in which float32 matrix products on a GPU do, or do not, use TF32."""
     import torch
 
     before = torch.backends.cuda.matmul.allow_tf32
@@ -145,7 +146,7 @@ def _start(frame, temperature, run):
 
 
 def _forces(force_field, frames):
-    """As a rollout gets them, list of ``(N, 3)``, eV/Å."""
+    """Forces as a rollout evaluates them, list of ``(N, 3)``, eV/Å."""
     from egraff_utils.calculator import ForceFieldCalculator
 
     calculator = ForceFieldCalculator(force_field)
@@ -158,7 +159,7 @@ def _mean_difference(forces, others):
 
 
 def _energy(force_field, starts, timestep, steps):
-    """Total energy of runs at constant energy, from the start, shape ``(R, T)``, meV/atom."""
+    """Total energy of runs at constant energy, relative to the start, shape ``(R, T)``, meV/atom."""
     from egraff_utils import gate
     from egraff_utils.calculator import ForceFieldCalculator
 
@@ -173,7 +174,7 @@ def _energy(force_field, starts, timestep, steps):
 
 
 def _slope(name, times, energy):
-    """Mean slope of runs, with Student's interval."""
+    """Metric with the mean slope of the runs and Student's interval."""
     from egraff_utils import gate
 
     slopes, _ = gate.slopes(times / 1000, energy)

@@ -1,7 +1,7 @@
 """How do time and memory of an MD step grow with the number of atoms?
 
-Supercells of copper, from 32 atoms, and of LiPS, from 83, with trained weights; one step is that of a rollout
-(see `egraff_utils.cost.grow`). Each model and system has a process of its own.
+The systems are supercells of copper, from 32 atoms, and of LiPS, from 83 atoms, with trained weights. One
+step is that of a rollout (see `egraff_utils.cost.grow`). Each model and system runs in a separate process.
 """
 
 import time
@@ -12,14 +12,14 @@ TITLE = "Scaling: time and memory of an MD step against the number of atoms"
 MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
 COPIES = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
 SYSTEMS = {"copper_emt": ("demo", COPIES), "lips": ("cpu", COPIES[:6])}
-"""Dataset -> campaign whose weights are taken, copies of the frame: up to 2048 and 2656 atoms."""
-RUNS = 3  # of which the quickest counts, for each size
+"""Dataset -> campaign whose weights are used, and copies of the frame, up to 2048 and 2656 atoms."""
+RUNS = 3  # runs, the fastest of which counts for each size
 
 
 def run(settings):
-    """Records of kind ``bench_scaling``, one for each system and model.
+    """Yield records of kind ``bench_scaling``, one per system and model.
 
-    Metrics and curves: those of :func:`egraff_utils.cost.grow`.
+    Metrics and curves are those of :func:`egraff_utils.cost.grow`.
     """
     began = time.monotonic()
     systems = {"copper_emt": ("demo", (COPIES[0], *COPIES[3:5]))} if settings.quick else SYSTEMS

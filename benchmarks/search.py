@@ -1,11 +1,12 @@
-"""Which size, optimiser and rate learn most in equal time? Trainings compared by validation errors alone.
+"""Which size, optimiser and rate learn most in equal time? Trainings are compared by validation errors only.
 
     python -m benchmarks.search size --models mace --datasets ethanol aspirin
     python -m benchmarks.search recipe
     python -m benchmarks.search rate
 
 Every candidate starts from the same weights and is trained for the same time by the trainer of the campaigns;
-the test set is never read. A record is written after every candidate, so a search that was stopped goes on.
+the test set is never read. A record is written after every candidate, so a search that was stopped can
+continue.
 """
 
 import argparse
@@ -24,24 +25,25 @@ RATES = {"muon": (0.001, 0.003, 0.01, 0.03, 0.1), "adam": (0.002, 0.008, 0.03), 
 
 
 def run(kind, dataset, model, *, preset, network, candidates, seconds):
-    """Record of a search, with a row of its curves for every candidate.
+    """Record of a search, whose curves have one entry per candidate.
 
     Parameters
     ----------
     kind
-        Of the record, ``search_...``.
+        Kind of the record, ``search_...``.
     dataset, model, preset, network
-        What is trained; ``network`` replaces hyperparameters of the preset's.
+        Dataset, architecture and preset of the training; ``network`` replaces hyperparameters of the preset.
     candidates
         Label -> training hyperparameters that replace those of preset ``day``.
     seconds
-        Of every training.
+        Time of every training, s.
 
     Returns
     -------
     Record
-        Curves ``label``, ``force_mae`` (meV/Å), ``energy_mae`` (meV), ``loss`` (validation, where the loss is
-        least), ``steps``, ``milliseconds`` (of a step), all of shape ``(C,)``; metric ``best_force_mae``.
+        Curves ``label``, ``force_mae`` (meV/Å), ``energy_mae`` (meV), ``loss`` (on the validation set, at the
+        lowest loss), ``steps``, ``milliseconds`` (per step), all with shape ``(C,)``; metric
+        ``best_force_mae``.
     """
     parameters = {"preset": preset, "network": network, "seconds": seconds}
     stored = records.find(Key(kind, CAMPAIGN, dataset, model), parameters)
@@ -60,13 +62,13 @@ def run(kind, dataset, model, *, preset, network, candidates, seconds):
 
 
 def best(record, among=None):
-    """Label of the candidate with the lowest validation error of the forces, of all or of some."""
+    """Label of the candidate with the lowest validation error of the forces, among all or some."""
     errors = dict(zip(record.curves["label"].tolist(), record.curves["force_mae"].tolist(), strict=True))
     return min(among or errors, key=lambda label: np.nan_to_num(errors[label], nan=np.inf))
 
 
 class _Trial:
-    """Trainings of one network from the same weights, compiled once for each size of batch and loss."""
+    """Trainings of one network from the same weights, compiled once for each batch size and loss."""
 
     def __init__(self, dataset, model, preset, network, seconds):
         from egraff_utils import train
@@ -86,10 +88,10 @@ class _Trial:
         return train.TrainConfig(self.model, self.dataset, training=training, **self.options)
 
     def train(self, training):
-        """Row of one candidate."""
+        """Train one candidate and return its row."""
         from egraff_utils import train
 
-        soap = training["optimizer"] == "soap"  # not one of the trainer's
+        soap = training["optimizer"] == "soap"  # the trainer does not have this optimiser
         training = training | {"optimizer": "adam"} if soap else training
         config, hyper = self._config(training), models.card(self.model).training("day", **training)
         self.force_field.load_state_dict(self.weights)
@@ -98,7 +100,7 @@ class _Trial:
         learner = kind(self.force_field, hyper, max_seconds=config.max_seconds, max_epochs=10**6)
         key = hyper.batch_size, hyper.loss, hyper.energy_per_atom
         learner.compiled = self.steps.get(key)
-        checkpoint = train._checkpoint_path(config)  # SOAP's has the name of Adam's
+        checkpoint = train._checkpoint_path(config)  # of the same name for SOAP and Adam
         checkpoint.unlink(missing_ok=True)
         status, _ = train.learn(learner, config, config.parameters(), *self.frames)
         checkpoint.unlink(missing_ok=True)
@@ -117,7 +119,7 @@ class _Trial:
 
 
 def _with_soap(learner):
-    """A learner with the optimiser SOAP (Vyas et al., arXiv:2409.11321) of the package pytorch_optimizer."""
+    """Subclass of a learner with the optimiser SOAP (Vyas et al., arXiv:2409.11321) of pytorch_optimizer."""
     from pytorch_optimizer import SOAP
 
     class WithSoap(learner):
@@ -166,12 +168,13 @@ SIZES = {
         "torchmd_net": {"embedding_dimension": 64, "num_layers": 3},
     },
 }
-"""Rule -> model -> what of the paper's network it changes.
+"""Rule -> model -> changes to the paper's network.
 
-``paper_narrow``: the paper's depth and degrees, all widths cut by one factor until a compiled training step
-on five ethanol molecules costs no more than that of MACE at the paper's size. ``equal_dynamics``: depth,
-degrees and width chosen so that energies and forces of five ethanol molecules cost 3.5 to 6 ms with frozen
-weights (:func:`measure_costs`); 12 ms for Equiformer, which has no quicker form for them.
+``paper_narrow`` keeps the paper's depth and degrees and reduces all widths by one factor until a compiled
+training step on five ethanol molecules costs no more than that of MACE at the paper's size.
+``equal_dynamics`` sets depth, degrees and width such that energies and forces of five ethanol molecules cost
+3.5 to 6 ms with frozen weights (:func:`measure_costs`), and 12 ms for Equiformer, which has no faster form
+for them.
 """
 
 
@@ -179,7 +182,7 @@ PLAIN = {"amsgrad": False, "weight_decay": 0.0}
 
 
 def rates(*optimizers):
-    """Candidates: every optimiser at its rates."""
+    """Candidates with every optimiser at its rates."""
     return {
         f"{name} {rate:g}": {"optimizer": name, "learning_rate": rate, **PLAIN}
         for name in optimizers
@@ -188,7 +191,7 @@ def rates(*optimizers):
 
 
 def around(training):
-    """Candidates: one change each to a recipe."""
+    """Candidates with one change each to a recipe."""
     changes = {
         "batch 2": {"batch_size": 2},
         "batch 10": {"batch_size": 10},
@@ -202,7 +205,7 @@ def around(training):
 
 
 def search_sizes(datasets, model_names):
-    """Every rule of :data:`SIZES`: Muon's rate by short trainings, then ten minutes at the best of them."""
+    """Yield records for every rule in :data:`SIZES`: short trainings for Muon's rate, then a long one."""
     for dataset in datasets:
         for model in model_names:
             for rule, networks in SIZES.items():
@@ -224,9 +227,9 @@ def search_sizes(datasets, model_names):
 
 
 def search_recipe(datasets, model_names):
-    """The size of the campaign: all optimisers at all rates, then one change each to the best of them.
+    """Yield records for the campaign's size: all optimisers at all rates, then single changes to the best.
 
-    Where the best rate of an optimiser is the highest that was tried, a higher one is tried too.
+    If the best rate of an optimiser is the highest that was tried, a higher one is tried too.
     """
     for dataset in datasets:
         for model in model_names:
@@ -241,7 +244,7 @@ def search_recipe(datasets, model_names):
 
 
 def _beyond(record, candidates):
-    """Candidates at three times the highest rate of an optimiser, where that is its best."""
+    """Candidates at three times the highest rate of an optimiser, if that rate is its best."""
     found = {}
     for name in RATES:
         of_one = {label: c["learning_rate"] for label, c in candidates.items() if c["optimizer"] == name}
@@ -253,9 +256,9 @@ def _beyond(record, candidates):
 
 
 def search_rate(datasets, model_names):
-    """Muon's best rate of the short trainings, its half and its quarter, in trainings of five minutes.
+    """Yield records of five minutes of Muon at the best rate of short trainings, its half and quarter.
 
-    Long trainings want smaller steps than short ones; the best of the three is the rate of preset ``day``.
+    Long trainings need smaller steps than short ones; the best of the three is the rate of preset ``day``.
     """
     for dataset in datasets:
         for model in model_names:
@@ -271,7 +274,7 @@ def search_rate(datasets, model_names):
 
 
 def measure_costs(datasets, model_names):
-    """Milliseconds that energies and forces of five frames take with frozen weights, at both sizes."""
+    """Yield records with the time of energies and forces of five frames with frozen weights, by size."""
     import torch
 
     from egraff_utils import train
@@ -296,7 +299,7 @@ def measure_costs(datasets, model_names):
 
 
 def _least(call, *, seconds=2.0):
-    """Least processor time of a call, s, of those within some seconds and after three more."""
+    """Shortest processor time of a call, s, over calls within ``seconds``, after three untimed calls."""
     for _ in range(3):
         call()
     ends, least = time.process_time() + seconds, np.inf
@@ -307,7 +310,7 @@ def _least(call, *, seconds=2.0):
 
 
 def main(arguments=None):
-    """Searches and prints the records."""
+    """Run a search and print its records."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.split("\n")[0])
     searches = {"size": search_sizes, "recipe": search_recipe, "rate": search_rate, "cost": measure_costs}
     parser.add_argument("what", choices=searches)

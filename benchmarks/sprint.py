@@ -1,9 +1,10 @@
-"""How far do the trainings of a campaign get on a machine that is lent for minutes? All of them side by side.
+"""How far do the trainings of a campaign get on a machine lent for minutes? All of them run in parallel.
 
     python -m benchmarks.sprint gpu --minutes 9 --jobs 8 --out "$OUT"
 
-One call, without notebooks: every process trains one cell after the other with the campaign's parameters,
-compiled, and records and weights are copied to a folder as they come. What is stored is not made again.
+This is a single call, without notebooks. Every process trains one cell after another with the parameters of
+the campaign, compiled, and copies records and weights to a folder when they are ready. Stored records are not
+made again.
 """
 
 import argparse
@@ -18,24 +19,24 @@ from egraff_utils import campaign as campaigns
 from egraff_utils.config import Key
 
 STARTING = 45.0
-"""Seconds of a training beside its budget: imports, compilation from the cache, test errors."""
+"""Time of a training in addition to its budget, s: imports, compilation from the cache, test errors."""
 
 
 def run(name, *, minutes, jobs, out=None, datasets=(), models=()):
-    """Train the cells of a campaign in time; returns the paths of the records that there are at the end.
+    """Train the cells of a campaign within a time limit; returns the paths of the available records.
 
     Parameters
     ----------
     name
-        Campaign, or path of its file.
+        Name of the campaign, or path of its file.
     minutes
-        From now until the last training has ended.
+        Time from now until the last training has ended, minutes.
     jobs
-        Trainings at a time, on one device.
+        Number of trainings at a time, on one device.
     out
-        Folder that records, curves and weights are copied to.
+        Folder to which records, curves and weights are copied.
     datasets, models
-        Parts of the campaign; default, all.
+        Datasets and models that are trained; by default all of the campaign.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def _work(name, waiting, ends, out):
         asked = campaign.training_parameters(dataset, model, seed)
         try:
             record = train.fit(train.TrainConfig(model, **asked, progress=False))
-        except Exception as error:  # one cell that fails does not end the others
+        except Exception as error:  # a failed cell must not stop the others
             print(f"{dataset} {model} s{seed}: {type(error).__name__}: {error}", flush=True)
             continue
         print(record, flush=True)
@@ -93,7 +94,7 @@ def _work(name, waiting, ends, out):
 
 
 def main(arguments=None):
-    """Runs a sprint and prints how many records there are."""
+    """Run a sprint and print the number of available records."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sprint", description=__doc__.split("\n")[0])
     parser.add_argument("campaign")
     parser.add_argument("--minutes", type=float, default=9.0)

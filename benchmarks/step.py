@@ -1,7 +1,8 @@
-"""Where does the time of a training step go? Our compiled step, part by part.
+"""Where does the time of a training step go? Our compiled step is timed part by part.
 
-What is timed is ``learn`` of :mod:`egraff_utils.train` itself, in a process of its own: clocks around its
-parts run while whole epochs pass, once with each optimiser. A part that calls another is not charged with it.
+The function ``learn`` of :mod:`egraff_utils.train` itself is timed, in a separate process, with clocks around
+its parts during whole epochs, once with each optimiser. The time of a part excludes that of other parts that
+it calls.
 """
 
 import tempfile
@@ -21,12 +22,12 @@ NO_END = 10**9  # steps
 
 
 def run(settings):
-    """Records of kind ``bench_step``, one for each model and dataset; none in a quick run or on a GPU.
+    """Yield records of kind ``bench_step``, one per model and dataset; none in a quick run or on a GPU.
 
-    Metrics in ms a step: ``function``, the compiled one with what calls it; ``collation`` with filling up;
-    ``adam`` and ``muon``; ``clipping`` with the average of the weights; ``validation``; ``rest``, which is
-    Lightning, with ``step``, the whole with Adam. In s of processor time: ``compile_seconds``, and
-    ``compile_again_seconds`` when the compiler finds its results in the cache.
+    Metrics in ms per step: ``function``, the compiled function and its call; ``collation``, including
+    padding; ``adam`` and ``muon``; ``clipping``, including the average of the weights; ``validation``;
+    ``rest``, which is Lightning; and ``step``, the whole with Adam. Metrics in s of processor time:
+    ``compile_seconds``, and ``compile_again_seconds`` if the compiler finds its results in the cache.
     """
     from egraff_utils import models
 
@@ -43,15 +44,15 @@ def _measure(*cell, **preset):
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(Path(folder), *cell, **preset)
         with Program(plan, break_down) as program:
-            program.receive()  # behind its first step
+            program.receive()  # the program waits after its first step
             program.connection.send(NO_END)
             return program.receive(), {}
 
 
 class Parts:
-    """Processor time of named parts, without that of the parts they call.
+    """Processor times of named parts, without those of the parts that they call.
 
-    Of a part in ``whole`` it is all its time.
+    For a part in ``whole`` all its time counts.
     """
 
     def __init__(self, whole=(), clock=time.process_time):
@@ -59,7 +60,7 @@ class Parts:
         self.running = []
 
     def timed(self, name, call):
-        """The callable, whose time counts for a part."""
+        """Wrapper of a callable whose time counts for a part."""
 
         def counted(*arguments, **keywords):
             outer = self.running[-1] if self.running else None
@@ -79,12 +80,12 @@ class Parts:
         return counted
 
     def replace(self, owner, method, name):
-        """Have a method or function of a module timed from now on."""
+        """Replace a method, or a function of a module, by its timed wrapper."""
         setattr(owner, method, self.timed(name, getattr(owner, method)))
 
 
 def break_down(plan, report):
-    """Train as ``fit`` does, with clocks around its parts; reports metrics."""
+    """Train as ``fit`` does, with clocks around its parts, and report metrics."""
     import torch
 
     from egraff_utils import data, models, train
@@ -97,7 +98,7 @@ def break_down(plan, report):
         config = plan.config(training=plan.training | {"optimizer": optimizer}, compile=True)
         hyper = models.card(plan.model).training(plan.preset, **config.training)
         first, learner = learner, train.new_learner(config, hyper, frames[0])
-        if first:  # the compiled function is that of its force field
+        if first:  # a compiled function belongs to its force field and is made anew with it
             learner = train.Learner(first.force_field, hyper)
             learner.compiled = first.compiled
         learner.limits = {"epochs": EPOCHS}
@@ -115,7 +116,7 @@ def break_down(plan, report):
 
 
 def _metrics(found, seconds):
-    """Those of a record, from milliseconds by part of each optimiser and seconds of compilation."""
+    """Metrics of a record, from milliseconds by part for each optimiser and seconds of compilation."""
     parts = found["adam"] | {name: parts["optimizer"] for name, parts in found.items()}
     order = [*PARTS[:2], *OPTIMIZERS, *PARTS[2:], "rest", "step"]
     milliseconds = [Metric(name, parts[name], "ms") for name in order]
@@ -123,7 +124,7 @@ def _metrics(found, seconds):
 
 
 def _with_clocks(parts):
-    """The same, with clocks in the code of trainings: in this process alone, and for good."""
+    """Put clocks into the training code, in this process only and permanently; returns the parts."""
     import torch
     from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 
@@ -148,7 +149,7 @@ def _with_clocks(parts):
 
 
 def _stepping(parts, step):
-    """An optimiser's step that is not charged with its closure, in which Lightning does all else."""
+    """Timed step of an optimiser without its closure, in which Lightning does everything else."""
 
     def alone(optimizer, closure=None):
         return step(optimizer, closure and parts.timed("rest", closure))

@@ -1,10 +1,10 @@
-"""Does training keep up? Our training beside the upstream packages' own commands, step by step.
+"""Does training keep up? Our training is compared step by step with the commands of the upstream packages.
 
-Both sides are whole programs, ``fit`` of :mod:`egraff_utils.train` and ``mace_run_train``, ``nequip-train``
-or ``torchmd-train``, each in a process of its own, with the same files, batches, dtype, hyperparameters and
-first weights. Ours is compiled; it also runs beside ``nequip-train`` compiled by itself, and beside ours
-operator by operator. A hook behind every optimiser step lets two programs run in turns, so that what is timed
-is all that lies between two steps, and nothing of the start or the compilation.
+Both sides are complete programs, ``fit`` of :mod:`egraff_utils.train` and ``mace_run_train``,
+``nequip-train`` or ``torchmd-train``, each in a separate process, with the same files, batches, dtype,
+hyperparameters and initial weights. Ours is compiled; it is also compared with ``nequip-train`` with its own
+compilation, and with ours in eager mode. A hook after every optimiser step makes two programs take turns, so
+that the time includes everything between two steps, but neither start nor compilation.
 """
 
 import importlib
@@ -38,20 +38,20 @@ LIKE_TORCHMD = {
     "clip_norm": None,
     "energy_per_atom": False,
 }
-"""What torchmd-train cannot do otherwise."""
-STEPS = 2  # of one call; fifty pairs of calls stay within an epoch
+"""Hyperparameters that torchmd-train cannot change."""
+STEPS = 2  # steps of one call, so that fifty pairs of calls stay within an epoch
 SETTLING = 5  # first steps of both, in which compiled code is specialised
-ROUNDING = 5e-5  # of forces, relative: float32 holds coordinates of periodic frames to 1e-6 Å
-GRADIENT_ROUNDING = 1e-3  # of gradients, relative: sums of many terms that cancel
-STARTING = 1200  # s allowed for the start of a program, compilation included
+ROUNDING = 5e-5  # relative difference of forces, as float32 holds coordinates of periodic frames to 1e-6 Å
+GRADIENT_ROUNDING = 1e-3  # relative difference of gradients, which are sums of many terms that cancel
+STARTING = 1200  # s allowed for the start of a program, including compilation
 
 
 def run(settings):
-    """Records of the kinds of :data:`OPPONENTS`: ``ratio``, ``ours``, ``theirs`` (structures/s), and
-    ``force_difference`` of the first batch, or ``gradient_difference`` where both sides are ours; curves of
-    the times of ``STEPS`` steps, s.
+    """Yield records of the kinds in :data:`OPPONENTS`.
 
-    In a quick run ours is not compiled, as the parameters of its records say.
+    Metrics: ``ratio``, ``ours``, ``theirs`` (structures/s), and ``force_difference`` of the first batch, or
+    ``gradient_difference`` if both sides are ours. Curves: times of ``STEPS`` steps, s. In a quick run ours
+    is not compiled, which the parameters of its records say.
     """
     chosen = [(kind, *cell) for kind in OPPONENTS for cell in cells(kind)]
     for kind, model, dataset in chosen[:2] if settings.quick else chosen:
@@ -62,7 +62,7 @@ def run(settings):
 
 
 def cells(kind):
-    """Models and datasets of a kind; torchmd-train reads no periodic frames."""
+    """Models and datasets of a kind; torchmd-train cannot read periodic frames."""
     mains = OPPONENTS[kind].items()
     return [(m, d) for d in DATASETS for m, main in mains if (main, d) != (_torchmd, "lips")]
 
@@ -95,18 +95,18 @@ def _measure(kind, model, dataset, training, settings):
 
 
 class Plan:
-    """Files and hyperparameters of a training, in a folder of its own; what every program is made from.
+    """Files and hyperparameters of a training, in a separate folder, from which every program starts.
 
     Parameters
     ----------
     folder
-        Where ``train.xyz``, ``val.xyz``, a dataset card and the first weights are written.
+        Folder to which ``train.xyz``, ``val.xyz``, a dataset card and the initial weights are written.
     model, dataset
-        Their names.
+        Names of model and dataset.
     settings
         :class:`benchmarks.Settings`.
     training
-        Hyperparameters that replace the preset's.
+        Hyperparameters that replace those of the preset.
     preset
         Name of the preset.
     """
@@ -150,7 +150,7 @@ class Plan:
         (folder / "card.yml").write_text(yaml.safe_dump(described))
 
     def config(self, **options):
-        """:class:`~egraff_utils.train.TrainConfig` of our side, of very many steps unless told otherwise."""
+        """:class:`~egraff_utils.train.TrainConfig` of our side, practically without a limit by default."""
         from egraff_utils.train import TrainConfig
 
         working = {"device": self.device, "threads": self.threads, "progress": False}
@@ -158,7 +158,7 @@ class Plan:
         return TrainConfig(self.model, f"{self.folder}/card.yml", preset=self.preset, **options)
 
     def forces(self, positions, forces):
-        """Forces of our force field and theirs, shape ``(N, 3)``, eV/Å, of a batch that theirs was given."""
+        """Forces of our and their force field, ``(N, 3)``, eV/Å, on a batch that theirs received."""
         from egraff_utils import models
         from egraff_utils.graph import build_graph
 
@@ -177,14 +177,14 @@ class Plan:
 
 
 class Program:
-    """A training in a process of its own that takes steps when told to; ends with its ``with`` block.
+    """A training in a separate process that takes steps on request; it ends with its ``with`` block.
 
     Parameters
     ----------
     plan
         :class:`Plan`.
     main
-        Called with the plan and a function that reports to this process.
+        Function of the plan and of a function that reports to this process.
     """
 
     def __init__(self, plan, main):
@@ -204,12 +204,12 @@ class Program:
         self.process.join()
 
     def receive(self):
-        """What the process reports next; its processor time is kept in ``seconds``.
+        """Next report of the process; its processor time is stored in ``seconds``.
 
         Raises
         ------
         RuntimeError
-            If it ended or hangs, with the last line it wrote.
+            If the process ended or hangs; the message holds the last line that it wrote.
         """
         try:
             if self.connection.poll(STARTING):
@@ -221,13 +221,13 @@ class Program:
         raise RuntimeError(f"{self.log.stem} ended: {([''] + [x for x in lines if x.strip()])[-1][-300:]}")
 
     def step(self, steps=STEPS):
-        """Take steps, and wait for them."""
+        """Make the program take steps, and wait for them."""
         self.connection.send(steps)
         self.receive()
 
 
 def _work(connection, log, main, plan):
-    """Run a program; it waits behind its first optimiser step, and after as many as it is told to take."""
+    """Run a program, which waits after its first optimiser step, and after every request for steps."""
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -251,7 +251,7 @@ def _work(connection, log, main, plan):
 
 
 def _ours(plan, report, **options):
-    """``fit``, compiled; reports the gradients of its first batch."""
+    """Run ``fit``, compiled, and report the gradients of its first batch."""
     import torch
 
     from egraff_utils import train
@@ -270,7 +270,7 @@ def _ours(plan, report, **options):
         report(torch.cat([gradient.flatten() for gradient in found]).cpu().numpy())
 
     train.Learner.backward = once
-    train.fit(config)  # flushes tiny numbers to zero; upstream's programs do as they do for their users
+    train.fit(config)  # flushes denormal numbers to zero; upstream programs run as they do for their users
 
 
 def _plain(plan, report):
@@ -278,22 +278,24 @@ def _plain(plan, report):
 
 
 def own_folders(plan):
-    """Let what this process trains lie in the folder of the plan."""
+    """Make this process write its records and checkpoints to the folder of the plan."""
     for name in ("RESULTS", "RUNS"):
         os.environ[f"EGRAFF_{name}"] = f"{plan.folder}/{name.lower()}"
 
 
 def _start_from(plan, report, place, find, read):
-    """Give the model that a package builds our first weights, and report its forces on its first batch.
+    """Load our initial weights into the model of a package, and report its forces on the first batch.
 
     Parameters
     ----------
+    plan, report
+        Arguments of a program.
     place
-        Package's builder, ``module:name``, replaced by one that goes on from its model.
+        Builder of the package, ``module:name``, which is replaced by a wrapper.
     find
-        Model in what the builder returns.
+        Function that returns the model from the result of the builder.
     read
-        Positions and forces from input and output of the model.
+        Function that returns positions and forces from input and output of the model.
     """
     import torch
 
@@ -390,7 +392,7 @@ def _nequip_compiled(plan, report):
 
 
 def _nequip(plan, report, **options):
-    """``nequip-train``; ``options`` are more of its model's, such as ``compile_mode``."""
+    """Run ``nequip-train``; ``options`` are further options of its model, such as ``compile_mode``."""
     from nequip.scripts.train import main
 
     hyper, names = plan.hyper, [chemical_symbols[z] for z in plan.elements]
@@ -455,7 +457,7 @@ def _nequip(plan, report, **options):
 
 
 def _nequip_model(plan, names):
-    """Model of nequip's configuration: the keywords with which ours is built, by their names there."""
+    """Model in nequip's configuration, with the keywords of ours under their names there."""
     network = plan.network
     energies = {name: plan.energies[z] for name, z in zip(names, plan.elements, strict=True)}
     shared = {
@@ -517,7 +519,7 @@ def _torchmd(plan, report):
     everything, nothing = np.arange(len(frames)), np.arange(0)
     splits = {"idx_train": everything[:first], "idx_val": everything[first:], "idx_test": nothing}
     np.savez(f"{plan.folder}/splits.npz", **splits)
-    share = len(frames[0]) ** -2 if hyper["energy_per_atom"] else 1  # of the squared error of an energy
+    share = len(frames[0]) ** -2 if hyper["energy_per_atom"] else 1  # factor of the squared energy error
     arguments = {
         **{f"{name}-files": f"{plan.folder}/{name}.npy" for name in arrays},
         "dataset": "Custom",
@@ -565,11 +567,11 @@ def _torchmd(plan, report):
 
 
 UPSTREAM = {"torchmd_net": _torchmd, "mace": _mace, "nequip": _nequip, "allegro": _nequip, "botnet": _mace}
-"""Model -> the command of the package that it comes from."""
+"""Model -> command of the package that it comes from."""
 OPPONENTS = {
     "bench_training": UPSTREAM,
     "bench_training_compiled": {"nequip": _nequip_compiled, "allegro": _nequip_compiled},
     "bench_training_plain": dict.fromkeys([*UPSTREAM, "equiformer"], _plain),
 }
-"""Kind of record -> model -> what our compiled training runs beside: the package's command, the same compiled
-by its package, and our own training operator by operator."""
+"""Kind of record -> model -> what our compiled training is compared with: the package's command, the same
+compiled by its package, and our own training in eager mode."""

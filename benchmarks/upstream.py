@@ -1,9 +1,9 @@
-"""What would a user of the upstream packages write? Their own ASE calculators, with the same weights as ours.
+"""What would a user of the upstream packages write? Their ASE calculators, with the same weights as ours.
 
-Equiformer has no maintained package; in its place stands what the paper's script does (`equiformer_calc.py`
-of the released code): the network in e3nn's operators (`benchmarks.plain_equiformer`), one structure at a
-time, edges searched anew at every step, the module as in training, so that the graph of the forces is kept
-for a second differentiation that never comes.
+Equiformer has no maintained package. In its place this module does what the script of the paper does
+(`equiformer_calc.py` of the released code): the network in e3nn's operators (`benchmarks.plain_equiformer`),
+one structure at a time, edges searched anew at every step, and the module as in training, so that the graph
+of the forces is kept for a second derivative that is never computed.
 """
 
 import tempfile
@@ -24,24 +24,24 @@ from egraff_utils.models.nequip import nequip_state
 def calculators(force_field, count, *, device="cpu"):
     """ASE calculators of the package that a network comes from, with the weights of a force field.
 
-    Their forces are those of the force field; their energies may differ by a constant.
+    Their forces equal those of the force field; their energies may differ by a constant.
 
     Parameters
     ----------
     force_field
         :class:`~egraff_utils.models.ForceField` of one of the six architectures; it is not changed.
     count
-        Of calculators, one for each replica, so that none loses its last result to another.
+        Number of calculators, one for each replica, so that none overwrites the last result of another.
 
     Returns
     -------
     list
-        ``count`` calculators; those of TorchMD-Net want ``atoms.info["charge"]``.
+        ``count`` calculators; those of TorchMD-Net need ``atoms.info["charge"]``.
 
     Raises
     ------
     ValueError
-        If the architecture has no upstream package known here.
+        If no upstream package is known for the architecture.
     """
     name = force_field.build_arguments.get("name")
     if name not in _MAKERS:
@@ -52,7 +52,7 @@ def calculators(force_field, count, *, device="cpu"):
 
 
 def _plain_copy(force_field):
-    """The force field as built, with the same weights, whatever has been done to this one to make it fast."""
+    """The force field with the same weights, but without any optimisation for speed."""
     arguments = {**force_field.build_arguments, "dtype": force_field.dtype}
     with torch.random.fork_rng(), frozen.plain():
         plain = models.build(**arguments)
@@ -77,18 +77,19 @@ def _mace(force_field, device):
 
 
 def compiled_calculators(force_field, count, atoms, path):
-    """Calculators of NequIP or Allegro as their package recommends them: the network is a C++ library.
+    """Calculators of NequIP or Allegro as their package recommends, with the network as a C++ library.
 
-    It is compiled by inductor, as `nequip-compile --mode aotinductor --target ase` does, unless it is there.
+    Unless the library exists, it is compiled by inductor, as `nequip-compile --mode aotinductor --target ase`
+    does.
 
     Parameters
     ----------
     force_field, count
-        As in :func:`calculators`; on a processor.
+        As in :func:`calculators`; on a CPU.
     atoms
-        An ``ase.Atoms`` that the compiler looks at.
+        ``ase.Atoms`` that the compiler uses as an example.
     path
-        Of the library, ``*.nequip.pt2``.
+        Path of the library, ``*.nequip.pt2``.
 
     Raises
     ------
@@ -149,14 +150,14 @@ def _torchmd_net(force_field, device):
 
     def make():
         made = TMDNETCalculator(str(file), device, dtype=force_field.dtype, remove_ref_energy=False)
-        made.folder = folder  # lives as long as the calculator
+        made.folder = folder  # keeps the temporary folder as long as the calculator exists
         return made
 
     return make
 
 
 def _checkpoint(force_field):
-    """What ``torchmd-train`` would have written, a dictionary."""
+    """Checkpoint as ``torchmd-train`` would have written it, a dictionary."""
     arguments = force_field.build_arguments
     chosen = {**models.card("torchmd_net").network(arguments["preset"]), **arguments}
     hyperparameters = {name: chosen[name] for name in ("num_layers", "embedding_dimension", "num_heads")}
@@ -186,7 +187,7 @@ def _checkpoint(force_field):
 
 
 class BareCalculator(Calculator):
-    """A force field as the paper's script for Equiformer calls its module, as ASE calculator."""
+    """ASE calculator that calls a force field in the way of the paper's script for Equiformer."""
 
     implemented_properties = ["energy", "forces"]
 

@@ -1,8 +1,8 @@
-"""Where does the memory of large arrays come from? A heap that keeps what was freed, instead of new pages.
+"""Where does the memory of large arrays come from? From a heap that reuses freed memory, not from new pages.
 
-The C library of Linux takes every block above 32 MB, and often smaller ones, from the kernel and gives it
-back when it is freed. Each evaluation of a large system then pays for the same pages again: the kernel must
-find and clear them. Kept, they cost nothing the second time.
+The C library of Linux takes every block above 32 MB, and often smaller ones, from the kernel and returns it
+when it is freed. Every evaluation of a large system then pays for the same pages again, as the kernel must
+find and clear them. If they are kept, they cost nothing the second time.
 """
 
 import ctypes
@@ -12,15 +12,15 @@ import sys
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of options of mallopt, from malloc.h
 LARGEST = 2**30
-"""Bytes; larger blocks still go back to the kernel when they are freed."""
+"""Largest block that is kept, bytes; larger ones still return to the kernel when they are freed."""
 
 
 @functools.cache
 def keep_freed_memory():
-    """Whether this process now keeps freed memory for its next allocations; numbers do not depend on it.
+    """Make this process keep freed memory for later allocations; returns whether it does so now.
 
-    The peak of the memory does not grow; only, less of it is given back before the process ends. Nothing is
-    changed where the environment sets ``MALLOC_...`` variables, or where the C library is not glibc.
+    Results do not depend on it. The peak memory does not grow, but less memory is returned before the process
+    ends. Nothing is changed if the environment sets ``MALLOC_...`` variables or the C library is not glibc.
     """
     set_option = _function("mallopt")
     if set_option is None or any(name.startswith("MALLOC_") for name in os.environ):
@@ -29,11 +29,11 @@ def keep_freed_memory():
 
 
 def release():
-    """Give freed memory back to the kernel now, so that what remains is in use."""
+    """Return freed memory to the kernel now, so that only memory in use remains."""
     if trim := _function("malloc_trim"):
         trim(0)
 
 
 def _function(name):
-    """Of the C library, or ``None`` where it has none of this name."""
+    """Function of the C library with this name, or ``None`` if there is none."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

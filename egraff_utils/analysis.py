@@ -1,7 +1,8 @@
-"""What does a trajectory say of its model? Metrics and curves of a rollout beside its reference.
+"""What does a trajectory say about its model? Metrics and curves that compare a rollout with its reference.
 
-R replicas, T recorded frames, F reference frames, N atoms, B bins, P pairs of elements, S elements, K blocks
-of equal time. Curves are NaN behind the last sound frame of a replica and where the reference has no frame.
+Symbols: R replicas, T recorded frames, F reference frames, N atoms, B bins, P pairs of elements, S elements,
+K blocks of equal time. Curves are NaN after the last valid frame of a replica and where the reference has no
+frame.
 """
 
 from dataclasses import dataclass, replace
@@ -14,39 +15,39 @@ from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
 MOST_FRAMES = 1001
-"""Frames in a stored curve; longer ones are thinned (metrics are taken before)."""
+"""Largest number of frames in a stored curve; longer curves are thinned after the metrics are computed."""
 
 BLOCKS = 10
-"""Blocks of equal time that a rollout is cut into, so that intervals can be had by resampling them."""
+"""Number of blocks of equal time that a rollout is cut into; intervals are obtained by resampling them."""
 
 LAST_FRAMES = 10
-"""Sound frames kept of a replica that broke."""
+"""Number of last valid frames that are stored for a replica that broke."""
 
 STRUCTURE = {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a rollout is compared with, frame by frame and on average."""
+    """Reference that a rollout is compared with, frame by frame and on average."""
 
     energy: np.ndarray
-    """Shape ``(R, T)``, eV."""
+    """Potential energy, shape ``(R, T)``, eV."""
     forces: np.ndarray
-    """Shape ``(R, T, N, 3)``, eV/Å."""
+    """Forces, shape ``(R, T, N, 3)``, eV/Å."""
     rdf: structure.RadialDistributions
-    """Over all reference frames, with the published range and bins."""
+    """Radial distributions over all reference frames, with the published range and bins."""
     contiguous: bool
-    """Whether frame t of the reference is the continuation of the rollout's own start. If not, EV and FV sit
-    at their floor by construction."""
+    """Whether frame t of the reference continues from the rollout's own start. If not, EV and FV are at their
+    floor by construction."""
     moved: np.ndarray | None = None
-    """Displacement of every atom of the reference from the starts, shape ``(R, T, N, 3)``, Å; only if
+    """Displacement of every atom of the reference from its start, shape ``(R, T, N, 3)``, Å; only if
     contiguous."""
 
     @classmethod
     def from_frames(cls, frames, index, *, contiguous):
-        """Reference from stored frames; ``index`` (R, T) is the frame of each step, -1 for none."""
+        """Reference from stored frames; ``index`` (R, T) gives the frame of each step, or -1 for none."""
         missing = index < 0
-        stored = [atoms.calc.results for atoms in frames]  # the getters of ASE compare all atoms first
+        stored = [atoms.calc.results for atoms in frames]  # ASE's getters are slow: they compare all atoms
         energy = np.array([results["energy"] for results in stored])[index]
         forces = np.stack([results["forces"] for results in stored]).astype(np.float32)[index]
         energy[missing], forces[missing] = np.nan, np.nan
@@ -60,13 +61,13 @@ class Reference:
 
     @classmethod
     def from_trajectory(cls, trajectory, atoms):
-        """Reference from a trajectory of the oracle with the rollout's starts."""
+        """Reference from a trajectory of the oracle that has the same starts as the rollout."""
         moved = trajectory.positions - trajectory.positions[:, :1]
         return cls(trajectory.energy, trajectory.forces, _rdf(_sound(trajectory), atoms), True, moved)
 
 
 def unwrap(frames):
-    """Positions of frames that follow each other, without jumps through the cell, shape ``(F, N, 3)``, Å.
+    """Unwrapped positions of consecutive frames, without jumps through the cell, shape ``(F, N, 3)``, Å.
 
     Examples
     --------
@@ -86,14 +87,14 @@ def unwrap(frames):
 
 
 CURVES = []
-"""What :func:`measure` calls for curves over time, see :func:`over_time`."""
+"""Functions that :func:`measure` calls for curves over time, see :func:`over_time`."""
 
 
 def over_time(function):
-    """Have :func:`measure` call a function of (trajectory, atoms, reference) and keep what it returns.
+    """Decorator that adds a function of (trajectory, atoms, reference) to those that :func:`measure` calls.
 
-    That is a dict of curves, each of shape ``(R, T)``, NaN behind the last sound frame of a replica. A curve
-    that bears the name of a metric gives its values, averaged as `quantities` has it.
+    The function returns a dict of curves, each of shape ``(R, T)`` and NaN after the last valid frame of a
+    replica. A curve with the name of a metric gives the values of that metric, averaged as `quantities` says.
     """
     CURVES.append(function)
     return function
@@ -107,30 +108,29 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
     trajectory
         :class:`~egraff_utils.dynamics.Trajectory`.
     atoms
-        A start, for elements and cell.
+        A starting structure, ``ase.Atoms``, which gives elements and cell.
     reference
         :class:`Reference`.
     timestep
-        fs.
+        Timestep, fs.
     steps
-        Steps that were asked for.
+        Number of steps that were requested.
 
     Returns
     -------
     metrics : list of Metric
-        Means over replicas (of EV and FV: of the geometric means over time) with the intervals of
-        :func:`summary`; then
-        ``ms_per_step``, ``replica_steps_per_second``, ``steps``, ``reference_contiguous``.
+        Means over replicas with the intervals of :func:`summary`; for EV and FV, means of the geometric means
+        over time. Then ``ms_per_step``, ``replica_steps_per_second``, ``steps``, ``reference_contiguous``.
     curves : dict
         ``time`` (T,) fs; ``energy``, ``temperature``, ``ev_root``, ``fv``, ``rmsd``, (R, T);
         ``energy_reference``; where the reference is contiguous ``rmsd_reference`` and ``deviation`` (R, T),
         Å: displacement of the reference, and distance between the two trajectories; ``rdf_r`` (B,), ``rdf``
         (R, B), ``rdf_reference`` (B,), ``pairs`` (P,), ``rdf_partial`` (R, P, B),
-        ``rdf_partial_reference`` (P, B); ``stable_step`` (R,). Of :data:`BLOCKS` blocks of the time that was
-        asked for: ``block_frames`` (R, K), ``rdf_blocks`` (R, K, B), ``temperature_species`` (R, K, S) K, of
-        the elements ``species`` (S,). Of L replicas that broke, ``broken`` (L,): ``last_positions``
+        ``rdf_partial_reference`` (P, B); ``stable_step`` (R,). For :data:`BLOCKS` blocks of the requested
+        time: ``block_frames`` (R, K), ``rdf_blocks`` (R, K, B), ``temperature_species`` (R, K, S) K, of the
+        elements ``species`` (S,). For L replicas that broke, with indices ``broken`` (L,): ``last_positions``
         (L, :data:`LAST_FRAMES`, N, 3) Å, and ``last_energy`` (L, :data:`LAST_FRAMES`) eV, up to the last
-        sound frame.
+        valid frame.
     """
     time = trajectory.steps * timestep
     curves = {}
@@ -158,7 +158,7 @@ def replica_values(curves):
     Parameters
     ----------
     curves
-        As :func:`measure` gives them.
+        Curves as returned by :func:`measure`.
 
     Returns
     -------
@@ -177,28 +177,28 @@ def _row_means(values):
 
 
 def block_values(curves):
-    r"""What each block adds to a metric of its replica, so that the mean over blocks is the replica's value.
+    r"""Contribution of each block to a metric of its replica; the mean over blocks is the replica's value.
 
-    A metric :math:`\theta` of a mean over time (of g(r), of a logarithm) has no value of a block that means
-    anything: Wright's factor of a short stretch is mostly noise, which adds its variance to the metric. So a
-    block gets what the metric loses without it, the jackknife's pseudo-value with the bias left in,
+    A metric :math:`\theta` of a mean over time (of g(r) or of a logarithm) has no meaningful value for a
+    single block: Wright's factor of a short stretch is mostly noise, whose variance adds to the metric. A
+    block is therefore assigned the jackknife's pseudo-value, without its bias correction,
 
     .. math:: \theta_k = \theta + (K - 1)\Big(\frac1K \sum_l \theta_{-l} - \theta_{-k}\Big)
 
-    Intervals and resamples from these are about the metric of runs of this length, whose own noise is in the
-    value, and not about that of runs twice as noisy, as when blocks are drawn and the metric is taken anew.
+    Intervals and resamples of these values describe the metric of runs of this length, whose own noise is
+    part of the value. Drawing blocks and recomputing the metric would describe runs that are twice as noisy.
 
     Parameters
     ----------
     curves
-        As :func:`measure` or :func:`pool` give them. Without ``rdf_blocks`` (older records) a replica is one
-        block for the metrics of structure.
+        Curves as returned by :func:`measure` or :func:`pool`. Without ``rdf_blocks`` (older records) a
+        replica is one block for the metrics of structure.
 
     Returns
     -------
     dict of ndarray
         Shape ``(R, K)``, NaN where a replica has no frames; ``rmsd``, ``deviation`` and ``stable_steps``,
-        which are about the end of a run, have the shape ``(R, 1)``. Names and units are those of
+        which refer to the end of a run, have shape ``(R, 1)``. Names and units are those of
         :func:`replica_values`.
     """
     found = {}
@@ -216,7 +216,7 @@ def block_values(curves):
 
 
 def _structure_values(curves, compare):
-    """Pseudo-values of a metric of g(r); of the whole replica where blocks are not stored."""
+    """Pseudo-values of a metric of g(r); values of whole replicas where blocks are not stored."""
     reference = np.asarray(curves["rdf_reference"], dtype=float)
     if "rdf_blocks" in curves:
         frames = np.asarray(curves["block_frames"], dtype=float)
@@ -244,13 +244,15 @@ def _late(curve):
 
 
 AVERAGES = {"geometric": _geometric, "arithmetic": _arithmetic, "late": _late}
-"""Values of blocks from a curve (R, T), by :attr:`~egraff_utils.quantities.Quantity.average`."""
+"""Functions that give values of blocks from a curve (R, T), by
+:attr:`~egraff_utils.quantities.Quantity.average`."""
 
 
 def _block_sums(curve, transform=lambda values: values):
-    """Sums (R, K, 1) and counts (R, K) of the finite values of a curve in blocks; zeros have no logarithm.
+    """Sums (R, K, 1) and counts (R, K) of the finite transformed values of a curve, in blocks.
 
-    Where all values of a replica are zero its sums are minus infinity.
+    A zero, which has no logarithm, is left out. Where all values of a replica are zero, its sums are minus
+    infinity.
     """
     bounds = np.linspace(0, curve.shape[1], BLOCKS + 1).astype(int)
     with np.errstate(divide="ignore"):
@@ -264,7 +266,7 @@ def _block_sums(curve, transform=lambda values: values):
 
 
 def _pseudo_values(sums, counts, score):
-    """Pseudo-values (R, K) of a score of means, from sums (R, K, D) and counts (R, K) of blocks."""
+    """Pseudo-values (R, K) of a score of means, from the sums (R, K, D) and counts (R, K) of blocks."""
     blocks = (counts > 0).sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         whole = score(sums.sum(1) / counts.sum(1)[:, None])[:, None]
@@ -276,26 +278,27 @@ def _pseudo_values(sums, counts, score):
 
 
 def resamples(curves, metric, resamples=1000):
-    """Resampled means over replicas of a metric, paired across models with as many replicas.
+    """Resampled means over replicas of a metric, paired between models with the same number of replicas.
 
     Parameters
     ----------
     curves
-        Of a rollout's record.
+        Curves of the record of a rollout.
     metric
-        One of :func:`block_values`.
+        Name of a metric in :func:`block_values`.
     resamples
-        Number of them.
+        Number of resamples.
 
     Returns
     -------
     ndarray
-        Shape ``(resamples,)``, unit of the metric: :func:`~egraff_utils.statistics.replica_resamples`.
+        Means by :func:`~egraff_utils.statistics.replica_resamples`, shape ``(resamples,)``, in the unit of
+        the metric.
 
     Raises
     ------
     KeyError
-        If the curves do not hold the metric; the message lists those they hold.
+        If the curves do not hold the metric; the message lists those that they hold.
     """
     values = block_values(curves)
     if metric not in values:
@@ -305,7 +308,7 @@ def resamples(curves, metric, resamples=1000):
 
 
 def pool(parts):
-    """Metrics and curves of rollouts of several compositions by one model, over all their replicas.
+    """Metrics and curves over all replicas of one model's rollouts of several compositions.
 
     Parameters
     ----------
@@ -315,9 +318,9 @@ def pool(parts):
     Returns
     -------
     metrics : list of Metric
-        As :func:`measure` gives them; costs are means over the parts.
+        Metrics as in :func:`measure`; costs are means over the parts.
     curves : dict
-        Those over time, NaN behind the end of a shorter part, and ``composition`` (R,).
+        Curves over time, NaN after the end of a shorter part, and ``composition`` (R,).
     """
     found = [record.curves for record in parts.values()]
     time = max((curves["time"] for curves in found), key=len)
@@ -342,39 +345,42 @@ def pool(parts):
 
 
 def stable_fractions(record):
-    """Stable part of every replica of a rollout, shape ``(R,)``, dimensionless.
+    """Stable fraction of every replica of a rollout, shape ``(R,)``, dimensionless.
 
-    One that ran to the end of the simulation is stable, also where the simulation ended early.
+    A replica that reached the end of the simulation is stable, even if the simulation ended early.
     """
     stable = record.curves["stable_step"]
     return np.where(stable < record["steps"], stable / record.parameters["steps"], 1.0)
 
 
 def stacked(parts):
-    """Values (R, K) of several records below each other, NaN where one has fewer blocks."""
+    """Values (R, K) of several records, concatenated along R; NaN where a record has fewer blocks."""
     return np.concatenate([_pad(part, max(p.shape[1] for p in parts)) for part in parts])
 
 
 def _pad(curve, length):
-    """A curve (R, T) with NaN up to a number of frames."""
+    """A curve (R, T), padded with NaN to ``length`` frames."""
     return np.pad(curve, [(0, 0), (0, length - curve.shape[1])], constant_values=np.nan)
 
 
 def summary(name, values, *, groups=None):
-    """:class:`~egraff_utils.records.Metric`: mean over replicas with its 95 % interval.
+    """Mean over replicas with its 95 % interval, a :class:`~egraff_utils.records.Metric`.
 
-    The interval is that of :func:`~egraff_utils.statistics.replica_interval`, on a linear or a logarithmic
-    scale, or that of :func:`~egraff_utils.statistics.fraction_interval`, or there is none: see
-    :attr:`~egraff_utils.quantities.Quantity.interval`. It says where the mean over many replicas of this
-    length from such starts would lie, noise of their length included; it does not know of another training.
+    :attr:`~egraff_utils.quantities.Quantity.interval` decides whether the interval is that of
+    :func:`~egraff_utils.statistics.replica_interval`, on a linear or a logarithmic scale, that of
+    :func:`~egraff_utils.statistics.fraction_interval`, or absent. The interval covers the mean over many
+    replicas of this length from such starts, including the noise of that length; it does not cover the
+    variation between trainings.
 
     Parameters
     ----------
+    name
+        Name of the metric.
     values
         One value per replica, shape ``(R,)``, or one per block, ``(R, K)``, as from :func:`block_values`. A
         replica without a value is left out.
     groups
-        Name of the group of each replica, shape ``(R,)``, where some differ by design.
+        Name of the group of each replica, shape ``(R,)``, if replicas differ by design.
     """
     values = np.asarray(values, dtype=float)
     values = values if values.ndim == 2 else values[:, None]
@@ -391,16 +397,16 @@ def summary(name, values, *, groups=None):
 
 
 def reinterval(record):
-    """A rollout's record with the intervals that its curves give, values as they are.
+    """A rollout's record with intervals recomputed from its curves, and unchanged values.
 
-    Brings stored records up to date without a simulation. Of a record over several compositions those of the
-    compositions are read, and it gets the curves that :func:`pool` gives. What the curves do not determine
-    stays as it is.
+    This updates stored records without a simulation. For a record over several compositions, the records of
+    the compositions are read and the curves of :func:`pool` are added. Metrics that the curves do not
+    determine stay as they are.
 
     Returns
     -------
     Record
-        Not written; ``records.write(found, found.curves)`` does.
+        The new record, which is not written; use ``records.write(found, found.curves)``.
     """
     curves = dict(record.curves)
     if "composition" in curves:
@@ -427,7 +433,7 @@ def _part_path(record, composition):
 
 
 def _drifts(record):
-    """Energy drift of every replica, from the curves and scaled to the record's mean, meV/atom/ps."""
+    """Energy drift of every replica from the curves, scaled to the mean in the record, meV/atom/ps."""
     time, energy = record.curves["time"], record.curves["energy"]
     drifts = np.array([_drift(time, values) for values in energy])
     stored, mean = record["energy_drift"], np.nanmean(drifts) if np.isfinite(drifts).any() else np.nan
@@ -450,7 +456,7 @@ def _energies(trajectory, atoms, reference):
 
 @over_time
 def _displacements(trajectory, atoms, reference):
-    """Root mean square displacement from the start; that of the reference; and from the reference."""
+    """RMSD of the model and of the reference from the start, and of the model from the reference."""
     moved = trajectory.positions - trajectory.positions[:, :1]
     curves = {"rmsd": _over_atoms(moved)}
     if reference.moved is not None:
@@ -470,7 +476,7 @@ def _late_mean(curve):
 
 
 def _drift(time, energy):
-    """Slope of the potential energy, meV/ps; time in fs, energy in eV, NaN behind the end."""
+    """Slope of the potential energy, meV/ps; time in fs, energy in eV, NaN after the end."""
     sound = np.isfinite(energy)
     if sound.sum() < 10:
         return np.nan
@@ -483,7 +489,7 @@ def _every(trajectory, steps):
 
 
 def _blocks(trajectory, *, asked):
-    """Sound frames of every block of equal time, ``[replica][block]`` a slice; an end cut off is empty."""
+    """Valid frames of every block of equal time, slices ``[replica][block]``; empty after a break."""
     bounds = np.linspace(0, asked, BLOCKS + 1).astype(int)
     return [
         [slice(*np.minimum(ends, trajectory.frames(r))) for ends in zip(bounds, bounds[1:], strict=False)]
@@ -515,7 +521,7 @@ def _rdf_curves(positions, blocks, atoms, reference):
 
 
 def _species_curves(trajectory, blocks, atoms):
-    """Temperature of every element, mean over the frames of every block."""
+    """Temperature of every element, averaged over the frames of every block."""
     empty = np.full(trajectory.temperature_species.shape[-1], np.nan)
     means = [
         [values[block].mean(0) if block.stop > block.start else empty for block in replica]
@@ -526,7 +532,7 @@ def _species_curves(trajectory, blocks, atoms):
 
 
 def _last_frames(trajectory):
-    """Positions and energies up to the last sound frame of the replicas that broke."""
+    """Positions and energies of the replicas that broke, up to their last valid frame."""
     broken = [r for r, cause in enumerate(trajectory.causes) if cause]
     if not broken:
         return {}
@@ -547,7 +553,7 @@ def _rdf(positions, atoms):
 
 
 def _sound(trajectory):
-    """Sound frames of all replicas, one after another, shape ``(F, N, 3)``, Å."""
+    """Positions in the valid frames of all replicas, concatenated, shape ``(F, N, 3)``, Å."""
     replicas = range(len(trajectory.energy))
     return np.concatenate([trajectory.positions[r, : trajectory.frames(r)] for r in replicas])
 
@@ -559,7 +565,7 @@ def _thin(curve, name=""):
 
 
 def _costs(trajectory):
-    """Time of a step of all replicas (median, without the first ones) and throughput."""
+    """Median time of a step of all replicas, without the first steps, and throughput."""
     times = trajectory.step_times
     settled = times[3:] if len(times) > 3 else times
     total = times.sum()

@@ -1,7 +1,7 @@
-"""Do the data hold what they promise? Checks of frames and labels, from the data alone.
+"""Is the data what its card claims? Checks of frames and labels that need nothing but the data.
 
-Two things are looked at: the files as shipped, and the splits that a card makes of them. A finding that is in
-the files but not in the splits is ``mended``. T frames, N atoms.
+Both the shipped files and the splits that a card makes of them are checked. A finding that applies to the
+files but not to the splits is ``mended``. Symbols: T frames, N atoms.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ VERSION = 1
 CUTOFF = 5.0
 """Cutoff of the models, Å."""
 RESOLVED = 0.85
-"""Correlation of accelerations with forces over masses above which an interval resolves the motion."""
+"""Smallest correlation of accelerations with forces over masses for an interval that resolves the motion."""
 ROLES = ("train", "val", "test")
-"""Folders by which shipped files are told apart."""
+"""Folders by which shipped files are distinguished."""
 SAME = 1e-4
-"""Å: two structures whose sorted interatomic distances all agree within this are one."""
+"""Largest difference of the sorted interatomic distances of structures that count as equal, Å."""
 
 CHECKS = {
     "copies": "Copies",
@@ -43,7 +43,7 @@ CHECKS = {
     "geometry": "Geometry",
     "sample": "Independent test frames",
 }
-"""What is checked -> head of its column in a table."""
+"""Name of a check -> head of its column in a table."""
 
 
 class Finding(NamedTuple):
@@ -52,11 +52,11 @@ class Finding(NamedTuple):
     check: str
     """One of :data:`CHECKS`."""
     text: str
-    """What was found, with its number."""
+    """Description of the defect, with its number."""
     consequence: str
-    """What it does to the numbers of a benchmark."""
+    """Effect of the defect on the numbers of a benchmark."""
     mended: bool = False
-    """Whether only the shipped files have it, not the splits of the card."""
+    """Whether the defect is only in the shipped files, not in the splits of the card."""
 
 
 @dataclass
@@ -67,20 +67,20 @@ class Series:
     numbers: np.ndarray
     """Atomic numbers, shape ``(N,)``."""
     positions: np.ndarray
-    """Shape ``(T, N, 3)``, Å."""
+    """Positions, shape ``(T, N, 3)``, Å."""
     energy: np.ndarray
-    """Shape ``(T,)``, eV."""
+    """Energies, shape ``(T,)``, eV."""
     forces: np.ndarray | None
-    """Shape ``(T, N, 3)``, eV/Å; None where there are none."""
+    """Forces, shape ``(T, N, 3)``, eV/Å; None if there are none."""
     cell: np.ndarray
-    """Of the first frame, shape ``(3, 3)``, Å."""
+    """Cell vectors of the first frame, shape ``(3, 3)``, Å."""
     pbc: bool
     keys: list
     """Source and index of every frame."""
 
     @classmethod
     def of(cls, frames, name=""):
-        """Of ``list[ase.Atoms]`` of one composition."""
+        """Series of a ``list[ase.Atoms]`` of one composition."""
         labelled = all("forces" in atoms.calc.results for atoms in frames)
         return cls(
             name,
@@ -106,16 +106,16 @@ class Series:
 
     @property
     def masses(self):
-        """Shape ``(N, 1)``, atomic mass units."""
+        """Masses, shape ``(N, 1)``, atomic mass units."""
         return atomic_masses[self.numbers][:, None]
 
     @property
     def freedom(self):
-        """Internal degrees of freedom."""
+        """Number of internal degrees of freedom."""
         return 3 * len(self.numbers) - (3 if self.pbc else 6)
 
     def shortest(self, vectors):
-        """Vectors to the nearest image, shape as given, Å."""
+        """Vectors by minimum image, of the same shape, Å."""
         if not self.pbc:
             return vectors
         fractions = vectors @ np.linalg.inv(self.cell)
@@ -135,13 +135,14 @@ class Series:
     def distances(self):
         """Sorted interatomic distances of every frame, shape ``(T, N(N - 1)/2)``, Å, single precision.
 
-        They do not change when a frame is moved, turned, mirrored, wrapped or its atoms are renumbered.
+        They do not change when a frame is translated, rotated, mirrored or wrapped, or its atoms are
+        renumbered.
         """
         return self._pairs[0]
 
     @property
     def contacts(self):
-        """Shortest distance over the sum of two covalent radii, shape ``(T,)``; about 1."""
+        """Shortest distance over the sum of the two covalent radii, shape ``(T,)``; about 1."""
         return self._pairs[1]
 
     @cached_property
@@ -167,19 +168,19 @@ class Series:
 
 
 def copies(series, *, tolerance=SAME):
-    """Pairs of frames that are the same structure, up to rigid motion, wrapping and renumbering.
+    """Pairs of frames that hold the same structure, up to rigid motion, wrapping and renumbering.
 
     Parameters
     ----------
     series
-        ``list`` of :class:`Series`; only those of one composition are compared.
+        ``list`` of :class:`Series`; only series of the same composition are compared.
     tolerance
         Largest difference of the sorted distances, Å.
 
     Returns
     -------
     list of (first, second)
-        Each the ``(source, index)`` of a frame.
+        Pairs, each frame given as ``(source, index)``.
 
     Examples
     --------
@@ -210,10 +211,10 @@ def _by_composition(series):
 
 
 def same_files(card):
-    """Pairs of role names whose shipped files are equal byte for byte.
+    """Pairs of roles whose shipped files are identical byte for byte.
 
-    Looks for the files of all roles (``train``, ``val``, ``test``) beside those that the card names, whether
-    the card uses them or not.
+    The files of all roles (``train``, ``val``, ``test``) next to those named in the card are compared,
+    whether the card uses them or not.
 
     Returns
     -------
@@ -243,7 +244,7 @@ def _role(name):
 
 
 def check_copies(card, series, splits):
-    """Findings, metrics and word on copies within and across files and splits."""
+    """Findings, metrics and summary on copies within and across files and splits."""
     pairs = copies(series)
     home = {key: name for name, parts in splits.items() for part in parts for key in part.keys}
     across = [(a, b) for a, b in pairs if a[0] != b[0]]
@@ -281,13 +282,13 @@ def check_copies(card, series, splits):
 
 
 class Order(NamedTuple):
-    """How frames follow each other."""
+    """Order of frames in time."""
 
     kind: str
-    """``even`` (equal intervals), ``gaps`` (in order, unequal but resolved intervals), ``loose`` (in order,
-    too far apart to tell), ``shuffled`` or ``short``."""
+    """``even`` (equal intervals), ``gaps`` (in order, with unequal but resolved intervals), ``loose`` (in
+    order, but too far apart to determine the intervals), ``shuffled`` or ``short``."""
     jumps: list
-    """Frames behind which an even series jumps."""
+    """Frames after which an even series jumps."""
     gaps: np.ndarray
     """Intervals between frames in units of the shortest, shape ``(T - 1,)``; all 1 in an even series."""
 
@@ -300,11 +301,11 @@ class Order(NamedTuple):
 
 
 def order_in_time(series):
-    """Whether frames follow each other in time, from how far atoms move between neighbours in the file.
+    """Order of frames in time, from the displacements of atoms between neighbouring frames of a file.
 
-    Shuffled: neighbours are as far apart as frames drawn at random (more than half of it). Even: apart from
-    single jumps (three times the running median of 41), 90 % of the steps are within a factor of 2.5. Gaps:
-    otherwise, if Newton's law holds where neighbours are closest.
+    Frames are shuffled if the distance of neighbours exceeds half of that of frames drawn at random. They are
+    even if 90 % of the steps agree within a factor of 2.5, apart from single jumps (three times the running
+    median of 41). Otherwise they have gaps, if Newton's law holds where neighbours are closest.
 
     Returns
     -------
@@ -328,28 +329,29 @@ def order_in_time(series):
 
 
 class Clock(NamedTuple):
-    """Interval of the frames from Newton's law."""
+    """Interval of frames, determined by Newton's law."""
 
     interval: float
-    """Of the shortest steps, fs; nan where no three frames follow each other."""
+    """Interval of the shortest steps, fs; nan if no three frames are consecutive."""
     correlation: float
-    """Of accelerations with forces over masses; near one where the interval resolves the motion."""
+    """Correlation of accelerations with forces over masses; near one if the interval resolves the motion."""
 
 
 def newton_clock(series, order=None):
-    r"""Interval between frames from the data alone, and how well forces explain the motion.
+    r"""Interval between frames from the data alone, and the correlation of the motion with the forces.
 
     .. math:: \Delta t^2 = \frac{\sum a \cdot (x_{t+1} - 2 x_t + x_{t-1})}{\sum a \cdot a},
         \qquad a = F / m
 
-    over all frames with a neighbour one shortest interval away on both sides. Needs no claim about time.
+    where the sums run over all frames with a neighbour one shortest interval away on both sides. No
+    information about time is needed.
 
     Parameters
     ----------
     series
         :class:`Series`.
     order
-        :class:`Order`; that of the series if not given.
+        :class:`Order`; by default that of the series.
 
     Returns
     -------
@@ -369,7 +371,7 @@ def newton_clock(series, order=None):
 
 
 def kinetic_temperatures(series, interval):
-    r"""Kinetic temperature between neighbouring frames one interval apart.
+    r"""Kinetic temperature between neighbouring frames that are one interval apart.
 
     .. math:: T = \frac{\sum_i m_i\, |\Delta x_i / \Delta t|^2}{(3N - 3)\, k_B}
 
@@ -380,12 +382,12 @@ def kinetic_temperatures(series, interval):
     series
         :class:`Series`.
     interval
-        Of the shortest steps, fs.
+        Interval of the shortest steps, fs.
 
     Returns
     -------
     frames, temperatures
-        Index of the first frame of each pair; K. Both of shape ``(n,)``.
+        Index of the first frame of each pair, and its temperature, K, both with shape ``(n,)``.
     """
     kept = series.order.gaps == 1
     kept[series.order.jumps] = False
@@ -396,7 +398,7 @@ def kinetic_temperatures(series, interval):
 
 
 def check_order(card, series, claims):
-    """Findings, metrics and word on the order of the frames; claims are the splits said to be contiguous."""
+    """Findings, metrics and summary on the order of frames; ``claims`` has the splits claimed contiguous."""
     findings, words, jumps = [], [], 0
     named = {part.source for name in card.time_ordered for part in card.split(name).parts}
     left = [name for name, part in claims.items() if part.order.jumps]
@@ -432,7 +434,7 @@ def _order_word(order):
 
 
 def check_interval(card, series, claims):
-    """Findings, metrics and word on the time between frames, claimed against measured by Newton's law."""
+    """Findings, metrics and summary on the time between frames, as claimed and as Newton's law gives it."""
     findings, words, metrics, weak = [], [], [], {}
     for name, part in claims.items():
         claimed, clock = card.time_ordered[name], newton_clock(part)
@@ -470,8 +472,8 @@ def virial_temperature(frames):
     .. math:: T_v = -\frac{1}{(3N - 3)\, k_B} \sum_i \mathbf F_i \cdot (\mathbf r_i - \bar{\mathbf r})
 
     Its mean over frames is the temperature of the thermostat if the frames were sampled with the potential
-    that labels them (equipartition, in the form of the virial theorem). If bonds are systematically too
-    short for their labels it is far too low, even negative; if too long, far too high.
+    that labels them (equipartition, in the form of the virial theorem). If bonds are systematically too short
+    for their labels, it is far too low and may be negative; if they are too long, it is far too high.
 
     Parameters
     ----------
@@ -481,12 +483,12 @@ def virial_temperature(frames):
     Returns
     -------
     ndarray
-        One value per frame, shape ``(T,)``, K; single values scatter by thousands of kelvin.
+        Temperature of every frame, shape ``(T,)``, K; single values scatter by thousands of kelvin.
 
     Raises
     ------
     ValueError
-        If the frames are periodic: the sum has no meaning across a boundary.
+        If the frames are periodic, as the sum has no meaning across a boundary.
 
     Examples
     --------
@@ -515,17 +517,17 @@ def standard_error(values):
 
 
 def check_temperature(card, series, splits, claims):
-    """Findings, metrics and word on temperatures: kinetic, virial, and of the energies across splits."""
+    """Findings, metrics and summary on temperatures: kinetic, virial, and from the energies of splits."""
     found = [_kinetic(card, series, splits, claims), _virials(card, series), _drift(card, splits)]
     findings, metrics, words = (sum(parts, []) for parts in zip(*found, strict=True))
     return findings, metrics, "; ".join(words) or "unknown"
 
 
 def _kinetic(card, series, splits, claims):
-    """Of contiguous splits at their interval, and of files with gaps at the interval that Newton gives.
+    """Kinetic temperatures of contiguous splits, and of files with gaps at the interval by Newton's law.
 
-    Files with gaps of fewer than 20 atoms are left out: their displacements scatter too much to tell one
-    step from two.
+    Files with gaps and fewer than 20 atoms are left out, as their displacements scatter too much to
+    distinguish one step from two.
     """
     rows = [(name, part, card.time_ordered[name], card.conditions(name)[0]) for name, part in claims.items()]
     claimed = {source for part in claims.values() for source, _ in part.keys}
@@ -568,20 +570,20 @@ def _span(values):
 
 
 def _split_of(card, source):
-    """A split that holds frames of a source, preferably one of its own."""
+    """A split that holds frames of a source, preferably one that holds no others."""
     holding = [name for name, split in card.splits.items() if source in {part.source for part in split.parts}]
     return min(holding, key=lambda name: len(card.split(name).parts))
 
 
 def _published_temperatures(card):
-    """Temperatures of Table 10 for a dataset of the paper, K; empty for others."""
+    """Temperatures in Table 10 for a dataset of the paper, K; empty for other datasets."""
     rows = paper.table(10)
     key = "md17" if "MD17" in card.title else card.name
     return rows.temperature_k[rows.dataset == key].tolist()
 
 
 def _virials(card, series):
-    """Of the frames of molecules: the temperature at which they would be in equilibrium with their labels."""
+    """Virial temperatures of molecules, at which frames would be in equilibrium with their labels."""
     findings, metrics, seen, off = [], [], {}, []
     for part in series:
         if part.pbc or part.forces is None or len(part) < 100:
@@ -602,7 +604,7 @@ def _virials(card, series):
 
 
 def _drift(card, splits):
-    """Of the energies: twice the difference of the mean energies over the degrees of freedom."""
+    """Temperature differences of splits, twice those of mean energies over the degrees of freedom."""
     findings, metrics, seen, off = [], [], {}, []
     train = {tuple(sorted(part.numbers)): part for part in splits.get("train", [])}
     for name, parts in splits.items():
@@ -631,31 +633,31 @@ def _drift(card, splits):
 
 
 class Work(NamedTuple):
-    """Energy change between neighbouring frames against the work of the forces."""
+    """Energy changes between neighbouring frames, and the work of the forces."""
 
     work: np.ndarray
-    """Trapezium rule, shape ``(n,)``, eV."""
+    """Work by the trapezium rule, shape ``(n,)``, eV."""
     change: np.ndarray
-    """Shape ``(n,)``, eV."""
+    """Change of the energy, shape ``(n,)``, eV."""
 
     @property
     def correlation(self):
-        """Pearson's correlation; one for labels that belong together."""
+        """Pearson correlation of work and change; one for consistent labels."""
         return float(np.corrcoef(self.work, self.change)[0, 1])
 
     @property
     def slope(self):
-        """Of the change on the work, through zero; 23.06 for energies in kcal/mol beside forces in eV/Å."""
+        """Slope of change on work, through zero; 23.06 for energies in kcal/mol with forces in eV/Å."""
         return float(self.work @ self.change / (self.work @ self.work))
 
 
 def work_and_change(series):
-    r"""Energy change from frame to frame, and what the forces say it is.
+    r"""Energy changes from frame to frame, and the work of the forces that should equal them.
 
     .. math:: W_t = -\tfrac12 \sum_i (\mathbf F_i(t) + \mathbf F_i(t+1)) \cdot
         (\mathbf r_i(t+1) - \mathbf r_i(t))
 
-    over pairs of frames one shortest interval apart; jumps are left out.
+    for pairs of frames one shortest interval apart; jumps are left out.
 
     Returns
     -------
@@ -691,7 +693,7 @@ def net_torques(series):
 
 
 def check_labels(series, splits, claims):
-    """Findings, metrics and word on whether forces and energies belong together."""
+    """Findings, metrics and summary on the consistency of forces and energies."""
     findings, metrics, words, bad = [], [], [], []
     kept = {key for parts in splits.values() for part in parts for key in part.keys}
     timed = {**claims, **{part.name: part for part in series if part.order.kind == "gaps"}}
@@ -742,7 +744,7 @@ def check_labels(series, splits, claims):
 def robust_z(values):
     r"""Distance from the median in robust standard deviations, 1.4826 times the median absolute deviation.
 
-    Zero for a constant series.
+    It is zero for a constant series.
 
     >>> robust_z(np.array([0.0, 1.0, 2.0, 3.0, 100.0])).round(1)
     array([ 1.3,  0.7,  0. ,  0.7, 66.1])
@@ -753,10 +755,10 @@ def robust_z(values):
 
 
 def outlyingness(values, *, ordered):
-    """Robust z of every value, shape ``(T,)``; of an ordered series that of its distance to its neighbours.
+    """Robust z of every value, shape ``(T,)``; in an ordered series, that of distances from neighbours.
 
-    A melt that warms up has no outliers: in a series an outlier is far from the running median of 41 and
-    from both neighbours, in units of the usual distance.
+    An outlier of a series is far from the running median of 41 and from both neighbours, in units of the
+    usual distance, so that a melt that warms up has no outliers.
 
     >>> warming = np.arange(200.0) + np.random.default_rng(0).normal(size=200)
     >>> warming[77] += 50
@@ -774,7 +776,7 @@ def outlyingness(values, *, ordered):
 
 
 def check_outliers(series, splits, *, bound=8.0):
-    """Findings, metrics and word on frames far from the others, in energy, force or largest force."""
+    """Findings, metrics and summary on frames far from the others in energy, force or largest force."""
     findings, worst = [], {"energy": 0.0, "force": 0.0}
     kept = {key for parts in splits.values() for part in parts for key in part.keys}
     for part in series:
@@ -804,7 +806,7 @@ def check_outliers(series, splits, *, bound=8.0):
 
 
 def published_atomic_energies():
-    """Energies of atoms of Table 13, ``{atomic number: eV}``."""
+    """Energies of atoms in Table 13, ``{atomic number: eV}``."""
     rows = paper.table(13).set_index("parameter").value
     pairs = rows[next(name for name in rows.index if name.startswith("E_0"))].strip("{} ").split(",")
     known = [pair.split(":") for pair in pairs if ":" in pair]
@@ -812,9 +814,9 @@ def published_atomic_energies():
 
 
 def binding_energy(series, atomic):
-    """Mean energy per atom above that of free atoms, eV; nan if one of them is not known.
+    """Mean energy per atom relative to free atoms, eV; nan if the energy of one of them is unknown.
 
-    Between some -10 and 0 eV for energies that belong together.
+    For consistent energies it lies between about -10 and 0 eV.
     """
     if any(int(z) not in atomic for z in series.numbers):
         return float("nan")
@@ -823,7 +825,7 @@ def binding_energy(series, atomic):
 
 
 def check_atomic_energies(card, series, splits):
-    """Findings, metrics and word: published atomic energies against the data, and what a fit leaves."""
+    """Findings, metrics and summary on published atomic energies, and on the residual of fitted ones."""
     findings, words = [], []
     atomic = published_atomic_energies() if _published_temperatures(card) else card.reference_energies
     bound = {part.name: binding_energy(part, atomic) for part in series}
@@ -850,7 +852,7 @@ def check_atomic_energies(card, series, splits):
 
 
 def fit_residual(series):
-    """Root mean square energy per atom that is left after atomic energies are fitted, eV.
+    """Root mean square energy per atom that remains after a fit of atomic energies, eV.
 
     Parameters
     ----------
@@ -865,9 +867,9 @@ def fit_residual(series):
 
 
 def resolution(values):
-    """How finely values were written: a word, and the step from one to the next (eV, or eV/Å).
+    """Resolution with which values were written: a description, and the step between values (eV, or eV/Å).
 
-    Tried are up to eight digits behind the point, in eV and in kcal/mol, and single precision.
+    The function tries up to eight decimal places, in eV and in kcal/mol, and then single precision.
 
     Examples
     --------
@@ -890,11 +892,11 @@ def resolution(values):
 
 
 def check_units(card, series):
-    """Findings, metrics and word on scales and digits: leftovers of kcal/mol, Bohr, or coarse rounding.
+    """Findings, metrics and summary on scales and digits, which reveal kcal/mol, Bohr or coarse rounding.
 
-    Three numbers of the order of one in all matter: the spread of the energies over
-    :math:`k_B T \\sqrt{f / 2}` (f degrees of freedom), the thermal length :math:`k_B T / F` (about 0.1 Å),
-    and the shortest distance over the sum of the covalent radii.
+    Three quantities have about the same value in all matter: the spread of the energies over
+    :math:`k_B T \\sqrt{f / 2}` (f degrees of freedom; about 1), the thermal length :math:`k_B T / F` (about
+    0.1 Å), and the shortest distance over the sum of the covalent radii (about 1).
     """
     findings, metrics, words = [], [], []
     rows = [part for part in series if part.forces is not None and len(part) >= 20]
@@ -940,14 +942,14 @@ def cell_width(series):
 
 
 def check_geometry(card, series, splits, raw):
-    """Findings, metrics and word on close contacts, narrow cells, unseen elements and molecules that drift.
+    """Findings, metrics and summary on close contacts, narrow cells, unseen elements and drifting molecules.
 
     Parameters
     ----------
     card, series, splits
         The card, its files and its splits.
     raw
-        Positions as the files have them, by source, where the reader moves them, Å.
+        Positions as stored in the files, by source, if the reader changes them, Å.
     """
     findings, words = [], []
     near = {part.name: float(part.contacts.min()) for part in series if len(part.numbers) > 1}
@@ -981,12 +983,12 @@ def check_geometry(card, series, splits, raw):
 
 
 def _wander(positions):
-    """Standard deviation of the centroid over frames, Å, the largest of three directions."""
+    """Standard deviation of the centroid over frames, Å, in the direction in which it is largest."""
     return float(positions.mean(1).std(0).max())
 
 
 def _unseen(splits):
-    """Findings of elements that a model is asked about without having seen them."""
+    """Findings on elements that occur in a split but not in the training set."""
     elements = {name: {int(z) for part in parts for z in part.numbers} for name, parts in splits.items()}
     seen = elements.get("train")
     for name, asked in elements.items():
@@ -997,7 +999,7 @@ def _unseen(splits):
 
 
 def check_sample(splits):
-    """Metrics and word on how many independent frames the test set holds, by the energy's autocorrelation."""
+    """Metrics and summary on the number of independent test frames, by the energy's autocorrelation."""
     number = effective = 0
     for part in splits.get("test", []):
         time = statistics.autocorrelation_time(part.energy) if part.order.kind in ("even", "gaps") else 1.0
@@ -1011,16 +1013,16 @@ def check_sample(splits):
 
 
 def inspect(card, frames, *, raw=None):
-    """Findings, metrics and words of all checks on frames at hand.
+    """Findings, metrics and summaries of all checks on the available frames.
 
     Parameters
     ----------
     card
-        :class:`~egraff_utils.cards.DatasetCard`: what is claimed.
+        :class:`~egraff_utils.cards.DatasetCard` with the claims.
     frames
         Source -> ``list[ase.Atoms]`` of the whole file, in its order.
     raw
-        Source -> positions as the file has them, where the reader moves them, Å.
+        Source -> positions as stored in the file, if the reader changes them, Å.
 
     Returns
     -------
@@ -1055,7 +1057,7 @@ def inspect(card, frames, *, raw=None):
 
 
 def _compositions(frames, source):
-    """Name and frames of every composition in a file; the file's name if there is one only."""
+    """Yield the name and the frames of every composition in a file; a single one has the name of the file."""
     groups = {}
     for atoms in frames:
         groups.setdefault(tuple(atoms.numbers), []).append(atoms)
@@ -1064,7 +1066,7 @@ def _compositions(frames, source):
 
 
 def _split_series(card, name, series):
-    """The series of a split: the frames of it that each file holds."""
+    """Series of a split, one for each file, with the frames of the split that the file holds."""
     wanted = {}
     for part in card.split(name).parts:
         wanted.setdefault(part.source, []).append(part)
@@ -1079,7 +1081,7 @@ def _split_series(card, name, series):
 
 
 def _claim(card, name, frames):
-    """Series of a split that is said to be contiguous, from its first contiguous frame on."""
+    """Series of a split that is claimed to be contiguous, starting with its first contiguous frame."""
     parts = card.split(name).parts
     if any(part.source not in frames for part in parts):
         return None
@@ -1088,7 +1090,7 @@ def _claim(card, name, frames):
 
 
 def sources_at_hand(card):
-    """Names of the sources of a dataset whose files are here (or made by this project)."""
+    """Names of the sources of a dataset whose files are available or are generated by this project."""
     sources = dict.fromkeys(part.source for split in card.splits.values() for part in split.parts)
     if card.generate:
         return list(sources)
@@ -1096,32 +1098,35 @@ def sources_at_hand(card):
 
 
 def audit(dataset, *, campaign="demo", seed=0):
-    """All checks of a dataset; the stored record if files and card are the same.
+    """Run all checks of a dataset.
 
     Parameters
     ----------
     dataset
         Name of a dataset or path of a card.
     campaign
-        Where the record is filed.
+        Campaign under which the record is stored.
+    seed
+        Seed in the key of the record.
 
     Returns
     -------
     Record
-        Kind ``audit``, model ``reference``. Parameters: ``words`` (what a table shows, by check) and
-        ``findings`` (a mapping of the fields of :class:`Finding` each). Curves: ``energy_<source>`` (T,) eV,
-        ``work_<set>`` and ``change_<set>`` (n,) eV, ``time_<source>`` fs and ``kelvin_<source>`` K.
+        Kind ``audit``, model ``reference``. Parameters: ``words`` (the summaries that a table shows, by
+        check) and ``findings`` (mappings of the fields of :class:`Finding`). Curves: ``energy_<source>`` (T,)
+        eV, ``work_<set>`` and ``change_<set>`` (n,) eV, ``time_<source>`` fs and ``kelvin_<source>`` K. A
+        stored record is returned if files and card are the same.
 
     Raises
     ------
     FileNotFoundError
-        If no file of the dataset is at hand.
+        If no file of the dataset is available.
     """
     started = time.time()
     card = cards.dataset(dataset)
     sources = sources_at_hand(card)
     if not sources:
-        raise FileNotFoundError(f"{card.name}: no file of it is at hand")
+        raise FileNotFoundError(f"{card.name}: none of its files is available")
     whole = dataclasses.replace(
         card,
         splits={source: cards.Split([cards.Part(source)]) for source in sources},
@@ -1151,7 +1156,7 @@ def audit(dataset, *, campaign="demo", seed=0):
 
 
 def find(dataset, *, campaign, seed=0, asked=None):
-    """The stored audit of a dataset, or None; ``asked`` are the parameters that it must agree with."""
+    """The stored audit of a dataset, or None; its parameters must include those in ``asked``."""
     path = Key("audit", campaign, dataset, "reference", seed).path
     if not path.is_file():
         return None
@@ -1162,12 +1167,12 @@ def find(dataset, *, campaign, seed=0, asked=None):
 
 
 def findings(record):
-    """List of the :class:`Finding` of a stored audit."""
+    """Findings of a stored audit, a list of :class:`Finding`."""
     return [Finding(**finding) for finding in record.parameters["findings"]]
 
 
 def _digest(card, whole):
-    """Of the files and of what the card says."""
+    """Digest of the files and of the content of the card."""
     files = [data.fetch(whole, source) for source in whole.splits]
     hashes = {
         key: data.file_hash(path, stamp=path.stat().st_mtime_ns)
@@ -1180,7 +1185,7 @@ def _digest(card, whole):
 
 
 def _raw(card, sources):
-    """Positions as the files have them, where the reader centres them."""
+    """Positions as stored in the files, for sources whose reader centres them, Å."""
     if card.reader != "rmd17":
         return {}
     found = {}
@@ -1191,7 +1196,7 @@ def _raw(card, sources):
 
 
 def _curves(card, frames):
-    """What the page draws: energies, work and energy change, temperatures in time."""
+    """Curves for the page: energies, work and energy changes, temperatures over time."""
     curves = {}
     claims = {name: _claim(card, name, frames) for name in card.time_ordered}
     for source, atoms in frames.items():

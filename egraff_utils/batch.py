@@ -1,6 +1,6 @@
-"""How does a notebook become a result? Execution by papermill, campaigns by Snakemake, pages of the book.
+"""How does a notebook become a result? Papermill executes it, Snakemake runs campaigns, the book shows pages.
 
-On the command line: ``python -m egraff_utils.batch {run,campaign,pages,demo} ...``.
+The command line is ``python -m egraff_utils.batch {run,campaign,pages,demo} ...``.
 """
 
 import argparse
@@ -40,19 +40,19 @@ def parameters_of(notebook):
     Returns
     -------
     dict
-        Name to default; a default that is not a literal is left out as ``None``.
+        Name -> default; a default that is not a literal is given as ``None``.
     """
     found = papermill.inspect_notebook(str(notebook))
     return {name: yaml.safe_load(item["default"].replace("None", "null")) for name, item in found.items()}
 
 
 def check_parameters(notebook, parameters):
-    """Refuse parameters that the notebook does not have.
+    """Reject parameters that the notebook does not have.
 
     Raises
     ------
     ValueError
-        Names the unknown parameter, the closest known one, and all known ones.
+        If a parameter is unknown; the message names it, the closest known one, and all known ones.
     """
     known = parameters_of(notebook)
     for name in parameters:
@@ -61,18 +61,18 @@ def check_parameters(notebook, parameters):
 
 
 def execute(notebook, output, *, parameters=None, quiet=False):
-    """Execute a notebook into ``output``, whole or not at all.
+    """Execute a notebook into ``output``, which is written only if all cells succeed.
 
-    The notebook runs under a temporary name and is moved when it has finished. If a cell fails, the
-    partial notebook is kept as ``<output>.failed.ipynb`` and a record of kind ``failure`` is written, so
-    that the leaderboard lists the run.
+    The notebook runs under a temporary name and is moved when it has finished. If a cell fails, the partial
+    notebook is kept as ``<output>.failed.ipynb`` and a record of kind ``failure`` is written, so that the
+    leaderboard lists the run.
 
     Raises
     ------
     ValueError
-        A parameter is unknown; nothing has run then.
+        If a parameter is unknown; nothing is executed then.
     RuntimeError
-        A cell failed, or the kernel died.
+        If a cell failed or the kernel died.
     """
     notebook, output = Path(notebook).resolve(), Path(output).resolve()
     parameters = dict(parameters or {})
@@ -92,7 +92,7 @@ def execute(notebook, output, *, parameters=None, quiet=False):
         except Exception as error:
             failed = output.with_suffix(".failed.ipynb")
             see = ""
-            if partial.exists():  # papermill got so far as to write it
+            if partial.exists():  # papermill may fail before it writes the notebook
                 os.replace(partial, failed)
                 see = f"; see {failed}"
             _record_failure(notebook, parameters, error)
@@ -106,25 +106,26 @@ def execute(notebook, output, *, parameters=None, quiet=False):
 
 @contextmanager
 def kernel_sockets():
-    """Settings by which one kernel is reached over Unix sockets, in a folder that lives as long as the block.
+    """Context with settings for one kernel that uses Unix sockets, in a folder that exists only within it.
 
-    Jupyter's default is TCP: free ports are chosen, and the kernel binds them a second later. Where notebooks
-    run side by side, another process may take one in between, and the kernel dies. No other process knows
-    the folder.
+    Jupyter's default is TCP: free ports are chosen, and the kernel binds them a second later. When notebooks
+    run in parallel, another process may take a port in between, and the kernel dies. The folder is known to
+    no other process.
 
     Yields
     ------
     traitlets.config.Config
-        For a ``KernelManager``, or for what makes one.
+        Settings for a ``KernelManager``, or for an object that creates one.
     """
-    with tempfile.TemporaryDirectory(prefix="kernel-", dir="/tmp") as folder:  # their paths must be short
+    # The paths of Unix sockets are limited to about 100 characters, hence /tmp.
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir="/tmp") as folder:
         yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/socket"})
 
 
 def clean(notebook):
-    """The notebook without what differs from run to run: times, addresses, progress bars, standard error.
+    """Remove what differs between runs: times, addresses, progress bars and standard error.
 
-    Works in place on an ``nbformat`` notebook and returns it.
+    The ``nbformat`` notebook is changed in place and returned.
     """
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
@@ -149,7 +150,7 @@ def _is_noise(output):
 
 
 def run_key(notebook, parameters):
-    """Campaign, dataset, model and seed of a notebook run: what its records are filed under."""
+    """Campaign, dataset, model and seed of the run of a notebook, under which its records are stored."""
     values = {**parameters_of(notebook), **parameters}
     stem, folder = Path(notebook).stem, Path(notebook).parent.name
     identity = {
@@ -162,7 +163,7 @@ def run_key(notebook, parameters):
 
 
 def _record_failure(notebook, parameters, error):
-    if notebook.parent.name == "report":  # shows cells of the campaign, is none
+    if notebook.parent.name == "report":  # a report shows the cells of a campaign but is not one of them
         return
     message = _first_line(error).replace(f"{paths.ROOT}/", "")
     origin = f"{notebook.parent.name}/{notebook.name}"
@@ -196,7 +197,7 @@ def _first_line(error):
 
 
 def words(parameters):
-    """Parameters of a notebook as words for the shell.
+    """Parameters of a notebook as arguments for the shell.
 
     Examples
     --------
@@ -211,21 +212,21 @@ def _plain(value):
 
 
 def run_campaign(name, *, jobs=None, only=(), extra=()):
-    """Run a campaign through Snakemake: datasets, training, rollouts, tasks, reports.
+    """Run a campaign with Snakemake: datasets, training, rollouts, tasks, reports.
 
-    A campaign with a budget is planned first, unless it was (:func:`egraff_utils.plan.make`). A run that
-    fails does not stop the others; the reports are then made of what there is.
+    A campaign with a budget is planned first, unless it already has a plan (:func:`egraff_utils.plan.make`).
+    A run that fails does not stop the others; the reports are then made from the available records.
 
     Parameters
     ----------
     name
         Name of a file in ``params/``, without its ending, or path of such a file.
     jobs
-        Notebooks at a time; default, the campaign's ``jobs``.
+        Number of notebooks at a time; by default the campaign's ``jobs``.
     only
-        Datasets whose cells are run, without reports: a part of the campaign, for one of several machines.
+        Datasets whose cells are run, without reports, such as the share of one of several machines.
     extra
-        Further arguments for Snakemake, e.g. ``["--profile", "profiles/slurm"]``.
+        Further arguments for Snakemake, such as ``["--profile", "profiles/slurm"]``.
 
     Returns
     -------
@@ -286,7 +287,7 @@ def _plan(name, jobs):
     print(plan.make(name, jobs=jobs), flush=True)
 
 
-# --nolock: outputs appear by a move, so a killed run leaves no lock and no half-written file behind
+# --nolock: outputs are moved into place, so a killed run leaves no partial file and needs no lock
 _LOCAL = ["--keep-going", "--rerun-incomplete", "--nolock", "--quiet", "rules", "reason", "host"]
 _LOCAL += ["--rerun-triggers", "mtime", "params"]
 
@@ -312,16 +313,16 @@ def leaderboard_text(name):
 
 
 def pages():
-    """Settings of ``params/book.yml``: the reference campaign and the pages that are executed notebooks."""
+    """Settings in ``params/book.yml``: the reference campaign and the pages that are executed notebooks."""
     return yaml.safe_load((paths.ROOT / "params" / "book.yml").read_text())
 
 
 def page_parameters(page, settings, campaign):
-    """Notebook parameters of a page on a campaign, equal to those of the campaign's own run.
+    """Notebook parameters of a page for a campaign, equal to those of the campaign's own run.
 
-    A training page shows one dataset, a rollout page one model, the page of a task both: those in
-    ``settings`` where the campaign has them, else the campaign's first. Report pages show all, and further
-    campaigns beside.
+    A training page shows one dataset, a rollout page one model, and the page of a task one of both. These are
+    the ones in ``settings`` if the campaign has them, else the first of the campaign. Report pages show all
+    datasets and models, and compare with further campaigns.
     """
     kind, stem = page.split("/")
     seed = campaign.seeds[0]
@@ -340,14 +341,14 @@ def page_parameters(page, settings, campaign):
 
 
 def task_parameters(notebook, campaign, dataset, model, seed):
-    """Parameters of a task's notebook, such as ``"ood/benzene"``; one without dynamics has none for them."""
+    """Parameters of a task's notebook, such as ``"ood/benzene"``, without those that it does not have."""
     known = parameters_of(NOTEBOOKS / f"{notebook}.ipynb")
     values = campaign.task_parameters(dataset, model, seed)
     return {name: value for name, value in values.items() if name in known}
 
 
 def _beside(name):
-    """Campaigns of ``params/book.yml`` that have records, to be shown beside one."""
+    """Campaigns in ``params/book.yml`` that have records and are shown next to a campaign."""
     return [other for other in pages()["beside"] if other != name and len(records.read(other))]
 
 
@@ -361,9 +362,9 @@ def make_pages(names=(), *, jobs=2):
     Parameters
     ----------
     names
-        Pages such as ``"rollout/lips"``; default, all pages of ``params/book.yml``.
+        Pages such as ``"rollout/lips"``; by default all pages in ``params/book.yml``.
     jobs
-        Pages at a time.
+        Number of pages at a time.
 
     Returns
     -------
@@ -400,12 +401,12 @@ def _make_page(name):
 
 
 def campaign_pages(name):
-    """Pages of the book that a campaign can show, and the executed notebooks that show them.
+    """Pages of the book that a campaign can show, and their executed notebooks.
 
     Returns
     -------
     dict
-        Page such as ``"training/mace"`` to the executed notebook in ``runs/<campaign>/``.
+        Page such as ``"training/mace"`` -> executed notebook in ``runs/<campaign>/``.
     """
     campaign, folder = campaigns.load(name), paths.runs() / name
     chosen = {}
@@ -429,7 +430,7 @@ def campaign_pages(name):
 
 
 def build_book(name):
-    """Build the book with a campaign's own pages, from a copy; the repository stays as it is.
+    """Build the book with a campaign's own pages from a copy, which leaves the repository unchanged.
 
     Returns
     -------
@@ -452,7 +453,7 @@ def build_book(name):
 
 
 def _existing_pages(toc, folder):
-    """Table of contents without the pages that are not there."""
+    """Table of contents without the pages that do not exist."""
 
     def missing(line):
         page = re.match(r"\s*- file: (\S+)", line)
@@ -462,10 +463,10 @@ def _existing_pages(toc, folder):
 
 
 def run_demo(name="demo", *, jobs=None):
-    """Run a campaign afresh in its own folder, build the book on it, and print the leaderboard.
+    """Run a campaign anew in its own folder, build the book from it, and print the leaderboard.
 
-    Records go to ``runs/<name>/results`` so that committed ones are neither used nor changed; a second call
-    picks up where the first was stopped.
+    Records go to ``runs/<name>/results``, so that committed records are neither used nor changed. A second
+    call continues where the first one was stopped.
 
     Returns
     -------
@@ -500,18 +501,18 @@ def parser():
     run.add_argument("notebook", type=Path)
     run.add_argument("output", type=Path)
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
-    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    run.add_argument("--quiet", action="store_true", help="show no progress bar")
 
     campaign = commands.add_parser("campaign", help="run a campaign; further arguments go to Snakemake")
     campaign.add_argument("name", help="name of a file in params/")
-    campaign.add_argument("--jobs", type=int, help="notebooks at a time")
+    campaign.add_argument("--jobs", type=int, help="number of notebooks at a time")
     campaign.add_argument("--only", type=lambda text: text.split(","), default=[], metavar="DATASET,...")
 
     page = commands.add_parser("pages", help="execute the pages of the book from stored records")
     page.add_argument("names", nargs="*", metavar="page")
     page.add_argument("--jobs", type=int, default=2)
 
-    demo = commands.add_parser("demo", help="run the demo campaign and build the book on it")
+    demo = commands.add_parser("demo", help="run the demo campaign and build the book from it")
     demo.add_argument("name", nargs="?", default="demo")
     demo.add_argument("--jobs", type=int)
     return root
@@ -537,7 +538,7 @@ def main(arguments=None):
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command continues from here", file=sys.stderr)
         return 130
 
 

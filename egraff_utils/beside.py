@@ -1,8 +1,8 @@
-"""What did the paper find, and what did we? Both as numbers, in one frame; `tables` shows them.
+"""What did the paper find, and what did we? One data frame holds both numbers, which `tables` displays.
 
-A row is a model in a group, such as a dataset; a column is (head with unit, source). Sources are ``"paper"``,
-``"ours"`` for the records at hand, further campaigns by name, and ``"bound"``: the floor of the metric, which
-is what a perfect but independent model would score, or the error of predicting zero.
+A row is a model in a group, such as a dataset; a column is (head with unit, source). The sources are
+``"paper"``, ``"ours"`` for the given records, further campaigns by name, and ``"bound"``. The bound is the
+floor of the metric, which is the score of a perfect but independent model, or the error of predicting zero.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ PAPER, OURS, BOUND = "paper", "ours", "bound"
 SPREAD = (" std", " low", " high")
 MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 DATASETS = ("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "lips", "lips20", "gete")
-"""Models and datasets in the paper's order."""
+"""Models and datasets in the order of the paper."""
 
 LITERATURE_MODELS = {"painn": "PaiNN", "dimenet++": "DimeNet++"}
-"""Models of the literature that the paper quotes and that are not trained here."""
+"""Models from the literature that the paper quotes and that are not trained here."""
 
 COMPARED = tuple(column.metric for column in COLUMNS if column.group == "accuracy")
-"""Errors of frames by which models are told apart."""
+"""Errors of frames by which models are compared."""
 
 PROTOCOLS = (str(Kind("rollout")), str(Kind("rollout", AS_CODED)))
 
 
 class Layout(NamedTuple):
-    """Rows and columns of a table that sets models beside each other."""
+    """Rows and columns of a table that compares models."""
 
     metrics: tuple[str, ...]
     rows: dict
     """Label of a group of rows -> kind and dataset of our records."""
     names: tuple[str, ...] = ("dataset",)
-    """What the label says; also the columns of the paper's table that hold it."""
+    """Names of the parts of the label, which are also columns of the paper's table."""
     number: str = ""
-    """Table of the paper; that of each column by default."""
+    """Number of the paper's table; by default that of each column."""
 
 
 MAIN = {(name,): ("rollout", name) for name in DATASETS}
@@ -58,11 +58,11 @@ LIPS20 = {
 }
 BENZENE = {(name,): ("rollout_benzene", name) for name in DATASETS[2:6]}
 COOL = MAIN | {("3bpa",): TEMPERATURES["3bpa", 300]}
-"""Rows of Tables 1 to 3. Tables 2 and 3 repeat the 300 K rows of 6 and 5 for 3BPA, and errors so small are of
-300 K too; the test set of our 3BPA is the one at 600 K."""
+"""Rows of Tables 1 to 3. For 3BPA, Tables 2 and 3 repeat the 300 K rows of Tables 6 and 5, and errors as
+small as those in Table 1 are of 300 K too; the test set of our 3BPA is the one at 600 K."""
 
 AT_600K = {"2": "6", "3": "5"}
-"""Table with the published values at 600 K."""
+"""Number of a table -> number of the table with the published values at 600 K."""
 
 STRUCTURE, DYNAMICS = ("jsd_raw", "wf"), ("ev_root", "fv")
 LAYOUTS = {
@@ -80,7 +80,7 @@ LAYOUTS = {
         Layout(STRUCTURE, BENZENE, ("trained_on",), "19"),
     )
 }
-"""Tables of the paper that set models beside each other, all but the literature (17)."""
+"""Layouts of the tables of the paper that compare models, all but that of the literature (17)."""
 
 
 def beside_values(
@@ -92,19 +92,20 @@ def beside_values(
     bounds: bool = False,
     spread: bool = False,
 ) -> pd.DataFrame:
-    """Numbers of some metrics for every dataset and model, the paper's value beside ours.
+    """Values of some metrics for every dataset and model, published ones next to ours.
 
     Parameters
     ----------
     frame
         One row per metric, as `records.read` returns it; several seeds are averaged.
     metrics
-        Names of metrics; those of a training, and those of `kind`.
+        Names of metrics of a training, and of records of `kind`.
     beside
         Further campaigns whose values are shown too; those without records are left out.
     kind
-        Kind of the records. The paper's values join for the kinds in `PROTOCOLS` only; those of 3BPA are
-        the published ones at 600 K, where our test set is. (Tables 1 to 3 have it at 300 K: `paper_values`.)
+        Kind of the records. Published values are added for the kinds in `PROTOCOLS` only; those of 3BPA are
+        the ones at 600 K, the temperature of our test set. (Tables 1 to 3 hold those at 300 K, see
+        `paper_values`.)
     bounds
         Whether to add the bound.
     spread
@@ -112,10 +113,11 @@ def beside_values(
 
     Returns
     -------
-    DataFrame with the index (dataset, model) in the paper's order, others behind, and the columns (head with
-    unit, source) with the sources ``"paper"``, ``"ours"``, the names of further campaigns and ``"bound"``; of
-    the spread ``"paper std"``, ``"ours low"``, ``"ours high"``, ``"bound low"`` and so on. Missing values are
-    NaN. For the kind ``rollout`` all rows of the paper's tables are there, and those of the records.
+    DataFrame with the index (dataset, model), first in the paper's order, then others, and the columns (head
+    with unit, source) with the sources ``"paper"``, ``"ours"``, the names of further campaigns and
+    ``"bound"``; with the spread also ``"paper std"``, ``"ours low"``, ``"ours high"``, ``"bound low"`` and so
+    on. Missing values are NaN. For the kind ``rollout`` it has all rows of the paper's tables, and those of
+    the records.
     """
     frames = campaign_frames(frame, beside)
     layout = dataset_layout(frames, metrics, kind)
@@ -123,19 +125,21 @@ def beside_values(
 
 
 def paper_values(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), **options) -> pd.DataFrame:
-    """Numbers of a table of the paper, ours beside the published ones.
+    """Values of a table of the paper, ours next to the published ones.
 
     Parameters
     ----------
+    frame, beside
+        As in `beside_values`.
     number
-        1 to 6, ``"7a"``, ``"7b"`` (its published values are not at hand), 18 or 19.
+        1 to 6, ``"7a"``, ``"7b"`` (its published values are not available), 18 or 19.
     options
-        ``bounds`` and ``spread``, as those of `beside_values`.
+        ``bounds`` and ``spread``, as in `beside_values`.
 
     Returns
     -------
-    DataFrame like that of `beside_values`, but with the table's own labels in the index: in 5 and 6 the
-    dataset and the temperature (K), in 7 the structures, in 18 and 19 the dataset trained on.
+    DataFrame like that of `beside_values`, but with the labels of the table in the index: in 5 and 6 the
+    dataset and the temperature (K), in 7 the structures, in 18 and 19 the training dataset.
 
     Raises
     ------
@@ -146,12 +150,13 @@ def paper_values(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), *
 
 
 def literature_values(frame: pd.DataFrame, *, beside: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Numbers of Table 17: errors in other papers, in EGraFFBench and in ours.
+    """Values of Table 17, errors from other papers and EGraFFBench, together with ours.
 
     Returns
     -------
     DataFrame with the index (quantity with unit, dataset, source) and a column for every model; NaN where a
-    source gives no value, no row where it gives none at all. Ours bear the names of their campaigns.
+    source gives no value, and no row where it gives none at all. Our values have the names of their
+    campaigns.
     """
     table = paper.table(17).replace({"source": {"Ours": "EGraFFBench"}})
     datasets = table.dataset.unique()
@@ -175,12 +180,12 @@ def literature_values(frame: pd.DataFrame, *, beside: tuple[str, ...] = ()) -> p
 
 
 def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
-    """Values of one column in units of their bound: a row for every dataset, columns (source, model).
+    """Values of one column in units of their bound, with a row for every dataset and columns (source, model).
 
     Parameters
     ----------
     values
-        As `beside_values` or `paper_values` give them with ``bounds``.
+        Values of `beside_values` or `paper_values` with ``bounds``.
     head
         Head of the column.
 
@@ -205,18 +210,18 @@ def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
 
 
 def floor_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> tuple[float, float, float]:
-    """Floor of a metric of rollouts: what a perfect but independent model would score, and its 95 % range.
+    """Floor of a metric of rollouts, the score of a perfect but independent model, with its 95 % range.
 
     Parameters
     ----------
     frame
         One row per metric, as `records.read` returns it.
     kind
-        Kind of the rollouts: those of ``rollout_600K`` have the floor in records of kind ``floor_600K``.
-        Without one, both protocols have the floor of ``rollout``, and without that ``floor_<metric>`` of the
-        dataset's record, which has no range.
+        Kind of the rollouts. The floor of ``rollout_600K`` is in records of kind ``floor_600K``. If there is
+        none, both protocols use the floor of ``rollout`` and then ``floor_<metric>`` of the dataset's record,
+        which has no range.
     dataset, metric
-        Their names.
+        Names of the dataset and the metric.
 
     Returns
     -------
@@ -239,10 +244,10 @@ def floor_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> tuple
 
 
 def is_alike(metric: str, value: float, low: float, high: float) -> bool:
-    """Whether a value cannot be told from the reference: it lies inside the range of the metric's floor.
+    """Whether a value cannot be distinguished from the reference, as it is in the range of the floor.
 
-    Below the range counts too where zero is best: no simulation is closer to the reference than the
-    reference is to itself, but by chance. EV and FV below it follow the reference's own trajectory.
+    If zero is best, a value below the range counts too: a simulation can be closer to the reference than the
+    reference is to itself only by chance. EV and FV below the range follow the trajectory of the reference.
 
     Examples
     --------
@@ -253,12 +258,12 @@ def is_alike(metric: str, value: float, low: float, high: float) -> bool:
 
 
 def count_alike(values: pd.DataFrame, head: str, source: str = OURS) -> tuple[int, int]:
-    """How many values cannot be told from the reference, and of how many that have a floor with its range.
+    """Number of values that cannot be distinguished from the reference, and of values with a range.
 
     Parameters
     ----------
     values
-        As `beside_values` or `paper_values` give them with ``bounds`` and ``spread``.
+        Values of `beside_values` or `paper_values` with ``bounds`` and ``spread``.
 
     Examples
     --------
@@ -273,9 +278,9 @@ def count_alike(values: pd.DataFrame, head: str, source: str = OURS) -> tuple[in
 
 
 def winners(values: pd.DataFrame, head: str, source: str = OURS) -> str:
-    """Models with the least value of a column and where, as a list in words; ``none`` without values.
+    """Models with the lowest value of a column and their datasets, in words; ``none`` without values.
 
-    Datasets with a single value are left out: there is nothing to win.
+    Datasets with a single value are left out, as they allow no comparison.
 
     Examples
     --------
@@ -297,7 +302,7 @@ def _listed(names):
 
 
 def budget(campaign: str) -> str:
-    """What the values of a campaign were made with, as one sentence without its full stop.
+    """Settings by which the values of a campaign were obtained, as a sentence without its full stop.
 
     Examples
     --------
@@ -317,17 +322,17 @@ def budget(campaign: str) -> str:
 
 
 def model_title(name: str) -> str:
-    """Name of a model as readers see it: its card's title, or the name itself where there is no card."""
+    """Name of a model for readers, the title of its card, or the name itself if there is no card."""
     return cards.model(name).title if name in cards.models() else LITERATURE_MODELS.get(name, name)
 
 
 def dataset_title(name: str) -> str:
-    """Name of a dataset as readers see it: its card's title up to a comma, or the name itself."""
+    """Name of a dataset for readers, the title of its card up to a comma, or the name itself."""
     return cards.dataset(name).title.partition(",")[0] if name in cards.datasets() else name
 
 
 def short_title(name: str) -> str:
-    """Name of a dataset for a narrow place: its title without brackets, or what is in them if it is long.
+    """Short name of a dataset, its title without brackets, or what is in them if the title is long.
 
     Examples
     --------
@@ -341,24 +346,24 @@ def short_title(name: str) -> str:
 
 
 def dataset_place(name: str) -> tuple:
-    """Place of a dataset in the paper's order, others behind by name: a key to sort by."""
+    """Sorting key of a dataset: first the paper's order, then others by name."""
     return (DATASETS.index(name) if name in DATASETS else len(DATASETS), name)
 
 
 def campaign_name(frame: pd.DataFrame) -> str:
-    """Campaign that the records of a frame lie in; ``"ours"`` where they do not say."""
+    """Campaign of the records of a frame; ``"ours"`` if they do not say."""
     known = frame.path.dropna()
     return known.iloc[0].split("/")[0] if len(known) else OURS
 
 
 def campaign_frames(frame: pd.DataFrame, beside: tuple[str, ...] = ()) -> dict:
-    """Source -> its records: ``"ours"``, and further campaigns that have some."""
+    """Source -> its records, for ``"ours"`` and further campaigns that have records."""
     others = {name: records.read(name) for name in beside}
     return {OURS: frame} | {name: found for name, found in others.items() if len(found)}
 
 
 def column_of(metric: str, units: dict | None = None) -> Quantity:
-    """Column of a metric; `units` has the unit of one that `quantities` does not know."""
+    """Column of a metric; `units` gives the unit if `quantities` does not know the metric."""
     return quantities.of(metric, (units or {}).get(metric))
 
 
@@ -375,7 +380,7 @@ def paper_layout(number) -> Layout:
     Raises
     ------
     ValueError
-        If there is no such table; the message lists those there are.
+        If there is no such table; the message lists the available ones.
     """
     if (key := str(number).lower()) not in LAYOUTS:
         raise cards.unknown("table", number, LAYOUTS)
@@ -383,7 +388,7 @@ def paper_layout(number) -> Layout:
 
 
 def dataset_layout(frames: dict, metrics, kind: str = "rollout") -> Layout:
-    """Layout with a group of rows for every dataset: those of the records, for the main kind the paper's."""
+    """Layout with a group of rows per dataset of the records and, for the main kind, of the paper."""
     kinds = [kind, "training", "failure"] if kind in PROTOCOLS[:1] else [kind]
     found = {name for frame in frames.values() for name in frame.dataset[_runs(frame, kinds)]}
     if kind in PROTOCOLS[:1] and any(quantities.of(metric).published for metric in metrics):
@@ -394,7 +399,7 @@ def dataset_layout(frames: dict, metrics, kind: str = "rollout") -> Layout:
 def layout_values(
     frames: dict, layout: Layout, *, bounds: bool = False, spread: bool = False
 ) -> pd.DataFrame:
-    """Numbers of a layout; the frame is that of `beside_values`."""
+    """Values of a layout, a DataFrame like that of `beside_values`."""
     index = _index(frames, layout)
     values = {}
     for column in columns_of(layout, frames):
@@ -419,13 +424,13 @@ def layout_values(
 
 
 def record_keys(column: Quantity, layout: Layout, index: pd.MultiIndex) -> list[tuple]:
-    """Kind, dataset and model of the records behind every row of a column."""
+    """Kind, dataset and model of the records that give every row of a column."""
     labels = [(layout.rows[tuple(label)], model) for *label, model in index]
     return [(_kind(column.metric, kind), dataset, model) for (kind, dataset), model in labels]
 
 
 def _kind(metric, kind):
-    """Kind of the records that hold a metric beside rollouts of a kind."""
+    """Kind of the records that hold a metric, given the kind of the rollouts."""
     own = quantities.of(metric).kind
     if Kind.parse(kind).act != "rollout" or own == "rollout":
         return kind
@@ -449,18 +454,18 @@ def _no_rows(names):
 
 
 def _runs(frame, kinds):
-    """Rows of some kinds, of models: neither of the reference nor of a notebook without a dataset."""
+    """Rows of some kinds that belong to models, not to the reference or to a notebook without a dataset."""
     return frame.kind.isin(kinds) & (frame.model != "reference") & (frame.dataset != "all")
 
 
 def _means(frame, column):
-    """Mean over seeds of a metric and its interval, index (kind, dataset, model), in the head's unit."""
+    """Mean over seeds of a metric and its interval, in the unit of the head, index (kind, dataset, model)."""
     rows = frame[(frame.metric == column.metric) & (frame.model != "reference")]
     return rows.groupby(["kind", "dataset", "model"])[["value", "low", "high"]].mean() * column.factor
 
 
 def _published(column, layout, index):
-    """Published value and standard deviation of every row; NaN where the paper says nothing."""
+    """Published value and standard deviation of every row; NaN where the paper gives none."""
     values = pd.DataFrame(np.nan, index=index, columns=["value", "std"])
     if not (place := column.published):
         return values
@@ -477,7 +482,7 @@ def _published(column, layout, index):
 
 
 def _published_at_600K(column):
-    """Published values of 3BPA at the temperature of our test set, index (dataset, model); no errors."""
+    """Published values of 3BPA at the temperature of our test set, without errors, index (dataset, model)."""
     values = pd.DataFrame(columns=["value", "std"], index=_no_rows(["dataset", "model"]), dtype=float)
     place = column.published
     if number := AT_600K.get(place.table):
@@ -487,9 +492,9 @@ def _published_at_600K(column):
 
 
 def bound_of(column: Quantity, layout: Layout, index: pd.MultiIndex, frames: dict) -> pd.DataFrame:
-    """Bound of every row with its range, in the head's unit: that of the first source that has one.
+    """Bound of every row with its range, in the unit of the head, from the first source that has one.
 
-    Columns ``value``, ``low`` and ``high``, NaN where there is none.
+    The columns are ``value``, ``low`` and ``high``, NaN where there is none.
     """
     kinds = [layout.rows[tuple(label)] for *label, _ in index]
     known = {}
@@ -501,7 +506,7 @@ def bound_of(column: Quantity, layout: Layout, index: pd.MultiIndex, frames: dic
 
 
 def _bound(column, kind, dataset, frame):
-    """Floor of a metric, or the error of predicting zero at the frames of a kind; with its range."""
+    """Floor of a metric, or the error of predicting zero on the frames of a kind, with its range."""
     if column.floor:
         return floor_of(frame, kind, dataset, column.metric)
     own = ("dataset", "training") if kind in PROTOCOLS else (_kind(column.metric, kind),)
@@ -518,7 +523,7 @@ def _model_place(name):
 
 
 def _limits(settings, dataset=None):
-    """Budgets of a dataset, or of those without budgets of their own, in words."""
+    """Budgets of a dataset in words; without one, those of datasets that have no overrides."""
     training = settings.training if dataset is None else settings._budget("training", dataset)
     rollout = settings.rollout if dataset is None else settings._budget("rollout", dataset)
     units = {"max_seconds": "s", "max_steps": "steps", "max_epochs": "epochs"}

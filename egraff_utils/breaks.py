@@ -1,4 +1,4 @@
-"""Why does a simulation break? Its end as data, and the words that pages make of it."""
+"""Why does a simulation break? The end of a replica as data, and the words for it that pages show."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,11 +6,12 @@ from enum import StrEnum
 from egraff_utils.structure import BOND_TOLERANCE, MINIMUM_DISTANCE, RDF_TOLERANCE
 
 FARTHEST_MOVE = 1.0
-"""Å in one step; an atom at 3000 K moves about 0.1 Å in 1 fs, so more is an explosion."""
+"""Largest move of an atom in one step, Å. At 3000 K an atom moves about 0.1 Å in 1 fs, so a longer move is an
+explosion."""
 
 
 class Cause(StrEnum):
-    """What a simulation broke by; the value is what records hold."""
+    """Cause of a break; records store its value."""
 
     BOND = "bond"
     CONTACT = "contact"
@@ -38,15 +39,16 @@ class Cause(StrEnum):
 
 @dataclass
 class Break:
-    """The end of a replica before its time."""
+    """The early end of a replica."""
 
     replica: int
-    """Its place in the curves of the record."""
+    """Index of the replica in the curves of the record."""
     step: int
-    """Last sound step."""
+    """Last valid step."""
     time: float
-    """Of that step, fs."""
+    """Time of that step, fs."""
     cause: Cause
+    """Which rule the next step broke."""
 
     def __post_init__(self):
         self.cause = Cause(self.cause)
@@ -56,7 +58,7 @@ class Break:
 
 
 def account(breaks, replicas):
-    """What broke, in a sentence; empty if nothing did.
+    """Sentence that lists the replicas that broke; empty if none did.
 
     >>> account([Break(1, 30, 15.0, "contact")], 5)
     '1 of 5 replicas broke: replica 1 after 30 steps (two atoms came closer than 0.5 Å)'

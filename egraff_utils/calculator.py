@@ -1,7 +1,7 @@
-"""How does a force field drive ASE? Calculators for one system or for several copies that do not interact.
+"""How does a force field drive ASE? Calculators handle one system, or several copies that do not interact.
 
-A copy is called a replica. R replicas of a system of N atoms stand in one ``ase.Atoms`` of R*N atoms, one
-after another; each calculator here gives the energy of every replica in
+A copy is called a replica. One ``ase.Atoms`` holds the R replicas of a system of N atoms one after another,
+as R*N atoms. Each calculator here also returns the energy of every replica, in
 ``results["energies_of_replicas"]``, shape ``(R,)``, eV.
 """
 
@@ -13,7 +13,7 @@ from egraff_utils.graph import SkinList
 
 
 def join_replicas(replicas):
-    """One ``ase.Atoms`` of R*N atoms out of R of N atoms each; the cell is the first one's.
+    """One ``ase.Atoms`` of R*N atoms that joins R structures of N atoms; it has the cell of the first.
 
     Raises
     ------
@@ -39,12 +39,12 @@ def join_replicas(replicas):
 
 
 def split_replicas(atoms, replicas):
-    """The R replicas of which ``atoms`` consists, a list of ``ase.Atoms``.
+    """The R replicas that ``atoms`` consists of, a list of ``ase.Atoms``.
 
     Raises
     ------
     ValueError
-        If the number of atoms is no multiple of R, or the replicas are not copies of one system.
+        If the number of atoms is not a multiple of R, or the replicas are not copies of one system.
 
     Examples
     --------
@@ -61,11 +61,11 @@ def split_replicas(atoms, replicas):
 
 
 class ForceFieldCalculator(Calculator):
-    """ASE calculator over a force field, for one system or a batch of replicas.
+    """ASE calculator that evaluates a force field, for one system or a batch of replicas.
 
-    Energy in eV (the sum over replicas), forces in eV/Å; no stress. The neighbour list is kept between
-    calls and searched anew only when an atom has moved by half the skin. The parameters of the force field
-    are frozen.
+    It gives the energy in eV (the sum over replicas) and forces in eV/Å, but no stress. The neighbour list is
+    kept between calls and rebuilt only when an atom has moved by half the skin. The parameters of the force
+    field are frozen.
 
     Parameters
     ----------
@@ -73,17 +73,17 @@ class ForceFieldCalculator(Calculator):
         :class:`~egraff_utils.models.ForceField`, or any module with ``elements``, ``cutoff`` (Å) and
         ``forward(graph) -> (energy (S,), forces (N, 3))``.
     device
-        Where it runs, by default where it is.
+        Device on which the force field runs; by default the one it is on.
     skin
-        Å; the result does not depend on it.
+        Skin of the neighbour list, Å; the result does not depend on it.
     replicas
-        R, copies of one system in the ``ase.Atoms``.
+        Number R of copies of one system in the ``ase.Atoms``.
 
     Raises
     ------
     ValueError
-        At a calculation: if an element is unknown to the force field, the atoms are not R copies of one
-        system, or a position is not finite.
+        On calculation, if an element is unknown to the force field, the atoms are not R copies of one system,
+        or a position is not finite.
     """
 
     implemented_properties = ["energy", "free_energy", "forces"]
@@ -96,9 +96,10 @@ class ForceFieldCalculator(Calculator):
         self._list = self._system = self._last = None
 
     def check_state(self, atoms, tol=0.0):
-        """What has changed since the last calculation, exactly and of what matters here.
+        """Names of what has changed since the last calculation, without any tolerance.
 
-        ASE's own comparison, asked three times a step, takes longer than the neighbour list.
+        Only what affects the result is compared. ASE calls this method three times per step, and its own
+        comparison takes longer than the neighbour list.
         """
         if self.atoms is None:
             return list(all_changes)
@@ -109,7 +110,8 @@ class ForceFieldCalculator(Calculator):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         """Fill ``results``; called by ASE."""
-        if self._last is not None and set(system_changes) <= {"positions"}:  # ASE has dropped its copy by now
+        # By now ASE has dropped its copy of the atoms; updating the last one is quicker than a new copy.
+        if self._last is not None and set(system_changes) <= {"positions"}:
             self.atoms = self._last
             self.atoms.positions[:] = atoms.positions
         else:
@@ -139,7 +141,7 @@ class ForceFieldCalculator(Calculator):
 
 
 class ReplicaCalculator(Calculator):
-    """One ASE calculator per replica, for methods that know no batches (xTB, EMT).
+    """ASE calculator that evaluates one calculator per replica, for methods without batches (xTB, EMT).
 
     Parameters
     ----------

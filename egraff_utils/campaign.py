@@ -1,4 +1,4 @@
-"""What does a campaign run? One YAML file in ``params/``, expanded to notebook parameters."""
+"""What does a campaign run? One YAML file in ``params/`` is expanded to the parameters of notebooks."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,12 @@ FOLDERS = {"corrected": "rollout", AS_CODED: str(Kind("rollout", AS_CODED))}
 CELL = "{dataset}-{model}-s{seed}.ipynb"
 """Name of the executed notebook of a cell."""
 TASKS = ("ood", "checks")
-"""Folders of notebooks that put a trained model to a task, and keys of a campaign."""
+"""Folders of the notebooks of tasks, which use a trained model; also keys of a campaign."""
 
 
 @dataclass(frozen=True)
 class TrainingBudget:
-    """Ends of a training, whichever comes first; ``None`` is no limit (the model's own epochs remain)."""
+    """Limits of a training, the first of which ends it; ``None`` is no limit (the model's epochs remain)."""
 
     max_seconds: float | None = None
     max_steps: int | None = None
@@ -30,7 +30,7 @@ class RolloutBudget:
     replicas: int = 5
     steps: int = 1000
     max_seconds: float | None = None
-    """Time per rollout, s, as that of a training."""
+    """Time per rollout, s, counted as that of a training."""
     protocols: tuple[str, ...] = ("corrected",)
 
     def __post_init__(self):
@@ -53,23 +53,23 @@ class Campaign:
     training: TrainingBudget = field(default_factory=TrainingBudget)
     rollout: RolloutBudget = field(default_factory=RolloutBudget)
     ood: dict = field(default_factory=dict)
-    """``{task: [datasets]}``: notebooks of ``notebooks/ood/``, each for models trained on these datasets;
-    their rollouts have the length of the dataset's own."""
+    """``{task: [datasets]}``: notebooks in ``notebooks/ood/`` that are run for models trained on these
+    datasets; their rollouts are as long as those of the dataset."""
     checks: dict = field(default_factory=dict)
-    """``{task: [datasets]}``: notebooks of ``notebooks/checks/``, likewise."""
+    """``{task: [datasets]}``: notebooks in ``notebooks/checks/``, likewise."""
     ood_frames: int = 200
-    """Frames of every composition that static errors out of distribution are taken on, at most."""
+    """Largest number of frames of every composition for static errors out of distribution."""
     device: str = "cpu"
     threads: int = 1
-    """Threads of one run."""
+    """Number of threads of one run."""
     jobs: int = 2
-    """Runs at a time."""
+    """Number of runs at a time."""
     budget: str | None = None
-    """Time for the whole campaign, such as ``25m``. Where it is given, the campaign is planned before its
-    first run, and its trainings and rollouts are as long as the plan says (:mod:`egraff_utils.plan`)."""
+    """Time for the whole campaign, such as ``25m``. If it is given, the campaign is planned before its first
+    run, and the plan sets the lengths of trainings and rollouts (:mod:`egraff_utils.plan`)."""
     overrides: dict = field(default_factory=dict)
-    """``{dataset: {training: {...}, rollout: {...}, seeds: [...]}}``: budgets and seeds that differ for a
-    dataset."""
+    """``{dataset: {training: {...}, rollout: {...}, seeds: [...]}}``: budgets and seeds of datasets for which
+    they differ."""
 
     def __post_init__(self):
         for name in ("datasets", "models", "seeds"):
@@ -97,14 +97,14 @@ class Campaign:
                     self._budget(part, dataset)
 
     def cells(self):
-        """All (dataset, model, seed)."""
+        """All (dataset, model, seed) of the campaign, a list."""
         return [(d, m, s) for d in self.datasets for m in self.models for s in self._seeds(d)]
 
     def _seeds(self, dataset):
         return self.overrides.get(dataset, {}).get("seeds", self.seeds)
 
     def task_cells(self):
-        """All (folder, task, dataset, model, seed) of the tasks that put a trained model to something."""
+        """All (folder, task, dataset, model, seed) of the tasks that use a trained model."""
         return [
             (folder, task, *cell)
             for folder, task, names in self._tasks()
@@ -113,11 +113,11 @@ class Campaign:
         ]
 
     def _tasks(self):
-        """(folder of ``notebooks/``, task, datasets) of every task."""
+        """(folder in ``notebooks/``, task, datasets) of every task, a list."""
         return [(folder, task, names) for folder in TASKS for task, names in getattr(self, folder).items()]
 
     def training_parameters(self, dataset, model, seed):
-        """Parameters of a training notebook; the model is the notebook's own."""
+        """Parameters of a training notebook, which knows its own model."""
         budget = self._budget("training", dataset)
         return self._common(seed) | {
             "dataset": dataset,
@@ -128,7 +128,7 @@ class Campaign:
         }
 
     def rollout_parameters(self, dataset, model, seed, protocol):
-        """Parameters of a rollout notebook; the dataset is the notebook's own."""
+        """Parameters of a rollout notebook, which knows its own dataset."""
         budget = self._budget("rollout", dataset)
         training = self.training_parameters(dataset, model, seed)
         training.pop("dataset")
@@ -144,7 +144,7 @@ class Campaign:
         }
 
     def task_parameters(self, dataset, model, seed):
-        """Parameters of a notebook that puts a trained model to a task."""
+        """Parameters of a task's notebook, which uses a trained model."""
         parameters = self.rollout_parameters(dataset, model, seed, "corrected")
         del parameters["protocol"]
         return {"dataset": dataset, "frames": self.ood_frames, **parameters}
@@ -169,14 +169,14 @@ def names():
 
 
 def load(name, *, planned=True):
-    """The campaign of a name in ``params/``, or of a path to a YAML file.
+    """The campaign with this name in ``params/``, or in the YAML file at this path.
 
     Parameters
     ----------
     name
         Name or path.
     planned
-        Whether times are those of the campaign's plan, where there is one (:func:`plan_path`).
+        Whether the times are those of the campaign's plan, if there is one (:func:`plan_path`).
 
     Raises
     ------
@@ -193,13 +193,15 @@ def load(name, *, planned=True):
 
 
 def plan_path(name):
-    """File with the budgets that fit a time, ``results/<campaign>/plan.yml``; among the records, so that it
-    goes where they go."""
+    """Path of the plan, whose budgets fit a given time, ``results/<campaign>/plan.yml``.
+
+    It is stored with the records, so that it is moved and committed together with them.
+    """
     return paths.results() / name / "plan.yml"
 
 
 def _planned(mapping, plan):
-    """Runs at a time and overrides with the budgets of a plan."""
+    """Mapping of a campaign with the number of jobs and the overrides of a plan."""
     overrides = {dataset: dict(parts) for dataset, parts in mapping.get("overrides", {}).items()}
     for dataset in set(plan["budgets"]) & set(mapping["datasets"]):
         parts = overrides.setdefault(dataset, {})

@@ -1,4 +1,4 @@
-"""What is a dataset, what is a model? Frozen cards read from the YAML files in ``cards/``."""
+"""What is a dataset, and what is a model? Frozen cards are read from the YAML files in ``cards/``."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent / "cards"
 
 
 def unknown(kind, name, known):
-    """Error for a name that is not among the known ones, with the nearest of them.
+    """``ValueError`` for a name that is not among the known ones; it suggests the nearest.
 
     >>> unknown("model", "mase", ["mace", "nequip"])
     ValueError("unknown model 'mase'; did you mean 'mace'? Known: mace, nequip")
@@ -26,12 +26,12 @@ def unknown(kind, name, known):
 
 
 def from_mapping(cls, mapping, *, where):
-    """Instance of a dataclass from a mapping that may hold none but its fields.
+    """Instance of a dataclass from a mapping, all of whose keys must be fields.
 
     Raises
     ------
     ValueError
-        If a key is not a field, naming it, or a required field is missing.
+        If a key is not a field, or a required field is missing; the message names it.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in mapping:
@@ -49,7 +49,9 @@ def from_mapping(cls, mapping, *, where):
 
 
 def changed(instance):
-    """Fields of a dataclass that are not at their defaults, a dictionary; a field added later is not in it.
+    """Fields of a dataclass that differ from their defaults, a dictionary.
+
+    It does not change when a field with a default is added to the class later.
 
     >>> changed(TrainingHyperparameters(batch_size=5, loss="mae", second_stage=SecondStage(start=0.5)))
     {'loss': 'mae', 'second_stage': {'start': 0.5}}
@@ -64,10 +66,10 @@ def changed(instance):
 
 @dataclass(frozen=True)
 class SecondStage:
-    """Second stage of training ("SWA" in mace): other weights and learning rate, averaged parameters."""
+    """Second stage of training ("SWA" in mace), with other loss weights and another learning rate."""
 
     start: float = 0.75
-    """Fraction of the budget after which it begins."""
+    """Fraction of the budget after which the stage begins."""
     learning_rate: float = 0.001
     energy_weight: float = 1000.0
     force_weight: float = 1.0
@@ -75,7 +77,7 @@ class SecondStage:
 
 @dataclass(frozen=True)
 class TrainingHyperparameters:
-    """How a model is trained; the defaults are those of most tables."""
+    """Training hyperparameters of a model; the defaults are those of most tables of the paper."""
 
     batch_size: int = 5
     """Structures per step."""
@@ -83,11 +85,11 @@ class TrainingHyperparameters:
     optimizer: str = "adam"
     """``adam``, ``adamw`` or ``muon``, see :mod:`egraff_utils.optimizers`."""
     momentum: float = 0.95
-    """Of ``muon``: decay of the mean of the gradients of matrices."""
+    """Decay of the running mean of the gradients of matrices, used by ``muon`` only."""
     amsgrad: bool = True
     weight_decay: float = 0.0
     loss: str = "mse"
-    """``mse``, ``mae``, or ``l2mae`` (mean norm of the force error)."""
+    """``mse``, ``mae``, or ``l2mae`` (mean norm of the force error per atom)."""
     energy_weight: float = 1.0
     force_weight: float = 1.0
     energy_per_atom: bool = True
@@ -95,17 +97,17 @@ class TrainingHyperparameters:
     energy_loss_ema: float | None = None
     """Weight of the newest value in the running mean of the energy loss (TorchMD-NET's alpha)."""
     ema_decay: float | None = 0.99
-    """Decay of the moving average of the parameters, which is what is validated and kept."""
+    """Decay of the moving average of the parameters; the averaged parameters are validated and kept."""
     clip_norm: float | None = 10.0
     scheduler: str = "plateau"
     """``plateau``, ``cosine`` or ``none``."""
     plateau_factor: float = 0.8
     plateau_patience: int = 50
-    """Epochs without improvement of the validation loss."""
+    """Epochs without improvement of the validation loss after which the learning rate is reduced."""
     min_learning_rate: float = 0.0
     """Lower bound of the learning rate."""
     stop_learning_rate: float | None = None
-    """Training ends once the learning rate is below this."""
+    """Training ends once the learning rate is below this value."""
     warmup_epochs: int = 0
     warmup_steps: int = 0
     early_stopping_patience: int | None = None
@@ -132,7 +134,7 @@ class TrainingHyperparameters:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """An architecture: where it comes from and its hyperparameters at every preset."""
+    """Card of an architecture: where it comes from, and its hyperparameters at every preset."""
 
     name: str
     title: str
@@ -145,12 +147,12 @@ class ModelCard:
     """Trainable parameters at preset ``paper`` for the elements H, C, O."""
     presets: dict[str, dict[str, dict[str, Any]]]
     notes: list[str] = field(default_factory=list)
-    """Where today's names differ from the table's."""
+    """Remarks on where today's names of hyperparameters differ from those in the table."""
     version: int = 1
-    """Raised when the same weights give other energies: trainings are then made anew."""
+    """Number to raise when the same weights give other energies; models are then trained anew."""
 
     def network(self, preset, **overrides):
-        """Keywords of ``build_network`` at a preset, with overrides."""
+        """Keyword arguments of ``build_network`` at a preset, with overrides."""
         return {**self._preset(preset)["network"], **overrides}
 
     def training(self, preset, **overrides):
@@ -194,9 +196,9 @@ class Oracle:
     """An ASE calculator that labels any structure of a dataset."""
 
     calculator: str
-    """What makes it, ``package.module.Class``."""
+    """Class of the calculator, ``package.module.Class``."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Its keywords."""
+    """Keyword arguments of the class."""
     title: str = ""
     """Name for readers; by default that of the class."""
 
@@ -208,11 +210,11 @@ ORACLES = {
     "gfn2": Oracle("tblite.ase.TBLite", {"method": "GFN2-xTB", "verbosity": 0}, "GFN2-xTB"),
     "emt": Oracle("ase.calculators.emt.EMT", title="EMT"),
 }
-"""Oracles with a short name: GFN2-xTB for molecules, effective medium theory for metals."""
+"""Oracles with short names: GFN2-xTB for molecules, effective medium theory for metals."""
 
 
 def oracle(value, *, where):
-    """:class:`Oracle` of what a card says: a name of :data:`ORACLES`, or a mapping of the fields.
+    """:class:`Oracle` from the entry of a card, a name in :data:`ORACLES` or a mapping of the fields.
 
     Raises
     ------
@@ -237,7 +239,7 @@ def oracle(value, *, where):
 
 
 def oracle_title(value):
-    """Name for readers of a card's oracle; None if it has none.
+    """Name for readers of a card's oracle, or None if the card has none.
 
     >>> oracle_title("gfn2")
     'GFN2-xTB'
@@ -247,16 +249,16 @@ def oracle_title(value):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that holds frames, and how to know that it is the right one."""
+    """A file that holds frames, and the hash that identifies it."""
 
     path: str
-    """Place below a data folder (``EGRAFF_DATA`` or ``data/``), or beside the card, or absolute."""
+    """Path relative to a data folder (``EGRAFF_DATA`` or ``data/``) or to the card, or absolute."""
     hash: str | None = None
     """``sha256:<hex>`` or ``git:<hex>`` (blob id); required for a file that is downloaded."""
     url: str | None = None
-    """Address, where ``origin`` of the card does not give it."""
+    """Address of the file, if ``origin`` of the card does not give it."""
     reader: str | None = None
-    """Reader of this file, where it is not the card's."""
+    """Reader of this file, if it is not that of the card."""
 
 
 @dataclass(frozen=True)
@@ -265,9 +267,9 @@ class Part:
 
     source: str
     slice: str = ":"
-    """Which of the source's frames, ``start:stop:step``."""
+    """Frames of the source that are taken, ``start:stop:step``."""
     drop: Any = ()
-    """Frames of the source to leave out: a list of indices or a slice."""
+    """Frames of the source that are left out, a list of indices or a slice."""
 
     def indices(self, total):
         """Indices of the frames in a source of ``total`` frames, in order.
@@ -291,9 +293,9 @@ class Split:
 
     parts: list[Part]
     frames: int | None = None
-    """How many there are; checked on loading."""
+    """Number of frames, which is checked on loading."""
     subset_of: list[str] = field(default_factory=list)
-    """Splits whose frames these are as well; every other pair of splits is disjoint."""
+    """Splits that contain these frames too; every other pair of splits is disjoint."""
     note: str = ""
 
     def __post_init__(self):
@@ -303,7 +305,7 @@ class Split:
 
 
 def shift(split, target=None):
-    """Name of a set that a model is put to, other than the test set of its own dataset; empty for that.
+    """Name of the set on which a model is evaluated; empty for the test set of its own dataset.
 
     >>> shift("test"), shift("test_600K"), shift("crystals"), shift("test", "benzene")
     ('', '600K', 'crystals', 'benzene')
@@ -314,7 +316,7 @@ def shift(split, target=None):
 
 @dataclass(frozen=True, eq=False)
 class DatasetCard:
-    """A dataset: where its frames come from, in which units, and how they are split."""
+    """Card of a dataset: where its frames come from, their units, and how they are split."""
 
     name: str
     system: str
@@ -328,9 +330,9 @@ class DatasetCard:
     reader: str
     """``npz``, ``extxyz``, ``deepmd``, ``rmd17`` or ``generated``."""
     splits: dict[str, Split]
-    """``train``, ``val``, ``test`` and named extras; iterating gives the names."""
+    """``train``, ``val``, ``test`` and further splits, by name."""
     files: dict[str, SourceFile] = field(default_factory=dict)
-    """Source files; a source of several files names them ``<source>/<role>``."""
+    """Source files; those of a source with several files are named ``<source>/<role>``."""
     title: str = ""
     citation: str = ""
     """Key in ``book/references.bib``."""
@@ -338,32 +340,32 @@ class DatasetCard:
     units: dict[str, str] = field(default_factory=lambda: {"energy": "eV", "length": "Å"})
     """Units in the files: ``energy`` (eV, kcal/mol, kJ/mol, Hartree) and ``length`` (Å, Bohr)."""
     energy_factor: float | None = None
-    """Energy unit in eV, where the files' makers used another factor than today's."""
+    """Energy unit in eV, if the authors of the files used another conversion factor than today's."""
     keys: dict[str, str] = field(default_factory=dict)
-    """Names of ``energy`` and ``forces`` in the files, where they are not these."""
+    """Names of ``energy`` and ``forces`` in the files, if they differ from these."""
     origin: dict[str, str] = field(default_factory=dict)
-    """First folder of ``path`` -> address that the rest of the path is appended to."""
+    """First folder of ``path`` -> address to which the rest of the path is appended."""
     time_ordered: dict[str, float] = field(default_factory=dict)
-    """Splits whose frames follow each other in time -> interval, fs."""
+    """Split whose frames are consecutive in time -> time between two frames, fs."""
     first_contiguous: dict[str, int] = field(default_factory=dict)
-    """Time-ordered split -> first frame behind its last jump; 0 where a split is not named."""
+    """Time-ordered split -> first frame after its last jump; 0 for a split that is not named."""
     temperatures: dict[str, float] = field(default_factory=dict)
-    """Split -> temperature, K, where it is not the card's."""
+    """Split -> temperature, K, if it is not that of the card."""
     timesteps: dict[str, float] = field(default_factory=dict)
-    """Split -> timestep, fs, where it is not the card's."""
+    """Split -> timestep, fs, if it is not that of the card."""
     reference_energies: dict[int, float] = field(default_factory=dict)
     """Atomic number -> prior energy of an atom, eV (Table 13); may be empty."""
     cell: list[list[float]] | None = None
-    """Cell, Å, of files that hold none."""
+    """Cell vectors, Å, for files that hold none."""
     oracle: str | dict[str, Any] | None = None
-    """Calculator that gives energies and forces of any structure: a name of :data:`ORACLES`, the fields of an
+    """Calculator that gives energies and forces of any structure: a name in :data:`ORACLES`, the fields of an
     :class:`Oracle`, or None."""
     generate: dict[str, Any] = field(default_factory=dict)
-    """How the frames are made, for the reader ``generated``."""
+    """How the frames are generated, for the reader ``generated``."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the data should know."""
+    """Remarks that a user of the data should know."""
     folder: Path | None = None
-    """Folder of a user's own card."""
+    """Folder of a user's card."""
 
     def __post_init__(self):
         set_field = partial(object.__setattr__, self)
@@ -402,7 +404,7 @@ class DatasetCard:
         return self.splits[name]
 
     def parts(self, name):
-        """Names of the splits that a split is made of, one for each composition; itself if there are none.
+        """Names of the splits, one per composition, that a split consists of; its own name if there are none.
 
         >>> dataset("lips20").parts("crystals")
         ['beta-Li3PS4', 'gamma-Li3PS4', 'Li2PS3-hex', 'Li2PS3-orth']
@@ -411,7 +413,7 @@ class DatasetCard:
         return [part for part, split in self.splits.items() if name in split.subset_of] or [name]
 
     def files_of(self, source):
-        """Keys of the files of a source: itself, or those named ``<source>/<role>``."""
+        """Keys of the files of a source: its own name, or those of the form ``<source>/<role>``."""
         keys = [key for key in self.files if key == source or key.startswith(f"{source}/")]
         if not keys and not self.generate:
             raise unknown(f"source of {self.name}", source, self.files)
@@ -424,7 +426,7 @@ class DatasetCard:
         return file.url or (self.origin[first] + rest if first in self.origin else None)
 
     def conditions(self, split):
-        """Temperature (K) and timestep (fs) of the simulations that go with a split."""
+        """Temperature (K) and timestep (fs) of the simulations that belong to a split."""
         self.split(split)
         return self.temperatures.get(split, self.temperature), self.timesteps.get(split, self.timestep)
 
@@ -479,7 +481,7 @@ def _source_file(value, where):
 
 
 def _split(value, where):
-    """A split from YAML: a full mapping, a single part, or the bare name of a source."""
+    """A split from YAML, given as a full mapping, as a single part, or as the name of a source."""
     if isinstance(value, Split):
         return value
     mapping = {"source": value} if isinstance(value, str) else dict(value)
@@ -498,9 +500,10 @@ def datasets():
 
 
 def dataset(name):
-    """:class:`DatasetCard` of a dataset, by name or by the path of a YAML file of one's own.
+    """:class:`DatasetCard` of a dataset, by its name or by the path of a user's YAML file.
 
-    A card read from a path is known by its own name from then on. Relative paths in it start at its folder.
+    Once read from a path, a card can also be found by the name in it. Relative paths in it start at its
+    folder.
 
     Raises
     ------

@@ -1,9 +1,10 @@
-"""What does a training step cost once it is compiled? Loss and gradients of a batch as one function.
+"""What does a training step cost once it is compiled? The loss and gradients of a batch become one function.
 
-The step is written down once as a graph of operators: the network, the forces as the gradient of its
-energies, the loss, and the gradient of the loss by every weight. That graph records no derivative any more
-and goes through ``torch.compile``. Its shapes are fixed, since sizes that depend on data stop the compiler: a
-ghost structure, whose atoms and edges are its own and which is left out of the loss, fills up every batch.
+The step is traced once to a graph of operators: the network, the forces as the gradient of its energies, the
+loss, and the gradient of the loss with respect to every weight. That graph needs no autograd any more and is
+passed to ``torch.compile``. Its shapes are fixed, since the compiler cannot handle sizes that depend on data.
+Every batch is therefore padded with a ghost structure, which has its own atoms and edges and is left out of
+the loss.
 """
 
 import os
@@ -21,7 +22,8 @@ from egraff_utils import paths
 from egraff_utils.graph import AtomicGraph, collate
 
 GHOST_VECTOR = (0.594, 0.4752, 0.6336)
-"""Of a ghost's edges, in cutoffs: 0.99 long, where envelopes are almost zero, so that no sum grows large."""
+"""Vector of the edges of a ghost, in cutoffs. At its length, 0.99, envelopes are almost zero, so that the
+sums over its many edges stay small."""
 
 
 class Batch(NamedTuple):
@@ -29,25 +31,25 @@ class Batch(NamedTuple):
 
     graph: AtomicGraph
     energy: Tensor
-    """Shape ``(S,)``, eV, float64."""
+    """Energies, shape ``(S,)``, eV, float64."""
     forces: Tensor
-    """Shape ``(N, 3)``, eV/Å."""
+    """Forces, shape ``(N, 3)``, eV/Å."""
 
 
 class Shape(NamedTuple):
-    """Numbers of structures, atoms and pairs that every batch is filled up to."""
+    """Numbers of structures, atoms and pairs to which every batch is padded."""
 
     structures: int
     atoms: int
     pairs: int
 
     def holds(self, graph):
-        """Whether a ghost can fill up a graph to this shape."""
+        """Whether a ghost can pad a graph to this shape."""
         structures, atoms, pairs = self._missing(graph)
         return (structures, atoms, pairs) == (0, 0, 0) or (structures > 0 and atoms > 0 and pairs >= 0)
 
     def fill(self, graph, cutoff):
-        """The graph with a ghost structure added, whose first atom is its own neighbour along all edges."""
+        """The graph padded with a ghost structure, whose first atom is its own neighbour along all edges."""
         structures, atoms, pairs = self._missing(graph)
         if not structures:
             return graph
@@ -73,8 +75,9 @@ def sizes(graph):
 
 
 WRAPPED = 4000
-"""Operators of a graph up to which what calls the kernels is compiled too. That makes a network of three
-layers a tenth quicker; over one of six layers the C++ compiler takes ten minutes."""
+"""Largest number of operators of a graph for which the code that calls the kernels is compiled too. This
+makes a network of three layers a tenth faster, but for one of six layers the C++ compiler takes ten
+minutes."""
 
 
 class Step:
@@ -85,8 +88,8 @@ class Step:
     force_field
         :class:`~egraff_utils.models.ForceField` in training mode, whose weights are read at every call.
     errors
-        ``errors(batch, prediction, real)`` gives those of energies and forces, two scalars; ``real``, shape
-        ``(S,)``, is one for structures and zero for ghosts.
+        Function ``errors(batch, prediction, real)`` that returns the errors of energies and forces, two
+        scalars; ``real``, shape ``(S,)``, is one for structures and zero for ghosts.
     shape
         :class:`Shape` of the batches.
     """
@@ -100,12 +103,12 @@ class Step:
         self.function, self.seconds = None, 0.0
 
     def compile(self, batch):
-        """Compile for batches of the shape, of which this is one; ``seconds`` is the processor time it took.
+        """Compile for batches of the shape, such as this one; ``seconds`` holds the processor time it took.
 
         Raises
         ------
         Exception
-            What the compiler raises, where there is no C++ compiler for instance.
+            Any error of the compiler, for instance if there is no C++ compiler.
         """
         before = _processor_time()
         arguments = self._arguments(batch, (1.0, 1.0))
@@ -121,7 +124,7 @@ class Step:
         self.seconds = _processor_time() - before
 
     def __call__(self, batch, factors):
-        """Errors of energies and forces, and the gradients by the weights of their sum times the factors."""
+        """Errors of energies and forces, and gradients of their weighted sum with respect to the weights."""
         with torch.no_grad():
             energy, force, *gradients = self.function(*self._arguments(batch, factors))
         return energy, force, gradients
@@ -146,7 +149,7 @@ class Step:
 
 
 class _Unchecked(nn.Module):
-    """A force field by autograd, without a look at what its graph holds."""
+    """A force field evaluated by autograd, without checks that depend on values in its graph."""
 
     def __init__(self, force_field):
         super().__init__()
@@ -158,7 +161,7 @@ class _Unchecked(nn.Module):
 
 @contextmanager
 def _caches():
-    """What the compiler makes is kept in the project's folder, and found again by later runs."""
+    """Let the compiler keep its files in the project's cache folder, where later runs find them."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     given = os.environ.get(name)
     os.environ[name] = given or str(paths.cache() / "inductor")
@@ -170,6 +173,6 @@ def _caches():
 
 
 def _processor_time():
-    """Of this process and of those that it started and that have ended, s."""
+    """Processor time of this process and of its finished child processes, s."""
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in spent)

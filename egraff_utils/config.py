@@ -1,4 +1,4 @@
-"""Which run is it? What was asked for, and the key under which its record lies."""
+"""Which run is this? A configuration says what is run, and a key says where its record is stored."""
 
 from dataclasses import asdict
 from typing import NamedTuple
@@ -9,7 +9,7 @@ AS_CODED = "as_coded"
 
 
 class Kind(NamedTuple):
-    """What was done, by which protocol and on which frames. As text it names the folder of the records.
+    """What was done, by which protocol and on which frames; its text is the name of the folder of records.
 
     >>> str(Kind("rollout", "as_coded", "600K")), Kind.parse("rollout_600K"), str(Kind("training"))
     ('rollout_as_coded_600K', Kind(act='rollout', protocol='', shift='600K'), 'training')
@@ -18,7 +18,7 @@ class Kind(NamedTuple):
     act: str
     """``rollout``, ``errors``, ``floor``, ``training``, ..."""
     protocol: str = ""
-    """``as_coded``, or empty for ``corrected`` and for what has no protocol."""
+    """``as_coded``; empty for ``corrected`` and for acts without a protocol."""
     shift: str = ""
     """Set of frames other than the test set (:func:`~egraff_utils.cards.shift`), or a composition."""
 
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def parse(cls, text):
-        """From the name of a folder."""
+        """The kind that a folder's name stands for."""
         act, _, rest = text.partition("_")
         if rest == AS_CODED or rest.startswith(f"{AS_CODED}_"):
             return cls(act, AS_CODED, rest[len(AS_CODED) + 1 :])
@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
 
 def changed(kind, **changes):
-    """Text of a kind that differs from another, given as text, in some of act, protocol and shift.
+    """Text of a kind, given as text, after changes of its act, protocol or shift.
 
     >>> changed("rollout_600K", act="floor"), changed("rollout_as_coded_crystals", shift="Li2S")
     ('floor_600K', 'rollout_as_coded_Li2S')
@@ -44,7 +44,7 @@ def changed(kind, **changes):
 
 
 class Key(NamedTuple):
-    """Which run a record is of."""
+    """Identity of the run that a record belongs to."""
 
     kind: str
     """Text of a :class:`Kind`."""
@@ -60,7 +60,7 @@ class Key(NamedTuple):
         return paths.results() / self.campaign / self.kind / name
 
     def of(self, **changes):
-        """Key of a run that differs in some of: act, protocol, shift; model, dataset, seed.
+        """Key of a run that differs in some of act, protocol, shift, model, dataset and seed.
 
         >>> Key("rollout_600K", "cpu", "acac", "mace").of(act="floor", model="reference").kind
         'floor_600K'
@@ -70,13 +70,14 @@ class Key(NamedTuple):
 
 
 class Config:
-    """Base of the dataclasses that say what is run: all fields but a few determine the result.
+    """Base class of the configurations of runs; all fields but a few determine the result.
 
-    A subclass has the fields of a :class:`Key`, of which ``kind`` is an attribute or a property.
+    A subclass has the fields of a :class:`Key`; its ``kind`` is a class attribute or a property.
     """
 
     WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads", "progress")
-    """These few: the record's key, and what does not change the result."""
+    """Fields that are left out of :meth:`parameters`: the key of the record, and what does not change the
+    result."""
 
     @property
     def card(self):

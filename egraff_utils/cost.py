@@ -1,7 +1,7 @@
-"""What does one MD step cost? Time and memory against the number of atoms.
+"""What does one MD step cost? Time and memory are measured as functions of the number of atoms.
 
-``python -m egraff_utils.cost CAMPAIGN`` measures every trained model of a campaign; nothing else may run
-meanwhile, or the times are those of a shared machine.
+``python -m egraff_utils.cost CAMPAIGN`` measures every trained model of a campaign. Nothing else may run at
+the same time, or the times are those of a shared machine.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from egraff_utils import campaign as campaigns
 from egraff_utils.config import Config
 from egraff_utils.records import Metric
 
-WARM_UP = 2  # steps before the first that counts: compilation and caches
-SETTLED = 0.5  # s that are timed at least: a short step varies more than a long one
+WARM_UP = 2  # untimed steps, which include compilation and fill caches
+SETTLED = 0.5  # s, least time that is measured, as short steps vary more than long ones
 FRAGMENT = 8  # atoms evaluated before memory is counted, so that libraries are loaded
 STARTING = 120  # s allowed for loading a model
-LARGE = 250  # atoms from which on the constant cost of a step hardly counts
+LARGE = 250  # atoms, above which the constant cost of a step is negligible
 
 
 @dataclass(frozen=True)
 class CostConfig(Config):
-    """One trained model and the supercells it is timed on."""
+    """One trained model and the supercells on which it is timed."""
 
     kind = "cost"
 
@@ -41,15 +41,15 @@ class CostConfig(Config):
     dataset: str = "lips"
     """A periodic dataset that the model was trained on; its first test frame is repeated."""
     seed: int = 0
-    """Of the training."""
+    """Seed of the training."""
     cells: tuple[tuple[int, int, int], ...] = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2), (2, 2, 4))
     """Copies of the frame along the cell vectors, smallest first."""
     steps: int = 5
-    """In the median, at least."""
+    """Smallest number of steps over which the median is taken."""
     max_seconds: float = 20
-    """Wall time of one size; a size that would take longer ends the measurement."""
+    """Limit of the wall time of one size, s; a size that would take longer ends the measurement."""
     max_memory: float = 8000
-    """MB, likewise."""
+    """Limit of the memory, MB; a size that would need more ends the measurement."""
     device: str = "cpu"
     threads: int = 1
 
@@ -65,13 +65,13 @@ def measure(config):
     Returns
     -------
     Record
-        Kind ``cost``. Metrics and curves: those of :func:`grow`. The stored one if parameters and weights are
-        the same. The message tells what ended the measurement.
+        Kind ``cost``, with the metrics and curves of :func:`grow`. A stored record is returned if parameters
+        and weights are the same. The message says what ended the measurement.
 
     Raises
     ------
     FileNotFoundError
-        If there are no trained weights; names the command that trains.
+        If there are no trained weights; the message names the command that trains.
     ValueError
         If the dataset is not periodic.
     """
@@ -84,30 +84,33 @@ def measure(config):
 
 
 def grow(config, *, runs=1):
-    """Time and memory of one MD step by number of atoms, in a process of its own.
+    """Time and memory of one MD step by number of atoms, measured in a separate process.
 
-    The step is that of a rollout: Langevin dynamics with kept neighbour lists.
+    The step is that of a rollout: Langevin dynamics with neighbour lists that are kept between steps.
 
     Parameters
     ----------
     config
         :class:`CostConfig`.
     runs
-        Of which the quickest counts, for each size: what else a machine does only adds time.
+        Number of runs, the fastest of which counts for each size, since other work of a machine only adds
+        time.
 
     Returns
     -------
     metrics
         List of :class:`~egraff_utils.records.Metric`, empty if not even the smallest size could be measured:
-        ``time_exponent`` (b of time = a * atoms**b, over all sizes), ``time_exponent_large`` (from 250 atoms
-        on), ``constant`` (ms, of a step without atoms, from the line that fits best in relative terms),
-        ``largest_size`` (atoms), ``ms_per_atom`` (ms, at the largest size), ``memory_per_atom`` (MB, slope),
-        ``atoms_in_memory`` (atoms at which the memory of the machine would be full, by that slope).
+        ``time_exponent`` (b of time = a * atoms**b, over all sizes), ``time_exponent_large`` (for 250 atoms
+        or more), ``constant`` (ms, of a step without atoms, from the line with the smallest relative
+        residuals), ``largest_size`` (atoms), ``ms_per_atom`` (ms, at the largest size), ``memory_per_atom``
+        (MB, slope), ``atoms_in_memory`` (number of atoms that would fill the memory of the machine, by that
+        slope).
     curves
-        Of S sizes: ``atoms``, ``edges``, ``milliseconds`` (median, ms), ``milliseconds_neighbours`` (ms, its
-        part for the neighbour list), ``memory`` (MB, peak above that of the loaded model).
+        Arrays over the S sizes: ``atoms``, ``edges``, ``milliseconds`` (median, ms),
+        ``milliseconds_neighbours`` (ms, the part of the neighbour list), ``memory`` (MB, peak above that of
+        the loaded model).
     message
-        What ended the measurement; empty if all sizes were measured.
+        Reason why the measurement ended; empty if all sizes were measured.
 
     Raises
     ------
@@ -118,7 +121,7 @@ def grow(config, *, runs=1):
     if card.system == "molecule":
         raise ValueError(f"{card.name} is a molecule; supercells need a periodic dataset, such as lips")
     if weights.digest(config) is None:
-        weights.load(config)  # says what is missing
+        weights.load(config)  # raises an error that says what is missing
     found, messages = zip(*[_in_a_process(config) for _ in range(runs)], strict=True)
     rows = [min(same, key=lambda row: row["milliseconds"]) for same in zip(*found, strict=False)]
     message = next(filter(None, messages), "")
@@ -128,13 +131,13 @@ def grow(config, *, runs=1):
 
 
 def evaluate(config):
-    """Time and memory of one size after the other in this process; `grow` calls it in a fresh one.
+    """Time and memory of one size after another in this process; `grow` calls it in a new process.
 
     Yields
     ------
     dict
         ``atoms``, ``edges``, ``milliseconds``, ``milliseconds_neighbours`` (ms), ``memory`` and
-        ``machine_memory`` (MB); last ``message`` alone, where a limit ended the measurement.
+        ``machine_memory`` (MB); the last one has only ``message`` if a limit ended the measurement.
     """
     import torch
 
@@ -156,7 +159,7 @@ def evaluate(config):
 
 
 def stepper(force_field, atoms, *, replicas=1, device="cpu", temperature=300.0, timestep=1.0, seed=0):
-    """What makes one step of a rollout: R replicas of a frame in Langevin dynamics, a function.
+    """Function that makes one step of a rollout, Langevin dynamics of R replicas of a frame.
 
     Its attribute ``dynamics`` is the integrator.
 
@@ -165,11 +168,17 @@ def stepper(force_field, atoms, *, replicas=1, device="cpu", temperature=300.0, 
     force_field
         :class:`~egraff_utils.models.ForceField`.
     atoms
-        ``ase.Atoms``; each replica gets thermal velocities of its own.
+        Frame, ``ase.Atoms``; each replica is given its own thermal velocities.
+    replicas
+        Number of replicas, R.
+    device
+        Device on which the force field runs.
     temperature
-        K.
+        Temperature, K.
     timestep
-        fs.
+        Timestep, fs.
+    seed
+        Seed of the velocities and of the noise.
     """
     from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
@@ -202,12 +211,12 @@ def exponent(atoms, values):
 
 
 def summary(found):
-    """Table of cost records: a row for every model, heads with units; empty without records.
+    """Table of cost records with one row per model and units in its head; empty without records.
 
     Parameters
     ----------
     found
-        Records of kind ``cost``; others are passed over.
+        Records of kind ``cost``; others are ignored.
     """
     heads = {
         "time_exponent": "Exponent of time (dimensionless)",
@@ -230,9 +239,14 @@ def measure_campaign(name, *, dataset=None):
     Parameters
     ----------
     name
-        Campaign.
+        Name of the campaign.
     dataset
-        Periodic dataset; by default ``lips``, or the campaign's first periodic one where it has no ``lips``.
+        Periodic dataset; by default ``lips``, or the first periodic one of a campaign without ``lips``.
+
+    Raises
+    ------
+    ValueError
+        If the campaign has no periodic dataset.
     """
     settings = campaigns.load(name)
     periodic = [d for d in settings.datasets if cards.dataset(d).system != "molecule"]
@@ -250,7 +264,7 @@ def measure_campaign(name, *, dataset=None):
 
 
 def _in_a_process(config):
-    """Rows of all sizes that the limits and the machine allow, and what ended the measurement."""
+    """Rows of all sizes that the limits and the machine allow, and the reason why the measurement ended."""
     threads = {f"{name}_NUM_THREADS": str(config.threads) for name in ("OMP", "MKL", "OPENBLAS")}
     call = [sys.executable, "-m", "egraff_utils.cost", "--sizes", json.dumps(asdict(config))]
     limit = STARTING + config.max_seconds * len(config.cells)
@@ -283,7 +297,7 @@ def _one_size(config, force_field, atoms):
 
 
 def _median(call, config):
-    """Median time of a call, ms; in one thread on a CPU processor time, which other programs do not touch."""
+    """Median time of a call, ms; with one CPU thread, processor time, which other programs do not affect."""
     alone = config.device == "cpu" and config.threads == 1
     clock = time.process_time if alone else time.perf_counter
     for _ in range(WARM_UP):
@@ -297,7 +311,7 @@ def _median(call, config):
 
 
 def _too_much(config, row, atoms):
-    """Why the next size is not begun; time and memory are taken to grow in proportion to the atoms."""
+    """Reason why the next size is not begun, assuming time and memory proportional to the number of atoms."""
     if not row:
         return ""
     growth = atoms / row["atoms"]
@@ -315,7 +329,7 @@ def _name(copies):
 
 
 def _memory(device, *, reset=False):
-    """Peak so far, MB: of the process, or of the tensors on a GPU, from a reset on."""
+    """Peak memory since the last reset, MB, of the process or of the tensors on a GPU."""
     if reset:
         allocator.release()
     if str(device).startswith("cuda"):
@@ -324,7 +338,7 @@ def _memory(device, *, reset=False):
         if reset:
             torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device) / 1e6
-    try:  # Linux: a high-water mark that can be set back to the present
+    try:  # Linux keeps a high-water mark that can be reset to the current memory
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -334,7 +348,7 @@ def _memory(device, *, reset=False):
 
 
 def _machine_memory(device):
-    """Of the machine, or of the GPU, MB."""
+    """Memory of the machine, or of the GPU, MB."""
     if str(device).startswith("cuda"):
         import torch
 
@@ -360,7 +374,7 @@ def _metrics(curves, machine_memory):
 
 
 def main(arguments=None):
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m egraff_utils.cost", description=measure.__doc__[:88])
     parser.add_argument("campaign", nargs="?", help="measure every trained model of this campaign")
     parser.add_argument("--dataset", help="periodic dataset; lips by default")

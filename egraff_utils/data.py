@@ -1,4 +1,4 @@
-"""Which frames are there? Fetches source files, checks them, and reads them as ``ase.Atoms`` in eV and Å."""
+"""Which frames are there? Source files are fetched, checked, and read as ``ase.Atoms`` in eV and Å."""
 
 import bz2
 import hashlib
@@ -25,22 +25,21 @@ ENERGY_UNITS = {
 }
 LENGTH_UNITS = {"Å": 1.0, "Angstrom": 1.0, "Bohr": units.Bohr}
 OF_FRAMES = ("elements", "system", "units", "energy_factor", "keys", "cell", "reference_energies")
-"""Fields of a card that determine, beside files and splits, what a training sees."""
+"""Fields of a card that determine what a training sees, in addition to files and splits."""
 
 
 def load(name, split):
-    """Frames of a split of a dataset, with the reference's energy and forces attached.
+    """Frames of a split of a dataset, with the energies and forces of the reference attached.
 
-    Every call gives fresh copies, which may be changed. Files are fetched if they are not at hand, and only
-    those that the split needs.
+    Every call returns new copies, which may be changed. Only the files that the split needs are fetched, if
+    they are not available yet.
 
     Parameters
     ----------
     name
-        Name of a dataset, path of a card of one's own (``.yml``), or a
-        :class:`~egraff_utils.cards.DatasetCard`.
+        Name of a dataset, path of a user's card (``.yml``), or a :class:`~egraff_utils.cards.DatasetCard`.
     split
-        ``"train"``, ``"val"``, ``"test"`` or a named extra of the card.
+        ``"train"``, ``"val"``, ``"test"`` or another split named in the card.
 
     Returns
     -------
@@ -53,9 +52,9 @@ def load(name, split):
     Raises
     ------
     ValueError
-        If there is no such dataset or split (the message lists them), or a file is not what its hash says.
+        If there is no such dataset or split (the message lists them), or a file does not match its hash.
     FileNotFoundError
-        If a file is neither at hand nor to be downloaded.
+        If a file is not available and cannot be downloaded.
     """
     card = cards.dataset(name)
     return [_atoms(card, *found) for found in _chosen(card, split)]
@@ -64,7 +63,7 @@ def load(name, split):
 def positions(name, split, numbers):
     """Positions of the frames of a split that have these atomic numbers, shape ``(T, N, 3)``, Å.
 
-    Faster than :func:`load`, with the same parameters and errors.
+    This function is faster than :func:`load`, whose parameters and errors it shares.
     """
     frames = [frame for *_, frame in _chosen(cards.dataset(name), split)]
     same = [frame.positions for frame in frames if np.array_equal(frame.numbers, numbers)]
@@ -72,8 +71,11 @@ def positions(name, split, numbers):
 
 
 def digest(name, splits=("train", "val", "test")):
-    """Hash of what determines the frames of some splits, from the card alone: no file is read but one whose
-    hash the card does not give, and a made dataset is not made."""
+    """Hash of everything that determines the frames of some splits.
+
+    It is computed from the card: a file is read only if the card does not give its hash, and a generated
+    dataset is not generated.
+    """
     card = cards.dataset(name)
     parts = {split: [[p.source, p.slice, p.drop] for p in card.split(split).parts] for split in splits}
     fields = {field: getattr(card, field) for field in OF_FRAMES}
@@ -85,7 +87,7 @@ def digest(name, splits=("train", "val", "test")):
 
 
 def _hash(card, key):
-    """Hash of a file: that of the card, else that of its content."""
+    """Hash of a file, as given in the card or else computed from its content."""
     if card.files[key].hash:
         return card.files[key].hash
     path = _locate(card, key)
@@ -93,21 +95,21 @@ def _hash(card, key):
 
 
 def check_splits(name, splits):
-    """Refuse splits that nothing can be learnt from, before time is spent on them.
+    """Reject splits that cannot be used for training, before time is spent on them.
 
     Parameters
     ----------
     name
         Name of a dataset, or its card.
     splits
-        Name of a split -> its frames, as :func:`load` gives them; the first is the one to be trained on.
+        Name of a split -> its frames as returned by :func:`load`; the first is the one to be trained on.
 
     Raises
     ------
     ValueError
-        If a split is empty, or a frame lacks forces of shape ``(N, 3)``, is periodic with a cell of no
-        volume, holds a number that is not finite, or an element that the card does not list or no frame of
-        the first split holds. Names the split, the frame and the remedy.
+        If a split is empty, or a frame has no forces of shape ``(N, 3)``, is periodic with a cell of zero
+        volume, holds a number that is not finite, or holds an element that the card does not list or that is
+        absent from the first split. The message names the split, the frame and the remedy.
     """
     card = cards.dataset(name)
     known, whose = set(card.elements), "the elements of the card"
@@ -128,7 +130,7 @@ def check_splits(name, splits):
 
 
 def _problem(atoms):
-    """What is wrong with a labelled frame, if anything."""
+    """Description of what is wrong with a labelled frame; empty if nothing is."""
     arrays = {"positions": atoms.positions, "a cell": atoms.cell.array, **atoms.calc.results}
     if "forces" not in arrays:
         return "holds no forces"
@@ -141,7 +143,7 @@ def _problem(atoms):
 
 
 def _chosen(card, split):
-    """Source, index in it and frame of all frames of a split."""
+    """All frames of a split, each as (source, index in the source, frame)."""
     wanted = card.split(split)
     files = fetch(card, split)
     found = [
@@ -158,7 +160,7 @@ def _chosen(card, split):
 
 
 def _atoms(card, source, index, frame):
-    """One frame as ``Atoms``; every array is copied."""
+    """One frame as ``ase.Atoms``, with copies of all arrays."""
     info = {"source": source, "frame": index}
     atoms = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=card.pbc, info=info)
     if frame.velocities is not None:
@@ -169,29 +171,31 @@ def _atoms(card, source, index, frame):
 
 
 def fetch(card, split=None):
-    """Paths of a dataset's files, downloaded or made if they are not at hand; hashes are always checked.
+    """Paths of a dataset's files, which are downloaded or generated if needed; hashes are always checked.
 
-    Looks in ``EGRAFF_DATA`` (a read-only mirror, laid out as the cards' paths), then in ``data/``, and
-    downloads into ``data/`` what is in neither. Made datasets are made once and kept.
+    Files are searched for in ``EGRAFF_DATA`` (a read-only mirror with the paths given in the cards) and then
+    in ``data/``; a file that is in neither is downloaded into ``data/``. Datasets are generated once and
+    kept.
 
     Parameters
     ----------
     card
         :class:`~egraff_utils.cards.DatasetCard`, or its name.
     split
-        Only the files that this split needs; None for all files of the dataset.
+        Split whose files are needed; None for all files of the dataset.
 
     Returns
     -------
     dict of str to Path
-        Key of the file in the card -> where it lies.
+        Key of the file in the card -> its path.
 
     Raises
     ------
     FileNotFoundError
-        If a file is not at hand and cannot be downloaded; names the file, its address and its hash.
+        If a file is not available and cannot be downloaded; the message names the file, its address and its
+        hash.
     ValueError
-        If a file is not what its hash says. It is renamed to ``<name>.bad`` where its folder allows that.
+        If a file does not match its hash. The file is renamed to ``<name>.bad`` if its folder is writable.
     """
     card = cards.dataset(card)
     if card.generate:
@@ -202,7 +206,7 @@ def fetch(card, split=None):
 
 
 def _locate(card, key):
-    """Path of one file, checked; downloaded if it is in no folder."""
+    """Path of one file after its hash is checked; the file is downloaded if no folder holds it."""
     file = card.files[key]
     folders = [card.folder] if card.folder else []
     for folder in folders + paths.data():
@@ -214,7 +218,7 @@ def _locate(card, key):
 
 
 def _download(card, key):
-    """Fetch a file to ``data/`` under a temporary name, check it, then move it to its place."""
+    """Download a file to ``data/`` under a temporary name, check its hash, then move it to its place."""
     file, url = card.files[key], card.url(key)
     path = paths.data()[-1] / file.path
     if url is None or file.hash is None:
@@ -225,9 +229,9 @@ def _download(card, key):
         pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None)
         _check(temporary, file.hash, name=path)
         os.replace(temporary, path)
-    except OSError as error:  # includes all errors of requests
+    except OSError as error:  # all errors of requests are OSErrors
         reason = f"the download failed ({type(error).__name__}: {error})"
-        raise _missing(card, key, reason) from None  # the chain of errors of requests says no more
+        raise _missing(card, key, reason) from None  # the chained errors of requests add nothing
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -237,14 +241,14 @@ def _missing(card, key, reason):
     file = card.files[key]
     searched = ", ".join(str(folder) for folder in paths.data())
     return FileNotFoundError(
-        f"{card.name}: {file.path} is not at hand and {reason}. Searched {searched}. "
+        f"{card.name}: {file.path} is not available and {reason}. Searched {searched}. "
         f"Address: {card.url(key) or 'none'}. Expected hash: {file.hash or 'none'}. "
         f"If you have a copy, put it at <folder>/{file.path} and set EGRAFF_DATA=<folder>."
     )
 
 
 def _check(path, expected, *, name=None):
-    """Raise ValueError if a file's hash is not the expected one, after moving the file aside."""
+    """Move the file aside and raise ValueError if its hash is not the expected one."""
     if expected is None:
         return
     found = file_hash(path, expected.split(":")[0], stamp=_stamp(path))
@@ -267,9 +271,9 @@ def _stamp(path):
 
 @lru_cache(maxsize=4096)
 def file_hash(path, algorithm="sha256", *, stamp=None):
-    """Hash of a file as ``sha256:<hex>``, or as ``git:<hex>``, the id of a blob in a git repository.
+    """Hash of a file, as ``sha256:<hex>`` or as ``git:<hex>``, the id of a blob in a git repository.
 
-    The second is the SHA-1 of ``b"blob <length>\\0"`` and the content. ``stamp`` is only a key of the cache.
+    The latter is the SHA-1 of ``b"blob <length>\\0"`` and the content. ``stamp`` is only a key of the cache.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -288,24 +292,24 @@ def file_hash(path, algorithm="sha256", *, stamp=None):
 
 
 class Frame(NamedTuple):
-    """One structure as arrays, in eV, Å and ASE units of velocity; N atoms."""
+    """One structure of N atoms as arrays, in eV, Å and ASE units of velocity."""
 
     numbers: np.ndarray
-    """(N,)"""
+    """Atomic numbers, shape ``(N,)``."""
     positions: np.ndarray
-    """(N, 3), Å"""
+    """Positions, shape ``(N, 3)``, Å."""
     cell: np.ndarray
-    """(3, 3), Å"""
+    """Cell vectors as rows, shape ``(3, 3)``, Å."""
     energy: float
-    """eV"""
+    """Potential energy, eV."""
     forces: np.ndarray | None = None
-    """(N, 3), eV/Å"""
+    """Forces, shape ``(N, 3)``, eV/Å."""
     velocities: np.ndarray | None = None
-    """(N, 3), Å per ASE time"""
+    """Velocities, shape ``(N, 3)``, Å per ASE time unit."""
 
 
 def _frames(card, source, files):
-    """Frames of a source in eV and Å, read once per process and version of the files."""
+    """Frames of a source in eV and Å, read once per process unless the files change."""
     keys = ["frames"] if card.generate else card.files_of(source)
     reader = card.files[keys[0]].reader or card.reader if card.files else card.reader
     stamps = tuple((files[key], files[key].stat().st_mtime_ns) for key in keys)
@@ -329,7 +333,7 @@ def _read(reader, source, stamps, factors, keys, cell):
 
 
 def _convert(frame, energy, length):
-    """The frame in eV and Å (velocities are stored in ASE units already)."""
+    """The frame converted to eV and Å; velocities are already stored in ASE units."""
     return frame._replace(
         positions=np.asarray(frame.positions, dtype=float) * length,
         cell=np.asarray(frame.cell, dtype=float) * length,
@@ -339,7 +343,7 @@ def _convert(frame, energy, length):
 
 
 def _read_npz(files, *, source, keys):
-    """Frames of an npz file as nequip reads it: ``pos``, ``energy``, ``forces``, ``cell``, numbers."""
+    """Frames of an npz file in nequip's format: ``pos``, ``energy``, ``forces``, ``cell``, numbers."""
     arrays = _arrays(files[0])
     energy = arrays[keys.get("energy", "energy")].reshape(-1)
     forces = arrays[keys.get("forces", "forces")]
@@ -350,7 +354,7 @@ def _read_npz(files, *, source, keys):
 
 
 def _read_generated(files, *, source, keys):
-    """Frames that :func:`egraff_utils.reference.make_dataset` stored; the source is the name of a split."""
+    """Frames stored by :func:`egraff_utils.reference.make_dataset`; the source is the name of a split."""
     arrays = _arrays(files[0])
     fields = [arrays[f"{source}_{name}"] for name in ("positions", "energy", "forces", "velocities")]
     return [
@@ -360,7 +364,7 @@ def _read_generated(files, *, source, keys):
 
 
 def _read_rmd17(files, *, source, keys):
-    """Frames of an rMD17 file, each centred: the molecules drift."""
+    """Frames of an rMD17 file, each of which is centred because the molecules drift."""
     arrays = _arrays(files[0])
     energy, forces = arrays[keys.get("energy", "energies")], arrays[keys.get("forces", "forces")]
     positions = arrays["coords"] - arrays["coords"].mean(axis=1, keepdims=True)
@@ -369,7 +373,7 @@ def _read_rmd17(files, *, source, keys):
 
 
 def _read_deepmd(files, *, source, keys):
-    """Frames of a DeePMD folder: types; a row per frame in ``box``, ``coord``, ``energy``, ``force``."""
+    """Frames of a DeePMD folder: types, and a row per frame in ``box``, ``coord``, ``energy``, ``force``."""
     named = {path.stem: path for path in files}
     symbols = named["type_map"].read_text().split()
     atoms = Atoms([symbols[int(kind)] for kind in named["type"].read_text().split()])
@@ -379,7 +383,7 @@ def _read_deepmd(files, *, source, keys):
 
 
 def _read_extxyz(files, *, source, keys):
-    """Frames of an extended xyz file; energy and forces under any name the card gives."""
+    """Frames of an extended xyz file; the card may give other names of energy and forces."""
     return [_frame_of(atoms, keys) for atoms in ase.io.iread(files[0], index=":", format="extxyz")]
 
 
@@ -397,7 +401,7 @@ def _frame_of(atoms, keys):
 
 
 def _arrays(path):
-    """Arrays of an npz file (or of one compressed once more with bzip2); pickles are refused."""
+    """Arrays of an npz file, which may also be compressed with bzip2; pickled objects are refused."""
     path = Path(path)
     file = io.BytesIO(bz2.decompress(path.read_bytes())) if path.suffix == ".bz2" else path
     with np.load(file, allow_pickle=False) as archive:

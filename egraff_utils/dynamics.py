@@ -1,9 +1,8 @@
-"""How do replicas move? Copies in one batch, with or without a thermostat; they stop where they break.
+"""How do replicas move? As copies in one batch, with or without a thermostat, each until it breaks.
 
-A run that was killed goes on from its last checkpoint.
-
-Every replica has its own noise and its own centre of mass, so a replica of a batch is the same run as the
-replica alone. R replicas, T recorded frames, N atoms of one replica.
+Every replica has its own noise and its own centre of mass, so a replica in a batch follows the same
+trajectory as the replica alone. A run that was killed continues from its last checkpoint. Symbols: R
+replicas, T recorded frames, N atoms of one replica.
 """
 
 import json
@@ -22,14 +21,14 @@ from egraff_utils.breaks import FARTHEST_MOVE, Break, Cause
 from egraff_utils.calculator import join_replicas
 
 PER_FRAME = ("positions", "forces", "energy", "temperature", "temperature_species")
-"""Arrays of a :class:`Trajectory` with an entry for every frame."""
+"""Names of the arrays of a :class:`Trajectory` that have an entry for every frame."""
 
 
 class Noise:
-    """Standard normal numbers for R replicas, each from a generator of its own.
+    """Standard normal numbers for R replicas, each from its own generator.
 
-    Stands where ASE expects a random number generator. The numbers of a replica depend on the seed and on
-    its index only, not on the other replicas or on the model.
+    It replaces the random number generator that ASE expects. The numbers of a replica depend only on the seed
+    and on its index, not on the other replicas or on the model.
 
     Examples
     --------
@@ -47,12 +46,12 @@ class Noise:
         return np.concatenate([g.standard_normal((atoms, 3)) for g in self.generators.values()])
 
     def keep(self, replicas):
-        """Forget all replicas but these."""
+        """Discard the generators of all replicas but these."""
         self.generators = {r: self.generators[r] for r in replicas}
 
     @property
     def state(self):
-        """State of all generators as JSON; may be set."""
+        """State of all generators as JSON, which can also be set."""
         return json.dumps({r: g.bit_generator.state for r, g in self.generators.items()})
 
     @state.setter
@@ -66,32 +65,32 @@ class Noise:
 class ReplicaLangevin(Langevin):
     r"""ASE's Langevin integrator for replicas, each with its own centre of mass.
 
-    Vanden-Eijnden and Ciccotti (Chem. Phys. Lett. 429, 310, 2006), Eq. 23, as in ASE. ASE subtracts the
-    noise of the centre of mass over all atoms, which would tie the replicas together; here it is done per
-    replica.
+    As in ASE, the scheme is Eq. 23 of Vanden-Eijnden and Ciccotti (Chem. Phys. Lett. 429, 310, 2006). ASE
+    subtracts the noise of the centre of mass over all atoms, which would couple the replicas; here it is
+    subtracted for each replica separately.
 
     Parameters
     ----------
     atoms
         R*N atoms, see :func:`~egraff_utils.calculator.join_replicas`.
     timestep
-        ASE time units.
+        Timestep, ASE time units.
     replicas
-        R.
+        Number of replicas, R.
     center_of_mass
-        ``"ase"``: as ASE's ``fixcm=True`` does it for a single system: the noise of the positions is
-        centred without masses and all noise scaled by :math:`\sqrt{N/(N-1)}`. ``"exact"``: the noise is
-        projected on the motions that leave the centre of mass at rest, which samples the canonical
-        ensemble of the 3N - 3 other degrees of freedom.
+        With ``"ase"``, as with ASE's ``fixcm=True`` for a single system, the noise of the positions is
+        centred without masses and all noise is scaled by :math:`\sqrt{N/(N-1)}`. With ``"exact"``, the noise
+        is projected onto the motions that leave the centre of mass at rest, which samples the canonical
+        ensemble of the other 3N - 3 degrees of freedom.
     temperature_K, friction, rng
-        As in ASE: K, inverse ASE time units, :class:`Noise`.
+        Arguments of ASE: temperature, K; friction, inverse ASE time units; :class:`Noise`.
     """
 
     def __init__(self, atoms, timestep, *, replicas, center_of_mass="exact", **keywords):
         super().__init__(atoms, timestep, fixcm=False, **keywords)
         self.replicas, self.center_of_mass = replicas, center_of_mass
         self.escaped = np.zeros(replicas, dtype=bool)
-        """Replicas of which an atom moved farther than :data:`FARTHEST_MOVE`; they were held in place."""
+        """Whether an atom of a replica moved farther than :data:`FARTHEST_MOVE`; such replicas are held."""
 
     def step(self, forces=None):
         """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""
@@ -110,7 +109,7 @@ class ReplicaLangevin(Langevin):
         return forces
 
     def _centre(self, noise, *, mass_weighted=False):
-        """Noise without the motion of the centre of mass of each replica."""
+        """Noise without the motion of each replica's centre of mass."""
         noise = noise.reshape(self.replicas, -1, 3)
         masses = self.masses.reshape(self.replicas, -1, 1)
         count = noise.shape[1]
@@ -131,19 +130,19 @@ class ReplicaLangevin(Langevin):
 
 
 def hold_escaped(move, replicas):
-    """A move without that of the replicas of which an atom would go farther than :data:`FARTHEST_MOVE`.
+    """Displacements, set to zero for replicas in which an atom would move farther than :data:`FARTHEST_MOVE`.
 
     Parameters
     ----------
     move
-        Shape ``(R*N, 3)``, Å.
+        Displacements of one step, shape ``(R*N, 3)``, Å.
     replicas
-        R.
+        Number of replicas, R.
 
     Returns
     -------
     move, escaped
-        Shapes ``(R*N, 3)``, Å, and ``(R,)``, which replicas were held.
+        Displacements, shape ``(R*N, 3)``, Å, and whether each replica was held, shape ``(R,)``.
 
     Examples
     --------
@@ -158,28 +157,28 @@ def hold_escaped(move, replicas):
 
 
 class ReplicaVerlet(VelocityVerlet):
-    r"""Velocity Verlet for replicas, with a friction that may change in time and sign.
+    r"""Velocity Verlet integrator for replicas, with a friction that may vary in time and change sign.
 
     .. math::
         v_{n+1/2} &= v_n + \tfrac{h}{2} (F_n / m - \zeta_n v_n) \\
         x_{n+1} &= x_n + h\, v_{n+1/2} \\
         v_{n+1} &= (v_{n+1/2} + \tfrac{h}{2} F_{n+1} / m) \,/\, (1 + \tfrac{h}{2} \zeta_{n+1})
 
-    Without friction this is ASE's integrator and keeps the energy. With the friction of a Nosé-Hoover
+    Without friction this is ASE's integrator, which conserves the energy. With the friction of a Nosé-Hoover
     thermostat (Hoover, Phys. Rev. A 31, 1695, 1985) it is the position Verlet scheme with
-    :math:`v_n = (x_{n+1} - x_{n-1}) / 2h`, so that frames made by that scheme are met exactly.
+    :math:`v_n = (x_{n+1} - x_{n-1}) / 2h`, so that it reproduces frames made by that scheme exactly.
 
     Parameters
     ----------
     atoms
         R*N atoms, see :func:`~egraff_utils.calculator.join_replicas`.
     timestep
-        h, ASE time units.
+        Timestep h, ASE time units.
     replicas
-        R.
+        Number of replicas, R.
     friction
-        :math:`\zeta_n` of every replica from the present step on, shape ``(R, n)``, inverse ASE time units;
-        none by default, and none behind its end.
+        :math:`\zeta_n` of every replica, starting with the current step, shape ``(R, n)``, inverse ASE time
+        units; zero by default and after its end.
     """
 
     def __init__(self, atoms, timestep, *, replicas, friction=None):
@@ -189,7 +188,7 @@ class ReplicaVerlet(VelocityVerlet):
         self.masses = atoms.get_masses()[:, None]
         self.done = 0
         self.escaped = np.zeros(replicas, dtype=bool)
-        """As in :class:`ReplicaLangevin`."""
+        """Whether each replica was held, as in :class:`ReplicaLangevin`."""
 
     def step(self, forces=None):
         """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""
@@ -205,7 +204,7 @@ class ReplicaVerlet(VelocityVerlet):
         return forces
 
     def _zeta(self):
-        """Friction of every atom at the present step, shape ``(R*N, 1)`` or a zero."""
+        """Friction of every atom at the current step, shape ``(R*N, 1)``, or a plain zero."""
         if self.done >= self.friction.shape[1]:
             return 0.0
         return np.repeat(self.friction[:, self.done], len(self.atoms) // self.replicas)[:, None]
@@ -213,14 +212,14 @@ class ReplicaVerlet(VelocityVerlet):
 
 @dataclass
 class Trajectory:
-    """Recorded frames of R replicas; what lies behind the last sound frame of a replica is NaN."""
+    """Recorded frames of R replicas; entries after the last valid frame of a replica are NaN."""
 
     steps: np.ndarray
     """Step of each frame, shape ``(T,)``."""
     positions: np.ndarray
-    """Shape ``(R, T, N, 3)``, Å, float32, not wrapped."""
+    """Unwrapped positions, shape ``(R, T, N, 3)``, Å, float32."""
     forces: np.ndarray
-    """Shape ``(R, T, N, 3)``, eV/Å, float32."""
+    """Forces, shape ``(R, T, N, 3)``, eV/Å, float32."""
     energy: np.ndarray
     """Potential energy, shape ``(R, T)``, eV."""
     temperature: np.ndarray
@@ -229,23 +228,23 @@ class Trajectory:
     """Kinetic temperature of the atoms of each of S elements, in the order of their atomic numbers, shape
     ``(R, T, S)``, K."""
     stable_step: np.ndarray
-    """Last sound step of each replica, shape ``(R,)``."""
+    """Last valid step of each replica, shape ``(R,)``."""
     causes: list[str]
-    """:class:`~egraff_utils.breaks.Cause` by which each replica broke; empty for those that did not."""
+    """:class:`~egraff_utils.breaks.Cause` of each replica's break; empty for those that did not break."""
     step_times: np.ndarray
-    """Time of every step, s."""
+    """Time that every step took, s."""
 
     @property
     def step(self):
-        """Steps done."""
+        """Number of steps done."""
         return len(self.step_times)
 
     def frames(self, replica):
-        """Number of sound frames of a replica, at least one."""
+        """Number of valid frames of a replica, at least one."""
         return int(np.searchsorted(self.steps, self.stable_step[replica], side="right"))
 
     def until(self, frames):
-        """The first frames only."""
+        """The trajectory cut to its first ``frames`` frames."""
         cut = {f.name: getattr(self, f.name) for f in fields(self)}
         cut["steps"] = self.steps[:frames]
         for name in PER_FRAME:
@@ -253,7 +252,7 @@ class Trajectory:
         return Trajectory(**cut)
 
     def save(self, path, **more):
-        """Write to an ``.npz``, whole or not at all."""
+        """Write the trajectory and further arrays to an ``.npz`` file, atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -263,34 +262,34 @@ class Trajectory:
 
     @classmethod
     def load(cls, path):
-        """From :meth:`save`."""
+        """The trajectory in a file written by :meth:`save`."""
         with np.load(path, allow_pickle=False) as stored:
             values = {f.name: stored[f.name] for f in fields(cls)}
         return cls(**values | {"causes": [str(cause) for cause in values["causes"]]})
 
     def breaks(self, timestep):
-        """The replicas that broke, a list of :class:`~egraff_utils.breaks.Break`; timestep in fs."""
+        """Breaks of the replicas, a list of :class:`~egraff_utils.breaks.Break`; the timestep is in fs."""
         ends = zip(self.stable_step.tolist(), self.causes, strict=True)
         return [Break(r, step, step * timestep, cause) for r, (step, cause) in enumerate(ends) if cause]
 
 
 @dataclass(frozen=True)
 class Thermostat:
-    """Langevin dynamics, those of a rollout."""
+    """Langevin dynamics, as used in rollouts."""
 
     temperature: float
-    """K."""
+    """Temperature, K."""
     timestep: float
-    """fs."""
+    """Timestep, fs."""
     friction: float = 5e-3
-    """Inverse ASE time units; 5e-3 is 0.491 per ps."""
+    """Friction, inverse ASE time units; 5e-3 is 0.491 per ps."""
     center_of_mass: str = "exact"
-    """See :class:`ReplicaLangevin`."""
+    """Treatment of the centre of mass, see :class:`ReplicaLangevin`."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
     def integrator(self, atoms, noise, step=0):
-        """:class:`ReplicaLangevin` of these atoms."""
+        """:class:`ReplicaLangevin` for these atoms."""
         keywords = {k: v for k, v in asdict(self).items() if k in ("friction", "center_of_mass")}
         return ReplicaLangevin(
             atoms,
@@ -304,65 +303,66 @@ class Thermostat:
 
 @dataclass(frozen=True)
 class Newtonian:
-    """Newton's dynamics, at constant energy or with a friction that is given; may stand for a thermostat."""
+    """Newtonian dynamics at constant energy or with a given friction; it can take a thermostat's place."""
 
     timestep: float
-    """fs."""
+    """Timestep, fs."""
     friction: np.ndarray | None = None
-    """Of replica r at step t, shape ``(R, steps + 1)``, 1/fs; see :class:`ReplicaVerlet`."""
+    """Friction of every replica at every step, shape ``(R, steps + 1)``, 1/fs; see :class:`ReplicaVerlet`."""
     seed: int = 0
-    """Without meaning here."""
+    """Not used; it is here because a :class:`Thermostat` has a seed."""
 
     def integrator(self, atoms, noise, step=0):
-        """:class:`ReplicaVerlet` of these atoms from a step on."""
+        """:class:`ReplicaVerlet` for these atoms, starting at a step."""
         replicas = list(noise.generators)
         friction = None if self.friction is None else self.friction[replicas, step:] / units.fs
         return ReplicaVerlet(atoms, self.timestep * units.fs, replicas=len(replicas), friction=friction)
 
 
 def simulate(starts, make_calculator, *, thermostat, steps, **options):
-    """Dynamics of replicas.
+    """Simulate replicas and return their trajectory.
 
     Parameters
     ----------
     starts
-        R ``ase.Atoms`` with momenta, copies of one system.
+        Starting structures with momenta, R ``ase.Atoms`` that are copies of one system.
     make_calculator
-        ``make_calculator(n)`` gives a calculator for n replicas with ``results["energies_of_replicas"]``.
-        It is called at the start, at every checkpoint and when a replica leaves.
+        Function that returns a calculator for n replicas with ``results["energies_of_replicas"]``. It is
+        called at the start, at every checkpoint and when a replica leaves the batch.
     thermostat
         :class:`Thermostat` or :class:`Newtonian`.
     steps
         Number of steps.
     record_every
-        Steps between frames.
+        Steps between recorded frames.
     rule
-        ``rule(positions (T, N, 3)) -> (frame, cause) or None``: the first frame at which a replica counts
-        as broken; asked at checkpoints and at the end, about the frames that are new since.
+        ``rule(positions (T, N, 3)) -> (frame, cause) or None`` finds the first frame in which a replica
+        counts as broken. It is applied at checkpoints and at the end, to the frames recorded since the last
+        time.
     replicas
-        Indices of the replicas, which choose their noise; by default 0 to R - 1.
+        Indices of the replicas, which determine their noise; by default 0 to R - 1.
     checkpoint
-        File from which the run goes on if it exists, and into which it is saved; its folder is left to the
-        caller to remove.
+        File from which the run continues if it exists, and to which its state is saved; the caller has to
+        remove its folder.
     checkpoint_every
         Steps between checkpoints.
     max_seconds
-        Time after which the run ends early, counted over restarts.
+        Time after which the run ends early, summed over restarts, s.
     clock
-        What tells the time, a function that gives seconds.
+        Function that returns the time in seconds.
     progress
-        Label of the progress bar, or ``None`` for none.
+        Label of the progress bar, or ``None`` for no bar.
 
     Returns
     -------
     Trajectory
-        It ends early if no replica is left or the time is up.
+        Trajectory of all replicas, which ends early if no replica is left or the time limit is reached.
     """
     return _Run(starts, make_calculator, thermostat, steps, **options).run()
 
 
 class _Run:
-    """State of a simulation. ``active`` are the replicas (0 to R - 1) still in ``atoms``, in order."""
+    """State of a simulation; ``active`` lists the replicas (0 to R - 1) still in ``atoms``, in order."""
 
     def __init__(
         self,
@@ -439,7 +439,7 @@ class _Run:
         return np.reshape(array, (len(self.active), -1))
 
     def _faults(self):
-        """Cause by replica, for those that cannot go on."""
+        """Causes of the breaks of replicas that cannot continue, by replica."""
         results = self.atoms.calc.results
         sound = np.isfinite(results["energies_of_replicas"])
         sound &= np.isfinite(self._per_replica(results["forces"])).all(1)
@@ -452,7 +452,7 @@ class _Run:
         return faults
 
     def _drop(self, faults, last=None):
-        """Take replicas out of the batch; ``last`` is their last sound step, by default the one before."""
+        """Remove replicas from the batch; ``last`` is their last valid step, by default the previous one."""
         if not faults:
             return
         for replica, cause in faults.items():
@@ -473,7 +473,7 @@ class _Run:
             getattr(self.data, name)[replica, frame:] = np.nan
 
     def _refresh(self):
-        """A new calculator and integrator at the present positions, as a restart has them."""
+        """Replace calculator and integrator by new ones at the current positions, as after a restart."""
         if not self.active:
             return
         self.atoms.calc = self.make_calculator(len(self.active))
@@ -494,7 +494,7 @@ class _Run:
         self.data.temperature_species[self.active, frame] = species_temperatures(momenta, masses, numbers)
 
     def _judge(self):
-        """Ask the rule about the new frames of every replica that still runs."""
+        """Apply the rule to the new frames of every replica that is still running."""
         if self.rule is None:
             return
         frames = self.step // self.record_every + 1
@@ -535,7 +535,9 @@ class _Run:
 
 
 def kinetic_temperature(momenta, masses):
-    """Temperature over 3N - 3 degrees of freedom, K; momenta ``(..., N, 3)`` in ASE units, masses ``(N,)``.
+    """Kinetic temperature over 3N - 3 degrees of freedom, K, shape ``(...)``.
+
+    Momenta have shape ``(..., N, 3)``, ASE units; masses have shape ``(N,)``, atomic mass units.
 
     Examples
     --------
@@ -547,23 +549,23 @@ def kinetic_temperature(momenta, masses):
 
 
 def species_temperatures(momenta, masses, numbers):
-    r"""Temperature of the atoms of each element, K, whatever the temperature of the others.
+    r"""Kinetic temperature of the atoms of each element, K.
 
     .. math:: T_s = \frac{\sum_{i \in s} p_i^2 / m_i}{3 k_B \sum_{i \in s} (1 - m_i / M)}
 
-    In the canonical ensemble with the centre of mass at rest (total mass M) all have the mean T.
+    In the canonical ensemble with the centre of mass at rest (total mass M), the mean of each is T.
 
     Parameters
     ----------
     momenta
-        Shape ``(..., N, 3)``, ASE units.
+        Momenta, shape ``(..., N, 3)``, ASE units.
     masses, numbers
-        Shape ``(N,)``; atomic mass units, and atomic numbers.
+        Masses, atomic mass units, and atomic numbers, shape ``(N,)``.
 
     Returns
     -------
     ndarray
-        Shape ``(..., S)``, elements in the order of their atomic numbers.
+        Temperatures, shape ``(..., S)``, K, with elements in the order of their atomic numbers.
 
     Examples
     --------

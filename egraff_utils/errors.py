@@ -1,4 +1,4 @@
-"""How far are single predictions from the reference? Energies and forces of frames, and their errors."""
+"""How far are single predictions from the reference? Errors of the energies and forces of frames."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from egraff_utils.units import EV_TO_MEV
 
 
 def predict(force_field, frames, *, batch_size=10):
-    """Energies, shape ``(S,)``, eV, and forces, list of ``(N, 3)``, eV/Å, of frames."""
+    """Predicted energies, shape ``(S,)``, eV, and forces, list of ``(N, 3)``, eV/Å, of a list of frames."""
     force_field.eval()
     device, energies, forces = force_field.scale.device, [], []
     for k in range(0, len(frames), batch_size):
@@ -24,16 +24,16 @@ def predict(force_field, frames, *, batch_size=10):
 
 
 def compare(frames, energies, forces):
-    """Metrics and curves of predictions beside the reference.
+    """Metrics and curves of the errors of predictions with respect to the reference.
 
     Parameters
     ----------
     frames
-        ``list[ase.Atoms]`` with energy (eV) and, where there are any, forces (eV/Å).
+        ``list[ase.Atoms]`` with energy (eV) and, where available, forces (eV/Å).
     energies
-        Predicted, shape ``(F,)``, eV.
+        Predicted energies, shape ``(F,)``, eV.
     forces
-        Predicted, list of ``(N, 3)``, eV/Å.
+        Predicted forces, list of ``(N, 3)``, eV/Å.
 
     Returns
     -------
@@ -80,17 +80,20 @@ def _forces(frames):
 
 
 def interval(values, composition):
-    """95 % interval of a mean over frames: of blocks in time within every composition, which are independent.
+    """95 % interval of a mean over frames, from blocks in time within every composition.
+
+    Compositions count as independent of each other.
 
     Parameters
     ----------
     values, composition
-        Shape ``(F,)``; frames of one composition in their order.
+        Value and name of the composition of every frame, shape ``(F,)``; frames of one composition are in
+        their order in time.
 
     Returns
     -------
     low, high
-        In the unit of the values; NaN where a composition has fewer than two frames.
+        Ends of the interval in the unit of the values; NaN where a composition has fewer than two frames.
 
     Examples
     --------

@@ -1,7 +1,8 @@
-"""What would a perfect model score? Noise floors of the metrics, from the reference alone.
+"""What would a perfect model score? Noise floors of the metrics are measured on the reference alone.
 
-Two stretches of one reference trajectory differ by chance, so their difference is what a simulation with
-the exact force field would be given; a model at the floor cannot be told from it.
+Two stretches of one reference trajectory differ by chance. Their difference is the score that a simulation
+with the exact force field would receive, and a model at this floor cannot be distinguished from the exact
+one.
 """
 
 import time
@@ -17,33 +18,34 @@ from egraff_utils.quantities import FLOORED
 from egraff_utils.records import Metric
 
 DRAWS = 500
-"""Simulations that are imagined for an interval."""
+"""Number of hypothetical simulations that are drawn for an interval."""
 
 STAYS = 1 / 3
-"""An atom stays at its site if its root mean square displacement from it is at most this part of the distance
-to its nearest neighbour. Melting begins near 0.15 (Lindemann); a methyl group that turns is at 0.6."""
+"""Largest root mean square displacement of an atom that stays at its site, as a fraction of the distance to
+its nearest neighbour. Melting begins near 0.15 (Lindemann); a rotating methyl group reaches 0.6."""
 
 MODELS = ("reference", "frozen", "ideal_gas", "einstein")
 
 
 def measure(dataset, *, campaign="demo", seed=0):
-    """Sizes, ceilings and floors of a dataset; the stored record if the frames are the same.
+    """Sizes, ceilings and floors of a dataset.
 
     Parameters
     ----------
     dataset
         Name of a dataset.
     campaign
-        Where the record is filed.
+        Campaign under which the record is stored.
     seed
-        Of the pairs of frames that are drawn.
+        Seed of the draw of pairs of frames.
 
     Returns
     -------
     Record
-        Kind ``dataset``, model ``reference``. Metrics: frames of the splits, ``zero_force_mae`` and
-        ``force_rms`` (meV/Å), ``energy_std`` (meV), for molecules ``virial_temperature`` (K), all of the test
-        split, and those of :func:`noise_floors`; of several compositions their means.
+        Kind ``dataset``, model ``reference``. Metrics: the numbers of frames of the splits; for the test
+        split ``zero_force_mae`` and ``force_rms`` (meV/Å), ``energy_std`` (meV) and, for molecules,
+        ``virial_temperature`` (K); and those of :func:`noise_floors`, averaged over compositions. A stored
+        record is returned if it was made from the same frames.
     """
     card = cards.dataset(dataset)
     frames = {name: data.load(dataset, name) for name in ("train", "val", "test") if name in card.splits}
@@ -78,16 +80,16 @@ def _sizes(frames, compositions, energies, forces, seed):
 def noise_floors(frames, *, seed=0):
     """Floors of the structure and dynamics metrics, a list of :class:`~egraff_utils.records.Metric`.
 
-    ``floor_wf`` (%), ``floor_jsd`` and ``floor_jsd_raw`` (nats): first half of the frames against the
-    second, at the range of the published evaluation. ``floor_ev_root`` and ``floor_fv``: geometric means
-    over pairs of frames drawn at random, which is where two trajectories end that have become independent.
+    ``floor_wf`` (%), ``floor_jsd`` and ``floor_jsd_raw`` (nats) compare the first half of the frames with the
+    second, over the range of the published evaluation. ``floor_ev_root`` and ``floor_fv`` are geometric means
+    over pairs of frames drawn at random, the values that two trajectories reach once they are independent.
 
     Parameters
     ----------
     frames
         ``list[ase.Atoms]`` of one composition and one cell, with energy (eV) and forces (eV/Å).
     seed
-        Of the draw.
+        Seed of the draw.
     """
     first = frames[0]
     positions = np.stack([atoms.positions for atoms in frames])
@@ -107,35 +109,37 @@ def _energies(frames):
 
 
 def of_rollout(config):
-    r"""Floor and ceilings of a rollout: what a perfect model would score, and what models without physics do.
+    r"""Floor and ceilings of a rollout: the scores of a perfect model, and those of models without physics.
 
     **Floor** (model ``reference``). A simulation with the exact force field would still differ from the
-    reference, since both are finite. Where frames follow each other, a block of the reference as long as the
-    rollout (in time; half of the reference if that is shorter) is scored against all frames outside it, at
-    every place of the block. A shorter block scores too high. For blocks of n and m frames without
+    reference, since both are finite. In a time-ordered split, a block of the reference as long as the rollout
+    (in time; half of the reference if that is shorter) is scored against all frames outside it, for every
+    position of the block. A block that is too short scores too high. For blocks of n and m frames without
     correlation
 
     .. math:: \mathrm{WF} \propto \frac1n + \frac1m,
 
-    with correlation it falls more slowly. So the power p of the right-hand side is measured on blocks of a
-    half, a quarter and an eighth of the reference, kept between 0 and 1, and the score is taken to the
-    lengths of rollout and reference with it. The 95 % range is that of the mean over R replicas: the
-    reference is cut into R blocks and a rest, in proportion to the real lengths, at 500 places, and the
-    relative scatter of their mean score is taken over, times that of the level itself, which a reference of
-    few blocks does not tell exactly. EV and FV: pairs of stretches a random lag apart,
-    beyond the correlation time. RMSD: the reference's own displacement over the last tenth of the time.
+    and with correlation it decreases more slowly. The power p of the right-hand side is therefore measured on
+    blocks of a half, a quarter and an eighth of the reference and restricted to between 0 and 1, and the
+    score is extrapolated with it to the lengths of rollout and reference. The 95 % range is that of the mean
+    over R replicas: at 500 places the reference is cut into R blocks and a rest, in proportion to the real
+    lengths, and the relative scatter of their mean score is used, multiplied by the scatter of the level
+    itself, which a reference of few blocks does not determine exactly. For EV and FV, pairs of stretches are
+    a random lag apart that exceeds the correlation time. For the RMSD, the reference's own displacement over
+    the last tenth of the time is used.
 
-    Where frames are in no order, blocks are random draws without replacement and pairs are random pairs. Such
-    frames are independent, those of a rollout are not: it cannot reach this floor, and its values scatter
-    more than the range says. There is no RMSD. If the halves of the set as stored differ more than random
-    halves do (:func:`order_shows`), it keeps an order of time that is not known: then the blocks of
-    structure are taken in that order, half of the set each, and the score is not taken to other lengths.
+    If frames have no order in time, blocks are random draws without replacement and pairs are random pairs.
+    Such frames are independent, whereas those of a rollout are not: it cannot reach this floor, and its
+    values scatter more than the range says. There is no RMSD. If the halves of the set as stored differ more
+    than random halves do (:func:`order_shows`), the set has an unknown order in time; the blocks for
+    structure are then taken in that order, half of the set each, and the score is not extrapolated to other
+    lengths.
 
-    **Ceilings.** ``frozen``: a frame of the reference, with its energy and forces, held for ever.
-    ``ideal_gas``: atoms anywhere in the cell, no forces, the mean energy; its g(r) is exact. ``einstein``,
-    where atoms stay at their sites (:data:`STAYS`): every atom in a harmonic well at its mean position (of
-    molecules superposed on each other), as wide as the reference's own displacement, with the forces and the
-    energy of that well. Their ranges are over starts and draws.
+    **Ceilings.** In ``frozen``, a frame of the reference, with its energy and forces, does not move. In
+    ``ideal_gas``, atoms are anywhere in the cell, forces are zero, the energy is the mean one, and g(r) is
+    exact. In ``einstein``, used where atoms stay at their sites (:data:`STAYS`), every atom is in a harmonic
+    well at its mean position (after superposition of molecules), as wide as the displacement in the
+    reference, with the forces and the energy of that well. Ranges are over starts and draws.
 
     Parameters
     ----------
@@ -145,20 +149,20 @@ def of_rollout(config):
     Returns
     -------
     list of Record
-        Kind ``floor`` or ``floor_<shift>``, seed 0, that of the model ``reference`` first. Metrics ``wf``
-        (%), ``jsd``, ``jsd_raw`` (nats), ``ev_root``, ``fv``, ``rmsd`` (Å): mean, and the 95 % range of one
-        rollout's value. Curves: ``draws_<metric>`` (D,), the values behind the range; of the floor of
-        structure also ``exponent_<metric>`` and ``scale_<metric>``, the measured p and the factor it gives,
-        and ``rdf_spread`` (2, B), see :func:`rdf_spread`.
-        The stored records if parameters and frames are the same. Of a split of several compositions, records
-        of each are written and those over all replicas returned.
+        Kind ``floor`` or ``floor_<shift>``, seed 0, with that of the model ``reference`` first. Metrics
+        ``wf`` (%), ``jsd``, ``jsd_raw`` (nats), ``ev_root``, ``fv``, ``rmsd`` (Å), each the mean and the 95 %
+        range of the value of one rollout. Curves: ``draws_<metric>`` (D,), the values that the range is taken
+        from; for the floor of structure also ``exponent_<metric>`` and ``scale_<metric>``, the measured p and
+        the factor that it gives, and ``rdf_spread`` (2, B), see :func:`rdf_spread`. Stored records are
+        returned if parameters and frames are the same. For a split of several compositions, records of each
+        are written, and those over all replicas are returned.
 
     Raises
     ------
     ValueError
         If there are fewer frames than replicas, or a name is unknown.
     """
-    from egraff_utils import rollout  # torch, which the floors of a dataset do not need
+    from egraff_utils import rollout  # imported here, as the floors of a dataset do not need torch
 
     if len(several := rollout.parts(config)) > 1:
         return _pooled(config, [of_rollout(part) for part in several])
@@ -184,24 +188,24 @@ def of_rollout(config):
 
 
 class Sample(NamedTuple):
-    """The reference as the floors need it: F frames, N atoms, B bins."""
+    """Arrays of the reference that floors are computed from: F frames, N atoms, B bins."""
 
     rdf: np.ndarray
     """g(r) of every frame, shape ``(F, B)``."""
     energies: np.ndarray
-    """Shape ``(F,)``, eV."""
+    """Potential energies, shape ``(F,)``, eV."""
     forces: np.ndarray
-    """Shape ``(F, N, 3)``, eV/Å."""
+    """Forces, shape ``(F, N, 3)``, eV/Å."""
     path: np.ndarray
-    """Positions without jumps through the cell, shape ``(F, N, 3)``, Å; of use only in order of time."""
+    """Unwrapped positions, shape ``(F, N, 3)``, Å; meaningful only for time-ordered frames."""
     interval: float | None
-    """Between two frames, fs; None where they are in no order."""
+    """Time between two frames, fs; None if they have no order in time."""
     atoms: object
-    """The first frame, for cell and elements."""
+    """First frame, which gives cell and elements."""
 
     @classmethod
     def of(cls, frames, interval):
-        """From ``list[ase.Atoms]`` of one composition and one cell, with energy and forces."""
+        """Sample of a ``list[ase.Atoms]`` of one composition and one cell, with energies and forces."""
         first = frames[0]
         box = {"cell": first.cell.array, "pbc": first.pbc, "r_max": structure.as_coded_r_max(first)}
         rdf = [structure.radial_distributions(a.positions[None], a.numbers, **box).total for a in frames]
@@ -210,20 +214,21 @@ class Sample(NamedTuple):
 
     @property
     def ordered(self):
-        """Whether frames follow each other in time."""
+        """Whether the frames are ordered in time."""
         return self.interval is not None
 
 
 class Extent(NamedTuple):
-    """How much of the reference a rollout and its comparison are worth, in its frames."""
+    """Lengths of a rollout and of its comparison, in frames of the reference."""
 
     replicas: int
+    """Number of replicas, R."""
     frames: int
-    """Of the time of a replica."""
+    """Number of reference frames in the time of a replica."""
     reference: int
-    """Of the radial distribution that it is compared with."""
+    """Number of frames in the radial distribution that it is compared with."""
     compared: tuple
-    """Of every replica, frames that have one of the reference beside them."""
+    """Number of frames of every replica that are compared with a frame of the reference."""
 
 
 def _extent(config, card, total):
@@ -261,14 +266,14 @@ def _perfect(sample, extent):
 
 
 def order_shows(rdf, *, draws=200, seed=0):
-    """Whether the halves of a set as stored differ more, by Wright's factor, than 97.5 % of random halves do.
+    """Whether the two halves of a set as stored differ more than 97.5 % of random halves, by Wright's factor.
 
     Parameters
     ----------
     rdf
-        g(r) of every frame, shape ``(F, B)``.
+        g(r) of every frame, shape ``(F, B)``, dimensionless.
     draws, seed
-        Number of random halves, and of their draw.
+        Number of random halves, and seed of their draw.
 
     Examples
     --------
@@ -285,23 +290,23 @@ def order_shows(rdf, *, draws=200, seed=0):
 
 
 def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
-    """What the structure metrics of a perfect model would be, from g(r) of single frames.
+    """Structure metrics of a perfect model, from g(r) of single frames.
 
     Parameters
     ----------
     rdf
-        Of every frame, shape ``(F, B)``, dimensionless.
+        g(r) of every frame, shape ``(F, B)``, dimensionless.
     extent
         :class:`Extent` of the rollout.
     ordered
-        Whether frames follow each other in time; else they count as independent.
+        Whether the frames are ordered in time; otherwise they count as independent.
     draws, seed
-        Number of imagined rollouts, and of the places or draws of their blocks.
+        Number of hypothetical rollouts, and seed of the places or draws of their blocks.
 
     Returns
     -------
     dict
-        ``draws_<metric>`` (D,) in the metric's unit (all nan where there are too few frames for R blocks),
+        ``draws_<metric>`` (D,) in the unit of the metric (all nan if there are too few frames for R blocks),
         ``exponent_<metric>``, ``scale_<metric>``, and ``rdf_spread`` (2, B), see :func:`rdf_spread`.
 
     Examples
@@ -338,19 +343,19 @@ def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
 
 
 def rdf_spread(rdf, extent, block, power, *, ordered, draws=DRAWS, seed=0):
-    """How far g(r) of a perfect model may lie from that of the reference, in 95 of 100 cases.
+    """Half-width of the 95 % range of g(r) of a perfect model about that of the reference.
 
-    Blocks of the reference are set against the rest of it, and the differences, whose squares go as Wright's
-    factor does, are taken to the lengths of rollout and reference with its exponent.
+    Blocks of the reference are compared with the rest of it. The squares of the differences scale like
+    Wright's factor, so its exponent is used to extrapolate them to the lengths of rollout and reference.
 
     Parameters
     ----------
     rdf
-        Of every frame, shape ``(F, B)``, dimensionless.
+        g(r) of every frame, shape ``(F, B)``, dimensionless.
     extent
         :class:`Extent` of the rollout.
     block
-        Frames in a block.
+        Number of frames in a block.
     power
         Exponent of Wright's factor, see :func:`of_rollout`.
     ordered, draws, seed
@@ -359,7 +364,7 @@ def rdf_spread(rdf, extent, block, power, *, ordered, draws=DRAWS, seed=0):
     Returns
     -------
     ndarray
-        Shape ``(2, B)``, dimensionless: of a single replica, and of the mean over all replicas.
+        Half-widths for a single replica and for the mean over all replicas, shape ``(2, B)``, dimensionless.
 
     Examples
     --------
@@ -379,12 +384,12 @@ def rdf_spread(rdf, extent, block, power, *, ordered, draws=DRAWS, seed=0):
 
 
 def _order(rng, total, ordered):
-    """All frames from a random one on, the first behind the last; or shuffled, where they are in no order."""
+    """Indices of all frames from a random one onwards, cyclically; shuffled if they have no order in time."""
     return np.roll(np.arange(total), -rng.integers(total)) if ordered else rng.permutation(total)
 
 
 def _scores(rdf, replicas, block, rest, ordered, draws, seed):
-    """Mean scores of blocks against a rest apart from them, ``{metric: (draws,)}``."""
+    """Mean scores of blocks against a separate rest, ``{metric: (draws,)}``."""
     rng, total = np.random.default_rng(seed), len(rdf)
     rows = np.empty((draws, len(analysis.STRUCTURE)))
     for draw in range(draws):
@@ -396,28 +401,28 @@ def _scores(rdf, replicas, block, rest, ordered, draws, seed):
 
 
 def _level(scores, apart, draws, seed):
-    """Relative scatter of a mean score that is known from a few blocks only, (draws,)."""
+    """Relative scatter, shape (draws,), of a mean score that is determined from only a few blocks."""
     picks = np.random.default_rng(seed).integers(len(scores), size=(draws, max(1, apart)))
     return scores[picks].mean(1) / scores.mean()
 
 
 def _power(lengths, scores):
-    """Exponent p of scores ~ lengths**p, between 0 (which changes nothing) and 1 (no correlation)."""
+    """Exponent p of scores ~ lengths**p, restricted to between 0 (no scaling) and 1 (no correlation)."""
     if len(scores) < 2 or min(scores) <= 0:
         return 0.0
     return float(np.clip(np.polyfit(np.log(lengths), np.log(scores), 1)[0], 0.0, 1.0))
 
 
 def separation(energies, forces):
-    """Frames after which a trajectory has forgotten where it was.
+    """Number of frames after which a trajectory is uncorrelated with its past.
 
-    The larger of the autocorrelation time of the energy and the first zero of the autocorrelation of the
-    forces, at most a quarter of the trajectory.
+    It is the larger of the autocorrelation time of the energy and the first zero of the autocorrelation of
+    the forces, but at most a quarter of the trajectory.
 
     Parameters
     ----------
     energies, forces
-        Shapes ``(F,)``, eV, and ``(F, N, 3)``, eV/Å, in order of time.
+        Energies and forces in order of time, shapes ``(F,)``, eV, and ``(F, N, 3)``, eV/Å.
     """
     gram = _gram(forces)
     quarter = max(1, len(gram) // 4)
@@ -428,20 +433,20 @@ def separation(energies, forces):
 
 
 def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0):
-    """What EV and FV of a perfect but independent model would be.
+    """EV and FV of a model that is perfect but independent of the reference.
 
     Parameters
     ----------
     energies, forces
-        Shapes ``(F,)``, eV, and ``(F, N, 3)``, eV/Å.
+        Energies and forces, shapes ``(F,)``, eV, and ``(F, N, 3)``, eV/Å.
     extent
         :class:`Extent` of the rollout.
     apart
-        Frames after which the reference has forgotten itself: a stretch of it is compared with the stretch a
-        random lag of at least this later (its end is joined to its beginning). None where frames are in no
-        order: as many random pairs.
+        Number of frames after which the reference is uncorrelated. A stretch of it is compared with the
+        stretch that follows after a random lag of at least this length (the end is joined to the beginning).
+        With None, for frames without an order in time, as many random pairs are compared.
     draws, seed
-        Number of imagined rollouts, and of their draws.
+        Number of hypothetical rollouts, and seed of their draws.
 
     Returns
     -------
@@ -462,7 +467,7 @@ def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0
 
 
 def _violations(energies, forces, pairs):
-    """Means over replicas of the geometric means over pairs of frames, (draws, count) of each replica."""
+    """Means over replicas of geometric means over pairs of frames, which are (draws, count) per replica."""
     tables = {"ev_root": _log_energy(energies), "fv": _log_force(forces)}
     return {
         f"draws_{name}": np.mean([_geometric(table[pair]) for pair in pairs], axis=0)
@@ -471,19 +476,19 @@ def _violations(energies, forces, pairs):
 
 
 def _geometric(logs):
-    """Geometric means over frames, (draws,), of those that do not agree exactly."""
+    """Geometric means, shape (draws,), over the pairs of frames that do not agree exactly."""
     with np.errstate(invalid="ignore"):
         return np.exp(np.nansum(logs, axis=1) / np.isfinite(logs).sum(1))
 
 
 def _log_energy(energies):
-    """Logarithm of the root of EV of all pairs of frames, (F, F); nan where they agree exactly."""
+    """Logarithm of the root of EV for all pairs of frames, shape (F, F); nan where they agree exactly."""
     apart = metrics.energy_violation_root(*np.broadcast_arrays(energies[:, None], energies))
     return np.log(np.where(apart > 0, apart, np.nan))
 
 
 def _log_force(forces):
-    """Logarithm of FV of all pairs of frames, (F, F); nan of a frame with itself."""
+    """Logarithm of FV for all pairs of frames, shape (F, F); nan for a frame with itself."""
     gram = _gram(forces)
     norm = np.sqrt(np.diag(gram))
     squared = np.maximum(norm[:, None] ** 2 + norm**2 - 2 * gram, 1e-24)
@@ -498,21 +503,23 @@ def _gram(forces):
 
 
 def displacement_floor(path, extent, *, draws=DRAWS, seed=0):
-    """What the RMSD of a perfect model would be: the reference's own in the last tenth of the rollout's time.
+    """RMSD of a perfect model, that of the reference itself in the last tenth of the rollout's time.
 
-    The range is that of displacements over a time that the reference holds R + 1 times, in proportion.
+    The relative range is that of displacements over a time that fits R + 1 times into the reference.
 
     Parameters
     ----------
     path
-        Positions without jumps, in order of time, shape ``(F, N, 3)``, Å.
+        Unwrapped positions in order of time, shape ``(F, N, 3)``, Å.
     extent
         :class:`Extent` of the rollout.
+    draws, seed
+        Number of hypothetical rollouts, and seed of their draws.
 
     Returns
     -------
     ndarray
-        Shape ``(D,)``, Å; nan where the reference is too short.
+        RMSD of every draw, shape ``(D,)``, Å; nan if the reference is too short.
     """
     total, last = len(path), extent.frames - 1
     lags = np.arange(max(1, int(np.ceil(0.9 * last))), min(last, total - 1) + 1)
@@ -525,7 +532,7 @@ def displacement_floor(path, extent, *, draws=DRAWS, seed=0):
 
 
 def _displaced(path, lag):
-    """Root mean square displacement over a lag from every start, (F - lag,), Å."""
+    """Root mean square displacement over a lag from every start, shape (F - lag,), Å."""
     return np.sqrt(np.square(path[lag:] - path[:-lag]).sum(-1).mean(-1))
 
 
@@ -533,7 +540,7 @@ def _displaced(path, lag):
 
 
 def _frozen(sample, extent, *, draws=DRAWS, seed=0):
-    """A frame held for ever, from starts drawn at random."""
+    """Scores of a frame that does not move, for starts drawn at random."""
     rng, total = np.random.default_rng(seed), len(sample.energies)
     starts = rng.integers(total, size=(draws, extent.replicas))
     reference = sample.rdf.mean(0)
@@ -551,7 +558,7 @@ def _frozen(sample, extent, *, draws=DRAWS, seed=0):
 
 
 def _ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
-    """Atoms anywhere in the cell, mean energy, no forces; g(r) without noise."""
+    """Scores of atoms anywhere in the cell, with the mean energy, no forces, and g(r) without noise."""
     atoms = sample.atoms
     g, reference = ideal_gas_rdf(atoms, sample.rdf.shape[1]), sample.rdf.mean(0)
     found = {f"draws_{name}": np.full(draws, f(g, reference)) for name, f in analysis.STRUCTURE.items()}
@@ -566,24 +573,25 @@ def _ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
 
 
 def ideal_gas_rdf(atoms, bins, *, directions=4000):
-    r"""g(r) of atoms without interaction, anywhere in the cell, normalised as everywhere here.
+    r"""g(r) of atoms without interaction, anywhere in the cell, with the normalisation of the package.
 
-    :math:`(N - 1) / N` in a periodic cell. In one that is not, a pair a vector with fractional coordinates s
-    apart has only the part :math:`\prod_k (1 - |s_k|)` of the cell for its first atom.
+    It is :math:`(N - 1) / N` in a periodic cell. In a cell that is not periodic, two atoms whose distance
+    vector has the fractional coordinates s leave only the fraction :math:`\prod_k (1 - |s_k|)` of the cell
+    for the first of them.
 
     Parameters
     ----------
     atoms
-        For cell, periodicity and number of atoms.
+        ``ase.Atoms`` that gives cell, periodicity and number of atoms.
     bins
-        Up to the range of the published evaluation.
+        Number of bins up to the range of the published evaluation.
     directions
-        Over which a vector of given length is averaged.
+        Number of directions over which a vector of given length is averaged.
 
     Returns
     -------
     ndarray
-        Shape ``(B,)``, dimensionless.
+        g(r), shape ``(B,)``, dimensionless.
 
     Examples
     --------
@@ -606,7 +614,7 @@ def ideal_gas_rdf(atoms, bins, *, directions=4000):
 
 
 def _einstein(sample, extent, atoms, sites, widths, temperature, *, draws=DRAWS, seed=0):
-    """Every atom in a well of its own; ``widths`` (N,) are standard deviations along an axis, Å."""
+    """Scores of atoms in harmonic wells; ``widths`` (N,) are standard deviations along an axis, Å."""
     rng, size = np.random.default_rng(seed), len(atoms)
     frames = int(np.clip(4_000_000 // size**2, 50, extent.frames))
     box = {"cell": atoms.cell.array, "pbc": atoms.pbc, "r_max": structure.as_coded_r_max(atoms)}
@@ -628,10 +636,10 @@ def _einstein(sample, extent, atoms, sites, widths, temperature, *, draws=DRAWS,
 
 
 def displacements(frames):
-    """Mean positions of atoms that stay at their sites, and how far they stray; None if one does not stay.
+    """Sites of atoms and the widths of their distributions; None if an atom does not stay at its site.
 
-    Frames of a molecule are superposed first (Kabsch 1976); of a periodic system, without the motion of the
-    centre and by the shortest way through the cell.
+    Frames of a molecule are superposed first (Kabsch 1976). For a periodic system, the motion of the centre
+    is removed and displacements are taken by minimum image.
 
     Parameters
     ----------
@@ -641,7 +649,7 @@ def displacements(frames):
     Returns
     -------
     sites : ndarray
-        Shape ``(N, 3)``, Å.
+        Mean positions, shape ``(N, 3)``, Å.
     widths : ndarray
         Standard deviation along an axis, shape ``(N,)``, Å.
     """
@@ -659,13 +667,13 @@ def displacements(frames):
 
 
 def _strayed(positions, sites, atoms):
-    """Shortest vectors from the sites, (F, N, 3), without their mean over atoms."""
+    """Displacements from the sites by minimum image, shape (F, N, 3), without their mean over atoms."""
     moved = find_mic((positions - sites).reshape(-1, 3), atoms.cell, atoms.pbc)[0].reshape(positions.shape)
     return moved - moved.mean(1, keepdims=True)
 
 
 def _superposed(positions, onto):
-    """Positions (F, N, 3) moved and turned onto one frame (N, 3)."""
+    """Positions (F, N, 3) after translation and rotation onto one frame (N, 3)."""
     centred = positions - positions.mean(1, keepdims=True)
     target = onto - onto.mean(0)
     left, _, right = np.linalg.svd(centred.transpose(0, 2, 1) @ target)
@@ -697,7 +705,7 @@ def _key(config, model):
 
 
 def _stored(config, parameters):
-    """Records that are there for these parameters, in order, or None if a needed one is missing."""
+    """Stored records of these parameters, in order, or None if a needed one is missing."""
     found = {model: records.find(_key(config, model), parameters) for model in MODELS}
     if any(found[model] is None for model in MODELS[:3]):
         return None
@@ -719,7 +727,7 @@ def _record(config, parameters, model, values, message, started):
 
 
 def _message(sample, extent, found):
-    """How the floor was had."""
+    """Message of the record, which says how the floor was obtained."""
     power, scale, total = found["exponent_wf"], found["scale_wf"], len(sample.rdf)
     block = min(extent.frames, total // 2)
     if sample.ordered:
@@ -740,7 +748,7 @@ def _message(sample, extent, found):
 
 
 def _pooled(config, parts):
-    """Records over the replicas of all compositions, from those of each."""
+    """Records over the replicas of all compositions, from the records of each composition."""
     started = time.time()
     frames = {record.parameters["split"]: record.parameters["frames"] for record, *_ in parts}
     parameters = parts[0][0].parameters | {"split": config.split, "frames": frames, "temperature": None}

@@ -1,11 +1,12 @@
-r"""May this force field be simulated? Physics that it must obey before it is rolled out.
+r"""May this force field be simulated? It must pass checks of physical laws before it is rolled out.
 
-Every check is one number with a tolerance (:data:`CHECKS`). Most compare a prediction for a frame with that
-for the same frame in another guise; their number is the largest deviation in units of the force scale,
+Every check gives one number, which is compared with a tolerance (:data:`CHECKS`). Most checks compare the
+prediction for a frame with that for an equivalent form of the frame, called a guise. Their number is the
+largest deviation in units of the force scale,
 
 .. math:: \delta = \frac{\max(|F' - F|_\infty,\ |E' - E| / \text{Å})}{F_\mathrm{rms}},
 
-with F and E carried over to the other guise, and :math:`F_\mathrm{rms}` the root mean square of a force
+where F and E are transformed to the guise, and :math:`F_\mathrm{rms}` is the root mean square of a force
 component, eV/Å.
 """
 
@@ -32,26 +33,26 @@ from egraff_utils.statistics import replica_interval
 from egraff_utils.units import EV_TO_MEV
 
 FAR = 100.0
-"""Å; distance of copies and atoms that are not to feel each other."""
+"""Distance between copies or atoms that must not interact, Å."""
 JUMP_STEPS = (1e-2, 1e-4, 1e-6)
-"""Å; half steps across the cutoff."""
+"""Half the lengths of the steps across the cutoff, Å."""
 REACH = 0.3
-"""Å; pairs so close to the cutoff are taken across it."""
+"""Largest distance from the cutoff of the pairs that are moved across it, Å."""
 PAIRS = 6
-"""Pairs taken across the cutoff, at most."""
+"""Largest number of pairs that are moved across the cutoff."""
 WINDOW = np.linspace(-0.01, 0.01, 20)
-"""Å; distances from the cutoff of the curve that is drawn, none of them zero."""
+"""Distances from the cutoff at which the energy is plotted, Å; none of them is zero."""
 
 
 class Check(NamedTuple):
-    """What is measured and how much is allowed."""
+    """What a check measures and how much it allows."""
 
     unit: str
     tolerance: float
     """Largest value that passes."""
     what: str
     why: str
-    """Of the tolerance."""
+    """Reason for the tolerance."""
 
 
 _ROUNDING = "float32 leaves 1e-6 to 1e-5, force errors of good models are 1e-2"
@@ -89,7 +90,7 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class GateConfig(Config):
-    """One trained model at the gate."""
+    """One trained model that is checked."""
 
     kind = "gate"
 
@@ -97,19 +98,19 @@ class GateConfig(Config):
     dataset: str
     campaign: str = "demo"
     seed: int = 0
-    """Of the training, of turns and shifts, and of the initial velocities."""
+    """Seed of the training, of rotations and translations, and of the initial velocities."""
     split: str = "test"
-    """Where frames come from; of several compositions the smallest of those with the most elements."""
+    """Split of the frames. Of several compositions, the smallest of those with the most elements is used."""
     structures: int = 3
-    """Frames that are turned, moved and so on."""
+    """Number of frames that are rotated, translated and so on."""
     runs: int | None = None
-    """NVE runs, side by side; by default 5 of a molecule, 3 of a bulk system."""
+    """Number of NVE runs, which share a batch; by default 5 for a molecule, 3 for a bulk system."""
     run_steps: int | None = None
-    """Steps of each; by default 400 of a molecule, 200 of a bulk system."""
+    """Steps of each NVE run; by default 400 for a molecule, 200 for a bulk system."""
     temperature: float | None = None
-    """Of the initial velocities, K; by default that of the split."""
+    """Temperature of the initial velocities, K; by default that of the split."""
     timestep: float | None = None
-    """fs; by default that of the split."""
+    """Timestep of the NVE runs, fs; by default that of the split."""
     device: str = "cpu"
     threads: int = 1
 
@@ -120,40 +121,41 @@ class GateConfig(Config):
                 raise ValueError(f"{name} must be positive, not {value}")
 
     def parameters(self):
-        """What determines the result, as stored in the record, with the tolerances."""
+        """What determines the result, as stored in the record, together with the tolerances."""
         tolerances = {name: check.tolerance for name, check in CHECKS.items()}
         return super().parameters() | {"tolerances": tolerances}
 
 
 def check(config, *, force_field=None):
-    """All checks of a trained force field; the stored record if weights, frames and tolerances are the same.
+    """Run all checks of a trained force field.
 
-    Turns, shifts, copies and the NVE runs are made in the precision of the model, as in rollouts; differences
-    of energies (``gradient``, ``jump``) in float64.
+    Guises and NVE runs are evaluated in the precision of the model, as in rollouts; differences of energies
+    (``gradient``, ``jump``) in float64.
 
     Parameters
     ----------
     config
         :class:`GateConfig`.
     force_field
-        A force field to use in place of the trained weights, such as one's own.
+        Force field to use in place of the trained weights.
 
     Returns
     -------
     Record
-        Kind ``gate``. Metrics: those of :data:`CHECKS` that apply; ``jump_relative`` (jump over the force
-        scale times 1 Å), ``force_jump`` (meV/Å), ``fluctuation`` (of the total energy about its slope,
-        meV/atom), ``crossings`` (of the cutoff, 1/atom/ps) and ``force_scale`` (meV/Å), which are not judged;
+        Kind ``gate``. Metrics: those of :data:`CHECKS` that apply; without a verdict, ``jump_relative`` (jump
+        over the force scale times 1 Å), ``force_jump`` (meV/Å), ``fluctuation`` (of the total energy about
+        its slope, meV/atom), ``crossings`` (of the cutoff, 1/atom/ps) and ``force_scale`` (meV/Å);
         ``passed``, 1 or 0. The message names the checks that failed, ``provenance["skipped"]`` those that do
-        not apply, and why. Curves:
-        ``jump_steps`` (K,) Å, ``jump_pairs`` (P, K) meV, ``jump_distance`` (P,) Å where the pair stood,
-        ``jump_symbols`` (P,), ``cutoff_distance`` (D,) Å and ``cutoff_energy`` (D,) meV of the first pair,
-        ``time`` (T,) fs, ``energy_total`` (R, T) meV/atom from the start.
+        not apply, with the reasons. Curves: ``jump_steps`` (K,) Å, ``jump_pairs`` (P, K) meV,
+        ``jump_distance`` (P,) Å, the original distance of the pair, ``jump_symbols`` (P,),
+        ``cutoff_distance`` (D,) Å and ``cutoff_energy`` (D,) meV of the first pair, ``time`` (T,) fs,
+        ``energy_total`` (R, T) meV/atom relative to the start. A stored record is returned if weights, frames
+        and tolerances are the same.
 
     Raises
     ------
     FileNotFoundError
-        If there are no trained weights; names the command that trains.
+        If there are no trained weights; the message names the command that trains.
     ValueError
         If a name is unknown, or forces vanish on the frames.
     """
@@ -193,39 +195,40 @@ def examine(
     tolerances=None,
     seed=0,
 ):
-    """All checks of any ASE calculator that need no look inside; nothing is stored.
+    """Run all checks that apply to any ASE calculator; nothing is stored.
 
     Parameters
     ----------
     calculator
-        With energy (eV) and forces (eV/Å).
+        ASE calculator with energy (eV) and forces (eV/Å).
     atoms
         ``ase.Atoms`` or a list of them, of one composition, away from a minimum.
     cutoff
-        Å; without it the energy is not taken across it.
+        Cutoff of the potential, Å; by default no pair is moved across it.
     temperature, timestep, runs, run_steps
-        Of the NVE runs: K, fs, their number and length. They start on ``atoms`` with velocities drawn anew.
+        Temperature (K), timestep (fs), number and length of the NVE runs, which start on ``atoms`` with new
+        velocities.
     structures
-        How many of the frames are turned, moved and so on.
+        Number of frames that are rotated, translated and so on.
     step
-        Of the central difference, Å. A calculator in float32 needs 1e-2, and wider tolerances.
+        Step of the central difference, Å. A calculator in float32 needs 1e-2, and wider tolerances.
     tolerances
-        Those that replace the defaults, by the name of the check.
+        Tolerances that replace the defaults, by the name of the check.
     seed
-        Of turns, shifts and velocities.
+        Seed of rotations, translations and velocities.
 
     Returns
     -------
     Record
-        As of :func:`check`, with its ``curves``; dataset is the formula, model the name of the calculator.
-        The message names what failed and what was skipped.
+        Record as in :func:`check`, with its ``curves``; the dataset is the formula, the model the name of the
+        calculator. The message names the checks that failed and those that were skipped.
 
     Raises
     ------
     ValueError
-        If there is no frame, a tolerance has the name of no check, or forces vanish on the frames.
+        If there is no frame, a tolerance does not have the name of a check, or forces vanish on the frames.
     TypeError
-        If the calculator is none.
+        If ``calculator`` is not an ASE calculator.
     """
     frames = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
     _check_input(calculator, frames, tolerances)
@@ -252,7 +255,7 @@ def examine(
 
 
 def failed(record):
-    """Names of the checks that a record failed, a list; a value that does not exist counts as failed."""
+    """Names of the checks that failed in a record, a list; a missing value counts as failed."""
     return _beyond(record.metrics, record.parameters["tolerances"])
 
 
@@ -274,7 +277,7 @@ def _fails(metric, tolerance):
 
 
 def _judged(metrics, limits):
-    """The metrics with their verdict, and the message of a record."""
+    """The metrics preceded by the verdict ``passed``, and the message of a record."""
     bad = _beyond(metrics, limits)
     return [Metric("passed", float(not bad), "1"), *metrics], ", ".join(bad)
 
@@ -290,17 +293,17 @@ class Subject(NamedTuple):
     """A potential in the forms that the checks need."""
 
     calculator: object
-    """ASE calculator, as it is simulated."""
+    """ASE calculator in the precision of simulations."""
     precise: object
-    """The same in float64, or the same again."""
+    """ASE calculator in float64 where available, else the same one."""
     cutoff: float | None
-    """Å."""
+    """Cutoff, Å."""
     replicas: object
-    """``replicas(n)`` gives a calculator for n replicas; ``None`` where it knows no batches."""
+    """Function that returns a calculator for n replicas; ``None`` if the potential has no batches."""
 
 
 def in_double(force_field):
-    """The same force field with its network, constants included, in double precision."""
+    """Copy of a force field with its network, including constants, in double precision."""
     if not force_field.build_arguments:
         return copy.deepcopy(force_field).double().eval()
     double = models.build(**{**force_field.build_arguments, "dtype": torch.float64})
@@ -315,7 +318,7 @@ def in_double(force_field):
 
 
 def _settled(config):
-    """The config without open fields, and the frames."""
+    """The config with all fields set, and the frames."""
     card = cards.dataset(config.dataset)
     parts = {part: data.load(card.name, part) for part in card.parts(config.split)}
     split = min(parts, key=lambda part: _richness(parts[part][0]))
@@ -351,7 +354,7 @@ def _check_input(calculator, frames, tolerances):
 
 
 def _measure(subject, frames, *, structures, seed, temperature, timestep, runs, run_steps, step=1e-4):
-    """Metrics, curves, and the reason for each check that was skipped."""
+    """Metrics, curves, and the reasons for which checks were skipped, by check."""
     chosen = _spread(frames, structures)
     periodic, whole = chosen[0].pbc.any(), len(chosen[0]) > 1
     scale = force_scale(subject.calculator, chosen)
@@ -396,13 +399,13 @@ def _measure(subject, frames, *, structures, seed, temperature, timestep, runs, 
 
 
 def _spread(frames, count):
-    """So many frames at equal distances, or all."""
+    """``count`` equally spaced frames, or all if there are fewer."""
     places = np.linspace(0, len(frames) - 1, min(count, len(frames)))
     return [frames[i] for i in np.unique(places.astype(int))]
 
 
 def _repeated(frames, count):
-    """Exactly so many frames, some more than once where there are too few."""
+    """Exactly ``count`` frames, some of them repeated if there are fewer."""
     chosen = _spread(frames, count)
     return [chosen[i % len(chosen)] for i in range(count)]
 
@@ -411,17 +414,18 @@ def _repeated(frames, count):
 
 
 class Guise(NamedTuple):
-    """A frame in another form, and how energy and forces follow."""
+    """An equivalent form of a frame, and how energy and forces transform."""
 
     atoms: ase.Atoms
     forces: object
-    """``forces(F (N, 3))``: what the forces must be, shape ``(N', 3)``, eV/Å."""
+    """Function from the forces on the frame, shape ``(N, 3)``, to those required on the guise, shape ``(N',
+    3)``, eV/Å."""
     copies: int = 1
-    """The energy must be so many times the first."""
+    """Ratio of the required energy to that of the frame."""
 
 
 def turned(atoms, matrix):
-    """Copy of a structure with every position multiplied by an orthogonal matrix, about the mean position."""
+    """Copy of a structure whose positions are multiplied by an orthogonal matrix, about the mean position."""
     copy = atoms.copy()
     middle = atoms.positions.mean(0)
     copy.positions = (atoms.positions - middle) @ np.asarray(matrix).T + middle
@@ -436,25 +440,25 @@ def rotated(atoms, rng):
 
 
 def inverted(atoms, rng=None):
-    """:class:`Guise` of an inversion, that is a reflection and a rotation."""
+    """:class:`Guise` of an inversion, which is a reflection combined with a rotation."""
     return Guise(turned(atoms, -np.eye(3)), lambda forces: -forces)
 
 
 def translated(atoms, rng):
-    """:class:`Guise` of a shift by up to 10 Å along every axis; atoms are not wrapped."""
+    """:class:`Guise` of a translation by up to 10 Å along every axis; atoms are not wrapped."""
     moved = atoms.copy()
     moved.positions += rng.uniform(-10, 10, 3)
     return Guise(moved, lambda forces: forces)
 
 
 def permuted(atoms, rng):
-    """:class:`Guise` of a random order of the atoms."""
+    """:class:`Guise` of a random permutation of the atoms."""
     order = rng.permutation(len(atoms))
     return Guise(atoms[order], lambda forces: forces[order])
 
 
 def imaged(atoms, rng):
-    """:class:`Guise` of wrapped atoms of which every one is then moved by lattice vectors of its own."""
+    """:class:`Guise` of wrapped atoms, each of which is then moved by random lattice vectors."""
     moved = atoms.copy()
     moved.positions = wrap_positions(atoms.positions, atoms.cell, atoms.pbc)
     images = rng.integers(-1, 2, (len(atoms), 3)) * atoms.pbc + rng.integers(1, 3, 3) * atoms.pbc
@@ -488,7 +492,7 @@ def force_scale(calculator, frames):
     Raises
     ------
     ValueError
-        If it is below 1e-3: near a minimum errors of forces cannot be told.
+        If it is below 1e-3 eV/Å, as errors of forces cannot be measured near a minimum.
     """
     forces = np.concatenate([predict(calculator, atoms)[1].ravel() for atoms in frames])
     scale = np.sqrt(np.square(forces).mean())
@@ -510,8 +514,8 @@ def gradient_error(calculator, atoms, *, step=1e-4, directions=5, seed=0):
 
     .. math:: \frac{|(E(x + h d) - E(x - h d)) / 2h + F \cdot d|}{|F|}
 
-    with d standard normal. The median leaves out a direction in which a pair happens to cross a cutoff at
-    which the energy jumps, which is a check of its own.
+    where d is standard normal. The median ignores a direction in which a pair happens to cross a cutoff at
+    which the energy jumps, as jumps are a separate check.
     """
     forces = predict(calculator, atoms)[1]
     rng, errors = np.random.default_rng(seed), []
@@ -535,7 +539,7 @@ def deviation(calculator, atoms, guise, scale):
 
 
 def isolated_error(calculator, atoms, scale):
-    """Deviation of two atoms of each element, all far apart, from lone atoms, in units of ``scale``, eV/Å."""
+    """Deviation of two distant atoms of each element from single atoms, in units of ``scale``, eV/Å."""
     numbers = np.repeat(np.unique(atoms.numbers), 2)
     places = FAR * np.arange(len(numbers))[:, None] * [1.0, 0, 0]
     alone = [predict(calculator, ase.Atoms([z])) for z in numbers]
@@ -545,9 +549,9 @@ def isolated_error(calculator, atoms, scale):
 
 
 def edge_errors(atoms, cutoff, graph=None):
-    """Number of edges that are missing or too many, against a brute-force list over images.
+    """Number of edges that are missing or superfluous, compared with a brute-force list over images.
 
-    The graph is by default that of the calculator of a rollout, :class:`~egraff_utils.graph.SkinList`.
+    By default the graph is the one used in rollouts, that of :class:`~egraff_utils.graph.SkinList`.
     """
     if graph is None:
         graph = SkinList(atoms, cutoff).update(atoms.positions)
@@ -585,7 +589,7 @@ def _rows(centre, neighbour, vectors):
 
 
 class Pair(NamedTuple):
-    """Two atoms of a frame that stand near the cutoff."""
+    """Two atoms of a frame whose distance is close to the cutoff."""
 
     atoms: ase.Atoms
     centre: int
@@ -595,25 +599,25 @@ class Pair(NamedTuple):
 
     @property
     def distance(self):
-        """Å."""
+        """Distance of the two atoms, Å."""
         return np.linalg.norm(self.vector)
 
     @property
     def symbols(self):
-        """Of the two atoms, in alphabetic order."""
+        """Symbols of the two elements, in alphabetic order."""
         return "-".join(sorted(self.atoms.symbols[[self.centre, self.neighbour]]))
 
     def at(self, distance):
-        """The frame with the neighbour moved along the line to a distance, Å."""
+        """The frame with the neighbour moved along the line of the pair to a distance, Å."""
         moved = self.atoms.copy()
         moved.positions[self.neighbour] += (distance / self.distance - 1) * self.vector
         return moved
 
 
 def pairs_at_cutoff(frames, cutoff, *, most=PAIRS):
-    """Pairs of different atoms nearest to the cutoff, one of each pair of elements, a list of :class:`Pair`.
+    """Pairs of atoms nearest to the cutoff, one for each pair of elements, a list of :class:`Pair`.
 
-    Nearest first. Where no pair comes within :data:`REACH` of the cutoff, the nearest of all is taken.
+    The nearest comes first. If no pair is within :data:`REACH` of the cutoff, the nearest of all is returned.
     """
     every = [pair for atoms in frames for pair in _near(atoms, cutoff)]
     close = [pair for pair in every if abs(pair.distance - cutoff) < REACH]
@@ -625,7 +629,7 @@ def pairs_at_cutoff(frames, cutoff, *, most=PAIRS):
 
 
 def _near(atoms, cutoff):
-    """The nearest pair to the cutoff of each pair of elements in a frame."""
+    """The pair nearest to the cutoff, for each pair of elements in a frame."""
     graph = build_graph(atoms, cutoff + REACH)
     centre, neighbour = graph.edge_index.numpy()
     vectors = graph.edge_vectors().numpy()
@@ -639,24 +643,26 @@ def _near(atoms, cutoff):
 
 
 def jump(calculator, pair, cutoff, half_step):
-    r"""Energy and force gained at once where a pair crosses the cutoff.
+    r"""Jump of the energy and of the forces where a pair crosses the cutoff.
 
     .. math:: E(r_c + \delta) - E(r_c - \delta) + \delta\, (F_+ + F_-) \cdot u
 
-    The last term, with the forces on the moved atom and the direction u of its motion, takes away what a
-    smooth energy changes by, up to :math:`\delta^3`; a jump is what does not shrink with the step.
+    The last term, with the forces on the moved atom and the direction u of its motion, subtracts the change
+    of a smooth energy, up to :math:`\delta^3`. The remainder is a jump if it does not shrink with the step.
 
     Parameters
     ----------
+    calculator
+        ASE calculator with energy (eV) and forces (eV/Å).
     pair
         :class:`Pair`.
     cutoff, half_step
-        Å.
+        Cutoff :math:`r_c` and half step :math:`\delta`, Å.
 
     Returns
     -------
     tuple of float
-        Of the energy, eV; largest change of a force component, eV/Å.
+        Jump of the energy, eV; largest change of a force component, eV/Å.
     """
     before, behind = (predict(calculator, pair.at(cutoff + sign * half_step)) for sign in (-1, 1))
     along = (before[1] + behind[1])[pair.neighbour] @ pair.vector / pair.distance
@@ -708,11 +714,13 @@ def nve(starts, calculators, *, timestep, steps):
     Parameters
     ----------
     starts
-        R ``ase.Atoms`` with momenta.
+        Starting structures with momenta, R ``ase.Atoms``.
     calculators
-        ``calculators(n)`` gives a calculator for n replicas.
+        Function that returns a calculator for n replicas.
     timestep
-        fs.
+        Timestep, fs.
+    steps
+        Number of steps.
     """
     free = Thermostat(temperature=0.0, timestep=timestep, friction=0.0)  # Langevin without friction
     return simulate(starts, calculators, thermostat=free, steps=steps)
@@ -725,20 +733,20 @@ def total_energy(trajectory, atoms):
 
 
 def slopes(times, energy):
-    """Least-squares slope of each run and the scatter about it.
+    """Least-squares slope of the energy of each run, and the scatter about it.
 
     Parameters
     ----------
     times
-        Shape ``(T,)``.
+        Times, shape ``(T,)``.
     energy
-        Shape ``(R, T)``; a run that broke is not finite at its end.
+        Energies, shape ``(R, T)``; a run that broke is not finite at its end.
 
     Returns
     -------
     tuple of ndarray
-        Slopes, shape ``(R,)``, and standard deviations about the lines, shape ``(R,)``; not a number where a
-        run broke.
+        Slopes, shape ``(R,)``, and standard deviations about the lines, shape ``(R,)``; nan where a run
+        broke.
 
     Examples
     --------
@@ -776,7 +784,7 @@ def _drift(subject, starts, timestep, steps):
 
 
 def _crossings(atoms, trajectory, cutoff):
-    """How often a pair crossed the cutoff in a run, mean over runs."""
+    """Number of times that a pair crossed the cutoff in a run, averaged over runs."""
     total = 0
     for positions in trajectory.positions:
         neighbors, before = SkinList(atoms, cutoff), None

@@ -1,4 +1,4 @@
-"""Which atoms see which? The periodic graph that every model gets.
+"""Which atoms are neighbours? The periodic graph that every model receives.
 
 Symbols used throughout the package: N atoms, E edges, S structures, T frames, R replicas, B bins.
 """
@@ -13,20 +13,20 @@ from torch import Tensor
 
 
 class AtomicGraph(NamedTuple):
-    """One or more structures and all pairs of atoms closer than a cutoff.
+    """One or more structures with all pairs of atoms closer than a cutoff.
 
-    Every pair stands in both directions: edge ``e + E/2`` is the reverse of edge ``e``. In a small cell an
-    atom may be its own neighbour, through an image, and a pair may be joined by several edges.
+    Every pair is listed in both directions: edge ``e + E/2`` is the reverse of edge ``e``. In a small cell an
+    atom may be its own neighbour, through a periodic image, and several edges may join a pair of atoms.
     """
 
     positions: Tensor
-    """Shape ``(N, 3)``, Å."""
+    """Positions, shape ``(N, 3)``, Å."""
     species: Tensor
     """Atomic numbers, shape ``(N,)``, int64."""
     edge_index: Tensor
     """Centre i (row 0) and neighbour j (row 1) of each edge, shape ``(2, E)``, int64."""
     shifts: Tensor
-    """Displacement of the image of the neighbour, shape ``(E, 3)``, Å."""
+    """Displacement of the neighbour's periodic image, shape ``(E, 3)``, Å."""
     structure: Tensor
     """Index of the structure of each atom, shape ``(N,)``, int64, ascending."""
     cells: Tensor
@@ -34,7 +34,7 @@ class AtomicGraph(NamedTuple):
 
     @property
     def num_structures(self):
-        """S."""
+        """Number of structures, S."""
         return self.cells.shape[0]
 
     def edge_vectors(self):
@@ -44,7 +44,7 @@ class AtomicGraph(NamedTuple):
         return x.index_select(0, neighbour) + self.shifts - x.index_select(0, centre)
 
     def pair_vectors(self):
-        """Those of the first edge of every pair, shape ``(E / 2, 3)``, Å; the second's is the opposite."""
+        """Vectors of the first edge of every pair, shape ``(E / 2, 3)``, Å; the reverse has the opposite."""
         pairs = self.edge_index.shape[1] // 2
         return self._replace(edge_index=self.edge_index[:, :pairs], shifts=self.shifts[:pairs]).edge_vectors()
 
@@ -56,14 +56,16 @@ class AtomicGraph(NamedTuple):
 
 
 def build_graph(atoms, cutoff=5.0, *, dtype=torch.float64):
-    """Graph of one or several structures, with true periodic edges.
+    """Graph of one or several structures, with edges to all periodic images within the cutoff.
 
     Parameters
     ----------
     atoms
-        ``ase.Atoms`` or a list of them; positions in Å, need not be wrapped.
+        ``ase.Atoms`` or a list of them; positions in Å, which need not be wrapped.
     cutoff
-        Å.
+        Largest length of an edge, Å.
+    dtype
+        Floating-point type of positions, shifts and cells.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def build_graph(atoms, cutoff=5.0, *, dtype=torch.float64):
 
 
 def collate(graphs):
-    """One graph out of several; their structures are not connected."""
+    """One graph that joins several; their structures are not connected."""
     sizes = [len(g.positions) for g in graphs]
     atom_offsets = np.cumsum([0, *sizes[:-1]])
     structure_offsets = np.cumsum([0, *[g.num_structures for g in graphs[:-1]]])
@@ -97,7 +99,7 @@ def collate(graphs):
 
 
 def _join_edges(parts, dim):
-    """Edges of several graphs, the first halves of all before the reverse edges of all."""
+    """Edges of several graphs, the first halves of all graphs followed by all reverse edges."""
     halves = [part.tensor_split(2, dim) for part in parts]
     return torch.cat([*(there for there, _ in halves), *(back for _, back in halves)], dim)
 
@@ -128,7 +130,7 @@ def _check_geometry(atoms):
 
 
 def _pairs(atoms, cutoff):
-    """Two atoms and the integer image of the second, of all pairs within the cutoff, in one direction."""
+    """Both atoms, and the integer image of the second, of all pairs within the cutoff, in one direction."""
     if len(atoms) == 0:
         raise ValueError("a structure without atoms has no graph")
     boxed = ase.Atoms(positions=atoms.positions, numbers=atoms.numbers, cell=atoms.cell, pbc=atoms.pbc)
@@ -136,12 +138,12 @@ def _pairs(atoms, cutoff):
         _enclose(boxed, cutoff)
     i, j, images = neighbour_list("ijS", boxed, float(cutoff))
     base = 2 * np.abs(images).max(initial=0) + 1
-    once = (i < j) | ((i == j) & (images @ [base**2, base, 1] > 0))  # of an atom's own images every other
+    once = (i < j) | ((i == j) & (images @ [base**2, base, 1] > 0))  # an atom's own images come in pairs
     return i[once], j[once], images[once]
 
 
 def _enclose(atoms, cutoff):
-    """Give the directions that are not periodic a box around the atoms: the stored one may be anything."""
+    """Replace the cell, arbitrary in directions that are not periodic, by a box around the atoms there."""
     extent = np.ptp(atoms.positions, axis=0)
     cell = np.array(atoms.cell)
     if not atoms.pbc.any():
@@ -156,17 +158,21 @@ def _enclose(atoms, cutoff):
 
 
 class SkinList:
-    """Graph of moving atoms: pairs within cutoff + skin are kept and searched anew only when needed.
+    """Graph of moving atoms from a neighbour list with a skin, which is rebuilt only when needed.
 
-    The edges handed out are always exactly those within the cutoff, so the result does not depend on the
-    skin (Verlet, Phys. Rev. 159, 98, 1967).
+    The returned edges are always exactly those within the cutoff, so the result does not depend on the skin
+    (Verlet, Phys. Rev. 159, 98, 1967).
 
     Parameters
     ----------
     atoms
-        ``ase.Atoms`` or a list of them: species, cells, periodicity and first positions.
-    cutoff, skin
-        Å.
+        ``ase.Atoms`` or a list of them, which give species, cells, periodicity and initial positions.
+    cutoff
+        Largest length of an edge, Å.
+    skin
+        Distance beyond the cutoff up to which pairs are listed, Å.
+    dtype, device
+        Floating-point type and device of the graph.
     """
 
     def __init__(self, atoms, cutoff=5.0, *, skin=1.0, dtype=torch.float64, device=None):
@@ -177,7 +183,7 @@ class SkinList:
         self.rebuilds = 0
 
     def rebuild(self):
-        """Forget the stored pairs; the next update searches anew."""
+        """Discard the neighbour list, so that the next update builds it anew."""
         self._built_at = None
 
     def update(self, positions):

@@ -1,8 +1,8 @@
-r"""How long does a model follow its reference? Simulations that start on a reference trajectory, with its
-velocities, and are compared with its continuation at the same time.
+r"""How long does a model follow its reference? Simulations start from reference frames and velocities.
 
-The force violation climbs from the error of a single prediction to the floor of two unrelated frames. The
-time at which it crosses half of the floor is the predictability horizon. S starts, T frames, N atoms.
+They are compared with the continuation of the reference at equal times. The force violation rises from the
+error of a single prediction to the floor of two unrelated frames; the time at which it crosses half of the
+floor is the predictability horizon. Symbols: S starts, T frames, N atoms.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -22,44 +22,46 @@ from egraff_utils.rollout import reference_of
 
 DYNAMICS = ("langevin", "nve", "driven")
 THEMSELVES = {"noise": ("langevin", "nve"), "friction": ("driven", "nve"), "control": ("control", "nve")}
-"""Comparisons of a model with itself: name -> the two dynamics."""
+"""Name of a comparison of a model with itself -> the two dynamics."""
 
 TIMES = (20.0, 50.0, 100.0, 200.0)
-"""fs, at which the deviation is given."""
+"""Times at which the deviation is reported, fs."""
 
 MOST_STARTS, MOST_ATOMS = 12, 400
-"""Starts taken by default, fewer where the batch would hold more atoms than this."""
+"""Default number of starts, which is reduced so that a batch holds at most this number of atoms."""
 
 EXPLAINED = 0.01
-"""Of the length of the forces, what one friction for all atoms may leave unexplained to count as measured."""
+"""Largest fraction of the length of the forces that a single friction for all atoms may leave unexplained,
+for the friction to count as measured."""
 
 CONTROL_STARTS = 4
 CONTROL_SHIFT = (0.37, 0.11, 0.23)
-"""Å; a translation changes no force but the rounding of the positions and the neighbour list."""
+"""Translation of the control runs, Å. It does not change the forces apart from the rounding of positions, and
+it changes the neighbour list."""
 
 
 @dataclass(frozen=True)
 class HorizonConfig(Config):
-    """One trained model and the reference that it is to follow."""
+    """One trained model and the reference that it should follow."""
 
     kind = "horizon"
 
     model: str
-    """Architecture whose trained weights are taken from the training record of the same campaign, dataset
-    and seed."""
+    """Architecture, whose weights are those of the training of the same campaign, dataset and seed."""
     dataset: str
     campaign: str = "demo"
     seed: int = 0
-    """Of the training and of the noise."""
+    """Seed of the training and of the noise."""
     starts: int | None = None
-    """Frames to start from; by default 12, of large systems fewer, at least four."""
+    """Number of starting frames; by default 12, fewer for large systems, but at least four."""
     duration: float | None = None
-    """Of the simulations that a perfect model would keep to its reference, fs; by default 250, at most two
-    thirds of the stored frames, and 120 where the reference is run as well."""
+    """Duration of the simulations in which a perfect model would stay on its reference, fs; by default 250,
+    at most two thirds of the stored frames, and 120 if the reference is simulated as well."""
     short: float = 100.0
-    """Of those in which it would lose it, for want of the reference's thermostat, fs."""
+    """Duration of the simulations in which a perfect model would leave its reference, because they lack the
+    thermostat of the reference, fs."""
     friction: float = 5e-3
-    """Of the thermostat in ``langevin``, inverse ASE time units, as in rollouts."""
+    """Friction of the thermostat in ``langevin``, inverse ASE time units, as in rollouts."""
     split: str = "test"
     device: str = "cpu"
     threads: int = 1
@@ -72,9 +74,9 @@ class HorizonConfig(Config):
 
 
 def datasets():
-    """Names of the datasets whose test frames follow each other in time, so that they can be followed.
+    """Names of the datasets with time-ordered test frames, which simulations can follow.
 
-    LiPS20 is not among them: its frames are draws of a trajectory, with gaps between them.
+    LiPS20 is not among them, as its frames are draws from a trajectory, with gaps between them.
 
     >>> "ethanol" in datasets(), "lips20" in datasets()
     (True, False)
@@ -83,34 +85,35 @@ def datasets():
 
 
 def horizon(config, *, force_field=None):
-    """How long a trained force field follows the reference; the stored record if nothing has changed.
+    """Measure how long a trained force field follows the reference.
 
-    All starts run as one batch, under three dynamics: ``langevin``, with the thermostat of the rollouts and
-    the same noise for all models; ``nve``, without one; ``driven``, with the reference's own friction
-    (:func:`friction`), so that a perfect model would stay on it. Where the dataset has an oracle, the
-    reference is run anew under the same dynamics, with the same noise: then ``nve`` is followed exactly by
-    a perfect model and ``driven`` is the same thing.
+    All starts run in one batch, under three dynamics: ``langevin`` has the thermostat of the rollouts and the
+    same noise for all models; ``nve`` has no thermostat; ``driven`` has the friction of the reference
+    (:func:`friction`), so that a perfect model would stay on it. If the dataset has an oracle, the reference
+    is simulated under the same dynamics, with the same noise; a perfect model then follows ``nve`` exactly,
+    and ``driven`` is identical to it.
 
     Parameters
     ----------
     config
         :class:`HorizonConfig`.
     force_field
-        A force field to use in place of the trained weights, such as one's own.
+        Force field to use in place of the trained weights.
 
     Returns
     -------
     Record
-        Kind ``horizon``. Metrics and curves as in :func:`measure`, for every dynamics that applies: there is
-        no ``driven`` where no friction explains the reference. Status ``unstable`` if a start broke; behind
-        its break its force violation counts as one.
+        Kind ``horizon``, with the metrics and curves of :func:`measure` for every dynamics that applies;
+        there is no ``driven`` if no friction explains the reference. The status is ``unstable`` if a start
+        broke; after its break its force violation counts as one. A stored record is returned if nothing has
+        changed.
 
     Raises
     ------
     FileNotFoundError
-        If there are no trained weights; names the command that trains.
+        If there are no trained weights; the message names the command that trains.
     ValueError
-        If the frames of the dataset do not follow each other in time, or are too few.
+        If the frames of the dataset have no order in time, or are too few.
     """
     frames, interval = _frames(config.card, config.split)
     config = _settled(config, config.card, frames, interval)
@@ -138,7 +141,7 @@ def _followed(config, frames, interval, force_field):
 
     runs = follow(course, make_calculator, thermostat=thermostat, progress=label)
     found, curves = measure(course, runs, floor=_floor(frames))
-    if card.oracle is not None:  # no friction: the two are one
+    if card.oracle is not None:  # the reference has no friction, so ``driven`` is ``nve``
         found += [replace(m, name=m.name.replace("_nve", "_driven")) for m in found if "_nve" in m.name]
     checks = check_reference(frames, interval)
     found += [Metric(f"reference_{name}", *value) for name, value in checks.items()]
@@ -155,30 +158,30 @@ def _followed(config, frames, interval, force_field):
 
 
 class Course(NamedTuple):
-    """Where the starts are, and how the reference goes on from them under every dynamics, each with its T."""
+    """Starts, and the continuation of the reference under every dynamics, each with its own T frames."""
 
     starts: list
-    """S ``ase.Atoms`` with the reference's momenta."""
+    """Starting structures with the momenta of the reference, S ``ase.Atoms``."""
     first: np.ndarray
-    """Frame at which each begins, shape ``(S,)``."""
+    """Index of the frame of each start, shape ``(S,)``."""
     interval: float
-    """Between two frames, and the timestep of the simulations, fs."""
+    """Time between two frames, which is also the timestep of the simulations, fs."""
     moved: dict
     """Dynamics -> displacement of the reference from the start, shape ``(S, T, N, 3)``, Å."""
     forces: dict
     """Dynamics -> forces of the reference, shape ``(S, T, N, 3)``, eV/Å."""
     friction: np.ndarray | None = None
-    """Of the reference at every frame, shape ``(S, T)``, 1/fs; ``None`` if it was not measured."""
+    """Friction of the reference at every frame, shape ``(S, T)``, 1/fs; ``None`` if it was not measured."""
 
     def steps(self, name):
-        """Steps of the simulations under a dynamics, T - 1."""
+        """Number of steps of the simulations under a dynamics, T - 1."""
         return self.forces[name].shape[1] - 1
 
 
 def friction(frames, interval):
-    r"""Friction that a Nosé-Hoover thermostat had at each frame, as its frames show it.
+    r"""Friction of a Nosé-Hoover thermostat at each frame, determined from the frames.
 
-    One number for all atoms, by least squares from
+    The friction is one number for all atoms, which is obtained by least squares from
 
     .. math:: m_i a_i - F_i = -\zeta m_i v_i, \quad
         a(t) = \frac{x(t+h) - 2 x(t) + x(t-h)}{h^2}, \quad v(t) = \frac{x(t+h) - x(t-h)}{2h}
@@ -186,15 +189,15 @@ def friction(frames, interval):
     Parameters
     ----------
     frames
-        T ``ase.Atoms`` with forces, following each other in time.
+        Consecutive frames with forces, T ``ase.Atoms``.
     interval
-        h, fs.
+        Time h between two frames, fs.
 
     Returns
     -------
     friction, residual, residual_without
-        Shape ``(T - 2,)`` each, without the two ends: :math:`\zeta`, 1/fs; the length of what is left of
-        :math:`m a - F` over that of F, with the friction and without it.
+        Arrays of shape ``(T - 2,)``, without the two ends: :math:`\zeta`, 1/fs; the length of the remainder
+        of :math:`m a - F` over that of F, with the friction and without it.
 
     Raises
     ------
@@ -213,17 +216,24 @@ def friction(frames, interval):
 
 
 def check_reference(frames, interval):
-    """What can be checked of a reference by its own frames, a dict of (value, unit).
+    """Properties of a reference that follow from its frames alone, a dict of (value, unit).
+
+    Parameters
+    ----------
+    frames
+        Consecutive frames with forces, a list of ``ase.Atoms``.
+    interval
+        Time h between two frames, fs.
 
     Returns
     -------
     dict
         ``temperature`` over 3N degrees of freedom from finite-difference velocities, K; ``friction`` (root
         mean square, 1/fs); ``residual`` and ``residual_friction``: what Newton's equation leaves unexplained
-        without and with the friction, as a part of the forces (median over frames); ``step_error`` and
-        ``step_error_friction``: root mean square error of one step of velocity Verlet, with the reference's
-        positions, velocities and forces, against its next frame, Å. The velocities are those of central
-        differences, so this error is that residual, times h²/2m.
+        without and with the friction, as a fraction of the forces (median over frames); ``step_error`` and
+        ``step_error_friction``: root mean square difference between one step of velocity Verlet, from the
+        positions, velocities and forces of the reference, and its next frame, Å. As velocities are central
+        differences, this error is that residual times h²/2m.
     """
     zeta, with_friction, without = friction(frames, interval)
     masses, h = frames[0].get_masses()[:, None], interval * units.fs
@@ -246,25 +256,25 @@ def check_reference(frames, interval):
 
 
 def stored_course(frames, interval, *, starts, steps, short=None):
-    """:class:`Course` along stored frames; the starts are spread equally over those that go on long enough.
+    """:class:`Course` along stored frames, with starts spread equally over the frames with enough after.
 
     Parameters
     ----------
     frames
-        ``ase.Atoms`` with forces, following each other in time.
+        Consecutive frames with forces, a list of ``ase.Atoms``.
     interval
-        fs.
+        Time between two frames, fs.
     starts, steps
-        S and T - 1.
+        Number S of starts, and number T - 1 of steps.
     short
-        Steps under the dynamics that lose the reference, all but ``driven``; as many by default.
+        Steps under the dynamics that leave the reference, all but ``driven``; by default ``steps``.
 
     Raises
     ------
     ValueError
         If there are too few frames.
     """
-    spare = len(frames) - 2 - steps  # the first and the last frame have no velocity
+    spare = len(frames) - 2 - steps  # the first and the last frame have no central-difference velocity
     if spare < starts:
         raise ValueError(f"{len(frames)} frames are too few for {starts=} of {steps} steps each")
     first = 1 + np.arange(starts) * (spare - 1) // max(starts - 1, 1)
@@ -286,7 +296,7 @@ def stored_course(frames, interval, *, starts, steps, short=None):
 
 
 def _live_course(card, frames, interval, config, thermostat, steps):
-    """:class:`Course` that the dataset's oracle runs now, kept for all models."""
+    """:class:`Course` simulated by the oracle of the dataset, which is cached for all models."""
     first = np.linspace(1, len(frames) - 2, config.starts).astype(int)
     starts = [_start(frames, i, interval) for i in first]
     runs = {}
@@ -315,7 +325,7 @@ def _start(frames, index, interval):
 
 
 def _frames(card, split):
-    """Frames of a split that follow each other, and the time between them, fs."""
+    """Consecutive frames of a time-ordered split, and the time between them, fs."""
     if split not in card.time_ordered:
         ordered = ", ".join(card.time_ordered) or "none"
         raise ValueError(
@@ -325,7 +335,7 @@ def _frames(card, split):
 
 
 def _settled(config, card, frames, interval):
-    """The config with starts and duration where it leaves them open."""
+    """The config with default starts and duration where it does not set them."""
     stored = min(250.0, 2 * len(frames) // 3 * interval)
     duration = config.duration or (stored if card.oracle is None else 120.0)
     starts = config.starts or min(MOST_STARTS, max(CONTROL_STARTS, MOST_ATOMS // len(frames[0])))
@@ -333,7 +343,7 @@ def _settled(config, card, frames, interval):
 
 
 def _floor(frames):
-    """FV of two frames of the reference that are at least a quarter of its length apart."""
+    """FV of pairs of frames of the reference that are at least a quarter of its length apart."""
     energy = [atoms.get_potential_energy() for atoms in frames]
     return statistics.floor_ev_fv(energy, _forces(frames), separation=len(frames) // 4)["fv"]
 
@@ -344,19 +354,19 @@ def _floor(frames):
 def follow(course, make_calculator, *, thermostat, progress=None):
     """Simulations from the starts under every dynamics of the course, name -> ``Trajectory``.
 
-    ``control`` is ``nve`` again for a few starts, everything moved by a constant vector and with another
-    skin of the neighbour list: what its difference to ``nve`` is, the algorithm costs.
+    ``control`` repeats ``nve`` for a few starts with all atoms moved by a constant vector and another skin of
+    the neighbour list. Its difference from ``nve`` is the numerical error of the algorithm.
 
     Parameters
     ----------
     course
         :class:`Course`.
     make_calculator
-        ``make_calculator(n, skin=...)`` gives a calculator for n replicas.
+        Function ``make_calculator(n, skin=...)`` that returns a calculator for n replicas.
     thermostat
         :class:`~egraff_utils.dynamics.Thermostat` of ``langevin``.
     progress
-        Label of the progress bars, or ``None`` for none.
+        Label of the progress bars, or ``None`` for no bars.
     """
     kinds = {
         "langevin": thermostat,
@@ -390,7 +400,7 @@ def measure(course, runs, *, floor):
     course
         :class:`Course`.
     runs
-        What :func:`follow` returns.
+        Trajectories as returned by :func:`follow`.
     floor
         FV of two unrelated frames of the reference, dimensionless.
 
@@ -398,12 +408,12 @@ def measure(course, runs, *, floor):
     -------
     metrics
         ``fv_start``: geometric mean over the starts of FV at t = 0. For every dynamics ``horizon_<name>``,
-        fs, with ``horizon_<name>_reached`` (1, or 0 if the simulations ended before: then the value is their
-        length), ``deviation_<name>_<t>``, Å, root mean square distance of an atom from its reference at t fs,
-        and ``growth_<name>``, 1/ps (:func:`growth_rate`). The same of the model against itself:
-        ``horizon_noise``, with thermostat against without; ``horizon_friction``, with the reference's
-        friction against without; ``horizon_control``; and ``fv_noise``, ``fv_friction``, ``fv_control`` at
-        the end of the shorter of the two. ``floor_fv``; ``ms_per_step``.
+        fs, with ``horizon_<name>_reached`` (1, or 0 if the simulations ended earlier, in which case the value
+        is their length), ``deviation_<name>_<t>``, Å, root mean square distance of an atom from its reference
+        at t fs, and ``growth_<name>``, 1/ps (:func:`growth_rate`). The same for the model compared with
+        itself: ``horizon_noise``, with and without the thermostat; ``horizon_friction``, with and without the
+        friction of the reference; ``horizon_control``; and ``fv_noise``, ``fv_friction``, ``fv_control`` at
+        the end of the shorter of the two. Also ``floor_fv`` and ``ms_per_step``.
     curves
         ``time`` (T,) fs, ``start_frame`` (S,), and over the first t of these times ``fv_<name>`` (S, t) and
         ``deviation_<name>`` (S, t) Å.
@@ -432,7 +442,7 @@ def measure(course, runs, *, floor):
 
 
 def horizon_metrics(name, curves, floor):
-    """Horizon, deviations and growth rate of one dynamics, list of Metric; see :func:`measure`."""
+    """Horizon, deviations and growth rate of one dynamics, a list of ``Metric``; see :func:`measure`."""
     fv, deviation = curves[f"fv_{name}"], curves[f"deviation_{name}"]
     t = curves["time"][: fv.shape[1]]
     value = horizon_time(t, fv, floor)
@@ -452,12 +462,12 @@ def horizon_metrics(name, curves, floor):
 
 
 def violations(forces, forces_reference):
-    """FV of every start and frame, shape ``(S, T)``; one where the simulation has broken.
+    """FV of every start and frame, shape ``(S, T)``; it is one after a simulation has broken.
 
     Parameters
     ----------
     forces, forces_reference
-        Shape ``(S, T, N, 3)``, eV/Å; NaN behind a break.
+        Forces of model and reference, shape ``(S, T, N, 3)``, eV/Å; NaN after a break.
 
     Examples
     --------
@@ -473,22 +483,23 @@ def violations(forces, forces_reference):
 def horizon_time(time, fv, floor):
     """Time at which the geometric mean of FV over the starts first reaches half of the floor, fs.
 
-    The mean is taken before the crossing, since FV of a single start swings with the bonds and may touch
-    the half long before it stays there. Between two frames it is interpolated linearly.
+    The mean is taken before the crossing is sought, since FV of a single start oscillates with the bonds and
+    may touch half of the floor long before it stays there. The mean is interpolated linearly between two
+    frames.
 
     Parameters
     ----------
     time
-        Shape ``(T,)``, fs.
+        Times, shape ``(T,)``, fs.
     fv
-        Shape ``(S, T)``, dimensionless.
+        FV of every start, shape ``(S, T)``, dimensionless.
     floor
         FV of two unrelated frames, dimensionless.
 
     Returns
     -------
     float
-        fs; zero if FV is there from the start, infinite if it is not reached.
+        Horizon, fs; zero if FV starts above half of the floor, infinite if it does not reach it.
 
     Examples
     --------
@@ -501,12 +512,12 @@ def horizon_time(time, fv, floor):
 def resamples(time, fv, floor, *, count=1000, seed=0):
     """Horizons of bootstrap resamples of the starts, shape ``(count,)``, fs; infinite where not reached.
 
-    Records of equally many starts share their draws, so that differences between two models are paired.
+    Records with the same number of starts share their draws, so that differences between models are paired.
 
     Parameters
     ----------
     time, fv, floor
-        As those of :func:`horizon_time`.
+        As in :func:`horizon_time`.
     count, seed
         Number and seed of the draws.
     """
@@ -516,7 +527,7 @@ def resamples(time, fv, floor, *, count=1000, seed=0):
 
 
 def _crossings(time, curves, floor):
-    """First crossing of half the floor by each logarithmic curve, shape ``(C, T)`` -> ``(C,)``."""
+    """Times at which logarithmic curves, shape ``(C, T)``, first cross half the floor, shape ``(C,)``, fs."""
     time, curves = np.asarray(time, dtype=float), np.exp(curves)
     above = curves >= floor / 2
     last = np.argmax(above, axis=1)
@@ -532,31 +543,31 @@ def _log(fv):
 
 
 def quantiles(values, level=0.95):
-    """Bounds of the middle part of resampled values; infinite ones count as larger than all."""
+    """Bounds of the central ``level`` of resampled values; infinite values count as the largest."""
     ends = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(values, ends, method="nearest")
     return float(low), float(high)
 
 
 def growth_rate(time, deviation, end):
-    r"""Exponential rate at which two trajectories part, 1/ps.
+    r"""Exponential rate at which two trajectories diverge, 1/ps.
 
-    Slope of the mean over starts of :math:`\ln d(t)`, by least squares over the second half of the time
-    before ``end``. In the first half a distance that force errors make grows like :math:`t^2`.
+    It is the slope of the mean over starts of :math:`\ln d(t)`, by least squares over the second half of the
+    time before ``end``. In the first half, a distance caused by force errors grows like :math:`t^2`.
 
     Parameters
     ----------
     time
-        Shape ``(T,)``, fs.
+        Times, shape ``(T,)``, fs.
     deviation
-        Shape ``(S, T)``, Å.
+        Distance d of the two trajectories, shape ``(S, T)``, Å.
     end
-        fs.
+        End of the time that is used, fs.
 
     Returns
     -------
     float
-        NaN if there are fewer than ten frames in that time.
+        Rate, 1/ps; NaN if there are fewer than ten frames in that time.
 
     Examples
     --------
@@ -584,7 +595,7 @@ def _growth(name, time, deviation, end):
 
 
 def _mean(name, values, unit):
-    """Metric of one value per start: the geometric mean, with its interval."""
+    """Metric whose value is the geometric mean over starts, with its interval."""
     values = np.maximum(np.asarray(values, dtype=float), 1e-12)
     if not len(values):
         return Metric(name, None, unit, n=0)
@@ -597,5 +608,5 @@ def _forces(frames):
 
 
 def _length(vectors):
-    """Length over atoms and components of every frame, shape ``(T, N, 3)`` -> ``(T,)``."""
+    """Norm over atoms and components of every frame, shape ``(T, N, 3)`` -> ``(T,)``."""
     return np.sqrt(np.square(vectors).sum((1, 2)))

@@ -1,7 +1,7 @@
-"""How far is a model from its reference? Errors of the published evaluation, as written and as computed.
+"""How far is a model from its reference? The metrics of the published evaluation, as written and as computed.
 
-All in float64. One rule for all: an input that is not finite gives a result that is not finite (per frame
-where the result is per frame), never a number that looks like one; shapes that differ are an error.
+All functions compute in float64 and follow one rule: an input that is not finite gives a result that is not
+finite (for that frame, where the result is per frame), and shapes that differ are an error.
 """
 
 import numpy as np
@@ -16,12 +16,12 @@ def mae(predicted, reference):
     Parameters
     ----------
     predicted, reference
-        Equal shapes, any; energies in eV, forces in eV/Å.
+        Arrays of any equal shape; energies in eV, forces in eV/Å.
 
     Returns
     -------
     float
-        In the unit of the inputs.
+        Mean absolute error in the unit of the inputs.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def wright_factor(g, g_ref):
     Raises
     ------
     ValueError
-        If the shapes differ, or the reference is zero throughout.
+        If the shapes differ, a value is negative, or the reference is zero throughout.
 
     Examples
     --------
@@ -78,8 +78,9 @@ def jsd(g, g_ref):
     .. math:: \mathrm{JSD} = \tfrac12 \sum_i \Big( p_i \ln\frac{p_i}{m_i} + q_i \ln\frac{q_i}{m_i} \Big),
               \qquad m = \tfrac12 (p + q)
 
-    with p and q the distributions scaled to unit sum; between 0 and ln 2. Equals the square of
-    ``scipy.spatial.distance.jensenshannon``. Independent of the density that normalises g(r).
+    where p and q are the distributions scaled to unit sum. The value lies between 0 and ln 2, equals the
+    square of ``scipy.spatial.distance.jensenshannon``, and does not depend on the density that normalises
+    g(r).
 
     Parameters
     ----------
@@ -103,20 +104,21 @@ def jsd(g, g_ref):
     """
     g, g_ref = _curves(g, g_ref)
     if not g.any():
-        raise ValueError("g is zero throughout: no distribution to compare")
+        raise ValueError("g is zero throughout, so there is no distribution to compare")
     with np.errstate(invalid="ignore"):
         return float(_divergence(g / g.sum(), g_ref / g_ref.sum()).sum())
 
 
 def jsd_raw(g, g_ref):
-    r"""Divergence of two radial distributions as they are, averaged over bins (as published).
+    r"""Divergence of two radial distributions without normalisation, averaged over bins (as published).
 
     .. math:: \frac1B \sum_i \tfrac12 \Big( g_i \ln\frac{g_i}{m_i}
               + g_{\mathrm{ref},i} \ln\frac{g_{\mathrm{ref},i}}{m_i} \Big), \qquad
               m = \tfrac12 (g + g_\mathrm{ref})
 
-    The one form of Eq. 3 that fits the sizes of the published JSD; no code for it is released. It has no
-    upper bound and scales with the density chosen, so use it only to compare with the paper.
+    This is the only form of Eq. 3 that reproduces the magnitude of the published JSD; no code for it has been
+    released. It has no upper bound and scales with the chosen density, so use it only to compare with the
+    paper.
 
     Parameters
     ----------
@@ -142,7 +144,7 @@ def jsd_raw(g, g_ref):
 
 
 def _divergence(p, q):
-    """Terms of the Jensen-Shannon divergence, shape (B,); a term with p = 0 counts zero."""
+    """Terms of the Jensen-Shannon divergence, shape (B,); a term with p = 0 counts as zero."""
     middle = (p + q) / 2
     return (rel_entr(p, middle) + rel_entr(q, middle)) / 2
 
@@ -152,7 +154,8 @@ def energy_violation(predicted, reference):
 
     .. math:: \mathrm{EV}(t) = \frac{(\hat E(t) - E(t))^2}{\hat E(t)^2 + E(t)^2}
 
-    Bounded by one for energies of one sign; depends on the energy zero. Two zeros agree: 0.
+    It is at most one for energies of equal sign, and it depends on the energy zero. Where both energies are
+    zero it is 0.
 
     Parameters
     ----------
@@ -177,11 +180,11 @@ def energy_violation(predicted, reference):
 
 
 def energy_violation_root(predicted, reference):
-    r"""Relative energy error of every frame: the square root of Eq. 4, which is what the paper prints.
+    r"""Relative energy error of every frame, the square root of Eq. 4, which the paper reports.
 
     .. math:: \frac{|\hat E(t) - E(t)|}{\sqrt{\hat E(t)^2 + E(t)^2}}
 
-    Parameters, shapes, units and errors as :func:`energy_violation`.
+    Parameters, shapes, units and errors are those of :func:`energy_violation`.
 
     Examples
     --------
@@ -197,8 +200,8 @@ def force_violation(predicted, reference):
     .. math:: \mathrm{FV}(t) = \frac{\lVert \hat F(t) - F(t) \rVert}
               {\lVert \hat F(t) \rVert + \lVert F(t) \rVert}
 
-    with norms over all 3N components. Between 0 and 1; uncorrelated forces of equal size give 0.707, and two
-    zeros agree: 0.
+    with norms over all 3N components. The value lies between 0 and 1. Uncorrelated forces of equal size give
+    0.707; where all forces are zero it is 0.
 
     Parameters
     ----------
@@ -236,7 +239,8 @@ def rmsd(positions, reference, *, remove_drift=False):
 
     .. math:: \mathrm{RMSD}(t) = \sqrt{\frac1N \sum_i |\hat x_i(t) - x_i(t)|^2}
 
-    No alignment: positions must be unwrapped. Rotation of a molecule counts as displacement.
+    Frames are not aligned, so positions must be unwrapped and the rotation of a molecule counts as
+    displacement.
 
     Parameters
     ----------
@@ -245,7 +249,7 @@ def rmsd(positions, reference, *, remove_drift=False):
     reference
         Trajectory of the reference, or one frame, shape ``(T, N, 3)`` or ``(N, 3)``, Å.
     remove_drift
-        Subtract the displacement of the centroid first.
+        Whether the displacement of the centroid is subtracted first.
 
     Returns
     -------
@@ -279,20 +283,20 @@ def geometric_mean(values, axis=None):
 
     .. math:: \bar x = \exp \langle \ln x_t \rangle
 
-    One zero makes it zero, as the product is: drop frames that agree exactly, such as a shared first
-    frame, before averaging.
+    A single zero makes the mean zero, so frames that agree exactly, such as a shared first frame, must be
+    dropped before averaging.
 
     Parameters
     ----------
     values
-        Not negative, any shape.
+        Array of any shape without negative values.
     axis
-        Axis to average over; all values without it.
+        Axis to average over; by default all values are averaged.
 
     Returns
     -------
     float or ndarray
-        In the unit of the values.
+        Mean in the unit of the values.
 
     Raises
     ------
@@ -330,7 +334,7 @@ def _curves(g, g_ref):
     if (g < 0).any() or (g_ref < 0).any():
         raise ValueError("a radial distribution is never negative, but one of these is")
     if not g_ref.any():
-        raise ValueError("g_ref is zero throughout: nothing to compare with")
+        raise ValueError("g_ref is zero throughout, so there is nothing to compare with")
     return g, g_ref
 
 

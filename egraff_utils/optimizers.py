@@ -1,8 +1,8 @@
-r"""Which way is down? Adam, and Muon for the matrices of a network.
+r"""Which way is down? The optimisers are Adam, and Muon for the matrices of a network.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) moves a weight matrix along its momentum
-with all singular values set to about one, so that every direction of a layer learns at one rate. Adam moves
-everything else, such as biases, embeddings and the weights of contractions, at the same rate.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) updates a weight matrix by its momentum
+with all singular values set to about one, so that all directions of a layer learn at the same rate. Adam
+updates everything else, such as biases, embeddings and the weights of contractions, at the same rate.
 """
 
 import torch
@@ -10,18 +10,18 @@ from e3nn import o3
 from torch import nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-r"""Of the odd polynomial :math:`a x + b x^3 + c x^5`, whose iteration moves singular values towards one
-(Jordan et al.)."""
+r"""Coefficients of the odd polynomial :math:`a x + b x^3 + c x^5`, whose iteration moves singular values
+towards one (Jordan et al.)."""
 ITERATIONS = 5
 ROOT_MEAN_SQUARE = 0.2
-"""Of the step of a matrix, in learning rates."""
+"""Root mean square of the step of a matrix, in learning rates (Liu et al., arXiv:2502.16982)."""
 NOT_LINEAR = ("embedding", "logit_weights", "tps.")
-"""Parts of names of weights with two dimensions that are no matrices of a linear layer: they are rows of a
-table, or one number for each channel and path."""
+"""Parts of the names of two-dimensional weights that are not matrices of a linear layer but rows of a table,
+or one number for each channel and path."""
 
 
 def make(network, hyperparameters):
-    """The optimiser of a training, with the network's parameters.
+    """Optimiser of a training for the parameters of a network.
 
     Parameters
     ----------
@@ -39,10 +39,10 @@ def make(network, hyperparameters):
 
 
 def matrices(network):
-    """Matrices of linear layers among a network's weights: a dict from a parameter to its blocks.
+    """Matrices of linear layers among the weights of a network, a dict from a parameter to its blocks.
 
-    A block is a slice of the flattened parameter, ``None`` for all of it, and a shape. The weight of one of
-    e3nn's linear layers is a vector with a block for each irrep.
+    A block is a slice of the flattened parameter (``None`` for all of it) and a shape. The weight of an e3nn
+    linear layer is a vector with one block per irrep.
 
     >>> len(matrices(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))))
     1
@@ -65,20 +65,20 @@ def matrices(network):
 class Muon(torch.optim.Adam):
     """Orthogonalised momentum for matrices, Adam for everything else.
 
-    Matrices are taken together in stacks of similar size, filled up by zeros, which change nothing: one by
-    one they take longer than the network.
+    Matrices of similar size are padded with zeros, which do not change the result, and treated in one stack;
+    treating them one by one takes longer than the network.
 
     Parameters
     ----------
     network
         ``torch.nn.Module``.
     lr
-        Learning rate of both. A step of a matrix has a root mean square of 0.2 learning rates, which is about
-        that of Adam, so that one rate serves both (Liu et al., arXiv:2502.16982).
+        Learning rate of both. The step of a matrix has a root mean square of 0.2 learning rates, about that
+        of Adam, so that one rate serves both (Liu et al., arXiv:2502.16982).
     momentum
-        Decay of the mean of the gradients, of which the look-ahead (Nesterov) is taken.
+        Decay of the running mean of the gradients, which is used with look-ahead (Nesterov).
     weight_decay, amsgrad
-        Of Adam; matrices shrink by ``lr * weight_decay`` a step.
+        Options of Adam; matrices shrink by ``lr * weight_decay`` per step.
     """
 
     def __init__(self, network, *, lr, momentum=0.95, weight_decay=0.0, amsgrad=False):
@@ -114,7 +114,7 @@ class Muon(torch.optim.Adam):
 
 
 class _Stack:
-    """Matrices of similar size, with the longer side last."""
+    """Stack of matrices of similar size, with the longer side last."""
 
     def __init__(self, blocks):
         self.blocks = blocks
@@ -128,7 +128,7 @@ class _Stack:
         self.scales = like.new_tensor(scales)[:, None, None]
 
     def move(self, means, momentum, rate):
-        """Move the weights against their gradients' means, with a look ahead."""
+        """Update the weights along their negative momentum, with look-ahead."""
         torch._foreach_copy_(self.places, self._parts({weight: weight.grad for weight in means}))
         torch._foreach_lerp_(self.places, self._parts(means), momentum)
         torch.mul(orthogonalised(self.filled), self.scales * rate, out=self.filled)
@@ -142,14 +142,14 @@ class _Stack:
 
 
 def _lying(matrix, shape):
-    """The corner of a matrix of a stack that holds one of a shape, turned back if that stands upright."""
+    """The corner of a stacked matrix that holds a matrix of this shape, transposed back if that is tall."""
     rows, columns = sorted(shape)
     corner = matrix[:rows, :columns]
     return corner if tuple(shape) == (rows, columns) else corner.T
 
 
 def _stacks(blocks):
-    """One stack for each size of the sides, in powers of two."""
+    """One stack for every pair of side lengths, rounded up to powers of two."""
     by_size = {}
     for weight, parts in blocks.items():
         for part, shape in parts:
@@ -159,7 +159,7 @@ def _stacks(blocks):
 
 
 def orthogonalised(stack):
-    """Matrices of a stack, shape ``(B, m, n)`` with m up to n, with their singular values moved towards one.
+    """Matrices of a stack, shape ``(B, m, n)`` with m <= n, with singular values moved towards one.
 
     >>> values = torch.linalg.svdvals(orthogonalised(torch.randn(2, 3, 5)))
     >>> bool((values > 0.6).all() and (values < 1.3).all())

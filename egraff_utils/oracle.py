@@ -1,8 +1,9 @@
-"""Is a model as good where it goes itself? The reference's labels on frames of the model's own rollout.
+"""Is a model as accurate on the configurations that it visits? The reference labels its own frames.
 
-A test error is taken where the reference goes. EV and FV of a rollout compare two trajectories at equal
-times, which part. Here model and reference see one and the same configuration, which the model has led to. R
-replicas, T recorded frames, M labelled frames, N atoms.
+A test error is taken on configurations that the reference visits. EV and FV of a rollout compare two
+trajectories at equal times, and these diverge. Here model and reference evaluate the same configurations,
+which the model's own dynamics has reached. Symbols: R replicas, T recorded frames, M labelled frames, N
+atoms.
 """
 
 import numpy as np
@@ -12,35 +13,35 @@ from egraff_utils import analysis, metrics
 from egraff_utils.units import EV_TO_MEV
 
 FRAMES = 20
-"""Frames of every replica that the reference labels, at most."""
+"""Largest number of frames that the reference labels per replica."""
 
 
 def label(trajectory, atoms, calculator, *, frames=FRAMES):
-    """Errors of a model on configurations of its own rollout, at equal distances in time.
+    """Errors of a model on configurations of its own rollout, equally spaced in time.
 
-    Positions and forces of a trajectory are kept in single precision, which limits the errors to some 0.01
-    meV/atom and 0.1 meV/Å.
+    Positions and forces of a trajectory are stored in single precision, so errors below about 0.01 meV/atom
+    and 0.1 meV/Å cannot be resolved.
 
     Parameters
     ----------
     trajectory
         :class:`~egraff_utils.dynamics.Trajectory` of the model.
     atoms
-        A start, ``ase.Atoms``, for elements and cell.
+        A starting structure, ``ase.Atoms``, which gives elements and cell.
     calculator
         ASE calculator of the reference: energy in eV, forces in eV/Å.
     frames
-        Labelled frames of every replica, at most.
+        Largest number of labelled frames per replica.
 
     Returns
     -------
     metrics : list of Metric
         Means over replicas of :func:`replica_values` with their intervals.
     curves : dict
-        ``oracle_steps`` (M,): the steps; ``oracle_ev_root`` and ``oracle_fv`` (R, M), dimensionless;
+        ``oracle_steps`` (M,), the steps; ``oracle_ev_root`` and ``oracle_fv`` (R, M), dimensionless;
         ``oracle_force_mae`` (R, M), meV/Å, mean over components; ``oracle_energy_error`` (R, M), model minus
-        reference, meV/atom; ``oracle_sound`` (R,): frames that the reference was asked for. NaN behind the
-        last sound frame of a replica, and where the reference itself fails on a frame.
+        reference, meV/atom; ``oracle_sound`` (R,), the number of frames passed to the reference. Values are
+        NaN after the last valid frame of a replica, and where the reference itself fails on a frame.
     """
     chosen = labelled_frames(max(trajectory.frames(r) for r in range(len(trajectory.energy))), frames)
     energy, forces = _labels(trajectory, atoms, calculator, chosen)
@@ -61,10 +62,9 @@ def label(trajectory, atoms, calculator, *, frames=FRAMES):
 
 
 def labelled_frames(total, count=FRAMES):
-    """Indices of every k-th of ``total`` frames, the start left out, with the least k that gives no more than
-    ``count``.
+    """Indices of every k-th of ``total`` frames without the start, at most ``count``, with the least k.
 
-    The start is a frame of the reference. It tells nothing of where the model goes.
+    The start is a frame of the reference, so it says nothing about the configurations that the model visits.
 
     Examples
     --------
@@ -83,15 +83,15 @@ def replica_values(curves):
     Parameters
     ----------
     curves
-        As :func:`label` gives them.
+        Curves as returned by :func:`label`.
 
     Returns
     -------
     dict of ndarray
         Shape ``(R,)``, NaN where a replica has no labelled frame: geometric means over time of ``oracle_fv``
         and ``oracle_ev_root``; means of ``oracle_force_mae`` (meV/Å) and ``oracle_energy_mae_per_atom``
-        (meV/atom); ``oracle_energy_mae_shifted_per_atom``, the same when the mean error of the whole rollout
-        is taken off; ``oracle_labelled``, the fraction of the sound frames that the reference could label.
+        (meV/atom); ``oracle_energy_mae_shifted_per_atom``, the same after subtracting the mean error of the
+        whole rollout; ``oracle_labelled``, the fraction of the valid frames that the reference could label.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def replica_values(curves):
 
 
 def _labels(trajectory, atoms, calculator, chosen):
-    """Energy (R, M), eV, and forces (R, M, N, 3), eV/Å, of the reference."""
+    """Energies (R, M), eV, and forces (R, M, N, 3), eV/Å, of the reference."""
     energy = np.full((len(trajectory.energy), len(chosen)), np.nan)
     forces = np.full((*energy.shape, len(atoms), 3), np.nan)
     system = atoms.copy()
@@ -126,12 +126,12 @@ def _labels(trajectory, atoms, calculator, chosen):
             energy[replica, column] = system.get_potential_energy()
         except (CalculatorError, RuntimeError):
             forces[replica, column] = np.nan
-            calculator.reset()  # nothing of the failure is to start the next frame
+            calculator.reset()  # so that the next frame does not start from the state of the failure
     return energy, forces
 
 
 def _sound(trajectory, chosen):
-    """Whether a replica was sound at each of the chosen frames, shape ``(R, M)``."""
+    """Whether a replica was valid at each of the chosen frames, shape ``(R, M)``."""
     ends = [trajectory.frames(replica) for replica in range(len(trajectory.energy))]
     return chosen < np.array(ends)[:, None]
 

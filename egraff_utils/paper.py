@@ -1,4 +1,4 @@
-"""What did the paper report? Its tables, as published, as data frames."""
+"""What did the paper report? Its published tables are available as data frames."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from egraff_utils.cards import unknown
 
 FOLDER = Path(__file__).parent / "published"
 CARD_NAMES = {"torchmdnet": "torchmd_net"}
-"""Model in the files -> name of its card."""
+"""Name of a model in the files -> name of its card, where they differ."""
 
 HYPERPARAMETERS = {
     "nequip": "11",
@@ -19,11 +19,11 @@ HYPERPARAMETERS = {
     "equiformer": "15",
     "torchmd_net": "16",
 }
-"""Model -> table of its hyperparameters."""
+"""Model -> number of the table with its hyperparameters."""
 
 
 def tables():
-    """Tables that are there: number -> file.
+    """Available tables, a dictionary from number to file.
 
     >>> list(tables())
     ['1', '2', '3', '4', '5', '6', '7a', '8', '9', '10', '11', '12', ..., '19']
@@ -35,13 +35,12 @@ def tables():
 
 
 def table(number):
-    """A table of the EGraFFBench paper, transcribed: one row per dataset and model.
+    """A table of the EGraFFBench paper, transcribed, with one row per dataset and model.
 
-    Models bear the names of their cards. Columns end in their unit (``_mev``, ``_percent``, ``_1e-5``: the
-    value times 1e-5); a dash is NaN.
-    Values stand as published, misprints included (2205 in Table 18 is probably 22055).
-    Hyperparameters (Tables 11 to 16, columns ``parameter`` and ``value``) are text; Table 8 has one where an
-    earlier work had run a model, else zero.
+    Models have the names of their cards. The names of columns end in their unit (``_mev``, ``_percent``; for
+    ``_1e-5`` the value is in units of 1e-5). A dash in the paper is NaN. Values are as published, including
+    misprints (2205 in Table 18 is probably 22055). Hyperparameters (Tables 11 to 16, columns ``parameter``
+    and ``value``) are text. Table 8 holds one where an earlier work had run a model, else zero.
 
     Parameters
     ----------
@@ -55,7 +54,7 @@ def table(number):
     Raises
     ------
     ValueError
-        If the paper has no such table; the message lists those there are.
+        If the paper has no such table; the message lists the available ones.
 
     Examples
     --------
@@ -73,7 +72,7 @@ def table(number):
 
 
 def values(metric):
-    """Published values of a metric, index (dataset, model), in the unit of the records.
+    """Published values of a metric in the unit of the records, a series with index (dataset, model).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Where do things lie? The repository's folders, each movable by an environment variable."""
+"""Where are files stored? The folders of the project, each of which an environment variable can move."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ def _folder(variable, default):
 
 
 def results():
-    """Folder of the records: ``EGRAFF_RESULTS``, else ``results/``."""
+    """Folder of records: ``EGRAFF_RESULTS``, else ``results/``."""
     return _folder("EGRAFF_RESULTS", ROOT / "results")
 
 
@@ -22,16 +22,16 @@ def runs():
 
 
 def data():
-    """Folders searched for source files, in this order: ``EGRAFF_DATA`` (may be read-only), ``data/``."""
+    """Folders searched for source files, in order: ``EGRAFF_DATA`` (may be read-only), then ``data/``."""
     mirror = os.environ.get("EGRAFF_DATA")
     return [Path(mirror).expanduser().resolve(), ROOT / "data"] if mirror else [ROOT / "data"]
 
 
 def generated():
-    """Folder of datasets and trajectories made here: ``EGRAFF_GENERATED``, else ``data/generated/``."""
+    """Folder of generated datasets and trajectories: ``EGRAFF_GENERATED``, else ``data/generated/``."""
     return _folder("EGRAFF_GENERATED", ROOT / "data" / "generated")
 
 
 def cache():
-    """Folder of what can be made again, such as compiled code: ``EGRAFF_CACHE``, else ``.cache/``."""
+    """Folder of files that can be recreated, such as compiled code: ``EGRAFF_CACHE``, else ``.cache/``."""
     return _folder("EGRAFF_CACHE", ROOT / ".cache")

@@ -1,4 +1,4 @@
-"""What fits into the time at hand? Times one step of every cell of a campaign and writes budgets that fit.
+"""What fits into the available time? One step of every cell of a campaign is timed, and budgets are derived.
 
 ``python -m egraff_utils.plan CAMPAIGN --budget 25m --jobs 6``
 """
@@ -25,14 +25,14 @@ from egraff_utils import cards, paths, records, weights
 from egraff_utils.config import Config, Key
 from egraff_utils.records import Metric
 
-FRAMES = 40  # of the training set, spread over it; eight steps an epoch
-EPOCHS = 4  # the first, in which everything is compiled, does not count
-STEPS, WARM_UP = 30, 10  # of the dynamics, and those of them that do not count
-MOST_SECONDS = 20.0  # of each of the two
-NOTEBOOK = 8.0  # s that a notebook takes beside its work
-LEAST_TRAINING = 10.0  # s
-SPARE = 2.0  # a rollout is cut off at so many times its predicted length
-TASKS = {"horizon": 3.0}  # length of a task in rollouts of its dataset, if not one
+FRAMES = 40  # frames of the training set, spread over it; they give eight steps per epoch
+EPOCHS = 4  # the first one does not count, as everything is compiled in it
+STEPS, WARM_UP = 30, 10  # steps of the dynamics, and the first ones, which do not count
+MOST_SECONDS = 20.0  # s, limit of each of the two timings
+NOTEBOOK = 8.0  # s that a notebook takes in addition to its work
+LEAST_TRAINING = 10.0  # s, shortest training
+SPARE = 2.0  # a rollout is stopped after this multiple of its predicted length
+TASKS = {"horizon": 3.0}  # length of a task in rollouts of its dataset, if it is not one
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -52,11 +52,11 @@ class TimingConfig(Config):
     device: str = "cpu"
     threads: int = 1
     jobs: int = 1
-    """Cells that are timed at once, as many as will run at once."""
+    """Number of cells that are timed at once, which is the number that will run at once."""
 
 
 class Plan:
-    """Budgets of the datasets of a campaign that fit a time, and what they are predicted to give.
+    """Budgets of the datasets of a campaign that fit a given time, with predictions.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Plan:
     budget
         Time for the whole campaign, s.
     jobs
-        Runs at a time.
+        Number of runs at a time.
     """
 
     def __init__(self, campaign, costs, *, budget, jobs):
@@ -81,8 +81,11 @@ class Plan:
         return makespan([*lengths, *[NOTEBOOK] * pages], self.jobs)
 
     def table(self):
-        """Data frame with a row for every dataset: budgets, s; predicted training steps of the
-        slowest and the fastest model; mean time of a cell, s."""
+        """Data frame with one row per dataset.
+
+        Columns are budgets, s; predicted numbers of training steps of the slowest and the fastest model; and
+        the mean time of a cell, s.
+        """
         return pd.DataFrame([self._row(dataset) for dataset in self.campaign.datasets]).set_index("dataset")
 
     def _row(self, dataset):
@@ -121,34 +124,34 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell costs, s."""
+    """Times that the parts of a cell take, s."""
 
     set_up: float
-    """Frames are loaded, the model is made."""
+    """Loading frames and building the model."""
     train_step: float
     """One optimiser step, with its share of the validations."""
     md_step: float
     """One MD step of all replicas."""
     prepare_frame: float
-    """Graph of a frame, built once at the start of a training."""
+    """Building the graph of a frame, once at the start of a training."""
     predict_frame: float
     """Prediction of a frame of the test set."""
     start: float
-    """First steps of a rollout, in which the model is compiled, beyond what they cost later."""
+    """Additional time of the first steps of a rollout, in which the model is compiled."""
 
     @classmethod
     def of(cls, record):
-        """From a record of kind ``timing``."""
+        """Costs in a record of kind ``timing``."""
         return cls(**{name: record[name] / 1e3 for name in cls.__dataclass_fields__})
 
 
 def make(name, *, budget=None, jobs=None):
     """Plan a campaign: time its cells, or read stored timings, and fit the budgets to the time.
 
-    The time that rollouts and checks of full length need is set apart; the rest is for training. Within a
-    dataset all models train for an equal time; between datasets it grows with the square root of the mean
-    time of a training step, halfway between equal times and equal numbers of steps. Cells are timed as many
-    at a time as will run at a time, so that what they take from each other is in the times.
+    The time that rollouts and checks of full length need is reserved; the rest is for training. All models of
+    a dataset train for an equal time. Between datasets this time grows with the square root of the mean time
+    of a training step, halfway between equal times and equal numbers of steps. As many cells are timed at
+    once as will run at once, so that the times include their competition for resources.
 
     Parameters
     ----------
@@ -157,18 +160,18 @@ def make(name, *, budget=None, jobs=None):
     budget
         Time for the whole campaign, such as ``"25m"``; by default the campaign's ``budget``.
     jobs
-        Runs at a time; by default the campaign's.
+        Number of runs at a time; by default the campaign's.
 
     Returns
     -------
     Plan
-        As written to ``results/<campaign>/plan.yml``.
+        Plan that was written to ``results/<campaign>/plan.yml``.
 
     Raises
     ------
     ValueError
-        If there is no budget, the least that the campaign can do does not fit, or the device is not at hand
-        and timings are missing.
+        If there is no budget, the shortest possible campaign does not fit, or the device is not available and
+        timings are missing.
     """
     campaign = campaigns.load(name, planned=False)
     budget, jobs = budget or campaign.budget, jobs or campaign.jobs
@@ -180,12 +183,12 @@ def make(name, *, budget=None, jobs=None):
 
 
 def seconds(text):
-    """Time in s of a number of seconds or of a text such as ``25m``.
+    """Time in s, from a number of seconds or from a text such as ``25m``.
 
     Raises
     ------
     ValueError
-        If it is neither.
+        If the argument is neither.
 
     Examples
     --------
@@ -200,7 +203,7 @@ def seconds(text):
 
 
 def makespan(lengths, jobs):
-    """Time at which the last of several tasks ends, if each begins as soon as one of ``jobs`` places is free.
+    """Time at which the last of several tasks ends if each begins as soon as one of ``jobs`` places is free.
 
     Examples
     --------
@@ -226,14 +229,14 @@ def fit(campaign, costs, *, budget, jobs):
     costs
         ``{(dataset, model): Cost}`` of all its cells.
     budget
-        s.
+        Time for the whole campaign, s.
     jobs
-        Runs at a time.
+        Number of runs at a time.
 
     Raises
     ------
     ValueError
-        If the shortest trainings and full rollouts do not fit; names the least budget.
+        If the shortest trainings and full rollouts do not fit; the message names the smallest budget.
     """
     means = {d: np.mean([costs[d, m].train_step for m in campaign.models]) for d in campaign.datasets}
     weights = {dataset: math.sqrt(mean / min(means.values())) for dataset, mean in means.items()}
@@ -254,7 +257,7 @@ def fit(campaign, costs, *, budget, jobs):
 
 
 def _overrides(campaign, costs, weights, unit):
-    """Overrides of a campaign: trainings of these lengths, rollouts that may take what they need."""
+    """Overrides of a campaign with trainings of these lengths, and rollouts as long as they need to be."""
     found = {}
     for dataset in campaign.datasets:
         slowest = max(_rollout(campaign, costs[dataset, m], dataset, parts=1) for m in campaign.models)
@@ -288,7 +291,7 @@ def _cell(campaign, costs, dataset, model, seed):
 
 
 def _training(campaign, cost, dataset, model, seed):
-    """Predicted length of a training, s: its time, or that of its last step or epoch where it comes first."""
+    """Predicted length of a training, s, which ends at the first of its limits of time, steps and epochs."""
     limits = campaign.training_parameters(dataset, model, seed)
     hyperparameters = cards.model(model).training(campaign.preset)
     frames = cards.dataset(dataset).split("train").frames or math.inf
@@ -308,7 +311,7 @@ def _pages():
 
 
 def _digits(value):
-    """Whole number with two digits that count, such as 1,300."""
+    """Whole number with two significant digits, such as 1,300."""
     return f"{round(value, 1 - math.floor(math.log10(max(value, 1)))):,.0f}"
 
 
@@ -316,9 +319,9 @@ def _digits(value):
 
 
 def timings(campaign, *, jobs):
-    """Costs of all cells of a campaign, timed now where there is no stored timing of this hardware.
+    """Costs of all cells of a campaign, which are timed now if there is no stored timing on this hardware.
 
-    Where the campaign's device is not at hand, stored timings of any hardware are taken.
+    If the device of the campaign is not available, stored timings on any hardware are used.
 
     Returns
     -------
@@ -329,7 +332,7 @@ def timings(campaign, *, jobs):
     Raises
     ------
     ValueError
-        If the device is not at hand and a timing is missing, or no model of a dataset could be timed.
+        If the device is not available and a timing is missing, or no model of a dataset could be timed.
     """
     configs = [_config(campaign, d, m, jobs) for d in campaign.datasets for m in campaign.models]
     hardware = _hardware(campaign.device)
@@ -338,8 +341,8 @@ def timings(campaign, *, jobs):
     if missing and hardware is None:
         names = ", ".join(f"{config.dataset}-{config.model}" for config in missing[:3])
         raise ValueError(
-            f"{campaign.device} is not at hand, and {len(missing)} cells of campaign {campaign.name} have no "
-            f"stored timing with {jobs} runs at a time ({names}, ...); plan where it is, or bring "
+            f"{campaign.device} is not available, and {len(missing)} cells of campaign {campaign.name} have "
+            f"no stored timing with {jobs} runs at a time ({names}, ...); plan where it is, or bring "
             f"{Key(TimingConfig.kind, campaign.name, '', '').path.parent}"
         )
     if missing:
@@ -366,14 +369,14 @@ def _config(campaign, dataset, model, jobs):
 
 
 def _stored(config, hardware):
-    """Stored timing of a cell on this hardware, on any if it is ``None``."""
+    """Stored timing of a cell on this hardware, or on any hardware if it is ``None``."""
     record = records.find(config.key, config.parameters())
     fits = record and hardware in (None, record.provenance.get("hardware"))
     return record if fits else None
 
 
 def _hardware(device):
-    """Name of the device, ``None`` if it is not at hand."""
+    """Name of the device, or ``None`` if it is not available."""
     if device.startswith("cuda"):
         import torch
 
@@ -403,14 +406,14 @@ def measure(config):
     Returns
     -------
     Record
-        Kind ``timing``. Metrics as in :class:`Cost`, ms. Status ``failed`` if the cell could not be run, with
-        the reason in the message.
+        Kind ``timing``, with the metrics of :class:`Cost`, ms. The status is ``failed`` if the cell could not
+        be run; the message gives the reason.
     """
     started = time.time()
     status, message, metrics = "complete", "", []
     try:
         metrics = [Metric(name, 1e3 * value, "ms") for name, value in asdict(_timed(config)).items()]
-    except Exception as error:  # whatever it is, the other cells can be planned
+    except Exception as error:  # the other cells can be planned whatever the error is
         status, message = "failed", f"{type(error).__name__}: {error}".splitlines()[0]
     made = records.provenance(started, device=config.device, threads=config.threads)
     record = records.Record(*config.key, config.parameters(), metrics, status, message, made)
@@ -419,7 +422,7 @@ def measure(config):
 
 
 def _timed(config):
-    """:class:`Cost` by a short training on a thinned dataset, and a short simulation with its weights."""
+    """:class:`Cost` from a short training on a thinned dataset and a short simulation with its weights."""
     import torch
 
     from egraff_utils import data, train
@@ -448,7 +451,7 @@ def _timed(config):
 
 
 def _briefly_trained(config, card):
-    """Record and force field of a training that leaves nothing behind."""
+    """Record and force field of a short training whose files are removed."""
     from egraff_utils import train
 
     options = {name: getattr(config, name) for name in ("preset", "seed", "device", "threads")}
@@ -469,7 +472,7 @@ def _predict(force_field, frames):
 
 
 class _elsewhere:
-    """Records and checkpoints in a folder of their own for as long as it lasts."""
+    """Context in which records and checkpoints are stored in another folder."""
 
     def __init__(self, folder):
         self.wanted = {"EGRAFF_RESULTS": f"{folder}/results", "EGRAFF_RUNS": f"{folder}/runs"}
@@ -484,14 +487,14 @@ class _elsewhere:
 
 
 def _thin(card):
-    """Card of the same dataset with a few frames of every split, spread over it, and every element."""
+    """Card of the same dataset with a few equally spaced frames of every split, and all elements."""
     few = {"train": FRAMES, "val": FRAMES // 8, "test": FRAMES // 8}
     thin = replace(card, splits=card.splits | {s: _thin_split(card.split(s), n) for s, n in few.items()})
     return replace(thin, splits=thin.splits | {"train": _with_all_elements(thin, card)})
 
 
 def _with_all_elements(thin, card):
-    """Training split of a thin card, and the first training frames of the whole one with further elements."""
+    """Training split of a thinned card, with the first frames of the full one that add an element."""
     from egraff_utils import data
 
     split = thin.split("train")
@@ -515,7 +518,7 @@ def _thin_part(part, every):
 
 
 def _train_step(record):
-    """Seconds of a step behind the first epoch; over all where there was but one."""
+    """Seconds per step after the first epoch, or over all steps if there was only one epoch."""
     steps, times = record.curves["step"], record.curves["seconds"]
     if len(steps) < 2:
         return record["seconds"] / record["steps"]
@@ -523,7 +526,7 @@ def _train_step(record):
 
 
 def _simulated(config, card, force_field, clock):
-    """Seconds of an MD step, and of the first ones above that."""
+    """Seconds of an MD step, and additional seconds of the first steps."""
     from egraff_utils.calculator import ForceFieldCalculator
     from egraff_utils.dynamics import Thermostat, simulate
 
@@ -545,7 +548,7 @@ def _simulated(config, card, force_field, clock):
 
 
 def _typical_part(card):
-    """Split of the composition whose number of atoms is nearest the mean; ``test`` where there is but one."""
+    """Split of the composition whose number of atoms is nearest the mean; ``test`` if there is only one."""
     from egraff_utils import data
 
     sizes = {part: len(data.load(card, part)[0]) for part in card.parts("test")}
@@ -566,11 +569,11 @@ def _starts(card, split, replicas, temperature, seed):
 
 
 def main(arguments=None):
-    """Command line; returns the exit status, 2 for a campaign that cannot be planned."""
+    """Run the command line; returns the exit status, 2 if the campaign cannot be planned."""
     parser = argparse.ArgumentParser(prog="python -m egraff_utils.plan", description=__doc__.splitlines()[0])
     parser.add_argument("campaign", help="name of a file in params/, or a path")
     parser.add_argument("--budget", help="time for the whole campaign, such as 25m or 1h30m")
-    parser.add_argument("--jobs", type=int, help="runs at a time; default, what the campaign says")
+    parser.add_argument("--jobs", type=int, help="number of runs at a time; by default that of the campaign")
     chosen = parser.parse_args(arguments)
     try:
         print(make(chosen.campaign, budget=chosen.budget, jobs=chosen.jobs))

@@ -1,9 +1,9 @@
-"""How does a record look? Figures of the book, one function each.
+"""What does a record look like? Each function draws one figure of the book.
 
-Every function draws into `ax` (or into a new figure), labels both axes with their units, sets no title (the
-caption is the title) and returns the axes. A model keeps its colour through the whole book, the reference
-is black, and a noise floor is a grey band. Letters in shapes: R replicas, T frames, N atoms, B bins, P
-pairs of elements. Figures over many records are in `figures`, which shares the pieces at the end.
+Every function draws into `ax` or into a new figure, labels both axes with their units, sets no title (the
+caption is the title) and returns the axes. A model has the same colour in the whole book, the reference is
+black, and a noise floor is a grey band. Symbols: R replicas, T frames, N atoms, B bins, P pairs of elements.
+Figures over many records are in `figures`, which uses the functions at the end of this module.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ MODEL_COLORS = {
     "torchmd_net": "#3fa2dc",
     "equiformer": "#e3ae24",
 }
-"""Colour of every model. Lightness rises in even steps down the list (22 to 74 of 100), so the colours stay
-apart in grey; they stay apart for readers with red-green blindness too."""
+"""Colour of every model. The lightness increases in even steps along the list (22 to 74 of 100), so the
+colours can be distinguished in grey, and also by readers with red-green blindness."""
 
 OTHER_MODEL_COLOR = "#777777"
 REFERENCE_COLOR = "black"
@@ -56,11 +56,11 @@ CURVE_LABELS = {
     "train_loss": f"Training loss ({DIMENSIONLESS})",
     "val_loss": f"Validation loss ({DIMENSIONLESS})",
 }
-"""Axes of the curves of a training."""
+"""Curve of a training -> label of its axis."""
 
 
 def style():
-    """Context in which figures take the book's look.
+    """Context in which figures have the style of the book.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def style():
 
 
 def model_color(name: str) -> str:
-    """Colour of a model as a hexadecimal string; grey for a model the book does not know.
+    """Colour of a model as a hexadecimal string; grey for a model that is not in the book.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def plot_learning_curve(
     Parameters
     ----------
     record
-        Record of kind ``training`` with the curves `x` and `metric`, both of one shape.
+        Record of kind ``training`` with the curves `x` and `metric`, which have the same shape.
     x
         ``"seconds"`` (s), ``"step"`` or ``"epoch"``.
     metric
@@ -124,9 +124,9 @@ def plot_learning_curve(
 
 
 def plot_rdf(record, *, floor=None, label: str | None = None, ax: Axes | None = None) -> Axes:
-    """Radial distribution function of a rollout beside the reference.
+    """Radial distribution function of a rollout and of its reference.
 
-    Replicas are thin, their mean is thick, the reference is black.
+    Replicas are thin lines, their mean is a thick line, and the reference is black.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def plot_rdf(record, *, floor=None, label: str | None = None, ax: Axes | None = 
         Record of a rollout with curves ``rdf_r`` (B,) Å, ``rdf`` (R, B) and ``rdf_reference`` (B,),
         dimensionless.
     floor
-        Record of the floor; the grey band is where a replica of a perfect model would lie, bin by bin.
+        Record of the floor; the grey band is the range of a replica of a perfect model, bin by bin.
     label
         Entry of the legend; the model's title by default.
 
@@ -163,8 +163,8 @@ def plot_rdf(record, *, floor=None, label: str | None = None, ax: Axes | None = 
 def plot_partial_rdfs(record, *, label: str | None = None, ax: Axes | None = None) -> Axes:
     """Partial radial distribution functions, one pair of elements above the other.
 
-    Each curve is divided by its reference's maximum and lifted by its place in the list, so that pairs of
-    very different height can be read in one picture; zero of each pair is a thin grey line.
+    Each curve is divided by the maximum of its reference and shifted by its place in the list, so that pairs
+    of very different height can be read in one picture. The zero of each pair is a thin grey line.
 
     Parameters
     ----------
@@ -211,8 +211,8 @@ def plot_violations(
 ) -> Axes:
     """Violation of energy or forces along the rollout, with the floor of unrelated frames of the reference.
 
-    Replicas are thin, their geometric mean is thick. A curve that has climbed into the grey floor tells no
-    more than that the two trajectories have become independent.
+    Replicas are thin lines, their geometric mean is a thick line. A curve that has risen to the grey floor
+    shows only that the two trajectories have become independent.
 
     Parameters
     ----------
@@ -221,7 +221,7 @@ def plot_violations(
     metric
         ``"fv"``, ``"ev"`` or ``"ev_root"``.
     floor
-        Record of the floor, whose range of the metric is drawn; or a number or an interval ``(low, high)``,
+        Record of the floor, whose range of the metric is drawn, or a number or an interval ``(low, high)``,
         dimensionless.
 
     Raises
@@ -294,18 +294,18 @@ def plot_forces_parity(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Predicted force components against reference ones, with the diagonal of perfect agreement.
+    """Predicted force components against those of the reference, with the diagonal of perfect agreement.
 
     Parameters
     ----------
     predicted
-        Forces of the model, any shape, for example ``(T, N, 3)``, eV/Å.
+        Forces of the model, of any shape such as ``(T, N, 3)``, eV/Å.
     reference
-        Forces of the reference, the same shape, eV/Å.
+        Forces of the reference, with the same shape, eV/Å.
     model
         Name of the model, for its colour.
     label
-        Entry of the legend; the model's title and the mean absolute error (meV/Å) by default.
+        Entry of the legend; by default the title of the model and the mean absolute error (meV/Å).
 
     Raises
     ------
@@ -347,8 +347,8 @@ def plot_energy_histogram(
     frames
         T frames with energies (eV) attached.
     zero
-        Energy per atom that is subtracted, eV; the mean of `frames` by default. Pass the training set's
-        mean to draw several splits on one axis.
+        Energy per atom that is subtracted, eV; by default the mean of `frames`. Pass the mean of the training
+        set to draw several splits on one axis.
 
     Raises
     ------
@@ -388,7 +388,7 @@ def plot_force_distribution(
     frames
         T frames with forces (eV/Å) attached.
     label
-        Prefix of every entry of the legend, for example the name of the split.
+        Prefix of all entries of the legend, such as the name of the split.
 
     Raises
     ------
@@ -422,17 +422,17 @@ def plot_structure(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Picture of a structure: atoms as balls, bonds as sticks, the cell as thin lines where it is periodic.
+    """Picture of a structure, with atoms as balls, bonds as sticks, and a periodic cell as thin lines.
 
-    A bond is drawn where two atoms of the same image are closer than 1.15 times the sum of their covalent
-    radii. Farther atoms are paler.
+    A bond is drawn if two atoms of the same image are closer than 1.15 times the sum of their covalent radii.
+    More distant atoms are paler.
 
     Parameters
     ----------
     atoms
         Structure of N atoms, positions in Å.
     rotation
-        Turn about the vertical axis and tilt towards the reader, degrees.
+        Rotation about the vertical axis and tilt towards the reader, degrees.
     label
         Text in the upper left corner.
     """
@@ -475,11 +475,10 @@ def plot_leaderboard(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """One metric against another: a point for every model and dataset, with the intervals over replicas.
+    """One metric against another, with a point and the intervals over replicas for every model and dataset.
 
-    The colour tells the model, the marker the dataset; a grey band spans the floor of `y` on a dataset over
-    its points. Both axes are logarithmic where all values are
-    positive.
+    The colour denotes the model, the marker the dataset; a grey band shows the floor of `y` on a dataset, as
+    wide as its points. An axis is logarithmic if all its values are positive.
 
     Parameters
     ----------
@@ -488,9 +487,9 @@ def plot_leaderboard(
     x, y
         Names of the two metrics, for example ``"force_mae"`` (meV/Å) and ``"wf"`` (%).
     dataset
-        Only this dataset; all of them by default.
+        Only dataset that is shown; by default all are.
     label
-        Prefix of the legend's entries.
+        Prefix of all entries of the legend.
 
     Raises
     ------
@@ -536,15 +535,15 @@ def plot_leaderboard(
 
 
 def take_axes(ax: Axes | None) -> Axes:
-    """The axes themselves, or those of a new figure."""
+    """The given axes, or those of a new figure."""
     return plt.subplots()[1] if ax is None else ax
 
 
 def set_log_scale(ax: Axes, axis: str) -> None:
-    """Logarithmic axis ``"x"`` or ``"y"`` with plain numbers; call it after drawing.
+    """Make axis ``"x"`` or ``"y"`` logarithmic, with plain numbers; call this function after drawing.
 
-    Ticks at 1, 2 and 5 of every decade; at 1 alone where the axis spans more than two decades, at some more
-    where it spans less than one.
+    Ticks are at 1, 2 and 5 of every decade, only at 1 if the axis spans more than two decades, and at more
+    values if it spans less than one.
     """
     ax.set(**{f"{axis}scale": "log"})
     low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
@@ -556,7 +555,7 @@ def set_log_scale(ax: Axes, axis: str) -> None:
 
 
 def short_number(value: float) -> str:
-    """A number as a tick shows it.
+    """Text of a number at a tick.
 
     Examples
     --------
@@ -575,7 +574,7 @@ def read_curve(record, name: str) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the record has no such curve; names those it has.
+        If the record has no such curve; the message lists those that it has.
     """
     if name not in record.curves:
         raise ValueError(
@@ -586,20 +585,20 @@ def read_curve(record, name: str) -> np.ndarray:
 
 
 def model_place(model: str) -> int:
-    """Place of a model in the list of colours, unknown ones last: a key to sort by."""
+    """Sorting key of a model, its place in the list of colours; unknown models come last."""
     names = list(MODEL_COLORS)
     return names.index(model) if model in names else len(names)
 
 
 def model_marker(model: str) -> str:
-    """Marker of a model, the same in the whole book."""
+    """Marker of a model, which is the same in the whole book."""
     return MARKERS[model_place(model) % len(MARKERS)]
 
 
 def model_handles(models: Iterable[str], *, markers: bool = False, **style) -> list[Line2D]:
-    """Entries of a legend, one for every model: its title in its colour, with its marker where `markers`.
+    """Entries of a legend, one per model, with its title in its colour and, with `markers`, its marker.
 
-    `style` goes to ``Line2D``.
+    `style` is passed to ``Line2D``.
 
     Examples
     --------
@@ -614,7 +613,7 @@ def model_handles(models: Iterable[str], *, markers: bool = False, **style) -> l
 
 
 def replica_mean(values: np.ndarray, *, geometric: bool = False) -> np.ndarray:
-    """Mean over the replicas that have a value, shape ``(T,)`` from ``(R, T)``; NaN where none has.
+    """Mean over the replicas that have a value, shape ``(R, T)`` -> ``(T,)``; NaN where none has.
 
     Examples
     --------
@@ -627,7 +626,7 @@ def replica_mean(values: np.ndarray, *, geometric: bool = False) -> np.ndarray:
 
 
 def plot_floor(ax: Axes, floor: float | Sequence[float], *, label: str | None = None) -> None:
-    """Grey band behind the curves over an interval ``(low, high)``, or a line at one value; none for NaN."""
+    """Draw a grey band over an interval ``(low, high)``, or a line at one value; nothing for NaN."""
     low, high = np.broadcast_to(np.asarray(floor, dtype=float), 2)
     if low < high:
         ax.axhspan(low, high, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0, label=label or "floor")
@@ -637,16 +636,16 @@ def plot_floor(ax: Axes, floor: float | Sequence[float], *, label: str | None = 
 
 
 def plot_rdf_floor(ax: Axes, r: np.ndarray, reference: np.ndarray, floor, *, mean: bool = False) -> None:
-    """Grey band around a radial distribution function where a perfect model's would lie in 95 of 100 cases.
+    """Draw a grey band, the 95 % range of the radial distribution function of a perfect model.
 
     Parameters
     ----------
     r, reference
-        Distance, Å, and the reference's function (or zeros, around differences), shape ``(B,)``.
+        Distance, Å, and the function of the reference (or zeros, for differences), shape ``(B,)``.
     floor
-        Record of a floor with curve ``rdf_spread`` (2, B); without it there is no band.
+        Record of a floor with curve ``rdf_spread`` (2, B); without this curve no band is drawn.
     mean
-        Whether the band is that of the mean over replicas, not of a single one.
+        Whether the band is that of the mean over replicas instead of a single replica.
     """
     if "rdf_spread" in floor.curves:
         spread = floor.curves["rdf_spread"][int(mean)]
@@ -656,7 +655,7 @@ def plot_rdf_floor(ax: Axes, r: np.ndarray, reference: np.ndarray, floor, *, mea
 
 
 def _range(floor, metric):
-    """Range of a metric in the record of a floor; anything else as it is."""
+    """Range of a metric in the record of a floor; anything but a record is returned unchanged."""
     if not hasattr(floor, "metric"):
         return floor
     found = floor.metric("ev_root" if metric == "ev" else metric)
@@ -665,7 +664,7 @@ def _range(floor, metric):
 
 
 def error_bar(value: float, low: float, high: float) -> np.ndarray | None:
-    """Distances from a value to the ends of its interval, shape ``(2, 1)``; none where there is none.
+    """Distances from a value to the ends of its interval, shape ``(2, 1)``; ``None`` without an interval.
 
     Examples
     --------
@@ -679,7 +678,7 @@ def error_bar(value: float, low: float, high: float) -> np.ndarray | None:
 
 
 def metric_label(frame: pd.DataFrame, metric: str) -> str:
-    """Name of a metric with its unit, as an axis shows it."""
+    """Name of a metric with its unit, for an axis."""
     units = frame.loc[frame.metric == metric, "unit"].dropna()
     return quantities.of(metric, *units[:1]).axis
 
@@ -690,7 +689,7 @@ def _reference_label(ax):
 
 
 def _plot_replicas(ax, x, values, model, label, *, geometric=False):
-    """Thin replicas and their thick mean, through the frames that have a value."""
+    """Draw replicas as thin lines and their mean as a thick line, over the frames that have a value."""
     color, mean = model_color(model), replica_mean(values, geometric=geometric)
     known = np.isfinite(mean)
     ax.plot(x[known], values[:, known].T, color=color, linewidth=0.6, alpha=0.35)
@@ -705,7 +704,7 @@ def _rotation(turn, tilt):
 
 
 def _depth(z):
-    """Depth scaled to [0, 1], one for the nearest atom."""
+    """Depth scaled to [0, 1], where one is the nearest atom."""
     return (z - z.min()) / (np.ptp(z) or 1.0)
 
 
@@ -739,7 +738,7 @@ def _element_legend(ax, atoms):
 
 
 def _pair_metrics(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """One row per dataset and model that has both metrics; seeds and protocols as in `main_rows`."""
+    """One row per dataset and model with both metrics; seeds and protocols are treated as in `main_rows`."""
     sides = []
     for name, side in ((x, "x"), (y, "y")):
         rows = main_rows(frame)

@@ -1,7 +1,7 @@
-"""What is measured? One row for every metric: its names, unit, direction, floor, and place in the paper.
+"""What is measured? One row per metric gives its names, unit, direction, floor, and place in the paper.
 
-Records hold names and numbers. What tables, axes and intervals have to know about a metric stands here and
-nowhere else, so that a new metric is a function that computes it and a row.
+Records hold names and numbers. Everything else that tables, axes and intervals need to know about a metric is
+defined here and nowhere else, so that a new metric needs only a function that computes it and a row.
 """
 
 from __future__ import annotations
@@ -15,67 +15,67 @@ GROUPS = ("accuracy", "structure", "dynamics", "cost")
 
 @dataclass(frozen=True)
 class Published:
-    """Where the paper gives a metric."""
+    """Place of a metric in the tables of the paper."""
 
     table: str
     """Number of the table that holds it for all datasets."""
     column: str
-    """Column of that table, and of the others with this metric."""
+    """Column of that table, and of other tables with this metric."""
     factor: float = 1.0
     """Unit of the table in units of the records."""
     std: str = ""
-    """Column of the standard deviation."""
+    """Column of the standard deviation; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One metric."""
+    """One metric, with everything that tables, axes and intervals need to know about it."""
 
     metric: str
     """Name in the records."""
     unit: str = "1"
     """Unit in the records."""
     title: str = ""
-    """Name for readers, where it stands alone; without one they see the name in the records."""
+    """Name for readers where it stands alone; by default the name in the records."""
     _: KW_ONLY
     short: str = ""
-    """Name beside other metrics, in heads and on axes; the title by default."""
+    """Name next to other metrics, in heads and on axes; by default the title."""
     long: str = ""
-    """Name written out, for an axis along which a simulation is followed; the short one by default."""
+    """Name in full, for the axis of a curve over simulation time; by default the short name."""
     column: str = ""
-    """Name in the head of a table, if it is yet another."""
+    """Name in the head of a table, if it differs from the short name."""
     column_unit: str = ""
-    """Unit in the head of a table; that of the records by default."""
+    """Unit in the head of a table; by default that of the records."""
     spoke: str = ""
     """Name at a spoke of a radial plot."""
     factor: float = 1.0
     """Unit of the records in units of the head."""
     digits: int = 3
-    """Digits behind the point, among the first four digits that count."""
+    """Number of decimal places, within at most four significant digits."""
     lower_is_better: bool | None = True
-    """``None`` where neither is better."""
+    """Whether a lower value is better; ``None`` if neither direction is."""
     count: bool = False
-    """Whether it counts something."""
+    """Whether the metric is a count."""
     kind: str = "rollout"
-    """Kind of the records that hold it. ``errors`` are in ``training`` for the test set, in ``errors_<set>``
-    for another."""
+    """Kind of the records that hold the metric. ``errors`` are in ``training`` for the test set, and in
+    ``errors_<set>`` for another set."""
     group: str = "dynamics"
-    """One of `GROUPS`, for the colours of a table."""
+    """One of `GROUPS`, which gives the colours in a table."""
     leaderboard: bool = False
-    """Whether the leaderboard has a column of it."""
+    """Whether the leaderboard has a column for the metric."""
     average: str = ""
-    """How the value of a replica comes about: the ``geometric`` or ``arithmetic`` mean of the curve of this
-    name over all frames, the mean of the last tenth (``late``), a function of g(r) (``rdf``), or another way
-    (``run``). Empty where there is no value of a replica."""
+    """How the value of a replica is obtained: as the ``geometric`` or ``arithmetic`` mean of the curve of
+    this name over all frames, as its mean over the last tenth (``late``), as a function of g(r) (``rdf``), or
+    in another way (``run``). Empty if a replica has no value."""
     interval: str = "linear"
-    """Scale of the interval over replicas: ``linear`` or ``log``, ``fraction`` for the share of a run; empty
-    where there is none."""
+    """Scale of the interval over replicas: ``linear``, ``log``, or ``fraction`` for the share of a run; empty
+    if there is no interval."""
     floor: str = ""
-    """Title of what a perfect but independent model would score; empty where there is no such floor."""
+    """Title of the floor, the score of a perfect but independent model; empty if there is none."""
     best_at_zero: bool = False
-    """Whether a value below the range of the floor is no better than one inside."""
+    """Whether a value below the range of the floor is no better than one inside it."""
     ceiling: str = ""
-    """Metric of predicting zero, which bounds it from above."""
+    """Metric of predicting zero, which is an upper bound."""
     published: Published | None = None
 
     @property
@@ -90,17 +90,17 @@ class Quantity:
 
     @property
     def unit_text(self) -> str:
-        """The unit as readers see it: ``count`` or ``dimensionless`` in place of 1."""
+        """The unit for readers, with ``count`` or ``dimensionless`` in place of 1."""
         return self.unit if self.unit != "1" else "count" if self.count else DIMENSIONLESS
 
     @property
     def axis(self) -> str:
-        """Title and unit."""
+        """Title and unit, for an axis."""
         return f"{self.name} ({self.unit_text})"
 
     @property
     def label(self) -> str:
-        """Short name and unit."""
+        """Short name and unit, for an axis."""
         return f"{self.short_name} ({self.unit_text})"
 
     @property
@@ -115,7 +115,7 @@ class Quantity:
 
     @property
     def head(self) -> str:
-        """Head of its column in a table, with the unit."""
+        """Head of the metric's column in a table, with the unit."""
         return f"{self.column or self.short_name} ({self.head_unit})"
 
 
@@ -197,8 +197,8 @@ QUANTITIES = (
     Quantity("frames_test", "1", **_DATASET),
 )
 # fmt: on
-"""All metrics by which models, simulations and datasets are described, those of a rollout in the order in
-which its record holds them. Checks have tables of their own: `gate.CHECKS` and `audit.CHECKS`."""
+"""All metrics that describe models, simulations and datasets; those of a rollout are in the order of its
+record. Checks have separate tables, `gate.CHECKS` and `audit.CHECKS`."""
 
 FLOORED = tuple(quantity.metric for quantity in QUANTITIES if quantity.floor)
 """Metrics with a floor."""
@@ -209,17 +209,17 @@ COLUMNS = tuple(
         key=lambda quantity: (GROUPS.index(quantity.group), quantity.published is None),
     )
 )
-"""Columns of the leaderboard; within a group those that the paper has come first."""
+"""Columns of the leaderboard; within a group, those that are in the paper come first."""
 
 _FLOORS = (Quantity(f"floor_{q.metric}", q.unit, q.floor, kind="dataset") for q in QUANTITIES if q.floor)
 _BY_NAME = {quantity.metric: quantity for quantity in (*QUANTITIES, *_FLOORS)}
 
 METRIC_NAMES = {name: quantity.title for name, quantity in _BY_NAME.items() if quantity.title}
-"""Titles of the metrics that have one, those of the floors (``floor_wf``) among them."""
+"""Titles of the metrics that have one, including those of the floors (``floor_wf``)."""
 
 
 def of(metric: str, unit: str | None = None) -> Quantity:
-    """The quantity of a metric; one made of its name and unit where the table has none.
+    """The quantity of a metric, which is made from its name and unit if the table does not hold it.
 
     Examples
     --------
@@ -230,12 +230,12 @@ def of(metric: str, unit: str | None = None) -> Quantity:
 
 
 def is_known(metric: str) -> bool:
-    """Whether the table has the metric, or it is the floor of one."""
+    """Whether the table holds the metric, or the metric of which this is the floor."""
     return metric in _BY_NAME
 
 
 def averaged() -> dict[str, str]:
-    """Metrics with a value of every replica of a rollout -> how it comes about, in the order of the record.
+    """Metrics with one value per replica of a rollout -> how it is obtained, in the order of the record.
 
     Examples
     --------

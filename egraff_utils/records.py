@@ -1,6 +1,6 @@
-"""What did a run measure? One small JSON record per run, its curves in an ``.npz`` beside it.
+"""What did a run measure? Each run leaves one small JSON record, with its curves in an ``.npz`` beside it.
 
-The record is the interface: an expensive notebook writes one, report notebooks read nothing else.
+The record is the interface: expensive notebooks write records, and report notebooks read nothing else.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ SIGNIFICANT_BITS = 12
 SCHEMA = 1
 STATUSES = ("complete", "unstable", "failed")
 ENDINGS = (".npz", ".safetensors", ".build.json", ".json")
-"""Files of a record; a JSON file without the others is never left, so it comes last."""
+"""Endings of the files of a record. The JSON file comes last, so that it never exists without the others."""
 COLUMNS = [
     "kind",
     "dataset",
@@ -63,7 +63,7 @@ PACKAGES = [
 
 @dataclass
 class Metric:
-    """One number: its unit, its 95 % interval and the number of values behind it, where there are such."""
+    """One number with its unit and, where known, its 95 % interval and the number of values behind it."""
 
     name: str
     value: float
@@ -74,7 +74,7 @@ class Metric:
 
     @classmethod
     def of(cls, name, value, low=None, high=None, n=None):
-        """A number in the unit that its metric has in `quantities`.
+        """Metric whose unit is the one listed in `quantities`.
 
         >>> Metric.of("wf", 2.5).unit
         '%'
@@ -87,7 +87,7 @@ class Metric:
 
 @dataclass
 class Record:
-    """A run: what was asked (parameters), what came out (metrics, curves), and how (provenance)."""
+    """Record of a run: its parameters, its results (metrics, curves) and its provenance."""
 
     kind: str
     campaign: str
@@ -116,12 +116,12 @@ class Record:
 
     @property
     def path(self):
-        """Where the record lies."""
+        """Path of the JSON file."""
         return self.key.path
 
     @cached_property
     def curves(self):
-        """Arrays by name, read from the ``.npz`` beside the record when first asked for."""
+        """Arrays by name, read from the ``.npz`` beside the record on first access."""
         file = self.path.with_suffix(".npz")
         if not file.is_file():
             return {}
@@ -129,7 +129,7 @@ class Record:
             return {name: stored[name] for name in stored.files}
 
     def metric(self, name):
-        """The :class:`Metric` of a name; ``KeyError`` listing the names there are."""
+        """The :class:`Metric` of this name; raises ``KeyError``, which lists the names in the record."""
         for metric in self.metrics:
             if metric.name == name:
                 return metric
@@ -157,42 +157,42 @@ class Record:
 
 @dataclass
 class Outcome:
-    """What a run gave: the part of a record that the run itself knows."""
+    """Result of a run: the part of a record that the run itself knows."""
 
     metrics: list[Metric]
     curves: dict = field(default_factory=dict)
     status: str = "complete"
-    """Set to ``unstable`` where there are breaks."""
+    """Status of the record; it becomes ``unstable`` if there are breaks."""
     message: str = ""
     breaks: list[Break] = field(default_factory=list)
     provenance: dict = field(default_factory=dict)
-    """Entries beside those of :func:`provenance`."""
+    """Entries in addition to those of :func:`provenance`."""
     save: Callable | None = None
-    """Called with the path of the record; writes further files beside it, before it, and returns their
-    digests by name."""
+    """Function of the path of the record that writes further files beside it, before the record is written,
+    and returns their digests by name."""
     checkpoint: Path | None = None
     """File or folder that is removed once the record is written."""
 
 
 def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests):
-    """The stored record of a run, or one made now.
+    """The stored record of a run or, if there is none, a new one.
 
-    A record of other parameters is put aside, not overwritten, and comes back when it is asked for
-    (:func:`put_aside`).
+    An existing record with other parameters is moved aside rather than overwritten, and is moved back when it
+    is requested (:func:`put_aside`).
 
     Parameters
     ----------
     key
         :class:`~egraff_utils.config.Key`.
     parameters
-        What determines the result.
+        Everything that determines the result.
     make
-        Called without arguments where there is no such record; returns an :class:`Outcome`.
+        Function without arguments that performs the run and returns an :class:`Outcome`.
     device, threads
-        For the provenance.
+        Device and number of threads, for the provenance.
     digests
-        Of what went in, by name, such as ``weights``. A stored record counts if it has the same; ``None`` is
-        not known, and not compared.
+        Digests of the inputs by name, such as ``weights``. A stored record is used only if its digests agree;
+        ``None`` means unknown and is not compared.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
         return record
     started = time.time()
     outcome = make()
-    if record := find(key, parameters, **digests):  # another process did the same: its files may be in use
+    if record := find(key, parameters, **digests):  # another process was faster, and its files may be in use
         return record
     status = "unstable" if outcome.breaks else outcome.status
     record = Record(*key, parameters, outcome.metrics, status, outcome.message, breaks=outcome.breaks)
@@ -220,16 +220,16 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
 
 
 def run(config, make, **digests):
-    """The record of a run: :func:`stored_or_made` of a :class:`~egraff_utils.config.Config`."""
+    """The stored or new record of a :class:`~egraff_utils.config.Config`, see :func:`stored_or_made`."""
     place = {"device": config.device, "threads": config.threads}
     return stored_or_made(config.key, config.parameters(), make, **place, **digests)
 
 
 def write(record, curves=None):
-    """Write a record and its curves, whole or not at all; returns the path.
+    """Write a record and its curves atomically; returns the path.
 
     The curves are written first, so a record on disk always has them. They are rounded (:func:`rounded`),
-    which halves the files.
+    which halves the size of the files.
     """
     path = record.path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,11 +246,11 @@ def write(record, curves=None):
 
 
 def rounded(name, values):
-    """Values as curves are stored, with as many digits as they can have meaning.
+    """Values rounded to their meaningful digits, as they are stored in curves.
 
-    Arrays of replicas (two dimensions and more) keep twelve significant bits, a relative error of 1e-4;
-    energies, which lie on a large offset, twelve bits of their range. What is rounded away would be noise
-    that does not compress.
+    Arrays over replicas (two or more dimensions) keep twelve significant bits, a relative error of 1e-4.
+    Energies, which have a large offset, keep twelve bits of their range. The remaining bits are noise, which
+    does not compress.
 
     Examples
     --------
@@ -278,14 +278,14 @@ def load(path):
     Raises
     ------
     ValueError
-        If the file is of another schema version, or cut short.
+        If the file has another schema version or is truncated.
     """
     try:
         content = json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{path} holds no record ({error}); delete it to make it anew") from error
     if content.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
+        raise ValueError(f"{path} has schema {content.get('schema')}, but this version reads {SCHEMA}")
     return Record(**content)
 
 
@@ -297,18 +297,18 @@ def find(key, parameters, **digests):
     key
         :class:`~egraff_utils.config.Key`.
     parameters
-        Those that the record must have.
+        Parameters that the record must have.
     digests
-        Of what went in, by name, which the record must have too; ``None`` is not compared.
+        Digests of the inputs by name, which must agree with those in the record; ``None`` is not compared.
     """
     return _fitting(key.path, parameters, digests)
 
 
 def put_aside(path):
-    """Move the record at a path, if there is one, and its files out of the way of another, and say so.
+    """Move the record at a path and its files, if any, out of the way of another record, and report the move.
 
-    They go to ``runs/<campaign>/replaced/<kind>/``, under a name with the digest of the parameters, from
-    where :func:`bring_back` takes them.
+    The files go to ``runs/<campaign>/replaced/<kind>/``, under a name with the digest of the parameters,
+    where :func:`bring_back` finds them.
     """
     if not path.is_file():
         return
@@ -319,8 +319,11 @@ def put_aside(path):
 
 
 def bring_back(key, parameters, **digests):
-    """The record of a run that was put aside, in its place again, from which another is put aside in turn;
-    ``None`` if there is none of these parameters and digests."""
+    """Move a record that was put aside back to its place, and return it.
+
+    A record that is in its place is put aside in turn. Returns ``None`` if no record that was put aside has
+    these parameters and digests.
+    """
     path = key.path
     for aside in filter(_is_record, _replaced(path).glob(f"{path.stem}-*.json")):
         if _fitting(aside, parameters, digests):
@@ -348,7 +351,7 @@ def _replaced(path):
 
 
 def _move(path, target):
-    """Move the files of a record; whenever it is cut short, they are whole in one of the two places."""
+    """Move the files of a record; if interrupted, they are complete in at least one of the two places."""
     target.parent.mkdir(parents=True, exist_ok=True)
     moved = [(path.with_suffix(ending), target.with_suffix(ending)) for ending in ENDINGS]
     moved = [(old, new) for old, new in moved if old.is_file()]
@@ -365,10 +368,10 @@ def read_all(campaign):
 
 
 def read(campaign):
-    """All metrics of a campaign as a data frame, one row each.
+    """All metrics of a campaign as a data frame with one row per metric.
 
     Columns: kind, dataset, model, seed, metric, value, unit, low, high, n, status and the path of the
-    record, relative to the results folder. A run without metrics has one row with metric ``None``.
+    record relative to the results folder. A run without metrics has one row, with metric ``None``.
     """
     rows = []
     for record in read_all(campaign):
@@ -385,8 +388,11 @@ def read(campaign):
 
 
 def clock(device):
-    """Clock of budgets and costs, a function that gives seconds: on a CPU the processor time per thread, so
-    that other programs do not count; on a GPU the wall time."""
+    """Clock for budgets and costs, a function that returns seconds.
+
+    On a CPU it is the processor time per thread, so that other programs do not count; on a GPU it is the wall
+    time.
+    """
     if str(device).startswith("cuda"):
         return time.perf_counter
     import torch
@@ -395,14 +401,16 @@ def clock(device):
 
 
 def provenance(started, *, device="cpu", threads=1, **hashes):
-    """Where and how a run was made.
+    """Provenance of a run: commit, package versions, hardware, times (s) and peak memory (MB).
 
     Parameters
     ----------
     started
-        ``time.time()`` at its start; wall time is counted from there, s.
+        ``time.time()`` at the start of the run, from which the wall time is counted, s.
+    device, threads
+        Device and number of threads.
     hashes
-        Names and hashes of what went in (data, weights, parameters).
+        Names and hashes of the inputs (data, weights, parameters).
     """
     return {
         "commit": _commit(),
@@ -418,7 +426,7 @@ def provenance(started, *, device="cpu", threads=1, **hashes):
 
 
 def digest(*parts):
-    """Short sha256 of arrays, files and plain values, to tell whether inputs changed."""
+    """Short sha256 of arrays, files and plain values, which shows whether inputs have changed."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
@@ -452,7 +460,7 @@ def _plain(value):
 
 
 def _number(value):
-    """Float, or ``None`` for what JSON cannot hold: a missing or non-finite value."""
+    """The value as a float, or ``None`` for a missing or non-finite value, which JSON cannot hold."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
@@ -461,7 +469,7 @@ def _shown(value):
 
 
 def interval_text(metric):
-    """Interval of a metric as text; an end that is not known, as of a censored time, is left open.
+    """Interval of a metric as text; an unknown end, such as that of a censored time, is left open.
 
     >>> interval_text(Metric("horizon_nve", 100, "fs", low=80, high=None))
     '80 and up'
@@ -502,7 +510,7 @@ def _processor():
 
 
 def _peak_memory(device):
-    """MB; of the device where it is a GPU, else of the process."""
+    """Peak memory in MB, of the device if it is a GPU, else of the process."""
     if str(device).startswith("cuda"):
         import torch
 

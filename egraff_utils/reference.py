@@ -1,4 +1,4 @@
-"""What would the reference do? Oracles that exist at run time, and the datasets made with them."""
+"""What would the reference do? Oracles that are available at run time, and datasets generated with them."""
 
 import hashlib
 import importlib
@@ -24,20 +24,20 @@ def calculator(card, atoms=None):
     """ASE calculator that gives the reference energies (eV) and forces (eV/Å) of a dataset.
 
     GFN2-xTB [Bannwarth2019]_ through tblite for molecules, effective medium theory [Jacobsen1996]_ for
-    metals, or any that the card names.
+    metals, or any calculator that the card names.
 
     Parameters
     ----------
     card
         :class:`~egraff_utils.cards.DatasetCard` with an ``oracle``.
     atoms
-        A structure, ``ase.Atoms``, that it is tried on.
+        A structure, ``ase.Atoms``, on which the calculator is tried.
 
     Raises
     ------
     ValueError
-        If the dataset's reference method cannot be run here: the card has no ``oracle``, there is no such
-        module, class or argument, what it makes is no ASE calculator with forces, or it fails on the
+        If the reference method of the dataset cannot be run: the card has no ``oracle``, there is no such
+        module, class or argument, the object is not an ASE calculator with forces, or it fails on the
         structure.
 
     References
@@ -55,7 +55,7 @@ def calculator(card, atoms=None):
 
 
 def _made(oracle, name):
-    """Calculator of an :class:`~egraff_utils.cards.Oracle`."""
+    """Calculator of an :class:`~egraff_utils.cards.Oracle`; ``name`` starts the messages of errors."""
     module, _, maker = oracle.calculator.rpartition(".")
     try:
         make = getattr(importlib.import_module(module), maker)
@@ -77,29 +77,30 @@ def _made(oracle, name):
 
 
 def _try(made, atoms, name):
-    """One single point, so that a method that cannot do it says so before anything else runs."""
+    """Run one single-point calculation, so that a method that fails raises its error before anything else."""
     system = atoms.copy()
     system.calc = made
     try:
         values = [system.get_potential_energy(), *system.get_forces().flat]
-    except Exception as error:  # each calculator has errors of its own
+    except Exception as error:  # every calculator has its own types of errors
         raise ValueError(f"{name} fails on {atoms.symbols}: {type(error).__name__}: {error}") from error
     if not np.isfinite(values).all():
         raise ValueError(f"{name} gives an energy or a force of {atoms.symbols} that is not finite")
 
 
 def specification(card):
-    """What a made dataset is made by, a dictionary."""
+    """Everything that determines a generated dataset, a dictionary."""
     conditions = {name: getattr(card, name) for name in ("oracle", "temperature", "timestep")}
     return {**conditions, **card.generate}
 
 
 def make_dataset(card):
-    """Path of a made dataset; simulated on first use, then kept.
+    """Path of a generated dataset, which is simulated on first use and then kept.
 
-    One Langevin trajectory of the card's oracle: equilibration, then blocks of frames for ``train``,
-    ``val`` and ``test`` with gaps between them. The same card, seed and package versions give the same
-    numbers. Progress is shown; two processes that ask at once make it once.
+    The frames come from one Langevin trajectory of the card's oracle: equilibration, then blocks of frames
+    for ``train``, ``val`` and ``test`` with gaps between them. The same card, seed and package versions give
+    the same numbers. Progress is shown. If two processes request a dataset at the same time, it is generated
+    once.
 
     Parameters
     ----------
@@ -110,8 +111,8 @@ def make_dataset(card):
     -------
     Path
         An npz file in ``paths.generated()`` with ``numbers``, ``cell`` (Å) and, per split, ``positions``
-        (T, N, 3) Å, ``energy`` (T,) eV, ``forces`` (T, N, 3) eV/Å and ``velocities`` (T, N, 3) in ASE
-        units. Beside it a JSON file with the parameters and the package versions.
+        (T, N, 3) Å, ``energy`` (T,) eV, ``forces`` (T, N, 3) eV/Å and ``velocities`` (T, N, 3) in ASE units.
+        A JSON file beside it holds the parameters and the package versions.
     """
     parameters = specification(card)
     text = json.dumps(parameters, sort_keys=True)
@@ -132,13 +133,13 @@ def make_dataset(card):
 
 
 def _packages(card):
-    """Names of the installed packages that a card's oracle is imported from."""
+    """Names of the installed packages from which a card's oracle is imported."""
     oracle = cards.oracle(card.oracle, where=f"of the card of {card.name}")
     return importlib.metadata.packages_distributions().get(oracle.calculator.partition(".")[0], [])
 
 
 def _simulate(card):
-    """Arrays of the made dataset, by running its trajectory."""
+    """Arrays of a generated dataset, obtained by running its trajectory."""
     plan = card.generate
     atoms = _start(plan)
     atoms.calc = calculator(card, atoms)
@@ -158,7 +159,7 @@ def _simulate(card):
 
 
 def _start(plan):
-    """The first structure of a made dataset: a list of ``C 0.0 0.0 0.0`` (Å), or one that ASE can build."""
+    """First structure of a generated dataset, from a list of ``C 0.0 0.0 0.0`` (Å) or built by ASE."""
     if "structure" in plan:
         rows = [line.split() for line in plan["structure"]]
         positions = [[float(value) for value in row[1:]] for row in rows]
@@ -171,13 +172,13 @@ def _start(plan):
 
 
 def _run_stage(atoms, card, stage, rng, progress):
-    """``frames`` frames, ``stride`` steps apart; friction in 1/fs."""
+    """Run one stage and return its ``frames`` frames, ``stride`` steps apart; the friction is in 1/fs."""
     dynamics = Langevin(
         atoms,
         timestep=card.timestep * units.fs,
         temperature_K=stage.get("temperature", card.temperature),
         friction=stage["friction"] / units.fs,
-        fixcm=False,  # the constraint does it, without the deprecated option's bias
+        fixcm=False,  # a constraint fixes the centre of mass, without the bias of this deprecated option
         rng=rng,
     )
     frames = {"positions": [], "energy": [], "forces": [], "velocities": []}
@@ -194,16 +195,16 @@ def _run_stage(atoms, card, stage, rng, progress):
 def velocities(frames, i, interval):
     r"""Velocities of the reference at frame ``i`` of a time-ordered split.
 
-    Those stored with the frame, else central differences of the positions (to the nearest image, if
-    periodic), one-sided at the two ends:
+    Stored velocities are returned if the frame has any. Otherwise they are central differences of the
+    positions (by minimum image if periodic), one-sided at the two ends:
 
     .. math:: v(t_i) = \frac{x(t_{i+1}) - x(t_{i-1})}{t_{i+1} - t_{i-1}}
 
     Parameters
     ----------
     frames
-        list of ``ase.Atoms``, following each other in time. Some splits jump near their start: use frames
-        from ``card.first_contiguous`` on.
+        Consecutive frames, a list of ``ase.Atoms``. Some splits jump near their start; use the frames from
+        ``card.first_contiguous`` onwards.
     i
         Index of the frame.
     interval
@@ -212,14 +213,14 @@ def velocities(frames, i, interval):
     Returns
     -------
     ndarray
-        Shape ``(N, 3)``, Å per ASE time (multiply by ``ase.units.fs`` for Å/fs).
+        Velocities, shape ``(N, 3)``, Å per ASE time unit (multiply by ``ase.units.fs`` for Å/fs).
 
     Raises
     ------
     IndexError
         If there is no frame ``i``.
     ValueError
-        If there is one frame only and it stores no velocities.
+        If there is only one frame and it stores no velocities.
 
     Examples
     --------
@@ -234,7 +235,7 @@ def velocities(frames, i, interval):
         return frames[i].get_velocities()
     before, after = max(i - 1, 0), min(i + 1, len(frames) - 1)
     if before == after:
-        raise ValueError("one frame without stored velocities: no velocity can be had from it")
+        raise ValueError("one frame without stored velocities gives no velocity")
     step = frames[after].positions - frames[before].positions
     if frames[i].pbc.any():
         step, _ = find_mic(step, frames[i].cell, frames[i].pbc)

@@ -1,9 +1,10 @@
-"""Does a force field survive simulation? Rollouts of a trained model beside its reference.
+"""Does a force field survive simulation? Rollouts of a trained model are compared with its reference.
 
-Two protocols, never mixed. ``as_coded`` is what the published code does: starting frames are consecutive,
-every run starts at 0 K, and frame t is compared with the reference's frame t whatever the two have in
-common. ``corrected``: starts are spread over the reference and have its temperature, every model sees the
-same noise, and the comparison is with the reference's own continuation where there is one.
+There are two protocols, which are never mixed. ``as_coded`` does what the published code does: starting
+frames are consecutive, every run starts at 0 K, and frame t is compared with frame t of the reference even if
+the two are unrelated. In ``corrected``, starts are spread over the reference and have its temperature, every
+model receives the same noise, and a run is compared with the continuation of its own start where there is
+one.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from egraff_utils.config import AS_CODED, Config, Kind
 from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
 
 PROTOCOLS = ("corrected", AS_CODED)
-RULE_WINDOW = 50  # frames; fewer are too noisy to judge a radial distribution
+RULE_WINDOW = 50  # frames; a radial distribution of fewer frames is too noisy to be judged
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class RolloutConfig(Config):
     WORKING_FIELDS = (*Config.WORKING_FIELDS, "skin")
 
     model: str
-    """Architecture whose trained weights are taken from the training record of the same campaign, dataset
-    and seed, or ``"reference"``: the dataset's own oracle."""
+    """Architecture, whose weights are those of the training of the same campaign, dataset and seed, or
+    ``"reference"`` for the oracle of the dataset."""
     dataset: str
     campaign: str = "demo"
     seed: int = 0
-    """Of the training, of the initial velocities and of the noise."""
+    """Seed of the training, of the initial velocities and of the noise."""
     protocol: str = "corrected"
     """``corrected`` or ``as_coded``."""
     replicas: int = 5
@@ -44,21 +45,21 @@ class RolloutConfig(Config):
     max_seconds: float | None = None
     """Time after which the simulation ends early, s: on a CPU the processor time, on a GPU the wall time."""
     temperature: float | None = None
-    """K; by default that of the split."""
+    """Temperature of the thermostat, K; by default that of the split."""
     timestep: float | None = None
-    """fs; by default that of the split."""
+    """Timestep, fs; by default that of the split."""
     friction: float = 5e-3
-    """Inverse ASE time units; the published 5e-3 is 0.491 per ps."""
+    """Friction, inverse ASE time units; the published 5e-3 is 0.491 per ps."""
     split: str = "test"
-    """Split that gives the starting frames and the reference."""
+    """Split that provides the starting frames and the reference."""
     target: str | None = None
-    """Dataset whose split it is, where that is not the one trained on."""
+    """Dataset that the split belongs to, if it is not the one trained on."""
     record_every: int = 1
     """Steps between recorded frames."""
     checkpoint_every: int = 100
-    """Steps between checkpoints, at which the stability rule is applied too; at least 50 recorded frames."""
+    """Steps between checkpoints, at which the stability rule is applied too; raised to 50 recorded frames."""
     skin: float = 1.0
-    """Of the neighbour list, Å; does not change the result."""
+    """Skin of the neighbour list, Å; it does not change the result."""
     device: str = "cpu"
     threads: int = 1
     progress: bool = True
@@ -79,7 +80,7 @@ class RolloutConfig(Config):
 
     @property
     def kind(self):
-        """``rollout`` of the protocol and the shift."""
+        """:class:`~egraff_utils.config.Kind` ``rollout`` with the protocol and the shift."""
         protocol = self.protocol if self.protocol == AS_CODED else ""
         return Kind("rollout", protocol, cards.shift(self.split, self.target))
 
@@ -87,29 +88,31 @@ class RolloutConfig(Config):
 def roll_out(config, *, force_field=None):
     """Simulate replicas of a trained force field and compare them with the reference.
 
-    A replica that breaks leaves the batch and the others go on; the metrics are those of its sound part.
-    A killed run goes on from its last checkpoint, on CPU to the same numbers bit by bit. A split of several
-    compositions is rolled out one after another, a record each; the record returned pools their replicas.
+    A replica that breaks leaves the batch while the others continue; its metrics are those of its valid part.
+    A run that was killed continues from its last checkpoint, on a CPU to bitwise identical numbers. The
+    compositions of a split are rolled out separately, with a record each; the returned record pools their
+    replicas.
 
     Parameters
     ----------
     config
         :class:`RolloutConfig`.
     force_field
-        A force field to use in place of the trained weights, such as one's own.
+        Force field to use in place of the trained weights.
 
     Returns
     -------
     Record
-        Kind ``rollout`` or ``rollout_as_coded``; metrics and curves as in :mod:`egraff_utils.analysis`, and
-        where the dataset has an oracle those of :func:`egraff_utils.oracle.label`.
-        The stored one if it has these parameters and was made with these weights. Status ``unstable`` if a
-        replica broke; the message says when and why.
+        Kind ``rollout`` or ``rollout_as_coded``. Metrics and curves are those of
+        :mod:`egraff_utils.analysis` and, where the dataset has an oracle, of
+        :func:`egraff_utils.oracle.label`. A stored record is returned if it has the same parameters and was
+        made with the same weights. The status is ``unstable`` if a replica broke; the message says when and
+        why.
 
     Raises
     ------
     FileNotFoundError
-        If there are no trained weights; names the command that trains.
+        If there are no trained weights; the message names the command that trains.
     ValueError
         If the dataset, split or model is unknown, or there are fewer frames than replicas.
     """
@@ -140,7 +143,7 @@ def _rolled_out(config, card, force_field, digest):
 
 
 def parts(config):
-    """Configs of the compositions that a split is made of, a list; of the config alone if it is one.
+    """Configs of the compositions of a split, a list; only the config itself if there is just one.
 
     Examples
     --------
@@ -152,7 +155,7 @@ def parts(config):
 
 
 def _pooled(config, found):
-    """Record over the replicas of several compositions."""
+    """Record that pools the replicas of several compositions."""
     config = replace(config, dataset=cards.dataset(config.dataset).name)
     metrics, curves = analysis.pool(found)
     first, *_ = found.values()
@@ -175,7 +178,7 @@ def _pooled(config, found):
 
 
 def _calculators(config, card, force_field):
-    """Function that makes a calculator for n replicas."""
+    """Function that returns a calculator for n replicas."""
     if config.model == "reference" and force_field is None:
         return _oracles(card)
     if force_field is None:
@@ -185,12 +188,12 @@ def _calculators(config, card, force_field):
 
 
 def _oracles(card):
-    reference.calculator(card)  # an error now rather than later
+    reference.calculator(card)  # so that an error is raised now rather than during the simulation
     return lambda n: ReplicaCalculator([reference.calculator(card) for _ in range(n)])
 
 
 def _settled(config, card):
-    """The config with temperature and timestep of the split where it leaves them open."""
+    """The config, with the temperature and timestep of the split where it does not set them."""
     temperature, timestep = card.conditions(config.split)
     return replace(
         config,
@@ -202,7 +205,7 @@ def _settled(config, card):
 
 
 def _dynamics(config):
-    """Keywords of :func:`~egraff_utils.dynamics.simulate` that model and live reference share."""
+    """Arguments of :func:`~egraff_utils.dynamics.simulate` that the model and a live reference share."""
     thermostat = Thermostat(
         temperature=config.temperature,
         timestep=config.timestep,
@@ -219,7 +222,7 @@ def _dynamics(config):
 
 
 def _checkpoint(config, weights, scene):
-    """File whose folder is named by everything that the run depends on."""
+    """Path of the checkpoint; the name of its folder has a digest of everything that the run depends on."""
     mark = records.digest(config.parameters(), weights, scene.digest)
     name = f"{config.dataset}-{config.model}-s{config.seed}-{config.protocol}-{mark}"
     return paths.runs() / config.campaign / "rollout" / name / "state.npz"
@@ -229,14 +232,14 @@ def _checkpoint(config, weights, scene):
 
 
 class Scene(NamedTuple):
-    """Starts of the replicas and the reference (R replicas, T frames, F frames of the split)."""
+    """Starts of the replicas and their reference."""
 
     frames: list
-    """Frames of the split, of one composition, from the first contiguous one on."""
+    """Frames of the split, of one composition, starting with the first contiguous one."""
     first: list
     """Index in ``frames`` of the start of each replica."""
     starts: list
-    """R ``ase.Atoms`` with momenta."""
+    """Starting structures with momenta, R ``ase.Atoms``."""
     reference: analysis.Reference
     digest: str
     """Hash of the starts."""
@@ -245,7 +248,7 @@ class Scene(NamedTuple):
 def reference_of(card, *, split="test"):
     """Frames that a rollout starts from and is compared with, a list of ``ase.Atoms``.
 
-    Those behind the last jump where the split is time-ordered.
+    Of a time-ordered split, only the frames after its last jump are returned.
 
     Raises
     ------
@@ -267,17 +270,22 @@ def _scene(config, card):
     starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
     digest = records.digest(*[array for a in starts for array in (a.numbers, a.positions, a.get_momenta())])
     if card.oracle is not None:
-        reference.calculator(card, starts[0])  # an error now rather than after the simulation
+        reference.calculator(card, starts[0])  # so that an error is raised before the simulation
     live = config.protocol == "corrected" and card.oracle is not None
     found = _live(config, card, starts, digest) if live else _stored(config, card, frames, first)
     return Scene(frames, first, starts, found, digest)
 
 
 def start_frames(config, total, *, ordered):
-    """Index of the starting frame of each replica, out of ``total``.
+    """Indices of the starting frames of the replicas, among ``total`` frames.
 
-    ``as_coded``: the first ones. ``corrected``: spread equally, over the first half where frames follow each
-    other in time, so that the reference goes on behind every start.
+    With ``as_coded`` these are the first frames. With ``corrected`` they are equally spaced; in a
+    time-ordered split they lie in its first half, so that the reference continues after every start.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer frames than replicas.
 
     Examples
     --------
@@ -293,7 +301,10 @@ def start_frames(config, total, *, ordered):
 
 
 def _start(config, card, frames, index, replica):
-    """``Atoms`` of a start with its momenta: none as coded, else the reference's own or thermal ones."""
+    """Starting structure with momenta.
+
+    The momenta are zero with ``as_coded``, those of the reference in a time-ordered split, else thermal.
+    """
     atoms = frames[index].copy()
     if config.protocol == "as_coded":
         atoms.set_momenta(np.zeros((len(atoms), 3)))
@@ -308,7 +319,7 @@ def _start(config, card, frames, index, replica):
 
 
 def _stored(config, card, frames, first):
-    """Reference from the frames of the split, matched in time where they are ordered, else by index."""
+    """Reference from the frames of the split, matched by time in a time-ordered split, else by index."""
     steps = np.arange(0, config.steps + 1, config.record_every)
     interval = card.time_ordered.get(config.split)
     contiguous = config.protocol == "corrected" and interval is not None
@@ -320,7 +331,7 @@ def _stored(config, card, frames, first):
 
 
 def match_frames(first, steps, timestep, *, interval, total):
-    """Index of the reference frame at the time of every recorded step, -1 where there is none.
+    """Indices of the reference frames at the times of the recorded steps, -1 where there is none.
 
     Parameters
     ----------
@@ -329,7 +340,7 @@ def match_frames(first, steps, timestep, *, interval, total):
     steps
         Recorded steps, shape ``(T,)``.
     timestep, interval
-        Of the rollout and between two reference frames, fs.
+        Timestep of the rollout, and time between two reference frames, fs.
     total
         Number of reference frames.
 
@@ -351,7 +362,7 @@ def match_frames(first, steps, timestep, *, interval, total):
 
 
 def _live(config, card, starts, digest):
-    """Reference run now by the dataset's oracle with the same starts and noise; kept for all models."""
+    """Reference simulated by the dataset's oracle with the same starts and noise; cached for all models."""
     dynamics = _dynamics(config)
     settings = asdict(dynamics["thermostat"]) | {"steps": config.steps, "every": config.record_every}
     mark = records.digest(card.oracle, digest, settings, config.checkpoint_every, PER_FRAME)
@@ -368,7 +379,7 @@ def _live(config, card, starts, digest):
 
 
 def _rule(card, frames):
-    """Stability rule of a molecule or of a bulk system (Fu et al. 2023), for ``simulate``."""
+    """Stability rule of a molecule or of a bulk system (Fu et al. 2023), as ``simulate`` expects it."""
     positions = np.stack([atoms.positions for atoms in frames])
     if card.system == "molecule":
         numbers = frames[0].numbers
@@ -378,7 +389,10 @@ def _rule(card, frames):
 
 
 def _bond_rule(atoms, reference_positions, training_positions):
-    """A bond that the training frames break, such as that of a proton that hops, is no fixed bond either."""
+    """Stability rule of a molecule.
+
+    A bond that breaks in the training frames, such as that of a hopping proton, does not count as fixed.
+    """
     pairs, lengths = structure.reference_bonds(atoms, reference_positions)
     change = np.abs(structure.bond_lengths(training_positions, pairs) - lengths)
     fixed = (change <= structure.BOND_TOLERANCE).all(axis=0)
@@ -416,7 +430,7 @@ def _bulk_rule(atoms, reference_positions):
 
 
 def _judged(config, card, scene, trajectory):
-    """Outcome of a trajectory."""
+    """Outcome of a rollout: metrics, curves and breaks of its trajectory."""
     start = scene.starts[0]
     lengths = {"timestep": config.timestep, "steps": config.steps}
     metrics, curves = analysis.measure(trajectory, start, scene.reference, **lengths)
@@ -430,7 +444,7 @@ def _judged(config, card, scene, trajectory):
 
 
 def _message(breaks, step, config):
-    """Which replicas broke, when and why; and whether time was up."""
+    """Message of the record: which replicas broke, when and why, and whether the time limit ended the run."""
     parts = [account(breaks, config.replicas)] if breaks else []
     if step < config.steps and len(breaks) < config.replicas:
         parts.append(f"ended after {step} of {config.steps} steps at {config.max_seconds:g} s")

@@ -1,6 +1,6 @@
-"""How sure is a number? Intervals by resampling, correlation in time, floors from the reference itself.
+"""How certain is a number? Intervals by resampling, correlation in time, and floors from the reference.
 
-R replicas, K blocks of equal time, T frames.
+Symbols: R replicas, K blocks of equal time, T frames.
 """
 
 from functools import lru_cache
@@ -15,23 +15,23 @@ from egraff_utils.structure import radial_distributions
 
 
 def bootstrap_interval(values, statistic=np.mean, *, level=0.95, seed=0, resamples=2000):
-    r"""Bootstrap interval of a statistic of independent values (Efron 1979), percentiles expanded for few.
+    r"""Bootstrap interval of a statistic of independent values (Efron 1979), with expanded percentiles.
 
-    Plain percentiles are too narrow for few values: of five normal values they cover the mean in some 84 %
-    of cases. Here the lower one is that of probability
+    Plain percentiles are too narrow for few values: for five normal values the interval covers the mean in
+    only about 84 % of cases. Here the lower percentile has the probability
 
     .. math:: \Phi\big( \sqrt{n/(n-1)}\; t_{n-1,\alpha/2} \big)
 
-    which makes up for Student's quantile and the missing degree of freedom (Hesterberg 2015, Sec. 5.3).
+    which accounts for Student's quantile and the lost degree of freedom (Hesterberg 2015, Sec. 5.3).
 
     Parameters
     ----------
     values
         Independent values along the first axis, shape ``(n, ...)``.
     statistic
-        Function of resampled values, such as ``np.mean`` or ``metrics.geometric_mean``, giving a number.
+        Function that maps resampled values to a number, such as ``np.mean`` or ``metrics.geometric_mean``.
     level
-        Coverage aimed at, between 0 and 1.
+        Nominal coverage, between 0 and 1.
     seed
         Seed of the resampling.
     resamples
@@ -40,7 +40,8 @@ def bootstrap_interval(values, statistic=np.mean, *, level=0.95, seed=0, resampl
     Returns
     -------
     low, high
-        In the unit of the statistic; both nan for fewer than two values or where a statistic is nan.
+        Ends of the interval in the unit of the statistic; both nan for fewer than two values or if a
+        statistic is nan.
 
     Examples
     --------
@@ -53,7 +54,7 @@ def bootstrap_interval(values, statistic=np.mean, *, level=0.95, seed=0, resampl
 
 
 def expanded_tail(count, level=0.95):
-    """Probability of the lower percentile, expanded for a number of independent values (Hesterberg 2015).
+    """Probability of the lower percentile, expanded for ``count`` independent values (Hesterberg 2015).
 
     Examples
     --------
@@ -70,16 +71,17 @@ def expanded_tail(count, level=0.95):
 def block_bootstrap_interval(series, statistic=np.mean, *, block=None, level=0.95, seed=0, resamples=2000):
     r"""Bootstrap interval of a statistic of a correlated series, by moving blocks (Künsch 1989).
 
-    Resamples are made of whole blocks of consecutive frames, so they keep the correlation within a block.
-    Without ``block`` its length is the optimum of Politis & White (2004) for a first-order autoregression
-    with the series' autocorrelation time :math:`\tau`,
+    Resamples consist of whole blocks of consecutive frames, so they preserve the correlation within a block.
+    By default the length of a block is the optimum of Politis & White (2004) for a first-order autoregression
+    with the autocorrelation time :math:`\tau` of the series,
 
     .. math:: b = \Big( \tfrac32 \Big( \frac{\tau^2 - 1}{2\tau} \Big)^2 n \Big)^{1/3}
 
     Parameters
     ----------
     series
-        Frames along the first axis, shape ``(T, ...)``; ``block`` is needed unless the shape is ``(T,)``.
+        Values with frames along the first axis, shape ``(T, ...)``; unless it is ``(T,)``, ``block`` is
+        needed.
     statistic, level, seed, resamples
         As in :func:`bootstrap_interval`.
     block
@@ -126,27 +128,27 @@ def _interval(values, picks, statistic, tail):
 
 
 def replica_interval(values, *, groups=None, positive=False, level=0.95):
-    r"""Interval of a mean over replicas, from their spread and from that of their blocks.
+    r"""Interval of a mean over replicas, from the spread of the replicas and that of their blocks.
 
     .. math:: \bar x \pm t_\nu s
 
-    with error s and degrees of freedom :math:`\nu` of :func:`standard_error`: the limit of many
-    :func:`replica_resamples`. Positive quantities take it on a logarithmic scale,
+    where the error s and the degrees of freedom :math:`\nu` are those of :func:`standard_error`. It is the
+    limit of many :func:`replica_resamples`. For positive quantities it is taken on a logarithmic scale,
     :math:`\bar x \exp(\pm t_\nu s / \bar x)`.
 
     Parameters
     ----------
     values, groups
-        As those of :func:`standard_error`.
+        As in :func:`standard_error`.
     positive
         Whether the quantity is positive by nature.
     level
-        Coverage aimed at, between 0 and 1.
+        Nominal coverage, between 0 and 1.
 
     Returns
     -------
     low, high
-        In the unit of the values; both nan where there is no error.
+        Ends of the interval in the unit of the values; both nan if there is no error.
 
     Examples
     --------
@@ -164,34 +166,34 @@ def replica_interval(values, *, groups=None, positive=False, level=0.95):
 def standard_error(values, *, groups=None):
     r"""Standard error of a mean over replicas and its degrees of freedom.
 
-    Replicas are independent but few; blocks are many but correlated in time, and blind to what sets replicas
-    apart. With the variance of the mean from the spread of the replicas, :math:`V_b` with R - 1 degrees of
-    freedom, and from that of the blocks within replicas, :math:`V_w` with (R - 1)(K - 1),
+    Replicas are independent but few; blocks are many but correlated in time, and they do not see differences
+    between replicas. The variance of the mean follows from the spread of the replicas, :math:`V_b` with R - 1
+    degrees of freedom, and from that of the blocks within replicas, :math:`V_w` with (R - 1)(K - 1). Then
 
     .. math:: s^2 = \max(V_b, V_w), \qquad
         \frac1\nu = \frac{\rho}{\nu_b} + \frac{1 - \rho}{\nu_w}, \qquad
         \rho^2 = \max\Big(0, 1 - \frac{V_w}{V_b}\Big)
 
-    Where replicas differ by no more than their blocks explain, the blocks lend their degrees of freedom;
-    where they differ by more, be it from their starts or from correlation beyond a block, only replicas
-    count. The blocks' spread is taken about the course that all replicas have in common, so that a curve
-    that climbs in every replica alike is not counted as noise.
+    If replicas differ by no more than their blocks explain, the blocks contribute their degrees of freedom.
+    If they differ by more, because of their starts or of correlation beyond a block, only the replicas count.
+    The spread of the blocks is taken about the course that all replicas share, so that a curve that rises in
+    the same way in every replica does not count as noise.
 
     Parameters
     ----------
     values
-        A value for every block, shape ``(R, K)``, NaN where a replica has none, so that the mean of a row is
-        the replica's value; or one for every replica, shape ``(R,)``. Rows without a value are left out.
+        One value per block, shape ``(R, K)``, NaN where a replica has none, so that the mean of a row is the
+        replica's value; or one value per replica, shape ``(R,)``. Rows without a value are left out.
     groups
-        Name of the group of each replica, shape ``(R,)``, where some differ by design, such as compositions:
+        Name of the group of each replica, shape ``(R,)``, if replicas differ by design, as compositions do;
         spreads are then taken within groups.
 
     Returns
     -------
     error
-        In the unit of the values; nan for a single replica.
+        Standard error in the unit of the values; nan for a single replica.
     degrees
-        Of freedom.
+        Degrees of freedom.
 
     Examples
     --------
@@ -206,25 +208,26 @@ def standard_error(values, *, groups=None):
 def replica_resamples(values, *, groups=None, positive=False, resamples=1000, seed=0):
     """Resampled means over replicas, by a wild bootstrap over replicas and blocks.
 
-    Five replicas drawn with replacement give only 126 different means, and too little spread. So every
-    deviation of a replica, and of a block within it, gets a random normal weight in place of a random count
-    (Wu 1986; Shao 2010), scaled to the variance of :func:`standard_error` and to Student's quantile: the
-    2.5th and 97.5th percentile are the ends of :func:`replica_interval`. The weights depend on the shape and
-    the seed alone: models that were run from the same starts share them, which pairs the resamples.
+    Five replicas drawn with replacement give only 126 different means, and too small a spread. Therefore
+    every deviation of a replica, and of a block within it, is multiplied by a random normal weight instead of
+    a random count (Wu 1986; Shao 2010). The weights are scaled to the variance of :func:`standard_error` and
+    to Student's quantile, so that the 2.5th and 97.5th percentiles are the ends of :func:`replica_interval`.
+    They depend only on the shape and the seed: models that were run from the same starts share them, which
+    pairs the resamples.
 
     Parameters
     ----------
     values, groups, positive
-        As those of :func:`replica_interval`.
+        As in :func:`replica_interval`.
     resamples
-        Number of resamples, even: each has its mirror image.
+        Number of resamples, which is even because each has its mirror image.
     seed
-        Of the weights.
+        Seed of the weights.
 
     Returns
     -------
     ndarray
-        Shape ``(resamples,)``, unit of the values; nan for a single replica.
+        Resampled means, shape ``(resamples,)``, in the unit of the values; nan for a single replica.
     """
     parts = _parts(values, groups)
     rows, blocks = _weights(*_rows(values).shape, resamples, seed)
@@ -245,13 +248,13 @@ def _weights(replicas, blocks, resamples, seed):
 
 
 def _rows(values):
-    """Values of blocks, shape (R, K); a row for every replica."""
+    """Values of blocks, shape (R, K), with one row per replica."""
     values = np.asarray(values, dtype=float)
     return values if values.ndim == 2 else values[:, None]
 
 
 def _parts(values, groups):
-    """Deviations of the mean by replica (R,) and block (R, K), its error and degrees of freedom."""
+    """Deviations of the mean by replica (R,) and by block (R, K), its error and its degrees of freedom."""
     values = _rows(values)
     kept = np.isfinite(values).any(1)
     names = np.zeros(len(values)) if groups is None else np.asarray(groups)
@@ -280,7 +283,7 @@ def _parts(values, groups):
 
 
 def _deviations(values):
-    """Of replicas (R,) and blocks (R, K), so that squares sum to variances of the sum over replicas."""
+    """Deviations of replicas (R,) and blocks (R, K); squares sum to variances of the sum over replicas."""
     count = len(values)
     means = np.nanmean(values, axis=1)
     rows = (means - means.mean()) * np.sqrt(count / max(1, count - 1))
@@ -299,7 +302,7 @@ def _deviations(values):
 
 
 def _sum(parts):
-    """Sum of variances and its degrees of freedom (Satterthwaite 1946); parts without any do not count."""
+    """Sum of variances and its degrees of freedom (Satterthwaite 1946); parts without any are left out."""
     parts = [(variance, degrees) for variance, degrees in parts if degrees > 0]
     total = sum(variance for variance, _ in parts)
     spread = sum(variance**2 / degrees for variance, degrees in parts)
@@ -312,16 +315,18 @@ def _quantile(degrees, level):
 
 
 def fraction_interval(fractions, *, level=0.95):
-    r"""Interval of the mean of numbers between 0 and 1, such as the part of a run that was stable.
+    r"""Interval of the mean of numbers between 0 and 1, such as the stable fraction of a run.
 
-    That of Clopper and Pearson (1934) for :math:`n \bar x` successes in n trials, whole or not: of all such
-    numbers with a given mean, zeros and ones spread most. It stays inside 0 and 1, and five runs out of five
-    do not make it a point.
+    It is the interval of Clopper and Pearson (1934) for :math:`n \bar x` successes in n trials, which need
+    not be a whole number; among all such numbers with a given mean, zeros and ones have the largest spread.
+    It stays between 0 and 1, and has a finite width even if five runs out of five are stable.
 
     Parameters
     ----------
     fractions
-        Shape ``(n,)``, dimensionless, NaN for none.
+        Numbers between 0 and 1, shape ``(n,)``, dimensionless; NaN for none.
+    level
+        Nominal coverage, between 0 and 1.
 
     Examples
     --------
@@ -340,12 +345,12 @@ def fraction_interval(fractions, *, level=0.95):
 
 
 def holm(p_values):
-    """P values adjusted for their number (Holm 1979): the chance of one false alarm among all stays bounded.
+    """P values adjusted for their number (Holm 1979), which bounds the chance of any false rejection.
 
     Parameters
     ----------
     p_values
-        Shape ``(n,)``.
+        P values of n tests, shape ``(n,)``.
 
     Examples
     --------
@@ -361,14 +366,14 @@ def holm(p_values):
 
 
 def compact_letters(names, different):
-    """Letters of names such that two share one exactly if they are not told apart (Piepho 2004).
+    """Letters of names, of which two names share one exactly if they do not differ (Piepho 2004).
 
     Parameters
     ----------
     names
-        Best first; the best has the letter ``a``.
+        Names, the best one first, which has the letter ``a``.
     different
-        Pairs of names that are told apart.
+        Pairs of names that differ.
 
     Returns
     -------
@@ -392,22 +397,22 @@ def compact_letters(names, different):
 
 
 def told_apart(values, *, groups=None, level=0.95):
-    """Pairs of names whose means over the same replicas differ, by paired differences with Holm's correction.
+    """Pairs of names whose means over the same replicas differ, by paired tests with Holm's correction.
 
     Parameters
     ----------
     values
-        Name -> values of blocks, shape ``(R, K)`` each, as those of :func:`standard_error`; row r of all
-        comes from one start.
+        Name -> values of blocks, shape ``(R, K)`` each, as in :func:`standard_error`; row r of every name
+        comes from the same start.
     groups
-        As that of :func:`standard_error`.
+        As in :func:`standard_error`.
     level
-        One minus the chance of telling any two apart if all are equal.
+        One minus the chance that any two are found to differ if all are equal.
 
     Returns
     -------
     list of (name, name)
-        Pairs of different shapes, or with fewer than two rows in common, are not told apart.
+        Pairs that differ. Pairs with different shapes, or with fewer than two rows in common, count as equal.
     """
     pairs = list(combinations(values, 2))
     adjusted = holm([_p_value(values[a], values[b], groups) for a, b in pairs])
@@ -431,22 +436,22 @@ def autocorrelation_time(series, *, window=5.0):
 
     .. math:: \tau = 1 + 2 \sum_{k=1}^{M} \rho_k
 
-    with M the smallest lag that is at least ``window`` times the estimate so far (Sokal 1997). A series of T
-    frames holds :math:`T / \tau` independent ones; it must be some 50 times as long as the result for the
-    result to be reliable.
+    where M is the smallest lag that is at least ``window`` times the sum up to it (Sokal 1997). A series of T
+    frames holds :math:`T / \tau` independent ones; the result is reliable if the series is at least about 50
+    times as long as it.
 
     Parameters
     ----------
     series
-        Shape ``(T,)``, any unit.
+        Values of a quantity in any unit, shape ``(T,)``.
     window
         Width of the window, in autocorrelation times.
 
     Returns
     -------
     float
-        Frames, at least 1 (anticorrelation counts as none); nan for a constant series or one that is not
-        finite.
+        Autocorrelation time in frames, at least 1 (anticorrelation counts as none); nan if the series is
+        constant or not finite.
 
     Raises
     ------
@@ -472,18 +477,18 @@ def autocorrelation_time(series, *, window=5.0):
 
 
 def floor(reference, metric, *, summarize=lambda frames: np.mean(frames, axis=0)):
-    """Floor of a metric: what it gives between the first half and the second half of the reference itself.
+    """Floor of a metric, its value between the first and the second half of the reference.
 
-    A model cannot be asked to do better; a metric at its floor says nothing of the model.
+    No model can be expected to score lower, and a metric at its floor says nothing about the model.
 
     Parameters
     ----------
     reference
-        Frames along the first axis, shape ``(T, ...)``.
+        Values with frames along the first axis, shape ``(T, ...)``.
     metric
-        Function of the two summaries, such as ``metrics.wright_factor``.
+        Function of two summaries, such as ``metrics.wright_factor``.
     summarize
-        Function of a half, giving what the metric compares; the mean over frames without it.
+        Function that maps half of the frames to what the metric compares; by default the mean over frames.
 
     Raises
     ------
@@ -502,12 +507,12 @@ def floor(reference, metric, *, summarize=lambda frames: np.mean(frames, axis=0)
 
 
 def floor_rdf(positions, numbers, *, cell, pbc, r_max, dr=0.05):
-    """Floors of Wright's factor and both divergences: first half of the reference against the second.
+    """Floors of Wright's factor and both divergences, from the two halves of the reference.
 
     Parameters
     ----------
     positions, numbers, cell, pbc, r_max, dr
-        The reference trajectory, as in :func:`egraff_utils.structure.radial_distributions`; one cell.
+        Reference trajectory with a constant cell, as in :func:`egraff_utils.structure.radial_distributions`.
 
     Returns
     -------
@@ -527,23 +532,24 @@ def floor_rdf(positions, numbers, *, cell, pbc, r_max, dr=0.05):
 
 
 def floor_ev_fv(energies, forces, *, pairs=2000, seed=0, separation=1):
-    """Floors of EV and FV: geometric means over pairs of frames drawn at random from the reference.
+    """Floors of EV and FV, geometric means over pairs of frames drawn at random from the reference.
 
-    Two chaotic trajectories of one ensemble are independent samples after some tens of femtoseconds; then
-    the index-matched metrics sit here, whatever the model.
+    Two chaotic trajectories of one ensemble are independent samples after some tens of femtoseconds. The
+    index-matched metrics are then at these floors, whatever the model.
 
     Parameters
     ----------
     energies
         Potential energy, shape ``(T,)``, eV.
     forces
-        Shape ``(T, N, 3)``, eV/Å.
+        Forces, shape ``(T, N, 3)``, eV/Å.
     pairs
-        Number of pairs drawn.
+        Number of pairs that are drawn.
     seed
         Seed of the draw.
     separation
-        Least distance of the frames of a pair; for a contiguous trajectory, its correlation time in frames.
+        Smallest distance in frames between the two frames of a pair; for a contiguous trajectory, its
+        correlation time.
 
     Returns
     -------

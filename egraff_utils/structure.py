@@ -1,4 +1,4 @@
-"""Where are the atoms? Radial distributions, bonds and the rules that call a trajectory broken."""
+"""Where are the atoms? Radial distributions, bonds, and the rules by which a trajectory counts as broken."""
 
 import functools
 from typing import NamedTuple
@@ -11,32 +11,32 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from matscipy.neighbours import neighbour_list
 
 BOND_TOLERANCE = 0.5
-"""Å; a molecule is broken once a bond deviates by more from its mean length (Fu et al. 2023, molecules)."""
+"""Largest deviation of a bond from its mean length, Å; beyond it a molecule is broken (Fu et al. 2023)."""
 
 RDF_TOLERANCE = 1.5
-"""Å; a bulk system is broken once :func:`rdf_deviation` of a window of 100 frames exceeds it.
+"""Largest :func:`rdf_deviation` of a window of 100 frames, Å; beyond it a bulk system is broken.
 
-Fu et al. (2023) take 1.0 for LiPS and 3.0 for water, on windows of 1 ps. A window here is shorter, and one
-that starts cold is close to a single frame: single frames of the references reach 0.97 (LiPS) and 0.68
-(GeTe), their windows 0.09 and 0.21, those of LiPS20 at 3000 K at most 0.78. Atoms placed at random give 2.0
-to 3.9.
+Fu et al. (2023) use 1.0 for LiPS and 3.0 for water, on windows of 1 ps. Windows here are shorter, and one of
+a run that starts cold resembles a single frame. Single frames of the references reach 0.97 (LiPS) and 0.68
+(GeTe), windows of them 0.09 and 0.21, and windows of LiPS20 at 3000 K at most 0.78. Atoms placed at random
+give 2.0 to 3.9.
 """
 
 RDF_RANGE = 6.0
-"""Å; the range over which Fu et al. (2023) integrate the deviation of the radial distribution."""
+"""Range over which Fu et al. (2023) integrate the deviation of the radial distribution, Å."""
 
 MINIMUM_DISTANCE = 0.5
-"""Å; atoms closer than this have collapsed (the shortest distance of any reference here is 0.89 Å)."""
+"""Shortest allowed distance, Å; closer atoms have collapsed (the shortest in any reference is 0.89 Å)."""
 
 MAXIMUM_DISTANCE = 3.0
-"""Å; an atom of a molecule that is farther than this from all others has left it."""
+"""Largest distance of an atom of a molecule from its nearest neighbour, Å; beyond it the atom has escaped."""
 
-_FRAMES_AT_ONCE = 50  # for which pairs are chosen; in more of them atoms move farther
-_PAIRS_AT_ONCE = 20_000  # frames times pairs that are in memory together; small enough for the cache
+_FRAMES_AT_ONCE = 50  # frames that share a list of near pairs; over more frames atoms move too far for it
+_PAIRS_AT_ONCE = 20_000  # frames times pairs in memory at a time, few enough for the cache
 
 
 class RadialDistributions(NamedTuple):
-    """Total and partial radial distributions of one trajectory (B bins, P pairs of elements)."""
+    """Total and partial radial distributions of a trajectory (B bins, P pairs of elements)."""
 
     r: np.ndarray
     """Bin centres, shape ``(B,)``, Å."""
@@ -61,27 +61,27 @@ def radial_distribution(frames, r_max, *, dr=0.05, pair=None, volume=None):
     .. math:: g_{ab}(r) = \frac{V}{N_a N_b} \frac{n_{ab}(r)}{4\pi r^2 \Delta r}, \qquad
               g(r) = \sum_{ab} c_a c_b\, g_{ab}(r)
 
-    Equals ``ase.geometry.rdf.get_rdf``. The volume is that of the cell, so for a molecule the stored cell
-    sets the height of g(r). Where the cell is not periodic, distances are plain.
+    The result equals that of ``ase.geometry.rdf.get_rdf``. The volume is that of the cell, so for a molecule
+    the stored cell sets the height of g(r). The minimum image is used in periodic directions only.
 
     Parameters
     ----------
     frames
-        ``list[ase.Atoms]``; cells, and even compositions, may change from frame to frame.
+        ``list[ase.Atoms]``; cells, and even compositions, may differ between frames.
     r_max
-        Largest distance, Å; in periodic directions below the height of the cell.
+        Largest distance, Å; it must be below the height of the cell in periodic directions.
     dr
-        Width of a bin, Å; adjusted so that the bins fill ``r_max`` exactly.
+        Width of a bin, Å; it is adjusted so that a whole number of bins fills ``r_max``.
     pair
-        Two elements, ``"Li-P"``, ``("Li", "P")`` or ``(3, 15)``, for their partial distribution;
-        without it the total one.
+        Two elements whose partial distribution is returned, as ``"Li-P"``, ``("Li", "P")`` or ``(3, 15)``; by
+        default the total distribution is returned.
     volume
         Volume that defines the density, Å³, in place of that of the cell.
 
     Returns
     -------
     r, g
-        Bin centres, Å, and g(r), dimensionless, both of shape ``(B,)``.
+        Bin centres, Å, and g(r), dimensionless, both with shape ``(B,)``.
 
     Raises
     ------
@@ -118,20 +118,20 @@ def radial_distribution(frames, r_max, *, dr=0.05, pair=None, volume=None):
 def radial_distributions(positions, numbers, *, cell, pbc, r_max, dr=0.05, volume=None):
     """Total and all partial radial distributions of a trajectory, in one pass over its pairs.
 
-    Definitions and errors as in :func:`radial_distribution`. Exact for every cell whose smallest height
-    exceeds ``r_max``; ASE demands twice that, which the published ``r_max`` breaks for LiPS and five
-    compositions of LiPS20.
+    Definitions and errors are those of :func:`radial_distribution`. The result is exact for every cell whose
+    smallest height exceeds ``r_max``. ASE requires twice that height, a condition that the published
+    ``r_max`` does not meet for LiPS and five compositions of LiPS20.
 
     Parameters
     ----------
     positions
-        Shape ``(T, N, 3)``, Å, wrapped or not.
+        Positions, wrapped or not, shape ``(T, N, 3)``, Å.
     numbers
         Atomic numbers, shape ``(N,)``.
     cell
-        Cell vectors, shape ``(3, 3)`` or, where they change, ``(T, 3, 3)``, Å.
+        Cell vectors, shape ``(3, 3)`` or, if they change with time, ``(T, 3, 3)``, Å.
     pbc
-        Periodic or not, ``bool`` or shape ``(3,)``.
+        Whether the cell is periodic, ``bool`` or shape ``(3,)``.
     r_max, dr
         Largest distance and width of a bin, Å.
     volume
@@ -173,7 +173,7 @@ def _num_bins(r_max, dr):
 
 
 def _kinds(num_species):
-    """Symmetric table (S, S) that numbers the pairs of species."""
+    """Symmetric table of the indices of pairs of species, shape (S, S)."""
     table = np.zeros((num_species, num_species), dtype=int)
     upper = np.triu_indices(num_species)
     table[upper] = np.arange(len(upper[0]))
@@ -182,24 +182,24 @@ def _kinds(num_species):
 
 @functools.lru_cache(maxsize=1)
 def _pairs(count):
-    """All pairs i < j of so many atoms, shape (2, P)."""
+    """All pairs i < j of ``count`` atoms, shape (2, P)."""
     return np.array(np.triu_indices(count, 1))
 
 
 class _Box(NamedTuple):
-    """A cell and what follows from it."""
+    """A cell and the quantities that derive from it."""
 
     vectors: np.ndarray  # (3, 3), Å
     inverse: np.ndarray  # (3, 3), 1/Å
     pbc: np.ndarray  # (3,)
     reach: np.ndarray  # (3,): range over height of the cell; zero in directions that are not periodic
-    volume: float  # Å³, that defines the density
+    volume: float  # Å³, defines the density
 
     @classmethod
     def of(cls, cell, pbc, r_max, volume):
         volume = abs(np.linalg.det(cell)) if volume is None else volume
         if volume < 1e-10:
-            raise ValueError("the cell has no volume, so no density; give one with volume= (Å³)")
+            raise ValueError("the cell has no volume, so there is no density; give one with volume= (Å³)")
         cell = complete_cell(cell) if pbc.any() else np.eye(3)
         inverse = np.linalg.inv(cell)
         reach = r_max * np.linalg.norm(inverse, axis=0) * pbc
@@ -222,9 +222,9 @@ def _blocks(positions, cell, pbc, r_max, volume):
 
 
 def _count(positions, box, pairs, kinds, r_max, shape):
-    """Histogram of the distances of pairs (2, P), of kinds (P,), over frames of one cell.
+    """Histogram of the distances of pairs (2, P) of kinds (P,) over frames of one cell.
 
-    Shape (kinds, B + 2): before the bins are the pairs at one place, behind them those out of range.
+    The shape is (kinds, B + 2): the first column counts pairs at distance zero, the last pairs out of range.
     """
     counts, bins = np.zeros(shape, dtype=int).ravel(), shape[1] - 2
     for squared, label in _close_pairs(positions, box, pairs, kinds * shape[1], r_max):
@@ -236,9 +236,9 @@ def _count(positions, box, pairs, kinds, r_max, shape):
 
 
 def _close_pairs(positions, box, pairs, labels, cutoff):
-    """Yield squared distances (M,), Å², among them all within the cutoff, and labels (M,) of their pairs.
+    """Yield squared distances (M,), Å², including all within the cutoff, and labels (M,) of their pairs.
 
-    Frames come last in memory, so that all that follows runs over long rows.
+    Frames are the last axis in memory, so that all following operations run over long rows.
     """
     step = max(_FRAMES_AT_ONCE, _PAIRS_AT_ONCE // max(1, len(labels)))
     for t in range(0, len(positions), step):
@@ -253,9 +253,10 @@ def _close_pairs(positions, box, pairs, labels, cutoff):
 
 
 def _candidates(rows, box, pairs, cutoff):
-    """Indices of the pairs that can be within the cutoff in a frame of coordinates (3, N, T).
+    """Indices of the pairs that can be within the cutoff in some frame of coordinates (3, N, T).
 
-    Those that in the middle frame are no farther apart than the cutoff and what their atoms move from there.
+    In the middle frame such a pair is no farther apart than the cutoff plus the largest displacements of its
+    two atoms from that frame.
     """
     everything = np.arange(pairs.shape[1])
     if rows.shape[2] * len(everything) <= _PAIRS_AT_ONCE:
@@ -264,7 +265,7 @@ def _candidates(rows, box, pairs, cutoff):
     moved = rows - middle
     moved[box.pbc] -= np.rint(moved[box.pbc])
     moved = np.sqrt(np.square(np.tensordot(box.vectors, moved, (0, 0))).sum(0).max(-1))
-    farthest = cutoff + moved[pairs[0]] + moved[pairs[1]] + 1e-6  # Å, for what is rounded
+    farthest = cutoff + moved[pairs[0]] + moved[pairs[1]] + 1e-6  # 1e-6 Å allows for rounding
     reach = box.reach * farthest.max() / cutoff
     if (reach >= 1).any():
         return everything
@@ -277,8 +278,8 @@ def _candidates(rows, box, pairs, cutoff):
 def _squared_distances(rows, box, pairs, reach):
     """Yield squared distances (M,), Å², of pairs (2, P) at coordinates (3, N, T), and their indices in P * T.
 
-    A vector shorter than half the height of the cell has fractional coordinates below 1/2, so rounding
-    finds it; up to the full height, the next image on the other side can be short too.
+    A vector shorter than half the height of the cell has fractional coordinates below 1/2, so rounding finds
+    it. Up to the full height, the next image on the other side can also be within range.
     """
     scaled = np.take(rows, pairs[0], axis=1)
     scaled -= np.take(rows, pairs[1], axis=1)
@@ -294,7 +295,7 @@ def _squared_distances(rows, box, pairs, reach):
 
 
 def _next_images(scaled, index, axis, least):
-    """The images on the other side of an axis of those that are at least so far along it."""
+    """Images on the other side along an axis, of the vectors that lie at least ``least`` along it."""
     more = np.flatnonzero(np.abs(scaled[axis]) >= least)
     image = scaled[:, more]
     image[axis] -= np.sign(image[axis])
@@ -302,7 +303,7 @@ def _next_images(scaled, index, axis, least):
 
 
 def _normalise(counts, atoms_of, species, kind_of, r_max):
-    """Distributions from the mean over frames of volume times counts of pairs i < j, (kinds, B)."""
+    """Distributions from the mean over frames of volume times counts of pairs i < j, shape (kinds, B)."""
     edges = np.linspace(0.0, r_max, counts.shape[1] + 1)
     shells = 4 / 3 * np.pi * np.diff(edges**3)
     total = 2 * counts.sum(axis=0) / (atoms_of.sum() ** 2 * shells)
@@ -336,14 +337,14 @@ def _trajectory(positions):
 
 
 def as_coded_r_max(atoms):
-    """Range of g(r) in the published evaluation: ``round(min((shortest cell vector - 1) / 2, 10), 1)``, Å.
+    """Range of g(r) in the published evaluation, ``round(min((shortest cell vector - 1) / 2, 10), 1)``, Å.
 
-    From the released script; NumPy rounds half to even, so a 19.1 Å cube gives 9.0.
+    The formula is that of the released script. NumPy rounds half to even, so a 19.1 Å cube gives 9.0.
 
     Raises
     ------
     ValueError
-        If the cell is too small to have one (no cell, say).
+        If the cell is too small to define a range, or there is no cell.
 
     Examples
     --------
@@ -357,7 +358,7 @@ def as_coded_r_max(atoms):
 
 
 def bonds(atoms, *, scale=1.25):
-    """Bonded pairs: closer than ``scale`` times the sum of their covalent radii.
+    """Bonded pairs, which are closer than ``scale`` times the sum of their covalent radii.
 
     The scale covers thermal stretching (C-H up to 1.34 Å) and stays below second neighbours.
 
@@ -371,7 +372,7 @@ def bonds(atoms, *, scale=1.25):
     Returns
     -------
     ndarray
-        Indices, shape ``(P, 2)``, the smaller first.
+        Indices of the atoms, shape ``(P, 2)``, the smaller one first.
 
     Examples
     --------
@@ -409,19 +410,19 @@ def bond_lengths(positions, pairs):
 
 
 def reference_bonds(atoms, positions, *, tolerance=BOND_TOLERANCE):
-    """Bonds of a molecule, with mean lengths, that its reference trajectory keeps.
+    """Bonds of a molecule that stay intact in its reference trajectory, with their mean lengths.
 
-    A pair that the reference itself stretches by more than the tolerance is no fixed bond and is left out:
+    A pair that the reference itself stretches by more than the tolerance is not a fixed bond and is left out:
     the shared proton of acetylacetone hops between its oxygens in 5 to 14 % of the published frames.
 
     Parameters
     ----------
     atoms
-        The molecule, ``ase.Atoms``; gives elements and the bonded pairs.
+        The molecule, ``ase.Atoms``, which gives the elements and the bonded pairs.
     positions
-        Reference trajectory, shape ``(T, N, 3)``, Å, unwrapped.
+        Reference trajectory, unwrapped, shape ``(T, N, 3)``, Å.
     tolerance
-        Å.
+        Largest deviation from the mean length, Å.
 
     Returns
     -------
@@ -438,16 +439,17 @@ def reference_bonds(atoms, positions, *, tolerance=BOND_TOLERANCE):
 def unstable_bonds(positions, pairs, lengths, *, tolerance=BOND_TOLERANCE):
     """Index of the first frame in which a bond is broken, or None (Fu et al. 2023).
 
-    Broken: longer or shorter than its reference length by more than the tolerance, or not finite.
+    A bond is broken if its length is not finite or differs from its reference length by more than the
+    tolerance.
 
     Parameters
     ----------
     positions
-        A trajectory or a window of one, shape ``(T, N, 3)``, Å, unwrapped.
+        A trajectory or a window of one, unwrapped, shape ``(T, N, 3)``, Å.
     pairs, lengths
-        From :func:`reference_bonds`, shapes ``(P, 2)`` and ``(P,)``, Å.
+        Bonds from :func:`reference_bonds`, shapes ``(P, 2)`` and ``(P,)``, Å.
     tolerance
-        Å.
+        Largest deviation of a bond length, Å.
 
     Raises
     ------
@@ -467,23 +469,23 @@ def unstable_bonds(positions, pairs, lengths, *, tolerance=BOND_TOLERANCE):
 
 
 def nearest_distances(positions, *, cell=None, pbc=False):
-    """Distance of every atom to its nearest neighbour (nearest image in periodic directions).
+    """Distance of every atom to its nearest neighbour, by minimum image in periodic directions.
 
-    Exact for distances below half the cell's smallest height.
+    Distances below half the cell's smallest height are exact.
 
     Parameters
     ----------
     positions
         Shape ``(T, N, 3)``, Å.
     cell
-        Shape ``(3, 3)``, Å; needed where ``pbc`` is true.
+        Cell vectors, shape ``(3, 3)``, Å; needed if ``pbc`` is true.
     pbc
-        ``bool`` or shape ``(3,)``.
+        Whether the cell is periodic, ``bool`` or shape ``(3,)``.
 
     Returns
     -------
     ndarray
-        Shape ``(T, N)``, Å; infinite for a single atom, nan in frames that are not finite.
+        Distances, shape ``(T, N)``, Å; infinite for a single atom, nan in frames that are not finite.
     """
     positions = np.asarray(positions, dtype=float)
     pbc = np.broadcast_to(np.asarray(pbc, dtype=bool), 3)
@@ -513,9 +515,9 @@ def unstable_contacts(positions, *, cell=None, pbc=False, minimum=MINIMUM_DISTAN
     cell, pbc
         As in :func:`nearest_distances`.
     minimum
-        Å; no two atoms may be closer.
+        Smallest allowed distance of two atoms, Å.
     maximum
-        Å; no atom may be farther from its nearest neighbour. None: no such rule (bulk).
+        Largest allowed distance of an atom from its nearest neighbour, Å; None for no limit (bulk).
 
     Examples
     --------
@@ -532,9 +534,9 @@ def unstable_contacts(positions, *, cell=None, pbc=False, minimum=MINIMUM_DISTAN
 
 
 def _first_collapse(positions, cell, minimum):
-    """Index of the first frame of a bulk system with a pair closer than the minimum, or not finite.
+    """Index of the first frame of a bulk system that has a pair closer than the minimum or is not finite.
 
-    Frame by frame only where some pair of the trajectory is that close: there rarely is one.
+    Frames are examined one by one only if some pair of the trajectory is that close, which is rare.
     """
     if np.isfinite(positions).all():
         box, pairs = _Box.of(cell, np.full(3, True), minimum, None), _pairs(positions.shape[1])
@@ -548,21 +550,21 @@ def _first_collapse(positions, cell, minimum):
 
 
 def rdf_deviation(g, g_ref, *, dr):
-    r"""Integrated deviation of two radial distributions, the bulk rule of Fu et al. (2023).
+    r"""Integrated deviation of two radial distributions, used in the bulk rule of Fu et al. (2023).
 
     .. math:: \Delta = \int |g(r) - g_\mathrm{ref}(r)|\, \mathrm dr
 
     Parameters
     ----------
     g, g_ref
-        Shape ``(B,)``, dimensionless, on equal bins.
+        Distributions on equal bins, shape ``(B,)``, dimensionless.
     dr
         Width of a bin, Å.
 
     Returns
     -------
     float
-        Å; not finite where an input is not.
+        Deviation, Å; not finite if an input is not.
 
     Raises
     ------
@@ -583,15 +585,16 @@ def rdf_deviation(g, g_ref, *, dr):
 def unstable_step_molecule(positions, pairs, lengths):
     """Index of the first frame in which a molecule is broken, or None.
 
-    Broken is a bond off by more than 0.5 Å (Fu et al. 2023), a pair of atoms closer than 0.5 Å, or an atom
-    farther than 3 Å from all others (which also guards atoms whose bonds :func:`reference_bonds` left out).
+    A molecule is broken if a bond length is off by more than 0.5 Å (Fu et al. 2023), two atoms are closer
+    than 0.5 Å, or an atom is farther than 3 Å from all others. The last rule covers atoms whose bonds
+    :func:`reference_bonds` left out.
 
     Parameters
     ----------
     positions
-        A trajectory or a window of one, shape ``(T, N, 3)``, Å, unwrapped.
+        A trajectory or a window of one, unwrapped, shape ``(T, N, 3)``, Å.
     pairs, lengths
-        From :func:`reference_bonds`.
+        Bonds from :func:`reference_bonds`, shapes ``(P, 2)`` and ``(P,)``, Å.
     """
     steps = [
         unstable_bonds(positions, pairs, lengths),
@@ -603,10 +606,11 @@ def unstable_step_molecule(positions, pairs, lengths):
 def unstable_step_bulk(positions, numbers, *, cell, pbc, g_ref, r_max, tolerance=RDF_TOLERANCE, window=100):
     """Index of the first frame in which a bulk system is broken, or None (after Fu et al. 2023).
 
-    Broken is a pair of atoms closer than 0.5 Å, a frame that is not finite, or a window whose total radial
-    distribution deviates by more than the tolerance (then the index of its first frame). Windows follow each
-    other without overlap and the last takes what is left; a trajectory shorter than one window is judged by
-    its contacts alone, for the distribution of a few frames is noise.
+    A system is broken if two atoms are closer than 0.5 Å, a frame is not finite, or the total radial
+    distribution of a window deviates by more than the tolerance; in the last case the index is that of the
+    first frame of the window. Windows do not overlap, and the last one includes the remaining frames. A
+    trajectory shorter than one window is judged by its contacts only, as the distribution of a few frames is
+    noise.
 
     Parameters
     ----------
@@ -617,11 +621,12 @@ def unstable_step_bulk(positions, numbers, *, cell, pbc, g_ref, r_max, tolerance
     g_ref
         Reference distribution up to ``r_max``, shape ``(B,)``; its length sets the bins.
     r_max
-        Å; take the smaller of :data:`RDF_RANGE` and :func:`as_coded_r_max`, as the tolerance grows with it.
+        Range of the distributions, Å. Use the smaller of :data:`RDF_RANGE` and :func:`as_coded_r_max`, as the
+        deviation grows with the range.
     tolerance
-        Å.
+        Largest allowed :func:`rdf_deviation`, Å.
     window
-        Frames.
+        Length of a window in frames.
     """
     contact = unstable_contacts(positions, cell=cell, pbc=pbc)
     end = len(positions) if contact is None else contact

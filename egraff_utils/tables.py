@@ -1,8 +1,8 @@
-"""What did the paper find, and what did we? Records as tables, the published values beside ours.
+"""What did the paper find, and what did we? Tables of records show published values next to ours.
 
-A table is a pandas Styler that a notebook shows as it is, a text for the terminal, or a CSV behind a link.
-In a table darker cells are better, as in the paper; a shaded cell sets its own text colour, so that it can
-be read in the light and in the dark theme. Marks are explained in a line below the table.
+A table is a pandas Styler that a notebook displays, a text for the terminal, or a CSV file behind a link. As
+in the paper, darker cells are better. A shaded cell sets its own text colour, so that it can be read in the
+light and in the dark theme. A line below the table explains the marks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
 FAILING = ("training", "failure")
 FEW = 4
-"""Rows up to which another campaign stands below a table and not in a column of it."""
+"""Largest number of rows of another campaign that are shown below a table instead of in a column."""
 
 LEGEND = {
     r"\n\d": "small: 95 % interval",
@@ -66,7 +66,7 @@ LEGEND = {
     NOT_RUN: f"{NOT_RUN}: no record",
     f"(^|\x00){NO_VALUE}": f"{NO_VALUE} no such value",
 }
-"""Pattern of a mark in the cells -> what it means."""
+"""Pattern of a mark in the cells -> meaning of the mark."""
 
 TITLES = {"dataset": short_title, "trained_on": short_title, "model": model_title}
 
@@ -80,28 +80,28 @@ SHADES = {
 
 
 def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows that a leaderboard shows: trainings, and rollouts with the corrected protocol.
+    """Rows that a leaderboard shows, those of trainings and of rollouts with the corrected protocol.
 
-    Rows of the reference itself are left out.
+    Rows of the reference are left out.
     """
     return frame[frame.kind.isin(["training", "rollout", "failure"]) & (frame.model != "reference")]
 
 
 def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = None, **options):
-    """Some metrics as a styled table: the published value, ours with its interval, and the floor.
+    """Some metrics as a styled table, with the published value, ours with its interval, and the floor.
 
-    Better values are darker, within one dataset and column. ``not run`` stands for a cell without a record,
-    ``failed`` for one whose run gave no value, a dash for a value that is not published or does not exist, a
-    dagger behind a value for a simulation in which a replica broke, ≈ for a value that cannot be told from
-    the reference. Models that cannot be told apart share a letter. Another campaign with values in a few rows
-    only stands below the table.
+    Better values are darker, within one dataset and column. ``not run`` marks a cell without a record,
+    ``failed`` a run that gave no value, a dash a value that is not published or does not exist, a dagger
+    after a value a simulation in which a replica broke, and ≈ a value that cannot be distinguished from the
+    reference. Models that cannot be distinguished from each other share a letter. Values of another campaign
+    are shown below the table if they are in only a few rows.
 
     Parameters
     ----------
     frame, metrics, options
-        As those of `beside_values`; bounds and spread are always there.
+        As in `beside_values`; bounds and spread are always included.
     name
-        Name of the table; made of the kind and the metrics by default.
+        Name of the table; by default it is made from the kind and the metrics.
 
     Returns
     -------
@@ -115,17 +115,17 @@ def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = 
 
 
 def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bounds: bool = True):
-    """A table of the paper as a styled table, ours beside the published values; marks as in `beside`.
+    """A table of the paper, with our values next to the published ones; marks as in `beside`.
 
-    In Tables 3 and 18 a smaller ± follows the published value: its standard deviation. In Table 17 rows are
-    sources, and ours are further rows.
+    In Tables 3 and 18 a smaller ± after the published value gives its standard deviation. In Table 17 rows
+    are sources, and our values are further rows.
 
     Parameters
     ----------
     frame, beside, bounds
-        As those of `beside_values`.
+        As in `beside_values`.
     number
-        1 to 6, ``"7a"``, ``"7b"`` (no published values at hand), 17, 18 or 19.
+        1 to 6, ``"7a"``, ``"7b"`` (without published values), 17, 18 or 19.
     """
     name = f"table-{str(number).lower()}"
     if str(number) == "17":
@@ -136,18 +136,18 @@ def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bo
 
 
 def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NOT_RUN):
-    """Any table of numbers as a styled table; datasets and models bear their titles.
+    """Any table of numbers as a styled table, in which datasets and models have their titles.
 
     Parameters
     ----------
     values
-        Numbers, or texts; its levels ``dataset`` and ``model`` are named so.
+        DataFrame of numbers or texts; levels of datasets and models are named ``dataset`` and ``model``.
     name
         Name of the table.
     digits
-        Digits behind the point, among the first four that count.
+        Number of decimal places, within at most four significant digits.
     missing
-        What stands for NaN.
+        Text that is shown for NaN.
 
     Returns
     -------
@@ -165,7 +165,7 @@ def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NO
 
 
 def bounds(frame: pd.DataFrame):
-    """Ceiling and floors of every dataset: the force error of predicting zero; floors with their 95 % range.
+    """Ceiling and floors of every dataset, the force error of predicting zero and floors with 95 % ranges.
 
     Parameters
     ----------
@@ -202,24 +202,24 @@ def leaderboard_values(
     groups: tuple[str, ...] = tuple(SHADES),
     metrics: tuple[str, ...] | None = None,
 ) -> pd.DataFrame:
-    """Numbers of the leaderboard: a row for every dataset and model that was run, the paper's value beside.
+    """Values of the leaderboard, with a row for every dataset and model that was run, and published values.
 
     Parameters
     ----------
     frame
         One row per metric, as `records.read` returns it; several seeds are averaged.
     dataset
-        Only this dataset; all of them by default.
+        Only dataset that is included; by default all are.
     groups
-        Which of ``accuracy``, ``structure``, ``dynamics`` and ``cost`` to show.
+        Those of ``accuracy``, ``structure``, ``dynamics`` and ``cost`` that are included.
     metrics
-        Only these metrics of the groups; all of them by default.
+        Only metrics of the groups that are included; by default all are.
 
     Returns
     -------
-    DataFrame with the index (dataset, model) and the columns (head with unit, source), as `beside_values` has
-    them with bounds and spread; missing values are NaN. A quantity that neither the paper nor we have for
-    any row has no column.
+    DataFrame with the index (dataset, model) and the columns (head with unit, source), as in `beside_values`
+    with bounds and spread; missing values are NaN. A quantity without any value, published or ours, has no
+    column.
 
     Raises
     ------
@@ -239,10 +239,10 @@ def leaderboard_values(
 
 
 def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
-    """The leaderboard as a styled table, marked as by `beside`; arguments as those of `leaderboard_values`.
+    """The leaderboard as a styled table; marks as in `beside`, arguments as in `leaderboard_values`.
 
-    With the accuracy stands whether the model passed the gate, with the dynamics how many replicas were
-    stable, where there are such records.
+    If there are such records, the accuracy is accompanied by whether the model passed the gate, and the
+    dynamics by the number of stable replicas.
 
     Returns
     -------
@@ -259,7 +259,7 @@ def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
 
 
 def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROUPS) -> str:
-    """The leaderboard for a terminal: ours only, a block for each dataset, the least force error first."""
+    """The leaderboard as plain text, with our values only, one block per dataset, sorted by force error."""
     blocks = []
     for dataset in main_rows(frame).dataset.sort_values().unique():
         values = leaderboard_values(frame, dataset, groups=groups)
@@ -275,14 +275,14 @@ def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROU
 
 
 def badges(frame: pd.DataFrame) -> dict:
-    """What the gate said of every trained model: ``pass``, or which checks failed; by (dataset, model)."""
+    """Verdict of the gate on every trained model, ``pass`` or the checks that failed, by (dataset, model)."""
     rows = frame[(frame.kind == "gate") & (frame.metric == "passed") & frame.path.notna()]
     found = {(row.dataset, row.model): _record(paths.results() / row.path) for row in rows.itertuples()}
     return {key: "pass" if record["passed"] else f"fails\n{record.message}" for key, record in found.items()}
 
 
 def survivors(frame: pd.DataFrame) -> dict:
-    """Replicas that were stable to their end, of how many, by (dataset, model); text such as ``4 of 5``."""
+    """Number of replicas that were stable to their end, as ``4 of 5``, by (dataset, model)."""
     rows = frame[(frame.kind == "rollout") & (frame.model != "reference") & frame.path.notna()]
     counts = {}
     for (dataset, model), found in rows.groupby(["dataset", "model"]):
@@ -292,7 +292,7 @@ def survivors(frame: pd.DataFrame) -> dict:
 
 
 def stable_replicas(record) -> tuple[int, int]:
-    """Number of replicas of a rollout that were stable to its end, and of all."""
+    """Number of replicas of a rollout that were stable to its end, and number of all replicas."""
     parts = dict.fromkeys(str(name) for name in record.curves.get("composition", ()))
     if parts:
         files = [record.key.of(shift=part).path for part in parts]
@@ -307,7 +307,7 @@ def _record(file):
 
 
 def say(value, spec: str = ".2f") -> str:
-    """A number as a page says it; ``no value`` for one that is missing or not finite, a text as it is.
+    """Text of a number on a page; ``no value`` if it is missing or not finite; a text is returned unchanged.
 
     Examples
     --------
@@ -320,12 +320,12 @@ def say(value, spec: str = ".2f") -> str:
 
 
 def dataset(card, frames: dict[str, int] | None = None):
-    """Table of a dataset: property, value and unit, and the number of frames of every split.
+    """Table of a dataset with property, value and unit, and the number of frames of every split.
 
     Parameters
     ----------
     card
-        Its `DatasetCard`.
+        `DatasetCard` of the dataset.
     frames
         Number of frames of each split, for example ``{name: len(data.load(card.name, name)) for name in
         splits}``.
@@ -351,7 +351,7 @@ def dataset(card, frames: dict[str, int] | None = None):
 
 
 def record_table(record):
-    """Metrics of one record: value, 95 % interval, unit and number n of values (replicas, frames) behind it.
+    """Metrics of one record, with value, 95 % interval, unit and number n of values (replicas, frames) used.
 
     Returns
     -------
@@ -369,7 +369,7 @@ def record_table(record):
 
 
 def provenance(record) -> HTML:
-    """A closed box "How this page was made": command, hardware, wall time, versions and commit.
+    """A folded box "How this page was made" with command, hardware, wall time, versions and commit.
 
     Returns
     -------
@@ -397,12 +397,12 @@ def provenance(record) -> HTML:
 
 
 def runs(found: list, *, name: str = "runs"):
-    """How many runs a page rests on and their wall time (h), by kind (up to its suffix), hardware and device.
+    """Number and wall time (h) of the runs that a page uses, by kind (without suffix), hardware and device.
 
     Parameters
     ----------
     found
-        Records, of any kinds.
+        Records of any kind.
 
     Returns
     -------
@@ -419,14 +419,14 @@ def runs(found: list, *, name: str = "runs"):
 
 
 def csv_link(frame: pd.DataFrame, name: str) -> HTML:
-    """Link that saves a table as ``<name>.csv``; the data are in the page itself.
+    """Link that saves a table as ``<name>.csv``, with the data in the page itself.
 
-    A head of two rows becomes one, joined by a comma.
+    The two rows of a head are joined to one by a comma.
 
     Parameters
     ----------
     frame
-        The numbers, or the Styler that shows them.
+        DataFrame of the values, or the Styler that shows them.
     name
         File name without ending.
     """
@@ -438,7 +438,7 @@ def csv_link(frame: pd.DataFrame, name: str) -> HTML:
 
 
 def flat_csv(frame: pd.DataFrame) -> str:
-    """A table as CSV text with one row of heads; the index is kept where it is named.
+    """A table as CSV text with one row of heads; named levels of the index are kept.
 
     Examples
     --------
@@ -458,9 +458,9 @@ def _leaderboard_layout(values):
 
 
 def _styled(numbers, layout, frames, name, more=None):
-    """Styler of the texts of numbers, with titles, marks and shades; ``csv_link`` finds the numbers in it.
+    """Styler of values as texts, with titles, marks and shades; ``csv_link`` finds the values in it.
 
-    `more` has further columns of texts by (dataset, model).
+    `more` holds further columns of texts by (dataset, model).
     """
     numbers = numbers[[k for k in numbers if k[1] in (OURS, *frames) or numbers[k].notna().any()]]
     filled = {source: _filled(numbers, source) for source in frames}
@@ -493,7 +493,7 @@ def _filled(numbers, source):
 
 
 def _note(rows, source):
-    """Values of a source in a few rows, as a sentence."""
+    """Sentence with the values of a source that has only a few rows."""
     words = []
     for (*labels, model), row in rows.iterrows():
         where = ", ".join(TITLES.get(n, str)(v) for n, v in zip(rows.index.names, labels, strict=False))
@@ -503,14 +503,14 @@ def _note(rows, source):
 
 
 def _legend(texts):
-    """Meaning of the marks that occur."""
+    """Explanation of the marks that occur in some texts."""
     every = "\x00".join(map(str, texts.to_numpy().ravel()))
     found = "; ".join(meaning for mark, meaning in LEGEND.items() if re.search(mark, every))
     return found[:1].upper() + found[1:] + "." if found else ""
 
 
 def _ruled(styler, groups):
-    """Lines between groups of rows; no cell and no name of a row is broken."""
+    """Add lines between groups of rows, and prevent line breaks in cells and names of rows."""
     starts = [row for row in range(1, len(groups)) if groups[row] != groups[row - 1]]
     rules = ", ".join(f".row{row}" for row in starts) or ".row0"
     styles = [
@@ -522,7 +522,7 @@ def _ruled(styler, groups):
 
 
 def _shades(numbers, columns, frames):
-    """CSS of every cell; values are compared within one group of rows and one column."""
+    """CSS of every cell, by comparison of the values within one group of rows and one column."""
     css = pd.DataFrame("", index=numbers.index, columns=numbers.columns)
     groups = numbers.index.droplevel("model")
     for place, (head, source) in enumerate(numbers.columns):
@@ -533,7 +533,7 @@ def _shades(numbers, columns, frames):
 
 
 def _named(numbers, campaign):
-    """Numbers with the campaign's name for ours."""
+    """Values whose source ``ours`` is renamed to the campaign."""
     names = [(head, source.replace(OURS, campaign, source.split()[0] == OURS)) for head, source in numbers]
     return numbers.set_axis(pd.MultiIndex.from_tuples(names), axis=1) if names else numbers
 
@@ -544,7 +544,7 @@ def _source_title(column, source, frames):
 
 
 def _styled_literature(values, name):
-    """Styler of Table 17; the best value of each dataset is darkest, whoever published it."""
+    """Styler of Table 17; the best value of each dataset is darkest, whatever its source."""
     css = pd.DataFrame("", index=values.index, columns=values.columns)
     columns = {column.head: column for column in COLUMNS}
     for (quantity, _), block in values.groupby(level=["quantity", "dataset"]):
@@ -559,7 +559,7 @@ def _styled_literature(values, name):
 
 
 def _cells(numbers, layout, frames, *, letters=True):
-    """Text of every cell: its number with marks, its interval in a second line, or why there is none."""
+    """Text of every cell: its number with marks and its interval in a second line, or why it has no value."""
     columns = {column.head: column for column in columns_of(layout, frames)}
     cells = {}
     for head, source in [key for key in numbers if key[1] in (PAPER, BOUND, *frames)]:
@@ -577,14 +577,14 @@ def _cells(numbers, layout, frames, *, letters=True):
 
 
 def _once(texts, index):
-    """Only the first text of every group of rows: a bound is the same for all models."""
+    """Only the first text of every group of rows, as a bound is the same for all models."""
     groups = index.droplevel("model")
     first = [not row or groups[row] != groups[row - 1] for row in range(len(groups))]
     return [text if here else "" for text, here in zip(texts, first, strict=True)]
 
 
 def _signs(column, keys, values, frame, other, *, letters):
-    """Letters of significance, and ≈ where a value cannot be told from the reference, for every row."""
+    """Letters of significance, and ≈ for values indistinguishable from the reference, for every row."""
     if not (column.floor or column.metric in COMPARED):
         return [""] * len(keys)
     floors = {key[:2]: _floor(frame, other, *key[:2], column) for key in keys}
@@ -600,13 +600,13 @@ def _signs(column, keys, values, frame, other, *, letters):
 
 
 def _floor(frame, other, kind, dataset, column):
-    """Range of the floor in the head's unit, of the same campaign or, without one, of another."""
+    """Range of the floor in the unit of the head, of the same campaign or, if it has none, of another."""
     each = [np.array(floor_of(f, kind, dataset, column.metric)[1:]) * column.factor for f in (frame, other)]
     return each[0] if np.isfinite(each[0]).all() else each[1]
 
 
 def _letters(frame, kind, dataset, metric):
-    """Letters of significance of the models of one dataset; none where there is only one."""
+    """Letters of significance of the models on one dataset; none for a single model."""
     here = (frame.kind == kind) & (frame.dataset == dataset) & (frame.model != "reference")
     rows = frame[here & frame.path.notna() & (frame.metric == metric)]
     if rows.model.nunique() < 2:
@@ -622,7 +622,7 @@ def _found_letters(files, metric):
 
 
 def _marks(frame, keys):
-    """For every (kind, dataset, model) what stands for a missing value, and a dagger if a replica broke."""
+    """By (kind, dataset, model), the text for a missing value, and a dagger if a replica broke."""
     found = frame.groupby(["kind", "dataset", "model"])["status"].agg(set).to_dict()
     failed = {key[1:] for key, status in found.items() if key[0] in FAILING and "failed" in status}
     marks = []
@@ -635,7 +635,7 @@ def _marks(frame, keys):
 
 
 def _spread(numbers, head, source, digits):
-    """Published standard deviation, or the interval in a second line, as text; empty where there is none."""
+    """Text of the published standard deviation, or of the interval in a second line; empty without one."""
     found = [numbers.get((head, f"{source} {end}")) for end in ("std", "low", "high")]
     std, low, high = (pd.Series(np.nan, numbers.index) if column is None else column for column in found)
     texts = [f" ± {_shown(value, digits)}" if pd.notna(value) else "" for value in std]
@@ -643,7 +643,7 @@ def _spread(numbers, head, source, digits):
 
 
 def _range(low, high, digits):
-    """Second line of a cell: an interval that has a width."""
+    """Second line of a cell, its interval; empty if the interval has no width."""
     return f"\n{_shown(low, digits)} to {_shown(high, digits)}" if low < high else ""
 
 
@@ -652,7 +652,7 @@ def _cell(value, digits, missing, dagger="", sign="", end=""):
 
 
 def _marked_up(text):
-    """HTML of a cell: letters raised, what follows ± and the second line small."""
+    """HTML of a cell, with superscript letters and in small print what follows ± and the second line."""
     value, _, below = text.partition("\n")
     value = re.sub(r" \^(\w+)", r"<sup>\1</sup>", value)
     value = re.sub(r" (± .*)", r" <small>\1</small>", value)
@@ -660,7 +660,7 @@ def _marked_up(text):
 
 
 def _shown(value, digits):
-    """Number with at most so many digits behind the point, no more than four and no less than two that count.
+    """Text of a number with at most ``digits`` decimal places, and two to four significant digits.
 
     Examples
     --------
@@ -673,20 +673,20 @@ def _shown(value, digits):
 
 
 def _shading(values, column):
-    """CSS of a column within one group: the best value darkest; logarithmic where all are positive."""
+    """CSS of a column within one group, darkest for the best value; logarithmic if all are positive."""
     scale = LinearSegmentedColormap.from_list(column.group, SHADES[column.group])
     return [_cell_css(scale(s)) if s >= 0 else "" for s in _score(np.asarray(values, float), column)]
 
 
 def _cell_css(rgba):
-    """Background and the text colour, black or white, that contrasts more with it."""
+    """CSS of a background, with text in black or white, whichever has the higher contrast."""
     red, green, blue = (((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3])
     text = "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else "white"
     return f"background-color: {to_hex(rgba)}; color: {text}"
 
 
 def _score(values, column):
-    """Place between the worst (0) and the best (1) value; NaN where there is nothing to compare."""
+    """Position between the worst (0) and the best (1) value; NaN if there is nothing to compare."""
     finite = np.isfinite(values)
     if finite.sum() < 2 or np.ptp(values[finite]) == 0 or column.lower_is_better is None:
         return np.full(len(values), np.nan)
@@ -697,7 +697,7 @@ def _score(values, column):
 
 
 def _finish(styler, identity):
-    """Fixed ids: a page made twice is the same page. Class ``dataframe``: the table follows the theme."""
+    """Set fixed ids, so that pages are reproducible, and the class ``dataframe``, which follows the theme."""
     styler.set_uuid(identity).hide(axis="index", names=True)
     cells = {"selector": "th, td", "props": "padding: 0.25em 0.6em; text-align: left; vertical-align: middle"}
     below = (

@@ -22,8 +22,8 @@ from egraff_utils.units import EV_TO_MEV
 
 CHECKPOINT_INTERVAL = 20.0  # s
 COMPILED_FROM, COMPILED_FROM_STEPS = 300.0, 5000
-"""Budgets, s and steps, above which a training is compiled, which at first takes one to five minutes."""
-FINITE_CHECK_INTERVAL = 20  # steps; a look at the loss makes a GPU wait
+"""Budgets, s and steps, above which the training step is compiled; compiling takes one to five minutes."""
+FINITE_CHECK_INTERVAL = 20  # steps; reading the loss on the host stalls a GPU
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,28 @@ class TrainConfig(Config):
     preset: str = "small"
     seed: int = 0
     max_seconds: float | None = None
-    """Time spent in the training loop, validation included, s: on a CPU the processor time per thread, so
-    that other programs do not eat into an equal budget; on a GPU the wall time."""
+    """Limit of the time spent in the training loop, validation included, s. On a CPU it is the processor time
+    per thread, so that other programs do not shorten a training; on a GPU it is the wall time."""
     max_steps: int | None = None
     max_epochs: int | None = None
-    """Replaces the model card's number of epochs."""
+    """Number of epochs, in place of the one in the model card."""
     network: dict = field(default_factory=dict)
-    """Hyperparameters of the network that replace the preset's."""
+    """Hyperparameters of the network that replace those of the preset."""
     training: dict = field(default_factory=dict)
-    """Training hyperparameters that replace the preset's."""
+    """Training hyperparameters that replace those of the preset."""
     device: str = "cpu"
     threads: int = 1
     progress: bool = True
     compile: bool | None = None
-    """Whether the step is compiled (:mod:`egraff_utils.compiled`); ``None``: if the budget is long enough."""
+    """Whether the training step is compiled (:mod:`egraff_utils.compiled`); with ``None`` it is if the budget
+    is long enough to repay it."""
 
     def parameters(self):
-        """What determines the result: the fields, and hashes of the data, the hyperparameters and the network
-        that these names stand for."""
+        """What determines the result, as stored in the record.
+
+        These are the fields, and hashes of the data, the hyperparameters and the network that the names in
+        the fields stand for.
+        """
         card, dataset = models.card(self.model), cards.dataset(self.dataset)
         network = card.network(self.preset, **self.network)
         training = cards.changed(card.training(self.preset, **self.training))
@@ -73,11 +77,12 @@ class NonFiniteLossError(RuntimeError):
 
 
 def fit(config):
-    """Train a force field and test it; returns the stored record if these parameters were run before.
+    """Train a force field and test it, or return the stored record of the same parameters.
 
-    The weights with the lowest validation loss are kept, written beside the record as ``.safetensors``
-    and tested once. A run that was killed goes on from its last checkpoint. A record of other parameters
-    is put aside, not overwritten, and comes back when it is asked for (:func:`records.put_aside`).
+    The weights with the lowest validation loss are written beside the record as ``.safetensors`` and tested
+    once. A run that was killed continues from its last checkpoint. An existing record with other parameters
+    is moved aside rather than overwritten, and is moved back when it is requested
+    (:func:`records.put_aside`).
 
     Parameters
     ----------
@@ -88,15 +93,15 @@ def fit(config):
     -------
     Record
         Kind ``training``. Metrics: ``force_mae`` (meV/Å), ``energy_mae`` (meV), ``energy_mae_per_atom``
-        (meV/atom) on the test split, ``zero_force_mae`` (meV/Å, of predicting no force), ``steps``,
+        (meV/atom) on the test split, ``zero_force_mae`` (meV/Å, the error of zero forces), ``steps``,
         ``epochs``, ``seconds``, ``seconds_per_epoch`` and ``parameters``. Curves: ``step``, ``seconds``,
-        ``train_loss``, ``val_loss``, ``val_force_mae``, ``val_energy_mae``. Status ``failed`` if the loss
-        became non-finite, with the step in the message.
+        ``train_loss``, ``val_loss``, ``val_force_mae``, ``val_energy_mae``. The status is ``failed`` if the
+        loss became non-finite; the message then gives the step.
 
     Raises
     ------
     ValueError
-        If the model, dataset, preset or a hyperparameter is unknown, or a split cannot be learnt from
+        If the model, dataset, preset or a hyperparameter is unknown, or a split cannot be used for training
         (:func:`data.check_splits`).
     """
     return records.run(config, lambda: _fitted(config))
@@ -134,20 +139,20 @@ def _fitted(config):
 def fit_reference(frames, prior=None):
     """Reference energy of each element and force scale of a training set, in float64.
 
-    The energies are the prior plus the correction of least norm that fits the total energies best in the
-    sense of least squares. With one composition this is the mean energy, shared out.
+    The energies are the prior plus the least-squares fit of the total energies that has the smallest norm.
+    With a single composition the fit spreads the mean residual energy over the elements.
 
     Parameters
     ----------
     frames
         ``list[ase.Atoms]`` with energy (eV) and forces (eV/Å).
     prior
-        ``{atomic number: energy}``, eV; zero where missing.
+        ``{atomic number: energy}``, eV; a missing element counts as zero.
 
     Returns
     -------
     energies : dict[int, float]
-        eV by atomic number.
+        Reference energies, eV, by atomic number.
     scale : float
         Root mean square of the force components, eV/Å.
     """
@@ -166,8 +171,8 @@ def fit_reference(frames, prior=None):
 class Batches:
     """Batches of one split; their graphs are built once.
 
-    With a seed the order of epoch k is the k-th permutation of that seed. Iteration starts at the batch
-    that follows the ``steps_done()`` so far, so a resumed run sees what an uninterrupted one would.
+    With a seed, the order of epoch k is the k-th permutation of that seed. Iteration starts at the batch that
+    follows ``steps_done()`` steps, so a resumed run sees the same batches as an uninterrupted one.
     """
 
     def __init__(self, frames, size, *, cutoff, device, seed=None, steps_done=lambda: 0):
@@ -185,7 +190,11 @@ class Batches:
             yield _join([self.samples[i] for i in order[k * self.size : (k + 1) * self.size]])
 
     def _order(self, epoch):
-        """Samples of an epoch; if their numbers of atoms differ, a batch has one of each class of size."""
+        """Order of the samples in an epoch.
+
+        If their numbers of atoms differ, every batch takes one sample from each size class, so that all
+        batches have about the same number of edges.
+        """
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.samples))
         _, atoms, pairs = self.sizes.T
@@ -198,13 +207,13 @@ class Batches:
     def shape(self):
         """:class:`~egraff_utils.compiled.Shape` of the largest batch of any epoch, ghost included."""
         _, atoms, pairs = self.sizes.T
-        step = len(pairs) // self.size if np.ptp(atoms) else 1  # from one class of size to the next
+        step = len(pairs) // self.size if np.ptp(atoms) else 1  # from one size class to the next
         largest = self.size, atoms.max() * self.size, np.sort(pairs)[::-step][: self.size].sum()
         same = np.ptp(self.sizes, axis=0).max() == 0 and len(self.samples) % self.size == 0
         return compiled.Shape(*(int(n) + (not same and k < 2) for k, n in enumerate(largest)))
 
     def state_dict(self):
-        """Empty: the position follows from the step count (Lightning asks resumable loaders for it)."""
+        """Empty, as the step count gives the position; Lightning expects this method of resumable loaders."""
         return {}
 
     def load_state_dict(self, state):
@@ -310,7 +319,11 @@ class Learner(lightning.LightningModule):
         return loss
 
     def backward(self, loss):
-        """Gradients of the weights alone: without a list, those by the edge vectors are worked out too."""
+        """Fill the gradients of the weights.
+
+        The weights are passed as ``inputs``, as autograd would otherwise compute the gradients with respect
+        to the edge vectors too.
+        """
         if self.gradients is None:
             loss.backward(inputs=[p for p in self.force_field.parameters() if p.requires_grad])
             return
@@ -330,12 +343,12 @@ class Learner(lightning.LightningModule):
         return self._weighted(energy_error, force_error)
 
     def _weighted(self, energy_error, force_error):
-        """Sum of the two terms of the loss with the weights of the stage."""
+        """Sum of the two terms of the loss, weighted as in the current stage."""
         weights = self._stage_weights()
         return weights.energy_weight * energy_error + weights.force_weight * force_error
 
     def _factors(self):
-        """Factors of the mean errors in the gradient of the loss."""
+        """Factors that multiply the gradients of the two mean errors in the gradient of the loss."""
         weights, smoothed = self._stage_weights(), self.smoothed_energy_loss is not None
         share = self.hyper.energy_loss_ema if smoothed else 1.0
         return share * weights.energy_weight, weights.force_weight
@@ -346,7 +359,7 @@ class Learner(lightning.LightningModule):
     def mean_errors(self, batch, prediction, real=None):
         """Mean errors of energies and of forces, the two terms of the loss.
 
-        Structures for which ``real``, shape ``(S,)``, is zero are left out.
+        Structures are left out where ``real``, shape ``(S,)``, is zero.
         """
         energies, forces = self._errors(batch, prediction)
         if real is None:
@@ -355,8 +368,11 @@ class Learner(lightning.LightningModule):
         return energies @ real / real.sum(), forces.view(len(atoms), -1).mean(1) @ atoms / atoms.sum()
 
     def _errors(self, batch, prediction):
-        """Errors whose means are the terms of the loss: of energies, shape ``(S,)``; of components of forces,
-        shape ``(N, 3)``, or for ``l2mae`` of atoms, shape ``(N,)``."""
+        """Errors whose means are the terms of the loss.
+
+        The energy errors have shape ``(S,)``. The force errors have one value per component, shape ``(N,
+        3)``, or for ``l2mae`` one per atom, shape ``(N,)``.
+        """
         energy_error, force_error = prediction.energy - batch.energy, prediction.forces - batch.forces
         if self.hyper.energy_per_atom:
             structure, one = batch.graph.structure, torch.ones_like(batch.energy)
@@ -376,14 +392,14 @@ class Learner(lightning.LightningModule):
 
     def on_validation_epoch_start(self):
         self.learnt = [p for p in self.force_field.parameters() if p.requires_grad]
-        self.force_field.requires_grad_(False)  # frozen networks are quicker
+        self.force_field.requires_grad_(False)  # with frozen weights the faster form of the network is used
 
     def on_validation_epoch_end(self):
         for weight in self.learnt:
             weight.requires_grad_()
 
     def validation_step(self, batch, batch_idx):
-        """Sums and counts of a batch, which :meth:`validation_loss` divides once, behind the last batch."""
+        """Sums and counts over a batch; :meth:`validation_loss` divides their totals after the last batch."""
         prediction = self.force_field(batch.graph)
         energy_errors, force_errors = self._errors(batch, prediction)
         return {
@@ -397,7 +413,7 @@ class Learner(lightning.LightningModule):
         }
 
     def validation_loss(self, totals):
-        """Loss of a set by the totals of its batches; which frames shared a batch does not matter."""
+        """Loss of a set from the totals over its batches; it does not depend on how frames are batched."""
         energy_loss = totals["energy_errors"] / totals["structures"]
         return self._weighted(energy_loss, totals["force_errors"] / totals["force_terms"])
 
@@ -434,9 +450,10 @@ class Learner(lightning.LightningModule):
 
 
 class Watch(lightning.Callback):
-    """Learning curves, best weights, progress bar and the end of the budget.
+    """Callback that records learning curves, keeps the best weights and stops at the end of the budget.
 
-    Stands before the averaging of weights, so that it sees the averaged ones at the end of a validation.
+    It stands before :class:`WeightAverage` in the list of callbacks, so that it sees the averaged weights at
+    the end of a validation.
     """
 
     def __init__(self, *, progress):
@@ -493,9 +510,10 @@ class Watch(lightning.Callback):
 
 
 class Checkpoint(lightning.Callback):
-    """Writes a checkpoint now and then, whole or not at all.
+    """Callback that writes a checkpoint at regular intervals, atomically.
 
-    Stands behind the averaging of weights, so that a checkpoint holds the average of its own step.
+    It stands after :class:`WeightAverage` in the list of callbacks, so that a checkpoint holds the average of
+    its own step.
     """
 
     def __init__(self, path, parameters):
@@ -516,18 +534,18 @@ class Checkpoint(lightning.Callback):
 
 
 class WeightAverage(lightning.Callback):
-    """Exponential moving average of the parameters, which takes their place in validations.
+    """Exponential moving average of the parameters, which replaces them during validation.
 
-    The decay grows with the number of updates n as ``min(decay, (1 + n) / (10 + n))``, as in torch-ema,
-    which the published trainings of NequIP and MACE use. Lightning's own callback averages a copy of the
-    module; a copy of e3nn's generated code has other buffers than the original and cannot be averaged.
+    The decay grows with the number of updates n as ``min(decay, (1 + n) / (10 + n))``, as in torch-ema, which
+    the published trainings of NequIP and MACE use. Lightning's own callback cannot be used: it averages a
+    copy of the module, and a copy of e3nn's generated code has other buffers than the original.
     """
 
     def __init__(self, decay):
         self.decay, self.updates, self.average, self.current = decay, 0, None, None
 
     def on_train_start(self, trainer, learner):
-        self.current = list(learner.parameters())  # listed once: it takes a millisecond
+        self.current = list(learner.parameters())  # listed once, since listing takes a millisecond
         stored = self.current if self.average is None else self.average
         self.average = [
             value.detach().to(p.device, copy=True) for value, p in zip(stored, self.current, strict=True)
@@ -563,7 +581,7 @@ class WeightAverage(lightning.Callback):
 
 
 def new_learner(config, hyperparameters, train):
-    """Learner of a fresh force field: weights drawn with the seed, elements and scales of these frames."""
+    """Learner of a new force field, with weights drawn with the seed, and the training frames' scales."""
     card = cards.dataset(config.dataset)
     elements = np.unique(np.concatenate([atoms.numbers for atoms in train]))
     torch.manual_seed(config.seed)
@@ -582,24 +600,32 @@ def _mean_neighbors(atoms, cutoff):
 
 
 def learn(learner, config, parameters, train, validation):
-    """Train until the budget ends; a learner may bring a compiled step of its own.
+    """Train until the budget ends; a compiled step that the learner already has is used.
 
     Parameters
     ----------
     learner
         :class:`Learner`; afterwards it holds the best weights, the history and the number of ``steps``.
-    config, parameters
-        :class:`TrainConfig`, and what of it a checkpoint has to agree with.
+    config
+        :class:`TrainConfig`.
+    parameters
+        Parameters that a checkpoint must share to be resumed.
     train, validation
-        ``list[ase.Atoms]``.
+        ``list[ase.Atoms]`` with energy (eV) and forces (eV/Å).
 
     Returns
     -------
     status, message : str
-        Of the record.
+        Status and message of the record.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the training was interrupted; the last checkpoint remains.
     """
     torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)  # numbers below 1e-38, as radial functions far off their centre, are slow
+    # Radial functions far from their centre give numbers below 1e-38, with which CPUs calculate slowly.
+    torch.set_flush_denormal(True)
     size, cutoff = learner.hyper.batch_size, learner.force_field.cutoff
     common = {"cutoff": cutoff, "device": config.device}
     steps_done = lambda: learner.global_step  # noqa: E731
@@ -628,7 +654,7 @@ def learn(learner, config, parameters, train, validation):
 
 
 def _compiled(config, learner, loader):
-    """Training step compiled for the shape of the batches; ``None`` where that fails or does not pay."""
+    """Training step compiled for the shape of the batches; ``None`` if compiling fails or is not worth it."""
     long = (config.max_seconds or math.inf) > COMPILED_FROM and (
         config.max_steps or math.inf
     ) > COMPILED_FROM_STEPS
@@ -637,10 +663,10 @@ def _compiled(config, learner, loader):
     step = compiled.Step(learner.force_field.train(), learner.mean_errors, loader.shape())
     try:
         step.compile(next(iter(loader)))
-    except Exception as error:  # of the compiler's many
+    except Exception as error:  # the compiler raises errors of many types
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         print(
-            f"{config.model}: training is not compiled ({reason}); it goes on operator by operator",
+            f"{config.model}: training is not compiled ({reason}); it continues in eager mode",
             file=sys.stderr,
         )
         return None
@@ -667,7 +693,7 @@ def _trainer(config, learner, callbacks):
 
 @contextmanager
 def _quiet():
-    """Lightning announces the hardware and advises worker processes; neither helps here."""
+    """Context without Lightning's announcements of hardware and its advice on worker processes."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -692,7 +718,7 @@ def _usable_checkpoint(config, parameters):
         return None
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many types, by where the file ends
+    except Exception as error:  # a truncated file raises errors of many types
         tqdm.write(f"training starts anew: {path} cannot be read ({type(error).__name__})", file=sys.stderr)
         return None
     return path if stored.get("parameters") == parameters else None
@@ -713,6 +739,6 @@ def _costs(learner):
 
 
 def data_digest(frames):
-    """Hash of positions and labels."""
+    """Hash of the positions, forces and energies of frames."""
     arrays = [array for a in frames for array in (a.positions, a.get_forces(), a.get_potential_energy())]
     return records.digest(*arrays)

@@ -1,4 +1,4 @@
-"""How good is a force field on frames it was not trained for? Errors on a shifted set of frames."""
+"""How accurate is a force field on frames it was not trained for? Its errors on a shifted set of frames."""
 
 from dataclasses import dataclass
 
@@ -12,51 +12,52 @@ from egraff_utils.errors import compare, predict
 
 @dataclass(frozen=True)
 class TransferConfig(Config):
-    """One trained model and the frames it is put to."""
+    """One trained model and the shifted frames on which its errors are taken."""
 
     model: str
     dataset: str
     """Dataset that the model was trained on."""
     campaign: str = "demo"
     seed: int = 0
-    """Of the training."""
+    """Seed of the training."""
     split: str = "test"
     target: str | None = None
-    """Dataset whose split it is, where that is not the one trained on."""
+    """Dataset that the split belongs to, if it is not the one trained on."""
     frames: int | None = None
-    """At most so many of every composition, equally spaced; ``None`` for all."""
+    """Largest number of frames of every composition, equally spaced; ``None`` takes all."""
     device: str = "cpu"
     threads: int = 1
 
     @property
     def kind(self):
-        """``errors_`` and the name of the shift."""
+        """:class:`~egraff_utils.config.Kind` ``errors`` with the name of the shift."""
         return Kind("errors", shift=cards.shift(self.split, self.target) or "test")
 
 
 def errors(config, *, force_field=None):
-    """Errors of a trained force field on a shifted set; the stored record if weights and frames are the same.
+    """Errors of a trained force field on a shifted set of frames.
 
     The energy zero of a model is fitted to its training set. On other molecules or compositions the raw
-    energy error is mostly a constant, which no simulation feels: it is given apart, and the error is given
-    again with the mean removed within each composition.
+    energy error is mostly a constant, which does not affect simulations. It is therefore reported separately,
+    and the error is reported again with the mean of each composition removed.
 
     Parameters
     ----------
     config
         :class:`TransferConfig`.
     force_field
-        A force field to use in place of the trained weights, such as one's own.
+        Force field to use in place of the trained weights.
 
     Returns
     -------
     Record
-        Kind ``errors_<shift>``. Metrics and curves as of `errors.compare`.
+        Kind ``errors_<shift>``, with the metrics and curves of `errors.compare`. A stored record is returned
+        if it was made with the same weights and frames.
 
     Raises
     ------
     FileNotFoundError
-        If there are no trained weights; names the command that trains.
+        If there are no trained weights; the message names the command that trains.
     ValueError
         If the frames hold an element that the model was not trained on, or a name is unknown.
     """
@@ -75,7 +76,7 @@ def errors(config, *, force_field=None):
 
 
 def _thinned(frames, most):
-    """At most so many frames of every source, equally spaced."""
+    """At most ``most`` frames of every source, equally spaced."""
     if most is None:
         return frames
     by_source = {}

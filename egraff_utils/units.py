@@ -1,4 +1,4 @@
-"""The only conversion factors. Inside the package: eV, Å, fs, K; energies of tables in meV."""
+"""Which units apply? The package uses eV, Å, fs and K, and meV in tables; all conversion factors are here."""
 
 from ase import units as _ase
 

@@ -1,7 +1,7 @@
-"""What does a structure look like from the other side? An interactive 3D view in a cell's output.
+"""What does a structure look like from the other side? The output of a cell shows an interactive 3D view.
 
-The view is one piece of HTML with its data and its program (``viewer.js``): it asks for no network and no
-library, works in a notebook and in the built book, and the same structures give the same text.
+The view is one piece of HTML that holds its data and its program (``viewer.js``). It needs neither a network
+nor a library, works in a notebook and in the built book, and is the same text for the same structures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.colors import to_hex
 
 PROGRAM = Path(__file__).with_name("viewer.js")
 RESOLUTION = 0.01
-"""Lengths are stored as multiples of this, Å."""
+"""Length of which stored lengths are multiples, Å."""
 
 KEYS = "Drag or arrow keys turn, wheel (after a click), pinch, + or − zoom, 0 resets"
 
@@ -37,21 +37,22 @@ STYLE = """
 
 
 def show(structures, *, height: int = 360, label: str | None = None) -> HTML:
-    """Structures to turn, to enlarge and, where they are trajectories, to play.
+    """Interactive view of structures, which can be rotated, enlarged and, if they are trajectories, played.
 
-    Spheres have 0.55 of the covalent radius; a bond is drawn between atoms of one image that are closer than
-    1.15 times the sum of their radii, anew in each frame, as in :func:`egraff_utils.plots.plot_structure`.
-    A periodic structure is folded into its cell, whose edges are drawn.
+    Spheres have 0.55 times the covalent radius. In each frame, a bond is drawn between atoms of the same
+    image that are closer than 1.15 times the sum of their radii, as in
+    :func:`egraff_utils.plots.plot_structure`. A periodic structure is wrapped into its cell, whose edges are
+    drawn.
 
     Parameters
     ----------
     structures
-        One ``Atoms``; a list of them with the same atoms, which is a trajectory; or a mapping of names to
-        either, among which a reader chooses. Positions in Å. The cell is that of the first frame.
+        One ``Atoms``; a list of them with the same atoms, which is a trajectory; or a mapping from names to
+        either, from which a reader chooses. Positions are in Å. The cell is that of the first frame.
     height
         Height of the picture, pixels; it is as wide as the text.
     label
-        What is shown, for readers who hear the page; the chemical formulas by default.
+        Description of the view for screen readers; by default the chemical formulas.
 
     Raises
     ------
@@ -108,14 +109,14 @@ def _text(name, atoms, frames):
 
 
 def _edges(cell):
-    """Twelve edges of a cell about the origin, shape ``(12, 6)``: two corners each, Å."""
+    """Twelve edges of a cell centred at the origin, each as two corners, shape ``(12, 6)``, Å."""
     corners = np.array(list(product((0, 1), repeat=3)))
     pairs = [(a, b) for a in range(8) for b in range(a) if np.abs(corners[a] - corners[b]).sum() == 1]
     return ((corners - 0.5) @ cell)[np.array(pairs)].reshape(12, 6)
 
 
 def _stored(lengths):
-    """Lengths, Å, as whole multiples of the resolution; noise in the last digits does not tip a half."""
+    """Lengths, Å, as whole multiples of the resolution; noise in the last digits does not affect rounding."""
     return np.rint(np.round(np.asarray(lengths) / RESOLUTION, 6)).astype(int).tolist()
 
 
@@ -126,7 +127,7 @@ def _element(symbol):
 
 def _page(data, names, height, label):
     text = json.dumps(data, separators=(",", ":"), sort_keys=True)
-    for character in "<>&":  # nothing in it can end the script
+    for character in "<>&":  # so that no text can close the script element
         text = text.replace(character, f"\\u{ord(character):04x}")
     options = "".join(f'<option value="{k}">{escape(name)}</option>' for k, name in enumerate(names))
     hidden = " hidden" if len(names) == 1 else ""

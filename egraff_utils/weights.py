@@ -1,16 +1,16 @@
-"""Where are the weights that a training left? Found, told apart by a digest, loaded without the trainer."""
+"""Where are the weights of a trained model? They are found, fingerprinted and loaded without the trainer."""
 
 from egraff_utils import cards, records
 from egraff_utils.config import Key
 
 
 def path(run):
-    """Path of the weights of a run, anything with ``campaign``, ``dataset``, ``model`` and ``seed``."""
+    """Path of the weights of a run, an object with ``campaign``, ``dataset``, ``model`` and ``seed``."""
     return _key(run).path.with_suffix(".safetensors")
 
 
 def digest(run, force_field=None):
-    """Digest of a force field, by default of the weights of a run; ``None`` where these are not at hand."""
+    """Digest of a force field or, by default, of a run's weights; ``None`` if these are not available."""
     if force_field is not None:
         state = force_field.state_dict()
         return records.digest(sorted(state), *[value.detach().cpu().numpy() for value in state.values()])
@@ -24,7 +24,7 @@ def load(run):
     Raises
     ------
     FileNotFoundError
-        If there are no weights; names the command that trains.
+        If there are no weights; the message names the command that trains.
     ValueError
         If the model or dataset is unknown.
     """

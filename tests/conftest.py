@@ -1,4 +1,4 @@
-"""Skips what needs the public datasets where they are not at hand."""
+"""Skips what needs the public datasets where they are not available."""
 
 import os
 from pathlib import Path

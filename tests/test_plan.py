@@ -107,7 +107,7 @@ def test_a_time_that_is_none_is_refused(text):
 def test_without_its_device_a_campaign_is_planned_from_stored_timings(workplace, monkeypatch):
     monkeypatch.setattr(plan, "_hardware", lambda device: None)
     settings = campaign.load("gpu", planned=False)
-    with pytest.raises(ValueError, match="cuda is not at hand, and 54 cells"):
+    with pytest.raises(ValueError, match="cuda is not available, and 54 cells"):
         plan.make("gpu", budget="20h", jobs=6)
     for cell, cost in costs_of(settings).items():
         config = plan._config(settings, *cell, jobs=6)

@@ -1,8 +1,9 @@
-"""Six force fields, one shape: a network gives an energy to each atom, :class:`ForceField` does the rest.
+"""What do the six force fields share? A network gives an energy per atom; :class:`ForceField` does the rest.
 
-A network is built by ``build_network`` of the module of its name and called as ``network(graph, vectors)``
-with an :class:`~egraff_utils.graph.AtomicGraph` and its edge vectors, shape ``(E, 3)``; it returns one
-dimensionless energy per atom, shape ``(N,)``. :func:`register` adds an architecture from outside.
+The module named after an architecture builds its network with ``build_network``. The network is called as
+``network(graph, vectors)`` with an :class:`~egraff_utils.graph.AtomicGraph` and its edge vectors, shape
+``(E, 3)``, Å; it returns one dimensionless energy per atom, shape ``(N,)``. :func:`register` adds an
+architecture from outside.
 """
 
 import importlib
@@ -26,11 +27,11 @@ NAMES = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 LARGE = 10_000
 """Numbers in a parameter above which :func:`round_large` rounds it."""
 _registered: dict[str, tuple[Callable, cards.ModelCard, str]] = {}
-"""What builds an architecture from outside, its card, and the hash of its code when it was registered."""
+"""Name of a registered architecture -> its ``build_network``, its card, the hash of its code at that time."""
 
 
 class Prediction(NamedTuple):
-    """What a force field says of a graph."""
+    """What a force field predicts for a graph."""
 
     energy: Tensor
     """Potential energy of each structure, shape ``(S,)``, float64, eV."""
@@ -39,13 +40,14 @@ class Prediction(NamedTuple):
 
 
 class ForceField(nn.Module):
-    r"""A network with reference energies and a scale, and forces by differentiation.
+    r"""A network with reference energies and an energy scale; its forces are derivatives of its energy.
 
     .. math:: E = \sum_i \left( E_0(z_i) + s\, \epsilon_i \right), \qquad
               F_i = -\frac{\partial E}{\partial x_i}
 
     The sum is taken in float64, since float32 cannot hold the -17,660 eV of a molecule to better than 2 meV.
-    The derivative is taken with respect to the edge vectors, so every architecture obeys one force rule.
+    The derivative is taken with respect to the edge vectors, so the forces of all architectures follow from
+    one rule.
     """
 
     def __init__(self, network, elements, *, cutoff=5.0, build_arguments=None):
@@ -67,7 +69,7 @@ class ForceField(nn.Module):
         return next(p.dtype for p in self.network.parameters())
 
     def set_reference(self, energies, scale=1.0):
-        """Set the energy of each element, eV, by atomic number, and the energy scale, eV."""
+        """Set the reference energies, a mapping from atomic number to eV, and the energy scale, eV."""
         for z, energy in energies.items():
             self.reference_energies[z] = energy
         self.scale.fill_(scale)
@@ -81,10 +83,11 @@ class ForceField(nn.Module):
             If the graph holds an element that the model was not built for, or its edges are not ordered by
             direction.
         """
-        if not self.known[graph.species].all() & _both_directions(graph.edge_index):  # a GPU waits once
+        # Both conditions are joined in one tensor, so that a GPU is waited for only once.
+        if not self.known[graph.species].all() & _both_directions(graph.edge_index):
             self.check_elements(graph.species)
             raise ValueError(
-                "edge e + E/2 is not the reverse of edge e; make graphs by graph.build_graph, "
+                "edge e + E/2 is not the reverse of edge e; make graphs with graph.build_graph, "
                 "graph.collate or graph.SkinList, which order them so"
             )
         network = None if self.training else self.as_frozen()
@@ -95,15 +98,18 @@ class ForceField(nn.Module):
         return self._prediction(graph, atomic, on_pairs)
 
     def as_frozen(self):
-        """The network written for speed, a :class:`~egraff_utils.models.frozen.Frozen`.
+        """The form of the network written for speed, a :class:`~egraff_utils.models.frozen.Frozen`.
 
-        None while its weights can change, or if there is no such form of it.
+        It is None while the weights can change, and for a network that has no such form.
         """
         return self._freezer and self._freezer()
 
     @torch.enable_grad()
     def differentiated(self, graph):
-        """The same by autograd, whatever the graph holds: nothing here depends on a value of it."""
+        """:class:`Prediction` by autograd.
+
+        The control flow depends on no value in the graph, so this method can be compiled.
+        """
         vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
         atomic = self.network(graph, vectors)
         there, back = self._edge_gradient(atomic, vectors).tensor_split(2)
@@ -115,7 +121,7 @@ class ForceField(nn.Module):
         return Prediction(energy, self._forces(on_pairs, graph) * self.scale.to(on_pairs.dtype))
 
     def _edge_gradient(self, atomic, vectors):
-        if not atomic.requires_grad:  # no edge anywhere and no parameter in use
+        if not atomic.requires_grad:  # the graph has no edges and the energy uses no parameter
             return torch.zeros_like(vectors)
         options = {"create_graph": self.training, "allow_unused": True, "materialize_grads": True}
         (gradient,) = torch.autograd.grad(atomic, vectors, torch.ones_like(atomic), **options)
@@ -123,7 +129,7 @@ class ForceField(nn.Module):
 
     @staticmethod
     def _forces(on_pairs, graph):
-        """Minus the gradient with respect to positions: the vector of a pair is ``x_j - x_i``."""
+        """Forces, minus the gradient with respect to positions; the vector of a pair is ``x_j - x_i``."""
         centre, neighbour = graph.edge_index[:, : len(on_pairs)]
         zero = on_pairs.new_zeros(len(graph.positions), 3)
         return zero.index_add(0, centre, on_pairs).index_add(0, neighbour, -on_pairs)
@@ -146,7 +152,7 @@ class ForceField(nn.Module):
 
 
 def _both_directions(edge_index):
-    """Whether the second half of the edges is the first reversed, a tensor."""
+    """Whether the second half of the edges is the first half reversed, a boolean tensor of shape ``()``."""
     there, back = edge_index.tensor_split(2, dim=1)
     if there.shape != back.shape:
         return edge_index.new_zeros((), dtype=torch.bool)
@@ -156,17 +162,18 @@ def _both_directions(edge_index):
 def register(name, build_network, card):
     """Add an architecture, so that campaigns and notebooks can name it.
 
+    Models are trained anew when the file that defines ``build_network`` has changed, or, for a function
+    defined in a notebook, when what it uses there has changed. After a change elsewhere, raise ``version`` of
+    the card.
+
     Parameters
     ----------
     name
-        As used in campaign files.
+        Name as used in campaign files.
     build_network
         ``build_network(elements, *, cutoff, average_neighbors, **hyperparameters) -> nn.Module``.
     card
         Its :class:`~egraff_utils.cards.ModelCard`.
-
-    Trainings are made anew when the file of ``build_network`` has changed, or in a notebook what it uses
-    there. After a change elsewhere raise ``version`` of the card.
     """
     _registered[name] = (build_network, card, records.digest(_code(build_network)))
 
@@ -177,8 +184,9 @@ def card(name):
 
 
 def version(name):
-    """What tells the network of an architecture from others of its name: the package and version of the card,
-    and the hash of the code of one that was registered.
+    """Version of the network of an architecture, a text that changes when the network does.
+
+    It holds the package and version of the card and, for a registered architecture, the hash of its code.
 
     >>> version("mace")
     'mace-torch 0.3.16, version 1'
@@ -188,13 +196,15 @@ def version(name):
 
 
 def _code(build_network):
-    """Text of the module that a function stands in, and its own; where there is no file, as in a notebook,
-    the bytecode of what it needs there."""
+    """Source of the module that defines a function, and of the function.
+
+    Where there is no file, as in a notebook, the bytecode of everything that the function uses there.
+    """
     try:
         return [inspect.getsource(inspect.getmodule(build_network)), inspect.getsource(build_network)]
     except (OSError, TypeError):
         found, todo = {}, [build_network]
-    for thing in todo:  # which grows
+    for thing in todo:  # the list grows during the loop
         own = getattr(thing, "__module__", None) == build_network.__module__
         if own and (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__qualname__ not in found:
             found[thing.__qualname__], named = _bytecode(thing)
@@ -203,11 +213,11 @@ def _code(build_network):
 
 
 def _bytecode(thing):
-    """Code and constants of a function or class as text, and the objects that it names."""
+    """Bytecode and constants of a function or class as text, and the objects that it names."""
     codes, named, defaults = [], dict(vars(thing)), None
     if inspect.isfunction(thing):
         codes, defaults = [thing.__code__], [thing.__defaults__, thing.__kwdefaults__]
-        for code in codes:  # which grows by the functions inside
+        for code in codes:  # the list grows by the nested functions
             codes += filter(inspect.iscode, code.co_consts)
         named = {n: thing.__globals__.get(n) for code in codes for n in code.co_names}
     constants = [k for code in codes for k in code.co_consts if not inspect.iscode(k)]
@@ -220,7 +230,7 @@ def _bytecode(thing):
 
 
 def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **overrides):
-    """A force field with fresh weights, drawn from torch's global generator.
+    """A new force field, whose initial weights are drawn from torch's global generator.
 
     Parameters
     ----------
@@ -229,9 +239,11 @@ def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **ov
     preset
         ``paper``, ``small`` or ``tiny``.
     elements
-        Atomic numbers that the model is to know.
+        Atomic numbers of the elements that the model covers.
+    dtype
+        Floating-point type of the network.
     overrides
-        Keywords of ``build_network`` that replace the preset's.
+        Keyword arguments of ``build_network`` that replace the preset's values.
 
     Raises
     ------
@@ -254,11 +266,11 @@ def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **ov
 
 
 def save(ff, path):
-    """Write weights (safetensors) and, beside them as JSON, the arguments of :func:`build`.
+    """Write the weights (safetensors) and, beside them as JSON, the arguments of :func:`build`.
 
-    Of the buffers only those are written that :func:`build` would not make anew: the constants of MACE's
-    contractions weigh 40 times as much as its parameters. Parameters that half precision holds exactly, as
-    after :func:`round_large`, take half the space.
+    Buffers that :func:`build` creates anew are not written: the constants of MACE's contractions take 40
+    times as much space as its parameters. Parameters that half precision holds exactly, as after
+    :func:`round_large`, take half the space.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,11 +293,12 @@ def save(ff, path):
 
 @torch.no_grad()
 def round_large(ff, dtype=torch.float16):
-    """Round parameters of more than :data:`LARGE` numbers in place to values that a type holds.
+    """Round parameters with more than :data:`LARGE` numbers, in place, to values that a type can represent.
 
-    Their own type stays. The others are left alone: a NequIP on ethanol, wrong by 9.395 meV/Å on the forces
-    of 300 test frames and by 3.34 meV on their energies, is wrong by 9.394 and 3.33 afterwards, but with all
-    parameters rounded by 4 % more on forces and twice as much on energies.
+    The type of the parameters does not change. Smaller parameters are left as they are: for one NequIP on
+    ethanol this rounding moved the force error of 300 test frames from 9.395 to 9.394 meV/Å and the energy
+    error from 3.34 to 3.33 meV, whereas rounding all parameters increased the former by 4 % and doubled the
+    latter on the whole test set.
     """
     for parameter in ff.parameters():
         if parameter.numel() > LARGE:
@@ -293,14 +306,14 @@ def round_large(ff, dtype=torch.float16):
 
 
 def load(path, *, device="cpu"):
-    """Force field from the files that :func:`save` wrote, in evaluation mode.
+    """The force field stored by :func:`save`, in evaluation mode.
 
     Raises
     ------
     FileNotFoundError
-        If the weights or their build arguments are missing, naming the file.
+        If the weights or their build arguments are missing; the message names the file.
     ValueError
-        If the file lacks a parameter of the model, or holds one that it does not have.
+        If the file lacks a parameter of the model, or holds a tensor that the model does not have.
     """
     path = Path(path)
     for file in (path, path.with_suffix(".build.json")):
@@ -330,7 +343,7 @@ def _builder(name):
 
 @contextmanager
 def default_dtype(dtype):
-    """Tensors that are made in this ``with`` block have the type, unless told otherwise."""
+    """Context in which ``dtype`` is torch's default floating-point type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,4 +1,4 @@
-"""Allegro: strictly local, a tensor and a scalar track on every edge (package ``nequip-allegro``)."""
+"""Allegro: strictly local, with a scalar and a tensor track on every edge (package ``nequip-allegro``)."""
 
 from allegro.model import AllegroModel
 
@@ -6,7 +6,7 @@ from egraff_utils.models.nequip import NequIPNetwork, common_arguments, nequip_s
 
 
 class AllegroNetwork(NequIPNetwork):
-    """An Allegro model, which is called as a model of NequIP is."""
+    """An Allegro model, which is called in the same way as a NequIP model."""
 
 
 def build_network(
@@ -28,28 +28,28 @@ def build_network(
     bessel_trainable=True,
     polynomial_cutoff=6,
 ):
-    """Allegro (Musaelian et al. 2023; EGraFFBench, Table 12) with an energy of scale 1 and shift 0.
+    """The Allegro network (Musaelian et al. 2023; EGraFFBench, Table 12), with energy scale 1 and shift 0.
 
     Parameters
     ----------
     elements
         Sorted atomic numbers.
     cutoff
-        Å.
+        Radius of the neighbour list, Å.
     average_neighbors
-        Mean number of neighbours on the training set, which normalises sums over neighbours.
+        Mean number of neighbours of an atom in the training set; it normalises sums over neighbours.
     num_layers, l_max, parity
-        Allegro layers, highest degree, whether tensors of both parities.
+        Number of Allegro layers, highest degree, and whether tensors of both parities are kept.
     num_scalar_features, num_tensor_features
-        Channels of the scalar and of the tensor track ("env embed multiplicity").
+        Channels of the scalar track and of the tensor track ("env embed multiplicity").
     two_body_layers, two_body_width
-        Hidden layers of the network on the two-body embedding and their width.
+        Number and width of the hidden layers of the network on the two-body embedding.
     latent_layers, latent_width
-        Hidden layers of the scalar network of each layer and their width.
+        Number and width of the hidden layers of each layer's scalar network.
     readout_width
-        Width of the one hidden layer of the edge energy, which is linear throughout.
+        Width of the single hidden layer of the readout of edge energies, which has no non-linearity.
     num_bessels, bessel_trainable, polynomial_cutoff
-        Radial basis and the exponent of its envelope.
+        Number of radial Bessel functions, whether they are trained, and the exponent of their envelope.
     """
     hyperparameters = {
         "num_layers": num_layers,

@@ -1,9 +1,9 @@
 r"""Equiformer (Liao & Smidt, ICLR 2023, arXiv:2206.11990), written for periodic graphs.
 
-What the paper calls irreps of degree :math:`l` is here a list of tensors, entry ``l`` of shape
-``(N, 2l+1, C_l)`` with ``C_l`` channels on nodes, ``(E, 2l+1, C_l)`` on edges. Where the text and the
-authors' code differ, this follows their model for MD17 (``graph_attention_transformer_nonlinear_exp_l2``),
-down to the number of its parameters. Section numbers are the paper's.
+Irreps features are lists of tensors. Entry ``l`` holds ``C_l`` channels of degree :math:`l`, with shape
+``(N, 2l+1, C_l)`` on nodes and ``(E, 2l+1, C_l)`` on edges. Where the text and the authors' code differ, this
+module follows their model for MD17 (``graph_attention_transformer_nonlinear_exp_l2``), down to the number of
+its parameters. Section numbers are those of the paper.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 
 from egraff_utils.models import frozen
 
-AVERAGE_ATOMS = 18.03065905448718  # atoms of a QM9 molecule, which the authors keep for MD17
+AVERAGE_ATOMS = 18.03065905448718  # mean number of atoms of a QM9 molecule; the authors use it for MD17 too
 
 
 def build_network(
@@ -38,14 +38,14 @@ def build_network(
     parity=False,
     smooth_cutoff=False,
 ):
-    """Equiformer: one dimensionless energy per atom.
+    """The Equiformer network (EGraFFBench, Table 15), one dimensionless energy per atom.
 
     Parameters
     ----------
     elements
         Atomic numbers.
     cutoff
-        Largest distance of neighbours, Å.
+        Radius of the neighbour list, Å.
     average_neighbors
         Mean number of neighbours of an atom; the edge-degree embedding is divided by its square root.
     channels
@@ -55,23 +55,23 @@ def build_network(
     feed_forward_channels
         Channels inside the feed-forward network at l = 0, 1, ...
     features
-        Channels of the output feature, scalars only.
+        Channels of the output feature, which is scalar.
     blocks
-        Transformer blocks.
+        Number of transformer blocks.
     heads
-        Attention heads.
+        Number of attention heads.
     radial_basis
-        Exponential-normal radial basis functions.
+        Number of exponential-normal radial basis functions.
     radial_hidden
         Widths of the hidden layers of every radial function.
     atom_types
-        Rows of the embedding table, one for each atomic number below this; 64 as released.
+        Number of rows of the embedding table, one for each atomic number below it; 64 as released.
     parity
-        Keep only products that respect reflections: the energy is invariant under O(3). As released
-        (``False``), all features count as even and the energy changes under reflection.
+        Whether only products that respect reflections are kept, which makes the energy invariant under O(3).
+        As released (``False``), all features count as even and the energy changes under reflection.
     smooth_cutoff
-        Let attention weights and the edge-degree embedding vanish smoothly at the cutoff. As released
-        (``False``), the energy jumps when a neighbour crosses it.
+        Whether attention weights and the edge-degree embedding vanish smoothly at the cutoff. As released
+        (``False``), the energy jumps when a neighbour crosses the cutoff.
 
     Raises
     ------
@@ -146,7 +146,7 @@ class ExponentialNormalBasis(nn.Module):
         self.register_buffer("centres", torch.linspace(start, 1, size), persistent=False)
 
     def envelope(self, distances):
-        """One at zero, zero at the cutoff, where its slope vanishes; same shape as ``distances``, Å."""
+        """Cosine envelope, zero with zero slope at the cutoff; same shape as ``distances``, Å."""
         return 0.5 * (torch.cos(distances * (math.pi / self.cutoff)) + 1) * (distances < self.cutoff)
 
     def forward(self, distances):
@@ -157,14 +157,15 @@ class ExponentialNormalBasis(nn.Module):
 
 
 class Frames(nn.Module):
-    r"""Rotations of features into a frame along each edge, in which a product with harmonics is sparse.
+    r"""Rotations of features into a frame along each edge, where a product with harmonics is sparse.
 
-    With the edge along the polar axis only :math:`Y_{l m}` of :math:`m = 0` is not zero, so a product couples
-    order :math:`m` to :math:`\pm m` alone (Passaro & Zitnick, ICML 2023, arXiv:2302.03655). The angle about
-    the edge is free; energies do not depend on it.
+    With the edge along the polar axis only :math:`Y_{l m}` with :math:`m = 0` is not zero, so a product
+    couples order :math:`m` to :math:`\pm m` alone (Passaro & Zitnick, ICML 2023, arXiv:2302.03655). The angle
+    about the edge is arbitrary; energies do not depend on it.
 
-    Rows are ordered by :math:`m = 0, -1, 1, -2, 2, \dots`; unless ``parity``, two rows for each
-    :math:`m > 0` follow, turned by a quarter of a period: :math:`(-x_m, x_{-m})` below :math:`(x_{-m}, x_m)`.
+    Rows are ordered by :math:`m = 0, -1, 1, -2, 2, \dots`. Unless ``parity`` is set, two more rows for each
+    :math:`m > 0` follow, :math:`(-x_m, x_{-m})`: the pair :math:`(x_{-m}, x_m)` turned by a quarter of a
+    period.
     """
 
     def __init__(self, largest, *, parity):
@@ -196,7 +197,7 @@ class Frames(nn.Module):
         return rotations
 
     def extend(self, rotations):
-        """The same with the turned rows."""
+        """The rotations with the turned rows appended."""
         if self.parity:
             return rotations
         return [torch.cat([d, self._turn(d)], dim=1) for d in rotations]
@@ -234,9 +235,9 @@ def tensor_product_paths(largest, *, parity):
 
 
 class Part(nn.Module):
-    """The part of a depth-wise product of order ``±m`` into degree ``l3``: its places in the weights.
+    """The part of order ``±m`` and output degree ``l3`` of a depth-wise product: its places in the weights.
 
-    Even paths, from ``m`` to ``m``, come before odd ones, from ``-m`` to ``m``; both by degree ``l1``.
+    Even paths, from ``m`` to ``m``, come before odd paths, from ``-m`` to ``m``; each are sorted by ``l1``.
     """
 
     def __init__(self, channels, paths, degree, order):
@@ -258,7 +259,7 @@ class Part(nn.Module):
         self.register_buffer("factor", factors, persistent=False)
 
     def _register(self, name, starts):
-        """Index of all channels of the paths, shape ``(K,)``."""
+        """Register the indices of all channels of the paths, shape ``(K,)``, as a buffer."""
         index = [torch.arange(width) + start for width, start in zip(self.widths, starts, strict=True)]
         self.register_buffer(name, torch.cat(index), persistent=False)
 
@@ -268,7 +269,7 @@ def _is_odd(path):
 
 
 def _factor(l1, l2, l3, order):
-    """Entry from ``m`` (even paths) or ``-m`` (odd ones) to ``m`` of a path's matrix along an edge."""
+    """Matrix element of a path in an edge's frame, from ``m`` (even) or ``-m`` (odd path) to ``m``."""
     source = -order if _is_odd((l1, l2, l3)) else order
     return float(_wigner(l1, l2, l3)[l1 + source, l2, l3 + order]) * ((2 * l3 + 1) * (2 * l2 + 1)) ** 0.5
 
@@ -278,11 +279,11 @@ class DepthwiseProduct(nn.Module):
 
     A path :math:`(l_1, l_2, l_3)` couples degree :math:`l_1` of a feature with
     :math:`Y_{l_2}(\hat r)` to degree :math:`l_3` by :math:`\sqrt{2 l_3 + 1}` times the Wigner 3j symbol.
-    Every channel is coupled alone, every path has its weights. The channels of degree ``l3`` before the
-    linear layer are those of all paths into it, in the order of the paths.
+    Channels do not mix, and every path has its own weights. The channels of degree ``l3`` that enter the
+    linear layer are those of all paths into ``l3``, in the order of the paths.
 
-    Features by order are lists: entry ``m`` is of shape ``(E, 1, C)`` for ``m = 0``, else ``(E, 2, C)``,
-    with ``-m`` before ``m``; its channels are those of the degrees ``l >= m``, one after another.
+    Features by order are lists. Entry ``m`` has shape ``(E, 1, C)`` for ``m = 0``, else ``(E, 2, C)``, with
+    ``-m`` before ``m``; its channels are those of all degrees ``l >= m``, concatenated.
     """
 
     def __init__(self, channels, paths):
@@ -296,7 +297,7 @@ class DepthwiseProduct(nn.Module):
         )
 
     def message_maps(self, linear, radial, largest):
-        """For every part up to an order: matrix of the linear layer, weight and bias of its path weights."""
+        """Matrix of the linear layer, and weight and bias of the path weights, of every part needed."""
         last = radial[-1]
         return [
             [
@@ -307,7 +308,7 @@ class DepthwiseProduct(nn.Module):
         ]
 
     def value_maps(self, linear, largest):
-        """For every order, one matrix for product and linear layer, as no weight depends on the edge."""
+        """One matrix per order for product and linear layer together, as no weight depends on the edge."""
         return [self._value_map(linear, m, largest) for m in range(largest + 1)]
 
     def _value_map(self, linear, m, largest):
@@ -323,7 +324,7 @@ class DepthwiseProduct(nn.Module):
         return torch.cat([torch.cat([even, odd], dim=1), torch.cat([-odd, even], dim=1)])
 
     def forward(self, x, rotations, hidden, maps):
-        """Result by order, each entry a list of degrees, from ``x`` on edges and :meth:`message_maps`."""
+        """Product by order, each entry a list of degrees, of ``x`` on edges with :meth:`message_maps`."""
         rows = self._rotate(x, rotations)
         return [
             [self._couple(rows, m, part, hidden, *map_) for part, map_ in zip(parts, some, strict=True)]
@@ -338,7 +339,7 @@ class DepthwiseProduct(nn.Module):
 
     @staticmethod
     def _rotate(x, rotations):
-        """Rows of rotated features, by degree, order, and whether they are turned."""
+        """Rows of the rotated features by (degree, order, whether the row is turned)."""
         rows = {(0, 0, False): x[0]}
         for degree, (feature, d) in enumerate(zip(x[1:], rotations, strict=True), 1):
             orders = range(1, degree + 1)
@@ -349,10 +350,10 @@ class DepthwiseProduct(nn.Module):
 
 
 class Linear(nn.Module):
-    """Linear layer for each degree (Section 4.1); a bias for scalars only; weights of variance 1/fan-in.
+    """Linear layer for each degree (Section 4.1); only scalars have a bias; weights have variance 1/fan-in.
 
-    With ``scaled``, each input channel has one more weight, that of a depth-wise product whose weights
-    do not depend on the distance.
+    With ``scaled``, each input channel has one more weight, that of a depth-wise product whose weights do not
+    depend on the distance.
     """
 
     def __init__(self, in_channels, out_channels, *, bias=True, scaled=False):
@@ -435,7 +436,7 @@ class Gate(nn.Module):
 class RadialFunction(nn.Sequential):
     """Multilayer perceptron from the radial basis to weights of tensor products (Section 4.3).
 
-    Its biases, and the final one most of all, leave weights that do not vanish at the cutoff.
+    Because of its biases, above all the last one, the weights do not vanish at the cutoff.
     """
 
     def __init__(self, sizes):
@@ -456,8 +457,9 @@ class RadialFunction(nn.Sequential):
 class EdgeDegreeEmbedding(nn.Module):
     """Embedding of the local geometry (Section 4.3): a constant times the harmonics, summed over edges.
 
-    The constant is scalar, so only paths from ``l1 = 0`` contribute. The released model carries the weights
-    of the others without effect; they are kept so that the number of parameters is its own.
+    The constant is scalar, so only paths from ``l1 = 0`` contribute. The released model also holds the
+    weights of the other paths, which have no effect; they are kept here so that the numbers of parameters
+    agree.
     """
 
     def __init__(self, channels, paths, radial, average_neighbors):
@@ -505,7 +507,7 @@ class Attention(nn.Module):
         self._kept = frozen.Kept(self.message, self.value, self.radial[-1])
 
     def forward(self, x, edge_index, rotations, basis, envelope, largest):
-        """Change of the features up to a degree."""
+        """Update of the node features up to degree ``largest``."""
         centre, neighbour = edge_index
         atoms, (message_maps, value_maps) = len(x[0]), self.maps(largest)
         pairs = zip(self.from_centre(x), self.from_neighbour(x), strict=True)
@@ -521,7 +523,7 @@ class Attention(nn.Module):
         return self.project([sum_by_centre(v, centre, atoms) for v in weighted])
 
     def maps(self, largest):
-        """Matrices made of the weights, kept from call to call while the weights are frozen."""
+        """Matrices computed from the weights, cached between calls while the weights are frozen."""
         kept = self._kept.get(lambda: self._maps(largest))
         return self._maps(largest) if kept is None else kept
 
@@ -536,14 +538,14 @@ class Attention(nn.Module):
         logits, scalars, gates = (first + self.message.bias).split(
             [self.sizes[0], channels[0], sum(channels[1:])], dim=-1
         )
-        gates = self.gate.gate(gates)  # one a channel, whatever its order
+        gates = self.gate.gate(gates)  # one per channel, shared by all orders, which keeps equivariance
         gated = [torch.cat([self.gate.scalar(scalars), torch.cat(zeroth, dim=-1) * gates], dim=-1)]
         for m, features in enumerate(higher, 1):
             gated.append(torch.cat(features, dim=-1) * gates[..., sum(channels[1:m]) :])
         return logits[:, 0], gated
 
     def by_degree(self, values):
-        """Features by degree, rows by order, out of features by order."""
+        """Features by degree, with rows sorted by order, from features by order."""
         widths = [w.shape[1] for w in self.value.weights][: len(values)]
         by_order = [v.split(widths[m:], dim=-1) for m, v in enumerate(values)]
         degrees = range(len(widths))
@@ -564,8 +566,9 @@ def softmax_by_centre(logits, centre, atoms, envelope=None):
     r"""Softmax over the edges of each atom, shape ``(E, heads)`` as ``logits``.
 
     With an envelope :math:`u`, shape ``(E, 1)``, the weights are
-    :math:`u_{ij} e^{z_{ij}} / (1 + \sum_k u_{ik} e^{z_{ik}})`, which vanish smoothly with :math:`u`, also
-    for the only neighbour of an atom: the one stands for a neighbour that is always there and says nothing.
+    :math:`u_{ij} e^{z_{ij}} / (1 + \sum_k u_{ik} e^{z_{ik}})`. They vanish smoothly with :math:`u`, even for
+    an atom with a single neighbour: the one in the denominator acts as a neighbour that is always present and
+    sends no message.
 
     >>> softmax_by_centre(torch.zeros(3, 1), torch.tensor([0, 0, 1]), 2)[:, 0]
     tensor([0.5000, 0.5000, 1.0000])
@@ -596,9 +599,9 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block (Section 4.3): attention and feed-forward network, each after a norm and added.
+    """Transformer block (Section 4.3): attention and feed-forward network, pre-normalised, with residuals.
 
-    Nothing is evaluated of degrees that the block does not give out.
+    Degrees that the block does not return are not computed.
     """
 
     def __init__(self, channels, out_channels, paths, head_channels, hidden_channels, heads, radial):
@@ -618,5 +621,5 @@ class Block(nn.Module):
 
 
 def _add(x, y):
-    """Sum of two features up to the lower of their degrees."""
+    """Sum of two features, up to the lower of their largest degrees."""
     return [a + b for a, b in zip(x, y, strict=False)]

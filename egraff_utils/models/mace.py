@@ -9,22 +9,22 @@ from ase.data import chemical_symbols
 from e3nn import o3
 from torch import nn
 
-with redirect_stdout(StringIO()):  # mace announces the accelerators that it does not find
+with redirect_stdout(StringIO()):  # on import, mace prints which accelerators it does not find
     from mace.modules import ScaleShiftMACE, interaction_classes
 
 
 class MACENetwork(nn.Module):
-    """``ScaleShiftMACE``, given our edges and edge vectors instead of positions and a cell.
+    """``ScaleShiftMACE`` that receives our edges and edge vectors instead of positions and a cell.
 
-    It computes the vector of an edge as ``positions[j] - positions[i] + shifts``; with all positions at zero
-    and our vectors as the shifts, that is our vector exactly.
+    It computes the vector of an edge as ``positions[j] - positions[i] + shifts``. All positions are set to
+    zero and our vectors are passed as the shifts, so that the result is exactly our vector.
 
     Parameters
     ----------
     model
         ``ScaleShiftMACE`` with zero atomic energies, scale 1 and shift 0.
     elements
-        Atomic numbers, in the order of the model's.
+        Atomic numbers, in the order that the model uses.
     """
 
     def __init__(self, model, elements):
@@ -42,7 +42,7 @@ class MACENetwork(nn.Module):
             "positions": vectors.new_zeros(atoms, 3),
             "shifts": vectors,
             "edge_index": graph.edge_index,
-            "batch": torch.zeros_like(graph.species),  # energies of atoms are wanted: one structure will do
+            "batch": torch.zeros_like(graph.species),  # only energies of atoms are read, so one will do
             "ptr": graph.species.new_tensor([0, atoms]),
             "cell": vectors.new_zeros(3, 3),
         }
@@ -65,30 +65,31 @@ def build_network(
     radial_layers=3,
     radial_width=64,
 ):
-    """MACE (Batatia et al. 2022; EGraFFBench, Table 14) with an energy of scale 1 and shift 0.
+    """The MACE network (Batatia et al. 2022; EGraFFBench, Table 14), with energy scale 1 and shift 0.
 
     Parameters
     ----------
     elements
         Sorted atomic numbers.
     cutoff
-        Å.
+        Radius of the neighbour list, Å.
     average_neighbors
-        Mean number of neighbours on the training set, which normalises sums over neighbours.
+        Mean number of neighbours of an atom in the training set; it normalises sums over neighbours.
     num_interactions, correlation
-        Layers, and the correlation order of each (body order less one).
+        Number of layers, and the correlation order of each (body order minus one).
     num_channels, hidden_l_max
-        Channels of every degree and highest degree of the hidden features.
+        Channels of every degree, and highest degree, of the hidden features.
     l_max
         Highest degree of the spherical harmonics.
     num_bessels, polynomial_cutoff
-        Radial basis and the exponent of its envelope.
+        Number of radial Bessel functions and the exponent of their envelope.
     readout_width
-        Hidden width of the last readout.
+        Width of the hidden layer of the last readout.
     radial_layers, radial_width
-        Hidden layers of the radial network and their width.
+        Number and width of the hidden layers of the radial network.
     """
-    if len(elements) == 1 and correlation == 1:  # a view in mace fails; a spare element helps
+    # With a single element at correlation order 1 a `view` in mace fails; a second, unused element avoids it.
+    if len(elements) == 1 and correlation == 1:
         elements = [*elements, 2 if elements == [1] else 1]
     irreps = o3.Irreps([(num_channels, (degree, (-1) ** degree)) for degree in range(hidden_l_max + 1)])
     interaction = interaction_classes["RealAgnosticResidualInteractionBlock"]

@@ -14,7 +14,7 @@ from torch import nn
 
 
 class NequIPNetwork(nn.Module):
-    """A model of the nequip family, given our edges and edge vectors instead of positions and a cell.
+    """A model of the nequip family that receives our edges and edge vectors instead of positions and a cell.
 
     Parameters
     ----------
@@ -57,22 +57,23 @@ def build_network(
     radial_layers=3,
     radial_width=64,
 ):
-    """NequIP (Batzner et al. 2022; EGraFFBench, Table 11) with an energy of scale 1 and shift 0.
+    """The NequIP network (Batzner et al. 2022; EGraFFBench, Table 11), with energy scale 1 and shift 0.
 
     Parameters
     ----------
     elements
         Sorted atomic numbers.
     cutoff
-        Å.
+        Radius of the neighbour list, Å.
     average_neighbors
-        Mean number of neighbours on the training set, which normalises sums over neighbours.
+        Mean number of neighbours of an atom in the training set; it normalises sums over neighbours.
     num_layers, l_max, num_features, parity
-        Interaction blocks, highest degree, channels of every degree, whether features of both parities.
+        Number of interaction blocks, highest degree, channels of every degree, and whether features of both
+        parities are kept.
     num_bessels, bessel_trainable, polynomial_cutoff
-        Radial basis and the exponent of its envelope.
+        Number of radial Bessel functions, whether they are trained, and the exponent of their envelope.
     radial_layers, radial_width
-        Hidden layers of the radial network and their width.
+        Number and width of the hidden layers of the radial network.
     """
     hyperparameters = {
         "num_layers": num_layers,
@@ -91,7 +92,7 @@ def build_network(
 
 
 def common_arguments(elements, cutoff, average_neighbors):
-    """Arguments that NequIP and Allegro share; the weights' seed is drawn from torch's generator."""
+    """Arguments that NequIP and Allegro share; the seed of the weights is drawn from torch's generator."""
     return {
         "seed": int(torch.randint(2**31, ())),
         "model_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
@@ -106,10 +107,11 @@ def common_arguments(elements, cutoff, average_neighbors):
 
 @contextmanager
 def nequip_state():
-    """The global state that nequip's builders demand, for the duration of a ``with`` block.
+    """Context with the global state that nequip's builders require.
 
-    Setting it seeds every random generator, makes float64 torch's default type and touches the environment,
-    and building resets e3nn's code generation; all of that is put back.
+    Setting this state seeds every random generator, makes float64 torch's default type and changes
+    environment variables, and building a model changes e3nn's code-generation options. All of this is
+    restored on leaving.
     """
     dtype, optimization = torch.get_default_dtype(), e3nn.get_optimization_defaults().copy()
     sharing, environment = torch.multiprocessing.get_sharing_strategy(), dict(os.environ)

@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def _silence():
-    """Write nothing to standard output, nor to standard error, which compiled code writes to directly."""
+    """Context that discards standard output and standard error, including what compiled code writes to it."""
     error, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
@@ -22,7 +22,7 @@ def _silence():
         os.close(null)
 
 
-with _silence():  # warp, which the package's own neighbour search needs, describes the machine
+with _silence():  # the package imports warp for its neighbour search, and warp describes the machine
     from torchmdnet.models.output_modules import EquivariantScalar
     from torchmdnet.models.torchmd_et import TorchMD_ET
 
@@ -30,18 +30,18 @@ with _silence():  # warp, which the package's own neighbour search needs, descri
 class EquivariantTransformer(nn.Module):
     """``TorchMD_ET`` and its scalar output, with our periodic edges in place of its neighbour search.
 
-    The package's forward pass searches neighbours itself, without images in small cells, and takes an edge
-    from an atom to its own image for the self loop. Here its blocks are called in the same order with our
-    edges, and the self loops, of length zero, are added after them.
+    The forward pass of the package runs its own neighbour search, which misses periodic images in small cells
+    and mistakes an edge from an atom to its own image for the self loop. This class calls the same blocks in
+    the same order with our edges, and appends the self loops, which have length zero.
 
     Parameters
     ----------
     representation
         ``TorchMD_ET``.
     output
-        ``EquivariantScalar``, from both kinds of features to an energy per atom.
+        ``EquivariantScalar``, which maps scalar and vector features to an energy per atom.
     elements
-        Atomic numbers that can be met.
+        Atomic numbers that the model covers.
     """
 
     def __init__(self, representation, output, elements):
@@ -62,7 +62,7 @@ class EquivariantTransformer(nn.Module):
         lengths = vectors.norm(dim=1)
         x = self.embed(graph, lengths, model.distance_expansion(lengths))
         loops = torch.arange(len(x), device=x.device).expand(2, -1)
-        edges = torch.cat([graph.edge_index.flip(0), loops], dim=1)  # the package names the neighbour first
+        edges = torch.cat([graph.edge_index.flip(0), loops], dim=1)  # the package puts the neighbour first
         lengths = torch.cat([lengths, lengths.new_zeros(len(x))])
         directions = torch.cat([vectors / lengths[: len(vectors), None], vectors.new_zeros(len(x), 3)])
         radial = model.distance_expansion(lengths)
@@ -73,7 +73,7 @@ class EquivariantTransformer(nn.Module):
         return x, vector_features
 
     def embed(self, graph, lengths, radial):
-        """Features of the elements, each mixed with those of its neighbours, shape ``(N, U)``."""
+        """Initial features of atoms, from their elements and those of their neighbours, shape ``(N, U)``."""
         model, neighbors = self.representation_model, self.representation_model.neighbor_embedding
         x = model.embedding(graph.species)
         if neighbors is None:
@@ -99,35 +99,35 @@ def build_network(
     max_z=100,
     smooth_cutoff=False,
 ):
-    """Equivariant transformer (Thölke and De Fabritiis 2022; EGraFFBench, Table 16).
+    """The equivariant transformer network (Thölke and De Fabritiis 2022; EGraFFBench, Table 16).
 
     Parameters
     ----------
     elements
         Sorted atomic numbers, below ``max_z``.
     cutoff
-        Å.
+        Radius of the neighbour list, Å.
     average_neighbors
         Not used: this architecture does not normalise its sums over neighbours.
     num_layers, embedding_dimension, num_heads
-        Attention layers, width of the features, attention heads.
+        Number of attention layers, width of the features, number of attention heads.
     num_rbf, trainable_rbf
         Number of exponential-normal radial functions, and whether they are trained.
     neighbor_embedding
-        Whether the elements of the neighbours enter the first features.
+        Whether the initial features depend on the elements of the neighbours.
     max_z
-        Size of the table of element embeddings.
+        Number of rows of the table of element embeddings.
     smooth_cutoff
-        Whether the envelope multiplies vector messages too. As published it multiplies scalar messages only,
-        so that, once biases are trained, the energy jumps where a neighbour crosses the cutoff.
+        Whether the envelope multiplies vector messages too. As published it multiplies only the scalar
+        messages, so that, once biases are trained, the energy jumps where a neighbour crosses the cutoff.
 
     Raises
     ------
     ValueError
-        If an element is not below ``max_z``.
+        If an atomic number is not below ``max_z``.
     """
     if max(elements) >= max_z:
-        raise ValueError(f"atomic number {max(elements)} needs max_z above it, but {max_z=}")
+        raise ValueError(f"max_z must be above the atomic number {max(elements)}, but {max_z=}")
     dtype = torch.get_default_dtype()
     representation = TorchMD_ET(
         hidden_channels=embedding_dimension,

@@ -1,8 +1,8 @@
-"""Where does the paper hold up? How our values follow the published ones, over cells and within datasets.
+"""Where does the paper hold up? Our values are compared with the published ones, overall and within datasets.
 
-A cell is one model in one group: a dataset, or a dataset at a temperature. Cells are a DataFrame with the
-index (group, ..., model) and the columns ``"paper"`` and ``"ours"``, both in one unit; all measures use only
-the cells that have both.
+A cell is one model in one group, which is a dataset, or a dataset at a temperature. Cells are a DataFrame
+with the index (group, ..., model) and the columns ``"paper"`` and ``"ours"`` in the same unit. All measures
+use only cells that have both values.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from egraff_utils.beside import BOUND, OURS, PAPER
 AS_PUBLISHED, REVERSED, UNDECIDED = "as published", "reversed", "not told from chance"
 NOT_COMPARED = "not run"
 LEAST_CELLS = 8
-"""Cells below which a rank correlation gets no interval."""
+"""Smallest number of cells for which a rank correlation has an interval."""
 
 RESAMPLES = 1000
-"""Of every bootstrap."""
+"""Number of resamples of every bootstrap."""
 
 TABLES = ("1", "2", "3", "4", "5", "6", "7a", "18", "19")
-"""Tables of the paper with values that ours can be set against."""
+"""Tables of the paper with values that ours can be compared with."""
 
 PUBLISHED_FRAMES = {
     "acac": 500,
@@ -38,56 +38,57 @@ PUBLISHED_FRAMES = {
     "lips": 19_000,
     "gete": 1500,
 }
-"""Training frames of the paper (Sec. 4.1; for LiPS20 it gives no number)."""
+"""Numbers of training frames in the paper (Sec. 4.1, which gives none for LiPS20)."""
 
 
 class Agreement(NamedTuple):
-    """How values of ours agree with published ones; nan where there are too few cells."""
+    """Agreement of our values with the published ones; nan where there are too few cells."""
 
     cells: int
-    """Cells with both values."""
+    """Number of cells with both values."""
     groups: int
-    """Groups with a rank correlation: three cells or more, not all alike."""
+    """Number of groups with a rank correlation, which have at least three cells, not all equal."""
     overall: float
-    """Spearman's rank correlation over all cells; mostly tells datasets apart."""
+    """Spearman's rank correlation over all cells, which mostly reflects differences between datasets."""
     overall_low: float
     overall_high: float
     within: float
-    """Mean of the groups' rank correlations: whether the models come in the same order."""
+    """Mean of the rank correlations of the groups, which says whether models are in the same order."""
     within_low: float
     within_high: float
     chance: float
-    """Standard deviation of ``within`` if the order within each group were random."""
+    """Standard deviation of ``within`` for a random order within each group."""
     ratio: float
-    """Geometric mean of ours over published."""
+    """Geometric mean of the ratio of our values to the published ones."""
     ratio_low: float
     ratio_high: float
     spread: float
-    """Geometric standard deviation of that ratio: 1 where it is the same in all cells."""
+    """Geometric standard deviation of that ratio, which is 1 if it is the same in all cells."""
 
 
 def table_cells(frame: pd.DataFrame, *, tables: tuple[str, ...] = TABLES) -> dict:
-    """Cells of every column of some tables: (table, head with unit) -> what `matched` gives."""
+    """Cells of every column of some tables: (table, head with unit) -> cells of `matched`."""
     values = {number: beside.paper_values(frame, number) for number in tables}
     heads = {number: found.columns.unique(0) for number, found in values.items()}
     return {(n, head): matched(values[n], head) for n in tables for head in heads[n]}
 
 
 def matched(values: pd.DataFrame, head, *, source: str = OURS) -> pd.DataFrame:
-    """Cells of one column that have both a published value and one of ours.
+    """Cells of one column that have both a published value and our value.
 
     Parameters
     ----------
     values
-        Columns (head, source), as `tables.beside_values` returns them.
+        Columns (head, source), as returned by `tables.beside_values`.
     head
         Head of the column.
     source
-        Whose values to set against the published ones.
+        Source of the values that are compared with the published ones.
 
     Returns
     -------
-    DataFrame with the columns ``"paper"`` and ``"ours"``; without rows where either is missing altogether.
+    DataFrame with the columns ``"paper"`` and ``"ours"``; it has no rows if either source is missing
+    altogether.
     """
     cells = {name: values.get((head, key)) for name, key in ((PAPER, PAPER), (OURS, source))}
     empty = pd.Series(np.nan, index=values.index)
@@ -101,12 +102,13 @@ def rank_correlation(first, second) -> float:
     Parameters
     ----------
     first, second
-        Shape ``(n,)``, any units.
+        Values in any units, shape ``(n,)``.
 
     Returns
     -------
     float
-        Between -1 and 1, dimensionless; nan for fewer than three pairs or where all values of one are alike.
+        Correlation between -1 and 1, dimensionless; nan for fewer than three pairs or if all values of a
+        series are equal.
 
     Examples
     --------
@@ -127,27 +129,27 @@ def _ranks(values):
 
 
 def group_correlations(cells: pd.DataFrame) -> pd.Series:
-    """Rank correlation within each group, over its models; groups without one are left out."""
+    """Rank correlation within each group, over its models; groups for which it is undefined are left out."""
     groups = _groups(cells)
     found = {name: rank_correlation(here[PAPER], here[OURS]) for name, here in groups}
     return pd.Series(found, dtype=float).dropna()
 
 
 def chance_deviation(cells: pd.DataFrame) -> float:
-    r"""Standard deviation of the mean of the groups' rank correlations under random order.
+    r"""Standard deviation of the mean of the groups' rank correlations for random orders.
 
-    For one group of n models it is :math:`1/\sqrt{n - 1}`, ties or not, and for G of them
+    For one group of n models it is :math:`1/\sqrt{n - 1}`, with or without ties, and for G groups it is
 
     .. math:: \frac1G \sqrt{\sum_{g=1}^{G} \frac{1}{n_g - 1}}
 
-    Groups without a rank correlation are left out; nan without any.
+    Groups without a rank correlation are left out; the result is nan if no group has one.
     """
     sizes = _groups(cells).size().reindex(group_correlations(cells).index).to_numpy(float)
     return float(np.sqrt(np.sum(1 / (sizes - 1))) / len(sizes)) if len(sizes) else float("nan")
 
 
 def _groups(cells):
-    """Cells by all levels of the index but the last, the model."""
+    """Cells grouped by all levels of the index but the last, which is the model."""
     levels = list(range(cells.index.nlevels - 1))
     return cells.groupby(level=levels if len(levels) > 1 else levels[0])
 
@@ -155,9 +157,10 @@ def _groups(cells):
 def agreement(cells: pd.DataFrame) -> Agreement:
     """All measures of the agreement of one column.
 
-    Intervals are bootstraps of 95 %. The rank correlation over all cells and the ratio draw cells, published
-    value and ours together; the mean within groups draws groups. Ratios need positive values: cells with a
-    zero (JSD, as published for bulk systems) count for the ranks only.
+    Intervals are 95 % bootstrap intervals. For the rank correlation over all cells and for the ratio, cells
+    are drawn, with the published value and ours together; for the mean within groups, groups are drawn.
+    Ratios need positive values, so cells with a zero (JSD, as published for bulk systems) count for the ranks
+    only.
     """
     pairs = cells[[PAPER, OURS]].to_numpy(float).reshape(-1, 2)
     within = group_correlations(cells).to_numpy()
@@ -182,7 +185,7 @@ def agreement(cells: pd.DataFrame) -> Agreement:
 
 
 def verdict(found: Agreement) -> str:
-    """Whether models come in the published order within groups, judged at two standard deviations of chance.
+    """Verdict on the order of models within groups, at two standard deviations of random orders.
 
     Examples
     --------
@@ -199,12 +202,12 @@ def verdict(found: Agreement) -> str:
 
 
 def agreement_table(columns: dict) -> pd.DataFrame:
-    """Measures and verdict of several columns, one row for each.
+    """Measures and verdict of several columns, with one row per column.
 
     Parameters
     ----------
     columns
-        Cells by name; a tuple (table, head) gives an index of two levels.
+        Cells by name; names that are tuples (table, head) give an index of two levels.
     """
     found = {name: agreement(cells) for name, cells in columns.items()}
     rows = [measures._asdict() | {"order": verdict(measures)} for measures in found.values()]
@@ -214,7 +217,7 @@ def agreement_table(columns: dict) -> pd.DataFrame:
 
 
 def sentence(row) -> str:
-    """One row of `agreement_table` in words, for a page.
+    """One row of `agreement_table` as text for a page.
 
     Examples
     --------
@@ -229,7 +232,7 @@ def sentence(row) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """An `agreement_table` without its intervals, as text under short heads for readers."""
+    """An `agreement_table` without its intervals, as texts with short heads for readers."""
     paired = zip(table.within, table.chance, strict=True)
     ratios = zip(table.ratio, table.spread, strict=True)
     shown = {
@@ -248,25 +251,25 @@ def _known(text, value, missing="–"):
 
 
 def _short(value):
-    """Two digits that count, never in powers of ten for what can be read without; ``None`` for NaN."""
+    """Text with two significant digits, without powers of ten for large numbers; ``None`` for NaN."""
     if np.isnan(value):
         return None
     return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def published_epochs(model: str) -> int:
-    """Epochs of a model in the paper (Tables 11 to 16), from its card."""
+    """Number of epochs of a model in the paper (Tables 11 to 16), from its card."""
     return cards.model(model).training("paper").max_epochs
 
 
 def budget_shares(frame: pd.DataFrame) -> pd.DataFrame:
-    """What part of the paper's training ours had.
+    """Length of our trainings as fractions of those in the paper.
 
     Returns
     -------
-    DataFrame with the index (dataset, model) of the trainings and the columns ``epochs`` (of the published
-    number of epochs) and ``frames`` (of the published frames times epochs; NaN where the paper gives no
-    number of frames), dimensionless.
+    DataFrame with the index (dataset, model) of the trainings and the columns ``epochs`` (fraction of the
+    published number of epochs) and ``frames`` (fraction of the published frames times epochs; NaN where the
+    paper gives no number of frames), dimensionless.
     """
     epochs = _metric(frame, "training", "epochs")
     frames = _metric(frame, "dataset", "frames_train").droplevel("model")
@@ -286,12 +289,12 @@ def _metric(frame, kind, name):
 
 
 def budget(frame: pd.DataFrame, *, others: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Share of the paper's training and what it cost in force error, a row for every dataset of the paper.
+    """Fraction of the paper's training and its effect on the force error, by dataset of the paper.
 
     Returns
     -------
-    DataFrame of geometric means over models, and of MACE's force errors in the paper, in the records, and in
-    further campaigns; heads with units.
+    DataFrame of geometric means over models, and of the force errors of MACE in the paper, in the records,
+    and in further campaigns; heads have units.
     """
     errors = beside.paper_values(frame, 1, beside=others)[quantities.of("force_mae").head]
     found = budget_shares(frame).join((errors[OURS] / errors[PAPER]).rename("ratio"))
@@ -303,7 +306,7 @@ def budget(frame: pd.DataFrame, *, others: tuple[str, ...] = ()) -> pd.DataFrame
 
 
 def protocols(frame: pd.DataFrame, dataset: str = "ethanol") -> pd.DataFrame:
-    """Wright's factor and temperature of both protocols beside the published WF, a row for each model."""
+    """Wright's factor and temperature of both protocols, and the published WF, with one row per model."""
     kinds = {"as coded": "rollout_as_coded", "corrected": "rollout"}
     found = {"WF, paper (%)": beside.beside_values(frame, ("wf",))[quantities.of("wf").head, PAPER]}
     found |= {f"WF, {name} (%)": _metric(frame, kind, "wf") for name, kind in kinds.items()}
@@ -315,7 +318,7 @@ def protocols(frame: pd.DataFrame, dataset: str = "ethanol") -> pd.DataFrame:
 
 
 def data_at_hand(frame: pd.DataFrame) -> pd.DataFrame:
-    """Training frames, ours and the paper's, and the temperature that the data say, for every dataset."""
+    """Numbers of training frames, ours and the paper's, and temperatures of the data, for every dataset."""
     found = {name: _metric(frame, "dataset", name) for name in ("frames_train", "virial_temperature")}
     names = [name for name in beside.DATASETS if name in found["frames_train"].index.unique("dataset")]
     known = pd.DataFrame({k: column.droplevel("model") for k, column in found.items()}).reindex(names)
@@ -330,12 +333,12 @@ def data_at_hand(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_ranks(column: pd.Series) -> pd.Series:
-    """Mean place of every model, 1 for the least value, over the groups in which all models have a value.
+    """Mean rank of every model, 1 for the lowest value, over the groups in which all models have a value.
 
     Parameters
     ----------
     column
-        Index (group, model).
+        Values with the index (group, model).
 
     Examples
     --------
@@ -348,7 +351,7 @@ def mean_ranks(column: pd.Series) -> pd.Series:
 
 
 def winners(column: pd.Series) -> pd.Series:
-    """Number of groups in which each model has the least value; groups with one value do not count."""
+    """Number of groups in which each model has the lowest value; groups with one value do not count."""
     known = column.dropna()
     several = known.groupby(level=0).transform("size") > 1
     least = known[several].groupby(level=0).idxmin().map(lambda key: key[-1])
@@ -356,10 +359,10 @@ def winners(column: pd.Series) -> pd.Series:
 
 
 def standings(frame: pd.DataFrame) -> pd.DataFrame:
-    """Place of every model that was run, a row for each; heads with units.
+    """Standings of the models that were run, with one row per model and units in the heads.
 
-    Mean place in force error and WF, over the datasets on which all models have a value; the number of
-    datasets with the least force error; the mean stable fraction.
+    The columns are the mean ranks in force error and WF, over the datasets on which all models have a value;
+    the number of datasets with the lowest force error; and the mean stable fraction.
     """
     values = own_values(frame)
     ran = values.dropna(how="all").index.unique("model")
@@ -377,21 +380,21 @@ def standings(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def own_values(frame: pd.DataFrame) -> pd.DataFrame:
-    """``force_mae`` (meV/Å), ``wf`` (%) and ``stable_fraction`` of the records, index (dataset, model)."""
+    """Values of ``force_mae`` (meV/Å), ``wf`` (%) and ``stable_fraction``, with index (dataset, model)."""
     names = ("force_mae", "wf", "stable_fraction")
     found = beside.beside_values(frame, names)
     return pd.DataFrame({name: found[quantities.of(name).head, OURS] for name in names})
 
 
 def claims(frame: pd.DataFrame) -> pd.DataFrame:
-    """The paper's general conclusions as numbers, from its values and from ours on the same cells.
+    """The general conclusions of the paper as numbers, from its values and from ours on the same cells.
 
     Returns
     -------
-    DataFrame with the columns ``"paper"`` and ``"ours"`` and the rows ``datasets`` (those with cells),
-    ``force_winners`` and ``wf_winners`` (models that are best on one dataset at least), ``correlation`` (mean
-    over datasets of the rank correlation between force error and WF) and ``chance`` (its standard deviation
-    in random order).
+    DataFrame with the columns ``"paper"`` and ``"ours"`` and the rows ``datasets`` (number with cells),
+    ``force_winners`` and ``wf_winners`` (number of models that are best on at least one dataset),
+    ``correlation`` (mean over datasets of the rank correlation of force error and WF) and ``chance`` (its
+    standard deviation for random orders).
     """
     force, wf = (
         matched(beside.paper_values(frame, quantities.of(metric).published.table), quantities.of(metric).head)
@@ -413,17 +416,17 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def floor_ratios(values: pd.DataFrame) -> pd.DataFrame:
-    """How far above the floor the values of every column lie, the paper's and ours.
+    """Mean ratio to the floor of the values in every column, the paper's and ours.
 
     Parameters
     ----------
     values
-        As `beside.paper_values` gives them with ``bounds``.
+        Values of `beside.paper_values` with ``bounds``.
 
     Returns
     -------
-    DataFrame with a row for every head that has floors and the columns ``"paper"`` and ``"ours"``: geometric
-    means of value over floor, on the cells that have all three.
+    DataFrame with a row for every head that has floors and the columns ``"paper"`` and ``"ours"``, geometric
+    means of the ratio of value to floor over the cells that have all three.
     """
     rows = {}
     for head in values.columns.unique(0):
@@ -435,16 +438,17 @@ def floor_ratios(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_agreement(columns: dict, *, wide: int = 3) -> Figure:
-    """Ours against published, one panel for every column with cells, both axes logarithmic.
+    """Our values against the published ones, with one panel per column and logarithmic axes.
 
-    The colour tells the model; on the black diagonal the two are equal. Cells with a zero are left out.
+    The colour denotes the model; the two values are equal on the black diagonal. Cells with a zero are left
+    out.
 
     Parameters
     ----------
     columns
-        (table, head with unit) -> cells, as `table_cells` gives them.
+        (table, head with unit) -> cells, as returned by `table_cells`.
     wide
-        Panels in a row.
+        Number of panels in a row.
     """
     shown = {name: cells[(cells > 0).all(axis=1)] for name, cells in columns.items()}
     shown = {name: cells for name, cells in shown.items() if len(cells)}

@@ -1,4 +1,4 @@
-"""What is there to learn from? All datasets side by side, and what the paper says of them."""
+"""Which data are there to learn from? Tables of all datasets, compared with the statements of the paper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROUPS = {
     "lips20": ["lips20"],
     "gete": ["gete"],
 }
-"""Row of the paper's Tables 8 and 10 -> datasets of this book."""
+"""Row of Tables 8 and 10 of the paper -> datasets of this book."""
 
 TITLES = {"md17": "MD17", "lips": "LiPS", "3bpa": "3BPA", "acac": "AcAc", "lips20": "LiPS20", "gete": "GeTe"}
 
@@ -30,17 +30,17 @@ ORDER = [
     *("lips", "lips_full", "lips20", "gete", "gete_full", "ethanol_xtb", "copper_emt"),
     *("acac_xtb", "aspirin_xtb"),
 ]
-"""Datasets in the order in which they are shown; others follow by name."""
+"""Datasets in the order in which they are shown; others follow, sorted by name."""
 
 SOURCE_STEPS = {"lips": 2.0, "lips20": 0.5}
-"""Timestep of the simulation that made the frames, fs, where no split is time-ordered: LiPS as its first
-users say, LiPS20 as the paper says (appendix A.2)."""
+"""Timestep of the simulation that produced the frames, fs, for datasets without a time-ordered split: for
+LiPS according to its first users, for LiPS20 according to the paper (appendix A.2)."""
 
 LIPS20 = [
     *("beta-Li3PS4", "gamma-Li3PS4", "Li2P2S6", "Li2PS3-hex", "Li2PS3-orth", "Li2S", "Li3P", "Li4P2S6"),
     *("Li7P3S11", "Li7PS6", "Li48P16S61", "P2S5", "P4S3", "g67", "g70", "g75", "g80", "Li", "P", "S"),
 ]
-"""Compositions of LiPS20 as the files name them, in the order of Table 9."""
+"""Names of the compositions of LiPS20 in the files, in the order of Table 9."""
 
 UNKNOWN, NONE, NOT_RUN = "?", "–", tables.NOT_RUN
 
@@ -52,7 +52,7 @@ def datasets():
 
 
 def at_hand(name, split="test"):
-    """Whether the files of a split lie on this machine; nothing is downloaded or made."""
+    """Whether the files of a split are on this machine; nothing is downloaded or generated."""
     card = cards.dataset(name)
     if card.generate:
         return any(paths.generated().glob(f"{card.name}-*.npz"))
@@ -62,24 +62,23 @@ def at_hand(name, split="test"):
 
 
 def first_frame(name, split="test"):
-    """First frame of a split, or None where its files are not at hand."""
+    """First frame of a split, or None if its files are not available."""
     return data.load(name, split)[0] if at_hand(name, split) else None
 
 
 def overview(names=None):
-    """All datasets: atoms, elements, frames, conditions, order in time, reference and licence.
+    """Atoms, elements, frames, conditions, order in time, reference and licence of all datasets.
 
     Parameters
     ----------
     names
-        Which datasets; all of them by default.
+        Names of the datasets; by default all.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each dataset. Atoms are counted in the files; a question mark stands where these are not at
-        hand. ``every (fs)`` is the interval of frames that follow each other in time, where some split has
-        such.
+        One row per dataset. Atoms are counted in the files; a question mark means that these are not
+        available. ``every (fs)`` is the interval of the frames of time-ordered splits, if there are any.
     """
     return pd.DataFrame([_row(cards.dataset(name)) for name in names or datasets()]).set_index("dataset")
 
@@ -103,7 +102,7 @@ def _row(card):
 
 
 def _licence(card):
-    """What is stated, without what follows from it for users."""
+    """Stated licence, without its consequences for users."""
     parts = [part for part in card.licence.split("; ") if "downloaded" not in part]
     return "; ".join(parts).replace("MDBENCHGNN states none", "none stated")
 
@@ -124,24 +123,24 @@ def _atoms(card):
 
 
 def _range(values):
-    """Sorted values as one number or as their ends."""
+    """Text of sorted values, as one number or as their range."""
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
 
 
 def coverage(campaign, *, beside=()):
-    """Which model was run on which dataset: in the earlier literature (Table 8), and in our campaigns.
+    """Runs of models on datasets, in the earlier literature (Table 8) and in our campaigns.
 
     Parameters
     ----------
     campaign, beside
-        Names of campaigns.
+        Name of a campaign, and names of further campaigns.
 
     Returns
     -------
     pandas.DataFrame
-        Index (dataset, source), a column for each model. Source ``earlier`` has a tick or a dash for each row
-        of Table 8; a campaign ``rolled out``, ``trained`` or ``not run``, for the four molecules of MD17 with
-        their number. A campaign of `beside` has only the rows in which it ran something.
+        Index (dataset, source), with one column per model. Source ``earlier`` has a tick or a dash for each
+        row of Table 8. A campaign has ``rolled out``, ``trained`` or ``not run``, with a number for the four
+        molecules of MD17. A campaign in `beside` has only the rows in which it ran something.
     """
     table = paper.table(8).set_index("dataset")
     runs = {name: _runs(name) for name in (campaign, *beside)}
@@ -164,7 +163,7 @@ def coverage(campaign, *, beside=()):
 
 
 def rolled_out(campaign):
-    """Number of pairs of a model and one of the paper's nine training sets that a campaign has rolled out."""
+    """Number of pairs of a model and one of the paper's nine training sets that a campaign rolled out."""
     members = {dataset for group in GROUPS.values() for dataset in group}
     runs = _runs(campaign).items()
     return sum(
@@ -174,7 +173,7 @@ def rolled_out(campaign):
 
 
 def _runs(campaign):
-    """(dataset, model) -> ``rolled out`` or ``trained``."""
+    """State of the runs of a campaign, (dataset, model) -> ``rolled out`` or ``trained``."""
     frame = records.read(campaign)
     done = {}
     for kind, word in (("training", "trained"), ("rollout", "rolled out")):
@@ -191,13 +190,13 @@ def _state(states):
 
 
 def compositions():
-    """Table 9 beside the files: composition, atoms and configurations of the materials of LiPS20.
+    """Table 9 compared with the files: composition, atoms and configurations of the materials of LiPS20.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each of the twenty materials, index the name of its files. Columns: ``material`` and
-        ``composition`` as published (in plain text), ``atoms`` and ``frames`` (paper, files), ``use``
+        One row for each of the twenty materials, with the name of its files as index. Columns: ``material``
+        and ``composition`` as published (in plain text), ``atoms`` and ``frames`` (paper, files), ``use``
         in this book, and ``disagreement``, which is computed: a formula, a number of atoms or of frames that
         does not fit, or a glass whose Li : P ratio is more than 5 % off its name.
     """
@@ -230,7 +229,7 @@ def plain(text):
 
 
 def count(formula):
-    """Atoms of each element in a plain formula; words and prefixes in front of it are left out.
+    """Numbers of atoms of each element in a plain formula; words and prefixes before it are ignored.
 
     >>> dict(count("Hexagonal Li2PS3")), dict(count("80Li2S-20P2S5"))
     ({'Li': 2, 'P': 1, 'S': 3}, {'Li': 160, 'S': 180, 'P': 40})
@@ -244,7 +243,7 @@ def count(formula):
 
 
 def _contents(name):
-    """Atoms of each element and number of frames in the files of a composition; nothing where not at hand."""
+    """Atoms of each element and number of frames in the files of a composition; nothing if unavailable."""
     if not at_hand("lips20", name):
         return Counter(), 0
     files = data.fetch("lips20", name)
@@ -287,14 +286,14 @@ def _formula(counts):
 
 
 def conditions():
-    """Table 10 beside the cards: temperature and timestep of the simulations, and what the frames say.
+    """Table 10 compared with the cards and the frames: temperature and timestep of the simulations.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each dataset and temperature of the table; ``T`` (K) and ``timestep`` (fs) of the paper and
-        of the cards, ``frames every`` (fs) where the frames at hand follow each other in time, ``source
-        timestep`` (fs) of the simulation that made them where it is known, and ``disagreement``.
+        One row for each dataset and temperature of the table: ``T`` (K) and ``timestep`` (fs) of the paper
+        and of the cards, ``frames every`` (fs) if the available frames are ordered in time, ``source
+        timestep`` (fs) of the simulation that produced them, if known, and ``disagreement``.
     """
     rows = []
     for name, temperature, timestep in paper.table(10).itertuples(index=False):
@@ -321,7 +320,7 @@ def conditions():
 
 
 def _split_at(card, temperature):
-    """Name of the split whose rollouts run at a temperature, K, preferably the test split."""
+    """Name of a split whose rollouts run at a temperature, K, preferably the test split."""
     known = [name for name in card.splits if name.startswith("test")]
     return next((name for name in known if card.conditions(name)[0] == temperature), None)
 
@@ -338,12 +337,14 @@ def _differences(temperature, timestep, ours, interval, step):
 
 
 def plot_datasets(names=None, *, columns=4):
-    """Figure 2: a picture of every dataset whose files are at hand, each with a bar of scale.
+    """Figure 2, a picture of every dataset whose files are available, with scale bars.
 
     Parameters
     ----------
     names
-        Datasets, or pairs of a dataset and one of its splits; all of them by default.
+        Datasets, or pairs of a dataset and one of its splits; by default all datasets.
+    columns
+        Number of pictures in a row.
 
     Returns
     -------
@@ -357,7 +358,7 @@ def plot_datasets(names=None, *, columns=4):
     handles = {}
     for (name, split), ax in zip(pairs, axes.ravel(), strict=False):
         atoms = data.load(name, split)[0]
-        atoms.wrap()  # into the cell; molecules stay as they are
+        atoms.wrap()  # wraps periodic systems into the cell and leaves molecules unchanged
         plots.plot_structure(atoms, ax=ax)
         shown, texts = ax.get_legend_handles_labels()
         handles |= dict(zip(texts, shown, strict=True))
@@ -371,22 +372,22 @@ def plot_datasets(names=None, *, columns=4):
 
 
 def pictured():
-    """Pairs of dataset and split that a picture shows: those at hand, one composition of LiPS20."""
+    """Pairs of dataset and split that are shown, those available, with one composition of LiPS20."""
     pairs = [(name, "P4S3" if name == "lips20" else "test") for name in datasets()]
     return [(name, split) for name, split in pairs if not name.endswith("_full") and at_hand(name, split)]
 
 
 def views(*, atoms=3000, frames=40, every=5):
-    """Structures for :func:`egraff_utils.viewer.show`: name -> first frame, or frames in order of time.
+    """Structures for :func:`egraff_utils.viewer.show`, name -> first frame, or frames in order of time.
 
     Parameters
     ----------
     atoms
-        At most so many positions are kept of a trajectory, which bounds the size of the page.
+        Largest number of positions of a trajectory, which limits the size of the page.
     frames
-        At most so many frames of a trajectory.
+        Largest number of frames of a trajectory.
     every
-        Every so many frames of it.
+        Distance of the chosen frames in the trajectory.
     """
     chosen = {}
     for name, split in pictured():
@@ -407,7 +408,7 @@ def _picture_title(name, split, atoms):
 
 
 def _draw_scale(ax, length):
-    """Bar of a length, Å, under the structure."""
+    """Draw a scale bar of a length, Å, under the structure."""
     (left, _), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     height = bottom - 0.02 * (top - bottom)
     ax.plot([left, left + length], [height, height], color="black", linewidth=2)

@@ -1,7 +1,8 @@
-"""How do metrics of different units go on one scale, and together? The numbers of Figures 6 and 7.
+"""How do metrics with different units compare? By common scales and correlations, as in Figures 6 and 7.
 
-On the paper's scaling a value is divided by the largest one of its dataset, so that it depends on who else
-was run. The fixed scales here run between bounds that come from the reference data or are plain numbers.
+In the paper's scaling a value is divided by the largest value on its dataset, so that it depends on which
+other models were run. The fixed scales here have bounds that come from the reference data or are plain
+numbers.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from egraff_utils.quantities import COLUMNS, FLOORED
 
 
 class Scale(NamedTuple):
-    """One spoke of the radial plots: a metric between a bound of perfection and one of ignorance."""
+    """One spoke of the radial plots, a metric between a bound for a perfect and one for a useless model."""
 
     metric: str
     """Name of the metric in the records."""
     centre: float | str
-    """Value at the centre: a number, or the metric of the dataset's record that holds it."""
+    """Value at the centre, a number or the name of the metric in the dataset's record that holds it."""
     rim: float | str
     """Value at the rim, likewise."""
     log: bool = True
-    """Logarithmic between the two, else linear."""
+    """Whether the scale is logarithmic instead of linear."""
     factor: tuple[float, float] = (1.0, 1.0)
-    """What the two values are multiplied by."""
+    """Factors by which the two values are multiplied."""
     meaning: str = ""
-    """The two bounds in words."""
+    """Description of the two bounds."""
     name: str = ""
-    """Name at the spoke, where it is not the metric's own."""
+    """Name at the spoke, if it is not that of the metric."""
 
     @property
     def label(self) -> str:
@@ -41,7 +42,7 @@ class Scale(NamedTuple):
         return self.name or quantities.of(self.metric).spoke
 
     def place(self, values: pd.DataFrame) -> pd.Series:
-        """Place of every row between centre (0) and rim (1), clipped; NaN where a bound is missing."""
+        """Position of every row between centre (0) and rim (1), clipped; NaN where a bound is missing."""
         low, high = (
             values.get(bound, np.nan) if isinstance(bound, str) else bound
             for bound in (self.centre, self.rim)
@@ -82,11 +83,11 @@ SCALES = (
     Scale("unstable_fraction", 0.0, 1.0, log=False, meaning="no step lost; all steps lost", name="broken"),
     Scale("ms_per_step", 1.0, 1e4, meaning="1 ms per MD step of all replicas; 10,000 ms", name="time"),
 )
-"""Fixed scales: bounds come from the reference data or are numbers, so that no model moves another's place.
-Zero, the centre, is the best value; what lies outside a scale is drawn at its end."""
+"""Fixed scales, with bounds that come from the reference data or are numbers, so that no model changes the
+position of another. Zero, the centre, is the best value; values outside a scale are drawn at its end."""
 
 PAPER_SPOKES = {column.metric: column.spoke for column in COLUMNS if column.published}
-"""Spokes with the paper's scaling: the eight metrics of its Tables 1 to 4."""
+"""Spokes for the paper's scaling, the eight metrics of Tables 1 to 4."""
 
 PAIRS = (
     ("ev_root", "fv"),
@@ -98,7 +99,7 @@ PAIRS = (
 
 
 def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
-    """Metrics of every dataset and model in the records' units, with the dataset's floors and ceilings.
+    """Metrics of every dataset and model in the units of the records, with floors and ceilings.
 
     Parameters
     ----------
@@ -107,7 +108,7 @@ def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with the index (dataset, model), in the paper's order, and a column for every metric;
+    DataFrame with the index (dataset, model), in the paper's order, and one column per metric;
     ``unstable_fraction`` is one minus the stable fraction, ``floor_wf_low`` and ``floor_wf_high`` are the
     range of the floor.
     """
@@ -129,7 +130,7 @@ def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_values() -> pd.DataFrame:
-    """The paper's Tables 1 to 4 in the form and units of `metric_values`.
+    """Tables 1 to 4 of the paper in the form and units of `metric_values`.
 
     Examples
     --------
@@ -140,25 +141,25 @@ def published_values() -> pd.DataFrame:
 
 
 def scaled_values(values: pd.DataFrame, scale: str = "fixed") -> pd.DataFrame:
-    """Metrics between zero, the best, and one, for the radial plots.
+    """Metrics on a scale from zero, the best value, to one, for the radial plots.
 
     Parameters
     ----------
     values
-        As `metric_values` returns them.
+        Values as returned by `metric_values`.
     scale
-        ``"fixed"``: between the bounds of `SCALES`. ``"paper"``: divided by the largest value that a model
-        has in that dataset, so that a value depends on who else was run.
+        With ``"fixed"``, values are placed between the bounds of `SCALES`. With ``"paper"``, they are divided
+        by the largest value of a model on the dataset, and so depend on which other models were run.
 
     Returns
     -------
-    DataFrame with the index of `values` and a column for every metric of `SCALES` (of `PAPER_SPOKES`) that
+    DataFrame with the index of `values` and a column for every metric of `SCALES` (or of `PAPER_SPOKES`) that
     it holds.
 
     Raises
     ------
     ValueError
-        If the scale is neither.
+        If the scale is unknown.
     """
     if scale == "fixed":
         scaled = {s.metric: s.place(values) for s in SCALES if s.metric in values}
@@ -189,18 +190,18 @@ def floor_places(values: pd.DataFrame, scale: str = "fixed") -> dict:
 
 
 def scale_table() -> pd.DataFrame:
-    """What the centre and the rim of the radial plots mean, a row for every spoke."""
+    """Meaning of the centre and the rim of the radial plots, with one row per spoke."""
     rows = [(s.label, *s.meaning.split("; "), "logarithmic" if s.log else "linear") for s in SCALES]
     return pd.DataFrame(rows, columns=["Spoke", "Centre", "Rim", "Scale"]).set_index("Spoke")
 
 
 def spreads(values: pd.DataFrame) -> pd.Series:
-    """How far the models lie apart on every spoke of the fixed scales: worst minus best, median of datasets.
+    """Spread of the models on every spoke of the fixed scales, worst minus best, median over datasets.
 
     Parameters
     ----------
     values
-        As `metric_values` returns them; datasets with one model are left out.
+        Values as returned by `metric_values`; datasets with one model are left out.
     """
     scaled = scaled_values(values)
     scaled = scaled.rename(columns={s.metric: s.label for s in SCALES})
@@ -210,22 +211,22 @@ def spreads(values: pd.DataFrame) -> pd.Series:
 
 
 def best_counts(values: pd.DataFrame, *, alike: float = 0.01) -> pd.DataFrame:
-    """On how many spokes of the fixed scales every model is the best of its dataset.
+    """Number of spokes of the fixed scales on which each model is the best on its dataset.
 
-    Spokes on which all models are alike, or that only one model has, do not count; models that share the
-    best value all get it.
+    Spokes on which all models are alike, or that only one model has, do not count. A shared best value counts
+    for every model that has it.
 
     Parameters
     ----------
     values
-        As `metric_values` returns them.
+        Values as returned by `metric_values`.
     alike
-        Part of a scale within which the models are alike.
+        Fraction of a scale within which models count as alike.
 
     Returns
     -------
-    DataFrame with a row for every dataset, a column for every model (NaN where it was not run) and the column
-    ``spokes``, the number that count.
+    DataFrame with one row per dataset, one column per model (NaN where it was not run) and the column
+    ``spokes``, the number of spokes that count.
     """
     scaled = scaled_values(values)
     groups = scaled.groupby(level="dataset")
@@ -238,14 +239,14 @@ def best_counts(values: pd.DataFrame, *, alike: float = 0.01) -> pd.DataFrame:
 
 
 def roster_effects(values: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
-    """What leaving out one model does to the others' overall scores, the means over their spokes.
+    """Effect of leaving out one model on the overall scores of the others, which are means over spokes.
 
     Parameters
     ----------
     values
-        As `metric_values` or `published_values` return them.
+        Values as returned by `metric_values` or `published_values`.
     scale
-        As for `scaled_values`; nothing can happen on the fixed scales.
+        As in `scaled_values`; there can be no effect on the fixed scales.
 
     Returns
     -------
@@ -271,22 +272,23 @@ def rank_correlations(
 ) -> pd.DataFrame:
     """Spearman's rank correlation of pairs of metrics, over all points and within the datasets.
 
-    Datasets differ in size and scale more than models do, so that the correlation over all points mostly
-    says that. Within: values are ranked in each dataset first; only datasets with `least` models count.
+    Datasets differ in size and scale more than models do, which dominates the correlation over all points.
+    For the correlation within datasets, values are first ranked in each dataset; only datasets with at least
+    `least` models count.
 
     Parameters
     ----------
     values
-        As `metric_values` or `published_values` return them.
+        Values as returned by `metric_values` or `published_values`.
     pairs
         Pairs of metrics.
     least
-        Models that a dataset must have.
+        Smallest number of models of a dataset.
 
     Returns
     -------
-    DataFrame with a row for every pair and the columns ``all``, ``within`` (NaN where undefined), ``points``
-    and ``datasets``, those that count within.
+    DataFrame with one row per pair and the columns ``all``, ``within`` (NaN where undefined), ``points`` and
+    ``datasets``, the number of datasets that count for ``within``.
     """
     rows = []
     for x, y in pairs:
@@ -306,7 +308,7 @@ def _correlation(ranks):
 
 
 def order_datasets(names: Iterable[str]) -> list[str]:
-    """Datasets in the order of the paper's tables, others behind by name.
+    """Datasets in the order of the paper's tables, followed by others, sorted by name.
 
     Examples
     --------
@@ -317,7 +319,7 @@ def order_datasets(names: Iterable[str]) -> list[str]:
 
 
 def order_models(names: Iterable[str]) -> list[str]:
-    """Models in the order of the paper's tables, others behind by name.
+    """Models in the order of the paper's tables, followed by others, sorted by name.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-r"""Do the forces turn with the molecule? The residual of equivariance of a force field, and its picture.
+r"""Do the forces rotate with the molecule? The equivariance error of a force field is measured and drawn.
 
 For an orthogonal matrix R an equivariant force field obeys :math:`E(Rx) = E(x)` and :math:`F(Rx) = R\,F(x)`.
 """
@@ -22,8 +22,8 @@ from egraff_utils.report import catalogue
 def subject(campaign, *, seed=0):
     """A molecule and the force fields of a campaign that were trained on it.
 
-    The molecular dataset on which most models have weights, its first test frame where that is at hand. Where
-    no molecule has weights: ethanol and freshly built tiny models.
+    The molecule is the first available test frame of the molecular dataset on which most models have weights.
+    If no molecule has weights, it is ethanol, and the models are new tiny ones.
 
     Parameters
     ----------
@@ -35,7 +35,8 @@ def subject(campaign, *, seed=0):
     Returns
     -------
     tuple
-        What it is, in words; ``ase.Atoms``; a dict of model name to force field, in the paper's order.
+        Description of the molecule; ``ase.Atoms``; a dict from model name to force field, in the paper's
+        order.
     """
     runs = {}
     for record in records.read_all(campaign):
@@ -54,14 +55,14 @@ def subject(campaign, *, seed=0):
 
 
 def fresh(name, preset, elements=(1, 6, 8), *, seed=0):
-    """A force field with weights drawn from a seed, in evaluation mode."""
+    """A new force field with weights drawn with a seed, in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return models.build(name, preset, elements).eval()
 
 
 def rotations(number, seed=0):
-    """Rotation matrices drawn evenly from all orientations, shape ``(number, 3, 3)``."""
+    """Rotation matrices drawn uniformly from all rotations, shape ``(number, 3, 3)``."""
     return Rotation.random(number, rng=np.random.default_rng(seed)).as_matrix()
 
 
@@ -72,7 +73,7 @@ def predict(force_field, atoms):
 
 
 def residual(force_field, atoms, matrices):
-    r"""Largest failure of equivariance over some orthogonal matrices.
+    r"""Largest equivariance error over some orthogonal matrices.
 
     .. math:: \frac{\max |F(Rx) - R\,F(x)|}{\sqrt{\langle F(x)^2 \rangle}}, \qquad \max |E(Rx) - E(x)|
 
@@ -89,7 +90,7 @@ def residual(force_field, atoms, matrices):
     -------
     dict
         ``force``, relative to the root mean square of a force component, dimensionless; ``still``, the same
-        for forces that are compared without turning them, :math:`F(Rx) - F(x)`; ``energy``, eV.
+        for forces that are compared without rotating them, :math:`F(Rx) - F(x)`; ``energy``, eV.
     """
     energy, forces = predict(force_field, atoms)
     scale, failures = np.sqrt((forces**2).mean()), []
@@ -101,7 +102,7 @@ def residual(force_field, atoms, matrices):
 
 
 def table(force_fields, atoms, *, number=10, seed=0):
-    """Residuals of several force fields under rotations and under the same rotations with a reflection.
+    """Equivariance errors of several force fields under rotations, and under rotations with a reflection.
 
     Parameters
     ----------
@@ -110,14 +111,16 @@ def table(force_fields, atoms, *, number=10, seed=0):
     atoms
         Structure, positions in Å.
     number
-        How many rotations.
+        Number of rotations.
+    seed
+        Seed of the rotations.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each model. Residuals of the force are dimensionless, those of the energy in meV:
-        ``rotated``, ``mirrored``, ``double precision`` (rotated, the network in double precision), and ``not
-        turned`` (what forces that stay put would give).
+        One row per model. Errors of the force are dimensionless, those of the energy are in meV: ``rotated``,
+        ``mirrored``, ``double precision`` (rotated, with the network in double precision), and ``not turned``
+        (the value for forces that do not rotate).
     """
     proper, rows = rotations(number, seed), {}
     for name, force_field in force_fields.items():
@@ -134,12 +137,11 @@ def table(force_fields, atoms, *, number=10, seed=0):
 
 
 def plot_rotation(force_field, atoms, *, angle=75.0, model="", label=None):
-    """Figure 1: a molecule with its forces, and the same molecule turned in the plane of the picture.
+    """Figure 1, a molecule with its forces, and the same molecule rotated in the plane of the picture.
 
-    The molecule is seen along the direction in which it is flattest.
-
-    Coloured arrows are the model's forces on what is shown; black ones, on the right, those of the left
-    picture, turned. Where the model is equivariant the two lie on each other.
+    The molecule is seen along the direction in which it is flattest. Coloured arrows are the forces of the
+    model on the structure shown; black arrows, on the right, are the forces of the left picture, rotated. For
+    an equivariant model the two coincide.
 
     Parameters
     ----------
@@ -180,7 +182,7 @@ def plot_rotation(force_field, atoms, *, angle=75.0, model="", label=None):
 
 
 def _flat(atoms):
-    """Rotation of the longest extent to x and the shortest to z."""
+    """Rotation that brings the longest extent to x and the shortest to z."""
     view = np.linalg.svd(atoms.positions - atoms.positions.mean(0))[2]
     return view * np.sign(np.linalg.det(view))
 

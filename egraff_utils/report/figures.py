@@ -1,8 +1,8 @@
-"""How do all models compare? The paper's figures over a whole campaign, one function each.
+"""How do all models compare? Each function draws one of the paper's figures for a whole campaign.
 
-Every grid has a panel per dataset (or model), one legend for the figure, and colours, black reference and
-grey floors as in `plots`. A panel's title names what it shows; where a model has no record its title says
-how many there are, and a panel without any says "not run". Letters in shapes: R replicas, T frames, B bins.
+Every grid has one panel per dataset (or model), one legend, and colours, black reference and grey floors as
+in `plots`. The title of a panel names what it shows; if models have no record, it gives the number of those
+that do, and a panel without any says "not run". Symbols: R replicas, T frames, B bins.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ from egraff_utils.report.comparison import (
 )
 
 WIDTH = 7.4
-"""Width of a grid, inches: the text width of a page."""
+"""Width of a grid, which is the text width of a page, inches."""
 
 NOT_RUN = tables.NOT_RUN
 
 POINT = {"markersize": 5, "markeredgecolor": "0.2", "markeredgewidth": 0.5, "linestyle": "none"}
-"""A model's marker."""
+"""Style of the marker of a model."""
 
 BREAK = {"marker": r"$\dagger$", "markersize": 10, "markeredgewidth": 0.3, "zorder": 4}
-"""Dagger where a replica broke, as in the tables."""
+"""Style of the dagger where a replica broke, as in the tables."""
 
 
 # Figure 3: structure
 
 
 def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: str = "rollout") -> Figure:
-    """Figure 3: radial distribution functions, a panel for every dataset, a line for every model.
+    """Figure 3, radial distribution functions, with one panel per dataset and one line per model.
 
-    Below each panel, on a scale of its own, what the models' functions differ by from the reference; grey,
-    how far the mean over the replicas of a perfect model would differ in 95 of 100 cases. A rollout over
-    several compositions has a panel for each of them.
+    Below each panel, on a separate scale, are the differences of the models' functions from the reference;
+    the grey band is the 95 % range of the mean over the replicas of a perfect model. A rollout over several
+    compositions has one panel for each of them.
 
     Parameters
     ----------
     records
-        Records of a campaign, as `records.read_all` returns them.
+        Records of a campaign, as returned by `records.read_all`.
     datasets
-        Panels to show, in this order; by default all with such records.
+        Panels that are shown, in this order; by default all with such records.
     kind
-        Kind of the rollouts, for example ``"rollout_600K"``.
+        Kind of the rollouts, such as ``"rollout_600K"``.
     """
     records = list(records)
     panels = {}
@@ -114,7 +114,7 @@ def _draw_rdf_floor(ax, found, records):
 
 def _mean_rdf(records):
     values = _stack(records, "rdf")
-    values[~values.any(1)] = np.nan  # broken before its first frame
+    values[~values.any(1)] = np.nan  # g(r) of a replica that broke before its first frame is zero throughout
     return plots.replica_mean(values)
 
 
@@ -129,18 +129,18 @@ def plot_mean(
     models: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Figure 4: a metric of every dataset and model with its interval, the range of the floor grey.
+    """Figure 4, a metric of every dataset and model with its interval, and the range of the floor in grey.
 
-    Logarithmic where the values are positive and span more than a factor of three.
+    The axis is logarithmic if the values are positive and span more than a factor of three.
 
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it; several seeds are averaged.
+        One row per metric, as returned by `records.read`; several seeds are averaged.
     metric
-        Name of the metric, for example ``"fv"``.
+        Name of the metric, such as ``"fv"``.
     datasets, models
-        Places to give, in this order; by default those that have the metric.
+        Datasets and models that have a place, in this order; by default those that have the metric.
     """
     own_figure, ax = ax is None, plots.take_axes(ax)
     rows = _metric_rows(frame, [metric])
@@ -180,11 +180,11 @@ def mean_grid(
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it.
+        One row per metric, as returned by `records.read`.
     metrics
         Names of the metrics.
     datasets
-        Places to give, in this order; by default those that have one of the metrics.
+        Datasets that have a place, in this order; by default those that have one of the metrics.
     """
     size = (WIDTH, 0.7 + 2.1 * len(metrics))
     figure, axes = plt.subplots(len(metrics), sharex=True, squeeze=False, figsize=size)
@@ -203,7 +203,7 @@ def _metric_rows(frame, metrics):
 
 
 def _draw_floor(ax, place, frame, dataset, metric):
-    """Grey band over the range of a floor, or a grey line at its value; whether there is one."""
+    """Draw a grey band over the range of a floor, or a grey line at its value; returns whether it exists."""
     floor = floor_of(frame, "rollout", dataset, metric)
     ends = place - 0.42, place + 0.42
     if np.isfinite(floor).all():
@@ -234,22 +234,22 @@ def violation_grid(
     kind: str = "rollout",
     window: int = 21,
 ) -> Figure:
-    """Figure 5: energy or force violation along the run, a panel for every dataset, a line for every model.
+    """Figure 5, energy or force violation along the run, with one panel per dataset and one line per model.
 
-    A line is the geometric mean over the replicas that are still whole and over `window` frames; a dagger
-    marks where a replica broke. The grey band is the floor: the mean over a run of a perfect but independent
-    model, in 95 of 100 cases.
+    A line is the geometric mean over the replicas that have not broken and over `window` frames; a dagger
+    marks where a replica broke. The grey band is the floor, the 95 % range of the mean over a run of a
+    perfect but independent model.
 
     Parameters
     ----------
     records
-        Records of a campaign, those of the floors among them.
+        Records of a campaign, including those of the floors.
     name
         ``"fv"``, ``"ev"`` or ``"ev_root"``.
     datasets, kind
-        As for `rdf_grid`.
+        As in `rdf_grid`.
     window
-        Frames in the running mean; 1 shows every frame.
+        Number of frames in the running mean; 1 shows every frame.
 
     Raises
     ------
@@ -283,25 +283,25 @@ def rmsd_grid(
     datasets: Sequence[str] | None = None,
     kind: str = "rollout",
 ) -> Figure:
-    """Figures 8 and 9: root mean square displacement from the start, a panel for every dataset or model.
+    """Figures 8 and 9, root mean square displacement from the start, with one panel per dataset or model.
 
-    A line is the mean over replicas that are still whole; a dagger marks where one broke. The reference,
-    where its frames follow each other in time, is black. By dataset, the grey band over the last tenth of the
-    time is the floor: the displacement there of a perfect but independent model.
+    A line is the mean over the replicas that have not broken; a dagger marks where one broke. The reference
+    is black if its frames are ordered in time. In panels by dataset, the grey band over the last tenth of the
+    time is the floor, the displacement of a perfect but independent model.
 
     Parameters
     ----------
     records
         Records of a campaign with curves ``time`` (T,) fs and ``rmsd`` (R, T) Å.
     by
-        ``"dataset"`` (Figure 8: colours tell models) or ``"model"`` (Figure 9: markers tell datasets).
+        ``"dataset"`` (Figure 8, colours denote models) or ``"model"`` (Figure 9, markers denote datasets).
     datasets, kind
-        As for `rdf_grid`.
+        As in `rdf_grid`.
 
     Raises
     ------
     ValueError
-        If `by` is neither.
+        If `by` is neither of these.
     """
     records = list(records)
     datasets = _datasets(records, kind, datasets)
@@ -346,12 +346,12 @@ def _rmsd_by_model(records, kind, datasets):
 
     models = order_models({r.model for r in records if r.kind == kind and r.model != "reference"})
     figure = _grid(models, draw, title=tables.model_title, sharey=True, legend=False, noun="datasets")
-    figure.axes[0].set(ylim=(0, None))  # after the last panel: it ends the scaling of the shared axis
+    figure.axes[0].set(ylim=(0, None))  # after the last panel, as it ends autoscaling of the shared axis
     return _add_legend(figure, _dataset_handles(markers))
 
 
 def _draw_run(ax, model, runs, mean, **line):
-    """Line of a model through the frames that have a value, and a dagger at each break of a replica."""
+    """Draw the line of a model over the frames that have a value, and a dagger at each break of a replica."""
     time, color, known = _time(runs), plots.model_color(model), np.isfinite(mean)
     style = {"linewidth": 1.3, "markersize": 4.5, "markeredgecolor": "0.2", "markeredgewidth": 0.5} | line
     ax.plot(time[known], mean[known], color=color, **style)
@@ -364,7 +364,7 @@ def _draw_run(ax, model, runs, mean, **line):
 
 
 def _breaks(runs):
-    """Steps at which replicas broke, and how many steps the curves of their run span."""
+    """Steps at which replicas broke, and number of steps that the curves of their run span."""
     for record in runs:
         stable = record.curves.get("stable_step")
         if record.status == "unstable" and stable is not None:
@@ -382,14 +382,14 @@ def learning_curves(
     metric: str = "val_force_mae",
     datasets: Sequence[str] | None = None,
 ) -> Figure:
-    """Validation error against the cost of training, a panel for every dataset, a line for every model.
+    """Validation error against the cost of training, with one panel per dataset and one line per model.
 
     The grey line is the force error of predicting zero.
 
     Parameters
     ----------
     records
-        Records of a campaign; those of kind ``training`` are drawn.
+        Records of a campaign, of which those of kind ``training`` are drawn.
     x
         ``"seconds"`` (s) or ``"step"``.
     metric
@@ -434,18 +434,18 @@ def radar_grid(
     datasets: Sequence[str] | None = None,
     beside: Mapping[str, pd.DataFrame] | None = None,
 ) -> Figure:
-    """Figure 6: radial plots of the metrics, a panel for every dataset; nearer to the centre is better.
+    """Figure 6, radial plots of the metrics, with one panel per dataset; values near the centre are better.
 
     A grey bar on a spoke is the range of the floor.
 
     Parameters
     ----------
     values
-        As `comparison.metric_values` or `comparison.published_values` return them.
+        Values as returned by `comparison.metric_values` or `comparison.published_values`.
     scale
-        As for `comparison.scaled_values`.
+        As in `comparison.scaled_values`.
     datasets
-        Panels to show, in this order; by default all of `values`.
+        Panels that are shown, in this order; by default all of `values`.
     beside
         Values of further campaigns by name, drawn with broken lines.
     """
@@ -477,7 +477,7 @@ def radar_grid(
 
 
 def _draw_polygon(ax, angles, radii, model, line):
-    """Line from spoke to spoke, open beside a spoke without a value."""
+    """Draw a line from spoke to spoke, with gaps next to spokes without a value."""
     style = _point(model) | {"markersize": 3.5, "linestyle": line, "linewidth": 1.2, "clip_on": False}
     ax.plot(np.append(angles, angles[:1]), np.append(radii, radii[:1]), **style)
 
@@ -499,20 +499,20 @@ def pairs_grid(
     *,
     pairs: Sequence[tuple[str, str]] = PAIRS,
 ) -> Figure:
-    """Figure 7: pairs of metrics against each other, a point for every dataset and model.
+    """Figure 7, pairs of metrics against each other, with one point per dataset and model.
 
-    A row for every pair; ours left with full markers, the published values right with hollow ones, on the
-    same axes. Colours tell models, markers datasets; a grey cross spans the ranges of the dataset's floors. A
-    value published as zero has no place on a logarithmic axis.
+    There is one row per pair, with our values on the left, with full markers, and the published values on the
+    right, with hollow ones, on the same axes. Colours denote models, markers denote datasets; a grey cross
+    spans the ranges of the dataset's floors. A value published as zero cannot be shown on a logarithmic axis.
 
     Parameters
     ----------
     values
-        As `comparison.metric_values` returns them.
+        Values as returned by `comparison.metric_values`.
     published
-        As `comparison.published_values` returns them, the default.
+        Values as returned by `comparison.published_values`, which is the default.
     pairs
-        Pairs of metrics, horizontal and vertical.
+        Pairs of metrics on the horizontal and the vertical axis.
     """
     published = published_values() if published is None else published
     sides = (("ours", values), ("paper", published))
@@ -568,13 +568,13 @@ def _draw_pairs(ax, values, pair, markers, *, hollow):
 
 
 def cost_grid(records: Iterable) -> Figure:
-    """Time and memory of one MD step against the number of atoms, a line for every model.
+    """Time and memory of one MD step against the number of atoms, with one line per model.
 
     Parameters
     ----------
     records
-        Records of a campaign; those of kind ``cost`` are drawn, with curves ``atoms``, ``milliseconds`` (ms)
-        and ``memory`` (MB), one value per size.
+        Records of a campaign, of which those of kind ``cost`` are drawn, with curves ``atoms``,
+        ``milliseconds`` (ms) and ``memory`` (MB), one value per size.
     """
     found = _by_model(r for r in records if r.kind == "cost" and "atoms" in r.curves)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4))
@@ -597,7 +597,7 @@ def cost_grid(records: Iterable) -> Figure:
 
 
 def dataset_markers(names: Iterable[str]) -> dict[str, str]:
-    """Marker of every dataset: a fixed one for those of the paper, the next ones for others."""
+    """Marker of every dataset, which is fixed for those of the paper; others take the next ones."""
     order = [*DATASETS, *(name for name in order_datasets(names) if name not in DATASETS)]
     markers = dict(zip(order, plots.MARKERS * 9, strict=False))
     return {name: markers[name] for name in order_datasets(names)}
@@ -616,10 +616,10 @@ def _grid(
     noun: str = "models",
     **handles,
 ) -> Figure:
-    """Panels three in a row with one legend. `draw(ax, key)` returns the names of what it drew.
+    """Panels, three in a row, with one legend; `draw(ax, key)` returns the names of what it drew.
 
-    With several `ratios` a panel consists of axes of these heights, one below the other, and `ax` is their
-    list.
+    With several `ratios` a panel consists of axes of these relative heights, one below the other, and `ax` is
+    the list of them.
     """
     keys, parts = list(keys), len(ratios)
     columns = min(3, max(len(keys), 1))
@@ -669,7 +669,7 @@ def _add_legend(figure, handles, *, columns=None):
 
 
 def _legend_entries(models, *, marker=False, reference=False, floor=False, lines=None):
-    """Entries of the legend; a marker where the figure has them."""
+    """Entries of the legend, with markers if the figure has them."""
     handles = []
     if reference:
         handles.append(Line2D([], [], color=REFERENCE_COLOR, linewidth=2.6, label="reference"))
@@ -710,7 +710,7 @@ def _datasets(records, kind, datasets):
 
 
 def _by_model(records):
-    """Records of every model, in the paper's order of models."""
+    """Records by model, in the paper's order of models."""
     groups = {}
     for record in records:
         groups.setdefault(record.model, []).append(record)
@@ -729,7 +729,7 @@ def _part_title(key):
 
 
 def _stack(records, name):
-    """Curves of all replicas of all seeds, shape ``(R, T)``, NaN behind the end of a shorter run."""
+    """Curves of all replicas of all seeds, shape ``(R, T)``, NaN after the end of a shorter run."""
     curves = [np.atleast_2d(plots.read_curve(record, name)).astype(float) for record in records]
     length = max(curve.shape[1] for curve in curves)
     ends = [((0, 0), (0, length - curve.shape[1])) for curve in curves]
@@ -743,7 +743,7 @@ def _time(records):
 
 
 def _running_mean(values, window):
-    """Mean over the frames around each that have a value; NaN where the frame itself has none."""
+    """Running mean over the frames that have a value; NaN where the central frame has none."""
     found = np.isfinite(values)
     kernel = np.ones(min(window, len(values)))
     total = np.convolve(np.where(found, values, 0.0), kernel, mode="same")
@@ -752,7 +752,7 @@ def _running_mean(values, window):
 
 
 def _value(records, dataset, metric):
-    """Metric of a dataset's own record, or of the first training on it; `None` where there is none."""
+    """Metric in the record of a dataset, or of the first training on it; `None` if there is none."""
     for record in sorted(records, key=lambda r: r.kind != "dataset"):
         if record.dataset == dataset and record.kind in ("dataset", "training"):
             values = {m.name: m.value for m in record.metrics}
@@ -762,7 +762,7 @@ def _value(records, dataset, metric):
 
 
 def _floor(records, kind, dataset, name):
-    """Range of the floor of a metric, or its value twice where it has no range; NaN where there is none."""
+    """Range of the floor of a metric, or its value twice if it has no range; NaN without a floor."""
     root = "ev_root" if name == "ev" else name
     columns = ["kind", "dataset", "model", "metric", "value", "low", "high"]
     rows = [
@@ -773,4 +773,4 @@ def _floor(records, kind, dataset, name):
     ]
     value, *ends = floor_of(pd.DataFrame(rows, columns=columns), kind, dataset, root)
     ends = np.array(ends if np.isfinite(ends).all() else [value, value])
-    return ends**2 if name == "ev" else ends  # geometric means: that of the squares is the square
+    return ends**2 if name == "ev" else ends  # the geometric mean of squares is the square of the mean

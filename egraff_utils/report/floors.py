@@ -1,4 +1,4 @@
-"""Where do scores lie between a perfect model and none? Floors, ceilings, published values and ours."""
+"""Where do scores lie between a perfect and a useless model? Floors and ceilings are compared with values."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ METRICS = ("wf", "jsd_raw", "jsd", "ev_root", "fv", "rmsd")
 """Metrics that the page shows, in this order."""
 
 NULLS = {"frozen": "Frozen frame", "ideal_gas": "Ideal gas", "einstein": "Einstein crystal"}
-"""Null models, which give the ceilings, and their titles."""
+"""Null model, which gives a ceiling -> its title."""
 
 MARKERS = {"frozen": "|", "ideal_gas": "x", "einstein": "+"}
 SHIFTED = ("5", "6", "7a", "7b", "18", "19")
-"""Tables of the paper with sets other than the main ones."""
+"""Tables of the paper on sets other than the main ones."""
 
 COLUMNS = ["place", "kind", "dataset", "model", "metric", OURS, PAPER, "floor", "low", "high", *NULLS]
 
 
 def scores(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every value of a rollout, ours and the published one, with its floor and its ceilings.
+    """Values of rollouts, ours and the published ones, with their floors and ceilings.
 
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it.
+        One row per metric, as returned by `records.read`.
 
     Returns
     -------
-    DataFrame with a row for every set of frames, model and metric of `METRICS` that has a value of ours or a
-    published one. ``place`` names the set for readers; ``ours``, ``paper``, ``floor``, its 95 % range ``low``
-    and ``high``, and the null models' ``frozen``, ``ideal_gas`` and ``einstein`` are in the unit of the
-    leaderboard's column; NaN where there is none.
+    DataFrame with one row for every set of frames, model and metric in `METRICS` that has our or a published
+    value. ``place`` names the set for readers. ``ours``, ``paper``, ``floor``, its 95 % range ``low`` and
+    ``high``, and the values of the null models ``frozen``, ``ideal_gas`` and ``einstein`` are in the unit of
+    the leaderboard's column; missing values are NaN.
     """
     main = beside_values(frame, METRICS, bounds=True, spread=True)
     names = main.index.unique("dataset")
@@ -87,7 +87,7 @@ def _rows(values, places):
 
 
 def _place(kind, dataset):
-    """Name of a set of frames: the dataset, and which frames where they are not its own test set.
+    """Name of a set of frames, the dataset and the kind of frames if they are not its test set.
 
     >>> _place("rollout_600K", "acac"), _place("rollout_benzene", "ethanol")
     ('Acetylacetone, 600 K', 'Ethanol, benzene')
@@ -98,14 +98,14 @@ def _place(kind, dataset):
 
 
 def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, int]:
-    """How many values of a metric cannot be told from the reference, and of how many with a floor's range.
+    """Number of values that cannot be distinguished from the reference, and of values with a range.
 
     Parameters
     ----------
     found
-        As `scores` gives it.
+        DataFrame of `scores`.
     metric, source
-        ``source`` is ``"ours"``, ``"paper"`` or the name of a null model, which counts once per set.
+        Name of a metric; ``"ours"``, ``"paper"`` or the name of a null model, which counts once per set.
 
     Examples
     --------
@@ -120,16 +120,18 @@ def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, in
 
 
 def ranges(found: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Floor, ceilings, and least to largest value of the paper's models and of ours, in words.
+    """Floor, ceilings, and ranges of the values of the paper's models and of ours, as texts.
 
     Parameters
     ----------
     found
-        As `scores` gives it.
+        DataFrame of `scores`.
+    metric
+        Name of a metric.
 
     Returns
     -------
-    DataFrame of texts with a row for every set of frames; without those of which nothing is known.
+    DataFrame of texts with one row per set of frames for which anything is known.
     """
     rows = {}
     for place, block in found[found.metric == metric].groupby("place", sort=False):
@@ -152,12 +154,14 @@ def _span(low, high):
 
 
 def plot_ranges(found: pd.DataFrame, metrics: tuple[str, ...] = ("wf", "ev_root", "fv")) -> Figure:
-    """A panel for every metric: on each set the floor's range, ceilings, published values and ours.
+    """Range of the floor, ceilings, published values and ours on each set, with one panel per metric.
 
     Parameters
     ----------
     found
-        As `scores` gives it.
+        DataFrame of `scores`.
+    metrics
+        Names of the metrics.
     """
     places = list(dict.fromkeys(found.place))
     height = 1.6 + 0.3 * max(len(places), 1)

@@ -1,4 +1,4 @@
-"""Which trained models pass the gate? Tables and figures of its records, the smooth variants beside them."""
+"""Which trained models pass the gate? Tables and figures of its records, with those of smooth variants."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from egraff_utils import gate, plots, quantities, tables
 from egraff_utils.report import figures
 
 SMOOTH = "cpu_smooth"
-"""Campaign of the variants that are smooth at the cutoff."""
+"""Name of the campaign of the variants that are smooth at the cutoff."""
 PUBLISHED_LABEL, SMOOTH_LABEL = "as published", "smooth variant"
 SMOOTH_COLOR = "0.25"
 SMALLEST = 1e-6
-"""meV; smaller jumps are rounding and are drawn here."""
+"""Smallest jump that is shown, meV; smaller ones are rounding errors and are drawn at this value."""
 
 
 def select(found, *, dataset=None, model=None):
-    """Records of kind ``gate``, a list, of a dataset and a model where these are given."""
+    """Records of kind ``gate``, a list, restricted to a dataset and a model if these are given."""
     return [
         record
         for record in found
@@ -33,8 +33,8 @@ def worst(found):
     Returns
     -------
     pandas.DataFrame
-        A row for each model, a column for each check of :data:`egraff_utils.gate.CHECKS`; infinite where a
-        value does not exist, NaN where the check did not apply.
+        One row per model, one column per check in :data:`egraff_utils.gate.CHECKS`; infinite where a value is
+        missing, NaN where the check did not apply.
     """
     rows = {}
     for record in select(found):
@@ -48,7 +48,7 @@ def worst(found):
 
 
 def check_table():
-    """What every check measures, its unit, its tolerance and the reason for it."""
+    """Table of the checks with what they measure, the unit, the tolerance and the reason for it."""
     rows = {
         name: (check.what, check.unit, f"{check.tolerance:g}", check.why)
         for name, check in gate.CHECKS.items()
@@ -58,7 +58,7 @@ def check_table():
 
 
 def verdict_table(record):
-    """The checks of one record: value, unit, tolerance, and whether it passed."""
+    """Table of the checks in one record, with value, unit, tolerance and verdict."""
     limits, bad = record.parameters["tolerances"], gate.failed(record)
     rows = {
         metric.name: (
@@ -75,9 +75,9 @@ def verdict_table(record):
 
 
 def table(found):
-    """Models against checks: the worst value over all datasets, and how many datasets were passed.
+    """Table of models and checks, with the worst value over all datasets, and the number of datasets passed.
 
-    A cross stands behind a value that some dataset failed on; its last row is the tolerance.
+    A cross marks a value for which some dataset failed; the last row is the tolerance.
     """
     values, rows = worst(found), {}
     for model, row in values.iterrows():
@@ -93,7 +93,7 @@ def table(found):
 
 
 def verdicts(found):
-    """What the gate said: a row for each dataset, a column for each model."""
+    """Verdicts of the gate, with one row per dataset and one column per model."""
     badges = {(record.dataset, record.model): gate.badge(record) for record in select(found)}
     index = figures.order_datasets({dataset for dataset, _ in badges})
     columns = figures.order_models({model for _, model in badges})
@@ -103,18 +103,18 @@ def verdicts(found):
 
 
 def compare(frame, smooth):
-    """Accuracy, jump, conservation and simulation of the published form beside the smooth variant.
+    """Accuracy, jump, conservation and simulation of the published form and of the smooth variant.
 
     Parameters
     ----------
     frame, smooth
-        ``records.read`` of the two campaigns.
+        Data frames of the two campaigns, as returned by ``records.read``.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each dataset and model of the smooth campaign; two columns, :data:`PUBLISHED_LABEL` and
-        :data:`SMOOTH_LABEL`, for each quantity; NaN where there is no record.
+        One row for each dataset and model of the smooth campaign, and two columns, :data:`PUBLISHED_LABEL`
+        and :data:`SMOOTH_LABEL`, for each quantity; NaN without a record.
     """
     wanted = {
         ("training", "force_mae"): quantities.of("force_mae").head,
@@ -138,10 +138,10 @@ def compare(frame, smooth):
 
 
 def plot_crossing(record, *, label=None, color=None, ax=None):
-    """Energy of a frame as one atom crosses the cutoff of another, its slope taken out.
+    """Energy of a frame as one atom crosses the cutoff of another, without its slope.
 
-    The slope and a step at the cutoff are fitted, and the slope is subtracted: a smooth energy stays on a
-    line through zero, apart from its curvature.
+    The slope and a step at the cutoff are fitted, and the slope is subtracted. A smooth energy then stays on
+    a line through zero, apart from its curvature.
     """
     ax = plots.take_axes(ax)
     distance, energy = (plots.read_curve(record, f"cutoff_{name}") for name in ("distance", "energy"))
@@ -157,7 +157,7 @@ def plot_crossing(record, *, label=None, color=None, ax=None):
 
 
 def plot_energy(record, *, label=None, color=None, ax=None):
-    """Total energy along the NVE runs of a gate, from its start."""
+    """Total energy along the NVE runs of a gate, relative to the start."""
     ax = plots.take_axes(ax)
     time, energy = plots.read_curve(record, "time"), plots.read_curve(record, "energy_total")
     style = {"color": color or plots.model_color(record.model), "linewidth": 1.0}
@@ -168,7 +168,7 @@ def plot_energy(record, *, label=None, color=None, ax=None):
 
 
 def pair_grid(found, smooth, draw, datasets=("ethanol", "lips")):
-    """One panel for each dataset and architecture: the published form in colour, the smooth one dark.
+    """One panel for each dataset and architecture, with the published form in colour, the smooth one dark.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def pair_grid(found, smooth, draw, datasets=("ethanol", "lips")):
     draw
         :func:`plot_crossing` or :func:`plot_energy`.
     datasets
-        Those shown. Where the campaign has none of them, its own.
+        Datasets that are shown; if the campaign has none of them, its own are.
     """
     own = [name for name in datasets if select(found, dataset=name)]
     names = own or figures.order_datasets({record.dataset for record in select(found)}) or list(datasets)
@@ -200,7 +200,7 @@ def pair_grid(found, smooth, draw, datasets=("ethanol", "lips")):
 
 
 def drift_against_jump(found, smooth=()):
-    """Fluctuation and drift of the total energy against the jump, a point for each model and dataset.
+    """Fluctuation and drift of the total energy against the jump, with one point per model and dataset.
 
     Hollow points are smooth variants.
     """
@@ -233,7 +233,7 @@ def drift_against_jump(found, smooth=()):
 
 
 def _value(record, name):
-    """A metric, NaN where it is missing."""
+    """Value of a metric, NaN if it is missing."""
     found = {metric.name: metric.value for metric in record.metrics}
     return np.nan if found.get(name) is None else found[name]
 

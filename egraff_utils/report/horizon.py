@@ -1,6 +1,6 @@
-"""Which model follows its reference longest? Horizons of a campaign as tables and figures.
+"""Which model follows its reference longest? Tables and figures show the horizons of a campaign.
 
-Found are the records of a campaign; S starts, T frames, M models.
+The argument ``found`` always holds the records of a campaign. Symbols: S starts, T frames, M models.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ TITLES = {
     "friction": "reference's friction against none",
     "control": "moved by a constant vector",
 }
-"""How the dynamics are called in tables; the last three compare a model with itself."""
+"""Names of the dynamics in tables; the last three compare a model with itself."""
 
 LINES = {"driven": "-", "nve": "--", "langevin": ":"}
 
 
 def following(found: list) -> list:
-    """The records of kind ``horizon``, in the book's order of datasets and models."""
+    """Records of kind ``horizon``, in the book's order of datasets and models."""
     datasets = order_datasets({r.dataset for r in found if r.kind == "horizon"})
     models = order_models({r.model for r in found if r.kind == "horizon"})
     kept = [r for r in found if r.kind == "horizon"]
@@ -40,15 +40,16 @@ def following(found: list) -> list:
 
 
 def value(record, name: str) -> float:
-    """A metric of a record; nan where it has none."""
+    """Value of a metric in a record; nan if it is missing."""
     held = {m.name: m.value for m in record.metrics}.get(name)
     return np.nan if held is None else float(held)
 
 
 def curve(record, quantity: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Time (t,) fs and geometric mean over the starts (t,) of ``fv`` or ``deviation`` under a dynamics.
+    """Time (t,) fs, and geometric mean over the starts (t,) of ``fv`` or ``deviation`` under a dynamics.
 
-    For a reference that was run live ``driven`` is ``nve``. ``None`` where there is no such curve.
+    For a reference that was simulated by the oracle, ``driven`` is ``nve``. ``None`` if there is no such
+    curve.
     """
     if (
         name == "driven"
@@ -64,7 +65,7 @@ def curve(record, quantity: str, name: str) -> tuple[np.ndarray, np.ndarray] | N
 
 
 def text(record, name: str) -> str:
-    """A horizon with its 95 % interval, fs; with ``>`` where the simulations ended before it.
+    """Text of a horizon with its 95 % interval, fs; with ``>`` if the simulations ended before it.
 
     Examples
     --------
@@ -86,7 +87,7 @@ def text(record, name: str) -> str:
 
 
 def table(found: list, names=("driven", "nve", "langevin")) -> pd.DataFrame:
-    """Horizons with intervals, fs: a row for every dataset and dynamics, a column for every model."""
+    """Horizons with intervals, fs, with one row per dataset and dynamics, and one column per model."""
     rows = {}
     for record in following(found):
         for name in names:
@@ -109,8 +110,10 @@ def _frame(rows, levels):
 
 
 def own_costs(found: list) -> pd.DataFrame:
-    """FV of a model against itself at the end of the shorter runs, median over models; beside it that of
-    its forces at the start; dimensionless."""
+    """FV of a model compared with itself at the end of the shorter runs, and of its forces at the start.
+
+    Values are medians over models, dimensionless.
+    """
     rows = {}
     for record in following(found):
         for name in ("start", "noise", "friction", "control"):
@@ -121,7 +124,7 @@ def own_costs(found: list) -> pd.DataFrame:
 
 
 def reference_checks(found: list) -> pd.DataFrame:
-    """What the frames of every dataset say of the reference itself (:func:`horizon.check_reference`)."""
+    """Properties of the references that follow from their frames alone (:func:`horizon.check_reference`)."""
     heads = {
         "reference_temperature": "Temperature (K)",
         "reference_friction": "Friction (1/fs)",
@@ -147,8 +150,8 @@ def _median(values):
 def pairs_apart(found: list, name: str = "driven") -> tuple[int, int]:
     """Number of pairs of models on one dataset whose horizons differ, and number of all pairs.
 
-    Two differ if zero is outside of the 95 % interval of the difference, over resamples of starts that both
-    share. Where both are censored in a resample they count as equal there.
+    Two horizons differ if zero is outside the 95 % interval of their difference, over resamples of the starts
+    that they share. If both are censored in a resample, they count as equal there.
     """
     apart = pairs = 0
     for _, group in _grouped(found):
@@ -178,7 +181,7 @@ def _grouped(found):
 
 
 def cells(found: list, frame: pd.DataFrame, name: str = "driven") -> pd.DataFrame:
-    """Force MAE (meV/Å), horizon (fs) and whether it was reached, a row for every dataset and model."""
+    """Force MAE (meV/Å), horizon (fs) and whether it was reached, with one row per dataset and model."""
     errors = frame[(frame.kind == "training") & (frame.metric == "force_mae")]
     errors = errors.set_index(["dataset", "model", "seed"]).value
     rows = [
@@ -198,7 +201,7 @@ def within(pairs: pd.DataFrame) -> tuple[float, int]:
 
 
 def following_grid(found: list, quantity: str = "fv", *, names=("driven",), datasets=None) -> Figure:
-    """FV or deviation of all models along the reference, a panel for every dataset, with the floor of FV.
+    """FV or deviation of all models along the reference, with one panel per dataset and the floor of FV.
 
     Parameters
     ----------
@@ -207,9 +210,9 @@ def following_grid(found: list, quantity: str = "fv", *, names=("driven",), data
     quantity
         ``"fv"`` or ``"deviation"``.
     names
-        Dynamics; a line style for each.
+        Names of the dynamics, each of which has a line style.
     datasets
-        Panels to show; by default all with records.
+        Panels that are shown; by default all with records.
     """
     groups = {d: g for d, g in _grouped(found) if datasets is None or d in datasets}
     columns = min(2, max(len(groups), 1))
@@ -249,7 +252,7 @@ def _draw(ax, group, quantity, names):
 
 
 def plot_errors(pairs: pd.DataFrame) -> Figure:
-    """Horizon against force MAE, a marker for every dataset; hollow and with an arrow where censored."""
+    """Horizon against force MAE, with a marker per dataset, hollow and with an arrow if censored."""
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
     names = order_datasets(pairs.dataset.unique())
     for row in pairs.itertuples():

@@ -1,7 +1,7 @@
-"""Which hyperparameters did the paper publish, and which do we use? Tables 11 to 16 beside the model cards.
+"""Which hyperparameters did the paper publish, and which do we use? Tables are compared with the cards.
 
-Published values come from the transcribed tables, ours from the cards; :data:`TERMS` says which term of a
-table is which keyword of a card, so that agreement is computed and not claimed.
+Published values come from the transcribed tables, ours from the model cards. :data:`TERMS` maps the terms of
+a table to keywords of a card, so that agreement is computed and not claimed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ PRESETS = ("paper", "small")
 
 
 class Term(NamedTuple):
-    """Where a term of a published table stands in a card."""
+    """Counterpart in a card of a term of a published table."""
 
     keyword: str = ""
-    """``network.<name>`` or ``training.<name>``; several joined by ``+``; empty where there is none."""
+    """``network.<name>`` or ``training.<name>``, several of them joined by ``+``; empty if there is none."""
     note: str = ""
-    """Why it differs, has another form or has no keyword."""
+    """Reason why the value differs, has another form or has no keyword."""
     take: Callable[[Any], Any] = lambda value: value
-    """The card's value in the table's form."""
+    """Function that converts the value in the card to the form of the table."""
     comparable: bool = True
-    """False where the card says it in another form that cannot be compared number by number."""
+    """Whether the values can be compared number by number; False if the card has another form."""
 
 
 DEFAULT = Term(note="the package's default")
@@ -216,18 +216,18 @@ WORDS = {
     "ReduceLROnPlateau": "plateau",
     "Cosine learning rate with linear warmup": "cosine",
 }
-"""Published words -> values as the cards have them."""
+"""Published text -> value in the form of the cards."""
 
 
 def read(text):
-    """A published value as a card would hold it.
+    """A published value in the form of the cards.
 
     >>> read("5e-7"), read("AMSGrad Adam"), read("[(128, 0), (64, 1)]"), read("16x0e+16x1o+16x2e")
     (5e-07, ['adam', True], [128, 64], [16, 2])
     """
     if text in WORDS:
         return WORDS[text]
-    if pairs := re.findall(r"\((\d+), \d+\)", text):  # width and degree
+    if pairs := re.findall(r"\((\d+), \d+\)", text):  # pairs of width and degree
         return _single([int(width) for width in pairs])
     if re.fullmatch(r"(\d+x\d[eo]\+?)+", text):  # irreps of one width
         width, degrees = re.match(r"\d+", text).group(), re.findall(r"x(\d)", text)
@@ -242,7 +242,7 @@ def _single(values):
 
 
 def agree(published, ours):
-    """Whether two values are the same; a published "True" only asks that there be something.
+    """Whether two values are the same; a published "True" agrees with any value that is set.
 
     >>> agree(5.0, 5), agree(True, 0.99), agree([16, 2], [16, 2]), agree(1.0, 80.0)
     (True, True, True, False)
@@ -257,24 +257,24 @@ def agree(published, ours):
 
 
 def compare(model):
-    """Published hyperparameters of a model beside ours.
+    """Published hyperparameters of a model compared with ours.
 
     Parameters
     ----------
     model
-        Name of a model that the paper has.
+        Name of a model in the paper.
 
     Returns
     -------
     pandas.DataFrame
         Columns ``parameter`` (as published), ``paper``, ``keyword`` (of the card), ``preset paper``, ``preset
         small``, ``agreement`` (``same``, ``differs``, ``other form``, ``no keyword``, or ``not in the table``
-        for keywords of the card that the table leaves open) and ``note``.
+        for keywords of the card that the table does not set) and ``note``.
 
     Raises
     ------
     ValueError
-        If the paper has no such model, or its table a term that :data:`TERMS` does not know.
+        If the paper has no such model, or its table holds a term that is missing in :data:`TERMS`.
     """
     if model not in TERMS:
         raise cards.unknown("model of the paper", model, TERMS)
@@ -306,7 +306,7 @@ def _row(parameter, text, term, ours):
 
 
 def _values(card, preset):
-    """All keywords of a preset, defaults included."""
+    """All keywords of a preset, including defaults."""
     network = {f"network.{key}": value for key, value in card.network(preset).items()}
     training = vars(card.training(preset))
     return network | {f"training.{key}": value for key, value in training.items()}
@@ -331,11 +331,11 @@ def _text(value):
 
 
 def sheet(model):
-    """Table 11 to 16 for a model: published values beside ours, the card's notes, and a CSV link.
+    """One of Tables 11 to 16 with published values and ours, the notes of the card, and a CSV link.
 
     Returns
     -------
-    HTML, which a notebook shows as it is. Rows that differ are bold.
+    HTML, which a notebook displays. Rows that differ are bold.
     """
     frame, card = compare(model), cards.model(model)
     styler = frame.style.hide(axis="index").set_uuid(f"hyperparameters-{model}")
@@ -350,7 +350,7 @@ def sheet(model):
 
 
 def _breakable(text):
-    """HTML of a cell whose long keywords may break at their points and underscores."""
+    """HTML of a cell, with line breaks allowed at the points and underscores of long keywords."""
     return re.sub(r"([._](?=[a-z]))", r"\1<wbr>", escape(text))
 
 
@@ -359,12 +359,12 @@ def _code(text):
 
 
 def agreement():
-    """How many terms of each published table are the same, differ, or have no counterpart.
+    """Numbers of terms in each published table that agree, differ, or have no counterpart.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each model, a column for each verdict of :func:`compare`, counts.
+        Counts, with one row per model and one column per verdict of :func:`compare`.
     """
     counts = {model: compare(model).agreement.value_counts() for model in TERMS}
     order = ["same", "differs", "other form", "no keyword", "not in the table"]
@@ -373,17 +373,17 @@ def agreement():
 
 
 def packages(campaigns=()):
-    """Software behind each model: package, version, licence, table of the paper, trainable parameters.
+    """Package, version, licence, table of the paper and trainable parameters of each model.
 
     Parameters
     ----------
     campaigns
-        Campaigns whose trainings tell further numbers of parameters; a range where datasets differ.
+        Campaigns whose trainings give further numbers of parameters, as a range if datasets differ.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each model; parameters at preset ``paper`` for the elements H, C, O, and of the models that
+        One row per model; parameters at preset ``paper`` for the elements H, C, O, and of the models that
         each campaign trained.
     """
     rows = {}
@@ -413,7 +413,7 @@ def _trained_parameters(campaign):
 
 
 def licence(package):
-    """Licence that an installed package states of itself, in a few words.
+    """Licence that an installed package states in its metadata, in short form.
 
     >>> licence("e3nn")
     'MIT'
@@ -432,15 +432,15 @@ def licence(package):
 
 
 def shape():
-    """Where the architectures differ, at the presets ``paper`` and ``small``, from the cards.
+    """Differences of the architectures at the presets ``paper`` and ``small``, from the cards.
 
     Returns
     -------
     pandas.DataFrame
         Index model and preset. Columns: number of ``layers``; ``highest degree`` of the features (0 scalars,
-        1 vectors, 2 second-degree tensors); ``reach (Å)``, the distance from which an atom can feel another;
-        ``radial functions``; ``batch`` (structures); ``learning rate``; ``force : energy``, the weights of
-        the loss in its first stage.
+        1 vectors, 2 second-degree tensors); ``reach (Å)``, the largest distance at which an atom influences
+        another; ``radial functions``; ``batch`` (structures); ``learning rate``; ``force : energy``, the
+        weights of the loss in its first stage.
     """
     rows = {}
     for model in TERMS:
@@ -461,13 +461,13 @@ def shape():
 
 
 def changes(preset):
-    """What a preset changes of the paper's networks, from the cards.
+    """Changes of the paper's networks by a preset, from the cards.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each model: ``parameters`` for the elements H, C, O, those of the paper over them
-        (``factor``), and ``changed``, the keywords with both values.
+        One row per model: ``parameters`` for the elements H, C, O, the ratio ``factor`` of those of the paper
+        to them, and ``changed``, the keywords with both values.
     """
     rows = {}
     for model in TERMS:
@@ -488,7 +488,7 @@ def _first(mapping, *names):
 
 
 def _degree(network):
-    """Highest degree of the features; TorchMD-NET has vectors and no keyword for it."""
+    """Highest degree of the features; TorchMD-NET, which has no keyword for it, has vectors."""
     if "channels" in network:
         return len(network["channels"]) - 1
     return next((network[name] for name in ("hidden_l_max", "l_max") if name in network), 1)

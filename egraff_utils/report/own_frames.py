@@ -1,6 +1,7 @@
-"""Is a model as good where it goes itself? Errors on frames of its own rollouts beside test errors.
+"""Is a model as accurate on the configurations that it visits? Errors on its own frames and on test frames.
 
-For datasets whose reference can be run (:mod:`egraff_utils.oracle`). R replicas, M labelled frames.
+The errors exist for datasets whose reference can be run (:mod:`egraff_utils.oracle`). Symbols: R replicas, M
+labelled frames.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ APART, FLOOR = "trajectories", "floor"
 FORCE, FV, EV = (quantities.of(metric).head for metric in ("force_mae", "fv", "ev_root"))
 ENERGY = f"Energy MAE ({quantities.of('energy_mae_per_atom').unit})"
 LABELS = {"oracle_force_mae": FORCE, "oracle_energy_error": "Energy error (meV/atom)", "oracle_fv": FV}
-"""Axes of the curves on own frames."""
+"""Curve on own frames -> label of its axis."""
 NONE = "no value"
 
 
@@ -31,14 +32,14 @@ def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it; several seeds are averaged.
+        One row per metric, as returned by `records.read`; several seeds are averaged.
     kind
-        Kind of the rollouts. Test errors of ``rollout`` are those of the training record, of
-        ``rollout_600K`` those of ``errors_600K``.
+        Kind of the rollouts. Test errors are taken from the training record for ``rollout``, and from
+        ``errors_600K`` for ``rollout_600K``.
 
     Returns
     -------
-    DataFrame with the index (dataset, model), all models of the campaign for every dataset with such
+    DataFrame with the index (dataset, model), with all models of the campaign for every dataset with such
     rollouts, and the columns (head with unit, ``test``, ``own frames``, ``own, offset off``, ``ratio (×)``).
     The ratio is that of own frames to test. Missing values are NaN.
     """
@@ -57,9 +58,10 @@ def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
 
 
 def violations(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
-    """FV and root EV on own frames, between the two trajectories, and the floor of the latter.
+    """FV and root EV on own frames and between the two trajectories, with the floor of the latter.
 
-    Parameters and index as :func:`errors`; columns (head, ``own frames``, ``trajectories`` or ``floor``).
+    Parameters and index are those of :func:`errors`; columns are (head, ``own frames``, ``trajectories`` or
+    ``floor``).
     """
     values = _values(
         frame,
@@ -78,7 +80,7 @@ def violations(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
 
 
 def shifted_kinds(frame: pd.DataFrame) -> list[str]:
-    """Kinds of rollouts out of distribution whose own frames were labelled."""
+    """Kinds of out-of-distribution rollouts whose own frames were labelled."""
     kinds = frame[frame.metric == "oracle_fv"].kind.unique()
     return sorted(kind for kind in kinds if kind not in ("rollout", "rollout_as_coded"))
 
@@ -97,7 +99,7 @@ def _values(frame, kind, columns):
 
 
 def middle(values, *, digits: int = 2) -> str:
-    """Median and range of the values that there are, as text.
+    """Median and range of the finite values, as text.
 
     Examples
     --------
@@ -114,12 +116,14 @@ def middle(values, *, digits: int = 2) -> str:
 
 
 def plot_errors(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Force error on own frames against test error; on the dashed diagonal the two are equal.
+    """Force error on own frames against test error; the two are equal on the dashed diagonal.
+
+    Colours denote models, markers denote datasets.
 
     Parameters
     ----------
     values
-        As :func:`errors` gives them. Colours tell models, markers datasets.
+        DataFrame of :func:`errors`.
     """
     ax = plots.take_axes(ax)
     known = values[FORCE][[TEST, OWN]].dropna()
@@ -143,12 +147,12 @@ def plot_errors(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout") -> Figure:
-    """Errors on own frames along the rollouts, a panel for every dataset, means over replicas.
+    """Errors on own frames along the rollouts, means over replicas, with one panel per dataset.
 
     Parameters
     ----------
     records
-        Records of a campaign, as `records.read_all` returns them.
+        Records of a campaign, as returned by `records.read_all`.
     name
         ``"oracle_force_mae"`` (meV/Å), ``"oracle_energy_error"`` (meV/atom, model minus reference) or
         ``"oracle_fv"``.
@@ -180,7 +184,7 @@ def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout"
 
 
 def plot_apart(record, *, floor=None, ax: Axes | None = None) -> Axes:
-    """FV between the trajectories of model and reference, and in black FV on the model's own frames.
+    """FV between the trajectories of model and reference, and FV on the model's own frames in black.
 
     Parameters
     ----------

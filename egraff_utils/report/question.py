@@ -1,7 +1,7 @@
-"""Does the test error predict the simulation? Rank correlations of force MAE with every rollout metric.
+"""Does the test error predict the simulation? Rank correlations of force MAE with all rollout metrics tell.
 
-A cell is a model on a dataset; S draws, M models. All correlations are turned so that +1 means: the smaller
-the test error, the better the simulation.
+A cell is a model on a dataset. The sign of all correlations is such that +1 means that simulations are
+better, the smaller the test error is. Symbols: S draws, M models.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ METRICS = (
     "horizon_driven",
     "horizon_nve",
 )
-"""Rollout metrics and the horizon."""
+"""Names of the rollout metrics and of the horizon."""
 
 PUBLISHED = ("wf", "fv", "ev_root")
-"""Those of them that the paper has."""
+"""Metrics among these that the paper reports."""
 
 COLUMNS = ["error", "value", "low", "high", "floor_low", "floor_high", "alike"]
 RESAMPLES = 1000
-"""Of every bootstrap."""
+"""Number of resamples of every bootstrap."""
 PERMUTATIONS = 20_000
-"""Of every test against chance."""
+"""Number of permutations of every test against chance."""
 
 YES, NO, REVERSED, UNKNOWN = "predicts it", "not told from chance", "predicts the reverse", "not run"
 
 
 class Answer(NamedTuple):
-    """How far the test error orders a metric; nan where there are too few cells."""
+    """Degree to which the test error predicts the order by a metric; nan with too few cells."""
 
     cells: int
     datasets: int
-    """Those with a rank correlation: three models or more, not all alike."""
+    """Number of datasets with a rank correlation, which have at least three models, not all equal."""
     overall: float
-    """Rank correlation over all cells; mostly tells datasets apart."""
+    """Rank correlation over all cells, which mostly reflects differences between datasets."""
     overall_low: float
     overall_high: float
     within: float
-    """Mean of the datasets' rank correlations: whether the test error picks the model."""
+    """Mean of the rank correlations of the datasets, which says whether the test error selects the model."""
     within_low: float
     within_high: float
     chance: float
-    """Chance of a mean this far from zero, either way, if models are shuffled within datasets."""
+    """Two-sided probability of a mean at least this far from zero if models are shuffled within datasets."""
     right: float
-    """Part of the pairs of models of a dataset that the test error puts in the right order; 0.5 is a coin."""
+    """Fraction of the pairs of models of a dataset that the test error orders correctly; 0.5 is chance."""
 
 
 def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -70,15 +70,15 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it; several seeds are averaged.
+        One row per metric, as returned by `records.read`; several seeds are averaged.
     metric
         One of `METRICS`.
 
     Returns
     -------
     DataFrame with the index (dataset, model): ``error`` (meV/Å), ``value`` and its interval ``low``,
-    ``high``, ``floor_low`` and ``floor_high`` in the unit of the record; ``alike`` where the value cannot be
-    told from the reference. NaN where there is no interval or floor.
+    ``high``, ``floor_low`` and ``floor_high`` in the unit of the record; ``alike``, whether the value cannot
+    be distinguished from the reference. NaN without an interval or a floor.
     """
     rows = frame[
         (frame.kind == quantities.of(metric).kind) & (frame.metric == metric) & (frame.model != "reference")
@@ -91,7 +91,7 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def published_cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The same of the paper: Table 1 against Table 2 or 3; floors are those of the records at hand."""
+    """Cells of the paper, Table 1 against Table 2 or 3; floors are those of the given records."""
     error = paper.values("force_mae").rename("error")
     values = paper.values(metric).rename("value").to_frame()
     values[["low", "high"]] = np.nan
@@ -100,7 +100,7 @@ def published_cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _with_floors(values, frame, metric, places):
-    """Cells that have error and value, with the floors of their datasets; ``places`` has their kinds."""
+    """Cells that have error and value, with the floors of their datasets; ``places`` gives their kinds."""
     values = values.dropna(subset=["error", "value"])
     floors = {name: beside.floor_of(frame, kind, name, metric)[1:] for name, kind in places.items()}
     names = values.index.get_level_values("dataset")
@@ -112,21 +112,22 @@ def _with_floors(values, frame, metric, places):
 
 
 def answer(found: pd.DataFrame, *, higher_is_better: bool = False, seed: int = 0) -> Answer:
-    """Rank correlations of test error and metric, their intervals, and the test against chance.
+    """Rank correlations of test error and metric, their intervals, and a test against chance.
 
-    Intervals (95 %) add two sources. Datasets are drawn with replacement, models with them, the percentiles
-    expanded for few datasets (`statistics.bootstrap_interval`). And every value is redrawn from its own
-    interval, as far as it has one; those draws enter by their deviations from their mean, as noise on top of
-    noise lowers a correlation. The test error counts as known: another training would move it too.
+    The 95 % intervals combine two sources. Datasets are drawn with replacement, together with their models,
+    with percentiles expanded for few datasets (`statistics.bootstrap_interval`). In addition every value is
+    redrawn from its interval, if it has one; these draws enter by their deviations from their mean, since
+    additional noise lowers a correlation. The test error counts as exact, although it varies between
+    trainings too.
 
     Parameters
     ----------
     found
-        As `cells` gives them.
+        DataFrame of `cells`.
     higher_is_better
-        Whether the metric is better if larger.
+        Whether larger values of the metric are better.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Examples
     --------
@@ -167,7 +168,7 @@ def answer(found: pd.DataFrame, *, higher_is_better: bool = False, seed: int = 0
 
 
 def _redraw(part, rng):
-    """Values (S, M) drawn from their intervals, on a logarithmic scale where these are positive."""
+    """Values (S, M) drawn from their intervals, on a logarithmic scale if these are positive."""
     value, low, high = (part[name].to_numpy(float) for name in ("value", "low", "high"))
     known = np.isfinite(low) & np.isfinite(high)
     normal = rng.standard_normal((RESAMPLES, len(part))) / 1.96
@@ -180,16 +181,16 @@ def _redraw(part, rng):
 
 
 def _rank_correlations(x, values):
-    """Rank correlation of x (n,) with every row of values (S, n); zero for a row of equal values."""
+    """Rank correlation of x (n,) with every row of values (S, n); zero for rows of equal values."""
     first, second = rankdata(x) - (len(x) + 1) / 2, rankdata(values, axis=1) - (len(x) + 1) / 2
     norms = np.sqrt(np.square(first).sum() * np.square(second).sum(1))
     return np.divide(second @ first, norms, out=np.zeros(len(values)), where=norms > 0)
 
 
 def _interval(drawn, noise, count):
-    """Percentiles of draws with the spread of the noise on top, between -1 and 1; nan for few datasets."""
+    """Percentiles of draws plus the spread of the noise, between -1 and 1; nan for few datasets."""
     total = np.clip(np.asarray(drawn, dtype=float) + noise - np.mean(noise), -1, 1)
-    total = total[np.isfinite(total)]  # draws of datasets on which all values are equal have none
+    total = total[np.isfinite(total)]  # draws in which all values of each dataset are equal are undefined
     if count < 3 or len(total) < RESAMPLES / 2:
         return np.nan, np.nan
     tail = statistics.expanded_tail(count)
@@ -197,7 +198,7 @@ def _interval(drawn, noise, count):
 
 
 def _chance(pairs, within, rng):
-    """Two-sided p value of a mean rank correlation, by shuffling models within datasets."""
+    """Two-sided p value of a mean rank correlation, by permutation of the models within datasets."""
     if not pairs:
         return np.nan
     shuffled = [_rank_correlations(x, rng.permuted(np.tile(y, (PERMUTATIONS, 1)), axis=1)) for x, y in pairs]
@@ -206,7 +207,7 @@ def _chance(pairs, within, rng):
 
 
 def _right(pairs):
-    """Part of pairs of models that both quantities put in one order; a tie of the metric counts half."""
+    """Fraction of pairs of models that both quantities order alike; ties of the metric count half."""
     signs = [
         np.sign((y[j] - y[i]) * (x[j] - x[i]))
         for x, y in pairs
@@ -217,13 +218,13 @@ def _right(pairs):
 
 
 def answers(frame: pd.DataFrame, *, published: bool = False) -> pd.DataFrame:
-    """Answers for all metrics, from the records or from the paper's own numbers.
+    """Answers for all metrics, from the records or from the numbers of the paper.
 
     Returns
     -------
-    DataFrame with a row for every metric: the fields of `Answer`; ``alike``, cells that cannot be told from
-    the reference; ``outside_`` and the fields, the same answer without those; and ``verdict``, of the mean
-    within datasets, at 5 % with Holm's correction over the metrics.
+    DataFrame with one row per metric: the fields of `Answer`; ``alike``, the number of cells that cannot be
+    distinguished from the reference; the fields with prefix ``outside_``, the answer without those cells; and
+    ``verdict`` on the mean within datasets, at 5 % with Holm's correction over the metrics.
     """
     rows = {}
     for metric in PUBLISHED if published else METRICS:
@@ -248,7 +249,7 @@ def _verdict(within, p):
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`answers` as text: correlations with their intervals, the chance, and pairs in the right order."""
+    """`answers` as texts: correlations with their intervals, the chance, and pairs in the right order."""
     interval = ("within", "within_low", "within_high")
     rows = [
         {
@@ -269,7 +270,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """A correlation and its interval as text.
+    """Text of a correlation and its interval.
 
     Examples
     --------
@@ -286,23 +287,24 @@ def _text(value, form):
 
 
 def told(table: pd.DataFrame, verdict: str) -> str:
-    """Heads without units of the metrics with a verdict, in words; ``none`` where there are none."""
+    """Heads, without units, of the metrics that have this verdict, as text; ``none`` if there are none."""
     names = [quantities.of(name).short_name for name in table.index[table.verdict == verdict]]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names) or "none"
 
 
 def plot_question(found: dict, *, wide: int = 3) -> Figure:
-    """Metric against test error, a panel for every metric with cells; floors as grey boxes.
+    """Metric against test error, with one panel per metric and floors as grey boxes.
 
-    The colour tells the model, the marker the dataset. Open markers cannot be told from the reference. The
-    box of a dataset is as wide as its models' errors and as high as the range of its floor.
+    The colour denotes the model, the marker the dataset. Open markers cannot be distinguished from the
+    reference. The box of a dataset spans the errors of its models horizontally and the range of its floor
+    vertically.
 
     Parameters
     ----------
     found
-        Metric -> `cells`.
+        Metric -> DataFrame of `cells`.
     wide
-        Panels in a row.
+        Number of panels in a row.
     """
     shown = {metric: part for metric, part in found.items() if len(part)}
     rows = max(1, -(-len(shown) // wide))

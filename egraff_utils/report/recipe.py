@@ -1,6 +1,6 @@
-"""Which size, optimiser and rate learn most in equal time? Short trainings, compared on validation sets.
+"""Which size, optimiser and rate learn most in equal time? Short trainings are compared on validation sets.
 
-The records are those of ``python -m benchmarks.search``: kinds ``search_size_<rule>``, ``search_cost``,
+The records are those of ``python -m benchmarks.search``, of kinds ``search_size_<rule>``, ``search_cost``,
 ``search_recipe`` and ``search_rate``.
 """
 
@@ -18,12 +18,12 @@ from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.tables import model_title
 
 RULES = {"paper_narrow": "the paper's depth, narrow", "equal_dynamics": "equal cost of dynamics"}
-"""Rule by which the sizes of a campaign may be chosen -> its name for readers."""
+"""Rule for choosing the sizes of a campaign -> its name for readers."""
 OPTIMIZERS = {"muon": "Muon", "adam": "Adam", "soap": "SOAP"}
 GAIN = 0.95
-"""A change of the recipe is taken over if it leaves less than this of the error, in the geometric mean."""
+"""Largest ratio of errors, in the geometric mean, for which a change of the recipe is adopted."""
 SHARE = 4
-"""The rate of preset ``day`` is the best of the short trainings over this."""
+"""Ratio of the best rate of the short trainings to the rate of preset ``day``."""
 DIVERGED = "diverged"
 ALL = "geometric mean"
 
@@ -34,14 +34,14 @@ def candidates(found: Iterable, kind: str = "search_recipe") -> pd.DataFrame:
     Parameters
     ----------
     found
-        Records; those of other kinds are passed over.
+        Records; those of other kinds are ignored.
     kind
         ``search_recipe`` or ``search_rate``.
 
     Returns
     -------
-    DataFrame: ``dataset``, ``model``, ``label``, ``optimizer`` and ``rate`` (NaN where one thing of the best
-    recipe is changed), ``force_mae`` (validation, meV/Å; NaN if the training diverged).
+    DataFrame with ``dataset``, ``model``, ``label``, ``optimizer`` and ``rate`` (NaN for a change to the best
+    recipe), ``force_mae`` (validation, meV/Å; NaN if the training diverged).
     """
     frames = [pd.DataFrame(columns=["dataset", "model", "label", "optimizer", "rate", "force_mae"])]
     for record in _in_order(r for r in found if r.kind == kind):
@@ -54,9 +54,9 @@ def candidates(found: Iterable, kind: str = "search_recipe") -> pd.DataFrame:
 
 
 def optimizers(found: Iterable) -> pd.DataFrame:
-    """Least error of every optimiser over its rates, as text with that rate; a row a dataset and model.
+    """Lowest error of every optimiser over its rates, as text with that rate, by dataset and model.
 
-    Columns are the names of the optimisers, meV/Å. A rate at the end of those that were tried bears a ``*``.
+    Columns are the names of the optimisers, meV/Å. A ``*`` marks a rate at the end of those that were tried.
     """
     return _table(
         {
@@ -80,7 +80,7 @@ def _least(tried):
 
 
 def gains(found: Iterable, other: str = "adam") -> pd.Series:
-    """Least error of another optimiser over that of Muon, by dataset and model, where both were tried."""
+    """Ratio of the lowest errors of another optimiser and Muon, by dataset and model, if both were tried."""
     frame = candidates(found)
     least = {
         name: of_one.groupby(["dataset", "model"], sort=False).force_mae.min().fillna(np.inf)
@@ -92,12 +92,12 @@ def gains(found: Iterable, other: str = "adam") -> pd.Series:
 
 
 def changes(found: Iterable) -> pd.DataFrame:
-    """Error after one change to the best recipe over the error without it.
+    """Ratio of the error after one change to the best recipe to the error without it.
 
     Returns
     -------
-    DataFrame, a row a dataset and model, and :data:`ALL` of them. Infinite where the training diverged, NaN
-    where the change was not tried.
+    DataFrame with one row per dataset and model, and a row :data:`ALL`. Values are infinite if the training
+    diverged, and NaN if the change was not tried.
     """
     rows = {}
     for key, of_model in candidates(found).groupby(["dataset", "model"], sort=False):
@@ -112,13 +112,13 @@ def changes(found: Iterable) -> pd.DataFrame:
 
 
 def taken_over(found: Iterable) -> list:
-    """Changes that leave less than :data:`GAIN` of the error."""
+    """Changes that reduce the error to less than :data:`GAIN` of it."""
     table = changes(found)
     return [name for name, ratio in table.loc[(ALL, "")].items() if ratio < GAIN] if len(table) else []
 
 
 def best_rates(found: Iterable, optimizer: str = "muon") -> pd.Series:
-    """Rate at which an optimiser left the least error in the short trainings, by dataset and model."""
+    """Rate at which an optimiser reached its lowest error in the short trainings, by dataset and model."""
     frame = candidates(found)
     frame = frame[(frame.optimizer == optimizer) & frame.force_mae.notna()]
     best = frame.groupby(["dataset", "model"], sort=False).force_mae.idxmin()
@@ -130,8 +130,8 @@ def rates(found: Iterable) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, a row a dataset and model: ``best rate of short trainings``, the errors at ``it``, ``its half``
-    and ``its quarter`` where they were tried, and ``rate of preset day``, what the card says.
+    DataFrame with one row per dataset and model: ``best rate of short trainings``, the errors at ``it``,
+    ``its half`` and ``its quarter`` if they were tried, and ``rate of preset day``, from the card.
     """
     rows = {
         key: {
@@ -150,7 +150,7 @@ def rates(found: Iterable) -> pd.DataFrame:
 
 
 def sizes(found: Iterable) -> pd.DataFrame:
-    """Validation force MAE (meV/Å) after equal times; a row a dataset and model, a column a rule."""
+    """Validation force MAE (meV/Å) after equal times, with rows by dataset and model, and columns by rule."""
     rows = {}
     for record in _in_order(r for r in found if r.kind.startswith("search_size_")):
         title = RULES[record.kind.removeprefix("search_size_")]
@@ -159,7 +159,7 @@ def sizes(found: Iterable) -> pd.DataFrame:
 
 
 def costs(found: Iterable) -> pd.DataFrame:
-    """Time of energies and forces of five frames with frozen weights (ms), likewise."""
+    """Time of energies and forces of five frames with frozen weights (ms), in the form of `sizes`."""
     rows = {
         (record.dataset, record.model): {title: record[rule] for rule, title in RULES.items()}
         for record in _in_order(r for r in found if r.kind == "search_cost")
@@ -179,7 +179,7 @@ def _table(rows):
 
 
 def rate_grid(found: Iterable, dataset: str) -> Figure:
-    """Validation error against the learning rate, a panel a model, a line an optimiser; crosses: diverged."""
+    """Validation error against learning rate, by model (panels) and optimiser (lines); crosses diverged."""
     frame = candidates(found)
     frame = frame[(frame.dataset == dataset) & frame.optimizer.notna()]
     models = order_models(set(frame.model))

@@ -1,8 +1,8 @@
-"""What does a step out of the training distribution cost? Shifted values beside in-distribution ones.
+"""What does a step out of the training distribution cost? Shifted values are compared with unshifted ones.
 
-Every task puts models to a set that they were not trained for, away from home. In tables ``in`` is the value
-on frames like those trained on, ``out`` that on the shifted set, and the ratio of the two follows, ours and
-the paper's.
+In every task models are evaluated on a set that they were not trained for. In tables, ``in`` is the value on
+frames like those of the training set, and ``out`` that on the shifted set; the ratio of the two follows, ours
+and the paper's.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ RATIOS = (RATIO, PAPER_RATIO)
 
 
 class Shift(NamedTuple):
-    """A set that models are put to, and the one they are at home in."""
+    """A shifted set on which models are evaluated, and the set like their training data."""
 
     dataset: str
-    """Dataset that the models are trained on."""
+    """Dataset on which the models are trained."""
     away: str
     """Shifted split."""
     target: str | None = None
-    """Dataset of the shifted split, where it is another."""
+    """Dataset of the shifted split, if it is another one."""
     home: str = "test"
     """Split that is like the training set."""
     title: str = ""
-    """Name for readers, where the dataset's does not do."""
+    """Name for readers, if that of the dataset is not sufficient."""
 
     @property
     def name(self):
-        """What rows are filed under: the title, or the dataset."""
+        """Name in the index of rows, which is the title, or the dataset."""
         return self.title or self.dataset
 
     def kinds(self, side, *, rollout):
-        """Kinds of the records of a side, ``in`` or ``out``; a later one stands in for an earlier.
+        """Kinds of the records of a side, ``in`` or ``out``; a later one is used if earlier ones are missing.
 
         >>> Shift("3bpa", "test", home="test_300K").kinds("in", rollout=False)
         ['errors_300K']
@@ -75,28 +75,28 @@ TASKS = {
         Shift("acac", "H_transfer", title="Proton transfer"),
     ),
 }
-"""Sets of every task out of distribution. For 3BPA the paper's test set is the shifted one. A set that is not
-the paper's is shown where it was run (:func:`shown`)."""
+"""Sets of every task out of distribution. For 3BPA, the test set of the paper is the shifted one. Sets that
+are not in the paper are shown if they were run (:func:`shown`)."""
 
 
 class Shown(NamedTuple):
-    """A group of columns: one metric in and out of distribution."""
+    """A group of columns for one metric in and out of distribution."""
 
     group: str
-    """``accuracy``, ``structure`` or ``dynamics``: static errors or simulations, and the colours."""
+    """``accuracy`` for static errors, ``structure`` or ``dynamics`` for simulations; it sets the colours."""
     head: str
     """Head of the group, with the unit."""
     metric: str
     digits: int
-    """Digits behind the point, among the first four that count."""
+    """Number of decimal places, within at most four significant digits."""
     factor: float
     """Unit of the record in units of the head."""
     lower_is_better: bool | None
-    """``None`` where neither is better."""
+    """``None`` if neither direction is better."""
     over: str = ""
-    """Metric that it is divided by, if any."""
+    """Metric by which it is divided, if any."""
     ratio: bool = True
-    """Whether the ratio of out to in says anything."""
+    """Whether the ratio of out to in is meaningful."""
 
 
 def _shown(group, metric, digits, *, head="", **options):
@@ -112,14 +112,14 @@ ERRORS = (
     _shown("accuracy", "energy_mae", 1, ratio=False),
     _shown("accuracy", "energy_mae_shifted", 1),
 )
-"""Static errors. The last is what remains when the mean error of each composition is taken off."""
+"""Static errors; the last one is what remains after subtracting the mean error of each composition."""
 
 STRUCTURE = (
     _shown("structure", "wf", 2),
     _shown("structure", "jsd", 5),
     _shown("structure", "stable_fraction", 2, ratio=False, head="Stable fraction (×)"),
 )
-"""Structure of the simulations, and for how much of their time they held."""
+"""Structure of the simulations, and the stable fraction of their time."""
 
 DYNAMICS = (
     _shown("dynamics", "ev_root", 2),
@@ -130,7 +130,7 @@ DYNAMICS = (
 
 
 def find(task: str, dataset: str) -> Shift:
-    """The shift of a task for models trained on a dataset, the first where it has several.
+    """The shift of a task for models trained on a dataset, the first one if there are several.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def find(task: str, dataset: str) -> Shift:
 
 
 def shown(task: str, frame: pd.DataFrame) -> tuple[Shift, ...]:
-    """Shifts of a task: the paper's, and others that the records hold.
+    """Shifts of a task, those of the paper and others that the records hold.
 
     Raises
     ------
@@ -170,18 +170,18 @@ def compare(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]) -> pd.Dat
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it; several seeds are averaged.
+        One row per metric, as returned by `records.read`; several seeds are averaged.
     task
         Name of one of :data:`TASKS`.
     groups
-        What to compare: :data:`ERRORS`, :data:`STRUCTURE` or :data:`DYNAMICS`.
+        Groups that are compared, :data:`ERRORS`, :data:`STRUCTURE` or :data:`DYNAMICS`.
 
     Returns
     -------
-    DataFrame with the index (set, model): every set of the task with the paper's models and others of the
-    records. Columns (head with unit, ``in``, ``out``, ``floor of out``, ``ratio (×)`` or
-    ``paper's ratio (×)``); missing values are NaN. Floors and ratios that no row has are left out, and
-    groups that no shifted row has, unless none has any.
+    DataFrame with the index (set, model), with every set of the task, the models of the paper and others in
+    the records. Columns are (head with unit, ``in``, ``out``, ``floor of out``, ``ratio (×)`` or
+    ``paper's ratio (×)``); missing values are NaN. Floors and ratios without any value are left out, and so
+    are groups without a shifted value, unless no group has any.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def compare(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]) -> pd.Dat
 
 
 def _cells(frame, task):
-    """Pairs of shift and model that a table shows."""
+    """Pairs of a shift and a model that a table shows."""
     shifts = shown(task, frame)
     runs = frame.kind.str.startswith(("training", "rollout", "errors")) & (frame.model != "reference")
     there = frame[frame.dataset.isin([shift.dataset for shift in shifts]) & runs]
@@ -227,7 +227,7 @@ def _value(known, quantity, shift, side, model):
 
 
 def _floor(frame, quantity, shift, side):
-    """Floor of a quantity and its range, in the unit of its head; NaN where simulations have none."""
+    """Floor of a quantity and its range, in the unit of its head; NaN without a floor."""
     if quantity.group == "accuracy":
         return (np.nan,) * 3
     (kind,) = shift.kinds(side, rollout=True)
@@ -243,10 +243,10 @@ def _published_ratio(task, metric, index):
 
 
 def published_values(task: str) -> pd.DataFrame:
-    """The paper's values of a task, index (set, model), columns (metric, ``in`` or ``out``).
+    """The paper's values for a task, with index (set, model) and columns (metric, ``in`` or ``out``).
 
-    From Tables 5 and 6 for ``temperature``, 7a for LiPS20, 2, 3, 18 and 19 for ``benzene``; empty for
-    ``acac_dihedral``. Units as in the records.
+    They come from Tables 5 and 6 for ``temperature``, from 7a for LiPS20, and from 2, 3, 18 and 19 for
+    ``benzene``; there are none for ``acac_dihedral``. Units are those of the records.
 
     Examples
     --------
@@ -265,7 +265,7 @@ def published_values(task: str) -> pd.DataFrame:
 
 
 def _published_pairs(task):
-    """The paper's tables of the home and of the shifted set, their rows named in a column ``set``."""
+    """The paper's tables of the unshifted and the shifted set, with the names of rows in a column ``set``."""
     if task == "temperature":
         for number in (5, 6):
             both = paper.table(number).rename(columns={"dataset": "set"})
@@ -281,20 +281,20 @@ def _published_pairs(task):
 
 
 def composition_values(frame: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
-    """One metric of the simulations of every composition of a LiPS20 task: a row each, a column per model.
+    """One metric of the simulations in a LiPS20 task, with one row per composition and one column per model.
 
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it.
+        One row per metric, as returned by `records.read`.
     task
         ``lips20_crystals`` or ``lips20_compositions``.
     metric
-        Metric of the rollouts, for example ``"wf"``.
+        Metric of the rollouts, such as ``"wf"``.
 
     Returns
     -------
-    DataFrame with the index (set, composition), set ``in`` or ``out``; missing values are NaN.
+    DataFrame with the index (set, composition), where the set is ``in`` or ``out``; missing values are NaN.
     """
     known = frame[frame.metric == metric].groupby(["kind", "dataset", "model"])["value"].mean()
     keys = _composition_keys(frame, task)
@@ -310,7 +310,7 @@ def worst(values: pd.DataFrame) -> str:
     Parameters
     ----------
     values
-        As `composition_values` gives them.
+        DataFrame of `composition_values`.
     """
     middle = values.loc[OUT].median(axis="columns").dropna()
     return f"{middle.idxmax()} ({middle.max():.2f})" if len(middle) else tables.NOT_RUN
@@ -330,17 +330,17 @@ def _composition_keys(frame, task):
 
 
 def set_values(sets: dict) -> pd.DataFrame:
-    """What sets of frames hold: numbers of frames and atoms, size of the forces, spread of the energies.
+    """Numbers of frames and atoms, size of the forces and spread of the energies of sets of frames.
 
     Parameters
     ----------
     sets
-        Name -> list of ``ase.Atoms`` with energies (eV) and, where there are any, forces (eV/Å).
+        Name -> list of ``ase.Atoms`` with energies (eV) and, if available, forces (eV/Å).
 
     Returns
     -------
-    DataFrame with a row per set. The force is the mean component's, NaN where there are none; the spread is
-    the standard deviation within a composition.
+    DataFrame with one row per set. The force is the mean absolute component, NaN without forces; the spread
+    is the standard deviation within a composition.
     """
     return pd.DataFrame({name: _set_row(frames) for name, frames in sets.items()}).T
 
@@ -365,12 +365,12 @@ def _set_row(frames):
 
 
 def displacements(frames: list) -> dict:
-    """How far the atoms of each element have moved from the first frame to the last, root mean square, Å.
+    """Root mean square displacement of the atoms of each element from the first frame to the last, Å.
 
     Parameters
     ----------
     frames
-        List of ``ase.Atoms`` of one composition that follow each other, close enough to be unwrapped.
+        Consecutive frames of one composition, a list of ``ase.Atoms``, close enough to be unwrapped.
 
     Examples
     --------
@@ -385,17 +385,17 @@ def displacements(frames: list) -> dict:
 
 
 def displacement_values(shift: Shift) -> pd.DataFrame:
-    """How far each element of each composition moves in the second half of its reference trajectory.
+    """Displacement of each element of each composition in the second half of its reference trajectory.
 
     Parameters
     ----------
     shift
-        One of LiPS20: its splits have a part per composition, of 1000 frames in order of time.
+        Shift of LiPS20, whose splits have one part per composition, of 1000 frames in order of time.
 
     Returns
     -------
-    DataFrame with the index (set, composition), set ``in`` or ``out``: temperature (K), and a column per
-    element (Å), NaN where a composition has none of it.
+    DataFrame with the index (set, composition), where the set is ``in`` or ``out``: temperature (K), and one
+    column per element (Å), NaN for compositions without it.
     """
     card, trained = cards.dataset(shift.dataset), {}
     for atoms in data.load(shift.dataset, "train") + shift.frames(IN):
@@ -412,7 +412,7 @@ def displacement_values(shift: Shift) -> pd.DataFrame:
 
 
 def held(values: pd.DataFrame, side: str, *, within: float = 1.5) -> str:
-    """Compositions of a side whose phosphorus or sulphur stayed within a distance (Å), as text.
+    """Compositions of a side whose phosphorus or sulphur moved by at most ``within`` (Å), as text.
 
     Examples
     --------
@@ -425,18 +425,18 @@ def held(values: pd.DataFrame, side: str, *, within: float = 1.5) -> str:
 
 
 def spread(values: pd.DataFrame, head: str, side: str = RATIO, *, only: str = "", digits: int = 2) -> str:
-    """Median of a column over models and sets, and its range, as text; ``not run`` where there is no value.
+    """Median of a column over models and sets, and its range, as text; ``not run`` without any value.
 
     Parameters
     ----------
     values
-        As `compare` gives them.
+        DataFrame of `compare`.
     head, side
-        Column.
+        Head and side of the column.
     only
-        Name of one set.
+        Name of the only set that is used; by default all are.
     digits
-        Digits behind the point.
+        Number of decimal places.
 
     Examples
     --------
@@ -452,7 +452,7 @@ def spread(values: pd.DataFrame, head: str, side: str = RATIO, *, only: str = ""
 
 
 def spread_of(values: pd.Series, *, digits: int = 2) -> str:
-    """Median of some values and, of more than one, their range, as text; ``not run`` where there is none."""
+    """Median of some values and, for more than one, their range, as text; ``not run`` without any value."""
     found = values.dropna()
     if found.empty:
         return tables.NOT_RUN
@@ -461,19 +461,20 @@ def spread_of(values: pd.Series, *, digits: int = 2) -> str:
 
 
 def profiles(records: list, x: np.ndarray) -> pd.DataFrame:
-    """Energies along a path above the reference's lowest frame, a column ``reference`` and one per model.
+    """Energies along a path relative to the reference's lowest frame, in columns ``reference`` and per model.
 
     Parameters
     ----------
     records
-        Records of kind ``errors_<set>`` of one path; curves ``energy`` and ``energy_reference`` (F,), eV.
+        Records of kind ``errors_<set>`` of one path, with curves ``energy`` and ``energy_reference`` (F,),
+        eV.
     x
-        Coordinate of the path, shape ``(F,)``, any unit; becomes the index.
+        Coordinate of the path in any unit, shape ``(F,)``, which becomes the index.
 
     Returns
     -------
-    DataFrame, meV. Every column is zero at the frame where the reference is lowest, so that the constant
-    offset of a model drops out. Without records it has no columns.
+    DataFrame, meV. Every column is zero at the frame where the reference is lowest, which removes the
+    constant offset of a model. Without records it has no columns.
 
     Examples
     --------
@@ -491,18 +492,18 @@ def profiles(records: list, x: np.ndarray) -> pd.DataFrame:
 
 
 def barriers(values: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """Height and place of the highest point of every profile, and the height of its end.
+    """Height and position of the highest point of every profile, and the height of its end.
 
     Parameters
     ----------
     values
-        As :func:`profiles` gives them, meV.
+        DataFrame of :func:`profiles`, meV.
     unit
         Unit of the coordinate, for the head.
 
     Returns
     -------
-    DataFrame with a row per model, the reference first.
+    DataFrame with one row per model; the reference comes first.
     """
     heads = ["Barrier (meV)", "less the reference's (meV)", f"Place ({unit})", "End of the path (meV)"]
     if values.empty:
@@ -516,9 +517,9 @@ def barriers(values: pd.DataFrame, unit: str) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]):
-    """The comparison as a styled table; arguments as those of `compare`.
+    """The comparison as a styled table, with the arguments of `compare`.
 
-    Better values are darker, within one set and column; other marks as in `tables.beside`.
+    Better values are darker, within one set and column; other marks are those of `tables.beside`.
 
     Returns
     -------
@@ -542,7 +543,7 @@ def table(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]):
 
 
 def composition_table(frame: pd.DataFrame, task: str, quantity: Shown):
-    """`composition_values` of a quantity's metric as a styled table; in a row better models are darker."""
+    """`composition_values` of a metric as a styled table; better models in a row are darker."""
     values = composition_values(frame, task, quantity.metric) * quantity.factor
     keys = _composition_keys(frame, task)
     texts = [_cell_texts(frame, values.loc[row], quantity, keys[row].values()) for row in values.index]
@@ -553,26 +554,26 @@ def composition_table(frame: pd.DataFrame, task: str, quantity: Shown):
 
 
 def set_table(sets: dict, name: str):
-    """`set_values` as a styled table of a name."""
+    """`set_values` as a styled table with this name."""
     values = set_values(sets).dropna(axis="columns", how="all")
     return _finished(values.style.format("{:,.0f}", na_rep=tables.NO_VALUE), name)
 
 
 def displacement_table(values: pd.DataFrame, name: str):
-    """`displacement_values` as a styled table of a name."""
+    """`displacement_values` as a styled table with this name."""
     formats = {head: "{:,.0f}" if head.startswith("Temperature") else "{:.1f}" for head in values}
     return _finished(values.style.format(formats, na_rep=tables.NO_VALUE), name)
 
 
 def barrier_table(values: pd.DataFrame, name: str):
-    """`barriers` as a styled table of a name."""
+    """`barriers` as a styled table with this name."""
     formats = {head: "{:g}" if head.startswith("Place") else "{:,.1f}" for head in values}
     styler = values.style.format(formats).format_index(tables.model_title, axis="index")
     return _finished(styler, name)
 
 
 def _finished(styler, name):
-    """The book's look; a line between groups of rows, no cell broken."""
+    """Apply the style of the book, with lines between groups of rows and no line breaks in cells."""
     index = styler.data.index
     groups = index.get_level_values(0) if index.nlevels > 1 else [""] * len(index)
     return tables._ruled(tables._finish(styler, name), groups)
@@ -609,18 +610,18 @@ def _cell_texts(frame, values, quantity, keys):
 
 
 def plot_shift(values: pd.DataFrame, head: str, *, legend: bool = True, ax: Axes | None = None) -> Axes:
-    """Value out of distribution against that in distribution, a point per model and set, and the diagonal.
+    """Value out of distribution against that in distribution, with one point per model and set.
 
-    The colour tells the model, the marker the set. A point on the diagonal lost nothing.
+    The colour denotes the model, the marker the set. A point on the diagonal has the same value on both sets.
 
     Parameters
     ----------
     values
-        As `compare` gives them.
+        DataFrame of `compare`.
     head
-        Group of columns to draw, for example ``"WF (%)"``.
+        Group of columns that is drawn, such as ``"WF (%)"``.
     legend
-        Whether to draw the legend, beside the axes.
+        Whether to draw the legend next to the axes.
     """
     ax = plots.take_axes(ax)
     sets, points = values.index.unique("set"), _points(values, head)
@@ -638,12 +639,12 @@ def plot_shift(values: pd.DataFrame, head: str, *, legend: bool = True, ax: Axes
 
 
 def plot_profiles(values: pd.DataFrame, *, label: str, ax: Axes | None = None) -> Axes:
-    """Energy along a path: reference black, a line per model.
+    """Energy along a path, with the reference in black and one line per model.
 
     Parameters
     ----------
     values
-        As :func:`profiles` gives them, meV.
+        DataFrame of :func:`profiles`, meV.
     label
         Label of the coordinate, with its unit.
     """
@@ -658,13 +659,13 @@ def plot_profiles(values: pd.DataFrame, *, label: str, ax: Axes | None = None) -
 
 
 def _points(values, head):
-    """Columns ``in`` and ``out`` of a head, rows that have both."""
+    """Columns ``in`` and ``out`` of a head, restricted to rows that have both values."""
     wanted = pd.MultiIndex.from_product([[head], [IN, OUT]])
     return values.reindex(columns=wanted).droplevel(0, axis=1).dropna()
 
 
 def _set_diagonal(ax, points):
-    """Both axes over the same range, logarithmic where the values span more than a factor of three."""
+    """Give both axes the same range, logarithmic if the values span more than a factor of three."""
     if points.empty:
         return
     low, high = points.min(axis=None), points.max(axis=None)
@@ -679,7 +680,7 @@ def _set_diagonal(ax, points):
 
 
 def _legend_or_note(ax, values, legend=True):
-    """Legend beside the axes, or the words ``not run`` where nothing is drawn."""
+    """Add a legend next to the axes, or the text ``not run`` if nothing is drawn."""
     if values.empty:
         ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center")
     elif legend:

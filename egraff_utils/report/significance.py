@@ -1,4 +1,4 @@
-"""Which models can be told apart? Letters for the columns of a table, from paired differences."""
+"""Which models differ significantly? Letters for the columns of a table, from paired differences."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from egraff_utils import analysis, quantities, statistics
 from egraff_utils.beside import COMPARED
 
 STABILITY = ("stable_fraction", "stable_steps")
-"""Metrics that are compared by the number of replicas that broke."""
+"""Metrics for which models are compared by the number of replicas that broke."""
 
 FRAMES_IN_BLOCKS = 10
-"""Blocks of consecutive frames that errors on frames are averaged over, as those in a row are alike."""
+"""Number of frames in a block over which errors are averaged, as consecutive frames are similar."""
 
 
 def letters(records: list, metric: str) -> dict[str, str]:
-    """Letters of the models of one dataset: two that share one cannot be told apart.
+    """Letters of the models on one dataset; two models that share a letter do not differ significantly.
 
-    Replica r of every model starts from the same frame with the same velocities and noise, so models are
-    compared by their differences replica by replica and block by block, for positive metrics relative to the
-    models' means; with Student's quantiles and Holm's correction over all pairs
-    (`statistics.told_apart`). Whether runs are stable is compared by the number of replicas that broke
-    (Fisher 1922).
+    Replica r of every model starts from the same frame with the same velocities and noise. Models are
+    therefore compared by their differences replica by replica and block by block, relative to the models'
+    means for positive metrics, with Student's quantiles and Holm's correction over all pairs
+    (`statistics.told_apart`). The stability of runs is compared by the number of replicas that broke (Fisher
+    1922).
 
     Parameters
     ----------
     records
-        Of one dataset and one kind: rollouts, or trainings and errors on a set of frames, of which
-        ``force_mae`` and ``energy_mae`` are compared.
+        Records of one dataset and one kind, which are rollouts, or trainings and errors on a set of frames;
+        of the latter, ``force_mae`` and ``energy_mae`` are compared.
     metric
         Name of a metric.
 
     Returns
     -------
-    Model -> letters, ``a`` for the group of the best (the least value; of stable runs the largest). Empty
-    where the record of a model does not hold the metric's curves.
+    Model -> letters, where ``a`` is the group of the best (the lowest value, or the highest for stable runs).
+    Empty if the record of a model does not hold the curves of the metric.
 
     Examples
     --------
@@ -66,9 +66,9 @@ def letters(records: list, metric: str) -> dict[str, str]:
 
 
 def model_values(records: list, metric: str) -> dict:
-    """Values of a metric by block: model -> shape (R, K), replicas of several seeds below each other.
+    """Values of a metric by block, model -> shape (R, K), with the replicas of several seeds concatenated.
 
-    NaN of shape (1, 1) where the curves do not hold the metric.
+    They are NaN with shape (1, 1) if the curves do not hold the metric.
     """
     values = {}
     for record in sorted(records, key=lambda record: record.seed):
@@ -102,7 +102,7 @@ def _known(values):
 
 
 def _groups(records):
-    """Composition of every replica, where all records have the same."""
+    """Composition of every replica, if it is the same in all records."""
     found = [record.curves.get("composition") for record in records if record.seed == records[0].seed]
     seeds = len({record.seed for record in records})
     if any(names is None or not np.array_equal(names, found[0]) for names in found):
@@ -111,7 +111,7 @@ def _groups(records):
 
 
 def _broken_apart(values):
-    """Pairs of models of which one broke in more replicas than chance allows."""
+    """Pairs of models of which one broke in significantly more replicas than the other."""
     pairs = list(combinations(values, 2))
     top = max((np.nanmax(found) for found in values.values()), default=0)
     counts = {m: ((found < top).sum(), (found >= top).sum()) for m, found in values.items()}

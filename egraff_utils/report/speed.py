@@ -1,8 +1,8 @@
-"""How much faster than the upstream packages, and how far from the machine's limit? Benchmarks as tables.
+"""How much faster than the upstream packages, how far from the machine's limit? Tables of benchmarks.
 
-The records are those that ``python -m benchmarks`` writes: kinds ``bench_md``, ``bench_training`` and so on;
-what follows a kind and an underscore tells presets apart, or what training ran beside (:data:`BESIDE`). A
-ratio is theirs over ours in time: above one, ours is faster.
+The records are those that ``python -m benchmarks`` writes, of kinds ``bench_md``, ``bench_training`` and so
+on. A suffix of the kind after an underscore names a preset, or what training is compared with
+(:data:`BESIDE`). A ratio is their time over ours, so ours is faster if it is above one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ HEADS = {
     "rollout_time": "The rollout (s)",
     "share_of_rollout": "Share (dimensionless)",
 }
-"""Heads of metrics whose name says too little."""
+"""Metric whose name is not clear enough -> its head."""
 
 SHOWN = {
     "bench_compiled": ("ratio_1", "ratio_5", "compile_time", "rollout_ratio", "payback_steps"),
@@ -98,10 +98,10 @@ SHOWN = {
         "plain_difference_over_error_float32",
     ),
 }
-"""Metrics that a table of a kind shows; all, where a kind is not here."""
+"""Kind -> metrics that a table of it shows; a kind that is missing here has all of them."""
 
 WORST = 4
-"""Cells that a goal names among those that missed it."""
+"""Largest number of cells that a goal names among those that missed it."""
 
 TINY = 1e-4
 TWO = "cpu, 2 threads"
@@ -113,12 +113,12 @@ BESIDE = {
     "bench_training": "Package's command",
     "bench_training_compiled": "Package's command, compiled",
 }
-"""Kind of a comparison -> what our compiled training ran beside."""
+"""Kind of a comparison -> what our compiled training is compared with."""
 NOT_YET = "not measured yet"
 
 
 class Goal(NamedTuple):
-    """What was set out to be reached: bounds on one metric in all cells of a kind."""
+    """A goal, which is a pair of bounds on one metric in all cells of a kind."""
 
     title: str
     kind: str
@@ -127,7 +127,7 @@ class Goal(NamedTuple):
     high: float = math.inf
     unit: str = ""
     dataset: str = ""
-    """Only on this one, where there is a name."""
+    """Name of the only dataset, if the goal does not apply to all."""
     device: str = "cpu"
 
     @property
@@ -190,13 +190,13 @@ GOALS = (
 
 
 def read(names: Iterable[str]) -> list:
-    """Records of benchmarks in the campaigns of these names, a list; of two of one cell the first counts."""
+    """Records of benchmarks in the campaigns with these names, a list; the first one of a cell counts."""
     found = [r for name in names for r in records.read_all(name) if r.kind.startswith("bench_")]
     return list({(r.kind, *_key(r)): r for r in reversed(found)}.values())[::-1]
 
 
 def of_kind(found: Iterable, kind: str) -> list:
-    """Records of a kind, whatever preset follows it and an underscore."""
+    """Records of a kind, with any preset as its suffix."""
     return [r for r in found if r.kind == kind or (r.kind.startswith(f"{kind}_") and r.kind not in BESIDE)]
 
 
@@ -206,14 +206,14 @@ def rates(found: Iterable, kind: str = "bench_md") -> pd.DataFrame:
     Parameters
     ----------
     found
-        Records; failed ones and those of other kinds are passed over.
+        Records; failed ones and those of other kinds are ignored.
     kind
         ``bench_md``, or one of :data:`BESIDE`.
 
     Returns
     -------
-    DataFrame, one row per record and number of replicas: ``dataset``, ``model``, ``preset``, ``device``,
-    ``replicas`` (count; 0 where a metric names none), ``ratio`` with ``low`` and ``high`` (10th and 90th
+    DataFrame with one row per record and number of replicas: ``dataset``, ``model``, ``preset``, ``device``,
+    ``replicas`` (count; 0 if a metric names none), ``ratio`` with ``low`` and ``high`` (10th and 90th
     percentile over ``pairs``, dimensionless), and ``ours`` and ``theirs`` in ``unit``.
     """
     rows = []
@@ -230,9 +230,9 @@ def rates(found: Iterable, kind: str = "bench_md") -> pd.DataFrame:
 
 
 def ratio_table(found: Iterable, kind: str = "bench_md") -> pd.DataFrame:
-    """Ratios with their range, and our throughput: a row for every dataset and model.
+    """Ratios with their range, and our throughput, with one row per dataset and model.
 
-    A cell that failed says so; `failures` has the reason.
+    Failed cells are marked; `failures` gives the reason.
     """
     found = of_kind(found, kind)
     table = rates(found, kind)
@@ -247,9 +247,9 @@ def ratio_table(found: Iterable, kind: str = "bench_md") -> pd.DataFrame:
 
 
 def training_table(found: Iterable) -> pd.DataFrame:
-    """Throughput of our training and of what it ran beside, with ratios: a row for every dataset and model.
+    """Throughput of our training and of its competitors, with ratios, in one row per dataset and model.
 
-    Ours is that beside the first of :data:`BESIDE`, where it was measured.
+    Ours is the one from the first comparison in :data:`BESIDE` that was measured.
     """
     found = [r for r in found if r.kind in BESIDE]
     parts = {kind: rates(found, kind).set_index(list(LEVELS)) for kind in BESIDE}
@@ -275,10 +275,9 @@ def _ranged(row):
 
 
 def value_table(found: Iterable, kind: str) -> pd.DataFrame:
-    """Metrics of the records of a kind: a row for every dataset and model, heads with units.
+    """Metrics in :data:`SHOWN` of the records of a kind, with one row per dataset and model.
 
-    Those of :data:`SHOWN`. Large values get a prefix to their unit. What ended a measurement stands in the
-    column ``Note``.
+    Large values have a prefix to their unit. The column ``Note`` gives the reason why a measurement ended.
     """
     found = of_kind(found, kind)
     units = {m.name: m.unit for r in found for m in r.metrics}
@@ -291,14 +290,14 @@ def value_table(found: Iterable, kind: str) -> pd.DataFrame:
 
 
 def machine_rates(found: Iterable) -> dict:
-    """Rates of the machine that the limits were taken from, name -> text with unit; empty without records."""
+    """Rates of the machine that determine the limits, name -> text with unit; empty without records."""
     limits = [r for r in of_kind(found, "bench_limit") if r.metrics]
     rates = [m for m in limits[0].metrics if m.name.endswith("_rate")] if limits else []
     return {m.name: f"{m.value / 1e9:.3g} G{m.unit}" for m in rates if m.unit != "1/s"}
 
 
 def limit_reached(found: Iterable) -> pd.Series:
-    """Largest of the fractions of the machine's limits in every cell, dimensionless, shape ``(cells,)``."""
+    """Largest fraction of the machine's limits in every cell, dimensionless, shape ``(cells,)``."""
     ends = "_fraction"
     cells = {
         r.path: [m.value for m in r.metrics if m.name.endswith(ends)] for r in of_kind(found, "bench_limit")
@@ -307,19 +306,19 @@ def limit_reached(found: Iterable) -> pd.Series:
 
 
 def span(found: Iterable, kind: str, metric: str) -> str:
-    """Smallest to largest size of a metric over the records of a kind, as text."""
+    """Range of the absolute value of a metric over the records of a kind, as text."""
     values = [abs(_value(r, metric)) for r in of_kind(found, kind) if metric in {m.name for m in r.metrics}]
     return _span(values) or "(not measured)"
 
 
 def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:
-    """What was asked, what was found and where it was missed.
+    """Goals with the values that were found, and the cells that missed them.
 
     Returns
     -------
-    DataFrame with the index ``Goal`` and texts in the columns ``Asked``, ``Found`` (smallest to largest of
-    all cells), ``Cells`` (that reach it, of how many), ``Verdict`` (``met``, ``not met`` or ``not measured``)
-    and ``Missed by``.
+    DataFrame with the index ``Goal`` and texts in the columns ``Asked``, ``Found`` (range over all cells),
+    ``Cells`` (number that reach the goal, and number of all), ``Verdict`` (``met``, ``not met`` or ``not
+    measured``) and ``Missed by``.
     """
     found, rows = list(found), {}
     for goal in goals:
@@ -339,14 +338,14 @@ def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:
 
 
 def _missed(cells):
-    """The worst cells with their values, failed ones first, and how many more there are."""
+    """Text with the worst cells and their values, failed ones first, and the number of further cells."""
     order = sorted(cells, key=lambda title: -math.inf if math.isnan(cells[title]) else cells[title])
     more = [f"{len(order) - WORST} more"] if len(order) > WORST else []
     return ", ".join([f"{title} {_short(cells[title])}" for title in order[:WORST]] + more)
 
 
 def failures(found: Iterable) -> pd.DataFrame:
-    """Comparisons that gave no value and why: ``Benchmark``, ``Dataset``, ``Model``, ``Reason``."""
+    """Comparisons without a value, in columns ``Benchmark``, ``Dataset``, ``Model`` and ``Reason``."""
     rows = [
         (r.kind.removeprefix("bench_"), short_title(r.dataset), model_title(r.model), r.message)
         for r in found
@@ -356,7 +355,7 @@ def failures(found: Iterable) -> pd.DataFrame:
 
 
 def made_on(found: Iterable) -> pd.DataFrame:
-    """Hardware, versions and wall time (min), one row per campaign, machine and number of threads."""
+    """Hardware, versions and wall time (min), with one row per campaign, machine and number of threads."""
     rows = [
         {
             "Campaign": r.campaign,
@@ -376,9 +375,9 @@ def made_on(found: Iterable) -> pd.DataFrame:
 
 
 def tried() -> pd.DataFrame:
-    """What was tried to become faster: part, change, what it was predicted to give and gave, whether kept.
+    """Changes that were tried for speed: part, change, predicted and measured gain, and whether kept.
 
-    The notes of those who worked on it, ``benchmarks/tried.csv``; texts.
+    The texts are the notes in ``benchmarks/tried.csv``.
     """
     table = pd.read_csv(TRIED, dtype=str, keep_default_na=False)
     return table.set_index("part").rename(columns=str.capitalize).rename_axis("Part")
@@ -388,16 +387,16 @@ def tried() -> pd.DataFrame:
 
 
 def ratio_grid(table: pd.DataFrame, *, device: str = "cpu") -> Figure:
-    """Ratio against the number of replicas, a panel for every dataset; bars from the 10th to 90th percentile.
+    """Ratio against the number of replicas, with one panel per dataset; bars show 10th to 90th percentiles.
 
-    A grey line is a ratio of one, a black dash a goal for this dataset.
+    A grey line is a ratio of one, a black dash is a goal for this dataset.
 
     Parameters
     ----------
     table
-        As `rates` gives it.
+        DataFrame of `rates`.
     device
-        Only its rows.
+        Device whose rows are shown.
     """
     table = table[table.device == device]
     datasets = order_datasets(set(table.dataset))
@@ -418,9 +417,9 @@ def ratio_grid(table: pd.DataFrame, *, device: str = "cpu") -> Figure:
 
 
 def scaling_grid(found: Iterable) -> Figure:
-    """Time and memory of an MD step against the number of atoms, a line for every model and dataset.
+    """Time and memory of an MD step against the number of atoms, with one line per model and dataset.
 
-    Drawn from the curves ``atoms``, ``milliseconds`` (ms) and ``memory`` (MB).
+    The curves are ``atoms``, ``milliseconds`` (ms) and ``memory`` (MB).
     """
     found = [r for r in of_kind(found, "bench_scaling") if "atoms" in r.curves]
     figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6))
@@ -451,7 +450,7 @@ def _draw_ratios(ax, table):
     for (model, preset), rows in table.groupby(["model", "preset"], sort=False):
         ends = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows.ratio.to_numpy())
         line = {"color": plots.model_color(model), "linestyle": LINES.get(preset, ":")}
-        spread = 1 + 0.02 * (plots.model_place(model) - 2.5)  # lines apart that lie on each other
+        spread = 1 + 0.02 * (plots.model_place(model) - 2.5)  # separates lines that coincide
         ax.errorbar(
             rows.replicas * spread, rows.ratio, ends, marker=plots.model_marker(model), markersize=4, **line
         )
@@ -490,14 +489,14 @@ def _index(found):
 
 
 def _order(values):
-    """Sorting key of a level: datasets and models as the book has them, small before paper."""
+    """Sorting key of a level: datasets and models in the order of the book, preset small before paper."""
     known = {"dataset": order_datasets, "model": order_models}.get(values.name)
     order = known(set(values)) if known else sorted(set(values), key=lambda v: (v == "paper", v))
     return values.map({name: place for place, name in enumerate(order)})
 
 
 def _column(found, metric, unit):
-    """Head with its unit, and the values of a metric, scaled where they are large."""
+    """Head with unit, and values of a metric, which are scaled if they are large."""
     values = np.array([_value(r, metric) for r in found], dtype=float)
     largest = np.nanmax(np.abs(values), initial=0)
     prefix = "" if unit in ("1", "") else "G" if largest >= 1e9 else "M" if largest >= 1e6 else ""
@@ -507,7 +506,7 @@ def _column(found, metric, unit):
 
 
 def _plain(value):
-    """A number near zero as a power of ten, a large count without decimals; any other as it is."""
+    """A number near zero as a power of ten, a large count without decimals; other numbers unchanged."""
     if 0 < abs(value) < TINY:
         return f"{value:.0e}"
     return f"{value:,.0f}" if value == np.round(value) and abs(value) >= 100 else value
@@ -519,7 +518,7 @@ def _value(record, metric):
 
 
 def _with_failures(wide, found):
-    """A row for every record, the word for its numbers where it failed; of preset and device what varies."""
+    """Table with one row per record, in which failed ones are marked, and only levels that vary are kept."""
     wide = wide.astype(object).reindex(_index(found)).sort_index(key=_order)
     numbers = [column for column in wide if column != "Note"]
     wide.loc[_index([r for r in found if r.status == "failed"]), numbers] = tables.FAILED
@@ -527,14 +526,14 @@ def _with_failures(wide, found):
 
 
 def _without_silent_levels(wide):
-    """Of preset and device only what varies."""
+    """Table without the levels of preset and device if they do not vary."""
     said = {name: set(wide.index.get_level_values(name)) for name in LEVELS}
     silent = [name for name in LEVELS[2:] if len(said[name]) <= 1]
     return wide.droplevel(silent + ["model"] * (said["model"] == {"-"}))
 
 
 def _cells(goal, found):
-    """Title -> value of every cell that a goal speaks of; NaN for one that failed."""
+    """Title -> value of every cell to which a goal applies; NaN for failed ones."""
     chosen = [
         (_key(r), _value(r, goal.metric))
         for r in of_kind(found, goal.kind)

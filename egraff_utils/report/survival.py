@@ -1,7 +1,7 @@
 """Which simulations break, when and why? Survival of replicas, and the last frames of those that broke.
 
-A replica is *censored* where it was sound to its end: its steps were done, or its time was up. R replicas, L
-last frames, N atoms.
+A replica is *censored* if it was valid to its end, because its steps were done or the time limit was reached.
+Symbols: R replicas, L last frames, N atoms.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS = {
     "lips20_compositions": "other compositions",
     "benzene": "another molecule",
 }
-"""What a task out of distribution puts a model to."""
+"""Task out of distribution -> what is new to the model."""
 
 COLUMNS = (
     "kind",
@@ -53,33 +53,33 @@ COLUMNS = (
     "path",
 )
 MOVED_ON = "H now nearer to another"
-"""Of a bond: its hydrogen has changed its partner, which is a reaction rather than a defect."""
+"""Note on a bond whose hydrogen has changed its partner, which is a reaction rather than a defect."""
 
 AROUND = 4.5
-"""Å; atoms of a periodic system that are drawn around the place of a failure."""
+"""Radius around a failure in which the atoms of a periodic system are drawn, Å."""
 
 
 # -- the runs -------------------------------------------------------------------------------------------
 
 
 def replicas(found) -> pd.DataFrame:
-    """How every replica of a campaign ended.
+    """Ends of all replicas of a campaign.
 
-    A pooled record is replaced by those of its compositions where they are there, and each composition
-    counts once. A run that failed altogether simulated nothing and has no rows, see `failed_runs`.
+    A pooled record is replaced by those of its compositions if these exist, and each composition counts once.
+    A run that failed altogether simulated nothing and has no rows, see `failed_runs`.
 
     Parameters
     ----------
     found
-        Records of any kinds, as `records.read_all` gives them.
+        Records of any kind, as returned by `records.read_all`.
 
     Returns
     -------
-    DataFrame, one row per replica: ``kind`` (of the pooled record for a composition), ``dataset``,
-    ``composition``, ``setting`` (see `setting`), ``model``, ``seed``, ``replica``, ``step`` (last sound one),
-    ``time`` (its time, fs), ``asked`` (steps), ``temperature`` (target, K), ``broke``, ``cause`` (a
+    DataFrame with one row per replica: ``kind`` (of the pooled record for a composition), ``dataset``,
+    ``composition``, ``setting`` (see `setting`), ``model``, ``seed``, ``replica``, ``step`` (the last valid
+    one), ``time`` (of that step, fs), ``asked`` (steps), ``temperature`` (target, K), ``broke``, ``cause`` (a
     :class:`~egraff_utils.breaks.Cause`, or empty), ``end`` (``"broke"``, ``"steps done"`` or ``"time up"``)
-    and ``path`` (of the record). Nothing in it is NaN.
+    and ``path`` (of the record). No value is NaN.
     """
     rows = [row for kind, record in runs(found) for row in _rows(kind, record)]
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -87,9 +87,9 @@ def replicas(found) -> pd.DataFrame:
 
 
 def runs(found) -> list:
-    """Rollouts of models as pairs of a kind and a record, each simulation once.
+    """Rollouts of models as pairs of a kind and a record, with each simulation listed once.
 
-    The kind is the pooled record's where the record is one of its compositions.
+    For a record of a composition, the kind is that of the pooled record.
     """
     found = [r for r in found if r.model != "reference" and _is_rollout(r) and "stable_step" in r.curves]
     known = {r.key: r for r in found}
@@ -106,7 +106,7 @@ def runs(found) -> list:
 
 
 def failed_runs(found) -> pd.DataFrame:
-    """Rollouts that gave no trajectory, as where data could not be had: dataset, model and message."""
+    """Rollouts without a trajectory, for instance because of missing data: dataset, model and message."""
     rows = [
         {"Dataset": short_title(r.dataset), "Model": model_title(r.model), "Message": r.message}
         for r in found
@@ -141,7 +141,7 @@ def _rows(kind, record):
 
 
 def conditions(record, composition=""):
-    """Target temperature (K) and timestep (fs) of a rollout, or of a composition of a pooled one."""
+    """Target temperature (K) and timestep (fs) of a rollout, or of a composition of a pooled rollout."""
     asked = record.parameters.get("temperature"), record.parameters.get("timestep")
     card = record.parameters.get("target") or record.dataset
     if None in asked and card in cards.datasets():
@@ -152,7 +152,7 @@ def conditions(record, composition=""):
 
 
 def setting(kind: str, dataset: str) -> str:
-    """What a rollout puts its model to: :data:`HOME`, a shift of :data:`SETTINGS`, or :data:`AS_CODED`.
+    """Setting of a rollout, which is :data:`HOME`, a shift in :data:`SETTINGS`, or :data:`AS_CODED`.
 
     Examples
     --------
@@ -178,26 +178,29 @@ def _parts(shift):
 
 
 def kaplan_meier(steps, broke, *, level: float = 0.95):
-    r"""Kaplan-Meier curve of the fraction of replicas that are sound, with its interval.
+    r"""Kaplan-Meier curve of the fraction of valid replicas, with its interval.
 
     .. math:: S(t) = \prod_{t_i \le t} \Big(1 - \frac{d_i}{n_i}\Big), \qquad
        \log(-\log S) \pm \frac{z}{|\log S|} \sqrt{\sum_{t_i \le t} \frac{d_i}{n_i (n_i - d_i)}}
 
-    with :math:`d_i` failures among :math:`n_i` replicas at risk: Greenwood's variance on the log-log scale
-    (Kalbfleisch and Prentice 1980). Where S is 1 or 0 that interval has no width; there it is the exact one
-    of no failure among those at risk, and of failures only among all (Clopper and Pearson 1934).
+    with :math:`d_i` failures among :math:`n_i` replicas at risk, and Greenwood's variance on the log-log
+    scale (Kalbfleisch and Prentice 1980). This interval has no width where S is 1 or 0. There the exact
+    interval is used (Clopper and Pearson 1934), of no failure among the replicas at risk, or of failures only
+    among all replicas.
 
     Parameters
     ----------
     steps
-        Last sound step, or its time, shape ``(R,)``, any unit. A curve falls behind it.
+        Last valid step of each replica, or its time, in any unit, shape ``(R,)``. The curve falls after it.
     broke
         Whether the replica broke there, shape ``(R,)``; the others are censored.
+    level
+        Nominal coverage, between 0 and 1.
 
     Returns
     -------
     steps, fraction, low, high : ndarray
-        Shape ``(E,)``: zero and every distinct end; the values hold from there to the next.
+        Zero and every distinct end, and values that hold from there to the next end, shape ``(E,)``.
 
     Raises
     ------
@@ -214,7 +217,7 @@ def kaplan_meier(steps, broke, *, level: float = 0.95):
     steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
     survival = stats.ecdf(stats.CensoredData(uncensored=steps[broke], right=steps[~broke])).sf
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of ends without a width, which follow
+        warnings.simplefilter("ignore", RuntimeWarning)  # on ends without a width, which are replaced below
         interval = survival.confidence_interval(level, method="log-log")
     fraction, low, high = (curve.evaluate(ends) for curve in (survival, interval.low, interval.high))
     rare = (1 - level) / 2
@@ -225,7 +228,7 @@ def kaplan_meier(steps, broke, *, level: float = 0.95):
 
 
 def _risk(steps, broke):
-    """Distinct ends with zero, replicas at risk there, failures there; a failure comes before a censoring."""
+    """Distinct ends and zero, with the replicas at risk and the failures; failures precede censorings."""
     steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
     if steps.shape != broke.shape:
         raise ValueError(f"{steps.shape=} but {broke.shape=}")
@@ -236,27 +239,27 @@ def _risk(steps, broke):
 
 
 def restricted_mean(steps, broke, limit: float):
-    r"""Mean length of a sound run up to a limit, :math:`\int_0^L S(t)\,\mathrm dt`, with bounds.
+    r"""Mean length of a valid run up to a limit, :math:`\int_0^L S(t)\,\mathrm dt`, with bounds.
 
-    The bounds are the same integral of the ends of the pointwise interval, so they are wider than a 95 %
-    interval of the mean; they have a width even where nothing broke.
+    The bounds are the integrals of the ends of the pointwise interval, so they are wider than a 95 % interval
+    of the mean, and they have a finite width even if nothing broke.
 
     Parameters
     ----------
     steps, broke
         As in `kaplan_meier`.
     limit
-        In the unit of ``steps``.
+        Limit L, in the unit of ``steps``.
 
     Returns
     -------
     mean, low, high : float
-        In the unit of ``steps``.
+        Mean and bounds in the unit of ``steps``.
 
     Raises
     ------
     ValueError
-        If the last replica at risk was censored before the limit: nothing is known of what lies behind.
+        If the last replica at risk was censored before the limit, after which nothing is known.
 
     Examples
     --------
@@ -265,17 +268,18 @@ def restricted_mean(steps, broke, limit: float):
     """
     ends, fraction, low, high = kaplan_meier(steps, broke)
     if ends[-1] < limit and fraction[-1] > 0:
-        raise ValueError(f"{limit=} lies behind the last replica at risk, which ended at {ends[-1]:g}")
+        raise ValueError(f"{limit=} lies after the last replica at risk, which ended at {ends[-1]:g}")
     widths = np.diff(np.append(np.minimum(ends, limit), limit))
     return tuple(float(widths @ heights) for heights in (fraction, low, high))
 
 
 def log_rank_scores(steps, broke):
-    r"""Log-rank score of every replica: one if it broke, less the failures to expect of its time at risk.
+    r"""Log-rank score of every replica: one if it broke, minus the failures expected in its time at risk.
 
     .. math:: u_r = \delta_r - \sum_{t_i \le t_r} d_i / n_i
 
-    Their sum over a group is the group's observed less expected failures; over all replicas it is zero.
+    The sum of the scores of a group is its number of observed minus expected failures; over all replicas it
+    is zero.
 
     Examples
     --------
@@ -291,15 +295,15 @@ class LogRank(NamedTuple):
     """Comparison of groups of replicas."""
 
     table: pd.DataFrame
-    """Index: the groups; ``replicas``, ``broke`` and ``expected`` (if all groups were alike), counts."""
+    """Counts by group: ``replicas``, ``broke`` and ``expected`` (the number if all groups were alike)."""
     p: float
-    """Share of relabellings at least as uneven as what was found; 1 where nothing broke."""
+    """Fraction of relabellings at least as uneven as the data; 1 if nothing broke."""
 
 
 def log_rank(steps, broke, groups, strata=None, *, permutations: int = 10_000, seed: int = 0) -> LogRank:
     r"""Stratified log-rank comparison of groups with a permutation test (Peto and Peto 1972).
 
-    Groups are relabelled within strata, so no large numbers are assumed. The statistic is
+    Groups are relabelled within strata, so the test does not assume large numbers. The statistic is
     :math:`\sum_g U_g^2 / R_g`, with the summed scores :math:`U_g` of the :math:`R_g` replicas of a group.
 
     Parameters
@@ -309,7 +313,9 @@ def log_rank(steps, broke, groups, strata=None, *, permutations: int = 10_000, s
     groups
         Group of every replica, such as its model, shape ``(R,)``.
     strata
-        What is alike within and may differ between, such as the dataset, shape ``(R,)``.
+        Stratum of every replica, such as its dataset, shape ``(R,)``. Strata may differ from each other.
+    permutations, seed
+        Number of permutations and seed of their draw.
     """
     steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
     names, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
@@ -336,16 +342,16 @@ def log_rank(steps, broke, groups, strata=None, *, permutations: int = 10_000, s
 
 
 def compare_models(table: pd.DataFrame, **options) -> tuple[LogRank, pd.DataFrame]:
-    """Models set against each other within simulations of one kind, dataset and composition.
+    """Comparison of models within simulations of the same kind, dataset and composition.
 
-    The p of a pair is corrected for the number of pairs (Holm 1979). It speaks of the trained weights at
-    hand, not of the architectures: another training may break elsewhere.
+    The p value of a pair is corrected for the number of pairs (Holm 1979). It applies to the trained weights,
+    not to the architectures, as the model of another training may break elsewhere.
 
     Returns
     -------
     overall : LogRank
     pairs : DataFrame
-        Columns ``first``, ``second``, ``p``; the most different pair first.
+        Columns ``first``, ``second``, ``p``; the most different pair comes first.
     """
     strata = table.kind + "/" + table.dataset + "/" + table.composition
     overall = log_rank(table.step, table.broke, table.model, strata, **options)
@@ -370,9 +376,9 @@ def compare_models(table: pd.DataFrame, **options) -> tuple[LogRank, pd.DataFram
 
 
 def survivors(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """Sound replicas of all, for every setting and dataset (rows) and model (columns), such as ``4 of 5``.
+    """Number of valid replicas, as ``4 of 5``, by setting and dataset (rows) and model (columns).
 
-    ``not run`` where there is none.
+    A cell without replicas has ``not run``.
     """
     grouped = table.groupby(["setting", "dataset", "model"]).broke
     text = (grouped.size() - grouped.sum()).astype(str) + " of " + grouped.size().astype(str)
@@ -389,21 +395,21 @@ def _no_rows():
 
 
 def settings(table: pd.DataFrame) -> list[str]:
-    """Settings of a table in a fixed order."""
+    """Settings that occur in a table, in a fixed order."""
     return [name for name in (HOME, *SETTINGS.values(), AS_CODED) if (table.setting == name).any()]
 
 
 def lengths(table: pd.DataFrame) -> pd.DataFrame:
-    """Restricted mean length of a sound run of every setting and model, as a part of the steps asked for.
+    """Restricted mean length of a valid run, by setting and model, as a fraction of the requested steps.
 
-    Steps are counted in units of those asked for and the limit is where the first model of the setting ends
-    its sound runs, so that all are compared up to the same time.
+    Steps are counted in units of the requested ones. The limit is where the first model of the setting has no
+    more valid runs, so that all models are compared up to the same time.
 
     Returns
     -------
-    DataFrame with the index (setting, model): ``replicas``, ``broke`` (counts), ``sound`` (fraction at the
-    limit by Kaplan and Meier), ``low``, ``high`` (its 95 % interval), ``mean``, ``mean low``, ``mean high``
-    (restricted mean) and ``limit`` (all in units of the steps asked for).
+    DataFrame with the index (setting, model): ``replicas``, ``broke`` (counts), ``sound`` (valid fraction at
+    the limit by Kaplan and Meier), ``low``, ``high`` (its 95 % interval), ``mean``, ``mean low``, ``mean
+    high`` (restricted mean) and ``limit`` (all in units of the requested steps).
     """
     rows = {}
     for name in settings(table):
@@ -423,7 +429,7 @@ def lengths(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _follow_up(steps, broke):
-    """Up to where a curve is known: its last end, or without limit (1) where all broke."""
+    """Time up to which a curve is known: its last end, or no limit (1) if all replicas broke."""
     return 1.0 if broke.all() else float(steps.max())
 
 
@@ -431,36 +437,37 @@ def _follow_up(steps, broke):
 
 
 class Offender(NamedTuple):
-    """What broke a replica, seen on its last sound frame."""
+    """Atom or pair of atoms at which a replica broke, as seen in its last valid frame."""
 
     atoms: tuple
-    """Indices of the atom or the pair."""
+    """Indices of the atom or of the pair."""
     name: str
-    """For readers, such as ``O-H bond``."""
+    """Name for readers, such as ``O-H bond``."""
     length: float
-    """In the last sound frame, Å: of the bond, of the contact, to the nearest atom, or of the last move."""
+    """Length in the last valid frame, Å, of the bond, the contact, the distance to the nearest atom, or the
+    last move."""
     usual: float
-    """Mean over the reference (Å) of a bond, NaN else."""
+    """Mean length of a bond over the reference, Å; NaN for other causes."""
 
 
 class Failure(NamedTuple):
-    """A replica that broke, with its last frames."""
+    """A replica that broke, with its last valid frames."""
 
     row: pd.Series
-    """Of `replicas`."""
+    """Row of `replicas`."""
     record: object
     positions: np.ndarray
-    """Shape ``(L, N, 3)``, Å."""
+    """Positions, shape ``(L, N, 3)``, Å."""
     energy: np.ndarray
-    """Shape ``(L,)``, eV."""
+    """Potential energies, shape ``(L,)``, eV."""
     rise: float
-    """Last energy above the mean of the run before the last frames, in its standard deviations."""
+    """Last energy relative to the mean of the run before the last frames, in its standard deviations."""
     warmth: float
-    """Last temperature over the target."""
+    """Ratio of the last temperature to the target."""
 
 
 def failures(found) -> list[Failure]:
-    """Replicas that broke and whose last frames are in their records, in the order of `replicas`."""
+    """Replicas that broke and whose records hold their last frames, in the order of `replicas`."""
     kept = []
     for kind, record in runs(found):
         curves = record.curves if record.status == "unstable" else {}
@@ -490,31 +497,31 @@ def _frames(dataset, split):
 
 
 def reference_frames(record):
-    """Frames of the split that a rollout started from, a list of ``ase.Atoms``; None if not at hand."""
+    """Frames of the split that a rollout started from, a list of ``ase.Atoms``; None if not available."""
     dataset, split = record.parameters.get("target") or record.dataset, record.parameters.get("split", "test")
     return _frames(dataset, split) if dataset in cards.datasets() else None
 
 
 def offender(positions, atoms, cause: Cause, reference=None) -> Offender | None:
-    """The atoms that a stability rule objected to, from the last sound frames.
+    """Atoms that violated a stability rule, determined from the last valid frames.
 
-    The frame in which a replica broke is not kept; the last two are continued by one step, and the rule's
-    own measure is looked for there.
+    The frame in which a replica broke is not stored. The last two frames are extrapolated by one step, and
+    the measure of the rule is evaluated there.
 
     Parameters
     ----------
     positions
-        Last sound frames, shape ``(L, N, 3)``, Å.
+        Last valid frames, shape ``(L, N, 3)``, Å.
     atoms
-        ``ase.Atoms`` of the system, for elements and cell.
+        ``ase.Atoms`` of the system, which gives elements and cell.
     cause
-        What it broke by.
+        Cause of the break.
     reference
-        Positions of the reference, shape ``(F, N, 3)``, Å, for the mean lengths of bonds.
+        Positions of the reference, for the mean lengths of bonds, shape ``(F, N, 3)``, Å.
 
     Returns
     -------
-    Offender, or None where the cause names no atom.
+    Offender, or None if the cause does not concern single atoms.
     """
     last = np.asarray(positions[-1], dtype=float)
     ahead = 2 * last - positions[-2] if len(positions) > 1 else last
@@ -549,7 +556,7 @@ def offender(positions, atoms, cause: Cause, reference=None) -> Offender | None:
 
 
 def _transfer(apart, symbols, pair):
-    """Says so where the hydrogen of a stretched bond is nearer to another atom than to its partner."""
+    """Note for a stretched bond whose hydrogen is nearer to another atom than to its partner; else empty."""
     for h, partner in (pair, pair[::-1]):
         others = [k for k in range(len(symbols)) if k not in pair and symbols[k] != "H"]
         if symbols[h] == "H" and others:
@@ -560,7 +567,7 @@ def _transfer(apart, symbols, pair):
 
 
 def _distances(positions, atoms):
-    """All distances, nearest images, shape ``(N, N)``, Å; infinite on the diagonal."""
+    """All distances by minimum image, shape ``(N, N)``, Å; infinite on the diagonal."""
     vectors = (positions[:, None] - positions).reshape(-1, 3)
     lengths = find_mic(vectors, atoms.cell, atoms.pbc)[1].reshape(len(positions), -1)
     np.fill_diagonal(lengths, np.inf)
@@ -568,7 +575,7 @@ def _distances(positions, atoms):
 
 
 def offender_of(failure: Failure) -> Offender | None:
-    """`offender` of a failure; None too where its dataset is not at hand."""
+    """`offender` of a failure; also None if its dataset is not available."""
     frames = reference_frames(failure.record)
     if frames is None or len(frames[0]) != failure.positions.shape[1]:
         return None
@@ -577,14 +584,14 @@ def offender_of(failure: Failure) -> Offender | None:
 
 
 def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
-    """Every failure: where, when and why, in words for readers; nothing in it is NaN.
+    """Place, time and reason of every failure, as texts for readers; no value is NaN.
 
     Parameters
     ----------
     table
-        As `replicas` gives it.
+        DataFrame of `replicas`.
     kept
-        As `failures` gives it.
+        List of `failures`.
     """
     known = {(f.row.path, f.row.replica): f for f in kept}
     rows = []
@@ -621,18 +628,18 @@ def _signed(value):
 
 
 def survival_grid(table: pd.DataFrame, by: str = "setting", *, x: str = "step") -> Figure:
-    """Kaplan-Meier curves with their intervals; markers stand where replicas were censored.
+    """Kaplan-Meier curves with their intervals, and markers where replicas were censored.
 
-    A panel for every setting, or for every dataset of a setting in which a replica broke.
+    There is one panel per setting, or per dataset of a setting in which a replica broke.
 
     Parameters
     ----------
     table
-        As `replicas` gives it.
+        DataFrame of `replicas`.
     by
         ``"setting"`` or ``"dataset"``.
     x
-        ``"step"``, in units of the steps asked for, or ``"time"``, fs.
+        ``"step"``, in units of the requested steps, or ``"time"``, fs.
     """
     group = table.setting if by == "setting" else table.dataset.map(short_title) + ", " + table.setting
     keys = settings(table) if by == "setting" else list(dict.fromkeys(group[table.broke]))
@@ -664,14 +671,14 @@ def survival_grid(table: pd.DataFrame, by: str = "setting", *, x: str = "step") 
 
 
 def _draw_curve(ax, steps, broke, model, place):
-    """Steps of one model, lifted a little so that equal curves can be told apart."""
+    """Draw the curve of one model, slightly shifted so that equal curves can be distinguished."""
     ends, fraction, low, high = kaplan_meier(steps, broke)
     lift, color = 0.006 * (place - 2.5), plots.model_color(model)
     if np.any(broke):
         ax.fill_between(ends, low, high, step="post", color=color, alpha=0.12, linewidth=0)
     (line,) = ax.step(ends, fraction + lift, where="post", color=color, linewidth=1.8)
     censored = np.asarray(steps)[~np.asarray(broke)]
-    if len(censored):  # an empty artist that is not clipped has no extent, which the layout cannot bear
+    if len(censored):  # the layout fails on an empty artist that is not clipped, as it has no extent
         style = {"color": color, "markersize": 3.5, "clip_on": False}
         ax.plot(
             censored, fraction[np.searchsorted(ends, censored)] + lift, plots.model_marker(model), **style
@@ -680,7 +687,7 @@ def _draw_curve(ax, steps, broke, model, place):
 
 
 def pick(kept, *, most: int = 4) -> list[Failure]:
-    """A few failures to show: as many different causes, datasets and models as there are."""
+    """A few failures to show, with as many different causes, datasets and models as possible."""
     chosen, left = [], [f for f in kept if reference_frames(f.record) is not None]
     while left and len(chosen) < most:
         seen = {name: {f.row[name] for f in chosen} for name in ("cause", "dataset", "model")}
@@ -690,9 +697,9 @@ def pick(kept, *, most: int = 4) -> list[Failure]:
 
 
 def plot_last_frame(failure: Failure, *, ax=None):
-    """Last sound frame of a replica that broke, with the offending atom or pair ringed.
+    """Last valid frame of a replica that broke, with rings around the offending atom or pair.
 
-    Of a periodic system the atoms within :data:`AROUND` of them.
+    For a periodic system, only the atoms within :data:`AROUND` of them are drawn.
     """
     ax = plots.take_axes(ax)
     atoms = reference_frames(failure.record)[0].copy()
@@ -717,7 +724,7 @@ def plot_last_frame(failure: Failure, *, ax=None):
 
 
 def _cut_out(atoms, centre, *, wanted):
-    """Atoms around the first offending one, as a cluster without a cell, and the new places of the wanted."""
+    """Cluster of the atoms around the first offending one, without a cell, and new indices of the wanted."""
     vectors, apart = find_mic(atoms.positions - atoms.positions[centre[0]], atoms.cell, atoms.pbc)
     near = np.flatnonzero(apart < AROUND)
     cluster = atoms[near]
@@ -728,7 +735,7 @@ def _cut_out(atoms, centre, *, wanted):
 
 
 def _view(positions, ring):
-    """Rows: right, up and towards the reader. A molecule lies flat; an offending pair lies in the plane."""
+    """Rotation with rows right, up and towards the reader; a pair is in the plane, a molecule lies flat."""
     centred = positions - positions.mean(0)
     axes = np.linalg.svd(centred, full_matrices=True)[2]
     if len(ring) == 2:
@@ -739,9 +746,9 @@ def _view(positions, ring):
 
 
 def failure_grid(kept, *, most: int = 4) -> Figure:
-    """Last sound frames of a few failures, and below each the energy of its last frames against time.
+    """Last valid frames of a few failures, and below each the energy of its last frames against time.
 
-    The energy is given above the mean of the run before those frames, its standard deviation as a band.
+    The energy is relative to the mean of the run before those frames, whose standard deviation is a band.
     """
     chosen = pick(kept, most=most)
     columns = max(len(chosen), 1)

@@ -1,7 +1,7 @@
-"""Is a simulation at its temperature? What it reached, what to expect of its start, what cold runs do.
+"""Is a simulation at its temperature? The temperatures that were reached are compared with expectations.
 
-R replicas, T frames, K blocks of equal time, S elements. Replicas that broke are left out of every mean here:
-an explosion is hot for reasons of its own (`survival` counts it).
+Replicas that broke are left out of every mean here, as an explosion is hot for other reasons (`survival`
+counts them). Symbols: R replicas, T frames, K blocks of equal time, S elements.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ CORRECTED, AS_CODED = "rollout", "rollout_as_coded"
 PROTOCOLS = {AS_CODED: "as coded", CORRECTED: "corrected"}
 
 MD17_ATOMS = {"ethanol": 9, "benzene": 12, "salicylic_acid": 16, "naphthalene": 18, "aspirin": 21}
-"""Atoms of the molecules of MD17. Its trajectories have 500 K over 3N degrees of freedom though their centre
-of mass is at rest, so 500 K N / (N - 1) over the 3N - 3 that there are: 562.5 K for ethanol."""
+"""Numbers of atoms of the molecules of MD17. Its trajectories have 500 K over 3N degrees of freedom although
+their centre of mass is at rest, hence 500 K N / (N - 1) over the actual 3N - 3: 562.5 K for ethanol."""
 
 LATEST_START = 0.5
-"""Part of a run that an equilibration cut may take at most."""
+"""Largest fraction of a run that may be cut as equilibration."""
 
 
 # -- theory ---------------------------------------------------------------------------------------------
 
 
 def expected_temperature(time, *, target, kinetic, potential, friction):
-    r"""Mean kinetic temperature of a harmonic system under Langevin dynamics, from any start.
+    r"""Mean kinetic temperature of a harmonic system under Langevin dynamics, for any start.
 
     .. math:: T(t) = T^* + \Big( \frac{T_\mathrm{kin} + T_\mathrm{pot}}{2} - T^* \Big) e^{-\gamma t}
 
-    Vibrations share the energy of the start between kinetic and potential within some ten femtoseconds, which
-    the equation takes as done. The friction acts on velocities, so on half of the energy: the whole relaxes
-    with the rate gamma, not with the 2 gamma of free particles, of which a start at rest would reach only
-    :math:`1 - e^{-2 \gamma t}`.
+    Vibrations distribute the energy of the start equally to kinetic and potential energy within about ten
+    femtoseconds; the equation holds after that. The friction acts on velocities, hence on half of the energy,
+    so the total relaxes with the rate gamma. Free particles relax with 2 gamma, and from rest would reach
+    only :math:`1 - e^{-2 \gamma t}`.
 
     Parameters
     ----------
     time
-        fs, shape ``(T,)``.
+        Times, shape ``(T,)``, fs.
     target
         Temperature of the thermostat, K.
     kinetic, potential
         Temperature of the velocities and of the positions at the start, K.
     friction
-        1/fs.
+        Friction gamma, 1/fs.
 
     Returns
     -------
     ndarray
-        K, shape ``(T,)``.
+        Temperatures, shape ``(T,)``, K.
 
     Examples
     --------
@@ -73,13 +73,13 @@ def expected_temperature(time, *, target, kinetic, potential, friction):
 
 
 def centred_noise_factor(masses) -> np.ndarray:
-    r"""Temperature that the as-coded noise feeds each atom, over the target's, shape ``(N,)``.
+    r"""Ratio to the target of the temperature that the as-coded noise imposes on each atom, shape ``(N,)``.
 
     .. math:: f_i = \frac{N}{N - 1} \Big(1 - \frac{2}{N} + \frac{1}{N^2} \sum_j \frac{m_j}{m_i}\Big)
 
-    ASE's ``fixcm=True`` takes the mean *momentum* of the noise from every atom alike, so light atoms are
-    kicked by the share of heavy ones, and scales the rest. The stationary temperature over 3N - 3 degrees of
-    freedom is :math:`\sum_i f_i / (N - 1)` times the target: N / (N - 1) for equal masses.
+    ASE's ``fixcm=True`` subtracts the mean *momentum* of the noise equally from every atom, so light atoms
+    receive the share of heavy ones, and it scales the rest. The stationary temperature over 3N - 3 degrees of
+    freedom is :math:`\sum_i f_i / (N - 1)` times the target, which is N / (N - 1) for equal masses.
 
     Examples
     --------
@@ -92,9 +92,9 @@ def centred_noise_factor(masses) -> np.ndarray:
 
 
 def stationary_ratio(record) -> float:
-    """Temperature that a rollout's thermostat leads to, over its target: 1, but for the as-coded noise.
+    """Ratio of the stationary temperature of a rollout's thermostat to its target; 1 but for as-coded noise.
 
-    Also 1 where the atoms of the dataset are not at hand.
+    It is also 1 if the atoms of the dataset are not available.
     """
     scale = _scale_of(record)
     if record.parameters.get("protocol") != "as_coded" or scale is None:
@@ -108,7 +108,7 @@ def friction_rate(record) -> float:
 
 
 def sampled_temperature(dataset: str, target: float) -> float:
-    """Temperature that the frames of a dataset were sampled at, K: the target's but for MD17 (`MD17_ATOMS`).
+    """Temperature at which the frames of a dataset were sampled, K, the target but for MD17 (`MD17_ATOMS`).
 
     Examples
     --------
@@ -120,14 +120,14 @@ def sampled_temperature(dataset: str, target: float) -> float:
 
 
 def potential_temperature(energy, mean, *, temperature, freedom):
-    r"""Temperature at which a harmonic system has some potential energy on average.
+    r"""Temperature at which a harmonic system has a given potential energy on average.
 
     .. math:: T_\mathrm{pot} = T + \frac{2 (V - \langle V \rangle_T)}{f k_B}
 
     Parameters
     ----------
     energy
-        Potential energy of one frame or more, eV.
+        Potential energy of one or more frames, eV.
     mean
         Mean potential energy of frames sampled at ``temperature`` (K), eV.
     freedom
@@ -145,9 +145,9 @@ def potential_temperature(energy, mean, *, temperature, freedom):
 def start_temperatures(record, target: float) -> np.ndarray:
     """Potential temperature of the start of every replica, shape ``(R,)``, K.
 
-    The mean energy is that of the split the rollout starts from; of the training set for the MD17 molecules,
-    whose test frames are the beginning of a trajectory that started at the minimum. Where the frames are not
-    at hand, all are what `sampled_temperature` says.
+    The mean energy is that of the split from which the rollout starts. For the MD17 molecules, whose test
+    frames are the beginning of a trajectory that started at the minimum, it is that of the training set. If
+    the frames are not available, all values are those of `sampled_temperature`.
     """
     temperature = sampled_temperature(record.parameters.get("target") or record.dataset, target)
     energies, scale = record.curves.get("energy_reference"), _scale_of(record)
@@ -158,14 +158,14 @@ def start_temperatures(record, target: float) -> np.ndarray:
 
 
 class Scale(NamedTuple):
-    """What a thermal sample of a dataset says."""
+    """Properties of a thermal sample of a dataset."""
 
     energy: float
     """Mean potential energy, eV."""
     freedom: int
-    """Vibrational degrees of freedom."""
+    """Number of vibrational degrees of freedom."""
     masses: np.ndarray
-    """Shape ``(N,)``, atomic mass units."""
+    """Masses, shape ``(N,)``, atomic mass units."""
 
 
 def _scale_of(record):
@@ -175,7 +175,7 @@ def _scale_of(record):
 
 @lru_cache(maxsize=64)
 def _scale(dataset, split):
-    """:class:`Scale` of the thermal sample behind a split; None if it is not at hand."""
+    """:class:`Scale` of the thermal sample that belongs to a split; None if it is not available."""
     if dataset not in cards.datasets():
         return None
     card = cards.dataset(dataset)
@@ -191,31 +191,31 @@ def _scale(dataset, split):
 
 
 class Equilibration(NamedTuple):
-    """Where the equilibrated part of a series begins."""
+    """Equilibrated part of a series."""
 
     start: int
-    """First frame of it."""
+    """First frame of the equilibrated part."""
     inefficiency: float
-    """Statistical inefficiency of what follows, frames."""
+    """Statistical inefficiency of that part, frames."""
     effective: float
-    """Independent samples in it."""
+    """Number of independent samples in it."""
 
 
 def equilibration(series, *, latest: float = LATEST_START, trials: int = 40) -> Equilibration:
-    r"""Cut that leaves most independent samples (Chodera, J. Chem. Theory Comput. 12, 1799, 2016).
+    r"""Cut that leaves the most independent samples (Chodera, J. Chem. Theory Comput. 12, 1799, 2016).
 
     .. math:: t_0 = \arg\max_t \frac{T - t}{g(t)}
 
-    with g the statistical inefficiency of the series from t on.
+    where g is the statistical inefficiency of the series from t onwards.
 
     Parameters
     ----------
     series
-        Shape ``(T,)``, any unit.
+        Values in any unit, shape ``(T,)``.
     latest
-        Part of the series that may be cut at most.
+        Largest fraction of the series that may be cut.
     trials
-        Number of cuts that are tried, equally spaced.
+        Number of equally spaced cuts that are tried.
 
     Raises
     ------
@@ -238,24 +238,25 @@ def equilibration(series, *, latest: float = LATEST_START, trials: int = 40) -> 
 
 
 def temperatures(found) -> pd.DataFrame:
-    """Temperature of every rollout behind its equilibration cut, beside target and expectation.
+    """Temperature of every rollout after its equilibration cut, compared with target and expectation.
 
-    Intervals are those of a mean over replicas (Student's t, `statistics.replica_interval`): replicas are
-    independent, frames are not, since the thermostat needs longer than a run to forget. Compositions of one
-    set are pooled, each in units of its own target.
+    Intervals are those of a mean over replicas (Student's t, `statistics.replica_interval`). Replicas are
+    independent, whereas frames are not, since the relaxation time of the thermostat is longer than a run.
+    Compositions of one set are pooled, each in units of its own target.
 
     Parameters
     ----------
     found
-        Records of any kinds, as `records.read_all` gives them.
+        Records of any kind, as returned by `records.read_all`.
 
     Returns
     -------
-    DataFrame with the index (kind, dataset, model): ``replicas`` (sound ones) and ``broke``, counts; ``cut``
+    DataFrame with the index (kind, dataset, model): ``replicas`` (valid ones) and ``broke``, counts; ``cut``
     (fs; the longest of several); ``ratio``, ``low``, ``high`` and ``expected``, in units of the target;
-    ``verdict`` (`verdict` of the interval and 1); ``excess``, ``excess low``, ``excess high``, reached less
-    expected, and its ``surprise`` (`verdict` of it and 0); ``start`` (mean of the temperatures of velocities
-    and positions at the start: its energy), in units of the target. NaN where all broke.
+    ``verdict`` (`verdict` of the interval for 1); ``excess``, ``excess low``, ``excess high``, the reached
+    minus the expected temperature, and its ``surprise`` (`verdict` of it for 0); ``start`` (mean of the
+    temperatures of velocities and positions at the start, hence its energy), in units of the target. NaN if
+    all replicas broke.
     """
     groups = {}
     for kind, record in survival.runs(found):
@@ -277,7 +278,7 @@ def _no_rows(names):
 
 
 def _replica_ratios(record):
-    """Of the sound replicas: reached and expected over the target; with counts, cut (fs) and start."""
+    """Reached and expected temperatures of valid replicas over the target; counts, cut (fs) and start."""
     curve, time = np.asarray(record.curves["temperature"], float), record.curves["time"]
     names = record.curves.get("composition", [""] * len(curve))
     targets = np.array([survival.conditions(record, str(name))[0] or np.nan for name in names])
@@ -303,7 +304,7 @@ def _replica_ratios(record):
 
 
 def _reached(parts):
-    """Row of `temperatures` from those of one or several records, whose compositions are groups."""
+    """Row of `temperatures` from the parts of one or several records, whose compositions are groups."""
     reached, expected, start = (
         np.concatenate([p[name] for p in parts]) for name in ("reached", "expected", "start")
     )
@@ -321,7 +322,7 @@ def _reached(parts):
 
 
 def _interval(values, groups=None, **options):
-    """Interval of a mean over replicas; nan of fewer than two."""
+    """Interval of a mean over replicas; nan for fewer than two."""
     if len(values) < 2:
         return np.nan, np.nan
     several = None if groups is None or len(set(groups)) == 1 else groups
@@ -329,7 +330,7 @@ def _interval(values, groups=None, **options):
 
 
 def verdict(low: float, high: float, target: float) -> str:
-    """What an interval says of a target: ``at target``, ``too cold``, ``too hot``, or ``no verdict``.
+    """Verdict of an interval on a target: ``at target``, ``too cold``, ``too hot``, or ``no verdict``.
 
     Examples
     --------
@@ -342,11 +343,11 @@ def verdict(low: float, high: float, target: float) -> str:
 
 
 def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Temperature of every rollout in words: mean over target with its interval, and the verdict.
+    """Temperature of every rollout as text, the ratio to the target with its interval, and the verdict.
 
     Returns
     -------
-    DataFrame of texts, rows (setting, dataset), columns models; ``not run`` where there is none.
+    DataFrame of texts with rows (setting, dataset) and columns models; ``not run`` without a rollout.
     """
     texts = {}
     for (kind, dataset, model), row in table.iterrows():
@@ -368,13 +369,13 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def equipartition(found, *, level: float = 0.95) -> pd.DataFrame:
-    r"""Temperature of each element over that of all atoms, which equipartition makes one.
+    r"""Ratio of the temperature of each element to that of all atoms, which is one by equipartition.
 
     .. math:: q_s = \frac{\langle T_s \rangle}{\langle T \rangle}
 
-    as a mean over sound replicas, each over its whole run. The interval's level is corrected for the number
-    of elements (Bonferroni): one rollout in twenty fails by chance, not one element. A system of one element
-    has nothing to compare.
+    The ratio is a mean over valid replicas, each over its whole run. The level of the interval is corrected
+    for the number of elements (Bonferroni), so that by chance one rollout in twenty fails, not one element in
+    twenty. A system of a single element is left out.
 
     Returns
     -------
@@ -402,7 +403,7 @@ def equipartition(found, *, level: float = 0.95) -> pd.DataFrame:
 
 
 def _element_ratios(record):
-    """``{element: (R,)}`` of the sound replicas."""
+    """Ratios of the valid replicas, ``{element: (R,)}``."""
     curves = record.curves
     broke = {end.replica for end in record.breaks}
     sound = [r for r in range(len(curves["stable_step"])) if r not in broke]
@@ -423,7 +424,9 @@ def protocols(frame: pd.DataFrame, metrics=("wf", "ev_root", "fv", "temperature"
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it.
+        One row per metric, as returned by `records.read`.
+    metrics
+        Names of the metrics.
 
     Returns
     -------
@@ -446,7 +449,7 @@ def protocols(frame: pd.DataFrame, metrics=("wf", "ev_root", "fv", "temperature"
 
 
 def protocol_ratio(values: pd.DataFrame, metric: str) -> float:
-    """Geometric mean over cells of a metric as coded over that as corrected; NaN without cells."""
+    """Geometric mean over cells of the ratio of a metric as coded to corrected; NaN without cells."""
     pair = values[metric].dropna() if len(values) else pd.DataFrame()
     return float(np.exp(np.log(pair["as coded"] / pair["corrected"]).mean())) if len(pair) else np.nan
 
@@ -455,18 +458,19 @@ def protocol_ratio(values: pd.DataFrame, metric: str) -> float:
 
 
 def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
-    """Temperature against time, as coded (left) and corrected (right), in a row for every dataset.
+    """Temperature against time, as coded (left) and corrected (right), with one row per dataset.
 
-    Means over sound replicas and over a window of time; dashed the target, black what is expected.
+    Curves are means over valid replicas and over a window of time; the target is dashed, the expectation
+    black.
 
     Parameters
     ----------
     found
-        Records, as `records.read_all` gives them.
+        Records, as returned by `records.read_all`.
     most
-        Most datasets shown: those that have both protocols, or the first ones if none has.
+        Largest number of datasets, which are those with both protocols, or the first ones if none has both.
     window
-        fs.
+        Length of the window, fs.
     """
     runs = [
         (kind, r)
@@ -524,12 +528,12 @@ def _draw_temperatures(ax, records, window):
 
 
 def reached_plot(table: pd.DataFrame) -> Figure:
-    """Temperature over target of every rollout with its interval; crosses where the start lets expect it.
+    """Ratio of temperature to target of every rollout with its interval; crosses mark expectations.
 
     Parameters
     ----------
     table
-        As `temperatures` gives it.
+        DataFrame of `temperatures`.
     """
     keys = list(dict.fromkeys((survival.setting(k, d), d, k) for k, d, _ in table.index))
     settings = (survival.HOME, *survival.SETTINGS.values(), survival.AS_CODED)
@@ -561,14 +565,16 @@ def _marks(model):
 
 
 def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figure:
-    """Temperature of each element over that of all atoms, an axes for each protocol that has some.
+    """Ratio of the temperature of each element to that of all atoms, in one panel per protocol with values.
 
-    Longer intervals are cut at 0.3 and 1.9.
+    Intervals are cut at 0.3 and 1.9.
 
     Parameters
     ----------
     table
-        As `equipartition` gives it.
+        DataFrame of `equipartition`.
+    kinds
+        Kinds of the rollouts.
     """
     kinds = [kind for kind in kinds if kind in table.index.get_level_values("kind")] or [None]
     figure, axes = plt.subplots(len(kinds), 1, figsize=(7.5, 0.6 + 2.2 * len(kinds)), squeeze=False)
@@ -605,12 +611,14 @@ def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figu
 
 
 def protocol_plot(values: pd.DataFrame, metrics=("wf", "ev_root", "fv")) -> Figure:
-    """A metric as coded against the same as corrected, a panel for every metric; markers tell datasets.
+    """A metric as coded against the corrected one, with one panel per metric; markers denote datasets.
 
     Parameters
     ----------
     values
-        As `protocols` gives it.
+        DataFrame of `protocols`.
+    metrics
+        Names of the metrics.
     """
     figure, axes = plt.subplots(1, len(metrics), figsize=(7.5, 3.0), squeeze=False)
     datasets = list(dict.fromkeys(values.index.get_level_values(0)))

@@ -1,6 +1,6 @@
-"""How long until the forces are good? Learning curves against seconds, and when they reach an error.
+"""How long until the forces are accurate? Learning curves, and the times at which they reach an error.
 
-The records are those of ``python -m benchmarks accuracy``, kind ``bench_accuracy``.
+The records are those of ``python -m benchmarks accuracy``, of kind ``bench_accuracy``.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from egraff_utils.report.comparison import order_datasets, order_models
 
 KIND = "bench_accuracy"
 SIDES = {"ours": ("Ours", "-"), "theirs": ("Package's command", "--")}
-"""Side -> its name and line."""
+"""Side of the comparison -> its name and line style."""
 
 
 def targets(found: Iterable) -> list:
-    """Errors that times were taken for, meV/Å, the largest first."""
+    """Errors for which times were measured, meV/Å, the largest first."""
     names = {m.name for r in speed.of_kind(found, KIND) for m in r.metrics if m.name.startswith("ours_")}
     return sorted((int(name.removeprefix("ours_")) for name in names), reverse=True)
 
 
 def times(found: Iterable) -> pd.DataFrame:
-    """Seconds to every error.
+    """Time until every error was reached.
 
     Returns
     -------
-    DataFrame, one row per record and target: ``dataset``, ``model``, ``target`` (meV/Å), ``ours``,
-    ``theirs`` and ``compilation`` (s); infinite where the budget ended before, NaN where there is no program.
+    DataFrame with one row per record and target: ``dataset``, ``model``, ``target`` (meV/Å), ``ours``,
+    ``theirs`` and ``compilation`` (s); infinite if the budget ended before, NaN if there is no such program.
     """
     rows = []
     for record in speed.of_kind(found, KIND):
@@ -47,7 +47,7 @@ def times(found: Iterable) -> pd.DataFrame:
 
 
 def time_table(found: Iterable) -> pd.DataFrame:
-    """Seconds to every error as texts, a row for every dataset and model; a cell that failed says so."""
+    """Times until every error as texts, with one row per dataset and model; failed cells are marked."""
     found, rows = speed.of_kind(found, KIND), {}
     for record in found:
         budget, row = record.parameters.get("budget", math.nan), {}
@@ -70,14 +70,16 @@ def _seconds(value, budget):
 
 
 def gain(found: Iterable, target: float, *, compiled: bool = False) -> str:
-    """Their seconds over ours to an error, smallest to largest of the cells where both reach it, as text.
+    """Range of the ratio of their time to ours until an error, over the cells where both reach it, as text.
 
     Parameters
     ----------
+    found
+        Records of benchmarks.
     target
-        meV/Å.
+        Error, meV/Å.
     compiled
-        Whether the compilation counts for ours.
+        Whether the compilation is included in our time.
     """
     rows = times(found)
     rows = rows[rows.target == target]
@@ -87,10 +89,10 @@ def gain(found: Iterable, target: float, *, compiled: bool = False) -> str:
 
 
 def curve_grid(found: Iterable) -> Figure:
-    """Validation error of the forces against seconds of training, a panel for every dataset.
+    """Validation error of the forces against training time, with one panel per dataset.
 
-    Ours solid, the package's command dashed; grey lines are the errors of :func:`targets`. Drawn from the
-    curves ``ours_seconds`` (s), ``ours_error`` (meV/Å) and the same of theirs.
+    Solid lines are ours, dashed ones the package's command; grey lines are the errors of :func:`targets`. The
+    curves are ``ours_seconds`` (s), ``ours_error`` (meV/Å) and those with ``theirs``.
     """
     found = [r for r in speed.of_kind(found, KIND) if "ours_error" in r.curves]
     datasets = order_datasets({r.dataset for r in found})

@@ -1,4 +1,4 @@
-r"""The networks of the adapters, written for speed; this module is all that other code needs of them.
+r"""How are the networks of the adapters evaluated fast? Other code needs only this module of the package.
 
 .. math::
 
@@ -6,16 +6,16 @@ r"""The networks of the adapters, written for speed; this module is all that oth
     g_{jk} = \frac{\partial}{\partial r_{jk}} \sum_i \epsilon_i, \qquad
     F_j = \sum_k \left( g_{jk} - g_{kj} \right)
 
-With frozen weights, as in a simulation, an engine finds the energies of the atoms together with the
-gradient of their sum with respect to the edge vectors, which is written by hand: autograd would take time to
-record every operator, and would not know what the forward pass has made that the gradient can use again.
-While weights are trained, a network keeps its autograd, and only parts of it are evaluated in another way.
-Results are those of the upstream packages up to rounding.
+With frozen weights, as in a simulation, an engine computes the energies of the atoms together with the
+gradient of their sum with respect to the edge vectors. The gradient is derived by hand, as autograd would
+take time to record every operator and could not reuse intermediate results of the forward pass. While weights
+are trained, a network keeps its autograd, and only parts of it are evaluated differently. Results equal those
+of the upstream packages up to rounding.
 
-A module of this package is named after the adapter whose networks it knows, and has two functions:
-``freeze(network)`` gives a :class:`Frozen` with the present weights, and ``speed_up(network)`` changes how a
-network is evaluated in training. An architecture without such a module is evaluated as its adapter says, and
-so is one without ``freeze`` while its weights are frozen.
+A module of this package is named after the adapter whose networks it handles, and has two functions:
+``freeze(network)`` returns a :class:`Frozen` with the current weights, and ``speed_up(network)`` changes the
+evaluation of a network in training. An architecture without such a module is evaluated by its adapter, and so
+is one without ``freeze`` while its weights are frozen.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -32,7 +32,7 @@ _plain = ContextVar("plain", default=False)
 
 @contextmanager
 def plain():
-    """Force fields built in this ``with`` block evaluate their networks as the upstream packages do."""
+    """Context in which new force fields evaluate their networks as the upstream packages do."""
     token = _plain.set(True)
     try:
         yield
@@ -41,10 +41,10 @@ def plain():
 
 
 def speed_up(network):
-    """Change how a network is evaluated while its weights are trained, in place.
+    """Change the evaluation of a network while its weights are trained, in place.
 
-    The names and shapes of its weights stay the same. Nothing is done in a block of :func:`plain`, or to a
-    network that this package does not know.
+    The names and shapes of its weights stay the same. Nothing is changed in a block of :func:`plain`, or if
+    this package does not handle the network.
     """
     engine = None if _plain.get() else _engine(network)
     if engine is not None:
@@ -52,13 +52,13 @@ def speed_up(network):
 
 
 def freezer(network):
-    """:class:`Freezer` of a network; None in a block of :func:`plain`, or if no engine freezes it."""
+    """:class:`Freezer` of a network; None in a block of :func:`plain`, or if no engine can freeze it."""
     engine = None if _plain.get() else _engine(network)
     return Freezer(network) if hasattr(engine, "freeze") else None
 
 
 def _engine(network):
-    """Module of this package named as the one in which the class of a network stands, or None."""
+    """Module of this package with the name of the module that defines the network's class, or None."""
     room, _, name = type(network).__module__.rpartition(".")
     if room not in (__name__, __name__.rpartition(".")[0]) or find_spec(f"{__name__}.{name}") is None:
         return None
@@ -76,33 +76,33 @@ class Frozen:
         graph
             :class:`~egraff_utils.graph.AtomicGraph`.
         vectors
-            Of the first half of its edges (:meth:`~egraff_utils.graph.AtomicGraph.pair_vectors`), shape
-            ``(E / 2, 3)``, Å.
+            Vectors of the first half of its edges (:meth:`~egraff_utils.graph.AtomicGraph.pair_vectors`),
+            shape ``(E / 2, 3)``, Å.
 
         Returns
         -------
         tuple
             Dimensionless energies, shape ``(N,)``, and the gradient with respect to the vectors, shape
             ``(E / 2, 3)``, 1/Å. The second half of the edges is the first reversed, so the gradient of a pair
-            adds up what comes from both of its directions.
+            is the sum of the contributions of both directions.
         """
         raise NotImplementedError
 
     def has_threads(self, graph):
-        """Whether the work on a graph is shared out among threads here, not by the operators of torch."""
+        """Whether the engine itself, instead of torch's operators, distributes the work to threads."""
         return False
 
     @contextmanager
     def evaluation(self, graph):
-        """Context for a call: torch records no derivative, and has one thread if work is shared out here."""
+        """Context for a call, without autograd, and with one torch thread if the engine has its own."""
         with operators.one_thread() if self.has_threads(graph) else nullcontext(), torch.inference_mode():
             yield
 
 
 class Kept:
-    """Something made of the weights of modules, kept from call to call while these are frozen.
+    """Cache of a quantity computed from the weights of modules, which is valid while these are frozen.
 
-    A copy keeps nothing.
+    A copy of it is empty.
     """
 
     def __init__(self, *modules):
@@ -114,14 +114,14 @@ class Kept:
 
     @property
     def weights(self):
-        """All parameters, a list; modules are searched once, which takes longer than a small layer."""
+        """All parameters, a list; it is made once, as searching modules takes longer than a small layer."""
         if self._owners is None:
             parts = [part for module in self._modules for part in module.modules()]
             self._owners = [part._parameters for part in parts if part._parameters]
         return [weight for owner in self._owners for weight in owner.values() if weight is not None]
 
     def get(self, make):
-        """``make()``, or what it gave for the same weights when last called; None if they can change."""
+        """``make()``, or its last result if the weights are the same; None if the weights can change."""
         state = [(weight.requires_grad, weight.data_ptr(), weight._version) for weight in self.weights]
         if state != self._state:
             if any(wants for wants, *_ in state):
@@ -132,10 +132,10 @@ class Kept:
 
 
 class Freezer(Kept):
-    """The :class:`Frozen` of a network, made when first asked for and again when weights have changed."""
+    """Function that returns the :class:`Frozen` of a network, made on first use and when weights changed."""
 
     def __call__(self):
-        """:class:`Frozen` with the present weights; None while these can change."""
+        """:class:`Frozen` with the current weights; None while these can change."""
         return self.get(self._freeze)
 
     def _freeze(self):

@@ -1,8 +1,8 @@
-r"""Allegro with frozen weights: blocks of atoms, whole rows of channels, energies and their gradient by hand.
+r"""How is Allegro evaluated with frozen weights? In blocks of atoms, with a hand-derived gradient.
 
 An edge :math:`ij` has scalars :math:`x` and a tensor :math:`V` with components :math:`V_a` for every channel.
 With radial functions :math:`f` and harmonics :math:`Y` of its vector, an embedding :math:`e` of its two
-elements, and :math:`\phi` for linear layers with silus between them:
+elements, and linear layers :math:`\phi` with silus between them, the network is
 
 .. math::
 
@@ -14,8 +14,8 @@ elements, and :math:`\phi` for linear layers with silus between them:
     x^{n+1} = \phi_n\!\left( x^0, \dots, x^n, V^{n+1}_0 \right), \qquad
     \epsilon_i = s \sum_j \sum_n x^n R_n + b_{z_i}
 
-In the gradient the three roles of a product change places, and sums over the edges of a centre become rows
-fetched by its edges:
+In the gradient the three roles of a product are permuted, and a sum over the edges of a centre becomes a row
+that each of its edges reads:
 
 .. math::
 
@@ -26,9 +26,9 @@ fetched by its edges:
     \bar Y_b = \bar \Gamma_{i,b} \cdot (x E)_{l(b)}, \qquad
     \bar h = \mathrm{silu}'(h) \circ (\bar y\, W^\top)
 
-The energy of an atom depends on its own edges alone. So the gradient of a block of atoms is found together
-with its energies, and blocks are shared out among threads (``tried.csv``: "Allegro in blocks of atoms of 8000
-edges", "blocks of atoms shared out among two threads").
+The energy of an atom depends only on its own edges. The gradient of a block of atoms is therefore computed
+together with its energies, and blocks are distributed to threads (``tried.csv``: "Allegro in blocks of atoms
+of 8000 edges", "blocks of atoms shared out among two threads").
 
 Symbols: N atoms, E edges, T elements, B radial functions, S scalars, U channels of the tensor track,
 R degrees, D = R^2 harmonics.
@@ -47,19 +47,19 @@ from egraff_utils.models.frozen.nequip import matrices, radial_basis
 
 
 def freeze(network):
-    """:class:`Frozen` of an adapter's network."""
+    """:class:`Frozen` of the adapter's network, with its current weights."""
     return Frozen(network.model.model.func, network.types)
 
 
 def speed_up(network):
-    """Evaluate tensor products as matrix products; class and weights of the module stay the package's."""
+    """Make tensor products run as matrix products; the weights of the modules stay those of the package."""
     for part in network.modules():
         if isinstance(part, Contracter):
             part.__class__ = Contraction
 
 
 class Contraction(Contracter):
-    """The package's tensor product of an edge and its centre, with a matrix product in place of a sum."""
+    """The package's tensor product of an edge and its centre, with a matrix product instead of a sum."""
 
     def _contract_conv(self, x1, x2, idxs):
         if self.w3j_is_ij_diagonal or not self.path_channel_coupling:
@@ -70,14 +70,14 @@ class Contraction(Contracter):
 
 
 class Frozen(frozen.Frozen):
-    """Allegro with the weights that it has now.
+    """Allegro with the weights that it had when it was frozen.
 
     Parameters
     ----------
     model
         ``SequentialGraphNetwork`` of the package.
     types
-        Of the model, by atomic number.
+        Types of the model, by atomic number.
     """
 
     def __init__(self, model, types):
@@ -120,11 +120,11 @@ class Frozen(frozen.Frozen):
         return (self.scale * torch.cat(energies) + self.shift).squeeze(1), self.scale * (there - back)
 
     def has_threads(self, graph):
-        """Whether blocks are shared out among several threads."""
+        """Whether blocks are distributed to several threads."""
         return self.threads(graph.edge_index.shape[1]) > 1
 
     def threads(self, edges):
-        """How many threads share the work on so many edges; all of it is done in them."""
+        """Number of threads that share the work on a number of edges, all of which is done in them."""
         products = edges * self.products_of_edge
         return max(1, min(operators.threads(), int(products / LEAST))) if self.constants.radial.is_cpu else 1
 
@@ -140,17 +140,17 @@ def _pairs(embed):
 def _scalar_track(track, leave, readout):
     """Matrices of the layers, a dictionary for :class:`Constants`.
 
-    A linear layer without a nonlinearity after it is multiplied with the next (``tried.csv``: "linear layers
-    without a nonlinearity between them as one").
+    A linear layer that is not followed by a nonlinearity is multiplied by the next one (``tried.csv``:
+    "linear layers without a nonlinearity between them as one").
 
     Parameters
     ----------
     track
         ``Allegro_Module`` of the package.
     leave
-        From the two-body embedding's hidden layer to scalars.
+        Matrix from the hidden layer of the two-body embedding to scalars.
     readout
-        From the scalars of all layers to the energy.
+        Matrix from the scalars of all layers to the energy.
     """
     scalars = track.num_scalar_features
     (projection,) = matrices(track.first_layer_env_embed_projection)
@@ -178,35 +178,35 @@ def _scalar_track(track, leave, readout):
 
 
 def _channels_last(matrix, channels):
-    """Columns ordered by degree and channel, out of columns ordered by channel and degree."""
+    """Matrix with columns sorted by degree, then channel, from columns sorted by channel, then degree."""
     return matrix.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1)
 
 
 class Product(NamedTuple):
-    """Tensor product of an edge and its centre: a list of terms, one for each coefficient that is not zero.
+    """Tensor product of an edge and its centre, a list of terms with the coefficients that are not zero.
 
-    A term multiplies a component of the edge (role 0) by one of the centre (role 1) and adds to one of the
-    result (role 2). In the gradient the roles change.
+    A term multiplies a component of the edge (role 0) by a component of the centre (role 1) and adds the
+    product to a component of the result (role 2). In the gradient the roles are permuted.
     """
 
     components: torch.Tensor
-    """Of the sums at a centre, one for each component of role 1."""
+    """Components of the sums at a centre, one for each component of role 1."""
     weights: torch.Tensor
-    """Of these components, shape ``(components, U)``."""
+    """Weights of these components, shape ``(components, U)``."""
     sizes: list[int]
     """Number of components of every role."""
     places: list[list[int]]
-    """Component of every role, for each term."""
+    """Component of every role in each term."""
     values: list[float]
-    """The coefficients."""
+    """Coefficients of the terms."""
     indices: torch.Tensor
     """The places as a tensor, shape ``(3, terms)``."""
     sums: list[torch.Tensor]
-    """Coefficients where a component of a role is in a term, else zero, ``(components, terms)``."""
+    """Matrices by role, ``(components, terms)``: the coefficient if a component is in a term, else zero."""
 
     @classmethod
     def of(cls, contracter, factor):
-        """From the package's ``Contracter`` and a factor of what is summed at the centre, ``(1, 1)``."""
+        """Product of the package's ``Contracter``, with a factor of the sums at centres, shape ``(1, 1)``."""
         paths, diagonal = contracter.num_paths, contracter.w3j_is_ij_diagonal
         coefficients = contracter.w3j if paths > 1 else contracter.w3j[None]
         terms = []
@@ -232,62 +232,64 @@ class Product(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """Tensor products and matrices of Allegro; lists of two are one and its transpose."""
+    """Tensor products and matrices of Allegro; lists of two hold a matrix and its transpose."""
 
     radial_basis: geometry.RadialBasis
     harmonics: list[torch.Tensor]
     """Matrices of :func:`~egraff_utils.models.frozen.geometry.couplings`."""
     pairs: torch.Tensor
-    """Embedding of an edge by its elements, shape ``(T * T, S)``."""
+    """Embeddings of edges by their elements, shape ``(T * T, S)``."""
     radial: torch.Tensor
-    """From the radial functions, shape ``(B, S)``."""
+    """Matrix from the radial functions, shape ``(B, S)``."""
     two_body: list[list[torch.Tensor]]
     """Hidden layers of the two-body embedding."""
     leaves: list[list[torch.Tensor]]
-    """To scalars: from the last of these, then from the last hidden layer of every layer but the last."""
+    """Matrices to scalars, from the last hidden layer of the two-body embedding, then from that of every
+    layer but the last."""
     first: list[torch.Tensor]
-    """From the two-body embedding to the weights of the first tensors."""
+    """Matrix from the two-body embedding to the weights of the first tensors."""
     environments: list[list[torch.Tensor]]
-    """To the weights of the harmonics around a centre: from the embedding, then as ``leaves``."""
+    """Matrices to the weights of the harmonics around a centre, from the embedding, then as ``leaves``."""
     latents: list[list[list[torch.Tensor]]]
     """Hidden layers of every layer."""
     readouts: list[torch.Tensor]
-    """To the energy, columns: from all scalars, and from the last hidden layer of the last layer."""
+    """Columns to the energy, from all scalars, and from the last hidden layer of the last layer."""
     products: list[Product]
     degrees: list[int]
-    """Of the harmonics."""
+    """Degrees of the harmonics."""
 
 
 class Block(NamedTuple):
     """Some atoms and all their edges."""
 
     vectors: torch.Tensor
-    """Of the edges, shape ``(E, 3)``, Å."""
+    """Vectors of the edges, shape ``(E, 3)``, Å."""
     pairs: torch.Tensor
-    """Row of ``Constants.pairs``, shape ``(E,)``."""
+    """Rows of ``Constants.pairs``, shape ``(E,)``."""
     centre: torch.Tensor
-    """Shape ``(E,)``."""
+    """Centres of the edges, shape ``(E,)``."""
     count: int
-    """N."""
+    """Number of atoms, N."""
 
 
 EDGES = {"cpu": 8000, "cuda": 200_000}
-"""Edges of a block of atoms: on a processor more would wait for memory, on a GPU more might not fit
-(``tried.csv``: "Allegro in blocks of atoms of 8000 edges")."""
+"""Number of edges of a block of atoms. On a CPU, larger blocks would wait for memory; on a GPU, they might
+not fit (``tried.csv``: "Allegro in blocks of atoms of 8000 edges")."""
 
 
 LEAST = 4e7
-"""Products of numbers from which a thread pays (``tried.csv``: "from 4e7 products a thread on")."""
+"""Smallest number of multiplications for which another thread is worth its start (``tried.csv``: "from 4e7
+products a thread on")."""
 
 
 def _blocks(whole, count):
-    """Blocks of so many shares of the edges, and the places of their edges in the whole."""
+    """``count`` blocks with about equal numbers of edges, and the indices of their edges in the whole."""
     if count <= 1:
         return [whole], [slice(None)]
     centre, atoms = whole.centre, whole.count
     order, ends = centre.argsort(stable=True), torch.bincount(centre, minlength=atoms).cumsum(0).cpu()
     shares = torch.arange(1, count + 1) * len(centre) // count
-    stops = (torch.searchsorted(ends, shares) + 1).unique()  # one past the last atom
+    stops = (torch.searchsorted(ends, shares) + 1).unique()  # one past the last atom of each block
     stops[-1] = atoms
     blocks, start, places = [], 0, order.tensor_split(ends[stops[:-1] - 1])
     for stop, edges in zip(stops.tolist(), places, strict=True):
@@ -298,7 +300,7 @@ def _blocks(whole, count):
 
 
 def evaluate(constants: Constants, blocks: list[Block]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Of each block, energies of the atoms, shape ``(N, 1)``, and the gradient of their sum by vectors."""
+    """Energies of each block's atoms, ``(N, 1)``, and the gradient of their sum with respect to vectors."""
     return [_evaluate(constants, block) for block in blocks]
 
 
@@ -313,24 +315,24 @@ def _evaluate(of: Constants, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Kept(NamedTuple):
-    """What the gradient needs of a block; lists are of layers, unless they say more."""
+    """Intermediate results of a block that the gradient needs; lists run over layers unless noted."""
 
     embedding: torch.Tensor
-    """Of the elements of the edges, shape ``(E, S)``."""
+    """Embeddings of the elements of the edges, shape ``(E, S)``."""
     before: list[list[torch.Tensor]]
-    """What went into the nonlinearities: those of the two-body embedding, then those of every layer."""
+    """Inputs of the nonlinearities, those of the two-body embedding, then those of every layer."""
     weights: list[torch.Tensor]
-    """Of the first tensors, then of the harmonics around a centre, shape ``(E, R * U)``."""
+    """Weights of the first tensors, then of the harmonics around a centre, shape ``(E, R * U)``."""
     tensors: list[torch.Tensor]
-    """The first, then of every layer, shape ``(E, components, U)``."""
+    """First tensors, then those of every layer, shape ``(E, components, U)``."""
     around: list[torch.Tensor]
-    """What they are multiplied by."""
+    """Sums at the centres, by which the tensors are multiplied."""
 
 
 def _energies(
     of: Constants, block: Block, radial: torch.Tensor, harmonics: torch.Tensor
 ) -> tuple[torch.Tensor, Kept]:
-    """Energies of the atoms, and what is kept."""
+    """Energies of the atoms, and intermediate results for the gradient."""
     embedding, centre = of.pairs.index_select(0, block.pairs), block.centre
     before, hidden = _hidden(radial @ of.radial * embedding, of.two_body)
     x = operators.times(hidden, of.leaves[0][0])
@@ -359,7 +361,7 @@ def _energies(
 def _slopes(
     of: Constants, block: Block, kept: Kept, harmonics: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the sum of all energies by radial functions and harmonics."""
+    """Gradients of the sum of all energies with respect to radial functions and harmonics."""
     centre, layers = block.centre, len(of.products)
     on_harmonics, on_tensors = torch.zeros_like(harmonics), torch.zeros_like(kept.tensors[layers])
     on_scalars = [readout.T for readout in of.readouts[:layers]]
@@ -393,7 +395,7 @@ def _at_centres(x: torch.Tensor, centre: torch.Tensor, count: int) -> torch.Tens
 
 
 def _hidden(x: torch.Tensor, layers: list[list[torch.Tensor]]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What goes into the nonlinearity of every layer, and what comes out of the last."""
+    """Inputs of the nonlinearities of all layers, and the output of the last one."""
     before: list[torch.Tensor] = []
     for layer in layers:
         before.append(operators.times(x, layer[0]))
@@ -404,14 +406,14 @@ def _hidden(x: torch.Tensor, layers: list[list[torch.Tensor]]) -> tuple[list[tor
 def _on_hidden(
     slope: torch.Tensor, before: list[torch.Tensor], layers: list[list[torch.Tensor]]
 ) -> torch.Tensor:
-    """Gradient of what went into the layers, from that of what came out of them."""
+    """Gradient with respect to the input of the layers, from that of their output."""
     for n in range(len(layers) - 1, -1, -1):
         slope = operators.times(operators.silu_backward(slope, before[n]), layers[n][1])
     return slope
 
 
 def _weighted(harmonics: torch.Tensor, weights: torch.Tensor, degrees: list[int]) -> torch.Tensor:
-    """Harmonics of an edge, ``(E, D)``, times weights of the degrees, ``(E, R * U)``: ``(E, D, U)``."""
+    """Harmonics of edges, ``(E, D)``, times weights of the degrees, ``(E, R * U)``, shape ``(E, D, U)``."""
     parts = weights.chunk(degrees[-1] + 1, 1)
     out = weights.new_empty([len(weights), len(degrees), parts[0].shape[1]])
     for n, degree in enumerate(degrees):
@@ -426,7 +428,10 @@ def _on_weights(
     degrees: list[int],
     on_harmonics: torch.Tensor,
 ) -> torch.Tensor:
-    """Gradient of the weights of :func:`_weighted`; that of the harmonics is added to ``on_harmonics``."""
+    """Gradient with respect to the weights of :func:`_weighted`.
+
+    The gradient with respect to the harmonics is added to ``on_harmonics``.
+    """
     on_weights = torch.empty_like(weights)
     parts, totals = weights.chunk(degrees[-1] + 1, 1), on_weights.chunk(degrees[-1] + 1, 1)
     before = -1
@@ -442,9 +447,10 @@ def _on_weights(
 
 
 def _summed(product: Product, role: int, parts: list[torch.Tensor]) -> torch.Tensor:
-    """Sums over the terms of the products of two roles, ``(E, components, U)``, at the places of the third.
+    """Sums over terms of the products of the other two roles, at the components of ``role``.
 
-    ``parts`` are the arrays of all roles, of which that of the third is not read.
+    The result has shape ``(E, components, U)``. ``parts`` are the arrays of all roles; that of ``role`` is
+    not read.
     """
     one, other = (role + 1) % 3, (role + 2) % 3
     x, y = parts[one], parts[other]
@@ -467,8 +473,8 @@ def _summed(product: Product, role: int, parts: list[torch.Tensor]) -> torch.Ten
 
 
 def at_once(x: torch.Tensor, terms: int) -> bool:
-    """Whether so many terms are few enough that a GPU is quicker with all their products at once.
+    """Whether the terms are so few that a GPU is faster with all their products at once.
 
-    An operation for each moves less memory (``tried.csv``: "products of components by three matrices").
+    One operation for each term moves less memory (``tried.csv``: "products of components by three matrices").
     """
     return x.is_cuda and terms * x[:, 0].numel() < 2**25

@@ -1,4 +1,4 @@
-r"""The symmetric contraction of MACE, as one batched matrix product for each element.
+r"""How is MACE's symmetric contraction evaluated? As one batched matrix product for each element.
 
 .. math::
 
@@ -6,14 +6,14 @@ r"""The symmetric contraction of MACE, as one batched matrix product for each el
     \frac{\partial B_m}{\partial a_i} = \sum_f n_f\, H_{mif}\, f(a), \qquad
     \bar a_i = \sum_m \bar B_m \frac{\partial B_m}{\partial a_i}
 
-Here :math:`a` are the components of an atom's features in one channel, and :math:`f` runs over the products
-of up to one component less than the order, of which :math:`n_f - 1` are multiplied. :math:`H` are the
-coefficients of the package times the weights of the element, made symmetric in all components. So value and
-derivative are the same matrices times :math:`f(a)` and :math:`n_f f(a)`, which one product gives
-(``tried.csv``: "symmetric contraction as one batched matrix product for each element").
+Here :math:`a` are the components of an atom's features in one channel, and :math:`f` runs over all products
+of :math:`n_f - 1` components, where :math:`n_f` is at most the order. :math:`H` are the coefficients of the
+package times the weights of the element, symmetrised in all components. Value and derivative are therefore
+the same matrices times :math:`f(a)` and :math:`n_f f(a)`, which one product gives (``tried.csv``: "symmetric
+contraction as one batched matrix product for each element").
 
-Symbols: N atoms, Z elements, U channels, D components of features, M those of what a contraction gives,
-F products.
+Symbols: N atoms, Z elements, U channels, D components of the features, M components of the result, F
+products.
 """
 
 from itertools import combinations_with_replacement, permutations
@@ -23,7 +23,7 @@ import torch
 
 
 def contraction_of(contractions):
-    """:class:`Weighting` where it is all that a symmetric contraction does, else :class:`Contraction`."""
+    """:class:`Weighting` for a symmetric contraction of order one, else :class:`Contraction`."""
     orders = contractions[0].correlation
     degree = len(contractions) - 1
     if orders == 1 and contractions[0].coupling_irreps.lmax >= degree:
@@ -32,7 +32,7 @@ def contraction_of(contractions):
 
 
 class Weighting:
-    """Contraction of order one: components times weights of the element."""
+    """Contraction of order one, in which components are multiplied by weights of the element."""
 
     def __init__(self, contractions):
         self.degrees = len(contractions)
@@ -41,17 +41,17 @@ class Weighting:
         self.weights = torch.cat(diagonal, dim=1)
 
     def of_atoms(self, types, present):
-        """Weights of atoms, shape ``(N, D * U)``, and no products."""
+        """Weights of the atoms, shape ``(N, D * U)``, and None in place of products."""
         return self.weights[types], None
 
 
 class Contraction:
-    """Symmetric contraction of features with themselves, by the element of their atom.
+    """Symmetric contraction of features with themselves, with weights of the atom's element.
 
     Parameters
     ----------
     contractions
-        One of the package for each degree of the result, with the same order.
+        Contractions of the package, one for each degree of the result, all with the same order.
     """
 
     def __init__(self, contractions):
@@ -77,7 +77,7 @@ class Contraction:
         self.factors = self.tensors.new_tensor(factors).view(-1, 1, 1)
 
     def of_atoms(self, types, present):
-        """No weights, and :class:`OfContraction` for atoms of these elements, which are in order."""
+        """None in place of weights, and :class:`OfContraction` for atoms sorted by these elements."""
         tensors = [self.tensors[element] for element in present.tolist()]
         counts = torch.bincount(types)[present].tolist()
         return None, OfContraction(tensors, self.factors, self.steps, counts)
@@ -87,18 +87,22 @@ class OfContraction(NamedTuple):
     """Constants of a :class:`Contraction`."""
 
     tensors: list[torch.Tensor]
-    """H of each element, shape ``(U, M * D, F)``."""
+    """Coefficients H of each element, shape ``(U, M * D, F)``."""
     factors: torch.Tensor
-    """The numbers n, shape ``(F, 1, 1)``."""
+    """Numbers n, shape ``(F, 1, 1)``."""
     steps: list[list[torch.Tensor]]
-    """Of each number of factors above zero: the products of one less and the last component."""
+    """For each number of factors above zero, indices of the products with one factor less, and of the last
+    component."""
     counts: list[int]
-    """Number of the atoms of each element."""
+    """Number of atoms of each element."""
 
 
 def contracted(of: OfContraction, x: torch.Tensor, channels: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Contraction of features ``(N, D * U)``, shape ``(N, M * U)``, and the derivatives of each element's
-    atoms, ``(U, M, D, N)``, for :func:`on_contracted`. Atoms are ordered by element."""
+    """Contraction ``(N, M * U)`` of features ``(N, D * U)``, and derivatives for :func:`on_contracted`.
+
+    The derivatives are a list over elements, with shape ``(U, M, D, N)`` for the atoms of each. Atoms are
+    sorted by element.
+    """
     slopes: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
     counts = of.counts
@@ -118,7 +122,7 @@ def contracted(of: OfContraction, x: torch.Tensor, channels: int) -> tuple[torch
 def on_contracted(
     of: OfContraction, gradient: torch.Tensor, slopes: list[torch.Tensor], channels: int
 ) -> torch.Tensor:
-    """Gradient of the features, shape ``(N, D * U)``, from that of their contraction, ``(N, M * U)``."""
+    """Gradient with respect to the features, ``(N, D * U)``, from that of the contraction, ``(N, M * U)``."""
     gradient = gradient.view(len(gradient), -1, channels).permute(2, 1, 0).unsqueeze(2)
     parts = gradient.split(of.counts, 3)
     found = [(slope * parts[n]).sum(1) for n, slope in enumerate(slopes)]
@@ -126,7 +130,7 @@ def on_contracted(
 
 
 def _monomials(of: OfContraction, x: torch.Tensor) -> torch.Tensor:
-    """All products of components, ``(F, U, N)``, of ``(D, U, N)``, ordered by number of factors."""
+    """All products of components ``(D, U, N)``, shape ``(F, U, N)``, sorted by number of factors."""
     found = [torch.ones_like(x[:1])]
     for places, last in of.steps:
         found.append(found[-1].index_select(0, places) * x.index_select(0, last))
@@ -134,7 +138,7 @@ def _monomials(of: OfContraction, x: torch.Tensor) -> torch.Tensor:
 
 
 def _tensors(contraction):
-    """Tensors times weights of all orders, symmetric, each of shape ``(Z, M, D, ..., D, U)``."""
+    """Symmetrised tensors times weights for all orders, each of shape ``(Z, M, D, ..., D, U)``."""
     weights = [contraction.weights_max, *contraction.weights]
     found = []
     for order, weight in enumerate(reversed(weights), start=1):

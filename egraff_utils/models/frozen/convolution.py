@@ -1,15 +1,15 @@
-r"""Tensor products of training: one matrix product per edge and sums over neighbours, under autograd.
+r"""How are tensor products evaluated in training? As one matrix product per edge, with sums and autograd.
 
 .. math::
 
     m_{i,p,u,k} = \sum_{j} w_{ij,p,u} \sum_{a} M^p_{ij,ka}\, x_{j,u,a}, \qquad
     M^p_{ij,ka} = \sum_b C^p_{b,ka}\, Y_{ij,b}
 
-The upstream packages build every path :math:`p` of a tensor product from outer products of features. Here the
-products of an edge with all paths out of one kind of features are one small matrix, which multiplies all
-channels :math:`u` at once, and channels stand last, so that memory is read in order (``tried.csv``: "the
-convolution as one small matrix product per edge and kind of feature"). The results are the same up to
-rounding, in the forward pass, its derivative and the derivative of that.
+The upstream packages build every path :math:`p` of a tensor product from outer products of features. Here all
+paths from one kind of features are one small matrix per edge, which multiplies all channels :math:`u` at
+once, and channels are the last axis, so that memory is read in order (``tried.csv``: "the convolution as one
+small matrix product per edge and kind of feature"). Results are the same up to rounding in the forward pass
+and in its first and second derivatives.
 
 Symbols: N atoms, E edges, P paths, U channels, K components of all paths together.
 """
@@ -22,10 +22,10 @@ from torch import nn
 
 
 def share_directions(module):
-    """Let a module that reads lengths of edges alone be evaluated on one direction of every pair.
+    """Make a module that depends only on the lengths of edges evaluate one direction of every pair.
 
-    The second half of the edges is the first reversed (:class:`~egraff_utils.graph.AtomicGraph`), so of E
-    rows the first E/2 go in, and what comes out is repeated.
+    The second half of the edges is the first reversed (:class:`~egraff_utils.graph.AtomicGraph`), so only the
+    first E/2 of E rows are evaluated, and the result is repeated.
     """
     module.register_forward_pre_hook(_first_half)
     module.register_forward_hook(_for_both)
@@ -51,24 +51,25 @@ class Convolution(nn.Module):
         ``e3nn.o3.TensorProduct`` with unshared weights, the same number U of channels in every part of its
         first argument, one in the second, and instructions of the kind ``uvu`` with an output each.
     dtype
-        In which the coefficients are computed before they get torch's default type, which is the default.
+        Type in which the coefficients are computed before they are converted to torch's default type; by
+        default the latter.
 
     Raises
     ------
     ValueError
-        If it is another kind of product.
+        If the product is of another kind.
     """
 
     def __init__(self, product, dtype=None):
         super().__init__()
-        self._buffers.update(product._buffers)  # not used: the state dict stays the upstream package's
+        self._buffers.update(product._buffers)  # unused, but keeps the state dict of the upstream package
         self._modules.update(product._modules)
         self.instructions = instructions = product.instructions
         self.irreps_in1, self.irreps_in2 = product.irreps_in1, product.irreps_in2
         self.irreps_out = product.irreps_out
         channels = {part.mul for part in product.irreps_in1}
         if len(channels) > 1 or any(i.connection_mode != "uvu" for i in instructions):
-            raise ValueError(f"{product} is no product of one number of channels with an edge's harmonics")
+            raise ValueError(f"{product} does not couple features of equal width with an edge's harmonics")
         outputs = [product.irreps_out[i.i_out].ir.l for i in instructions]
         order = sorted(range(len(instructions)), key=lambda p: (instructions[p].i_in1, outputs[p]))
         heights = [2 * outputs[p] + 1 for p in order]
@@ -95,11 +96,11 @@ class Convolution(nn.Module):
         x
             Features of the atoms, in the layout of the product's first argument.
         harmonics
-            Of the edges, shape ``(E, (l_max + 1)^2)``.
+            Harmonics of the edges, shape ``(E, (l_max + 1)^2)``.
         weights
-            Of the edges, shape ``(E, P * U)``.
+            Weights of the edges, shape ``(E, P * U)``.
         edges
-            Neighbour and centre of each, two of shape ``(E,)``.
+            Neighbours and centres of the edges, two tensors of shape ``(E,)``.
         """
         neighbour, centre = edges
         messages = torch.cat(list(self._messages(x, harmonics, weights, neighbour)), dim=1)
@@ -109,7 +110,7 @@ class Convolution(nn.Module):
         return torch.cat([part.reshape(len(x), -1) for part in parts], dim=1)
 
     def _messages(self, x, harmonics, weights, neighbour):
-        """Of every edge, ``(E, paths * k * U)`` for the paths of one input and one number k of components."""
+        """Messages of all edges, ``(E, paths * k * U)``, for paths with the same input and k components."""
         u, dims = self.channels, [size // self.channels for size in self.sizes]
         couplings = (harmonics @ self.coupling).split(
             [k * d for k, d in zip(self.widths, dims, strict=True)], 1
@@ -132,7 +133,7 @@ class Convolution(nn.Module):
 
 
 def path_coupling(product, instruction, dtype=None):
-    """Coefficients of a path, shape ``((l_max + 1)^2, k * a)``: harmonics times them are matrices."""
+    """Coefficients of a path, shape ``((l_max + 1)^2, k * a)``, which map harmonics to its matrices."""
     harmonics, i = product.irreps_in2, instruction
     x, y, out = (product.irreps_in1[i.i_in1].ir, harmonics[i.i_in2].ir, product.irreps_out[i.i_out].ir)
     coefficients = o3.wigner_3j(x.l, y.l, out.l, dtype=dtype).permute(1, 2, 0) * i.path_weight

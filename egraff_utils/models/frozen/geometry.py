@@ -1,4 +1,4 @@
-r"""From the vectors of pairs of atoms to radial functions, harmonics and weights, and back by hand.
+r"""How do edge vectors enter a network? By radial functions, harmonics and weights, with their gradients.
 
 Radial functions of a length :math:`r`, with :math:`x = r / r_c`, and their derivatives:
 
@@ -11,13 +11,14 @@ Radial functions of a length :math:`r`, with :math:`x = r / r_c`, and their deri
         + \left( \frac{u'}{r} - \frac{u}{r^2} \right) \sin k_n r \right], \qquad
     u'(r) = -\frac{p(p+1)(p+2)}{2 r_c}\,x^{p-1} (1 - x)^2
 
-The gradient of a vector, whose direction is :math:`d`, from those of radial functions and direction:
+The gradient with respect to a vector with direction :math:`d`, from those of the radial functions and
+:math:`d`:
 
 .. math::
 
     \bar{\vec r} = \frac{\bar d - (\bar d \cdot d)\,d}{r} + d \sum_n \bar f_n f_n'(r)
 
-Harmonics of one degree are made of those of the degree below:
+Harmonics of a degree follow from those of the degree below:
 
 .. math::
 
@@ -43,24 +44,25 @@ from egraff_utils.models.frozen.operators import silu_backward
 
 
 class RadialBasis(NamedTuple):
-    r"""Functions :math:`c\, u(r / r_c) \sin(k_n r) / r` of a length r.
+    r"""Radial functions :math:`c\, u(r / r_c) \sin(k_n r) / r` of a length r.
 
-    The envelope is :math:`u(x) = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` below one.
+    The envelope is :math:`u(x) = 1 - (p+1)(p+2) x^p / 2 + p (p+2) x^{p+1} - p (p+1) x^{p+2} / 2` for x below
+    one, and zero above.
     """
 
     roots: torch.Tensor
-    """The B numbers k, 1/Å."""
+    """Wave numbers k, shape ``(B,)``, 1/Å."""
     prefactor: float
-    """c."""
+    """Prefactor c."""
     cutoff: float
-    """Å."""
+    """Cutoff, Å."""
     p: float
 
 
 def polar(
     vectors: torch.Tensor, basis: RadialBasis
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Radial functions of vectors and, for :func:`on_vectors`, their derivatives, directions and lengths."""
+    """Radial functions of vectors; also their derivatives, directions and lengths for :func:`on_vectors`."""
     lengths, p = torch.linalg.vector_norm(vectors, dim=[1], keepdim=True), basis.p
     x = (lengths / basis.cutoff).clamp(max=1)  # at one the envelope and its slope are zero
     power = x.pow(p - 1)
@@ -80,21 +82,24 @@ def on_vectors(
     directions: torch.Tensor,
     lengths: torch.Tensor,
 ) -> torch.Tensor:
-    """Gradient of vectors from those of radial functions and directions, and from what :func:`polar` gave."""
+    """Gradient with respect to vectors, from those of radial functions and directions.
+
+    ``by_length``, ``directions`` and ``lengths`` are results of :func:`polar`.
+    """
     across = on_directions / lengths
     along = (on_values * by_length).sum(1, keepdim=True) - (across * directions).sum(1, keepdim=True)
     return across.addcmul_(along, directions)
 
 
 def couplings(harmonics, like):
-    """Matrices that make the harmonics of a degree of those of the one below and of the first degree.
+    """Matrices that map products of harmonics of one degree and of degree one to those of the next.
 
     Parameters
     ----------
     harmonics
         ``e3nn.o3.SphericalHarmonics`` of all degrees, which gives the normalisation.
     like
-        Tensor whose type and device the matrices are to have.
+        Tensor whose type and device the matrices have.
     """
     degrees = range(harmonics.irreps_out.lmax + 1)
     point = torch.tensor([[0.6, 0.48, 0.64]], dtype=torch.float64)
@@ -108,7 +113,7 @@ def couplings(harmonics, like):
 
 
 def harmonics_by_degree(directions: torch.Tensor, matrices: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Harmonics of degree zero, one and one more for each matrix of :func:`couplings`."""
+    """Harmonics of degrees zero and one, and of one more degree for each matrix of :func:`couplings`."""
     first = directions * 3**0.5
     parts = [torch.ones_like(first[:, :1]), first]
     for matrix in matrices:
@@ -119,7 +124,7 @@ def harmonics_by_degree(directions: torch.Tensor, matrices: list[torch.Tensor]) 
 def on_directions(
     slope: torch.Tensor, parts: list[torch.Tensor], matrices: list[torch.Tensor]
 ) -> torch.Tensor:
-    """Gradient of the directions from that of all harmonics or of degree zero alone, side by side."""
+    """Gradient with respect to directions, from that of all harmonics, concatenated, or of degree zero."""
     if slope.shape[1] == 1:
         return torch.zeros_like(parts[1])
     slopes = list(slope.split([part.shape[1] for part in parts], 1))
@@ -137,18 +142,18 @@ def on_directions(
 
 
 class RadialNetworks(NamedTuple):
-    """From radial functions to weights of edges for L layers; what these share is evaluated as one."""
+    """Networks from radial functions to weights of edges for L layers, which are evaluated together."""
 
     first: torch.Tensor | None
-    """Side by side, shape ``(n, L * width)``."""
+    """First matrices of all layers, concatenated, shape ``(n, L * width)``."""
     hidden: list[torch.Tensor]
-    """Each of shape ``(L, width, width)``."""
+    """Hidden matrices of all layers, each of shape ``(L, width, width)``."""
     last: list[torch.Tensor]
-    """Of each layer, for the paths that it wants."""
+    """Last matrix of each layer, for the paths that it needs."""
 
     @classmethod
     def of(cls, networks, messages):
-        """From the matrices of each network, with a silu between two of them, and :class:`Messages`.
+        """Networks from their matrices, with silus between them, and the :class:`Messages` of layers.
 
         All networks have the same depth and width.
         """
@@ -164,9 +169,9 @@ class RadialNetworks(NamedTuple):
 
 
 def radial_weights(of: RadialNetworks, radial: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Weights for each layer, shape ``(E, P * U)``, of radial functions, shape ``(E, n)``.
+    """Weights for each layer, shape ``(E, P * U)``, from radial functions, shape ``(E, n)``.
 
-    With them comes what :func:`on_radial` needs: what went into the nonlinearities.
+    The second result holds the inputs of the nonlinearities, which :func:`on_radial` needs.
     """
     first, count = of.first, len(of.last)
     before: list[torch.Tensor] = []
@@ -182,7 +187,7 @@ def radial_weights(of: RadialNetworks, radial: torch.Tensor) -> tuple[list[torch
 
 
 def on_radial(of: RadialNetworks, on_weights: list[torch.Tensor], before: list[torch.Tensor]) -> torch.Tensor:
-    """Gradient of the radial functions from that of all weights."""
+    """Gradient with respect to the radial functions, from those of all weights."""
     first, count = of.first, len(of.last)
     if first is None:
         return torch.cat(on_weights, 1) @ torch.cat(of.last, 1).T
@@ -198,11 +203,11 @@ def on_radial(of: RadialNetworks, on_weights: list[torch.Tensor], before: list[t
 
 
 class Geometry(NamedTuple):
-    """From vectors of pairs to their harmonics and weights."""
+    """Constants of the map from vectors of pairs to their harmonics and weights."""
 
     radial_basis: RadialBasis
     couplings: list[torch.Tensor]
-    """Of the harmonics, see :func:`couplings`."""
+    """Matrices of the harmonics, see :func:`couplings`."""
     size: int
     """Number of harmonics."""
     networks: RadialNetworks
@@ -211,7 +216,7 @@ class Geometry(NamedTuple):
 def of_pairs(
     of: Geometry, vectors: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[list[torch.Tensor]]]:
-    """Harmonics and weights of pairs, from vectors ``(E / 2, 3)``, and three lists for :func:`on_pairs`."""
+    """Harmonics and weights of pairs from vectors ``(E / 2, 3)``, and three lists for :func:`on_pairs`."""
     radial, by_length, directions, lengths = polar(vectors, of.radial_basis)
     by_degree = harmonics_by_degree(directions, of.couplings)
     weights, before = radial_weights(of.networks, radial)
@@ -222,7 +227,7 @@ def of_pairs(
 def on_pairs(
     of: Geometry, on_harmonics: torch.Tensor, on_weights: list[torch.Tensor], kept: list[list[torch.Tensor]]
 ) -> torch.Tensor:
-    """Gradient of the vectors of one direction from those of harmonics and weights."""
+    """Gradient with respect to the vectors of pairs, from those of harmonics and weights."""
     lengths, by_degree, before = kept
     on_radii = on_radial(of.networks, on_weights, before)
     on_units = on_directions(on_harmonics, by_degree, of.couplings)

@@ -1,7 +1,7 @@
-r"""MACE and BOTNet with frozen weights: channels last, energies and their gradient by hand.
+r"""How are MACE and BOTNet evaluated with frozen weights? With channels last, and a hand-derived gradient.
 
-A layer takes features :math:`h_i` of an atom of element :math:`z_i`; its messages :math:`m_i` are those of
-:mod:`~egraff_utils.models.frozen.messages`, and :math:`B` is the contraction of
+The input of a layer are features :math:`h_i` of an atom of element :math:`z_i`. The messages :math:`m_i` are
+those of :mod:`~egraff_utils.models.frozen.messages`, and :math:`B` is the contraction of
 :mod:`~egraff_utils.models.frozen.contraction`:
 
 .. math::
@@ -12,7 +12,8 @@ A layer takes features :math:`h_i` of an atom of element :math:`z_i`; its messag
     \epsilon_i = e_{z_i} + \sum_{\mathrm{layers}} h'_i R, \qquad
     \text{in the last layer} \quad \mathrm{silu}(h'_i R_1)\, R_2
 
-The gradient goes back through the same steps; :math:`\bar h'` is what the next layer and the readout give:
+The gradient passes through the same steps in reverse; :math:`\bar h'` has contributions of the next layer and
+of the readout:
 
 .. math::
 
@@ -21,9 +22,9 @@ The gradient goes back through the same steps; :math:`\bar h'` is what the next 
     \bar m_i = \bar B_{z_i}(\bar h'_i L^\top)\, V^\top, \qquad
     \bar h_i = \bar x_i U^\top + \bar h'_i S_{z_i}^\top
 
-Features of atoms have shape ``(N, D * U)``, those of edges ``(E, components, U)``: channels last, so that
-rows are long. Linear modules of e3nn are one matrix a degree, batched by component, and what depends on the
-elements alone is kept for a system (``tried.csv``: "MACE and BOTNet with frozen weights").
+Features of atoms have shape ``(N, D * U)``, those of edges ``(E, components, U)``. Channels are last, so that
+rows are long. A linear module of e3nn is one matrix per degree, batched by component, and quantities that
+depend only on the elements are kept for a system (``tried.csv``: "MACE and BOTNet with frozen weights").
 
 Symbols: N atoms, E edges, Z elements, U channels, P paths of a convolution, K components of all paths
 together, D components of features, one for each degree and order.
@@ -43,23 +44,23 @@ from egraff_utils.models.frozen.convolution import Convolution, share_directions
 
 
 def freeze(network):
-    """:class:`Frozen` of an adapter's network."""
+    """:class:`Frozen` of the adapter's network, with its current weights."""
     return Frozen(network.model, network.one_hot)
 
 
 def speed_up(network):
-    """Evaluate radial networks once for both directions of a pair, and tensor products by matrices."""
+    """Make radial networks run once per pair instead of per edge, and tensor products as matrix products."""
     for interaction in network.model.interactions:
         share_directions(interaction.conv_tp_weights)
         if interaction.conv_tp.irreps_in2.lmax > 1:  # tried.csv: "where scalars and vectors are all there is"
             interaction.conv_tp = Convolution(interaction.conv_tp)
-            interaction.conv_fusion = True  # the package then hands the edges over, and expects their sums
+            interaction.conv_fusion = True  # the package then passes the edges and expects sums of messages
 
 
 class Frozen(frozen.Frozen):
-    """MACE with the weights that it has now.
+    """MACE with the weights that it had when it was frozen.
 
-    Atoms are ordered by element inside.
+    Internally, atoms are sorted by element.
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ class Frozen(frozen.Frozen):
 
 
 class Atoms:
-    """What depends on the elements of the atoms alone, which are put in order.
+    """Quantities that depend only on the elements of the atoms, and the order by element.
 
     Parameters
     ----------
@@ -126,7 +127,7 @@ class Atoms:
 
 
 def _radial_matrices(network):
-    """Weights of an ``e3nn.nn.FullyConnectedNet``, with the factors of the layers and of their silu."""
+    """Weights of an ``e3nn.nn.FullyConnectedNet``, times the factors of the layers and of their silu."""
     matrices, factor = [], 1.0
     for layer in network:
         matrices.append(layer.weight * (factor / layer.h_in**0.5))
@@ -135,16 +136,16 @@ def _radial_matrices(network):
 
 
 class Layer:
-    """Messages from the neighbours, their contraction and what is kept of an atom's own features.
+    """Messages from the neighbours, their contraction, and the self connection of an atom's own features.
 
     A linear map of features is a list of matrices, one for each degree, shape ``(2l + 1, rows, columns)``.
 
     Parameters
     ----------
     interaction, product, readout
-        Of the package.
+        Modules of the package.
     scale
-        Of the energies.
+        Scale of the energies.
     """
 
     def __init__(self, interaction, product, readout, scale):
@@ -164,10 +165,10 @@ class Layer:
         self.readout = _readout(readout, scale)
 
     def of_atoms(self, types, present):
-        """:class:`Constants` of the layer for atoms of these elements, which are in order."""
+        """:class:`OfLayer` constants for atoms that are sorted by these elements."""
         mix, linear = self.mix, self.linear
         weights, contraction = self.contraction.of_atoms(types, present)
-        if weights is not None and len(present) == 1:  # all is one linear map
+        if weights is not None and len(present) == 1:  # the whole product is one linear map
             factors = weights[0].view(self.size, 1, -1).split([len(matrix) for matrix in mix])
             mix = [(m * w) @ matrix for m, w, matrix in zip(mix, factors, linear, strict=True)]
             weights, linear = None, []
@@ -184,17 +185,17 @@ class Layer:
 
 
 SMALL = 2**14
-"""Numbers of a matrix, mostly zeros, up to which it is quicker than a matrix for each degree
+"""Largest size of a block matrix, mostly zeros, that is faster than one matrix for each degree
 (``tried.csv``: "one matrix of blocks mixes all paths")."""
 
 
 def _by_component(matrices):
-    """The matrix of each degree, repeated for its components: shape ``(2l + 1, ..., rows, columns)``."""
+    """Matrices of the degrees, repeated for their components, shape ``(2l + 1, ..., rows, columns)``."""
     return [matrix.expand(2 * n + 1, *matrix.shape) for n, matrix in enumerate(matrices)]
 
 
 def _joined(matrices):
-    """A linear map of all components as one matrix, ``(1, rows, columns)``, where that is quicker."""
+    """A linear map of all components, as one matrix ``(1, rows, columns)`` if that is faster."""
     rows, columns = (sum(len(matrix) * matrix.shape[n] for matrix in matrices) for n in (1, 2))
     if not matrices or rows * columns > SMALL:
         return [matrix.contiguous() for matrix in matrices]
@@ -202,7 +203,7 @@ def _joined(matrices):
 
 
 def _readout(readout, scale):
-    """One matrix, or two with a silu between them."""
+    """Matrices of a readout: one, or two with a silu between them."""
     if not hasattr(readout, "non_linearity"):
         return [_matrix(readout.linear, 0) * scale]
     factor = readout.non_linearity.acts[0].cst * scale
@@ -210,7 +211,7 @@ def _readout(readout, scale):
 
 
 def _channels(irreps, degree):
-    """Places of the first components of all channels of a degree."""
+    """Indices of the first components of all channels of a degree."""
     places = [
         range(part.start, part.stop, ir.dim)
         for part, (_, ir) in zip(irreps.slices(), irreps, strict=True)
@@ -220,7 +221,7 @@ def _channels(irreps, degree):
 
 
 def _matrix(linear, degree, *second):
-    """What multiplies each component of a degree in a linear module of e3nn's, given its second argument."""
+    """Matrix that an e3nn linear module applies to each component of a degree, given its second argument."""
     irreps = linear.irreps_in1 if second else linear.irreps_in
     rows, columns = _channels(irreps, degree), _channels(linear.irreps_out, degree)
     x = linear.weight.new_zeros(len(rows), irreps.dim)
@@ -229,45 +230,45 @@ def _matrix(linear, degree, *second):
 
 
 class OfLayer(NamedTuple):
-    """Constants of a :class:`Layer`; lists of tensors are what :func:`_joined` makes."""
+    """Constants of a :class:`Layer`; lists of tensors are linear maps in the form of :func:`_joined`."""
 
     sums: messages.Sums
     up: list[torch.Tensor]
-    """From features to those that neighbours see."""
+    """Map from features to the features that neighbours receive."""
     own: list[torch.Tensor]
-    """From features, by element, to what an atom keeps."""
+    """Map of the self connection, from features, by element."""
     mix: list[torch.Tensor]
-    """From messages to what is contracted."""
+    """Map from messages to the input of the contraction."""
     weights: torch.Tensor | None
-    """Of what is contracted, where the order is one and they are not in ``mix``."""
+    """Weights of a contraction of order one, unless they are part of ``mix``."""
     contraction: OfContraction | None
-    """Where the order is higher."""
+    """Contraction of higher order."""
     linear: list[torch.Tensor]
-    """From what is contracted to new features; empty where that is in ``mix``."""
+    """Map from the contraction to new features; empty if it is part of ``mix``."""
     readout: list[torch.Tensor]
 
 
 class Constants(NamedTuple):
-    """What :func:`evaluate` needs beside the vectors of edges."""
+    """Inputs of :func:`evaluate` other than the vectors of edges."""
 
     geometry: geometry.Geometry
     layers: list[OfLayer]
     rank: torch.Tensor
-    """Place of each atom in the order."""
+    """Position of each atom in the order by element."""
     one_hot: torch.Tensor
-    """Element of each atom, among those that there are, shape ``(N, 1, Z, 1)``."""
+    """One-hot elements of the atoms, among those present, shape ``(N, 1, Z, 1)``."""
     near: torch.Tensor
-    """What neighbours see in the first layer."""
+    """Features that neighbours receive in the first layer."""
     own: torch.Tensor
-    """What an atom keeps in the first layer."""
+    """Self connection of the first layer."""
     energies: torch.Tensor
-    """Without neighbours, shape ``(N, 1)``."""
+    """Energies of atoms without neighbours, shape ``(N, 1)``."""
 
 
 def evaluate(
     of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Energies of the atoms, shape ``(N,)``, and the gradient of their sum by the vectors of pairs."""
+    """Energies of the atoms, shape ``(N,)``, and the gradient of their sum with respect to vectors."""
     energies, shared, of_layers = _energies(of, vectors, edge_index)
     return energies, _gradient(of, shared, of_layers)
 
@@ -275,7 +276,7 @@ def evaluate(
 def _energies(
     of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor
 ) -> tuple[torch.Tensor, list[list[torch.Tensor]], list[list[list[torch.Tensor]]]]:
-    """Energies of the atoms, and for :func:`_gradient` what is kept, also of each layer."""
+    """Energies of the atoms; also intermediate results, shared and by layer, for :func:`_gradient`."""
     harmonics, weights, kept = geometry.of_pairs(of.geometry, vectors)
     pairs = len(harmonics)
     ends = of.rank.index_select(0, edge_index[:, :pairs].T.flatten())
@@ -304,7 +305,7 @@ def _energies(
 def _gradient(
     of: Constants, shared: list[list[torch.Tensor]], of_layers: list[list[list[torch.Tensor]]]
 ) -> torch.Tensor:
-    """Gradient of the sum of all energies by the vectors, from what was kept."""
+    """Gradient of the sum of all energies with respect to vectors, from intermediate results."""
     edges, weights, nears = shared[3:]
     harmonics, neighbour, centre = edges
     slope = torch.ones_like(of.energies)
@@ -334,7 +335,7 @@ def _gradient(
 
 
 def _times(x: torch.Tensor, matrices: list[torch.Tensor], plus: torch.Tensor | None) -> torch.Tensor:
-    """Rows of atoms by a linear map of all components, to which something may be added."""
+    """Rows of atoms after a linear map of all components, plus ``plus`` if it is not None."""
     if len(matrices) == 1 and matrices[0].shape[0] == 1:
         return x @ matrices[0][0] if plus is None else torch.addmm(plus, x, matrices[0][0])
     found: list[torch.Tensor] = []
@@ -351,7 +352,7 @@ def _transposed(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _own(of: Constants, layer: OfLayer, x: torch.Tensor) -> torch.Tensor:
-    """What atoms keep of their features."""
+    """Self connection of the atoms' features."""
     elements, channels = of.one_hot.shape[2], layer.sums.channels
     rows = sum([matrix.shape[0] * matrix.shape[2] for matrix in layer.own])
     x = x[:, :rows]
@@ -361,7 +362,7 @@ def _own(of: Constants, layer: OfLayer, x: torch.Tensor) -> torch.Tensor:
 
 
 def _on_own(of: Constants, layer: OfLayer, slope: torch.Tensor) -> torch.Tensor:
-    """Gradient of the features from that of what atoms keep."""
+    """Gradient with respect to the features, from that of the self connection."""
     elements, channels = of.one_hot.shape[2], layer.sums.channels
     slope = _times(slope, _transposed(layer.own), None)
     if elements > 1:
@@ -370,7 +371,7 @@ def _on_own(of: Constants, layer: OfLayer, slope: torch.Tensor) -> torch.Tensor:
 
 
 def _read(layer: OfLayer, x: torch.Tensor, energy: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Energies with those of a layer, and what went into the nonlinearity of its readout, if it has one."""
+    """Energies plus those of a layer, and the input of the nonlinearity of its readout, if it has one."""
     scalars = x[:, : layer.readout[0].shape[0]]
     if len(layer.readout) == 1:
         return torch.addmm(energy, scalars, layer.readout[0]), []
@@ -379,14 +380,14 @@ def _read(layer: OfLayer, x: torch.Tensor, energy: torch.Tensor) -> tuple[torch.
 
 
 def _on_scalars(layer: OfLayer, slope: torch.Tensor, hidden: list[torch.Tensor]) -> torch.Tensor:
-    """Gradient of the scalars from that of the energies."""
+    """Gradient with respect to the scalars, from that of the energies."""
     if len(hidden) > 0:
         slope = operators.silu_backward(slope @ layer.readout[1].T, hidden[0])
     return slope @ layer.readout[0].T
 
 
 def _contracted(layer: OfLayer, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """What a layer makes of mixed messages, shape ``(N, D * U)``, and what :func:`_on_contracted` needs."""
+    """Contraction of mixed messages, shape ``(N, D * U)``, and slopes for :func:`_on_contracted`."""
     weights, contraction = layer.weights, layer.contraction
     slopes: list[torch.Tensor] = []
     if contraction is not None:
@@ -395,7 +396,7 @@ def _contracted(layer: OfLayer, x: torch.Tensor) -> tuple[torch.Tensor, list[tor
 
 
 def _on_contracted(layer: OfLayer, gradient: torch.Tensor, slopes: list[torch.Tensor]) -> torch.Tensor:
-    """Gradient of the mixed messages, shape ``(N, D * U)``."""
+    """Gradient with respect to the mixed messages, shape ``(N, D * U)``."""
     weights, contraction = layer.weights, layer.contraction
     if contraction is not None:
         return on_contracted(contraction, gradient, slopes, layer.sums.channels)

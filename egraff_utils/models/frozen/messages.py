@@ -1,4 +1,4 @@
-r"""Sums of messages with frozen weights, in blocks that stay in the cache, and their gradient by hand.
+r"""How are messages summed with frozen weights? In blocks that stay in the cache, with gradients by hand.
 
 .. math::
 
@@ -6,7 +6,7 @@ r"""Sums of messages with frozen weights, in blocks that stay in the cache, and 
     s_{ij,k,u} = \sum_a M_{ij,ak}\, x_{j,a,u}, \qquad
     M_{ij,ak} = \sum_b C_{b,ak}\, Y_b(\hat r_{ij})
 
-The gradient, from that of the sums:
+The gradients follow from that of the sums:
 
 .. math::
 
@@ -17,8 +17,8 @@ The gradient, from that of the sums:
     \bar M_{ij,ak} = \sum_u x_{j,a,u}\, \bar s_{ij,k,u}, \qquad
     \bar Y_b = \sum_{ak} C_{b,ak}\, \bar M_{ij,ak}
 
-Both edges of a pair share the weights :math:`w`, and :math:`Y_l(-\hat r) = (-1)^l\, Y_l(\hat r)`: what
-depends on a pair is made for one direction, and the gradients of both directions are added.
+Both edges of a pair share the weights :math:`w`, and :math:`Y_l(-\hat r) = (-1)^l\, Y_l(\hat r)`. Quantities
+of a pair are therefore computed for one direction, and the gradients of both directions are added.
 
 Symbols: N atoms, E edges, P paths, U channels, D components of features, K components of all paths together.
 """
@@ -31,26 +31,26 @@ from egraff_utils.models.frozen.convolution import path_coupling
 
 
 class Messages:
-    """Constants of the sums that :func:`sum_messages` finds: those of a convolution, with channels last.
+    """Constants of the sums that :func:`sum_messages` computes, those of a convolution with channels last.
 
-    The K components of the messages are ordered by kind, component and path; D are those of the features.
-    The two edges of a pair of atoms stand side by side. Pairs are taken in blocks, whose arrays stay in the
-    cache. Where scalars alone are wanted, the components of a product whose sum is a scalar are the messages:
-    small sums are slow.
+    The K components of the messages are sorted by kind, component and path; the features have D components.
+    The two edges of a pair of atoms are adjacent. Pairs are processed in blocks whose arrays stay in the
+    cache. If only scalars are needed, the components of a product, whose sum is the scalar, are used as the
+    messages, since small sums are slow.
 
     Parameters
     ----------
     product
-        :class:`~egraff_utils.models.frozen.convolution.Convolution`, or what it takes.
+        :class:`~egraff_utils.models.frozen.convolution.Convolution`, or the product that it accepts.
     kinds
-        Irreps that are wanted of the messages.
+        Irreps of the messages that are needed.
     like
-        Tensor whose type and device the constants are to have.
+        Tensor whose type and device the constants have.
     """
 
     BLOCK = {"cpu": 2**18, "cuda": 2**27}
-    """Numbers in the largest array of a block, by device: it stays in the cache, or on a GPU in memory
-    (``tried.csv``: "blocks of messages of 2^15 to 2^22 numbers", "One block of pairs of atoms")."""
+    """Size of the largest array of a block, by device, so that it fits into the cache, or on a GPU into
+    memory (``tried.csv``: "blocks of messages of 2^15 to 2^22 numbers", "One block of pairs of atoms")."""
 
     def __init__(self, product, kinds, like):
         inputs, harmonics = product.irreps_in1, product.irreps_in2
@@ -86,7 +86,7 @@ class Messages:
         )
 
     def on_rows(self, matrix):
-        """A matrix whose rows are paths and channels of a kind, with rows of what the messages hold."""
+        """A matrix whose rows are paths and channels of a kind, with its rows arranged like the messages."""
         if not self.scalar:
             return matrix
         of_inputs = [p for p, size in enumerate(self.inputs) for _ in range(size)]
@@ -94,7 +94,7 @@ class Messages:
 
 
 def _couplings(product, paths, size):
-    """Coefficients of paths to a kind of a size, shape ``((l_max + 1)^2, D, size * paths)``."""
+    """Coefficients of paths to a kind of ``size`` components, shape ``((l_max + 1)^2, D, size * paths)``."""
     dims = [ir.dim for _, ir in product.irreps_in1]
     couplings = torch.zeros(product.irreps_in2.dim, sum(dims), size, len(paths), dtype=torch.float64)
     for n, (_, i) in enumerate(paths):
@@ -108,37 +108,37 @@ class Sums(NamedTuple):
     """Constants of :class:`Messages`."""
 
     coupling: torch.Tensor
-    """From the harmonics of a pair to the matrices of its two edges."""
+    """Coefficients from the harmonics of a pair to the matrices of its two edges."""
     components: int
-    """D."""
+    """Number of components of the features, D."""
     channels: int
-    """U."""
+    """Number of channels, U."""
     scalar: bool
-    """Whether scalars alone are wanted."""
+    """Whether only scalars are needed."""
     heights: list[int]
-    """Number of components that the messages have of each kind."""
+    """Number of components of the messages for each kind."""
     widths: list[int]
-    """Of a row of weights for each kind."""
+    """Width of a row of weights for each kind."""
     block: int
-    """Pairs in a block."""
+    """Number of pairs in a block."""
 
 
 class Given(NamedTuple):
-    """What messages are made of."""
+    """Inputs of the messages."""
 
     x: torch.Tensor
     """Features of the atoms, shape ``(N, D, U)``."""
     harmonics: torch.Tensor
-    """Of pairs, shape ``(E / 2, (l_max + 1)^2)``."""
+    """Harmonics of pairs, shape ``(E / 2, (l_max + 1)^2)``."""
     weights: torch.Tensor
-    """Of pairs, those of ``Messages.paths``, shape ``(E / 2, P * U)``."""
+    """Weights of pairs for ``Messages.paths``, shape ``(E / 2, P * U)``."""
     neighbour: torch.Tensor
-    """Shape ``(E,)``: of each pair in the direction of the harmonics, then reversed."""
+    """Neighbours, shape ``(E,)``: first of each pair in the direction of the harmonics, then reversed."""
     centre: torch.Tensor
 
 
 def sum_messages(of: Sums, given: Given) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Sums of messages, shape ``(N, K * U)``, and what :func:`on_messages` needs of them."""
+    """Sums of messages, shape ``(N, K * U)``, and intermediate results for :func:`on_messages`."""
     total = given.x.new_zeros([len(given.x), sum(of.heights) * of.channels])
     kept: list[torch.Tensor] = []
     pairs, size = len(given.harmonics), _block(of, given)
@@ -147,7 +147,7 @@ def sum_messages(of: Sums, given: Given) -> tuple[torch.Tensor, list[torch.Tenso
         near = given.x.index_select(0, source)
         coupling, products = _products(of, y, near)
         weighted = products
-        if size >= pairs:  # of more blocks they would not stay in the cache
+        if size >= pairs:  # with several blocks, intermediate results would not stay in the cache
             kept, weighted = [near, coupling, products], torch.empty_like(products)
         _weigh(of, products, factors, weighted)
         total.index_add_(0, target, weighted.flatten(1))
@@ -162,7 +162,10 @@ def on_messages(
     on_x: torch.Tensor | None,
     on_harmonics: torch.Tensor,
 ) -> torch.Tensor:
-    """Gradient of the weights from that of the sums; those of features and harmonics are added up."""
+    """Gradient with respect to the weights, from that of the sums.
+
+    The gradients with respect to features and harmonics are added to ``on_x`` and ``on_harmonics``.
+    """
     on_weights = torch.empty_like(given.weights)
     pairs, size = len(given.harmonics), _block(of, given)
     for start in range(0, pairs, size):
@@ -184,7 +187,7 @@ def on_messages(
 
 
 def _block(of: Sums, given: Given) -> int:
-    """Pairs in a block; what is kept of a single one has to outweigh the cache before there are several."""
+    """Number of pairs in a block; all pairs are one block unless they exceed twice the nominal size."""
     pairs = len(given.harmonics)
     return of.block if pairs > 2 * of.block else max(1, pairs)
 
@@ -192,7 +195,7 @@ def _block(of: Sums, given: Given) -> int:
 def _part(
     given: Given, start: int, stop: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Harmonics and weights of a block of pairs, neighbours and centres of its edges."""
+    """Harmonics and weights of a block of pairs, and neighbours and centres of its edges."""
     y, factors, source, target = given.harmonics, given.weights, given.neighbour, given.centre
     if stop - start < len(y):
         y, factors = y[start:stop], factors[start:stop]
@@ -203,7 +206,7 @@ def _part(
 def _products(of: Sums, harmonics: torch.Tensor, near: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Matrices of edges, ``(E, D, K)``, and their products with features, ``(E, K, U)``.
 
-    Where no product has a sum, the matrices are columns, shape ``(E, K, 1)``.
+    If no product involves a sum, the matrices are columns, shape ``(E, K, 1)``.
     """
     coupling = harmonics @ of.coupling
     if of.scalar or of.components == 1:
@@ -214,14 +217,14 @@ def _products(of: Sums, harmonics: torch.Tensor, near: torch.Tensor) -> tuple[to
 
 
 def _on_coupling(of: Sums, near: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Gradient of the matrices, from that of the products."""
+    """Gradient with respect to the matrices, from that of the products."""
     if of.scalar and of.components > 1:
         return (near * gradient).sum(2)
     return torch.bmm(near, gradient.transpose(1, 2))
 
 
 def _on_near(of: Sums, coupling: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Gradient of the features, ``(E, D, U)``, from that of the products."""
+    """Gradient with respect to the neighbours' features, ``(E, D, U)``, from that of the products."""
     if of.scalar:
         return coupling * gradient
     if of.components == 1:
@@ -230,7 +233,7 @@ def _on_near(of: Sums, coupling: torch.Tensor, gradient: torch.Tensor) -> torch.
 
 
 def _by_kind(of: Sums, rows: torch.Tensor) -> list[torch.Tensor]:
-    """Views of rows of edges, ``(E, K, U)``, for each kind: ``(E / 2, 2, components, paths * U)``."""
+    """Views of the rows of edges, ``(E, K, U)``, by kind, each ``(E / 2, 2, components, paths * U)``."""
     pairs = len(rows) // 2
     if len(of.widths) == 1:
         return [rows.view(pairs, 2, -1, of.widths[0])]
@@ -239,20 +242,20 @@ def _by_kind(of: Sums, rows: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _weights_by_kind(of: Sums, weights: torch.Tensor) -> list[torch.Tensor]:
-    """Views of weights of pairs, ``(E / 2, P * U)``, for each kind: ``(E / 2, 1, 1, paths * U)``."""
+    """Views of the weights of pairs, ``(E / 2, P * U)``, by kind, each ``(E / 2, 1, 1, paths * U)``."""
     weights = weights.unsqueeze(1).unsqueeze(1)
     return list(weights.split(of.widths, 3)) if len(of.widths) > 1 else [weights]
 
 
 def _weigh(of: Sums, rows: torch.Tensor, weights: torch.Tensor, out: torch.Tensor):
-    """Multiply rows of edges, shape ``(E, K, U)``, by weights of pairs."""
+    """Multiply rows of edges, shape ``(E, K, U)``, by the weights of their pairs."""
     found, factors = _by_kind(of, out), _weights_by_kind(of, weights)
     for n, row in enumerate(_by_kind(of, rows)):
         torch.mul(row, factors[n], out=found[n])
 
 
 def _on_weights(of: Sums, rows: torch.Tensor, gradient: torch.Tensor, out: torch.Tensor):
-    """Gradient of the weights, from that of the weighted rows."""
+    """Gradient with respect to the weights, from that of the weighted rows."""
     found, slopes = _weights_by_kind(of, out), _by_kind(of, gradient)
     for n, row in enumerate(_by_kind(of, rows)):
         given = slopes[n]

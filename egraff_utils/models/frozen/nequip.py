@@ -1,7 +1,7 @@
-r"""NequIP with frozen weights: features with their channels last, energies and their gradient by hand.
+r"""How is NequIP evaluated with frozen weights? With channels last, and a hand-derived gradient.
 
-A layer takes features :math:`h_i` of an atom of element :math:`z_i`, a list of kinds (degree and parity). The
-messages :math:`m_i` are those of :mod:`~egraff_utils.models.frozen.messages`:
+The input of a layer are features :math:`h_i` of an atom of element :math:`z_i`, a list of kinds (degree and
+parity). The messages :math:`m_i` are those of :mod:`~egraff_utils.models.frozen.messages`:
 
 .. math::
 
@@ -12,8 +12,8 @@ messages :math:`m_i` are those of :mod:`~egraff_utils.models.frozen.messages`:
     h'_{\mathrm{gated}} = c\,\phi(a_{\mathrm{gate}})\; a_{\mathrm{gated}}, \qquad
     \epsilon_i = h^{\mathrm{last}}_i R + b_{z_i}
 
-with :math:`\phi` the silu for even scalars and tanh for odd ones. The gradient goes back through the same
-steps:
+where :math:`\phi` is the silu for even scalars and tanh for odd ones. The gradient passes through the same
+steps in reverse:
 
 .. math::
 
@@ -24,7 +24,7 @@ steps:
 
     \bar m_i = \bar a_i L^\top, \qquad \bar h_i = \bar x_i A^\top + \bar a_i S_{z_i}^\top
 
-What depends on lengths and directions is evaluated for one direction of every pair of atoms. Linear layers of
+Functions of lengths and directions are evaluated for one direction of every pair of atoms. Linear layers of
 the package and its normalisations are one matrix for each kind of features (``tried.csv``: "linear layers and
 the self connection as one matrix for each kind of features").
 """
@@ -44,12 +44,12 @@ from egraff_utils.models.frozen.convolution import Convolution, share_directions
 
 
 def freeze(network):
-    """:class:`Frozen` of an adapter's network."""
+    """:class:`Frozen` of the adapter's network, with its current weights."""
     return Frozen(network.model.model.func, network.types)
 
 
 def speed_up(network):
-    """Evaluate radial networks once for both directions of a pair, and tensor products by matrices."""
+    """Make radial networks run once per pair instead of per edge, and tensor products as matrix products."""
     for block in [part for part in network.modules() if isinstance(part, InteractionBlock)]:
         share_directions(block.edge_mlp)
         if block.tp_scatter.tp.irreps_in2.lmax > 1:  # tried.csv: "where scalars and vectors are all there is"
@@ -61,22 +61,22 @@ class Scatter(nn.Module):
 
     def __init__(self, plain):
         super().__init__()
-        self.tp = Convolution(plain.tp, torch.float64)  # as the package makes its constants
+        self.tp = Convolution(plain.tp, torch.float64)  # the package computes its constants in float64 too
 
     def forward(self, x, edge_attr, edge_weight, edge_dst, edge_src):
-        """Messages of all neighbours; the arguments are the package's."""
+        """Sums of messages from all neighbours; the arguments are those of the package."""
         return self.tp(x, edge_attr, edge_weight, (edge_src, edge_dst))
 
 
 class Frozen(frozen.Frozen):
-    """NequIP with the weights that it has now.
+    """NequIP with the weights that it had when it was frozen.
 
     Parameters
     ----------
     model
         ``SequentialGraphNetwork`` of the package.
     types
-        Of the model, by atomic number.
+        Types of the model, by atomic number.
     """
 
     def __init__(self, model, types):
@@ -116,7 +116,7 @@ def _messages(layer, like):
 
 
 def _layer(layer, messages, embedding):
-    """:class:`Layer` from a ``ConvNetLayer`` of the package, its messages and the embedding of elements."""
+    """:class:`Layer` of a ``ConvNetLayer`` of the package, its messages and the embedding of elements."""
     block, gate, product = layer.conv, layer.equivariant_nonlin, layer.conv.tp_scatter.tp
     inputs, middle = product.irreps_in1, product.irreps_out.simplify()
     near = block.linear_1(_eye(inputs, embedding)) * block.avg_num_neighbors_norm.norm_const
@@ -152,34 +152,34 @@ class Layer(NamedTuple):
 
     sums: messages.Sums
     sizes: list[int]
-    """How many numbers of each kind of messages an atom receives."""
+    """Number of values of each kind of messages that an atom receives."""
     enter: list[torch.Tensor]
-    """From each kind of features, ``(T * U)`` rows, to what neighbours see and an atom keeps."""
+    """Matrices from each kind of features, with ``T * U`` rows, to messages and self connections."""
     leave: list[list[torch.Tensor]]
-    """From messages to each kind of new features, scalars with all gates of their kind, by `both`."""
+    """Matrices, by `both`, from messages to each kind of new features; scalars include their gates."""
     around: list[int]
-    """Kind of messages that each kind of new features is made of."""
+    """Kind of messages from which each kind of new features is computed."""
     before: list[int]
-    """Kind of features of which an atom keeps its part, or -1."""
+    """Kind of features in the self connection of each kind of new features, or -1."""
     dims: list[int]
-    """Components of the new features."""
+    """Number of components of the new features."""
     factors: list[float]
-    """Of the nonlinearity of each kind of scalars."""
+    """Factor of the nonlinearity of each kind of scalars."""
     odd: list[bool]
-    """Whether it is that of odd scalars, tanh in place of silu."""
+    """Whether scalars are odd, and have tanh instead of silu."""
 
 
 class Constants(NamedTuple):
-    """What :func:`evaluate` needs beside the vectors of edges."""
+    """Inputs of :func:`evaluate` other than the vectors of edges."""
 
     geometry: geometry.Geometry
     layers: list[Layer]
     elements: torch.Tensor
-    """Rows of one for each, shape ``(T, 1, T, 1)``."""
+    """One-hot rows of the elements, shape ``(T, 1, T, 1)``."""
     near: torch.Tensor
-    """What neighbours see in the first layer, by element, shape ``(T, D, U)``."""
+    """Features that neighbours receive in the first layer, by element, shape ``(T, D, U)``."""
     own: list[torch.Tensor]
-    """What an atom of an element keeps in the first layer, a list of kinds."""
+    """Self connection of the first layer by element, a list of kinds."""
     readout: torch.Tensor
     shift: torch.Tensor
     """Energy of each element."""
@@ -188,7 +188,7 @@ class Constants(NamedTuple):
 def evaluate(
     of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor, types: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Energies of the atoms, shape ``(N,)``, and the gradient of their sum by the vectors of pairs."""
+    """Energies of the atoms, shape ``(N,)``, and the gradient of their sum with respect to vectors."""
     energies, shared, of_layers = _energies(of, vectors, edge_index, types)
     return energies, _gradient(of, shared, of_layers)
 
@@ -196,7 +196,7 @@ def evaluate(
 def _energies(
     of: Constants, vectors: torch.Tensor, edge_index: torch.Tensor, types: torch.Tensor
 ) -> tuple[torch.Tensor, list[list[torch.Tensor]], list[list[list[torch.Tensor]]]]:
-    """Energies of the atoms, and for :func:`_gradient` what is kept, also of each layer."""
+    """Energies of the atoms; also intermediate results, shared and by layer, for :func:`_gradient`."""
     harmonics, weights, kept = geometry.of_pairs(of.geometry, vectors)
     ends = edge_index[:, : len(harmonics)].T
     neighbour, centre = ends.flip(1).flatten(), ends.flatten()
@@ -221,7 +221,7 @@ def _energies(
 def _gradient(
     of: Constants, shared: list[list[torch.Tensor]], of_layers: list[list[list[torch.Tensor]]]
 ) -> torch.Tensor:
-    """Gradient of the sum of all energies by the vectors, from what was kept."""
+    """Gradient of the sum of all energies with respect to vectors, from intermediate results."""
     edges, weights, nears = shared[3:]
     harmonics, neighbour, centre, one_hot = edges
     on_harmonics = torch.zeros_like(harmonics)
@@ -244,7 +244,7 @@ def _gradient(
 def _enter(
     of: Layer, features: list[torch.Tensor], one_hot: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """What neighbours see, ``(N, D, U)``, and what an atom keeps, of kinds of features ``(N, 2l + 1, U)``."""
+    """Features that neighbours receive, ``(N, D, U)``, and self connection, from kinds ``(N, 2l + 1, U)``."""
     near: list[torch.Tensor] = []
     own: list[torch.Tensor] = []
     for n, x in enumerate(features):
@@ -259,7 +259,10 @@ def _enter(
 def _on_entered(
     of: Layer, on_near: torch.Tensor, on_kinds: list[torch.Tensor], dims: list[int], one_hot: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Gradient of the features from those of what :func:`_enter` gave; ``dims`` are their components."""
+    """Gradient with respect to the features, from those of the results of :func:`_enter`.
+
+    ``dims`` are the numbers of components of the features.
+    """
     on_features: list[torch.Tensor] = []
     parts, elements = on_near.split(dims, 1), one_hot.shape[2]
     for n, part in enumerate(parts):
@@ -285,7 +288,7 @@ def _leave(of: Layer, total: torch.Tensor, own: list[torch.Tensor]) -> list[torc
 
 
 def _on_messages(of: Layer, on_kinds: list[torch.Tensor]) -> torch.Tensor:
-    """Gradient of the messages from that of what :func:`_leave` gave."""
+    """Gradient with respect to the messages, from that of the results of :func:`_leave`."""
     atoms = len(on_kinds[0])
     on_total = on_kinds[0].new_zeros([atoms, sum(of.sizes)])
     parts = on_total.split(of.sizes, 1)
@@ -313,7 +316,7 @@ def _gated(of: Layer, kinds: list[torch.Tensor]) -> tuple[list[torch.Tensor], li
 def _on_gated(
     of: Layer, on_features: list[torch.Tensor], kinds: list[torch.Tensor], activated: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Gradient of what went into :func:`_gated`."""
+    """Gradient with respect to the input of :func:`_gated`."""
     scalars, gates = len(of.odd), 0
     on_scalars: list[torch.Tensor] = []
     on_gated: list[torch.Tensor] = []
@@ -334,7 +337,7 @@ def _on_gated(
 
 
 def _targets(dense, irreps, outputs, ir):
-    """Parts of matrices from irreps to scalars, gates and gated, of a kind; none where there is none."""
+    """Parts of matrices from irreps to the scalars, gates and gated features of a kind; none if absent."""
     parts = zip(dense, outputs, strict=False)
     return [_channels(matrix, irreps, columns, ir) for matrix, columns in parts if ir in _kinds(columns)]
 
@@ -344,7 +347,7 @@ def _kinds(irreps):
 
 
 def _channels(matrix, rows, columns, ir):
-    """The part of a matrix between irreps that goes from a kind to the same, for one component."""
+    """The part of a matrix between irreps that maps a kind to the same kind, for one component."""
     part = [irreps.slices()[_kinds(irreps).index(ir)] for irreps in (rows, columns)]
     return matrix[tuple(part)][:: ir.dim, :: ir.dim].contiguous()
 
@@ -361,7 +364,7 @@ def radial_basis(model, basis, factor=1.0):
 
 
 def matrices(mlp):
-    """Scaled weights of a ``ScalarMLPFunction``: of every layer, or their product if it is linear."""
+    """Scaled weights of all layers of a ``ScalarMLPFunction``, or their product if it is linear."""
     if isinstance(mlp.mlp, DeepLinearMLP):
         return [torch.linalg.multi_dot(list(mlp.mlp.weights)) * mlp.mlp.alpha]
     return [layer.weight * layer.alpha for layer in mlp.mlp if hasattr(layer, "weight")]

@@ -1,12 +1,13 @@
-r"""Products with constant matrices and what runs them: threads, and TorchScript in place of the interpreter.
+r"""How are operators run? By products with constant matrices, threads and TorchScript.
 
 .. math::
 
     Y = X W, \quad \bar X = \bar Y W^\top; \qquad
     y = x\,\sigma(x), \quad \bar x = \bar y\,\sigma(x) \left( 1 + x \left( 1 - \sigma(x) \right) \right)
 
-Here :math:`\bar x` is always the gradient of the sum of all energies with respect to :math:`x`. A function
-``on_x`` finds it from the gradients with respect to what was computed from :math:`x`.
+Throughout the package, :math:`\bar x` is the gradient of the sum of all energies with respect to :math:`x`. A
+function ``on_x`` computes it from the gradients with respect to the quantities that were computed from
+:math:`x`.
 """
 
 import os
@@ -25,11 +26,10 @@ silu_backward = torch.ops.aten.silu_backward
 
 @contextmanager
 def one_thread():
-    """Operators in this ``with`` block use one thread: arrays stay in the cache of one core.
+    """Context in which operators use one thread, so that arrays stay in the cache of one core.
 
-    With two, each waits for what the other wrote. Also, a thread that has nothing to do keeps its core busy
-    for some 8 ms, and :func:`in_threads` needs that core (``tried.csv``: "blocks shared out among two Python
-    threads").
+    With two threads, each waits for what the other wrote. An idle thread also keeps its core busy for about 8
+    ms, and :func:`in_threads` needs that core (``tried.csv``: "blocks shared out among two Python threads").
     """
     before = torch.get_num_threads()
     token = _threads.set(_threads.get() or before)
@@ -42,15 +42,15 @@ def one_thread():
 
 
 def threads():
-    """How many threads torch has outside :func:`one_thread`."""
+    """Number of torch's threads outside :func:`one_thread`."""
     return _threads.get() or torch.get_num_threads()
 
 
 def in_threads(function, calls):
-    """Results of ``function(*arguments)`` for every call, each in a thread and with one thread of torch.
+    """Results of ``function(*arguments)`` for every call, each run in a Python thread with one torch thread.
 
     The function is compiled by TorchScript, so that its operators do not wait for the interpreter. It runs in
-    inference mode: no derivative is recorded, and autograd refuses its results.
+    inference mode, so its outputs cannot be used in autograd.
     """
     code = _compiled(function)
 
@@ -64,16 +64,17 @@ def in_threads(function, calls):
 
 
 def compiled(function, device):
-    """The function as TorchScript, whose operators do not wait for the interpreter; they keep their threads.
+    """The function compiled by TorchScript, whose operators do not wait for the interpreter.
 
-    On a GPU the compiler would fuse operators: there it is the function as it is.
+    The operators keep their threads. On a GPU the function is returned unchanged, as the compiler would fuse
+    operators.
     """
     return _compiled(function) if device.type == "cpu" else function
 
 
 @cache
 def _compiled(function):
-    with warnings.catch_warnings():  # nothing that is to replace TorchScript frees the interpreter
+    with warnings.catch_warnings():  # deprecated, but what replaces TorchScript holds the interpreter's lock
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(function)
 
@@ -84,15 +85,14 @@ def _pool():
 
 
 LEAST = 128
-"""Rows and columns of a matrix from which the order of oneDNN pays (``tried.csv``: "wide constant matrices
-kept in the order of oneDNN")."""
+"""Smallest number of rows and columns for which the memory layout of oneDNN is faster (``tried.csv``: "wide
+constant matrices kept in the order of oneDNN")."""
 
 
 def both(matrix):
-    """A constant matrix and its transpose, as :func:`times` takes them, a list.
+    """A constant matrix and its transpose for :func:`times`, a list.
 
-    On a processor large ones are kept in the order in which oneDNN reads them, which saves a copy in each
-    product.
+    On a CPU, large matrices are stored in the memory layout of oneDNN, which saves a copy in every product.
     """
     kind = (matrix.dtype, matrix.device.type)
     wide = min(matrix.shape) >= LEAST and kind == (torch.float32, "cpu")
@@ -102,12 +102,12 @@ def both(matrix):
 
 
 def _packed(matrix):
-    """The matrix in the order of oneDNN, whose operator multiplies rows by its transpose."""
+    """The matrix in the memory layout of oneDNN, whose operator multiplies rows by the transpose."""
     return torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous())
 
 
 def times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Rows times a matrix, in torch's order or in that of oneDNN."""
+    """Rows times a matrix that is stored in torch's or in oneDNN's memory layout."""
     if matrix.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
     return x @ matrix

@@ -1,9 +1,9 @@
-r"""TorchMD-NET in training: attention with less traffic of memory, differentiated by autograd.
+r"""How is TorchMD-NET evaluated in training? With less memory traffic in its attention, and by autograd.
 
-A layer takes scalars :math:`x_i` and vectors :math:`v_i`. With queries :math:`q = x W_q`, keys :math:`k` and
-values :math:`s, t, p` that are linear in the scalars of the neighbour, each times a filter
-:math:`\mathrm{silu}(f(r_{ij}) W + b)`, the envelope :math:`u` and the direction :math:`d_{ij}`, a layer is,
-for each head :math:`h`,
+The inputs of a layer are scalars :math:`x_i` and vectors :math:`v_i`. Queries are :math:`q = x W_q`; keys
+:math:`k` and values :math:`s, t, p` are linear in the scalars of the neighbour, each times a filter
+:math:`\mathrm{silu}(f(r_{ij}) W + b)`. With the envelope :math:`u` and the direction :math:`d_{ij}`, a layer
+is, for each head :math:`h`,
 
 .. math::
 
@@ -16,8 +16,8 @@ for each head :math:`h`,
 
 where the sums run over the neighbours and the atom itself, whose edge has length zero.
 
-Filters depend on lengths alone and are made once for both directions of a pair. The gradient by hand, for
-frozen weights, is in :mod:`~egraff_utils.models.frozen.torchmd_net_gradient`.
+Filters depend only on lengths and are computed once for both directions of a pair. The hand-derived gradient
+for frozen weights is in :mod:`~egraff_utils.models.frozen.torchmd_net_gradient`.
 """
 
 import torch
@@ -37,7 +37,7 @@ from egraff_utils.models.torchmd_net import EquivariantTransformer
 
 
 def speed_up(network):
-    """Evaluate layers and output by the functions below; the weights stay where they are."""
+    """Make layers and output run by the functions below; the weights stay where they are."""
     elements, network.__class__ = network.elements, Transformer
     kinds = torch.zeros(max(elements) + 1, dtype=torch.int64)
     kinds[elements] = torch.arange(len(elements))
@@ -47,7 +47,7 @@ def speed_up(network):
 
 
 class Transformer(EquivariantTransformer):
-    """The network of the adapter, evaluated from one direction of every pair."""
+    """The network of the adapter, evaluated with one direction of every pair."""
 
     def forward(self, graph, vectors):
         """Dimensionless energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
@@ -55,7 +55,7 @@ class Transformer(EquivariantTransformer):
         x = self.representation_model.out_norm(x)
         for block in self.output_model.output_network:
             x, vector_features = _gated(block, x, vector_features)
-        return (x + 0 * vector_features.sum()).squeeze(-1)  # so that every weight has a gradient
+        return (x + 0 * vector_features.sum()).squeeze(-1)  # the zero term gives every weight a gradient
 
     def features(self, graph, vectors):
         """Features of the atoms: scalars, shape ``(N, U)``, and vectors, shape ``(N, 3, U)``."""
@@ -74,10 +74,10 @@ class Transformer(EquivariantTransformer):
         return x, vector_features
 
     def embed(self, graph, lengths, radial):
-        """Features of the elements, each mixed with those of its neighbours, shape ``(N, U)``.
+        """Initial features of atoms, from their elements and those of their neighbours, shape ``(N, U)``.
 
-        Lengths and radial functions are those of pairs. Neighbours are summed by element, not embedded one by
-        one (``tried.csv``: "neighbours' elements embedded by a sum over elements").
+        Lengths and radial functions are those of pairs. Neighbours are summed by element instead of being
+        embedded one by one (``tried.csv``: "neighbours' elements embedded by a sum over elements").
         """
         model, neighbors = self.representation_model, self.representation_model.neighbor_embedding
         x = model.embedding(graph.species)
@@ -86,7 +86,7 @@ class Transformer(EquivariantTransformer):
         filters = neighbors.distance_proj(radial) * neighbors.cutoff(lengths)[:, None]
         centre, neighbour = graph.edge_index
         kind, kinds = self.kinds[graph.species], len(self.present)
-        around = x.new_zeros(len(x) * kinds, x.shape[1])  # by element of the neighbour
+        around = x.new_zeros(len(x) * kinds, x.shape[1])  # one sum per atom and element of the neighbour
         for part in (centre * kinds + kind[neighbour]).split(max(len(filters), 1)):
             around = around.index_add(0, part, filters)
         around = (around.view(len(x), kinds, -1) * neighbors.embedding(self.present)).sum(1)
@@ -94,9 +94,9 @@ class Transformer(EquivariantTransformer):
 
 
 def _gated(block, x, vectors):
-    """What a ``GatedEquivariantBlock`` gives, from operators whose sizes do not depend on values.
+    """Output of a ``GatedEquivariantBlock``, by operators whose sizes do not depend on values.
 
-    Vectors of an atom that are all zero, which has no neighbours, have the norm zero and no gradient.
+    The vectors of an atom without neighbours are zero; their norm is zero and has no gradient.
     """
     moved = block.vec1_proj(vectors)
     some = (moved != 0).flatten(1).any(1)[:, None]
@@ -106,11 +106,11 @@ def _gated(block, x, vectors):
 
 
 class Attention:
-    """A layer of the package in training, evaluated with less traffic of memory.
+    """A layer of the package in training, evaluated with less memory traffic.
 
-    Filters, which depend on lengths alone, are made once for both directions of a pair; channels stand in the
-    order key, scalar, vector along the edge, vector of the neighbour, over all heads; nothing is done
-    with vectors while they are zero.
+    Filters, which depend only on lengths, are computed once for both directions of a pair. Channels are in
+    the order key, scalar, vector along the edge, vector of the neighbour, each over all heads. Vectors are
+    skipped while they are zero.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class Attention:
         radial, geometry
             As in :class:`Given`.
         blocks
-            A list of :class:`Block`.
+            Blocks of messages, a list of :class:`Block`.
         """
         layer, u = self.layer, self.layer.hidden_channels
         atoms, filters, heads = joined_matrices(layer)
@@ -151,7 +151,7 @@ class Attention:
 
 
 def _sum(given, blocks):
-    """Sum of the messages to every atom, shape ``(N, 4U)``, which can be differentiated twice."""
+    """Sums of the messages to all atoms, shape ``(N, 4U)``, which can be differentiated twice."""
     total = given.query.new_zeros(len(given.query), 4 * given.heads.shape[1])
     for block in blocks:
         messages = write_messages(rows_of_block(given, block, made_arrays(given, block, None, [])), None)

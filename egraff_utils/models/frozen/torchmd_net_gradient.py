@@ -1,12 +1,14 @@
-r"""TorchMD-NET with frozen weights: energies and their gradient by hand. The equations of a layer are in
-:mod:`.torchmd_net`; radial functions, with :math:`\delta_n = e^{-\alpha r} - \mu_n`, are
+r"""How is TorchMD-NET evaluated with frozen weights? With a hand-derived gradient of the energies.
+
+The equations of a layer are in :mod:`.torchmd_net`. With :math:`\delta_n = e^{-\alpha r} - \mu_n`, the
+envelope and the radial functions are
 
 .. math::
 
     u(r) = \tfrac12 \left( 1 + \cos \frac{\pi r}{r_c} \right), \qquad f_n(r) = u(r)\, e^{-\beta_n \delta_n^2},
     \qquad f_n' = e^{-\beta_n \delta_n^2} \left( u' + 2 \alpha \beta_n \delta_n e^{-\alpha r} u \right)
 
-The gradient of what messages are made of, from that of their sums:
+The gradients with respect to the inputs of the messages, from those of their sums:
 
 .. math::
 
@@ -17,7 +19,7 @@ The gradient of what messages are made of, from that of their sums:
     \bar z = \bar \alpha\, u\, \mathrm{silu}'(z), \quad \bar u = \sum_h \bar \alpha\, \mathrm{silu}(z), \quad
     \bar q_i \mathrel{+}= \bar z\, k, \quad \bar k = \bar z\, q_i
 
-with :math:`z` the sum of :math:`q k` over a head. The gradient through the update of an atom's features:
+where :math:`z` is the sum of :math:`q k` over a head. The gradient through the update of an atom's features:
 
 .. math::
 
@@ -27,12 +29,12 @@ with :math:`z` the sum of :math:`q k` over a head. The gradient through the upda
     \bar v_i \mathrel{+}= \bar v' + (\bar x' m O_2 \circ vB)\, A^\top + (\bar x' m O_2 \circ vA)\, B^\top
         + (\bar v' \circ m O_1)\, C^\top
 
-``forward`` of each part gives its results and what its ``backward`` needs to go from the gradient of the
-results to that of the arguments. Gradients of ``radial`` and ``geometry`` are added up in place.
+``forward`` of each part returns its results and what its ``backward`` needs for the gradient with respect
+to the arguments. Gradients with respect to ``radial`` and ``geometry`` are accumulated in place.
 
-To do without this file, delete it and its import in :mod:`.torchmd_net`: forces are then found by autograd.
-What it gains is the ratio of the times of a step of :func:`egraff_utils.cost.stepper` with the force field's
-``_freezer`` set to None and as it is, on every system; the first also with the network compiled.
+The file can be removed together with its import in :mod:`.torchmd_net`; forces are then computed by autograd.
+Its benefit is the ratio of the times of a step of :func:`egraff_utils.cost.stepper` with the force field's
+``_freezer`` set to None and unchanged, on every system; the former also with a compiled network.
 """
 
 import math
@@ -48,12 +50,12 @@ from egraff_utils.models.frozen.torchmd_net_messages import Block, Given, Rows, 
 
 
 def freeze(network):
-    """:class:`Frozen` of an adapter's network."""
+    """:class:`Frozen` of the adapter's network, with its current weights."""
     return Frozen(network)
 
 
 class Frozen(frozen.Frozen):
-    """TorchMD-NET with the weights that an ``EquivariantTransformer`` has now."""
+    """TorchMD-NET with the weights that an ``EquivariantTransformer`` had when it was frozen."""
 
     def __init__(self, network):
         model = network.representation_model
@@ -69,11 +71,11 @@ class Frozen(frozen.Frozen):
         return energies, self.backward(kept, torch.ones_like(energies))
 
     def has_threads(self, graph):
-        """Whether there are several blocks."""
+        """Whether there are several blocks, which are distributed to threads."""
         return Block.count(graph.edge_index.shape[1] // 2, self.embedding.own) > 1
 
     def forward(self, graph, vectors):
-        """Energies from vectors of pairs, shape ``(E / 2, 3)``."""
+        """Energies, ``(N,)``, and values for ``backward``, from vectors of pairs, shape ``(E / 2, 3)``."""
         edges = graph.edge_index[:, : len(vectors)]
         radial, geometry, of_lengths = self.lengths.forward(vectors)
         x, of_embedding = self.embedding.forward(graph.species, edges, radial, geometry[:, :1])
@@ -86,7 +88,7 @@ class Frozen(frozen.Frozen):
         return energies, (radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head)
 
     def backward(self, kept, slope):
-        """Gradient of the vectors of pairs, shape ``(E / 2, 3)``."""
+        """Gradient with respect to the vectors of pairs, shape ``(E / 2, 3)``."""
         radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head = kept
         on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
         on_x, on_vectors = self.head.backward(of_head, slope)
@@ -98,7 +100,7 @@ class Frozen(frozen.Frozen):
 
 
 class Lengths:
-    """Radial functions, envelopes and directions of pairs and, last, of a self loop.
+    """Radial functions, envelopes and directions of pairs and, in the last row, of a self loop.
 
     Parameters
     ----------
@@ -114,7 +116,7 @@ class Lengths:
         self.betas = basis.betas.detach() * (-1 / math.log(2))
 
     def forward(self, vectors):
-        """Functions ``(P + 1, B)``, envelopes and directions ``(P, 4)`` from vectors, shape ``(P, 3)``."""
+        """Functions ``(P + 1, B)``, and envelopes and directions ``(P, 4)``, of vectors, shape ``(P, 3)``."""
         pairs = len(vectors)
         lengths = vectors.new_zeros(pairs + 1, 1)
         torch.linalg.vector_norm(vectors, dim=1, keepdim=True, out=lengths[:pairs])
@@ -130,7 +132,7 @@ class Lengths:
         return radial, torch.cat([kept[2], moved], dim=1), (directions, *kept)
 
     def backward(self, kept, on_radial, on_geometry):
-        """Gradient of the vectors, shape ``(P, 3)``."""
+        """Gradient with respect to the vectors, shape ``(P, 3)``."""
         directions, lengths, angles, envelope, decay, distance, bells = kept
         on_envelope, on_directions = on_geometry.split((1, 3), dim=1)
         along = (on_directions * directions).sum(1, keepdim=True)
@@ -145,9 +147,9 @@ class Lengths:
 
 
 class Embedding:
-    """Features of the elements, each mixed with those of its neighbours.
+    """Initial features of atoms, from their elements and those of their neighbours.
 
-    Sums over neighbours are of radial functions, for each of the K elements, and one matrix does the rest.
+    Radial functions are summed over neighbours of each of K elements; one matrix maps the sums to features.
     """
 
     def __init__(self, network):
@@ -163,7 +165,7 @@ class Embedding:
             self.matrix = ((filters * near_elements) @ near.T).flatten(0, 1)  # (K * (B + 1), U)
 
     def forward(self, species, edges, radial, envelope):
-        """Shape ``(N, U)``, for atomic numbers, shape ``(N,)``, and edges of pairs, shape ``(2, P)``."""
+        """Features, shape ``(N, U)``, for atomic numbers, ``(N,)``, and edges of pairs, ``(2, P)``."""
         kinds = self.kinds[species]
         own = self.own.index_select(0, kinds)
         if self.matrix is None:
@@ -178,7 +180,7 @@ class Embedding:
         return x, (places, radial, envelope)
 
     def backward(self, kept, slope, on_radial, on_envelope):
-        """Add to the gradients of radial functions and envelopes."""
+        """Add to the gradients with respect to radial functions and envelopes."""
         if kept is None:
             return
         places, radial, envelope = kept
@@ -190,14 +192,14 @@ class Embedding:
 
 
 class Layer:
-    """An attention layer of the package: see :class:`Attention`.
+    """An attention layer of the package, as in :class:`Attention`.
 
     Parameters
     ----------
     layer
         ``EquivariantMultiHeadAttention``.
     parts
-        Of the channels of messages: four, or three in the first layer, where vectors are still zero.
+        Number of parts of the channels of messages: four, or three in the first layer, without vectors.
     """
 
     def __init__(self, layer, *, parts):
@@ -211,7 +213,7 @@ class Layer:
         self.update = Update(layer) if parts == 4 else FirstUpdate(layer)
 
     def forward(self, x, vectors, radial, geometry, blocks):
-        """New features of the atoms, shapes ``(N, U)`` and ``(N, 3, U)``; the arguments are those there."""
+        """New features of the atoms, ``(N, U)`` and ``(N, 3, U)``; arguments as in :class:`Attention`."""
         normed, of_norm = self.norm.forward(x)
         query, table = linear(normed, *self.query), linear(normed, *self.table)
         rows = None if vectors is None else vectors.flatten(1)
@@ -222,7 +224,7 @@ class Layer:
         return x, vectors, (of_norm, of_messages, of_update)
 
     def backward(self, kept, on_x, on_vectors, on_radial, on_geometry):
-        """Gradients of the features of the atoms, from those of the new ones."""
+        """Gradients with respect to the features of the atoms, from those of the new features."""
         of_norm, of_messages, of_update = kept
         on_total, own = self.update.backward(of_update, on_x, on_vectors)
         on_query, on_table, *near = Messages.backward(of_messages, on_total, on_radial, on_geometry)
@@ -232,13 +234,13 @@ class Layer:
 
 
 class Norm:
-    """Layer normalisation, whose weight and bias are part of the matrices that follow."""
+    """Layer normalisation, whose weight and bias are merged into the matrices that follow."""
 
     def __init__(self, norm):
         self.norm = norm
 
     def before(self, weight, bias):
-        """Weight and bias of a linear layer that follows the norm."""
+        """Weight and bias of a linear layer after the norm, with those of the norm merged in."""
         return weight * self.norm.weight, torch.addmv(bias, weight, self.norm.bias)
 
     def forward(self, x):
@@ -251,42 +253,42 @@ class Norm:
 
 
 class Messages:
-    """Sum of the messages to every atom, whose arrays stay in the cache of one core.
+    """Sums of the messages to all atoms, in blocks whose arrays stay in the cache of one core.
 
-    Several blocks are shared out among threads, and little is kept of them for the backward pass, which
-    makes the rest anew.
+    Several blocks are distributed to threads. Few of their arrays are kept for the backward pass, which
+    recomputes the others.
     """
 
     @staticmethod
     def forward(given, blocks):
-        """Shape ``(N, 4U)``, from :class:`Given` and a list of :class:`Block`."""
+        """Sums, shape ``(N, 4U)``, from :class:`Given` and a list of :class:`Block`."""
         count = max(1, min(operators.threads(), (len(blocks) + 1) // LEAST))
-        shares = [blocks[::-1][k::count] for k in range(count)]  # the largest first
+        shares = [blocks[::-1][k::count] for k in range(count)]  # the largest block, which is the last, first
         run = _at_once if len(blocks) == 1 else operators.in_threads
         totals, kept = zip(*run(_total, [(given, share) for share in shares]), strict=True)
         return sum(totals[1:], totals[0]), (given, run, list(zip(shares, kept, strict=True)))
 
     @staticmethod
     def backward(kept, slope, on_radial, on_geometry):
-        """Gradients of ``query``, ``table`` and, if there are any, ``vectors``."""
+        """Gradients with respect to ``query``, ``table`` and, if there are any, ``vectors``."""
         given, run, shares = kept
         calls = [(given, *share, slope, on_radial, on_geometry) for share in shares]
         return [sum(parts[1:], parts[0]) for parts in zip(*run(_slopes, calls), strict=True)]
 
 
 def _at_once(function, calls):
-    """The result of the only call, with all threads of torch."""
+    """Result of the single call, which runs with all threads of torch."""
     (arguments,) = calls
     return [operators.compiled(function, arguments[0].query.device)(*arguments)]
 
 
 LEAST = 2
-"""Blocks of a thread; waking it for fewer takes longer than it saves (``tried.csv``: "a thread for every two
-blocks at least")."""
+"""Smallest number of blocks of a thread; starting a thread for fewer takes longer than it saves
+(``tried.csv``: "a thread for every two blocks at least")."""
 
 
 def _total(given: Given, blocks: list[Block]):
-    """Sum of the messages to every atom, shape ``(N, 4U)``, and what is kept of every block."""
+    """Sums of the messages to all atoms, shape ``(N, 4U)``, and arrays of every block that are kept."""
     scratch: dict[str, torch.Tensor] = {}
     width = 4 * given.query.shape[1]
     total = torch.zeros([len(given.query), width], dtype=given.query.dtype, device=given.query.device)
@@ -302,7 +304,7 @@ def _total(given: Given, blocks: list[Block]):
 
 
 def _slopes(given: Given, blocks: list[Block], kept: list[list[torch.Tensor]], slope, radial, geometry):
-    """Gradients of ``query``, ``table`` and ``vectors`` from that of the sum; the others are added to."""
+    """Gradients with respect to ``query``, ``table`` and ``vectors``; the others are added in place."""
     scratch: dict[str, torch.Tensor] = {}
     slopes = [torch.zeros_like(given.query), torch.zeros_like(given.table)]
     vectors = given.vectors
@@ -326,7 +328,7 @@ def _add_slopes(
     slope,
     scratch: dict[str, torch.Tensor],
 ):
-    """Add to the gradients what the messages of a block contribute; ``slope``: of the sum, ``(N, 4U)``."""
+    """Add the contributions of a block to the gradients; ``slope`` is that of the sum, ``(N, 4U)``."""
     u, width = rows.query.shape[1], rows.near.shape[1]
     of_sum = messages.fetch(slope, block.centre, messages.take(scratch, "slope", rows.query, 4 * u)).split(
         u, dim=1
@@ -366,19 +368,19 @@ def _add_slopes(
 
 
 def _dot(first: list[torch.Tensor], second: list[torch.Tensor], out):
-    """Sum over components of products, into ``out``, shape ``(M, U)``."""
+    """Sum of the products of corresponding components, written to ``out``, shape ``(M, U)``."""
     torch.mul(first[0], second[0], out=out)
     out.addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
 
 
 class FirstUpdate:
-    """New features out of the sum of messages, where vectors are still zero."""
+    """New features from the sum of messages in the first layer, where vectors are zero."""
 
     def __init__(self, layer):
         self.weight, self.bias = (t.chunk(3)[2] for t in (layer.o_proj.weight, layer.o_proj.bias))
 
     def forward(self, x, vectors, total):
-        """Scalars ``(N, U)`` and vectors ``(N, 3, U)`` from scalars, ``None`` and a sum ``(N, 4U)``."""
+        """Scalars ``(N, U)`` and vectors ``(N, 3, U)``, from scalars, ``None`` and a sum ``(N, 4U)``."""
         u = x.shape[1]
         return (
             linear(total[:, :u], self.weight, self.bias).add_(x),
@@ -387,18 +389,18 @@ class FirstUpdate:
         )
 
     def backward(self, kept, on_x, on_vectors):
-        """Gradient of the sum; there is none of the vectors."""
+        """Gradient with respect to the sum; there is none with respect to vectors."""
         return torch.cat([torch.mm(on_x, self.weight), on_vectors.flatten(1)], dim=1), None
 
 
 class Update:
-    """New features out of the sum of messages and of the atom's own vectors."""
+    """New features from the sum of messages and the vectors of the atom."""
 
     def __init__(self, layer):
         self.weight, self.bias, self.vectors = layer.o_proj.weight, layer.o_proj.bias, layer.vec_proj.weight
 
     def forward(self, x, vectors, total):
-        """Scalars ``(N, U)`` and vectors ``(N, 3, U)`` from those and a sum ``(N, 4U)``."""
+        """New scalars ``(N, U)`` and vectors ``(N, 3, U)``, from the old ones and a sum ``(N, 4U)``."""
         u = x.shape[1]
         first, second, third = linear(total[:, :u], self.weight, self.bias).split(u, dim=1)
         first = first.unsqueeze(1)
@@ -409,7 +411,7 @@ class Update:
         return x, vectors, (first, second, dots, one, two, three)
 
     def backward(self, kept, on_x, on_vectors):
-        """Gradients of the sum, and of the vectors but for what they gave the sum."""
+        """Gradients with respect to the sum, and to the vectors apart from their contribution to the sum."""
         u = on_x.shape[1]
         first, second, dots, one, two, three = kept
         on_dots = (on_x * second).unsqueeze(1)
@@ -421,7 +423,7 @@ class Update:
 
 
 class Head:
-    """Energies of the atoms from both kinds of features: a norm and two gated blocks of the package.
+    """Energies of the atoms from scalars and vectors, by a norm and two gated blocks of the package.
 
     Parameters
     ----------
@@ -445,7 +447,7 @@ class Head:
         return torch.cat([of_scalars, of_lengths], dim=1), bias
 
     def forward(self, x, vectors):
-        """Shape ``(N,)``, from shapes ``(N, U)`` and ``(N, 3, U)``."""
+        """Energies, shape ``(N,)``, from features of shapes ``(N, U)`` and ``(N, 3, U)``."""
         normed, of_norm = self.norm.forward(x)
         first, second = _turn(vectors, self.vectors).tensor_split((x.shape[1],), dim=2)
         found, of_gate = self.gate.forward(normed, first)
@@ -456,7 +458,7 @@ class Head:
         return energies.squeeze(1), (of_norm, of_gate, scalars, factors, second, of_last)
 
     def backward(self, kept, slope):
-        """Gradients of both kinds of features."""
+        """Gradients with respect to scalars and vectors."""
         of_norm, of_gate, scalars, factors, second, of_last = kept
         on_scalars, on_gated = self.last.backward(of_last, slope.unsqueeze(1))
         on_gated = _turn(on_gated, self.last_vectors.T)
@@ -467,32 +469,32 @@ class Head:
 
 
 def _turn(vectors, weight):
-    """Vectors of other channels, ``(N, 3, V)``, from those of shape ``(N, 3, U)``."""
+    """Linear map of the channels of vectors, shape ``(N, 3, U)`` -> ``(N, 3, V)``."""
     return linear(vectors.flatten(0, 1), weight).view(len(vectors), 3, -1)
 
 
 class Gate:
-    """The small network of a ``GatedEquivariantBlock``, of scalars and of the lengths of vectors.
+    """The network of a ``GatedEquivariantBlock`` on scalars and lengths of vectors.
 
     Parameters
     ----------
     hidden, last
-        Weight and bias of its two layers.
+        Weights and biases of the two layers.
     """
 
     def __init__(self, hidden, last):
         self.hidden, self.last = hidden, last
 
     def forward(self, x, vectors):
-        """Outputs, from shapes ``(N, U)`` and ``(N, 3, U)``."""
+        """Outputs, from features of shapes ``(N, U)`` and ``(N, 3, U)``."""
         lengths = vectors.square().sum(1).sqrt_()  # tried.csv: "square, sum and root"
         before = linear(torch.cat([x, lengths], dim=1), *self.hidden)
         return linear(silu(before), *self.last), (before, vectors, lengths)
 
     def backward(self, kept, slope):
-        """Gradients of scalars and vectors; a vector of zero has none, as in the package."""
+        """Gradients with respect to scalars and vectors; that of a zero vector is zero, as in the package."""
         before, vectors, lengths = kept
         on_before = silu_backward(torch.mm(slope, self.last[0]), before)
         on_x, on_lengths = torch.mm(on_before, self.hidden[0]).chunk(2, dim=1)
-        least = torch.finfo(lengths.dtype).tiny ** 0.5  # whose square is not zero
+        least = torch.finfo(lengths.dtype).tiny ** 0.5  # so that its square does not underflow
         return on_x, vectors * (on_lengths / lengths.clamp(min=least)).unsqueeze(1)

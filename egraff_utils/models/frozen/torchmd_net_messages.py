@@ -1,16 +1,16 @@
-r"""Messages of TorchMD-NET's attention, in blocks of pairs; its equations are in :mod:`.torchmd_net`.
+r"""How are the messages of TorchMD-NET's attention computed? In blocks of pairs that fit into the cache.
 
-What the two directions of a pair share is made once: filters and envelope, which depend on its length. The
-direction changes its sign.
+The equations are in :mod:`.torchmd_net`. Filters and envelopes depend on the length of a pair and are
+computed once for its two directions; the unit vector changes sign.
 
 .. math::
 
     \phi(r_{ji}) = \phi(r_{ij}) = \mathrm{silu}(f(r_{ij}) W + b), \qquad
     u(r_{ji}) = u(r_{ij}), \qquad d_{ji} = -d_{ij}
 
-Arrays of a block are about one megabyte large and stay in the cache of one core (``tried.csv``: "messages in
-blocks of one megabyte an array", "blocks of half and of twice a megabyte an array"). Channels stand in the
-order key, scalar, vector along the edge, vector of the neighbour, over all heads.
+Arrays of a block take about one megabyte and stay in the cache of one core (``tried.csv``: "messages in
+blocks of one megabyte an array", "blocks of half and of twice a megabyte an array"). Channels are in the
+order key, scalar, vector along the edge, vector of the neighbour, each over all heads.
 """
 
 from itertools import accumulate, chain
@@ -21,7 +21,7 @@ from torch.nn.functional import linear, silu
 
 
 def joined_matrices(layer):
-    """Weights and biases for atoms and for lengths, and which channel is of which head."""
+    """Weights and biases for atoms and for lengths, and the matrix that assigns channels to heads."""
     h, u = layer.num_heads, layer.hidden_channels
 
     def by_part(rows):
@@ -38,23 +38,23 @@ def joined_matrices(layer):
 
 
 class Block(NamedTuple):
-    """M messages: both directions of some pairs and, in the last block, all self loops."""
+    """M messages, both directions of some pairs and, in the last block, all self loops."""
 
     centre: torch.Tensor
-    """Shape ``(M,)``."""
+    """Atoms that receive the messages, shape ``(M,)``."""
     neighbour: torch.Tensor
     start: int
-    """First row of what is known of the pairs and of a self loop."""
+    """First row of the block in arrays over pairs and a self loop."""
     stop: int
-    """One past the last row; that of a self loop, if there are any, is the last."""
+    """One past the last row, which is that of the self loop if the block has any."""
     pairs: int
-    """Those that come first."""
+    """Number of pairs, which come first."""
 
     @classmethod
     def all_of(cls, edges, x):
         """Blocks of P pairs, whose centres and neighbours are ``edges``, shape ``(2, P)``.
 
-        ``x``, shape ``(N, U)``, says how large the arrays of a block are; on a GPU there is one block.
+        ``x``, shape ``(N, U)``, determines the size of the arrays of a block; on a GPU there is one block.
         """
         loops, pairs = torch.arange(len(x), device=x.device), edges.shape[1]
         count = cls.count(pairs, x)
@@ -65,7 +65,7 @@ class Block(NamedTuple):
 
     @staticmethod
     def count(pairs, x):
-        """Number of blocks of so many pairs for features like ``x``, shape ``(..., U)``."""
+        """Number of blocks for a number of pairs and features like ``x``, shape ``(..., U)``."""
         size = CACHE // (8 * x.shape[-1] * x.element_size())
         return max(1, round(pairs / size)) if x.device.type == "cpu" else 1
 
@@ -77,11 +77,11 @@ class Block(NamedTuple):
 
 
 CACHE = 2**20
-"""Bytes of an array of all channels of the messages of a block, which a core keeps at hand."""
+"""Size of an array with all channels of a block's messages, bytes, which fits into the cache of a core."""
 
 
 def to_messages(geometry, blocks):
-    """Rows of messages, block after block, from those of P pairs, shape ``(P, 4)``."""
+    """Rows of all messages, block after block, from rows of P pairs, shape ``(P, 4)``."""
     back = torch.cat([geometry[:, :1], -geometry[:, 1:]], dim=1)
     sizes = [block.pairs for block in blocks]
     halves = chain.from_iterable(zip(geometry.split(sizes), back.split(sizes), strict=True))
@@ -91,7 +91,7 @@ def to_messages(geometry, blocks):
 
 
 def to_pairs(rows, blocks):
-    """Gradient of the argument of :func:`to_messages`, shape ``(P, 4)``, from that of its result."""
+    """Gradient with respect to the argument of :func:`to_messages`, ``(P, 4)``, from that of its result."""
     sizes = [block.pairs for block in blocks for _ in range(2)]
     halves = rows[: sum(sizes)].split(sizes)
     there, back = (torch.cat(part) if len(part) > 1 else part[0] for part in (halves[::2], halves[1::2]))
@@ -99,55 +99,55 @@ def to_pairs(rows, blocks):
 
 
 class Given(NamedTuple):
-    """What messages are made of; N atoms, P pairs, U channels, H heads."""
+    """Inputs of the messages; N atoms, P pairs, U channels, H heads."""
 
     query: torch.Tensor
-    """Shape ``(N, U)``."""
+    """Queries of the atoms, shape ``(N, U)``."""
     table: torch.Tensor
     """Keys and values of the atoms, shape ``(N, 3U)`` without and ``(N, 4U)`` with vectors."""
     vectors: torch.Tensor | None
-    """Shape ``(N, 3U)``; ``None`` while they are zero."""
+    """Vectors of the atoms, shape ``(N, 3U)``; ``None`` while they are zero."""
     radial: torch.Tensor
-    """Functions of the lengths of pairs and, last, of a self loop, shape ``(P + 1, B)``."""
+    """Radial functions of pairs and, in the last row, of a self loop, shape ``(P + 1, B)``."""
     geometry: torch.Tensor
     """Envelopes and unit vectors of all messages, block after block, four columns."""
     weight: torch.Tensor
-    """Of the filters, as many rows as ``table`` has columns."""
+    """Weight of the filters, with as many rows as ``table`` has columns."""
     bias: torch.Tensor
     heads: torch.Tensor
-    """Ones where a channel is of a head, else zero, shape ``(H, U)``."""
+    """One where a channel belongs to a head, else zero, shape ``(H, U)``."""
     smooth: bool
-    """Whether envelopes multiply vectors too; those along the edges they have multiplied already."""
+    """Whether envelopes multiply vectors too; unit vectors along edges already include them."""
 
 
 class Rows(NamedTuple):
-    """What the M messages of a block are made of."""
+    """Parts of the M messages of a block."""
 
     before: torch.Tensor
     """Filters of the pairs before their nonlinearity."""
     logits: torch.Tensor
-    """Of the attention, before the nonlinearity, shape ``(M, H)``."""
+    """Logits of the attention, before the nonlinearity, shape ``(M, H)``."""
     filters: torch.Tensor
     query: torch.Tensor
-    """Of the centres, shape ``(M, U)``."""
+    """Queries of the centres, shape ``(M, U)``."""
     near: torch.Tensor
-    """Row of ``table`` of the neighbours."""
+    """Rows of ``table`` of the neighbours."""
     attention: torch.Tensor
     weights: torch.Tensor
-    """Of the scalars, shape ``(M, U)``."""
+    """Weights of the scalars, shape ``(M, U)``."""
     values: list[torch.Tensor]
-    """Key, scalar, vector along the edge and, if there are vectors, factor of that of the neighbour."""
+    """Key, scalar, vector along the edge and, if there are vectors, factor of the neighbour's vector."""
     vectors: list[torch.Tensor]
-    """Of the neighbours, three of shape ``(M, U)``, or none."""
+    """Vectors of the neighbours, three tensors of shape ``(M, U)``, or none."""
     factor: torch.Tensor
-    """The last of the values, times the envelope if that is to multiply vectors too."""
+    """The last of the values, times the envelope if it multiplies vectors too."""
     geometry: list[torch.Tensor]
-    """Envelope and direction, four of shape ``(M, 1)``."""
+    """Envelope and direction, four tensors of shape ``(M, 1)``."""
 
 
-# What follows is compiled by TorchScript too: hence the types. With frozen weights arrays are written over,
-# block after block, and stay at hand for the processor: they are in the dictionary ``scratch``. In training
-# the derivative needs them all: there ``scratch`` is None, and every operator makes its own.
+# The following functions are also compiled by TorchScript, which needs the type hints. With frozen weights,
+# arrays are kept in the dictionary ``scratch`` and overwritten by block after block, so that they stay in the
+# cache. In training the derivative needs all arrays, so ``scratch`` is None and operators allocate their own.
 
 
 def _place(scratch: dict[str, torch.Tensor] | None, name: str, like, columns: int):
@@ -155,7 +155,7 @@ def _place(scratch: dict[str, torch.Tensor] | None, name: str, like, columns: in
 
 
 def take(scratch: dict[str, torch.Tensor], name: str, like, columns: int):
-    """Array of a name, as long as ``like`` and of its type."""
+    """Array of this name in ``scratch``, with the length and type of ``like``."""
     if name not in scratch or len(scratch[name]) < len(like):
         scratch[name] = torch.empty([len(like), columns], dtype=like.dtype, device=like.device)
     found = scratch[name]
@@ -171,13 +171,13 @@ def fetch(table, index, out: torch.Tensor | None):
 
 
 def _spread(rows, block: Block):
-    """A row of every message, shape ``(M, K)``, out of those of the lengths."""
+    """Rows of all messages, shape ``(M, K)``, from rows of the lengths."""
     there, loop = rows[: block.pairs], rows[block.pairs :]
     return torch.cat([there, there, loop.expand(len(block.centre) - 2 * block.pairs, -1)])
 
 
 def times_rows(x, rows, block: Block, out: torch.Tensor | None):
-    """Product of ``x``, shape ``(M, K)``, with the row of every message."""
+    """Product of ``x``, shape ``(M, K)``, with the rows of all messages."""
     if out is None:
         return x * _spread(rows, block)
     there, both = 2 * block.pairs, [2, block.pairs, rows.shape[1]]
@@ -189,9 +189,9 @@ def times_rows(x, rows, block: Block, out: torch.Tensor | None):
 def made_arrays(
     given: Given, block: Block, scratch: dict[str, torch.Tensor] | None, kept: list[torch.Tensor]
 ):
-    """Arrays of :class:`Rows` that are no views, those of values and vectors last.
+    """Arrays of :class:`Rows` that are not views, with those of values and vectors last.
 
-    ``kept``: in the backward pass, the first two, which take longer to make than to fetch.
+    In the backward pass, ``kept`` holds the first two, which take longer to recompute than to read.
     """
     u = given.query.shape[1]
     lengths = given.radial[block.start : block.stop]
@@ -216,7 +216,7 @@ def geometry_of_block(given: Given, block: Block):
 
 
 def rows_of_block(given: Given, block: Block, made: list[torch.Tensor]):
-    """Rows of a block, with views of what :func:`made_arrays` gave."""
+    """Rows of a block, with views of the results of :func:`made_arrays`."""
     before, logits, filters, query, near, attention, weights, together = made[:8]
     values, vectors = together.split(query.shape[1], dim=1), made[8:]
     if len(vectors) > 0:
@@ -227,7 +227,7 @@ def rows_of_block(given: Given, block: Block, made: list[torch.Tensor]):
 
 
 def write_messages(rows: Rows, out: torch.Tensor | None):
-    """A scalar and three components of a vector, each of shape ``(M, U)``; in ``out``, ``(M, 4U)``."""
+    """Scalar and three vector components of messages, each ``(M, U)``, written to ``out``, ``(M, 4U)``."""
     u = rows.query.shape[1]
     messages = [_mul(rows.values[1], rows.weights, None if out is None else out[:, :u])]
     for k in range(3):
