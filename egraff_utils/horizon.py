@@ -256,7 +256,7 @@ def check_reference(frames, interval):
 
 
 def stored_course(frames, interval, *, starts, steps, short=None):
-    """:class:`Course` along stored frames, with starts spread equally over the frames with enough after.
+    """:class:`Course` along stored frames, with equally spaced starts that enough frames follow.
 
     Parameters
     ----------

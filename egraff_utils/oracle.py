@@ -1,4 +1,4 @@
-"""Is a model as accurate on the configurations that it visits? The reference labels its own frames.
+"""Is a model as accurate on the configurations that it visits? The reference labels frames of its rollout.
 
 A test error is taken on configurations that the reference visits. EV and FV of a rollout compare two
 trajectories at equal times, and these diverge. Here model and reference evaluate the same configurations,

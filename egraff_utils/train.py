@@ -581,7 +581,7 @@ class WeightAverage(lightning.Callback):
 
 
 def new_learner(config, hyperparameters, train):
-    """Learner of a new force field, with weights drawn with the seed, and the training frames' scales."""
+    """Learner of a new force field: weights drawn with the seed, elements and scales of these frames."""
     card = cards.dataset(config.dataset)
     elements = np.unique(np.concatenate([atoms.numbers for atoms in train]))
     torch.manual_seed(config.seed)
