@@ -16,7 +16,9 @@ def results(tmp_path, monkeypatch):
 def search(model, errors, kind="search_recipe", dataset="ethanol"):
     """Record of a search: label -> validation error, NaN if it diverged."""
     record = records.Record(kind, "search", dataset, model, 0, {"seconds": 45.0}, [])
-    records.write(record, {"label": np.array(list(errors)), "force_mae": np.array(list(errors.values()))})
+    milliseconds = 10.0 + np.arange(len(errors))
+    curves = {"label": np.array(list(errors)), "force_mae": np.array(list(errors.values()))}
+    records.write(record, curves | {"milliseconds": milliseconds})
     return record
 
 
@@ -46,6 +48,18 @@ def test_the_least_error_of_every_optimiser_with_its_rate(found):
     assert table.loc[("ethanol", "nequip"), "Muon (meV/Å)"] == "8 at 0.01*"
     assert table.loc[("ethanol", "nequip"), "Adam (meV/Å)"] == recipe.DIVERGED
     assert table["SOAP (meV/Å)"].isna().all()
+
+
+def test_how_unequal_the_work_was(found):
+    # of MACE: three of Muon at 10 to 12 ms, two of Adam at 13 and 14, batch 2 at 15, warm-up at 16
+    assert recipe.work(found).loc[("ethanol", "mace")].tolist() == [7, 1.2]
+
+
+def test_shares_of_muon_are_those_of_linear_layers():
+    words = dict(reversed(text.split(" % of ")) for text in recipe.muon_shares("tiny").split(", "))
+    assert set(words) == {cards.model(name).title for name in cards.models()}
+    assert all(0 <= int(share) <= 100 for share in words.values())
+    assert int(words["Allegro"]) > int(words["NequIP"])
 
 
 def test_gains_over_another_optimiser(found):
@@ -90,7 +104,15 @@ def test_the_figure_has_a_panel_for_each_model(found):
 
 
 def test_nothing_searched_gives_empty_tables():
-    for table in (recipe.optimizers, recipe.gains, recipe.changes, recipe.rates, recipe.sizes, recipe.costs):
+    for table in (
+        recipe.work,
+        recipe.optimizers,
+        recipe.gains,
+        recipe.changes,
+        recipe.rates,
+        recipe.sizes,
+        recipe.costs,
+    ):
         assert table([]).empty
     assert recipe.taken_over([]) == []
     assert not any(ax.get_visible() for ax in recipe.rate_grid([], "ethanol").axes)

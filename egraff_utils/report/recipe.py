@@ -6,6 +6,7 @@ The records are those of ``python -m benchmarks.search``, of kinds ``search_size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from egraff_utils import cards, plots
+from egraff_utils import cards, models, plots
+from egraff_utils import optimizers as optim
+from egraff_utils.beside import MODELS
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.tables import model_title
 
@@ -51,6 +54,38 @@ def candidates(found: Iterable, kind: str = "search_recipe") -> pd.DataFrame:
         frame |= {"force_mae": record.curves["force_mae"]}
         frames.append(pd.DataFrame({"dataset": record.dataset, "model": record.model, **frame}))
     return pd.concat(frames[1:] or frames, ignore_index=True)
+
+
+def work(found: Iterable) -> pd.DataFrame:
+    """Number of trainings of the short search, and how unequal their steps were.
+
+    Returns
+    -------
+    DataFrame, a row a dataset and model: ``trainings``, and ``slowest over fastest step``, the largest ratio
+    of mean times of a step among trainings with the same optimiser and size of batch.
+    """
+    rows = {}
+    for record in _in_order(r for r in found if r.kind == "search_recipe"):
+        labels = record.curves["label"].astype(str).tolist()
+        groups = [label if label.startswith("batch") else label.partition(" ")[0] for label in labels]
+        groups = [name if name in OPTIMIZERS or name in labels else "changed" for name in groups]
+        times = pd.Series(record.curves["milliseconds"]).groupby(groups)
+        rows[record.dataset, record.model] = {
+            "trainings": len(labels),
+            "slowest over fastest step": (times.max() / times.min()).max(),
+        }
+    return _table(rows).reindex(columns=["trainings", "slowest over fastest step"])
+
+
+def muon_shares(preset: str = "day") -> str:
+    """Share of the parameters that Muon moves, model by model, in words."""
+    shares = []
+    for name in MODELS:
+        network = models.build(name, preset).network
+        moved = sum(math.prod(shape) for blocks in optim.matrices(network).values() for _, shape in blocks)
+        total = sum(p.numel() for p in network.parameters())
+        shares.append(f"{100 * moved / total:.0f} % of {model_title(name)}")
+    return ", ".join(shares)
 
 
 def optimizers(found: Iterable) -> pd.DataFrame:
