@@ -258,7 +258,7 @@ def _beyond(record, candidates):
 def search_rate(datasets, model_names):
     """Yield records of five minutes of Muon at the best rate of short trainings, its half and quarter.
 
-    Long trainings need smaller steps than short ones; the best of the three is the rate of preset ``day``.
+    The rate of preset ``day`` is chosen from them, see ``egraff_utils.report.recipe``.
     """
     for dataset in datasets:
         for model in model_names:

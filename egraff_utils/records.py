@@ -206,7 +206,7 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
         return record
     status = "unstable" if outcome.breaks else outcome.status
     record = Record(*key, parameters, outcome.metrics, status, outcome.message, breaks=outcome.breaks)
-    if not _same_parameters(record.path, parameters):
+    if _with_parameters(record.path, parameters) is None:
         put_aside(record.path)
     saved = outcome.save(record.path) if outcome.save else {}
     made = {"device": device, "threads": threads, **digests, **saved, **outcome.provenance}
@@ -334,16 +334,16 @@ def bring_back(key, parameters, **digests):
 
 
 def _fitting(path, parameters, digests):
-    if not _same_parameters(path, parameters):
-        return None
-    record = load(path)
+    record = _with_parameters(path, parameters)
     known = {name: value for name, value in digests.items() if value is not None}
-    return record if all(record.provenance.get(name) == value for name, value in known.items()) else None
+    fits = record and all(record.provenance.get(name) == value for name, value in known.items())
+    return record if fits else None
 
 
-def _same_parameters(path, parameters):
+def _with_parameters(path, parameters):
+    record = load(path) if path.is_file() else None
     plain = json.loads(json.dumps(parameters, default=_plain))
-    return path.is_file() and load(path).parameters == plain
+    return record if record and record.parameters == plain else None
 
 
 def _replaced(path):
