@@ -332,5 +332,5 @@ def test_frozen_in_single_precision(name):
 def test_another_kind_of_product_is_refused():
     from e3nn import o3
 
-    with pytest.raises(ValueError, match="number of channels"):
+    with pytest.raises(ValueError, match="equal width"):
         Convolution(o3.FullyConnectedTensorProduct("2x0e", "1x0e", "2x0e"))
