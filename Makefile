@@ -1,4 +1,4 @@
-# A thin front door; everything else is in egraff_utils/batch.py and the Snakefile.
+# A thin front door; everything else is in egraff_utils/running/batch.py and the Snakefile.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo campaign bench plan pages book test lint clean
 
@@ -31,19 +31,19 @@ setup: .venv/installed  ## make .venv and install the pinned environment
 	@touch $@
 
 demo: setup  ## train and roll out six models on two systems, build the book on it (10 min, 2 cores)
-	$(BIN)/python -m egraff_utils.batch demo $(PARALLEL)
+	$(BIN)/python -m egraff_utils demo $(PARALLEL)
 
 campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
-	$(BIN)/python -m egraff_utils.batch campaign $(CAMPAIGN) $(PARALLEL) $(ARGUMENTS)
+	$(BIN)/python -m egraff_utils campaign $(CAMPAIGN) $(PARALLEL) $(ARGUMENTS)
 
 bench: setup  ## time ours beside upstream's packages: make bench ARGUMENTS=--quick (2 min; without, 110 min)
 	$(BIN)/python -m benchmarks $(ARGUMENTS)
 
 plan: setup  ## fit a campaign's budgets to a time: make plan CAMPAIGN=gpu BUDGET=25m JOBS=6
-	$(BIN)/python -m egraff_utils.plan $(CAMPAIGN) $(if $(BUDGET),--budget $(BUDGET)) $(PARALLEL)
+	$(BIN)/python -m egraff_utils.running.plan $(CAMPAIGN) $(if $(BUDGET),--budget $(BUDGET)) $(PARALLEL)
 
 pages: setup  ## execute the book's pages from stored records
-	$(BIN)/python -m egraff_utils.batch pages $(PARALLEL)
+	$(BIN)/python -m egraff_utils pages $(PARALLEL)
 
 book: setup  ## build the committed pages into _build/html; executes nothing
 	$(BIN)/jupyter-book build . -W -n --keep-going --all

@@ -8,7 +8,8 @@
 # record exists returns it, so running again is cheap.
 import sys
 
-from egraff_utils import batch, campaign as campaigns, paths
+from egraff_utils import campaign as campaigns, paths
+from egraff_utils.running import batch
 from egraff_utils.campaign import CELL, FOLDERS
 
 CAMPAIGN = campaigns.load(config.get("campaign", "demo"))
@@ -16,7 +17,7 @@ NOTEBOOKS = paths.ROOT / "notebooks"
 RUNS = paths.runs() / CAMPAIGN.name
 EXECUTE = (
     f"OMP_NUM_THREADS={CAMPAIGN.threads} MKL_NUM_THREADS={CAMPAIGN.threads} "
-    f"{sys.executable} -m egraff_utils.batch run --quiet {{input.notebook}} {{output}} {{params.words}}"
+    f"{sys.executable} -m egraff_utils run --quiet {{input.notebook}} {{output}} {{params.words}}"
 )
 
 

@@ -181,7 +181,8 @@ def _force_field(preset, system, model):
 
 
 def _measure(settings, force_field, system, trained, rates):
-    from egraff_utils import cost, data
+    from egraff_utils import data
+    from egraff_utils.running import cost
 
     frame = data.load(system, "test")[0]
     warmth = {} if trained else {"temperature": COLD}

@@ -154,7 +154,8 @@ class Scene:
     @classmethod
     def of(cls, preset, system, model, count):
         """Scene with test frames, and with trained weights for the preset small, new ones for others."""
-        from egraff_utils import cards, rollout, weights
+        from egraff_utils import cards, weights
+        from egraff_utils.md import rollout
 
         card = cards.dataset(system)
         temperature, timestep = card.conditions("test")
@@ -204,8 +205,8 @@ class Ours:
     def __init__(self, scene, device):
         from ase import units
 
-        from egraff_utils.calculator import ForceFieldCalculator, join_replicas
-        from egraff_utils.dynamics import Noise, ReplicaLangevin
+        from egraff_utils.md.calculator import ForceFieldCalculator, join_replicas
+        from egraff_utils.md.dynamics import Noise, ReplicaLangevin
 
         count = len(scene.starts)
         self.atoms, self.limit = join_replicas(scene.starts), 10 * scene.temperature

@@ -118,7 +118,8 @@ def _turns(call, blocks):
 
 def _share(system, models, settings):
     """Metrics and curves on the time of the metrics of a rollout and of its steps."""
-    from egraff_utils import cards, rollout
+    from egraff_utils import cards
+    from egraff_utils.md import rollout
 
     card = cards.dataset(system)
     config = rollout.RolloutConfig(models[0], system, CAMPAIGN, replicas=REPLICAS, steps=STEPS)
@@ -138,8 +139,8 @@ def _share(system, models, settings):
 
 def _step_time(config, card, scene, clock):
     """Median time of a step of all replicas, s."""
-    from egraff_utils import rollout
-    from egraff_utils.dynamics import simulate
+    from egraff_utils.md import rollout
+    from egraff_utils.md.dynamics import simulate
 
     dynamics = rollout._dynamics(config) | {"steps": TIMED_STEPS, "clock": clock}
     trajectory = simulate(scene.starts, rollout._calculators(config, card, None), **dynamics)
@@ -148,7 +149,7 @@ def _step_time(config, card, scene, clock):
 
 def _metrics_time(config, card, scene, clock):
     """Time of everything in a rollout apart from its steps and the loading of starts, s."""
-    from egraff_utils import analysis, rollout
+    from egraff_utils.md import analysis, rollout
 
     trajectory = walk(scene, STEPS + 1)
     begun = clock()
@@ -161,16 +162,16 @@ def _metrics_time(config, card, scene, clock):
 
 
 def walk(scene, frames):
-    """A :class:`~egraff_utils.dynamics.Trajectory` like that of a stable rollout, made of reference frames.
+    """A :class:`~egraff_utils.md.dynamics.Trajectory` like that of a stable rollout, of reference frames.
 
     Parameters
     ----------
     scene
-        :class:`~egraff_utils.rollout.Scene`.
+        :class:`~egraff_utils.md.rollout.Scene`.
     frames
         Number of frames, T.
     """
-    from egraff_utils.dynamics import Trajectory
+    from egraff_utils.md.dynamics import Trajectory
 
     replicas, elements = len(scene.starts), len(np.unique(scene.starts[0].numbers))
     index = (np.array(scene.first)[:, None] + np.arange(frames)) % len(scene.frames)

@@ -26,12 +26,13 @@ TITLE = "Pipeline: what a run of a campaign, the import, the book and the demo c
 CAMPAIGN, SYSTEM, MODEL = "demo", "ethanol_xtb", "mace"
 KINDS = ("dataset", "training", "rollout")
 """Kinds of runs, each of which needs the one before; a quick benchmark runs only the first."""
-DEMO = ("-m", "egraff_utils.batch", "demo")
+DEMO = ("-m", "egraff_utils", "demo")
 """Command that ``make demo`` runs after the installation."""
 PLACES = ("results", "runs", "data", "generated")
 """Folders of `paths` that a command can be given in place of those of the repository."""
 LIGHT = (
-    "batch campaign cards data records audit floors statistics structure metrics analysis tables plots report"
+    "campaign cards data records statistics structure metrics md.analysis checks.audit checks.floors "
+    "report report.tables report.plots running.batch"
 )
 """Modules that must not import torch."""
 
@@ -64,7 +65,7 @@ def _fixed(settings):
         _metric("import_time", [_import_time("egraff_utils") for _ in range(5)]),
         _metric(
             "import_batch_time",
-            [_import_time("egraff_utils.batch") for _ in range(1 if settings.quick else 3)],
+            [_import_time("egraff_utils.running.batch") for _ in range(1 if settings.quick else 3)],
         ),
         Metric("imports_torch", float(imports_torch()), "1"),
     ]
@@ -128,7 +129,7 @@ def _campaign_time(kind, environment):
     stem = SYSTEM if kind == "dataset" else f"{SYSTEM}-{MODEL}-s0"
     folder = "datasets" if kind == "dataset" else kind
     target = Path(environment["EGRAFF_RUNS"]) / CAMPAIGN / folder / f"{stem}.ipynb"
-    words = [sys.executable, "-m", "egraff_utils.batch", "campaign", CAMPAIGN, "--jobs", "1", "--", target]
+    words = [sys.executable, "-m", "egraff_utils", "campaign", CAMPAIGN, "--jobs", "1", "--", target]
     return _timed(words, environment)
 
 
@@ -142,7 +143,7 @@ def call(kind):
     """Call the functions that a notebook of a kind calls, with the parameters of the campaign."""
     settings = campaigns.load(CAMPAIGN)
     if kind == "dataset":
-        from egraff_utils import audit, floors
+        from egraff_utils.checks import audit, floors
 
         audit.audit(SYSTEM, campaign=CAMPAIGN)
         return floors.measure(SYSTEM, campaign=CAMPAIGN)
@@ -151,8 +152,8 @@ def call(kind):
     training = fit(TrainConfig(MODEL, **settings.training_parameters(SYSTEM, MODEL, 0)))
     if kind == "training":
         return training
-    from egraff_utils import floors
-    from egraff_utils.rollout import RolloutConfig, roll_out
+    from egraff_utils.checks import floors
+    from egraff_utils.md.rollout import RolloutConfig, roll_out
 
     given = settings.rollout_parameters(SYSTEM, MODEL, 0, "corrected")
     known = {key: value for key, value in given.items() if key in RolloutConfig.__dataclass_fields__}

@@ -63,8 +63,10 @@ def _cell(settings, dataset, model):
 
 
 def _measure(settings, dataset, model, replicas, steps):
-    from egraff_utils import cards, cost, data, gate, weights
+    from egraff_utils import cards, data, weights
+    from egraff_utils.checks import gate
     from egraff_utils.models import frozen
+    from egraff_utils.running import cost
 
     run = Key("training", CAMPAIGN, dataset, model)
     single = weights.load(run).to(settings.device)
@@ -147,7 +149,7 @@ def _start(frame, temperature, run):
 
 def _forces(force_field, frames):
     """Forces as a rollout evaluates them, list of ``(N, 3)``, eV/Å."""
-    from egraff_utils.calculator import ForceFieldCalculator
+    from egraff_utils.md.calculator import ForceFieldCalculator
 
     calculator = ForceFieldCalculator(force_field)
     return [calculator.get_forces(frame) for frame in frames]
@@ -160,8 +162,8 @@ def _mean_difference(forces, others):
 
 def _energy(force_field, starts, timestep, steps):
     """Total energy of runs at constant energy, relative to the start, shape ``(R, T)``, meV/atom."""
-    from egraff_utils import gate
-    from egraff_utils.calculator import ForceFieldCalculator
+    from egraff_utils.checks import gate
+    from egraff_utils.md.calculator import ForceFieldCalculator
 
     def calculators(replicas):
         return ForceFieldCalculator(force_field, replicas=replicas)
@@ -175,7 +177,7 @@ def _energy(force_field, starts, timestep, steps):
 
 def _slope(name, times, energy):
     """Metric with the mean slope of the runs and Student's interval."""
-    from egraff_utils import gate
+    from egraff_utils.checks import gate
 
     slopes, _ = gate.slopes(times / 1000, energy)
     low, high = replica_interval(slopes[:, None])

@@ -1,7 +1,8 @@
 """How do time and memory of an MD step grow with the number of atoms?
 
 The systems are supercells of copper, from 32 atoms, and of LiPS, from 83 atoms, with trained weights. One
-step is that of a rollout (see `egraff_utils.cost.grow`). Each model and system runs in a separate process.
+step is that of a rollout (see `egraff_utils.running.cost.grow`). Each model and system runs in a separate
+process.
 """
 
 import time
@@ -19,7 +20,7 @@ RUNS = 3  # runs, the fastest of which counts for each size
 def run(settings):
     """Yield records of kind ``bench_scaling``, one per system and model.
 
-    Metrics and curves are those of :func:`egraff_utils.cost.grow`.
+    Metrics and curves are those of :func:`egraff_utils.running.cost.grow`.
     """
     began = time.monotonic()
     systems = {"copper_emt": ("demo", (COPIES[0], *COPIES[3:5]))} if settings.quick else SYSTEMS
@@ -32,7 +33,8 @@ def run(settings):
 
 
 def _cell(settings, dataset, campaign, model, cells):
-    from egraff_utils import cost, weights
+    from egraff_utils import weights
+    from egraff_utils.running import cost
 
     runs = 1 if settings.quick else RUNS
     config = cost.CostConfig(

@@ -128,7 +128,8 @@ def _with_clocks(parts):
     import torch
     from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 
-    from egraff_utils import compiled, optimizers, train
+    from egraff_utils import train
+    from egraff_utils.train import compiled, optimizers
 
     parts.replace(compiled.Step, "__call__", "function")
     parts.replace(compiled.Step, "_arguments", "collation")

@@ -66,7 +66,7 @@ class Campaign:
     """Number of runs at a time."""
     budget: str | None = None
     """Time for the whole campaign, such as ``25m``. If it is given, the campaign is planned before its first
-    run, and the plan sets the lengths of trainings and rollouts (:mod:`egraff_utils.plan`)."""
+    run, and the plan sets the lengths of trainings and rollouts (:mod:`egraff_utils.running.plan`)."""
     overrides: dict = field(default_factory=dict)
     """``{dataset: {training: {...}, rollout: {...}, seeds: [...]}}``: budgets and seeds of datasets for which
     they differ."""

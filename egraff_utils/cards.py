@@ -83,7 +83,7 @@ class TrainingHyperparameters:
     """Structures per step."""
     learning_rate: float = 0.01
     optimizer: str = "adam"
-    """``adam``, ``adamw`` or ``muon``, see :mod:`egraff_utils.optimizers`."""
+    """``adam``, ``adamw`` or ``muon``, see :mod:`egraff_utils.train.optimizers`."""
     momentum: float = 0.95
     """Decay of the running mean of the gradients of matrices, used by ``muon`` only."""
     amsgrad: bool = True

@@ -53,5 +53,5 @@ def _untrained(key, file):
     return (
         f"{key.model} is not trained on {key.dataset}, seed {key.seed}, in campaign "
         f"{key.campaign}: {reason}. Train it first:\n  "
-        f"python -m egraff_utils.batch run notebooks/training/{key.model}.ipynb {output} {options}"
+        f"python -m egraff_utils run notebooks/training/{key.model}.ipynb {output} {options}"
     )

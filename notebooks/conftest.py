@@ -7,7 +7,7 @@ from pathlib import Path
 import nbval.kernel
 import pytest
 
-from egraff_utils import batch
+from egraff_utils.running import batch
 
 PUBLIC = {
     *("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "benzene"),

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from egraff_utils import beside, paper, records
+from egraff_utils import paper, records
 from egraff_utils.records import Metric, Record
-from egraff_utils.report import agreement
+from egraff_utils.report import agreement, beside
 
 
 def _cells(published, ours, groups=("a",)):

@@ -10,7 +10,8 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from scipy.spatial.transform import Rotation
 
-from egraff_utils import audit, cards, data, paths
+from egraff_utils import cards, data, paths
+from egraff_utils.checks import audit
 
 
 def springs(temperature, *, stretch=1.0, count=4000):

@@ -16,8 +16,9 @@ import pytest
 from jupyter_client.connect import LocalPortCache
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from egraff_utils import batch, campaign, paths, records
+from egraff_utils import campaign, paths, records
 from egraff_utils.config import Key
+from egraff_utils.running import batch
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 WRITE_ADDRESS = """from pathlib import Path
@@ -174,7 +175,7 @@ def test_contents_without_missing_pages(tmp_path):
 def test_snakemake_plans_every_cell(name, workplace):
     settings = campaign.load(name)
     protocols = sum(len(settings.protocols(dataset)) for dataset, _, _ in settings.cells())
-    words = [sys.executable, "-m", "egraff_utils.batch", "campaign", name, "--dry-run"]
+    words = [sys.executable, "-m", "egraff_utils", "campaign", name, "--dry-run"]
     plan = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=False)
     assert plan.returncode == 0, plan.stderr
     reports = len(batch.reports()) + 1  # and the target that asks for them
@@ -184,7 +185,7 @@ def test_snakemake_plans_every_cell(name, workplace):
 
 @pytest.mark.slow
 def test_a_tiny_campaign_survives_kill_and_ends(workplace):
-    words = [sys.executable, "-m", "egraff_utils.batch", "campaign", "tiny"]
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "tiny"]
     first = subprocess.Popen(words, cwd=paths.ROOT, start_new_session=True)
     trained = workplace / "results" / "tiny" / "training"
     deadline = time.monotonic() + 300

@@ -5,7 +5,8 @@ import pytest
 from ase.build import bulk
 
 from benchmarks import Settings, metrics, pipeline
-from egraff_utils import cards, rollout, structure
+from egraff_utils import cards, structure
+from egraff_utils.md import rollout
 
 
 @pytest.fixture

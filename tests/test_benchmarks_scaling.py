@@ -10,9 +10,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from e3nn import nn, o3
 
 from benchmarks import Settings, limit, precision, scaling
-from egraff_utils import cost, data, models, weights
+from egraff_utils import data, models, weights
 from egraff_utils.graph import build_graph
 from egraff_utils.models.frozen import operators
+from egraff_utils.running import cost
 
 ATOMS, EDGES, WIDTH = 4, 6, 8
 QUICK = Settings(quick=True)

@@ -8,7 +8,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
 
-from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator, join_replicas, split_replicas
+from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator, join_replicas, split_replicas
 
 
 class SoftSpheres(torch.nn.Module):

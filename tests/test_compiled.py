@@ -9,8 +9,9 @@ import torch
 from ase.build import molecule
 from ase.calculators.emt import EMT
 
-from egraff_utils import cards, compiled, models, train
+from egraff_utils import cards, models, train
 from egraff_utils.graph import build_graph, collate
+from egraff_utils.train import compiled
 
 LOSSES = {
     "mse": {"loss": "mse"},

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from egraff_utils import cost, data, models, paths, records, weights
+from egraff_utils import data, models, paths, records, weights
+from egraff_utils.running import cost
 
 CELLS = ((1, 1, 1), (1, 1, 2), (2, 2, 2))
 ROW = {"milliseconds_neighbours": 1.0, "machine_memory": 2000.0}

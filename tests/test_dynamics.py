@@ -10,8 +10,8 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
 
 from egraff_utils.breaks import Cause
-from egraff_utils.calculator import ReplicaCalculator
-from egraff_utils.dynamics import (
+from egraff_utils.md.calculator import ReplicaCalculator
+from egraff_utils.md.dynamics import (
     Newtonian,
     Noise,
     ReplicaLangevin,

@@ -12,9 +12,9 @@ from ase.build import bulk, molecule
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from egraff_utils import models
-from egraff_utils.calculator import ForceFieldCalculator
-from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import build_graph
+from egraff_utils.md.calculator import ForceFieldCalculator
+from egraff_utils.md.dynamics import Thermostat, simulate
 from egraff_utils.models import frozen
 from egraff_utils.models.frozen import allegro, operators, torchmd_net_messages
 from egraff_utils.models.frozen.convolution import Convolution

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils import plots
 from egraff_utils.records import COLUMNS, Metric, Record
-from egraff_utils.report import comparison, figures
+from egraff_utils.report import comparison, figures, plots
 
 REPLICAS, FRAMES, BINS = 3, 50, 20
 RNG = np.random.default_rng(0)

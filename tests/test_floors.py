@@ -9,10 +9,12 @@ import yaml
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import cards, data, floors, metrics, rollout
-from egraff_utils.floors import Extent
+from egraff_utils import cards, data, metrics
+from egraff_utils.checks import floors
+from egraff_utils.checks.floors import Extent
+from egraff_utils.md import rollout
+from egraff_utils.md.rollout import RolloutConfig
 from egraff_utils.report import floors as report
-from egraff_utils.rollout import RolloutConfig
 
 DECAY = np.exp(-(np.euler_gamma + np.log(2)) / 2)
 """Geometric mean of the size of a standard normal variable."""

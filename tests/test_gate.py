@@ -7,10 +7,11 @@ import torch
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 
-from egraff_utils import gate, models, records
-from egraff_utils.calculator import ForceFieldCalculator
-from egraff_utils.gate import GateConfig
+from egraff_utils import models, records
+from egraff_utils.checks import gate
+from egraff_utils.checks.gate import GateConfig
 from egraff_utils.graph import build_graph
+from egraff_utils.md.calculator import ForceFieldCalculator
 from egraff_utils.models import ForceField
 
 CUTOFF = 5.0

@@ -6,9 +6,9 @@ import torch
 from test_fast import ELEMENTS, starts
 
 from egraff_utils import models
-from egraff_utils.calculator import ForceFieldCalculator
-from egraff_utils.dynamics import Newtonian, simulate
 from egraff_utils.graph import build_graph
+from egraff_utils.md.calculator import ForceFieldCalculator
+from egraff_utils.md.dynamics import Newtonian, simulate
 from egraff_utils.models.frozen import allegro
 from egraff_utils.train import TrainConfig, fit
 

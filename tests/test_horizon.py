@@ -10,10 +10,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from test_calculator import SoftSpheres
 
-from egraff_utils import cards, horizon
-from egraff_utils.calculator import ReplicaCalculator
-from egraff_utils.dynamics import Newtonian, Thermostat, simulate
-from egraff_utils.horizon import HorizonConfig
+from egraff_utils import cards
+from egraff_utils.checks import horizon
+from egraff_utils.checks.horizon import HorizonConfig
+from egraff_utils.md.calculator import ReplicaCalculator
+from egraff_utils.md.dynamics import Newtonian, Thermostat, simulate
 
 INTERVAL, TEMPERATURE = 2.0, 900
 THERMOSTAT = Thermostat(TEMPERATURE, INTERVAL)

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +13,29 @@ PACKAGE = paths.ROOT / "egraff_utils"
 MODELS, FROZEN = PACKAGE / "models", PACKAGE / "models" / "frozen"
 SEAM = "egraff_utils.models.frozen"
 INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
+ROOMS = (
+    "paths units cards config structure metrics statistics quantities",
+    "breaks records campaign paper allocator",
+    "graph reference data",
+    "models weights accuracy train",
+    "md",
+    "checks",
+    "report",
+    "running",
+)
+"""Rooms of the package, and modules that stand alone: each may import what stands before it."""
+ORDER = [name for row in ROOMS for name in row.split()]
+LIGHT = [
+    "campaign",
+    "records",
+    "data",
+    "md.analysis",
+    "checks.audit",
+    "checks.floors",
+    "report",
+    "running.batch",
+]
+"""What reads records and data only, and so must not load torch."""
 ADAPTERS = [path for path in MODELS.glob("*.py") if path.stem not in ("__init__", "equiformer")]
 
 
@@ -42,9 +67,41 @@ def test_imports_are_seen(tmp_path):
     assert imported(path) == {"a.b", "c", "c.d"}
 
 
-@pytest.mark.parametrize("path", files(MODELS))
-def test_models_know_no_report(path):
-    assert not [name for name in imported(path) if name.startswith("egraff_utils.report")]
+def room(name):
+    """The room of a module of the package, or None.
+
+    Examples
+    --------
+    >>> room("egraff_utils.md.rollout"), room("egraff_utils.cards.load"), room("numpy.linalg")
+    ('md', 'cards', None)
+    """
+    found = re.match(r"egraff_utils\.(\w+)", name)
+    return found[1] if found and found[1] in ORDER else None
+
+
+def test_every_file_has_a_room():
+    inside = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    folders = {"cards", "published", "__pycache__", "__init__", "__main__"}  # data, and the door
+    assert inside - folders == set(ORDER) - folders
+
+
+@pytest.mark.parametrize("path", files(PACKAGE))
+def test_no_import_runs_upward(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own in ORDER:
+        later = ORDER[ORDER.index(own) + 1 :]
+        assert not {name for name in imported(path) if room(name) in later}
+
+
+@pytest.mark.parametrize("path", files(PACKAGE / "models", PACKAGE / "md", PACKAGE / "checks"))
+def test_what_computes_knows_no_report(path):
+    assert "report" not in {room(name) for name in imported(path)}
+
+
+def test_what_reads_records_loads_no_torch():
+    names = ", ".join(f"egraff_utils.{name}" for name in LIGHT)
+    code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("path", files(PACKAGE, paths.ROOT / "benchmarks"))

@@ -5,7 +5,8 @@ import re
 import nbformat
 import pytest
 
-from egraff_utils import batch, campaign, cards, paths
+from egraff_utils import campaign, cards, paths
+from egraff_utils.running import batch
 
 NOTEBOOKS = sorted(path for path in batch.NOTEBOOKS.glob("*/*.ipynb"))
 NAMES = [f"{path.parent.name}/{path.stem}" for path in NOTEBOOKS]

@@ -8,7 +8,8 @@ import torch
 from e3nn import o3
 from torch import nn
 
-from egraff_utils import cards, models, optimizers
+from egraff_utils import cards, models
+from egraff_utils.train import optimizers
 
 HYPER = cards.TrainingHyperparameters(optimizer="muon", learning_rate=0.01, amsgrad=False)
 

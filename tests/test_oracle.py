@@ -11,10 +11,11 @@ from ase.calculators.calculator import Calculator, CalculatorError
 from ase.calculators.singlepoint import SinglePointCalculator
 from test_calculator import SoftSpheres
 
-from egraff_utils import cards, oracle, reference, rollout
-from egraff_utils.calculator import ForceFieldCalculator
-from egraff_utils.dynamics import Trajectory
-from egraff_utils.rollout import RolloutConfig, roll_out
+from egraff_utils import cards, reference
+from egraff_utils.md import own_frames, rollout
+from egraff_utils.md.calculator import ForceFieldCalculator
+from egraff_utils.md.dynamics import Trajectory
+from egraff_utils.md.rollout import RolloutConfig, roll_out
 
 
 class Spring(Calculator):
@@ -78,7 +79,7 @@ def positions():
 def test_known_errors_are_found(positions):
     """Forces off by a tenth; energies off by 0.4 eV, and by 0.02 eV up and down in turn."""
     swing = np.where(np.arange(41) // 2 % 2, 0.02, -0.02)
-    found, curves = oracle.label(trajectory(positions, 0.4 + swing), Atoms("H2"), Spring())
+    found, curves = own_frames.label(trajectory(positions, 0.4 + swing), Atoms("H2"), Spring())
     values = {metric.name: metric.value for metric in found}
     assert curves["oracle_steps"].tolist() == list(range(2, 41, 2))
     np.testing.assert_allclose(curves["oracle_fv"], 0.1 / 2.1, rtol=1e-5)
@@ -95,21 +96,21 @@ def test_known_errors_are_found(positions):
 
 
 def test_a_replica_counts_up_to_its_end_only(positions):
-    found, curves = oracle.label(trajectory(positions, 0.4, stable=[40, 5]), Atoms("H2"), Spring())
+    found, curves = own_frames.label(trajectory(positions, 0.4, stable=[40, 5]), Atoms("H2"), Spring())
     assert np.isfinite(curves["oracle_fv"]).sum(1).tolist() == [20, 2]
     assert curves["oracle_sound"].tolist() == [20, 2]
     assert {metric.n for metric in found} == {2}
 
 
 def test_replicas_without_own_frames_have_no_error(positions):
-    found, curves = oracle.label(trajectory(positions, 0.4, stable=[0, 0]), Atoms("H2"), Spring())
+    found, curves = own_frames.label(trajectory(positions, 0.4, stable=[0, 0]), Atoms("H2"), Spring())
     assert curves["oracle_fv"].shape == (2, 0)
     assert {(metric.value, metric.n) for metric in found} == {(None, 0)}
 
 
 def test_frames_that_the_reference_cannot_do_are_counted(positions):
     positions[1, 20:] += 5
-    found, curves = oracle.label(trajectory(positions, 0.4), Atoms("H2"), Spring())
+    found, curves = own_frames.label(trajectory(positions, 0.4), Atoms("H2"), Spring())
     assert np.isfinite(curves["oracle_energy_error"]).sum(1).tolist() == [20, 9]
     values = {metric.name: metric.value for metric in found}
     assert values["oracle_labelled"] == pytest.approx((1 + 9 / 20) / 2)

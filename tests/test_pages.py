@@ -6,7 +6,8 @@ import nbformat
 import pytest
 import yaml
 
-from egraff_utils import batch, paths
+from egraff_utils import paths
+from egraff_utils.running import batch
 
 GLUED = r'"scrapbook": \{\s*"mime_prefix": "[^"]*",\s*"name": "([^"]+)"'
 TOC = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())

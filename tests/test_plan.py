@@ -12,8 +12,9 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import batch, campaign, cards, data, paths, plan, records
-from egraff_utils.plan import Cost
+from egraff_utils import campaign, cards, data, paths, records
+from egraff_utils.running import batch, plan
+from egraff_utils.running.plan import Cost
 
 SLOW = {"equiformer": 4.0, "nequip": 2.0}
 BULK = {"lips": 10.0, "lips20": 8.0, "gete": 16.0}
@@ -183,7 +184,7 @@ def test_a_part_of_a_campaign_is_its_cells_on_some_datasets(workplace):
 
 @pytest.mark.parametrize("only", ["ethanol_xtb", ""])
 def test_snakemake_runs_a_part(workplace, only):
-    words = [sys.executable, "-m", "egraff_utils.batch", "campaign", "tiny", "--dry-run"]
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "tiny", "--dry-run"]
     words += ["--only", only] if only else []
     done = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=True)
     found = " ".join((done.stdout + done.stderr).split())
@@ -193,7 +194,7 @@ def test_snakemake_runs_a_part(workplace, only):
 
 def run_cell(settings, model):
     """What the notebooks of a cell do, with the parameters that a campaign gives them."""
-    from egraff_utils.rollout import RolloutConfig, roll_out
+    from egraff_utils.md.rollout import RolloutConfig, roll_out
     from egraff_utils.train import TrainConfig, fit
 
     cell = (settings.datasets[0], model, 0)

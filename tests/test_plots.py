@@ -14,8 +14,9 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import cards, plots
+from egraff_utils import cards
 from egraff_utils.records import Metric, Record
+from egraff_utils.report import plots
 
 REPLICAS, FRAMES, BINS = 3, 40, 30
 RNG = np.random.default_rng(0)

@@ -8,9 +8,11 @@ import sys
 import pandas as pd
 import pytest
 
-from egraff_utils import analysis, beside, paper, paths, quantities, tables
+from egraff_utils import paper, paths, quantities
+from egraff_utils.md import analysis
 from egraff_utils.quantities import COLUMNS, QUANTITIES, Published, Quantity
 from egraff_utils.records import Metric
+from egraff_utils.report import beside, tables
 
 KINDS = ("dataset", "training", "errors", "rollout", "floor")
 """Kinds of records whose metrics the table is to know, all of them."""

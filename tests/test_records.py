@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from egraff_utils import campaign, cost, gate, horizon, paths, plan, records, rollout, train, transfer
+from egraff_utils import accuracy, campaign, paths, records, train
+from egraff_utils.checks import gate, horizon
 from egraff_utils.config import Key, Kind
+from egraff_utils.md import rollout
 from egraff_utils.records import Metric, Record
+from egraff_utils.running import cost, plan
 
 KEY = {"campaign", "dataset", "model", "seed"}
 
@@ -81,7 +84,7 @@ def test_a_record_is_found_only_with_its_parameters():
         (rollout.RolloutConfig, KEY | {"target", "skin", "device", "threads", "progress"}),
         (gate.GateConfig, KEY | {"device", "threads"}),
         (horizon.HorizonConfig, KEY | {"device", "threads", "progress"}),
-        (transfer.TransferConfig, KEY | {"device", "threads"}),
+        (accuracy.TransferConfig, KEY | {"device", "threads"}),
         (cost.CostConfig, KEY | {"device", "threads"}),
         (plan.TimingConfig, KEY),
     ],

@@ -11,9 +11,10 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from test_calculator import SoftSpheres
 
-from egraff_utils import cards, models, records, rollout
-from egraff_utils.dynamics import kinetic_temperature
-from egraff_utils.rollout import RolloutConfig, match_frames, roll_out, start_frames
+from egraff_utils import cards, models, records
+from egraff_utils.md import rollout
+from egraff_utils.md.dynamics import kinetic_temperature
+from egraff_utils.md.rollout import RolloutConfig, match_frames, roll_out, start_frames
 
 STORED = 2.0**-12
 """Relative precision of the curves of a record."""

@@ -9,8 +9,8 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import cards, records, tables
-from egraff_utils.report import shifts
+from egraff_utils import cards, records
+from egraff_utils.report import shifts, tables
 
 FORCE, WF = "Force MAE (meV/Å)", "WF (%)"
 TABLES = [shifts.ERRORS, shifts.STRUCTURE, shifts.DYNAMICS]

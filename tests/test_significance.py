@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from egraff_utils import analysis, metrics, records
+from egraff_utils import metrics, records
+from egraff_utils.md import analysis
 from egraff_utils.records import Metric, Record
 from egraff_utils.report import significance
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils import beside, records, tables
+from egraff_utils import records
 from egraff_utils.records import COLUMNS, Metric, Record
+from egraff_utils.report import beside, tables
 
 WF = "WF (%)"
 FORCE = "Force MAE (meV/Å)"

@@ -12,8 +12,8 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 
 from egraff_utils.breaks import Break
-from egraff_utils.calculator import join_replicas
-from egraff_utils.dynamics import Noise, Thermostat, kinetic_temperature
+from egraff_utils.md.calculator import join_replicas
+from egraff_utils.md.dynamics import Noise, Thermostat, kinetic_temperature
 from egraff_utils.records import COLUMNS, Metric, Record
 from egraff_utils.report import thermostat
 

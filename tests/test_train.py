@@ -16,7 +16,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
-from egraff_utils import cards, errors, models, records, train
+from egraff_utils import accuracy, cards, models, records, train
 from egraff_utils.train import TrainConfig, fit
 
 CARD = """
@@ -82,7 +82,7 @@ def test_test_errors_equal_those_worked_out_by_hand(dataset):
     record = fit(config(dataset))
     ff = models.load(record.path.with_suffix(".safetensors"))
     frames = train.data.load("copper_clusters", "test")
-    energies, forces = errors.predict(ff, frames)
+    energies, forces = accuracy.predict(ff, frames)
     by_hand = 1000 * np.mean(np.abs(np.array(forces) - [a.get_forces() for a in frames]))
     assert record["force_mae"] == pytest.approx(by_hand, rel=1e-5)
     by_hand = 1000 * np.mean(np.abs(energies - [a.get_potential_energy() for a in frames]))
@@ -228,7 +228,7 @@ def test_the_validation_loss_is_that_of_the_set_whatever_its_batches(loss, per_a
     frames = mixed()
     options = {"loss": loss, "energy_per_atom": per_atom, "energy_weight": 2.0, "force_weight": 3.0}
     learner = train.Learner(models.build("mace", "tiny", [29]), cards.TrainingHyperparameters(**options))
-    energies, forces = errors.predict(learner.eval().force_field, frames)
+    energies, forces = accuracy.predict(learner.eval().force_field, frames)
     sizes = [len(atoms) if per_atom else 1 for atoms in frames]
     e = (energies - [atoms.get_potential_energy() for atoms in frames]) / sizes
     f = np.concatenate(forces) - np.concatenate([atoms.get_forces() for atoms in frames])
@@ -247,7 +247,7 @@ def test_the_validation_loss_of_a_training_is_that_of_its_weights(dataset, tmp_p
     write(tmp_path / "val.xyz", mixed(1) + mixed(2))
     record = fit(config(dataset, training={"loss": "mae", "energy_weight": 0.0}))
     frames = train.data.load("copper_clusters", "val")
-    _, forces = errors.predict(models.load(record.path.with_suffix(".safetensors")), frames)
+    _, forces = accuracy.predict(models.load(record.path.with_suffix(".safetensors")), frames)
     by_hand = np.abs(np.concatenate(forces) - np.concatenate([a.get_forces() for a in frames])).mean()
     weight = models.card("mace").training("tiny").force_weight
     assert record.curves["val_loss"].min() == pytest.approx(weight * by_hand, rel=1e-5)

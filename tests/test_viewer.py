@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from egraff_utils import viewer
+from egraff_utils.report import viewer
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

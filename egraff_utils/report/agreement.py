@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from egraff_utils import beside, cards, metrics, plots, quantities, statistics
-from egraff_utils.beside import BOUND, OURS, PAPER
+from egraff_utils import cards, metrics, quantities, statistics
+from egraff_utils.report import beside, plots
+from egraff_utils.report.beside import BOUND, OURS, PAPER
 
 AS_PUBLISHED, REVERSED, UNDECIDED = "as published", "reversed", "not told from chance"
 NOT_COMPARED = "not run"

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from ase.data import chemical_symbols
 
-from egraff_utils import cards, data, paper, paths, plots, records, tables
+from egraff_utils import cards, data, paper, paths, records
+from egraff_utils.report import plots, tables
 
 GROUPS = {
     "md17": ["aspirin", "ethanol", "naphthalene", "salicylic_acid"],
@@ -378,7 +379,7 @@ def pictured():
 
 
 def views(*, atoms=3000, frames=40, every=5):
-    """Structures for :func:`egraff_utils.viewer.show`, name -> first frame, or frames in order of time.
+    """Structures for :func:`egraff_utils.report.viewer.show`, name -> first frame, or frames in order.
 
     Parameters
     ----------

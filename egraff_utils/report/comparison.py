@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from egraff_utils import paper, quantities, tables
-from egraff_utils.beside import DATASETS, MODELS, floor_of
+from egraff_utils import paper, quantities
 from egraff_utils.quantities import COLUMNS, FLOORED
+from egraff_utils.report import tables
+from egraff_utils.report.beside import DATASETS, MODELS, floor_of
 
 
 class Scale(NamedTuple):

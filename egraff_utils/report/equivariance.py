@@ -12,11 +12,11 @@ import torch
 from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
-from egraff_utils import cards, data, models, plots, records, tables, weights
+from egraff_utils import cards, data, models, records, weights
+from egraff_utils.checks.gate import in_double, turned
 from egraff_utils.config import Key
-from egraff_utils.gate import in_double, turned
 from egraff_utils.graph import build_graph
-from egraff_utils.report import catalogue
+from egraff_utils.report import catalogue, plots, tables
 
 
 def subject(campaign, *, seed=0):

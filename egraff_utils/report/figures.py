@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import plots, quantities, tables
-from egraff_utils.beside import DATASETS, floor_of, short_title
+from egraff_utils import quantities
 from egraff_utils.config import changed
-from egraff_utils.plots import CURVE_LABELS, FLOOR_COLOR, REFERENCE_COLOR, VIOLATIONS
 from egraff_utils.quantities import DIMENSIONLESS
+from egraff_utils.report import plots, tables
+from egraff_utils.report.beside import DATASETS, floor_of, short_title
 from egraff_utils.report.comparison import (
     PAIRS,
     PAPER_SPOKES,
@@ -31,6 +31,7 @@ from egraff_utils.report.comparison import (
     published_values,
     scaled_values,
 )
+from egraff_utils.report.plots import CURVE_LABELS, FLOOR_COLOR, REFERENCE_COLOR, VIOLATIONS
 
 WIDTH = 7.4
 """Width of a grid, which is the text width of a page, inches."""

@@ -8,8 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import plots, quantities
-from egraff_utils.beside import (
+from egraff_utils import quantities
+from egraff_utils.config import Kind, changed
+from egraff_utils.report import plots
+from egraff_utils.report.beside import (
     BOUND,
     LAYOUTS,
     OURS,
@@ -19,7 +21,6 @@ from egraff_utils.beside import (
     paper_values,
     short_title,
 )
-from egraff_utils.config import Kind, changed
 
 METRICS = ("wf", "jsd_raw", "jsd", "ev_root", "fv", "rmsd")
 """Metrics that the page shows, in this order."""

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from egraff_utils import gate, plots, quantities, tables
-from egraff_utils.report import figures
+from egraff_utils import quantities
+from egraff_utils.checks import gate
+from egraff_utils.report import figures, plots, tables
 
 SMOOTH = "cpu_smooth"
 """Name of the campaign of the variants that are smooth at the cutoff."""
@@ -33,8 +34,8 @@ def worst(found):
     Returns
     -------
     pandas.DataFrame
-        One row per model, one column per check in :data:`egraff_utils.gate.CHECKS`; infinite where a value is
-        missing, NaN where the check did not apply.
+        One row per model, one column per check in :data:`egraff_utils.checks.gate.CHECKS`; infinite where a
+        value is missing, NaN where the check did not apply.
     """
     rows = {}
     for record in select(found):

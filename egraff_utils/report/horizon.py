@@ -13,9 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import horizon, plots, quantities
-from egraff_utils.beside import short_title
+from egraff_utils import quantities
+from egraff_utils.checks import horizon
+from egraff_utils.report import plots
 from egraff_utils.report.agreement import rank_correlation
+from egraff_utils.report.beside import short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 
 TITLES = {

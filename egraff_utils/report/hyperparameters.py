@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from IPython.display import HTML
 
-from egraff_utils import cards, models, paper, records, tables
+from egraff_utils import cards, models, paper, records
+from egraff_utils.report import tables
 
 NOT_GIVEN = "–"
 PRESETS = ("paper", "small")

@@ -1,7 +1,7 @@
 """Is a model as accurate on the configurations that it visits? Errors on its own frames and on test frames.
 
-The errors exist for datasets whose reference can be run (:mod:`egraff_utils.oracle`). Symbols: R replicas, M
-labelled frames.
+The errors exist for datasets whose reference can be run (:mod:`egraff_utils.md.own_frames`).
+Symbols: R replicas, M labelled frames.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egraff_utils import plots, quantities, tables
-from egraff_utils.beside import floor_of, short_title
+from egraff_utils import quantities
 from egraff_utils.config import changed
+from egraff_utils.report import plots, tables
+from egraff_utils.report.beside import floor_of, short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 
 TEST, OWN, SHIFTED, RATIO = "test", "own frames", "own, offset off", "ratio (×)"
@@ -189,9 +190,9 @@ def plot_apart(record, *, floor=None, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     record
-        Record of a rollout with the curves of :func:`egraff_utils.oracle.label`.
+        Record of a rollout with the curves of :func:`egraff_utils.md.own_frames.label`.
     floor
-        As in :func:`egraff_utils.plots.plot_violations`.
+        As in :func:`egraff_utils.report.plots.plot_violations`.
     """
     ax = plots.plot_violations(record, "fv", floor=floor, ax=ax)
     time = record.curves["oracle_steps"] * record.parameters["timestep"]

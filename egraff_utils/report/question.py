@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.stats import rankdata
 
-from egraff_utils import beside, paper, plots, quantities, statistics
+from egraff_utils import paper, quantities, statistics
+from egraff_utils.report import beside, plots
 from egraff_utils.report.agreement import rank_correlation
 
 METRICS = (

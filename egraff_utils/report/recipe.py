@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from egraff_utils import cards, models, plots
-from egraff_utils import optimizers as optim
-from egraff_utils.beside import MODELS
+from egraff_utils import cards, models
+from egraff_utils.report import plots
+from egraff_utils.report.beside import MODELS
 from egraff_utils.report.comparison import order_datasets, order_models
-from egraff_utils.tables import model_title
+from egraff_utils.report.tables import model_title
+from egraff_utils.train import optimizers as optim
 
 RULES = {"paper_narrow": "the paper's depth, narrow", "equal_dynamics": "equal cost of dynamics"}
 """Rule for choosing the sizes of a campaign -> its name for readers."""

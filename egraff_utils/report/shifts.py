@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from egraff_utils import analysis, cards, data, paper, plots, quantities, tables
-from egraff_utils.beside import DATASETS, MODELS, floor_of, is_alike
+from egraff_utils import cards, data, paper, quantities
 from egraff_utils.config import Kind
+from egraff_utils.md import analysis
+from egraff_utils.report import plots, tables
+from egraff_utils.report.beside import DATASETS, MODELS, floor_of, is_alike
 from egraff_utils.units import EV_TO_MEV
 
 IN, OUT, FLOOR, RATIO, PAPER_RATIO = "in", "out", "floor of out", "ratio (×)", "paper's ratio (×)"

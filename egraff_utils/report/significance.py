@@ -7,8 +7,9 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import fisher_exact
 
-from egraff_utils import analysis, quantities, statistics
-from egraff_utils.beside import COMPARED
+from egraff_utils import quantities, statistics
+from egraff_utils.md import analysis
+from egraff_utils.report.beside import COMPARED
 
 STABILITY = ("stable_fraction", "stable_steps")
 """Metrics for which models are compared by the number of replicas that broke."""

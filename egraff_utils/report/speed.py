@@ -17,8 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import paths, plots, records, tables
-from egraff_utils.beside import model_title, short_title
+from egraff_utils import paths, records
+from egraff_utils.report import plots, tables
+from egraff_utils.report.beside import model_title, short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 
 TRIED = paths.ROOT / "benchmarks" / "tried.csv"

@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from scipy import stats
 
-from egraff_utils import cards, data, plots, statistics, structure
-from egraff_utils.beside import MODELS, model_title, short_title
+from egraff_utils import cards, data, statistics, structure
 from egraff_utils.breaks import Cause
 from egraff_utils.config import Kind
-from egraff_utils.report import catalogue, shifts
+from egraff_utils.report import catalogue, plots, shifts
+from egraff_utils.report.beside import MODELS, model_title, short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 
 HOME, AS_CODED = "like the training set", "as coded"

@@ -16,9 +16,9 @@ from ase import units
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import cards, data, plots, quantities, statistics
-from egraff_utils.beside import short_title
-from egraff_utils.report import catalogue, survival
+from egraff_utils import cards, data, quantities, statistics
+from egraff_utils.report import catalogue, plots, survival
+from egraff_utils.report.beside import short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 
 AT_TARGET, TOO_COLD, TOO_HOT, NO_VERDICT = "at target", "too cold", "too hot", "no verdict"

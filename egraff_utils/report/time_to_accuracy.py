@@ -13,9 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import plots, tables
-from egraff_utils.beside import short_title
-from egraff_utils.report import speed
+from egraff_utils.report import plots, speed, tables
+from egraff_utils.report.beside import short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 
 KIND = "bench_accuracy"

@@ -33,8 +33,8 @@ where :math:`z` is the sum of :math:`q k` over a head. The gradient through the 
 to the arguments. Gradients with respect to ``radial`` and ``geometry`` are accumulated in place.
 
 The file can be removed together with its import in :mod:`.torchmd_net`; forces are then computed by autograd.
-Its benefit is the ratio of the times of a step of :func:`egraff_utils.cost.stepper` with the force field's
-``_freezer`` set to None and unchanged, on every system; the former also with a compiled network.
+Its benefit is the ratio of the times of a step of :func:`egraff_utils.running.cost.stepper` with the force
+field's ``_freezer`` set to None and unchanged, on every system; the former also with a compiled network.
 """
 
 import math

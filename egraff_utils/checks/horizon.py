@@ -13,12 +13,13 @@ import torch
 from ase import units
 from filelock import FileLock
 
-from egraff_utils import analysis, cards, metrics, paths, records, reference, statistics, weights
-from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils import cards, metrics, paths, records, reference, statistics, weights
 from egraff_utils.config import Config
-from egraff_utils.dynamics import Newtonian, Thermostat, Trajectory, simulate
+from egraff_utils.md import analysis
+from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.md.dynamics import Newtonian, Thermostat, Trajectory, simulate
+from egraff_utils.md.rollout import reference_of
 from egraff_utils.records import Metric
-from egraff_utils.rollout import reference_of
 
 DYNAMICS = ("langevin", "nve", "driven")
 THEMSELVES = {"noise": ("langevin", "nve"), "friction": ("driven", "nve"), "control": ("control", "nve")}
@@ -364,7 +365,7 @@ def follow(course, make_calculator, *, thermostat, progress=None):
     make_calculator
         Function ``make_calculator(n, skin=...)`` that returns a calculator for n replicas.
     thermostat
-        :class:`~egraff_utils.dynamics.Thermostat` of ``langevin``.
+        :class:`~egraff_utils.md.dynamics.Thermostat` of ``langevin``.
     progress
         Label of the progress bars, or ``None`` for no bars.
     """

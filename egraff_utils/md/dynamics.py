@@ -18,7 +18,7 @@ from ase.md.verlet import VelocityVerlet
 from tqdm.auto import tqdm
 
 from egraff_utils.breaks import FARTHEST_MOVE, Break, Cause
-from egraff_utils.calculator import join_replicas
+from egraff_utils.md.calculator import join_replicas
 
 PER_FRAME = ("positions", "forces", "energy", "temperature", "temperature_species")
 """Names of the arrays of a :class:`Trajectory` that have an entry for every frame."""
@@ -72,7 +72,7 @@ class ReplicaLangevin(Langevin):
     Parameters
     ----------
     atoms
-        R*N atoms, see :func:`~egraff_utils.calculator.join_replicas`.
+        R*N atoms, see :func:`~egraff_utils.md.calculator.join_replicas`.
     timestep
         Timestep, ASE time units.
     replicas
@@ -171,7 +171,7 @@ class ReplicaVerlet(VelocityVerlet):
     Parameters
     ----------
     atoms
-        R*N atoms, see :func:`~egraff_utils.calculator.join_replicas`.
+        R*N atoms, see :func:`~egraff_utils.md.calculator.join_replicas`.
     timestep
         Timestep h, ASE time units.
     replicas

@@ -20,7 +20,9 @@ from IPython.display import HTML
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
 from egraff_utils import cards, paths, quantities, records
-from egraff_utils.beside import (
+from egraff_utils.config import Kind
+from egraff_utils.quantities import COLUMNS, METRIC_NAMES
+from egraff_utils.report.beside import (
     BOUND,
     COMPARED,
     OURS,
@@ -45,8 +47,6 @@ from egraff_utils.beside import (
     record_keys,
     short_title,
 )
-from egraff_utils.config import Kind
-from egraff_utils.quantities import COLUMNS, METRIC_NAMES
 
 __all__ = ["METRIC_NAMES", "beside_values", "budget", "literature_values", "paper_values"]
 

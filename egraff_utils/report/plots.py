@@ -25,9 +25,9 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from egraff_utils import quantities
-from egraff_utils.beside import floor_of
 from egraff_utils.quantities import DIMENSIONLESS
-from egraff_utils.tables import dataset_title, main_rows, model_title
+from egraff_utils.report.beside import floor_of
+from egraff_utils.report.tables import dataset_title, main_rows, model_title
 
 STYLE = Path(__file__).with_name("book.mplstyle")
 

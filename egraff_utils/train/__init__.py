@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from egraff_utils import cards, compiled, data, errors, models, optimizers, paths, records
-from egraff_utils.compiled import Batch
+from egraff_utils import accuracy, cards, data, models, paths, records
 from egraff_utils.config import Config
 from egraff_utils.graph import build_graph, collate
+from egraff_utils.train import compiled, optimizers
+from egraff_utils.train.compiled import Batch
 from egraff_utils.units import EV_TO_MEV
 
 CHECKPOINT_INTERVAL = 20.0  # s
@@ -52,8 +53,8 @@ class TrainConfig(Config):
     threads: int = 1
     progress: bool = True
     compile: bool | None = None
-    """Whether the training step is compiled (:mod:`egraff_utils.compiled`); with ``None`` it is if the budget
-    is long enough to repay it."""
+    """Whether the training step is compiled (:mod:`egraff_utils.train.compiled`); with ``None`` it is if the
+    budget is long enough to repay it."""
 
     def parameters(self):
         """What determines the result, as stored in the record.
@@ -118,7 +119,7 @@ def _fitted(config):
     if learner.best is not None:
         learner.force_field.load_state_dict(learner.best)
         models.round_large(learner.force_field, getattr(torch, hyperparameters.kept_as))
-        found, on_frames = errors.compare(test, *errors.predict(learner.force_field, test))
+        found, on_frames = accuracy.compare(test, *accuracy.predict(learner.force_field, test))
         metrics, curves = found + metrics, curves | on_frames
 
     def save(path):
@@ -205,7 +206,7 @@ class Batches:
         return np.concatenate([random.permutation(random.permuted(classes, axis=1).T).ravel(), last])
 
     def shape(self):
-        """:class:`~egraff_utils.compiled.Shape` of the largest batch of any epoch, ghost included."""
+        """:class:`~egraff_utils.train.compiled.Shape` of the largest batch of any epoch, ghost included."""
         _, atoms, pairs = self.sizes.T
         step = len(pairs) // self.size if np.ptp(atoms) else 1  # from one size class to the next
         largest = self.size, atoms.max() * self.size, np.sort(pairs)[::-step][: self.size].sum()

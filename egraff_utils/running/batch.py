@@ -1,6 +1,6 @@
 """How does a notebook become a result? Papermill executes it, Snakemake runs campaigns, the book shows pages.
 
-The command line is ``python -m egraff_utils.batch {run,campaign,pages,demo} ...``.
+The command line is ``python -m egraff_utils {run,campaign,pages,demo} ...``.
 """
 
 import argparse
@@ -214,7 +214,8 @@ def _plain(value):
 def run_campaign(name, *, jobs=None, only=(), extra=()):
     """Run a campaign with Snakemake: datasets, training, rollouts, tasks, reports.
 
-    A campaign with a budget is planned first, unless it already has a plan (:func:`egraff_utils.plan.make`).
+    A campaign with a budget is planned first, unless it already has a plan
+    (:func:`egraff_utils.running.plan.make`).
     A run that fails does not stop the others; the reports are then made from the available records.
 
     Parameters
@@ -282,7 +283,7 @@ def cell_notebooks(campaign, datasets):
 
 
 def _plan(name, jobs):
-    from egraff_utils import plan  # no other command needs it
+    from egraff_utils.running import plan  # no other command needs it
 
     print(plan.make(name, jobs=jobs), flush=True)
 
@@ -303,8 +304,8 @@ def report_page(name, page="leaderboard"):
 
 
 def leaderboard_text(name):
-    """Leaderboard of a campaign as plain text, see :func:`egraff_utils.tables.text_leaderboard`."""
-    from egraff_utils import tables  # matplotlib, which no other command needs
+    """Leaderboard of a campaign as plain text, see :func:`egraff_utils.report.tables.text_leaderboard`."""
+    from egraff_utils.report import tables  # matplotlib, which no other command needs
 
     return tables.text_leaderboard(records.read(name))
 
@@ -494,7 +495,7 @@ def _say(text):
 
 def parser():
     """Parser of the command line."""
-    root = argparse.ArgumentParser(prog="python -m egraff_utils.batch", description=__doc__.splitlines()[0])
+    root = argparse.ArgumentParser(prog="python -m egraff_utils", description=__doc__.splitlines()[0])
     commands = root.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="execute one notebook")
@@ -550,7 +551,3 @@ def _run(options):
     execute(options.notebook, options.output, parameters=parameters, quiet=options.quiet)
     print(f"{options.output.parent.name}/{options.output.stem}: {time.monotonic() - start:.0f} s", flush=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """What fits into the available time? One step of every cell of a campaign is timed, and budgets are derived.
 
-``python -m egraff_utils.plan CAMPAIGN --budget 25m --jobs 6``
+``python -m egraff_utils.running.plan CAMPAIGN --budget 25m --jobs 6``
 """
 
 import argparse
@@ -109,7 +109,7 @@ class Plan:
         path = campaigns.plan_path(self.campaign.name)
         budgets = {dataset: _limits(self.campaign, dataset) for dataset in self.campaign.datasets}
         content = {"budget": self.budget, "predicted": round(self.seconds), "jobs": self.jobs}
-        head = "# Budgets (s) made by egraff_utils.plan; remove this file to plan anew.\n"
+        head = "# Budgets (s) made by egraff_utils.running.plan; remove this file to plan anew.\n"
         text = yaml.safe_dump(content | {"budgets": budgets}, sort_keys=False, default_flow_style=None)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(head + text)
@@ -527,8 +527,8 @@ def _train_step(record):
 
 def _simulated(config, card, force_field, clock):
     """Seconds of an MD step, and additional seconds of the first steps."""
-    from egraff_utils.calculator import ForceFieldCalculator
-    from egraff_utils.dynamics import Thermostat, simulate
+    from egraff_utils.md.calculator import ForceFieldCalculator
+    from egraff_utils.md.dynamics import Thermostat, simulate
 
     split = _typical_part(card)
     temperature, timestep = card.conditions(split)
@@ -570,7 +570,9 @@ def _starts(card, split, replicas, temperature, seed):
 
 def main(arguments=None):
     """Run the command line; returns the exit status, 2 if the campaign cannot be planned."""
-    parser = argparse.ArgumentParser(prog="python -m egraff_utils.plan", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m egraff_utils.running.plan", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("campaign", help="name of a file in params/, or a path")
     parser.add_argument("--budget", help="time for the whole campaign, such as 25m or 1h30m")
     parser.add_argument("--jobs", type=int, help="number of runs at a time; by default that of the campaign")

@@ -106,7 +106,7 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
     Parameters
     ----------
     trajectory
-        :class:`~egraff_utils.dynamics.Trajectory`.
+        :class:`~egraff_utils.md.dynamics.Trajectory`.
     atoms
         A starting structure, ``ase.Atoms``, which gives elements and cell.
     reference

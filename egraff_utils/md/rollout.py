@@ -15,11 +15,12 @@ import torch
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from filelock import FileLock
 
-from egraff_utils import analysis, cards, data, oracle, paths, records, reference, structure, weights
+from egraff_utils import cards, data, paths, records, reference, structure, weights
 from egraff_utils.breaks import Cause, account
-from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
 from egraff_utils.config import AS_CODED, Config, Kind
-from egraff_utils.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
+from egraff_utils.md import analysis, own_frames
+from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.md.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
 
 PROTOCOLS = ("corrected", AS_CODED)
 RULE_WINDOW = 50  # frames; a radial distribution of fewer frames is too noisy to be judged
@@ -104,10 +105,10 @@ def roll_out(config, *, force_field=None):
     -------
     Record
         Kind ``rollout`` or ``rollout_as_coded``. Metrics and curves are those of
-        :mod:`egraff_utils.analysis` and, where the dataset has an oracle, of
-        :func:`egraff_utils.oracle.label`. A stored record is returned if it has the same parameters and was
-        made with the same weights. The status is ``unstable`` if a replica broke; the message says when and
-        why.
+        :mod:`egraff_utils.md.analysis` and, where the dataset has an oracle, of
+        :func:`egraff_utils.md.own_frames.label`. A stored record is returned if it has the same parameters
+        and was made with the same weights. The status is ``unstable`` if a replica broke; the
+        message says when and why.
 
     Raises
     ------
@@ -205,7 +206,7 @@ def _settled(config, card):
 
 
 def _dynamics(config):
-    """Arguments of :func:`~egraff_utils.dynamics.simulate` that the model and a live reference share."""
+    """Arguments of :func:`~egraff_utils.md.dynamics.simulate` that the model and a live reference share."""
     thermostat = Thermostat(
         temperature=config.temperature,
         timestep=config.timestep,
@@ -435,7 +436,7 @@ def _judged(config, card, scene, trajectory):
     lengths = {"timestep": config.timestep, "steps": config.steps}
     metrics, curves = analysis.measure(trajectory, start, scene.reference, **lengths)
     if card.oracle is not None:
-        errors, labelled = oracle.label(trajectory, start, reference.calculator(card))
+        errors, labelled = own_frames.label(trajectory, start, reference.calculator(card))
         metrics, curves = metrics + errors, curves | labelled
     curves["start_frame"] = np.array(scene.first)
     breaks = trajectory.breaks(config.timestep)

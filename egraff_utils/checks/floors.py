@@ -12,8 +12,10 @@ import numpy as np
 from ase import units
 from ase.geometry import find_mic
 
-from egraff_utils import analysis, audit, cards, data, metrics, records, statistics, structure
+from egraff_utils import cards, data, metrics, records, statistics, structure
+from egraff_utils.checks import audit
 from egraff_utils.config import Key
+from egraff_utils.md import analysis
 from egraff_utils.quantities import FLOORED
 from egraff_utils.records import Metric
 
@@ -144,7 +146,7 @@ def of_rollout(config):
     Parameters
     ----------
     config
-        :class:`~egraff_utils.rollout.RolloutConfig`; its model, its time limit and its seed do not matter.
+        :class:`~egraff_utils.md.rollout.RolloutConfig`; its model, its time limit and its seed do not matter.
 
     Returns
     -------
@@ -162,7 +164,7 @@ def of_rollout(config):
     ValueError
         If there are fewer frames than replicas, or a name is unknown.
     """
-    from egraff_utils import rollout  # imported here, as the floors of a dataset do not need torch
+    from egraff_utils.md import rollout  # imported here, as the floors of a dataset do not need torch
 
     if len(several := rollout.parts(config)) > 1:
         return _pooled(config, [of_rollout(part) for part in several])
@@ -233,7 +235,7 @@ class Extent(NamedTuple):
 
 def _extent(config, card, total):
     """:class:`Extent` of a rollout against ``total`` frames."""
-    from egraff_utils import rollout
+    from egraff_utils.md import rollout
 
     interval = card.time_ordered.get(config.split)
     steps = np.arange(0, config.steps + 1, config.record_every)

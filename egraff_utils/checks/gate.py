@@ -24,10 +24,10 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from scipy.spatial.transform import Rotation
 
 from egraff_utils import cards, data, models, records, weights
-from egraff_utils.calculator import ForceFieldCalculator, ReplicaCalculator
 from egraff_utils.config import Config
-from egraff_utils.dynamics import Thermostat, simulate
 from egraff_utils.graph import SkinList, build_graph
+from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.md.dynamics import Thermostat, simulate
 from egraff_utils.records import Metric
 from egraff_utils.statistics import replica_interval
 from egraff_utils.units import EV_TO_MEV

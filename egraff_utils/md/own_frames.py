@@ -9,7 +9,8 @@ atoms.
 import numpy as np
 from ase.calculators.calculator import CalculatorError
 
-from egraff_utils import analysis, metrics
+from egraff_utils import metrics
+from egraff_utils.md import analysis
 from egraff_utils.units import EV_TO_MEV
 
 FRAMES = 20
@@ -25,7 +26,7 @@ def label(trajectory, atoms, calculator, *, frames=FRAMES):
     Parameters
     ----------
     trajectory
-        :class:`~egraff_utils.dynamics.Trajectory` of the model.
+        :class:`~egraff_utils.md.dynamics.Trajectory` of the model.
     atoms
         A starting structure, ``ase.Atoms``, which gives elements and cell.
     calculator

@@ -1,7 +1,7 @@
 """What does one MD step cost? Time and memory are measured as functions of the number of atoms.
 
-``python -m egraff_utils.cost CAMPAIGN`` measures every trained model of a campaign. Nothing else may run at
-the same time, or the times are those of a shared machine.
+``python -m egraff_utils.running.cost CAMPAIGN`` measures every trained model of a campaign. Nothing else may
+run at the same time, or the times are those of a shared machine.
 """
 
 import argparse
@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from egraff_utils import allocator, cards, records, tables, weights
+from egraff_utils import allocator, cards, records, weights
 from egraff_utils import campaign as campaigns
 from egraff_utils.config import Config
 from egraff_utils.records import Metric
+from egraff_utils.report import tables
 
 WARM_UP = 2  # untimed steps, which include compilation and fill caches
 SETTLED = 0.5  # s, least time that is measured, as short steps vary more than long ones
@@ -182,8 +183,8 @@ def stepper(force_field, atoms, *, replicas=1, device="cpu", temperature=300.0, 
     """
     from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-    from egraff_utils.calculator import ForceFieldCalculator, join_replicas
-    from egraff_utils.dynamics import Noise, Thermostat
+    from egraff_utils.md.calculator import ForceFieldCalculator, join_replicas
+    from egraff_utils.md.dynamics import Noise, Thermostat
 
     joined = join_replicas([atoms] * replicas)
     rng = np.random.default_rng(seed)
@@ -266,7 +267,7 @@ def measure_campaign(name, *, dataset=None):
 def _in_a_process(config):
     """Rows of all sizes that the limits and the machine allow, and the reason why the measurement ended."""
     threads = {f"{name}_NUM_THREADS": str(config.threads) for name in ("OMP", "MKL", "OPENBLAS")}
-    call = [sys.executable, "-m", "egraff_utils.cost", "--sizes", json.dumps(asdict(config))]
+    call = [sys.executable, "-m", "egraff_utils.running.cost", "--sizes", json.dumps(asdict(config))]
     limit = STARTING + config.max_seconds * len(config.cells)
     try:
         done = subprocess.run(call, env=os.environ | threads, capture_output=True, text=True, timeout=limit)
@@ -375,7 +376,9 @@ def _metrics(curves, machine_memory):
 
 def main(arguments=None):
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m egraff_utils.cost", description=measure.__doc__[:88])
+    parser = argparse.ArgumentParser(
+        prog="python -m egraff_utils.running.cost", description=measure.__doc__[:88]
+    )
     parser.add_argument("campaign", nargs="?", help="measure every trained model of this campaign")
     parser.add_argument("--dataset", help="periodic dataset; lips by default")
     parser.add_argument("--sizes", help=argparse.SUPPRESS)

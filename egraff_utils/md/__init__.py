@@ -1,0 +1,1 @@
+"""How does a model move atoms? Calculators, replicas in one batch, rollouts, and their analysis."""
