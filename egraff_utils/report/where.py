@@ -37,10 +37,9 @@ def filled(frame: pd.DataFrame, number: str) -> tuple[int, int]:
         return 0, 0
     present = beside.paper_values(frame, number).notna()
     ours = present.xs(OURS, axis=1, level=1)
-    if PAPER not in present.columns.get_level_values(1):
-        return int(ours.to_numpy().sum()), 0
     published = present.xs(PAPER, axis=1, level=1).reindex(columns=ours.columns, fill_value=False)
-    return int((ours & published).to_numpy().sum()), int(published.to_numpy().sum())
+    counted = ours & published if published.to_numpy().any() else ours
+    return int(counted.to_numpy().sum()), int(published.to_numpy().sum())
 
 
 def state(measured: int, published: int) -> str:
