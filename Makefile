@@ -52,13 +52,14 @@ lint: setup  ## ruff, formatting included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors
+test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors, read in a browser
 	rm -rf $(SCRATCH)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not site"
 	ls notebooks/datasets/*.ipynb | xargs -P 2 -n 4 env $(NBVAL)
 	ls $(wildcard $(TRAINED:%=notebooks/%/*.ipynb)) | xargs -P 2 -n 1 env $(NBVAL)
 	ls notebooks/report/*.ipynb | xargs -P 2 -n 5 env $(NBVAL)
 	$(MAKE) book
+	$(BIN)/python -m pytest -m site tests/test_site.py
 
 clean:  ## remove what was made here: runs with records that were replaced, book, caches (not .venv, data, results)
 	rm -rf runs _build .cache .pytest_cache .ruff_cache lightning_logs
