@@ -17,11 +17,11 @@ from egraff_utils.models import equiformer
 
 CUTOFF = 5.0
 AUTHORS = json.loads(Path(__file__).with_name("equiformer_authors.json").read_text())
-"""What the authors' code gives for the weights of `seeded`: the gains of its activations, which are sampled where
-ours are exact integrals, and energies (eV) and forces (eV/Å) of molecules.
+"""What the authors' code gives for the weights of `seeded`: the gains of its activations, which are sampled
+where ours are exact integrals, and energies (eV) and forces (eV/Å) of molecules.
 
-Made in double precision with ``graph_attention_transformer_nonlinear_exp_l2_md17``, 32 radial basis functions,
-from https://github.com/atomicarchitects/equiformer (commit 64cb786) under e3nn 0.6."""
+Made in double precision with ``graph_attention_transformer_nonlinear_exp_l2_md17`` and 32 radial basis
+functions, from https://github.com/atomicarchitects/equiformer (commit 64cb786) under e3nn 0.6."""
 
 
 @pytest.fixture(autouse=True)
