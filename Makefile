@@ -1,6 +1,6 @@
 # A thin front door; everything else is in egraff_utils/running/batch.py and the Snakefile.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo campaign bench plan pages book test lint clean
+.PHONY: help setup demo lab campaign bench plan pages book test lint clean
 
 PYTHON ?= python3
 CAMPAIGN ?= cpu
@@ -32,6 +32,9 @@ setup: .venv/installed  ## make .venv and install the pinned environment
 
 demo: setup  ## train and roll out six models on two systems, build the book on it (10 min, 2 cores)
 	$(BIN)/python -m egraff_utils demo $(PARALLEL)
+
+lab: setup  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
 
 campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
 	$(BIN)/python -m egraff_utils campaign $(CAMPAIGN) $(PARALLEL) $(ARGUMENTS)
