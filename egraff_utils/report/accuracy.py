@@ -79,7 +79,7 @@ def errors_on_the_way(record) -> tuple[float, float]:
 
 
 def literature_spread(values: pd.DataFrame) -> dict:
-    """Ratio of the largest published force error of a model on a dataset to the smallest, as values of the page.
+    """Ratio of the largest published force error of a model on a dataset to the smallest, for the page.
 
     Parameters
     ----------
