@@ -1,6 +1,6 @@
 # A thin front door; everything else is in egraff_utils/running/batch.py and the Snakefile.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab campaign bench plan pages book test lint clean
+.PHONY: help setup demo lab campaign bench plan pages book check test lint clean
 
 PYTHON ?= python3
 CAMPAIGN ?= cpu
@@ -51,9 +51,13 @@ pages: setup  ## execute the book's pages from stored records
 book: setup  ## build the committed pages into _build/html; executes nothing
 	$(BIN)/jupyter-book build . -W -n --keep-going --all
 
-lint: setup  ## ruff, formatting included
+lint: setup  ## ruff, formatting included, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint  ## for the loop of work, under 3 min: lint and the fast tests
+	$(BIN)/python -m pytest -m "not slow and not data" tests
 
 test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors, read in a browser
 	rm -rf $(SCRATCH)

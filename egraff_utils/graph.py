@@ -3,6 +3,7 @@
 Symbols used throughout the package: N atoms, E edges, S structures, T frames, R replicas, B bins.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import ase
@@ -33,29 +34,31 @@ class AtomicGraph(NamedTuple):
     """Cell vectors as rows, shape ``(S, 3, 3)``, Å; zero where there is no cell."""
 
     @property
-    def num_structures(self):
+    def num_structures(self) -> int:
         """Number of structures, S."""
         return self.cells.shape[0]
 
-    def edge_vectors(self):
+    def edge_vectors(self) -> Tensor:
         """Vectors from centre to neighbour, ``x_j + shift - x_i``, shape ``(E, 3)``, Å."""
         centre, neighbour = self.edge_index
         x = self.positions
         return x.index_select(0, neighbour) + self.shifts - x.index_select(0, centre)
 
-    def pair_vectors(self):
+    def pair_vectors(self) -> Tensor:
         """Vectors of the first edge of every pair, shape ``(E / 2, 3)``, Å; the reverse has the opposite."""
         pairs = self.edge_index.shape[1] // 2
         return self._replace(edge_index=self.edge_index[:, :pairs], shifts=self.shifts[:pairs]).edge_vectors()
 
-    def to(self, device=None, dtype=None):
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AtomicGraph":
         """The same graph on another device or with another floating-point type."""
         return AtomicGraph(
             *(t.to(device=device, dtype=dtype if t.is_floating_point() else None) for t in self)
         )
 
 
-def build_graph(atoms, cutoff=5.0, *, dtype=torch.float64):
+def build_graph(
+    atoms: ase.Atoms | Sequence[ase.Atoms], cutoff: float = 5.0, *, dtype: torch.dtype = torch.float64
+) -> AtomicGraph:
     """Graph of one or several structures, with edges to all periodic images within the cutoff.
 
     Parameters
@@ -82,7 +85,7 @@ def build_graph(atoms, cutoff=5.0, *, dtype=torch.float64):
     return collate([_single_graph(structure, cutoff, dtype) for structure in structures])
 
 
-def collate(graphs):
+def collate(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
     """One graph that joins several; their structures are not connected."""
     sizes = [len(g.positions) for g in graphs]
     atom_offsets = np.cumsum([0, *sizes[:-1]])
@@ -175,18 +178,26 @@ class SkinList:
         Floating-point type and device of the graph.
     """
 
-    def __init__(self, atoms, cutoff=5.0, *, skin=1.0, dtype=torch.float64, device=None):
+    def __init__(
+        self,
+        atoms: ase.Atoms,
+        cutoff: float = 5.0,
+        *,
+        skin: float = 1.0,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+    ):
         self.structures = [atoms.copy()] if isinstance(atoms, ase.Atoms) else [a.copy() for a in atoms]
         self.cutoff, self.skin, self.dtype, self.device = cutoff, skin, dtype, device
         self._splits = np.cumsum([len(a) for a in self.structures])[:-1]
         self._built_at = None
         self.rebuilds = 0
 
-    def rebuild(self):
+    def rebuild(self) -> None:
         """Discard the neighbour list, so that the next update builds it anew."""
         self._built_at = None
 
-    def update(self, positions):
+    def update(self, positions: np.ndarray) -> AtomicGraph:
         """Graph at new positions, shape ``(N, 3)``, Å.
 
         Raises

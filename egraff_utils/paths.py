@@ -11,27 +11,27 @@ def _folder(variable, default):
     return Path(value).expanduser().resolve() if value else default
 
 
-def results():
+def results() -> Path:
     """Folder of records: ``EGRAFF_RESULTS``, else ``results/``."""
     return _folder("EGRAFF_RESULTS", ROOT / "results")
 
 
-def runs():
+def runs() -> Path:
     """Folder of executed notebooks and checkpoints: ``EGRAFF_RUNS``, else ``runs/``."""
     return _folder("EGRAFF_RUNS", ROOT / "runs")
 
 
-def data():
+def data() -> list[Path]:
     """Folders searched for source files, in order: ``EGRAFF_DATA`` (may be read-only), then ``data/``."""
     mirror = os.environ.get("EGRAFF_DATA")
     return [Path(mirror).expanduser().resolve(), ROOT / "data"] if mirror else [ROOT / "data"]
 
 
-def generated():
+def generated() -> Path:
     """Folder of generated datasets and trajectories: ``EGRAFF_GENERATED``, else ``data/generated/``."""
     return _folder("EGRAFF_GENERATED", ROOT / "data" / "generated")
 
 
-def cache():
+def cache() -> Path:
     """Folder of files that can be recreated, such as compiled code: ``EGRAFF_CACHE``, else ``.cache/``."""
     return _folder("EGRAFF_CACHE", ROOT / ".cache")

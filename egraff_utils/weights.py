@@ -1,15 +1,23 @@
 """Where are the weights of a trained model? They are found, fingerprinted and loaded without the trainer."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from egraff_utils import cards, records
-from egraff_utils.config import Key
+from egraff_utils.config import Config, Key
+
+if TYPE_CHECKING:  # which load torch
+    from egraff_utils.models import ForceField
 
 
-def path(run):
+def path(run: Config | Key) -> Path:
     """Path of the weights of a run, an object with ``campaign``, ``dataset``, ``model`` and ``seed``."""
     return _key(run).path.with_suffix(".safetensors")
 
 
-def digest(run, force_field=None):
+def digest(run: Config | Key, force_field: ForceField | None = None) -> str | None:
     """Digest of a force field or, by default, of a run's weights; ``None`` if these are not available."""
     if force_field is not None:
         state = force_field.state_dict()
@@ -18,7 +26,7 @@ def digest(run, force_field=None):
     return records.digest(file) if file.is_file() else None
 
 
-def load(run):
+def load(run: Config | Key) -> ForceField:
     """The trained force field of a run.
 
     Raises

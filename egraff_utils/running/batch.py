@@ -304,10 +304,10 @@ def report_page(name, page="leaderboard"):
 
 
 def leaderboard_text(name):
-    """Leaderboard of a campaign as plain text, see :func:`egraff_utils.report.tables.text_leaderboard`."""
-    from egraff_utils.report import tables  # matplotlib, which no other command needs
+    """Leaderboard of a campaign as plain text, see `leaderboards.text_leaderboard`."""
+    from egraff_utils.report import leaderboards  # matplotlib, which no other command needs
 
-    return tables.text_leaderboard(records.read(name))
+    return leaderboards.text_leaderboard(records.read(name))
 
 
 # the book

@@ -22,7 +22,7 @@ from egraff_utils import allocator, cards, records, weights
 from egraff_utils import campaign as campaigns
 from egraff_utils.config import Config
 from egraff_utils.records import Metric
-from egraff_utils.report import tables
+from egraff_utils.report import titles
 
 WARM_UP = 2  # untimed steps, which include compilation and fill caches
 SETTLED = 0.5  # s, least time that is measured, as short steps vary more than long ones
@@ -226,7 +226,7 @@ def summary(found):
         "memory_per_atom": "Memory per atom (MB)",
     }
     rows = {
-        tables.model_title(record.model): {head: record[name] for name, head in heads.items()}
+        titles.model_title(record.model): {head: record[name] for name, head in heads.items()}
         for record in found
         if record.kind == "cost" and record.metrics
     }
