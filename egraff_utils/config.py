@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from egraff_utils import cards, paths
+from egraff_utils import cards, paths, schema
 
 AS_CODED = "as_coded"
 
@@ -56,7 +56,9 @@ class Key(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``."""
+        """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``; raises ValueError for a bad name."""
+        for field in ("kind", "campaign", "dataset", "model"):
+            schema.check_name(getattr(self, field), f"name of a {field}")
         name = f"{self.dataset}-{self.model}-s{self.seed}.json"
         return paths.results() / self.campaign / self.kind / name
 
