@@ -15,7 +15,7 @@ SEAM = "egraff_utils.models.frozen"
 INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
 ROOMS = (
     "paths units cards config structure metrics statistics quantities",
-    "breaks records campaign paper allocator",
+    "breaks provenance records campaign paper allocator",
     "graph reference data",
     "models weights accuracy train",
     "md",
