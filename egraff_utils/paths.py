@@ -1,4 +1,4 @@
-"""Where are files stored, and how safely? The folders of the project, and writing that a power cut survives."""
+"""Where are files stored, and how safely? The project's folders, and writing that survives a power cut."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 import uuid
+import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -112,3 +113,18 @@ def set_aside(path, reason):
     with suppress(FileNotFoundError):  # another process was faster
         path.replace(aside)
         print(f"{path} cannot be used ({reason}); it is now {aside.name} and is made anew", file=sys.stderr)
+
+
+def readable(path):
+    """Whether there is a zip archive, such as an ``.npz`` file, that is whole; a damaged one is set aside."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        changed = str(error)
+    if changed:
+        set_aside(path, changed)
+    return not changed

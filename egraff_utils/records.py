@@ -27,6 +27,8 @@ from egraff_utils.provenance import clock, digest, plain, provenance  # noqa: F4
 SIGNIFICANT_BITS = 12
 SCHEMA = 1
 STATUSES = ("complete", "unstable", "failed")
+NOTES = "EGRAFF_USED_RECORDS"
+"""Variable of the environment with the path of a file to which a process adds the records that it uses."""
 REPLACED = "replaced"
 """Folder in ``runs/<campaign>/`` of records that gave way to others of the same key."""
 ENDINGS = (".npz", ".safetensors", ".build.json", ".json")
@@ -201,6 +203,7 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     -------
     Record
     """
+    _note(key)
     if record := find(key, parameters, **digests) or bring_back(key, parameters, **digests):
         return record
     started = time.time()
@@ -224,6 +227,12 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     return record
 
 
+def _note(key):
+    if file := os.environ.get(NOTES):
+        with open(file, "a") as notes:
+            notes.write(f"{key.path.relative_to(paths.results())}\n")
+
+
 def run(config, make, **digests):
     """The stored or new record of a :class:`~egraff_utils.config.Config`, see :func:`stored_or_made`."""
     place = {"device": config.device, "threads": config.threads}
@@ -237,7 +246,7 @@ def write(record, curves=None):
     which halves the size of the files. The record keeps digests of the files beside it.
     """
     path = record.path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _note(record.key)
     arrays = path.with_suffix(".npz")
     if curves:
         curves = {name: rounded(name, np.asarray(value)) for name, value in curves.items()}
@@ -307,14 +316,12 @@ def load(path):
 
 
 def sound(path):
-    """The record in a JSON file, after a check that it is at its place with the files it was written with.
+    """The record in a JSON file, as by :func:`load`, if it is at its place with the files of its run.
 
     Raises
     ------
     DamagedError
-        If it is not: a stray copy, a record whose curves or weights are missing or those of another run.
-    ValueError
-        As for :func:`load`.
+        If it is a stray copy, or its curves or weights are missing or those of another run.
     """
     record = load(path)
     place = f"{record.campaign}/{record.kind}/{record.path.name}"
@@ -326,13 +333,7 @@ def sound(path):
 
 
 def check_file(path, expected):
-    """Compare a file beside a record with the digest in it; ``None`` is not compared.
-
-    Raises
-    ------
-    DamagedError
-        If the file is missing, or is not the one that the record was written with.
-    """
+    """Raise :class:`DamagedError` if a file beside a record is missing, or has another digest (if known)."""
     if not path.is_file():
         raise DamagedError(f"{path} is missing, which its record was written with")
     if expected not in (None, digest(path)):
@@ -360,7 +361,7 @@ def put_aside(path):
     The files go to ``runs/<campaign>/replaced/<kind>/``, under a name with the digest of the parameters,
     where :func:`bring_back` finds them.
     """
-    record = _sound_or_none(path)
+    record = stored(path)
     if record is None:
         return
     aside = _replaced(path) / f"{path.stem}-{digest(record.parameters)}.json"
@@ -391,12 +392,12 @@ def _fitting(path, parameters, digests):
 
 
 def _with_parameters(path, parameters):
-    record = _sound_or_none(path)
+    record = stored(path)
     asked = json.loads(json.dumps(parameters, default=plain))
     return record if record and record.parameters == asked else None
 
 
-def _sound_or_none(path):
+def stored(path):
     """The record at a path; a damaged one is set aside with its files, so that it is made anew."""
     if not path.is_file():
         return None
@@ -427,7 +428,7 @@ def _move(path, target):
 
 
 def read_all(campaign):
-    """All records of a campaign, a list sorted by path; those of :func:`damaged` are left out with a warning."""
+    """Records of a campaign, sorted by path; those that are :func:`damaged` are left out with a warning."""
     found, bad = _read_all(campaign)
     for message in bad.values():
         warnings.warn(f"a record is left out: {message}", stacklevel=2)
