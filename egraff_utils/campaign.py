@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from egraff_utils import cards, paths
 from egraff_utils.config import AS_CODED, Kind
 
@@ -183,13 +185,40 @@ def load(name, *, planned=True):
     ValueError
         If there is no such campaign, or the file holds an unknown key, dataset, protocol or model.
     """
-    path = Path(name) if str(name).endswith((".yml", ".yaml")) else paths.ROOT / "params" / f"{name}.yml"
-    if not path.is_file():
-        raise cards.unknown("campaign", name, names())
+    path = path_of(name)
     mapping = {"name": path.stem, **cards.read_yaml(path)}
     if planned and plan_path(mapping["name"]).is_file():
         mapping |= _planned(mapping, cards.read_yaml(plan_path(mapping["name"])))
     return cards.from_mapping(Campaign, mapping, where=f"campaign {path.name}")
+
+
+def path_of(name):
+    """Path of the file of a campaign, given by its name or by the path.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file in ``params/``, and none that :func:`keep` has left with the records.
+    """
+    given = [Path(name).expanduser().resolve()] if str(name).endswith((".yml", ".yaml")) else []
+    for path in given or [paths.ROOT / "params" / f"{name}.yml", kept_path(name)]:
+        if path.is_file():
+            return path
+    raise cards.unknown("campaign", name, names())
+
+
+def keep(name):
+    """Copy the file of a campaign outside ``params/`` to its records, so that reports find it by its name."""
+    path = path_of(name)
+    mapping = {"name": path.stem, **cards.read_yaml(path)}
+    if path.parent != paths.ROOT / "params" and path != kept_path(mapping["name"]):
+        with paths.written(kept_path(mapping["name"])) as temporary:
+            temporary.write_text(yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+
+
+def kept_path(name):
+    """Path of the copy that :func:`keep` makes, ``results/<campaign>/campaign.yml``."""
+    return paths.results() / str(name) / "campaign.yml"
 
 
 def plan_path(name):

@@ -33,7 +33,7 @@ LIGHT = [
     "checks.audit",
     "checks.floors",
     "report",
-    "running.batch",
+    "running.cells",
 ]
 """What reads records and data only, and so must not load torch."""
 ADAPTERS = [path for path in MODELS.glob("*.py") if path.stem not in ("__init__", "equiformer")]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paper, quantities, records
-from egraff_utils.config import AS_CODED, Kind, changed
+from egraff_utils.config import AS_CODED, FAILURES, Kind, changed
 from egraff_utils.quantities import COLUMNS, Quantity
 
 PAPER, OURS, BOUND = "paper", "ours", "bound"
@@ -389,7 +389,7 @@ def paper_layout(number) -> Layout:
 
 def dataset_layout(frames: dict, metrics, kind: str = "rollout") -> Layout:
     """Layout with a group of rows per dataset of the records and, for the main kind, of the paper."""
-    kinds = [kind, "training", "failure"] if kind in PROTOCOLS[:1] else [kind]
+    kinds = [kind, "training", *FAILURES] if kind in PROTOCOLS[:1] else [kind]
     found = {name for frame in frames.values() for name in frame.dataset[_runs(frame, kinds)]}
     if kind in PROTOCOLS[:1] and any(quantities.of(metric).published for metric in metrics):
         found |= set(DATASETS)
@@ -442,7 +442,7 @@ def _index(frames, layout):
     for label, (kind, dataset) in layout.rows.items():
         models = set(MODELS if dataset in DATASETS else ())
         for frame in frames.values():
-            here = _runs(frame, [kind, "training", "failure"]) & (frame.dataset == dataset)
+            here = _runs(frame, [kind, "training", *FAILURES]) & (frame.dataset == dataset)
             models |= set(frame.model[here])
         keys += [(*label, model) for model in sorted(models, key=_model_place)]
     names = [*layout.names, "model"]

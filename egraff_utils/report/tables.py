@@ -20,7 +20,7 @@ from IPython.display import HTML, display
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
 from egraff_utils import cards, paths, quantities, records
-from egraff_utils.config import Kind
+from egraff_utils.config import FAILURES, Kind
 from egraff_utils.quantities import COLUMNS, METRIC_NAMES
 from egraff_utils.report.beside import (
     BOUND,
@@ -53,7 +53,7 @@ __all__ = ["METRIC_NAMES", "beside_values", "budget", "literature_values", "pape
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
-FAILING = ("training", "failure")
+FAILING = ("training", *FAILURES)
 FEW = 4
 """Largest number of rows of another campaign that are shown below a table instead of in a column."""
 
@@ -85,7 +85,7 @@ def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
     Rows of the reference are left out.
     """
-    return frame[frame.kind.isin(["training", "rollout", "failure"]) & (frame.model != "reference")]
+    return frame[frame.kind.isin(["training", "rollout", *FAILURES]) & (frame.model != "reference")]
 
 
 def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = None, **options):
