@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from egraff_utils import paths, quantities
+from egraff_utils import paths
 from egraff_utils.breaks import Break
 from egraff_utils.config import Key
 from egraff_utils.provenance import clock, digest, plain, provenance  # noqa: F401
+from egraff_utils.quantities import Metric, interval_text, shown
 
 SIGNIFICANT_BITS = 12
 SCHEMA = 1
@@ -51,30 +52,6 @@ COLUMNS = [
 
 class DamagedError(ValueError):
     """A file holds no record, or a record of another run, or its files are not those it was written with."""
-
-
-@dataclass
-class Metric:
-    """One number with its unit and, where known, its 95 % interval and the number of values behind it."""
-
-    name: str
-    value: float
-    unit: str
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-
-    @classmethod
-    def of(cls, name, value, low=None, high=None, n=None):
-        """Metric whose unit is the one listed in `quantities`.
-
-        >>> Metric.of("wf", 2.5).unit
-        '%'
-        """
-        return cls(name, value, quantities.of(name).unit, low, high, n)
-
-    def __post_init__(self):
-        self.value, self.low, self.high = (_number(v) for v in (self.value, self.low, self.high))
 
 
 @dataclass
@@ -145,12 +122,12 @@ class Record:
 
     def __repr__(self):
         head = f"Record({self.kind} {self.campaign}/{self.dataset}-{self.model}-s{self.seed}, {self.status})"
-        lines = [f"  {m.name:24s} {_shown(m.value)} {m.unit}" for m in self.metrics]
+        lines = [f"  {m.name:24s} {shown(m.value)} {m.unit}" for m in self.metrics]
         return "\n".join([head, *([f"  {self.message}"] if self.message else []), *lines])
 
     def _repr_html_(self):
         rows = "".join(
-            f"<tr><td>{escape(m.name)}</td><td>{_shown(m.value)}</td><td>{interval_text(m)}</td>"
+            f"<tr><td>{escape(m.name)}</td><td>{shown(m.value)}</td><td>{interval_text(m)}</td>"
             f"<td>{escape(m.unit)}</td></tr>"
             for m in self.metrics
         )
@@ -477,23 +454,3 @@ def read(campaign):
 
 def _is_record(path):
     return not path.name.startswith(".") and not path.name.endswith(".build.json")
-
-
-def _number(value):
-    """The value as a float, or ``None`` for a missing or non-finite value, which JSON cannot hold."""
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _shown(value):
-    return "—" if value is None else f"{value:.4g}"
-
-
-def interval_text(metric):
-    """Interval of a metric as text; an unknown end, such as that of a censored time, is left open.
-
-    >>> interval_text(Metric("horizon_nve", 100, "fs", low=80, high=None))
-    '80 and up'
-    """
-    if metric.low is None:
-        return "" if metric.high is None else f"up to {metric.high:.4g}"
-    return f"{metric.low:.4g} " + ("and up" if metric.high is None else f"to {metric.high:.4g}")
