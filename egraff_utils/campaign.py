@@ -4,6 +4,7 @@ from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import Field
 
 from egraff_utils import cards, paths, schema
@@ -204,14 +205,42 @@ def load(name, *, planned=True):
     ValueError
         If there is no such campaign, or the file holds an unknown key, dataset, protocol or model.
     """
-    path = Path(name) if str(name).endswith((".yml", ".yaml")) else paths.ROOT / "params" / f"{name}.yml"
-    if not path.is_file():
-        raise cards.unknown("campaign", name, names())
+    path = path_of(name)
     mapping = schema.read(path)
     mapping.setdefault("name", path.stem)
     campaign = schema.validated(Campaign, mapping, where=path)
     plan = plan_path(campaign.name)
     return _planned(campaign, cards.read_yaml(plan)) if planned and plan.is_file() else campaign
+
+
+def path_of(name):
+    """Path of the file of a campaign, given by its name or by the path.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file in ``params/``, and none that :func:`keep` has left with the records.
+    """
+    given = [Path(name).expanduser().resolve()] if str(name).endswith((".yml", ".yaml")) else []
+    for path in given or [paths.ROOT / "params" / f"{name}.yml", kept_path(name)]:
+        if path.is_file():
+            return path
+    raise cards.unknown("campaign", name, names())
+
+
+def keep(name):
+    """Copy the file of a campaign outside ``params/`` to its records, so that reports find it by its name."""
+    path = path_of(name)
+    mapping = schema.read(path)
+    mapping.setdefault("name", path.stem)
+    if path.parent != paths.ROOT / "params" and path != kept_path(mapping["name"]):
+        with paths.written(kept_path(mapping["name"])) as temporary:
+            temporary.write_text(yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+
+
+def kept_path(name):
+    """Path of the copy that :func:`keep` makes, ``results/<campaign>/campaign.yml``."""
+    return paths.results() / str(name) / "campaign.yml"
 
 
 def plan_path(name):

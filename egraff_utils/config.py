@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from egraff_utils import cards, paths, schema
 
 AS_CODED = "as_coded"
+FAILURES = ("failure", "failure_datasets", "failure_training", "failure_rollout")
+"""Kinds of records of failures because of which a dataset and a model have no values in the main tables."""
 
 
 class Kind(NamedTuple):

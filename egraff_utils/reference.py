@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import os
 
 import numpy as np
 from ase import Atoms, units
@@ -115,18 +114,18 @@ def make_dataset(card):
     parameters = specification(card)
     text = json.dumps(parameters, sort_keys=True)
     path = paths.generated() / f"{card.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.npz"
-    if path.exists():
+    if paths.readable(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
+        if not paths.readable(path):
             arrays = _simulate(card)
             versions = {name: importlib.metadata.version(name) for name in ("ase", "numpy", *_packages(card))}
             record = {"dataset": card.name, "parameters": parameters, "versions": versions}
-            path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-            temporary = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-            np.savez(temporary, **arrays)
-            os.replace(temporary, path)
+            with paths.written(path.with_suffix(".json")) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n")
+            with paths.written(path) as temporary:
+                np.savez(temporary, **arrays)
     return path
 
 

@@ -15,7 +15,7 @@ SEAM = "egraff_utils.models.frozen"
 INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
 ROOMS = (
     "paths units schema sources cards config structure metrics statistics quantities",
-    "breaks records campaign paper allocator",
+    "breaks provenance records campaign paper allocator",
     "graph reference files readers data",
     "models weights accuracy train",
     "md",
@@ -33,7 +33,7 @@ LIGHT = [
     "checks.audit",
     "checks.floors",
     "report",
-    "running.batch",
+    "running.cells",
 ]
 """What reads records and data only, and so must not load torch."""
 ADAPTERS = [path for path in MODELS.glob("*.py") if path.stem not in ("__init__", "equiformer")]

@@ -1157,13 +1157,9 @@ def audit(dataset, *, campaign="demo", seed=0):
 
 def find(dataset, *, campaign, seed=0, asked=None):
     """The stored audit of a dataset, or None; its parameters must include those in ``asked``."""
-    path = Key("audit", campaign, dataset, "reference", seed).path
-    if not path.is_file():
-        return None
-    record = records.load(path)
-    return (
-        record if all(record.parameters.get(key) == value for key, value in (asked or {}).items()) else None
-    )
+    record = records.stored(Key("audit", campaign, dataset, "reference", seed).path)
+    asked = (asked or {}).items()
+    return record if record and all(record.parameters.get(key) == value for key, value in asked) else None
 
 
 def findings(record):

@@ -308,7 +308,7 @@ def _live_course(card, frames, interval, config, thermostat, steps):
         path = paths.generated() / "trajectories" / f"{card.name}-{name}-{mark}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if not path.is_file():
+            if not paths.readable(path):
                 label = f"reference of {card.name}" if config.progress else None
                 _run(starts, lambda n: _oracles(card, n), dynamics, steps, label).save(path)
         runs[name] = Trajectory.load(path)

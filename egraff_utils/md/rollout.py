@@ -372,7 +372,7 @@ def _live(config, card, starts, digest):
     path = paths.generated() / "trajectories" / f"{card.name}-{mark}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
+        if not paths.readable(path):
             label = f"reference of {card.name}" if config.progress else None
             simulate(starts, _oracles(card), progress=label, **dynamics).save(path)
     return analysis.Reference.from_trajectory(Trajectory.load(path), starts[0])

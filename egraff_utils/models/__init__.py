@@ -20,7 +20,7 @@ from ase.data import chemical_symbols
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from egraff_utils import allocator, cards, records
+from egraff_utils import allocator, cards, paths, records
 from egraff_utils.graph import AtomicGraph
 from egraff_utils.models import frozen
 
@@ -302,10 +302,10 @@ def save(ff: ForceField, path: Path | str) -> None:
     for name, _ in ff.named_parameters():
         half = tensors[name].half()
         tensors[name] = half if torch.equal(half.to(tensors[name].dtype), tensors[name]) else tensors[name]
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary)
-    path.with_suffix(".build.json").write_text(json.dumps(ff.build_arguments, indent=1) + "\n")
-    temporary.replace(path)
+    with paths.written(path.with_suffix(".build.json")) as temporary:
+        temporary.write_text(json.dumps(ff.build_arguments, indent=1) + "\n")
+    with paths.written(path) as temporary:
+        save_file(tensors, temporary)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import cards, paper, quantities, records
-from egraff_utils.config import AS_CODED, Kind, changed
+from egraff_utils.config import AS_CODED, FAILURES, Kind, changed
 from egraff_utils.quantities import COLUMNS, Quantity
 from egraff_utils.report.titles import model_title, short_title
 
@@ -343,7 +343,7 @@ def paper_layout(number) -> Layout:
 
 def dataset_layout(frames: dict, metrics, kind: str = "rollout") -> Layout:
     """Layout with a group of rows per dataset of the records and, for the main kind, of the paper."""
-    kinds = [kind, "training", "failure"] if kind in PROTOCOLS[:1] else [kind]
+    kinds = [kind, "training", *FAILURES] if kind in PROTOCOLS[:1] else [kind]
     found = {name for frame in frames.values() for name in frame.dataset[_runs(frame, kinds)]}
     if kind in PROTOCOLS[:1] and any(quantities.of(metric).published for metric in metrics):
         found |= set(DATASETS)
@@ -396,7 +396,7 @@ def _index(frames, layout):
     for label, (kind, dataset) in layout.rows.items():
         models = set(MODELS if dataset in DATASETS else ())
         for frame in frames.values():
-            here = _runs(frame, [kind, "training", "failure"]) & (frame.dataset == dataset)
+            here = _runs(frame, [kind, "training", *FAILURES]) & (frame.dataset == dataset)
             models |= set(frame.model[here])
         keys += [(*label, model) for model in sorted(models, key=_model_place)]
     names = [*layout.names, "model"]
@@ -481,4 +481,4 @@ def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
     Rows of the reference are left out.
     """
-    return frame[frame.kind.isin(["training", "rollout", "failure"]) & (frame.model != "reference")]
+    return frame[frame.kind.isin(["training", "rollout", *FAILURES]) & (frame.model != "reference")]

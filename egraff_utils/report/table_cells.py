@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
 from egraff_utils import paths, records
+from egraff_utils.config import FAILURES
 from egraff_utils.report.beside import (
     BOUND,
     COMPARED,
@@ -23,11 +24,7 @@ from egraff_utils.report.beside import (
 from egraff_utils.report.titles import model_title, short_title
 
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
-
-
-FAILING = ("training", "failure")
-
-
+FAILING = ("training", *FAILURES)
 LEGEND = {
     r"\n\d": "small: 95 % interval",
     " ± ": "±: published standard deviation",

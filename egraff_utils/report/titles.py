@@ -18,9 +18,10 @@ def budget(campaign: str) -> str:
     campaign demo: preset small, at most 25 s of training each, 3 replicas of 200 steps in at most 25 s,
     on CPU
     """
-    if campaign not in campaigns.names():
+    try:
+        settings = campaigns.load(campaign)
+    except ValueError:  # records without the file that they were made by
         return f"campaign {campaign}: settings not in params"
-    settings = campaigns.load(campaign)
     training, rollout = _limits(settings)
     words = [f"campaign {campaign}: preset {settings.preset}", training, rollout]
     for dataset in settings.datasets:
