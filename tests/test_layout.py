@@ -98,6 +98,11 @@ def test_what_computes_knows_no_report(path):
     assert "report" not in {room(name) for name in imported(path)}
 
 
+@pytest.mark.parametrize("path", files(PACKAGE / "report"))
+def test_no_file_of_the_report_is_large(path):
+    assert lines(path) <= 500
+
+
 def test_what_reads_records_loads_no_torch():
     names = ", ".join(f"egraff_utils.{name}" for name in LIGHT)
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
