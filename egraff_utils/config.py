@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import NamedTuple
 
-from egraff_utils import cards, paths
+from egraff_utils import cards, paths, schema
 
 AS_CODED = "as_coded"
 
@@ -55,7 +55,9 @@ class Key(NamedTuple):
 
     @property
     def path(self):
-        """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``."""
+        """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``; raises ValueError for a bad name."""
+        for field in ("kind", "campaign", "dataset", "model"):
+            schema.check_name(getattr(self, field), f"name of a {field}")
         name = f"{self.dataset}-{self.model}-s{self.seed}.json"
         return paths.results() / self.campaign / self.kind / name
 

@@ -63,14 +63,12 @@ def _made(oracle, name):
         raise ValueError(f"{name}: cannot import {module} ({error}); is its package installed?") from error
     except AttributeError as error:
         raise ValueError(f"{name}: the module {module} has no {maker}") from error
-    if not callable(make):
-        raise ValueError(f"{name}: {oracle.calculator} is not a class")
+    if not (isinstance(make, type) and issubclass(make, BaseCalculator)):
+        raise ValueError(f"{name}: {oracle.calculator} is not the class of an ASE calculator")
     try:
         made = make(**oracle.arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {maker} does not take {oracle.arguments}: {error}") from error
-    if not isinstance(made, BaseCalculator):
-        raise ValueError(f"{name}: {oracle.calculator} makes a {type(made).__name__}, not an ASE calculator")
     if missing := {"energy", "forces"} - set(made.implemented_properties):
         raise ValueError(f"{name}: {oracle.calculator} gives no {' and no '.join(sorted(missing))}")
     return made

@@ -14,9 +14,9 @@ MODELS, FROZEN = PACKAGE / "models", PACKAGE / "models" / "frozen"
 SEAM = "egraff_utils.models.frozen"
 INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
 ROOMS = (
-    "paths units cards config structure metrics statistics quantities",
+    "paths units schema sources cards config structure metrics statistics quantities",
     "breaks records campaign paper allocator",
-    "graph reference data",
+    "graph reference files readers data",
     "models weights accuracy train",
     "md",
     "checks",

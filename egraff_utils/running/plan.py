@@ -262,17 +262,20 @@ def _overrides(campaign, costs, weights, unit):
     for dataset in campaign.datasets:
         slowest = max(_rollout(campaign, costs[dataset, m], dataset, parts=1) for m in campaign.models)
         limits = {"training": weights[dataset] * unit, "rollout": max(LEAST_TRAINING, SPARE * slowest)}
-        parts = campaign.overrides.get(dataset, {})
-        found[dataset] = {
-            part: {**parts.get(part, {}), "max_seconds": float(math.floor(limit))}
-            for part, limit in limits.items()
-        }
+        own = campaign.override(dataset)
+        found[dataset] = replace(
+            own,
+            **{
+                part: getattr(own, part) | {"max_seconds": float(math.floor(limit))}
+                for part, limit in limits.items()
+            },
+        )
     return found
 
 
 def _limits(campaign, dataset):
-    parts = campaign.overrides[dataset]
-    return {part: {"max_seconds": parts[part]["max_seconds"]} for part in ("training", "rollout")}
+    own = campaign.override(dataset)
+    return {part: {"max_seconds": getattr(own, part)["max_seconds"]} for part in ("training", "rollout")}
 
 
 def _cell(campaign, costs, dataset, model, seed):
