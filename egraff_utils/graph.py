@@ -11,6 +11,9 @@ import torch
 from matscipy.neighbours import neighbour_list
 from torch import Tensor
 
+MOST_BINS = 1e8
+"""Largest number of cubes of the size of the cutoff into which space is divided; each takes some bytes."""
+
 
 class AtomicGraph(NamedTuple):
     """One or more structures with all pairs of atoms closer than a cutoff.
@@ -123,10 +126,14 @@ def _check_geometry(atoms):
     if not np.isfinite(atoms.positions).all():
         bad = int(np.argmin(np.isfinite(atoms.positions).all(axis=1)))
         raise ValueError(f"the position of atom {bad} ({atoms.symbols[bad]}) is not finite")
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError("the cell is not finite; set a cell")
     lengths = atoms.cell.lengths()
     for axis in range(3):
         if atoms.pbc[axis] and lengths[axis] == 0:
             raise ValueError(f"{atoms.pbc=} but cell vector {axis} is zero; set a cell or pbc=False")
+    if atoms.pbc.any() and abs(atoms.cell.complete().volume) < 1e-9 * lengths.max() ** 3:
+        raise ValueError("the vectors of the cell lie in a plane; set a cell with a volume")
 
 
 def _pairs(atoms, cutoff):
@@ -145,6 +152,8 @@ def _pairs(atoms, cutoff):
 def _enclose(atoms, cutoff):
     """Replace the cell, arbitrary in directions that are not periodic, by a box around the atoms there."""
     extent = np.ptp(atoms.positions, axis=0)
+    if np.prod(extent / cutoff + 2) > MOST_BINS:
+        raise ValueError(f"atoms are {extent.max():.0f} Å apart, too far for a list of neighbours")
     cell = np.array(atoms.cell)
     if not atoms.pbc.any():
         cell = np.diag(extent + 2 * cutoff)

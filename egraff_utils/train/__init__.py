@@ -110,9 +110,7 @@ def fit(config):
 
 def _fitted(config):
     hyperparameters = models.card(config.model).training(config.preset, **config.training)
-    splits = {split: data.load(config.dataset, split) for split in ("train", "val", "test")}
-    data.check_splits(config.dataset, splits)
-    train, validation, test = splits.values()
+    train, validation, test = data.checked(config.dataset, ("train", "val", "test")).values()
     learner = new_learner(config, hyperparameters, train)
     status, message = learn(learner, config, config.parameters(), train, validation)
     metrics, curves = _costs(learner), learner.history_arrays()
