@@ -1,6 +1,6 @@
 """How far are predictions from the reference? Errors of energies and forces, also on shifted frames."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -168,8 +168,12 @@ def errors(config, *, force_field=None):
     ValueError
         If the frames hold an element that the model was not trained on, or a name is unknown.
     """
-    frames = _thinned(data.load(config.target or config.dataset, config.split), config.frames)
+    card = cards.dataset(config.target or config.dataset)
+    frames = data.checked(card, (config.split,), forces=False)[config.split]
+    frames = _thinned(frames, config.frames)
+    config = replace(config, target=config.target and card.name)
     digests = {
+        "frames": data.digest(card, (config.split,)),
         "weights": weights.digest(config, force_field),
         "data": records.digest(*[array for a in frames for array in (a.positions, a.get_potential_energy())]),
     }

@@ -336,8 +336,14 @@ def bring_back(key, parameters, **digests):
 def _fitting(path, parameters, digests):
     record = _with_parameters(path, parameters)
     known = {name: value for name, value in digests.items() if value is not None}
+    known = {name: value for name, value in known.items() if record and not _older(record, name)}
     fits = record and all(record.provenance.get(name) == value for name, value in known.items())
     return record if fits else None
+
+
+def _older(record, name):
+    """Whether a record was made before this digest was stored."""
+    return name == "frames" and name not in record.provenance
 
 
 def _with_parameters(path, parameters):

@@ -13,7 +13,7 @@ import torch
 from ase import units
 from filelock import FileLock
 
-from egraff_utils import cards, metrics, paths, records, reference, statistics, weights
+from egraff_utils import cards, data, metrics, paths, records, reference, statistics, weights
 from egraff_utils.config import Config
 from egraff_utils.md import analysis
 from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator
@@ -121,6 +121,7 @@ def horizon(config, *, force_field=None):
     digests = {
         "weights": weights.digest(config, force_field),
         "data": records.digest(analysis.unwrap(frames), _forces(frames)),
+        "frames": data.scene_digest(config.dataset, config.split),
     }
     return records.run(config, lambda: _followed(config, frames, interval, force_field), **digests)
 
