@@ -57,7 +57,8 @@ class Key(NamedTuple):
     def path(self):
         """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``; raises ValueError for a bad name."""
         for field in ("kind", "campaign", "dataset", "model"):
-            schema.check_name(getattr(self, field), f"name of a {field}")
+            if name := getattr(self, field):
+                schema.check_name(name, f"name of a {field}")
         name = f"{self.dataset}-{self.model}-s{self.seed}.json"
         return paths.results() / self.campaign / self.kind / name
 

@@ -17,8 +17,19 @@ from matscipy.neighbours import neighbour_list
 from egraff_utils import files, units
 
 NAMES = {
-    "energy": ("energy", "REF_energy", "dft_energy", "TotEnergy", "total_energy", "free_energy"),
-    "forces": ("forces", "REF_forces", "dft_forces", "force"),
+    "positions": ("pos", "coords", "R", "positions"),
+    "numbers": ("atomic_numbers", "nuclear_charges", "z", "numbers"),
+    "energy": (
+        "energy",
+        "REF_energy",
+        "dft_energy",
+        "TotEnergy",
+        "total_energy",
+        "free_energy",
+        "energies",
+        "E",
+    ),
+    "forces": ("forces", "REF_forces", "dft_forces", "force", "F"),
     "stress": ("stress", "REF_stress", "dft_stress"),
     "virial": ("virial", "REF_virial", "virials", "REF_virials"),
 }
@@ -231,14 +242,15 @@ def _walk(total, first, second, images):
 
 
 def _read_npz(paths, *, source, keys):
-    """Frames of an npz file in nequip's format: ``pos``, ``energy``, ``forces``, ``cell``, numbers."""
+    """Frames of an npz file in the formats of nequip (``pos``), rMD17 (``coords``) and sGDML (``R``)."""
     arrays = _arrays(paths[0])
-    positions, numbers = _get(arrays, "pos"), _get(arrays, "atomic_numbers")
+    positions, numbers = (_get(arrays, _name(q, {}, arrays, paths[0])) for q in ("positions", "numbers"))
+    numbers = numbers.astype(int)
     energy = _get(arrays, _name("energy", keys, arrays, paths[0])).reshape(-1)
     forces = _get(arrays, _name("forces", keys, arrays, paths[0]))
     for name, values, shape in (("energy", energy, positions.shape[:1]), ("forces", forces, positions.shape)):
         if values.shape != shape:
-            raise ValueError(f"its {name} has the shape {values.shape}, its pos {positions.shape}")
+            raise ValueError(f"its {name} has the shape {values.shape}, its positions {positions.shape}")
     cells = np.broadcast_to(arrays.get("cell", np.zeros((3, 3))), (len(energy), 3, 3))
     numbers = np.broadcast_to(numbers, positions.shape[:2])
     pbc = np.broadcast_to(arrays["pbc"], (len(energy), 3)) if "pbc" in arrays else [None] * len(energy)

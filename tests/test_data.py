@@ -382,7 +382,7 @@ NPZ = {
     ("changes", "told"),
     [
         ({"pos": None}, "it holds no 'pos'; it holds atomic_numbers, energy, forces"),
-        ({"forces": np.ones((5, 2, 3))}, r"its forces has the shape \(5, 2, 3\), its pos \(6, 2, 3\)"),
+        ({"forces": np.ones((5, 2, 3))}, r"its forces has the shape \(5, 2, 3\), its positions \(6, 2, 3\)"),
         ({"energy": np.zeros(5)}, r"its energy has the shape \(5,\)"),
     ],
 )
@@ -394,6 +394,21 @@ def test_what_an_npz_file_lacks_is_told_with_its_name(own, changes, told):
     )
     with pytest.raises(ValueError, match=f"n.npz cannot be read as npz: {told}"):
         data.load(card, "test")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("pos", "atomic_numbers", "energy", "forces"), ("coords", "nuclear_charges", "energies", "forces"),
+     ("R", "z", "E", "F")],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*energies are taken from")
+def test_npz_files_of_three_families_are_read(own, names):
+    arrays = dict(zip(names, (NPZ[n] for n in ("pos", "atomic_numbers", "energy", "forces")), strict=True))
+    np.savez(own / "n.npz", **arrays)
+    changes = {"reader": None, "keys": {}, "files": {"all": cards.SourceFile("n.npz")}}
+    atoms = data.load(dataclasses.replace(cards.dataset(own / "card.yml"), **changes), "test")[0]
+    assert atoms.get_chemical_formula() == "CO"
+    np.testing.assert_array_equal(atoms.positions, NPZ["pos"][4])
 
 
 # -- periodicity ------------------------------------------------------------------------------------------
