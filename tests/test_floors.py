@@ -11,7 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import cards, data, metrics
 from egraff_utils.checks import floors
-from egraff_utils.checks.floors import Extent
+from egraff_utils.checks.floors import Extent, levels, sample
 from egraff_utils.md import rollout
 from egraff_utils.md.rollout import RolloutConfig
 from egraff_utils.report import floors as report
@@ -85,7 +85,7 @@ def test_violations_of_pairs_are_those_of_the_metrics():
     rng = np.random.default_rng(1)
     energies, forces = rng.normal(size=6) - 5, rng.normal(size=(6, 4, 3))
     pairs = np.array([[0, 1, 2]]), np.array([[3, 3, 5]])
-    found = floors._violations(energies, forces, [pairs])
+    found = sample.violations(energies, forces, [pairs])
     force = metrics.force_violation(forces[pairs[0][0]], forces[pairs[1][0]])
     energy = metrics.energy_violation_root(energies[pairs[0][0]], energies[pairs[1][0]])
     assert found["draws_fv"] == pytest.approx([metrics.geometric_mean(force)])
@@ -248,7 +248,7 @@ def test_order_that_a_set_hides_is_kept():
     for rdf in (independent(200), independent(200) + drift):
         forces, path = rng.normal(size=(200, 2, 3)), np.zeros((200, 2, 3))
         sample = floors.Sample(rdf, rng.normal(size=200) - 50, forces, path, None, atoms)
-        found.append(floors._perfect(sample, Extent(2, 1000, 200, (1000,) * 2)))
+        found.append(levels.perfect(sample, Extent(2, 1000, 200, (1000,) * 2)))
     assert found[0]["draws_wf"].mean() == pytest.approx(1 / 1000 + 1 / 200, rel=0.15)
     assert found[1]["scale_wf"] == 1
     assert found[1]["draws_wf"].mean() > 3 * found[0]["draws_wf"].mean()

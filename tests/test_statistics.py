@@ -7,6 +7,7 @@ import pytest
 from scipy.signal import lfilter
 
 from egraff_utils import data, metrics, statistics, structure
+from egraff_utils.statistics import saturation
 
 
 def autoregression(rng, length, memory):
@@ -211,7 +212,7 @@ def test_floor_ev_fv_of_independent_frames():
 
 
 def test_pairs_of_a_floor_are_apart():
-    first, second = statistics._independent_pairs(20, 500, 0, 15)
+    first, second = saturation._independent_pairs(20, 500, 0, 15)
     assert np.abs(first - second).min() == 15
     assert {0, 19} <= set(first) | set(second) <= set(range(20))
     with pytest.raises(ValueError, match="separation=20"):
