@@ -64,9 +64,10 @@ class Quantity:
     leaderboard: bool = False
     """Whether the leaderboard has a column for the metric."""
     average: str = ""
-    """How the value of a replica is obtained: as the ``geometric`` or ``arithmetic`` mean of the curve of
-    this name over all frames, as its mean over the last tenth (``late``), as a function of g(r) (``rdf``), or
-    in another way (``run``). Empty if a replica has no value."""
+    """How the value of a replica is obtained: as the ``geometric`` mean of the curve of this name over all
+    frames but the first, which is the shared start; as its ``arithmetic`` mean over all frames; as its mean
+    over the last tenth (``late``), as a function of g(r) (``rdf``), or in another way (``run``). Empty if a
+    replica has no value."""
     interval: str = "linear"
     """Scale of the interval over replicas: ``linear``, ``log``, or ``fraction`` for the share of a run; empty
     if there is no interval."""

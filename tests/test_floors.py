@@ -81,6 +81,36 @@ def test_violations_of_independent_frames(apart):
     assert np.std(found["draws_fv"]) < 0.002
 
 
+def oscillators(rng, runs, frames, memory, size=(15, 3)):
+    """Forces (runs, frames, *size) of unit oscillators under a thermostat of 1 / memory a frame."""
+    x, v = rng.normal(size=(2, runs, *size))
+    turn, keep, forces = 0.7, np.exp(-1 / memory), np.empty((runs, frames, *size))
+    for t in range(frames):
+        forces[:, t] = -x
+        x, v = np.cos(turn) * x + np.sin(turn) * v, np.cos(turn) * v - np.sin(turn) * x
+        v = keep * v + np.sqrt(1 - keep**2) * rng.normal(size=v.shape)
+    return forces
+
+
+@pytest.mark.parametrize("memory", [200, 2000])
+def test_range_of_correlated_energies_covers_perfect_runs(memory):
+    """Five perfect replicas against a set without an order; frames taken as independent cover far fewer."""
+    rng, runs, frames = np.random.default_rng(4), 60, 300
+    reference, runs_of = oscillators(rng, 500, 1, 1)[:, 0], oscillators(rng, 5 * runs, frames, memory)
+    energy, energies = (np.square(f).sum((-2, -1)) / 2 - 1000 for f in (reference, runs_of))
+    pairs = rng.integers(500, size=energies.shape)
+    curves = metrics.energy_violation_root(energies, energy[pairs])
+    perfect = metrics.geometric_mean(curves, axis=1).reshape(runs, 5).mean(1)
+    covered = {}
+    for assumed in (memory, 0):
+        extent = Extent(5, frames, 500, (frames,) * 5, assumed)
+        draws = floors.violation_floor(energy, reference, extent)["draws_ev_root"]
+        low, high = np.quantile(draws, [0.025, 0.975])
+        covered[assumed] = np.mean((perfect >= low) & (perfect <= high))
+    assert covered[memory] >= 0.88
+    assert covered[0] < covered[memory] - 0.1
+
+
 def test_violations_of_pairs_are_those_of_the_metrics():
     rng = np.random.default_rng(1)
     energies, forces = rng.normal(size=6) - 5, rng.normal(size=(6, 4, 3))

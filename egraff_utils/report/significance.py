@@ -21,10 +21,9 @@ FRAMES_IN_BLOCKS = 10
 def letters(records: list, metric: str) -> dict[str, str]:
     """Letters of the models on one dataset; two models that share a letter do not differ significantly.
 
-    Replica r of every model starts from the same frame with the same velocities and noise. Models are
-    therefore compared by their differences replica by replica and block by block, relative to the models'
-    means for positive metrics, with Student's quantiles and Holm's correction over all pairs
-    (`statistics.told_apart`). The stability of runs is compared by the number of replicas that broke (Fisher
+    Letters compare trained weights, not architectures. Replica r of every model starts from the same frame
+    with the same velocities and noise. Models are therefore compared by their differences replica by replica,
+    relative to the models' means for positive metrics, by Tukey's range test (`statistics.told_apart`). The stability of runs is compared by the number of replicas that broke (Fisher
     1922).
 
     Parameters

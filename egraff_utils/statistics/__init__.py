@@ -3,7 +3,7 @@
 Symbols: R replicas, K blocks of equal time, T frames.
 """
 
-from egraff_utils.statistics.comparison import compact_letters, holm, told_apart
+from egraff_utils.statistics.comparison import compact_letters, detectable_difference, holm, told_apart
 from egraff_utils.statistics.intervals import (
     autocorrelation_time,
     block_bootstrap_interval,
@@ -21,6 +21,7 @@ __all__ = [
     "block_bootstrap_interval",
     "bootstrap_interval",
     "compact_letters",
+    "detectable_difference",
     "expanded_tail",
     "floor",
     "floor_ev_fv",

@@ -151,7 +151,7 @@ def replica_interval(values, *, groups=None, positive=False, level=0.95):
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
     """
-    parts = parts_of(values, groups)
+    parts = _parts(values, groups)
     mean, half = parts["mean"], _quantile(parts["degrees"], level) * parts["error"]
     if not positive or not mean > 0:
         return mean - half, mean + half
@@ -196,7 +196,7 @@ def standard_error(values, *, groups=None):
     >>> round(error, 4), degrees
     (0.5774, 2.0)
     """
-    parts = parts_of(values, groups)
+    parts = _parts(values, groups)
     return parts["error"], parts["degrees"]
 
 
@@ -224,7 +224,7 @@ def replica_resamples(values, *, groups=None, positive=False, resamples=1000, se
     ndarray
         Resampled means, shape ``(resamples,)``, in the unit of the values; nan for a single replica.
     """
-    parts = parts_of(values, groups)
+    parts = _parts(values, groups)
     rows, blocks = _weights(*_rows(values).shape, resamples, seed)
     scale = _quantile(parts["degrees"], 0.95) / _quantile(np.inf, 0.95)
     moved = rows[:, parts["kept"]] @ parts["between"]
@@ -248,7 +248,7 @@ def _rows(values):
     return values if values.ndim == 2 else values[:, None]
 
 
-def parts_of(values, groups):
+def _parts(values, groups):
     """Deviations of the mean by replica (R,) and by block (R, K), its error and its degrees of freedom."""
     values = _rows(values)
     kept = np.isfinite(values).any(1)

@@ -38,7 +38,7 @@ __all__ = [
     "virial_temperature",
 ]
 
-VERSION = 1
+VERSION = 2
 
 
 def inspect(card, frames, *, raw=None):

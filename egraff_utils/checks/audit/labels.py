@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
+from scipy.stats import linregress
 
 from egraff_utils.checks.audit.series import Finding
 from egraff_utils.records import Metric
@@ -23,9 +24,36 @@ class Work(NamedTuple):
         return float(np.corrcoef(self.work, self.change)[0, 1])
 
     @property
-    def slope(self):
-        """Slope of change on work, through zero; 23.06 for energies in kcal/mol with forces in eV/Å."""
-        return float(self.work @ self.change / (self.work @ self.work))
+    def line(self):
+        """The :class:`Line` of change on work."""
+        # A line through the origin would turn a constant loss into a wrong slope.
+        fit = linregress(self.work, self.change)
+        rest = self.change - fit.slope * self.work - fit.intercept
+        echo = np.corrcoef(rest[1:], rest[:-1])[0, 1] if len(rest) > 3 and np.ptp(rest) > 0 else 0.0
+        return Line(*map(float, (fit.slope, fit.stderr, fit.intercept, fit.intercept_stderr, echo)))
+
+    @property
+    def consistent(self):
+        """Whether the change is the work: correlation above 0.97, slope one, and no constant beside it."""
+        line = self.line
+        straight = abs(line.slope - 1) <= max(0.05, 2 * line.slope_error)
+        tight = abs(line.leak) <= max(0.1 * self.change.std(), 4 * line.leak_error)
+        return self.correlation >= 0.97 and straight and tight
+
+
+class Line(NamedTuple):
+    """Least-squares line, with an intercept, of the energy change on the work, and what remains."""
+
+    slope: float
+    """Slope; one for consistent labels, 23.06 for energies in kcal/mol with forces in eV/Å."""
+    slope_error: float
+    """Standard error of the slope."""
+    leak: float
+    """Intercept: the energy that appears in every interval without work, eV; zero for consistent labels."""
+    leak_error: float
+    """Standard error of the intercept, eV."""
+    echo: float
+    """Autocorrelation of the residual at a lag of one interval; near zero for noise of the labels."""
 
 
 def work_and_change(series):
@@ -49,7 +77,7 @@ def work_and_change(series):
     >>> for t, atoms in enumerate(frames):  # energy x^2, force -2x
     ...     atoms.calc = SinglePointCalculator(atoms, energy=0.01 * t**2, forces=[[-0.2 * t, 0, 0]])
     >>> found = work_and_change(Series.of(frames))
-    >>> found.work.round(3), found.change.round(3), round(found.slope, 6)
+    >>> found.work.round(3), found.change.round(3), round(found.line.slope, 6)
     (array([0.01, 0.03]), array([0.01, 0.03]), 1.0)
     """
     kept = series.order.gaps == 1
@@ -78,12 +106,11 @@ def check_labels(series, splits, claims):
     effect = "No conservative model can fit both labels: errors have a floor that is not the model's."
     found = {name: work_and_change(part) for name, part in timed.items() if part.forces is not None}
     for name, pair in found.items():
-        metrics.append(Metric(f"work_correlation_{name}", pair.correlation, "1", n=len(pair.work)))
-        metrics.append(Metric(f"work_slope_{name}", pair.slope, "1", n=len(pair.work)))
-        if pair.correlation < 0.97 or abs(pair.slope - 1) > 0.05:
-            bad.append(f"{pair.correlation:.2f} and {pair.slope:.2f} in {name}")
+        metrics += _fit_metrics(name, pair)
+        if not pair.consistent:
+            bad.append(_fit_text(name, pair))
     if bad:
-        text = f"the energy follows the work of the forces with a correlation and a slope of {', '.join(bad)}"
+        text = f"between neighbouring frames the energy changes by {'; '.join(bad)}"
         findings.append(Finding("labels", text, effect))
     if found:
         words.append(f"work {min(pair.correlation for pair in found.values()):.3f}")
@@ -151,6 +178,28 @@ def outlyingness(values, *, ordered):
     moves = np.minimum(np.append(moves, np.inf), np.insert(moves, 0, np.inf))
     usual = 1.4826 * np.median(np.abs(np.diff(values)))
     return np.minimum(away, moves / usual) if usual else np.zeros(len(values))
+
+
+def _fit_metrics(name, pair):
+    """Metrics of the line of one set."""
+    line, count = pair.line, len(pair.work)
+    slope = [line.slope + sign * 1.96 * line.slope_error for sign in (-1, 1)]
+    leak = [1000 * (line.leak + sign * 1.96 * line.leak_error) for sign in (-1, 1)]
+    return [
+        Metric(f"work_correlation_{name}", pair.correlation, "1", n=count),
+        Metric(f"work_slope_{name}", line.slope, "1", *slope, count),
+        Metric(f"work_leak_{name}", 1000 * line.leak, "meV", *leak, count),
+        Metric(f"work_echo_{name}", line.echo, "1", n=count),
+    ]
+
+
+def _fit_text(name, pair):
+    """Text of the line of one set, which goes on from "the energy changes by"."""
+    line = pair.line
+    text = f"{line.slope:.2f} ± {line.slope_error:.2f} of the work of the forces"
+    if abs(line.leak) > 3 * line.leak_error:
+        text += f" and a constant {1000 * line.leak:+.0f} ± {1000 * line.leak_error:.0f} meV"
+    return text + f" in {name} (correlation {pair.correlation:.2f}, of successive residuals {line.echo:.2f})"
 
 
 def check_outliers(series, splits, *, bound=8.0):

@@ -8,6 +8,7 @@ one.
 import time
 
 import numpy as np
+from ase import units
 
 from egraff_utils import cards, data, records, statistics, structure
 from egraff_utils.checks import audit
@@ -140,12 +141,13 @@ def of_rollout(config):
     a random lag apart that exceeds the correlation time. For the RMSD, the reference's own displacement over
     the last tenth of the time is used.
 
-    If frames have no order in time, blocks are random draws without replacement and pairs are random pairs.
-    Such frames are independent, whereas those of a rollout are not: it cannot reach this floor, and its
-    values scatter more than the range says. There is no RMSD. If the halves of the set as stored differ more
-    than random halves do (:func:`order_shows`), the set has an unknown order in time; the blocks for
-    structure are then taken in that order, half of the set each, and the score is not extrapolated to other
-    lengths.
+    If frames have no order in time, blocks are random draws without replacement. Such frames are independent,
+    whereas those of a rollout are not: for structure it cannot reach this level, and its values scatter more
+    than the range says. For EV and FV, stretches with the energies of a thermostatted simulation are drawn
+    (:func:`~egraff_utils.checks.floors.levels.energy_path`). There is no RMSD. If the halves of the set as
+    stored differ more than random halves do (:func:`order_shows`), the set has an unknown order in time; the
+    blocks for structure are then taken in that order, half of the set each, and the score is not extrapolated
+    to other lengths.
 
     **Ceilings.** In ``frozen``, a frame of the reference, with its energy and forces, does not move. In
     ``ideal_gas``, atoms are anywhere in the cell, forces are zero, the energy is the mean one, and g(r) is
@@ -208,14 +210,16 @@ def _extent(config, card, total):
     _, timestep = card.conditions(config.split)
     timestep = config.timestep or timestep
     frames = len(steps) if interval is None else round(steps[-1] * timestep / interval) + 1
+    memory = 1 / (config.friction * units.fs) / (timestep * config.record_every)
+    after = (len(steps) - 1,) * config.replicas  # the start is given, not simulated
     corrected = config.protocol == "corrected"
     if corrected and card.oracle is not None:
-        return Extent(config.replicas, frames, config.replicas * frames, (len(steps),) * config.replicas)
+        return Extent(config.replicas, frames, config.replicas * frames, after, memory)
     first = rollout.start_frames(config, total, ordered=interval is not None)
     if corrected and interval is not None:
         index = rollout.match_frames(first, steps, timestep, interval=interval, total=total)
-        return Extent(config.replicas, frames, total, tuple((index >= 0).sum(1).tolist()))
-    return Extent(config.replicas, frames, total, (len(steps),) * config.replicas)
+        after = tuple((index[:, 1:] >= 0).sum(1).tolist())
+    return Extent(config.replicas, frames, total, after, memory)
 
 
 def _parameters(config, card, frames):
@@ -229,8 +233,9 @@ def _parameters(config, card, frames):
         "record_every": config.record_every,
         "temperature": config.temperature or temperature,
         "timestep": config.timestep or timestep,
+        "friction": config.friction,
         "frames": records.digest(energies_of(frames), np.stack([atoms.positions for atoms in frames])),
-        "version": 2,
+        "version": 3,
     }
 
 

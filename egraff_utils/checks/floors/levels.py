@@ -1,6 +1,8 @@
 """What does the reference score against itself? Levels of structure, EV, FV and RMSD, with their ranges."""
 
 import numpy as np
+from scipy.signal import lfilter
+from scipy.special import ndtr
 
 from egraff_utils import metrics, statistics
 from egraff_utils.checks.floors.sample import DRAWS, gram_of, violations
@@ -200,7 +202,8 @@ def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0
     apart
         Number of frames after which the reference is uncorrelated. A stretch of it is compared with the
         stretch that follows after a random lag of at least this length (the end is joined to the beginning).
-        With None, for frames without an order in time, as many random pairs are compared.
+        With None, for frames without an order in time, stretches are drawn by :func:`energy_path` and every
+        frame of them is compared with another one drawn at random.
     draws, seed
         Number of hypothetical rollouts, and seed of their draws.
 
@@ -214,12 +217,52 @@ def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0
 
     def pairs(count):
         if apart is None:
-            first = rng.integers(total, size=(draws, count))
+            first = energy_path(energies, (draws, count), extent.memory, rng)
             return first, (first + rng.integers(1, total, size=first.shape)) % total
         first = rng.integers(total, size=(draws, 1)) + np.arange(count)
         return first % total, (first + rng.integers(apart, total - apart + 1, size=(draws, 1))) % total
 
     return violations(energies, forces, [pairs(count) for count in extent.compared])
+
+
+def energy_path(energies, shape, memory, rng):
+    r"""Frames of a set without an order in time, drawn such that energies are correlated as in a simulation.
+
+    In a nearly isolated system energy only flows between its kinetic and its potential part. For harmonic
+    vibrations the potential energy therefore has half of its variance within one simulation, as it changes
+    in a few femtoseconds, and the other half between simulations, as the total energy changes only by the
+    thermostat, in the time :math:`1/\gamma`. A path of normal scores has these two parts, an autoregression
+    and white noise. It is mapped onto the frames by their rank in energy, so that every frame is drawn
+    equally often.
+
+    Parameters
+    ----------
+    energies
+        Potential energies of the set, shape ``(F,)``, eV.
+    shape
+        Number of paths and number of frames in each.
+    memory
+        Time in which the thermostat changes the total energy, in frames of the path; zero for independent
+        frames.
+    rng
+        ``numpy.random.Generator``.
+
+    Returns
+    -------
+    ndarray
+        Indices of frames, of the given shape.
+
+    Examples
+    --------
+    >>> path = energy_path(np.arange(1000.0), (300, 50), np.inf, np.random.default_rng(0))
+    >>> means = path.mean(1) / path.std()  # half of the variance is between paths
+    >>> bool(0.4 < means.var() < 0.6)
+    True
+    """
+    keep, slow = np.exp(-1 / memory) if memory > 0 else 0.0, rng.standard_normal(shape)
+    slow[:, 1:] *= np.sqrt(1 - keep**2)
+    scores = np.sqrt(0.5) * (lfilter([1], [1, -keep], slow, axis=1) + rng.standard_normal(shape))
+    return np.argsort(energies)[(ndtr(scores) * len(energies)).astype(int)]
 
 
 def displacement_floor(path, extent, *, draws=DRAWS, seed=0):

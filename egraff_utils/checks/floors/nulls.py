@@ -23,7 +23,7 @@ def frozen(sample, extent, *, draws=DRAWS, seed=0):
         found[f"draws_{name}"] = np.array([compare(g, reference) for g in sample.rdf])[starts].mean(1)
 
     def pairs(start, count):
-        ahead = np.arange(count) if sample.ordered else rng.integers(1, total, size=(draws, count))
+        ahead = np.arange(1, count + 1) if sample.ordered else rng.integers(1, total, size=(draws, count))
         return start[:, None], (start[:, None] + ahead) % total
 
     compared = [pairs(start, count) for start, count in zip(starts.T, extent.compared, strict=True)]

@@ -52,7 +52,9 @@ class Extent(NamedTuple):
     reference: int
     """Number of frames in the radial distribution that it is compared with."""
     compared: tuple
-    """Number of frames of every replica that are compared with a frame of the reference."""
+    """Number of frames of every replica, after its start, that are compared with a frame of the reference."""
+    memory: float = np.inf
+    """Number of recorded frames in which the thermostat makes a replica forget its energy."""
 
 
 def violations(energies, forces, pairs):
