@@ -23,8 +23,8 @@ def letters(records: list, metric: str) -> dict[str, str]:
 
     Letters compare trained weights, not architectures. Replica r of every model starts from the same frame
     with the same velocities and noise. Models are therefore compared by their differences replica by replica,
-    relative to the models' means for positive metrics, by Tukey's range test (`statistics.told_apart`). The stability of runs is compared by the number of replicas that broke (Fisher
-    1922).
+    relative to the models' means for positive metrics, by Tukey's range test (`statistics.told_apart`). The
+    stability of runs is compared by the number of replicas that broke (Fisher 1922).
 
     Parameters
     ----------

@@ -27,6 +27,7 @@ from egraff_utils.report.beside import (
     COMPARED,
     OURS,
     PAPER,
+    PERFECT,
     Layout,
     beside_values,
     bound_of,
@@ -52,6 +53,7 @@ __all__ = ["METRIC_NAMES", "beside_values", "budget", "literature_values", "pape
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
+KNOWN_PERFECT = "perfect "
 FAILING = ("training", "failure")
 FEW = 4
 """Largest number of rows of another campaign that are shown below a table instead of in a column."""
@@ -59,8 +61,9 @@ FEW = 4
 LEGEND = {
     r"\n\d": "small: 95 % interval",
     " ± ": "±: published standard deviation",
-    ALIKE: f"{ALIKE} not distinguishable from the reference: in the floor's 95 % range (WF, JSD: or below)",
-    r"\^": "models of one group that share a letter cannot be told apart",
+    ALIKE: f"{ALIKE} saturated: in the 95 % range of an independent trajectory (WF, JSD: or below)",
+    f"^{KNOWN_PERFECT}": "perfect: the true force field under this protocol",
+    r"\^": "weights of one group that share a letter cannot be told apart",
     UNSTABLE: f"{UNSTABLE} a replica broke, the value is that of the part before",
     FAILED: f"{FAILED}: the run gave no value",
     NOT_RUN: f"{NOT_RUN}: no record",
@@ -88,12 +91,13 @@ def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = None, **options):
-    """Some metrics as a styled table, with the published value, ours with its interval, and the floor.
+    """Some metrics as a styled table, with the published value, ours with its interval, and the saturation.
 
     Better values are darker, within one dataset and column. ``not run`` marks a cell without a record,
     ``failed`` a run that gave no value, a dash a value that is not published or does not exist, a dagger
-    after a value a simulation in which a replica broke, and ≈ a value that cannot be distinguished from the
-    reference. Models that cannot be distinguished from each other share a letter. Values of another campaign
+    after a value a simulation in which a replica broke, and ≈ a value in the range of an independent
+    trajectory of the reference. Weights that cannot be distinguished from each other share a letter. Below
+    the saturation level stands the perfect one, where it is known. Values of another campaign
     are shown below the table if they are in only a few rows.
 
     Parameters
@@ -165,7 +169,7 @@ def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NO
 
 
 def bounds(frame: pd.DataFrame):
-    """Ceiling and floors of every dataset, the force error of predicting zero and floors with 95 % ranges.
+    """Ceiling and saturation levels of every dataset, with their 95 % ranges.
 
     Parameters
     ----------
@@ -180,9 +184,9 @@ def bounds(frame: pd.DataFrame):
     layout = Layout((), {(name,): ("rollout", name) for name in sorted(names, key=dataset_place)})
     index = pd.MultiIndex.from_tuples([(*key, "") for key in layout.rows], names=["dataset", "model"])
     cells, numbers = {}, {}
-    for column in [c for c in COLUMNS if c.floor or c.ceiling]:
+    for column in [c for c in COLUMNS if c.saturation or c.ceiling]:
         found = bound_of(column, layout, index, {OURS: frame}).droplevel("model")
-        head = column.head if column.floor else f"Zero force, MAE ({column.head_unit})"
+        head = column.head if column.saturation else f"Zero force, MAE ({column.head_unit})"
         numbers |= {f"{head} {end}": values for end, values in found.items() if values.notna().any()}
         cells[head] = [
             _cell(value, column.digits, NO_VALUE, end=_range(low, high, column.digits))
@@ -539,7 +543,7 @@ def _named(numbers, campaign):
 
 
 def _source_title(column, source, frames):
-    bound = "floor" if column.floor else "zero force"
+    bound = "saturation" if column.saturation else "zero force"
     return {OURS: campaign_name(frames[OURS]), BOUND: bound}.get(source, source)
 
 
@@ -571,6 +575,9 @@ def _cells(numbers, layout, frames, *, letters=True):
             signs = _signs(column, keys, values, frames[source], frames[OURS], letters=letters)
         rows = zip(values, marks, signs, _spread(numbers, head, source, column.digits), strict=True)
         texts = [_cell(value, column.digits, *mark, sign, end) for value, mark, sign, end in rows]
+        if source == BOUND and (known := numbers.get((head, PERFECT))) is not None:
+            ends = [f"\n{KNOWN_PERFECT}{_shown(p, column.digits)}" if pd.notna(p) else "" for p in known]
+            texts = [text + end for text, end in zip(texts, ends, strict=True)]
         cells[head, source] = _once(texts, numbers.index) if source == BOUND else texts
     heads = pd.MultiIndex.from_tuples(cells) if cells else numbers.columns
     return pd.DataFrame(dict(enumerate(cells.values())), index=numbers.index).set_axis(heads, axis=1)
@@ -584,8 +591,8 @@ def _once(texts, index):
 
 
 def _signs(column, keys, values, frame, other, *, letters):
-    """Letters of significance, and ≈ for values indistinguishable from the reference, for every row."""
-    if not (column.floor or column.metric in COMPARED):
+    """Letters of significance, and ≈ for values in the range of the saturation level, for every row."""
+    if not (column.saturation or column.metric in COMPARED):
         return [""] * len(keys)
     floors = {key[:2]: _floor(frame, other, *key[:2], column) for key in keys}
     alike = [
@@ -600,7 +607,7 @@ def _signs(column, keys, values, frame, other, *, letters):
 
 
 def _floor(frame, other, kind, dataset, column):
-    """Range of the floor in the unit of the head, of the same campaign or, if it has none, of another."""
+    """Range of the saturation level in the unit of the head, of the same campaign or, if it has none, of another."""
     each = [np.array(floor_of(f, kind, dataset, column.metric)[1:]) * column.factor for f in (frame, other)]
     return each[0] if np.isfinite(each[0]).all() else each[1]
 

@@ -23,7 +23,7 @@ from egraff_utils.checks.floors.levels import (
 from egraff_utils.checks.floors.nulls import displacements, einstein, frozen, ideal_gas, ideal_gas_rdf
 from egraff_utils.checks.floors.sample import Extent, Sample, energies_of
 from egraff_utils.config import Key
-from egraff_utils.quantities import FLOORED
+from egraff_utils.quantities import SATURATING
 from egraff_utils.records import Metric
 
 __all__ = [
@@ -115,7 +115,7 @@ def noise_floors(frames, *, seed=0):
     box = {"cell": first.cell.array, "pbc": first.pbc, "r_max": structure.as_coded_r_max(first)}
     found = statistics.floor_rdf(positions, first.numbers, **box)
     found |= statistics.floor_ev_fv(energies, forces, seed=seed)
-    return [Metric.of(f"floor_{name}", found[name]) for name in FLOORED if name in found]
+    return [Metric.of(f"floor_{name}", found[name]) for name in SATURATING if name in found]
 
 
 # -- of one rollout -------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def _stored(config, parameters):
 
 def _record(config, parameters, model, values, message, started):
     measured = []
-    for name in FLOORED:
+    for name in SATURATING:
         draws = values.get(f"draws_{name}", np.empty(0))
         draws = draws[np.isfinite(draws)]
         bounds = np.quantile(draws, [0.025, 0.975]) if len(draws) else (None, None)
