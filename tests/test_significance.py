@@ -8,7 +8,7 @@ import pytest
 from egraff_utils import metrics, records
 from egraff_utils.md import analysis
 from egraff_utils.records import Metric, Record
-from egraff_utils.report import significance
+from egraff_utils.report import significance, windows
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +112,25 @@ def test_letters_of_records():
     assert set(significance.letters(found, "deviation").values()) == {""}
     assert set(significance.letters(found, "stable_fraction").values()) == {"a"}
     assert significance.letters(found[:1], "wf") == {"mace": ""}
+
+
+def test_runs_that_the_clock_cut_are_compared_over_the_same_time():
+    """The longer one is worse only after the end of the shorter."""
+    whole, late = curves_of(0), np.arange(200) >= 120
+    worse = whole | {"fv": np.where(late, 1.0, whole["fv"] + 1e-3 * np.cos(np.arange(200)))}
+    short = whole | {name: whole[name][..., :120] for name in ("time", *windows.TIMED) if name in whole}
+    found = [
+        record_of(*pair) for pair in (("mace", short | {"stable_step": np.full(3, 119)}), ("nequip", worse))
+    ]
+    found[0].parameters["steps"] = 199
+    assert windows.window(found) == 119
+    assert set(significance.letters(found, "fv").values()) == {"a"}
+    ends = [windows.within(record, 119) for record in found]
+    assert [len(record.curves["fv"][0]) for record in ends] == [120, 120]
+    assert ends[1]["fv"] == pytest.approx(found[0]["fv"], rel=1e-3)
+    assert found[1]["fv"] > 1.1 * found[0]["fv"]
+    found[0].curves["stable_step"][:] = 60  # all broke: its length is a result
+    assert windows.window(found) is None
 
 
 def test_letters_of_stable_runs_by_fisher():

@@ -234,9 +234,28 @@ def test_values_like_the_reference_are_marked(floored):
 
 def test_the_floor_stands_once_in_a_group_with_its_range(floored):
     table = tables.beside(floored, ("wf",))
-    column = table.data.loc["ethanol"][WF, "floor"]
+    column = table.data.loc["ethanol"][WF, "saturation"]
     assert column.to_list() == ["0.30\n0.20 to 0.40"] + [""] * 5
     assert (table.numbers.loc["ethanol"][WF, "bound"] == 0.3).all()  # the CSV has it in every row
+
+
+def test_the_perfect_level_stands_below_where_it_is_known():
+    """Zero where the reference shares the noise, the oracle's own rollout beside stored frames."""
+    rows = [_row(kind, "mace", "fv", 0.6, "1") for kind in ("rollout", "rollout_as_coded")]
+    rows += [_row("rollout_as_coded", "reference", "fv", 0.5, "1")]
+    rows += [_row("floor", "reference", "fv", 0.7, "1") | {"low": 0.6, "high": 0.8}]
+    xtb = pd.DataFrame(rows).assign(dataset="ethanol_xtb")
+    found = {}
+    for kind in ("rollout", "rollout_as_coded"):
+        table = tables.beside(xtb, ("fv",), kind=kind)
+        found[kind] = table.data.loc["ethanol_xtb"].filter(like="saturation").iloc[0, 0]
+        assert "perfect: the true force field" in table.caption
+    assert found == {
+        "rollout": "0.700\n0.600 to 0.800\nperfect 0.000",
+        "rollout_as_coded": "0.700\n0.600 to 0.800\nperfect 0.500",
+    }
+    unknown = tables.beside(xtb.assign(dataset="ethanol"), ("fv",))
+    assert "perfect" not in unknown.caption
 
 
 def test_bounds_have_a_row_for_every_dataset(floored, empty):
@@ -250,7 +269,7 @@ def test_bounds_have_a_row_for_every_dataset(floored, empty):
 
 def test_the_legend_explains_the_marks_that_occur(frame, floored):
     caption = tables.beside(floored, ("wf",)).caption
-    for words in ("≈ not distinguishable", "Small: 95 % interval", "not run: no record"):
+    for words in ("≈ saturated", "Small: 95 % interval", "not run: no record"):
         assert words in caption
     assert "†" not in caption
     assert "share a letter" not in caption

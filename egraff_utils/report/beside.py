@@ -18,6 +18,7 @@ from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paper, quantities, records
 from egraff_utils.config import AS_CODED, Kind, changed
 from egraff_utils.quantities import COLUMNS, Quantity
+from egraff_utils.report import windows
 
 PAPER, OURS, BOUND, PERFECT = "paper", "ours", "bound", "perfect"
 SPREAD = (" std", " low", " high")
@@ -397,9 +398,13 @@ def campaign_name(frame: pd.DataFrame) -> str:
 
 
 def campaign_frames(frame: pd.DataFrame, beside: tuple[str, ...] = ()) -> dict:
-    """Source -> its records, for ``"ours"`` and further campaigns that have records."""
+    """Source -> its records, for ``"ours"`` and further campaigns that have records.
+
+    Rollouts of one dataset cover the same time, see `windows.common`.
+    """
     others = {name: records.read(name) for name in beside}
-    return {OURS: frame} | {name: found for name, found in others.items() if len(found)}
+    found = {OURS: frame} | {name: found for name, found in others.items() if len(found)}
+    return {name: windows.common(rows) for name, rows in found.items()}
 
 
 def column_of(metric: str, units: dict | None = None) -> Quantity:

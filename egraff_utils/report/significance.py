@@ -9,6 +9,7 @@ from scipy.stats import fisher_exact
 
 from egraff_utils import quantities, statistics
 from egraff_utils.md import analysis
+from egraff_utils.report import windows
 from egraff_utils.report.beside import COMPARED
 
 STABILITY = ("stable_fraction", "stable_steps")
@@ -29,8 +30,9 @@ def letters(records: list, metric: str) -> dict[str, str]:
     Parameters
     ----------
     records
-        Records of one dataset and one kind, which are rollouts, or trainings and errors on a set of frames;
-        of the latter, ``force_mae`` and ``energy_mae`` are compared.
+        Records of one dataset and one kind, which are rollouts, compared over the time that all of them
+        reached, or trainings and errors on a set of frames; of the latter, ``force_mae`` and ``energy_mae``
+        are compared.
     metric
         Name of a metric.
 
@@ -49,7 +51,7 @@ def letters(records: list, metric: str) -> dict[str, str]:
     >>> letters(records, "temperature")
     {'mace': 'a', 'nequip': 'a', 'botnet': 'b'}
     """
-    values = model_values(records, metric)
+    values = model_values(windows.alike(records), metric)
     known = {model: found for model, found in values.items() if np.isfinite(found).any()}
     means = {model: np.nanmean(np.nanmean(_known(v), axis=1)) for model, v in known.items()}
     order = sorted(known, key=means.get, reverse=quantities.of(metric).lower_is_better is False)

@@ -22,6 +22,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from egraff_utils import cards, paths, quantities, records
 from egraff_utils.config import Kind
 from egraff_utils.quantities import COLUMNS, METRIC_NAMES
+from egraff_utils.report import windows
 from egraff_utils.report.beside import (
     BOUND,
     COMPARED,
@@ -62,7 +63,7 @@ LEGEND = {
     r"\n\d": "small: 95 % interval",
     " ± ": "±: published standard deviation",
     ALIKE: f"{ALIKE} saturated: in the 95 % range of an independent trajectory (WF, JSD: or below)",
-    f"^{KNOWN_PERFECT}": "perfect: the true force field under this protocol",
+    f"\n{KNOWN_PERFECT}": "perfect: the true force field under this protocol",
     r"\^": "weights of one group that share a letter cannot be told apart",
     UNSTABLE: f"{UNSTABLE} a replica broke, the value is that of the part before",
     FAILED: f"{FAILED}: the run gave no value",
@@ -97,8 +98,8 @@ def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = 
     ``failed`` a run that gave no value, a dash a value that is not published or does not exist, a dagger
     after a value a simulation in which a replica broke, and ≈ a value in the range of an independent
     trajectory of the reference. Weights that cannot be distinguished from each other share a letter. Below
-    the saturation level stands the perfect one, where it is known. Values of another campaign
-    are shown below the table if they are in only a few rows.
+    the saturation level stands the perfect one, where it is known. Values of another campaign are shown below
+    the table if they are in only a few rows.
 
     Parameters
     ----------
@@ -485,7 +486,9 @@ def _styled(numbers, layout, frames, name, more=None):
     for level, title in enumerate(texts.index.names):
         styler.format_index(TITLES.get(title, str), axis="index", level=level)
     notes = [_note(every.loc[filled[s]], s) for s in few if len(filled[s])]
-    styler.set_caption("<br>".join([_legend(texts), *notes]))
+    if any(quantities.of(metric).average for metric in layout.metrics):
+        notes.append(windows.sentence(frames[OURS], set(layout.rows.values())))
+    styler.set_caption("<br>".join(filter(None, [_legend(texts), *notes])))
     styler.numbers = _named(numbers, campaign_name(frames[OURS]))
     return _ruled(_finish(styler, name), texts.index.droplevel("model"))
 
@@ -607,7 +610,7 @@ def _signs(column, keys, values, frame, other, *, letters):
 
 
 def _floor(frame, other, kind, dataset, column):
-    """Range of the saturation level in the unit of the head, of the same campaign or, if it has none, of another."""
+    """Range of the saturation level in the unit of the head, of the same campaign or else of another."""
     each = [np.array(floor_of(f, kind, dataset, column.metric)[1:]) * column.factor for f in (frame, other)]
     return each[0] if np.isfinite(each[0]).all() else each[1]
 
@@ -663,6 +666,7 @@ def _marked_up(text):
     value, _, below = text.partition("\n")
     value = re.sub(r" \^(\w+)", r"<sup>\1</sup>", value)
     value = re.sub(r" (± .*)", r" <small>\1</small>", value)
+    below = below.replace("\n", "<br>")
     return f"{value}<br><small>{below}</small>" if below else value
 
 
