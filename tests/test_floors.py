@@ -310,7 +310,9 @@ def test_values_between_floor_and_ceiling(frame):
         "0.5 to 0.7",
         "0.684 to 0.698",
     )
-    assert row["Einstein crystal"] == "–"
+    assert (row["Einstein crystal"], row["Perfect"]) == ("–", "not known")
+    assert report.below(found, "fv") == (1, 3)  # 0.5 knows of its reference
+    assert report.known_perfect(found).startswith("no set here")
 
 
 def test_figure_and_tables_of_any_records(frame):

@@ -408,11 +408,10 @@ def summary(name, values, *, groups=None):
 
 
 def reinterval(record):
-    """A rollout's record with intervals recomputed from its curves, and unchanged values.
+    """A rollout's record with intervals, and geometric means over time, recomputed from its curves.
 
-    This updates stored records without a simulation. For a record over several compositions, the records of
-    the compositions are read and the curves of :func:`pool` are added. Metrics that the curves do not
-    determine stay as they are.
+    This updates stored records without a simulation; other values stay as they are. For a record over several
+    compositions, the records of the compositions are read and the curves of :func:`pool` are added.
 
     Returns
     -------
@@ -431,12 +430,17 @@ def reinterval(record):
             values["energy_drift"] = _drifts(record)
         fresh = {name: summary(name, found) for name, found in values.items()}
     kept = [
-        replace(metric, low=new.low, high=new.high, n=new.n) if (new := fresh.get(metric.name)) else metric
-        for metric in record.metrics
+        _renewed(metric, fresh[metric.name]) if metric.name in fresh else metric for metric in record.metrics
     ]
     found = replace(record, metrics=kept)
     found.__dict__["curves"] = curves
     return found
+
+
+def _renewed(metric, new):
+    """A metric with a new interval, and a new value if it is a geometric mean over time."""
+    value = new.value if metric.name in ("ev", "ev_root", "fv") else metric.value
+    return replace(metric, value=value, low=new.low, high=new.high, n=new.n)
 
 
 def _part_path(record, composition):
