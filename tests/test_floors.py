@@ -203,7 +203,7 @@ def config(dataset, **changes):
     return RolloutConfig("any", dataset, campaign="test", **{"replicas": 2, "steps": 50} | changes)
 
 
-def test_an_einstein_crystal_cannot_be_told_from_a_perfect_one(crystal):
+def test_an_einstein_crystal_cannot_be_told_from_an_independent_one(crystal):
     reference, frozen, gas, einstein = floors.of_rollout(config(crystal))
     assert [r.model for r in (reference, frozen, gas, einstein)] == list(floors.MODELS)
     assert {r.kind for r in (reference, frozen, gas, einstein)} == {"floor"}
@@ -278,7 +278,7 @@ def test_order_that_a_set_hides_is_kept():
     for rdf in (independent(200), independent(200) + drift):
         forces, path = rng.normal(size=(200, 2, 3)), np.zeros((200, 2, 3))
         sample = floors.Sample(rdf, rng.normal(size=200) - 50, forces, path, None, atoms)
-        found.append(levels.perfect(sample, Extent(2, 1000, 200, (1000,) * 2)))
+        found.append(levels.independent(sample, Extent(2, 1000, 200, (1000,) * 2)))
     assert found[0]["draws_wf"].mean() == pytest.approx(1 / 1000 + 1 / 200, rel=0.15)
     assert found[1]["scale_wf"] == 1
     assert found[1]["draws_wf"].mean() > 3 * found[0]["draws_wf"].mean()

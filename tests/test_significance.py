@@ -133,6 +133,19 @@ def test_runs_that_the_clock_cut_are_compared_over_the_same_time():
     assert windows.window(found) is None
 
 
+def test_seeds_that_differ_more_than_architectures_tell_none_apart():
+    """Replicas agree to 0.1 %, seeds differ by 20 %: one seed tells weights apart, three tell nothing."""
+    draws, found = np.random.default_rng(3), []
+    for model, seed in [(m, s) for m in ("mace", "nequip") for s in range(3)]:
+        curves = curves_of(0) | {"temperature": 300 * draws.uniform(0.8, 1.2) + draws.normal(size=(3, 200))}
+        found.append(SimpleNamespace(model=model, seed=seed, curves=curves))
+    one = [record for record in found if record.seed == 0]
+    assert set(significance.letters(one, "temperature").values()) == {"a", "b"}
+    assert set(significance.letters(found, "temperature").values()) == {"a"}
+    mixed = [*one, found[1]]  # the shared seed alone is compared
+    assert set(significance.letters(mixed, "temperature").values()) == {"a", "b"}
+
+
 def test_letters_of_stable_runs_by_fisher():
     """None of ten broke against all of ten: p = 2 / C(20, 10) < 0.05. Of three: 2 / 20."""
     for replicas, letters in ((10, {"mace": "a", "nequip": "b"}), (3, {"mace": "a", "nequip": "a"})):

@@ -156,11 +156,11 @@ def test_other_campaigns_and_floors_stand_beside(frame, monkeypatch):
     assert values.loc[("ethanol", "mace")].to_list() == [17.93, 5.0, 7.0, 0.6]
     assert values.loc[("ethanol", "nequip")].to_list()[1:3] == [50.0, pytest.approx(np.nan, nan_ok=True)]
     table = tables.beside(frame, ("wf",), beside=("gpu", "none"))
-    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "floor")]
+    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "saturation")]
     assert "Campaign gpu: MACE on Ethanol: WF (%) 7.00." in table.caption  # one row needs no column
     monkeypatch.setattr(tables, "FEW", 0)
     table = tables.beside(frame, ("wf",), beside=("gpu", "none"))
-    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "gpu", "floor")]
+    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "gpu", "saturation")]
     assert "gpu" not in tables.beside(frame, ("fv",), beside=("gpu",)).to_html()  # it has no value there
 
 
@@ -256,6 +256,15 @@ def test_the_perfect_level_stands_below_where_it_is_known():
     }
     unknown = tables.beside(xtb.assign(dataset="ethanol"), ("fv",))
     assert "perfect" not in unknown.caption
+
+
+def test_the_interval_of_several_seeds_is_that_of_their_mean():
+    """Seeds 4, 5 and 6, each sure to 0.1: Student's 4.303 over the root of three."""
+    one = {"low": 4.9, "high": 5.1}
+    rows = [_row("rollout", "mace", "temperature", 4.0 + s, "K") | one | {"seed": s} for s in range(3)]
+    values = tables.beside_values(pd.DataFrame(rows), ("temperature",), spread=True)
+    found = values.loc[("ethanol", "mace"), "Temperature (K)"][["ours", "ours low", "ours high"]]
+    assert found.tolist() == pytest.approx([5, 5 - 2.484, 5 + 2.484], abs=1e-3)
 
 
 def test_bounds_have_a_row_for_every_dataset(floored, empty):

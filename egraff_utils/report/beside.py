@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import campaign as campaigns
-from egraff_utils import cards, paper, quantities, records
+from egraff_utils import cards, paper, quantities, records, statistics
 from egraff_utils.config import AS_CODED, Kind, changed
 from egraff_utils.quantities import COLUMNS, Quantity
 from egraff_utils.report import windows
@@ -506,9 +506,24 @@ def _runs(frame, kinds):
 
 
 def _means(frame, column):
-    """Mean over seeds of a metric and its interval, in the unit of the head, index (kind, dataset, model)."""
+    """Mean over seeds of a metric and its interval, in the unit of the head, index (kind, dataset, model).
+
+    With several seeds the interval is that of a mean over seeds, which vary more than the replicas of one.
+    """
     rows = frame[(frame.metric == column.metric) & (frame.model != "reference")]
-    return rows.groupby(["kind", "dataset", "model"])[["value", "low", "high"]].mean() * column.factor
+    groups = rows.groupby(["kind", "dataset", "model"])
+    found = groups[["value", "low", "high"]].mean()
+    for place, block in groups:
+        if block.seed.nunique() > 1:
+            found.loc[place, ["low", "high"]] = _seed_interval(block.value.to_numpy(float), column)
+    return found * column.factor
+
+
+def _seed_interval(values, column):
+    if column.interval == "fraction":
+        return statistics.fraction_interval(values)
+    positive = column.interval == "log" or column.metric in COMPARED
+    return statistics.replica_interval(values, positive=positive)
 
 
 def _published(column, layout, index):

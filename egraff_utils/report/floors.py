@@ -1,4 +1,4 @@
-"""Where do scores saturate? Levels of independent trajectories and of models without physics beside values."""
+"""Where do scores saturate? Levels of independent trajectories and of models without physics."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame with one row for every set of frames, model and metric in `METRICS` that has our or a published
     value. ``place`` names the set for readers. ``ours``, ``paper``, ``floor`` (the saturation level), its
-    95 % range ``low`` and ``high``, ``perfect`` (the perfect level, where it is known), and the values of the null models ``frozen``, ``ideal_gas`` and ``einstein`` are in the unit of
-    the leaderboard's column; missing values are NaN.
+    95 % range ``low`` and ``high``, ``perfect`` (the perfect level, where it is known), and the values of the
+    null models ``frozen``, ``ideal_gas`` and ``einstein`` are in the unit of the leaderboard's column;
+    missing values are NaN.
     """
     main = beside_values(frame, METRICS, bounds=True, spread=True)
     names = main.index.unique("dataset")
@@ -154,7 +155,8 @@ def known_perfect(found: pd.DataFrame, metric: str = "fv") -> str:
 
     Examples
     --------
-    >>> rows = [{"metric": "fv", "place": p, "perfect": v} for p, v in (("A", 0.0), ("B", 0.3), ("C", np.nan))]
+    >>> places = {"A": 0.0, "B": 0.3, "C": np.nan}
+    >>> rows = [{"metric": "fv", "place": place, "perfect": value} for place, value in places.items()]
     >>> known_perfect(pd.DataFrame(rows)), known_perfect(pd.DataFrame(rows[2:]))
     ('A (0) and B (0.3)', 'no set here, as none has a reference that can be run')
     """

@@ -68,14 +68,22 @@ def letters(records: list, metric: str) -> dict[str, str]:
 
 
 def model_values(records: list, metric: str) -> dict:
-    """Values of a metric by block, model -> shape (R, K), with the replicas of several seeds concatenated.
+    """Values of a metric, model -> shape (R, K), of replicas and blocks, or of seeds if there are several.
 
-    They are NaN with shape (1, 1) if the curves do not hold the metric.
+    If all models were trained with several seeds, the same for all, rows are the means of the seeds, since
+    the replicas of one training say nothing of another. Otherwise the rows are the replicas of one seed that
+    all models have. Values are NaN with shape (1, 1) if the curves do not hold the metric.
     """
     values = {}
     for record in sorted(records, key=lambda record: record.seed):
-        values.setdefault(record.model, []).append(_values(record, metric))
-    return {model: analysis.stacked(found) for model, found in values.items()}
+        values.setdefault(record.model, {})[record.seed] = _values(record, metric)
+    shared = sorted(set.intersection(*(set(found) for found in values.values()))) if values else []
+    if metric in STABILITY or not shared:
+        return {model: analysis.stacked(list(found.values())) for model, found in values.items()}
+    if len(shared) == 1:
+        return {model: found[shared[0]] for model, found in values.items()}
+    means = {m: [[np.nanmean(_known(found[s]))] for s in shared] for m, found in values.items()}
+    return {model: np.array(rows) for model, rows in means.items()}
 
 
 def _values(record, metric):
@@ -104,12 +112,13 @@ def _known(values):
 
 
 def _groups(records):
-    """Composition of every replica, if it is the same in all records."""
-    found = [record.curves.get("composition") for record in records if record.seed == records[0].seed]
-    seeds = len({record.seed for record in records})
-    if any(names is None or not np.array_equal(names, found[0]) for names in found):
+    """Composition of every replica, if it is the same in all records of one seed; rows of seeds have none."""
+    seeds = {model: {r.seed for r in records if r.model == model} for model in {r.model for r in records}}
+    shared = set.intersection(*seeds.values())
+    found = [r.curves.get("composition") for r in records if r.seed == min(shared, default=None)]
+    if len(shared) != 1 or any(names is None or not np.array_equal(names, found[0]) for names in found):
         return None
-    return np.tile(found[0], seeds)
+    return found[0]
 
 
 def _broken_apart(values):

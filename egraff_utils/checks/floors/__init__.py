@@ -1,8 +1,10 @@
-"""What would a perfect model score? Noise floors of the metrics are measured on the reference alone.
+"""Where do metrics saturate? Scores of independent trajectories, measured on the reference alone.
 
-Two stretches of one reference trajectory differ by chance. Their difference is the score that a simulation
-with the exact force field would receive, and a model at this floor cannot be distinguished from the exact
-one.
+Two stretches of one reference trajectory differ by chance. Their difference is the saturation level, the
+score of a simulation with the exact force field that shares nothing with the reference but the ensemble. It
+is not the perfect level, the score of the exact force field under the very protocol of a rollout, which
+shares the start and is lower for a while; that one takes the rollout of an oracle. Records of the saturation
+level have the kind ``floor``, those of models without physics, which give ceilings, too.
 """
 
 import time
@@ -14,8 +16,8 @@ from egraff_utils import cards, data, records, statistics, structure
 from egraff_utils.checks import audit
 from egraff_utils.checks.floors.levels import (
     displacement_floor,
+    independent,
     order_shows,
-    perfect,
     separation,
     structure_floor,
     violation_floor,
@@ -122,9 +124,9 @@ def noise_floors(frames, *, seed=0):
 
 
 def of_rollout(config):
-    r"""Floor and ceilings of a rollout: the scores of a perfect model, and those of models without physics.
+    r"""Saturation level and ceilings of a rollout: scores of independent trajectories and without physics.
 
-    **Floor** (model ``reference``). A simulation with the exact force field would still differ from the
+    **Saturation** (model ``reference``). A simulation with the exact force field would still differ from the
     reference, since both are finite. In a time-ordered split, a block of the reference as long as the rollout
     (in time; half of the reference if that is shorter) is scored against all frames outside it, for every
     position of the block. A block that is too short scores too high. For blocks of n and m frames without
@@ -190,7 +192,7 @@ def of_rollout(config):
         Sample.of(frames, card.time_ordered.get(config.split)),
         _extent(config, card, len(frames)),
     )
-    found = {"reference": perfect(sample, extent), "frozen": frozen(sample, extent)}
+    found = {"reference": independent(sample, extent), "frozen": frozen(sample, extent)}
     found["ideal_gas"] = ideal_gas(sample, extent)
     temperature = parameters["temperature"]
     if (moved := displacements(frames)) is not None:

@@ -9,7 +9,8 @@ from egraff_utils.checks.floors.sample import DRAWS, gram_of, violations
 from egraff_utils.md import analysis
 
 
-def perfect(sample, extent):
+def independent(sample, extent):
+    """Draws of all metrics of an independent trajectory, see :func:`~egraff_utils.checks.floors.of_rollout`."""
     total = len(sample.rdf)
     hidden = not sample.ordered and order_shows(sample.rdf)
     lengths = extent._replace(frames=total // 2, reference=total - total // 2) if hidden else extent
@@ -46,7 +47,7 @@ def order_shows(rdf, *, draws=200, seed=0):
 
 
 def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
-    """Structure metrics of a perfect model, from g(r) of single frames.
+    """Structure metrics of an independent trajectory, from g(r) of single frames.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
 
 
 def rdf_spread(rdf, extent, block, power, *, ordered, draws=DRAWS, seed=0):
-    """Half-width of the 95 % range of g(r) of a perfect model about that of the reference.
+    """Half-width of the 95 % range of g(r) of an independent trajectory about the reference's.
 
     Blocks of the reference are compared with the rest of it. The squares of the differences scale like
     Wright's factor, so its exponent is used to extrapolate them to the lengths of rollout and reference.
@@ -191,7 +192,7 @@ def separation(energies, forces):
 
 
 def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0):
-    """EV and FV of a model that is perfect but independent of the reference.
+    """EV and FV of a trajectory that is independent of the reference.
 
     Parameters
     ----------
@@ -266,7 +267,7 @@ def energy_path(energies, shape, memory, rng):
 
 
 def displacement_floor(path, extent, *, draws=DRAWS, seed=0):
-    """RMSD of a perfect model, that of the reference itself in the last tenth of the rollout's time.
+    """RMSD at saturation, that of the reference itself in the last tenth of the rollout's time.
 
     The relative range is that of displacements over a time that fits R + 1 times into the reference.
 
