@@ -10,7 +10,7 @@ from egraff_utils.md import analysis
 
 
 def independent(sample, extent):
-    """Draws of all metrics of an independent trajectory, see :func:`~egraff_utils.checks.floors.of_rollout`."""
+    """Draws of all metrics of an independent trajectory, see `floors.of_rollout`."""
     total = len(sample.rdf)
     hidden = not sample.ordered and order_shows(sample.rdf)
     lengths = extent._replace(frames=total // 2, reference=total - total // 2) if hidden else extent
