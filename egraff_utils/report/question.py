@@ -166,7 +166,7 @@ def answer(found: pd.DataFrame, *, higher_is_better: bool = False, seed: int = 0
         len(judged),
         within,
         *ends,
-        chance_of(tested, within, seed),
+        chance_of(tested, within),
         _right(pairs),
         _detectable([len(x) for x, _ in tested]),
     )
