@@ -18,7 +18,7 @@ from scipy.special import ndtri
 
 from egraff_utils import paper, quantities, statistics
 from egraff_utils.report import beside, plots, windows
-from egraff_utils.report.agreement import chance_of, rank_correlation, rank_correlations
+from egraff_utils.report.ranks import chance_of, rank_correlation, rank_correlations
 
 METRICS = (
     "wf",
