@@ -172,7 +172,7 @@ def test_reinterval_keeps_values_and_gives_intervals(old):
     new = analysis.reinterval(record)
     for name in ("wf", "jsd", "fv", "ev_root", "temperature", "rmsd"):
         metric = new.metric(name)
-        assert metric.value == record[name]
+        assert metric.value == pytest.approx(record[name], rel=1e-4)  # curves are rounded to twelve bits
         assert metric.low < metric.value < metric.high, name
     assert new.metric("energy_drift").low < 2 < new.metric("energy_drift").high
     assert new.metric("stable_fraction").low == pytest.approx(0.025 ** (1 / 3))
