@@ -1,6 +1,6 @@
 # A thin front door; everything else is in egraff_utils/running/batch.py and the Snakefile.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo campaign bench plan pages book test lint clean
+.PHONY: help setup demo lab campaign bench plan pages book test lint clean
 
 PYTHON ?= python3
 CAMPAIGN ?= cpu
@@ -33,6 +33,9 @@ setup: .venv/installed  ## make .venv and install the pinned environment
 demo: setup  ## train and roll out six models on two systems, build the book on it (10 min, 2 cores)
 	$(BIN)/python -m egraff_utils demo $(PARALLEL)
 
+lab: setup  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
 campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
 	$(BIN)/python -m egraff_utils campaign $(CAMPAIGN) $(PARALLEL) $(ARGUMENTS)
 
@@ -52,13 +55,14 @@ lint: setup  ## ruff, formatting included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors
+test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors, read in a browser
 	rm -rf $(SCRATCH)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not site"
 	ls notebooks/datasets/*.ipynb | xargs -P 2 -n 4 env $(NBVAL)
 	ls $(wildcard $(TRAINED:%=notebooks/%/*.ipynb)) | xargs -P 2 -n 1 env $(NBVAL)
 	ls notebooks/report/*.ipynb | xargs -P 2 -n 5 env $(NBVAL)
 	$(MAKE) book
+	$(BIN)/python -m pytest -m site tests/test_site.py
 
 clean:  ## remove what was made here: runs with records that were replaced, book, caches (not .venv, data, results)
 	rm -rf runs _build .cache .pytest_cache .ruff_cache lightning_logs

@@ -303,6 +303,21 @@ def rank_correlations(
     return pd.DataFrame(rows, index=index, columns=["all", "within", "points", "datasets"])
 
 
+def mean_rank_correlation(first: pd.Series, second: pd.Series) -> float:
+    """Spearman's rank correlation over models, mean over the datasets in which it is defined; else NaN.
+
+    Parameters
+    ----------
+    first, second
+        Values with levels ``dataset`` and ``model``, and perhaps others, in the index; only those with both
+        values count.
+    """
+    pair = pd.concat([first, second], axis=1, keys=("first", "second")).dropna()
+    groups = pair.groupby([name for name in pair.index.names if name != "model"])
+    found = [_correlation(part.rank()) for _, part in groups]
+    return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
+
+
 def _correlation(ranks):
     varied = len(ranks) > 2 and (ranks.std() > 0).all()
     return float(ranks.corr().iloc[0, 1]) if varied else np.nan

@@ -8,7 +8,7 @@ Figures over many records are in `figures`, which uses the functions at the end 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -287,6 +287,34 @@ def plot_rmsd(record, *, label: str | None = None, ax: Axes | None = None) -> Ax
     return ax
 
 
+def plot_distance(record, *, ax: Axes | None = None) -> Axes:
+    """Distance of the replicas from the reference, and in black of the reference from its start.
+
+    Only times at which there is a frame of the reference are drawn; nothing is, without such a reference.
+
+    Parameters
+    ----------
+    record
+        Record of a rollout with curves ``time`` (T,) fs and ``fv`` (R, T), and, Å, ``deviation`` (R, T) and
+        ``rmsd_reference`` (R, T).
+
+    Raises
+    ------
+    ValueError
+        If the record has no curve ``time`` or ``fv``.
+    """
+    ax = take_axes(ax)
+    seen = np.isfinite(read_curve(record, "fv")).any(axis=0)
+    time, missing = read_curve(record, "time")[seen], np.full((1, len(seen)), np.nan)
+    reference, own = (record.curves.get(name, missing)[:, seen].T for name in ("rmsd_reference", "deviation"))
+    black = ax.plot(time, reference, color=REFERENCE_COLOR, linewidth=0.6, alpha=0.5)
+    lines = ax.plot(time, own, color=model_color(record.model), linewidth=1.2)
+    labels = [f"{model_title(record.model)} from the reference", "reference from its start"]
+    ax.legend([lines[0], black[0]], labels)
+    ax.set(xlabel="Time (fs)", ylabel="Root mean square distance (Å)", ylim=(0, None))
+    return ax
+
+
 def plot_forces_parity(
     predicted: np.ndarray,
     reference: np.ndarray,
@@ -363,6 +391,20 @@ def plot_energy_histogram(
     ax.set(xlabel="Energy above the mean (meV/atom)", ylabel="Density (atom/meV)")
     if label:
         ax.legend()
+    return ax
+
+
+def plot_energies(frames: Mapping[str, Sequence[Atoms]], *, ax: Axes | None = None) -> Axes:
+    """Distributions of the energies per atom of several splits above the mean of the split ``train``.
+
+    Parameters
+    ----------
+    frames
+        Split -> frames with energies (eV) attached.
+    """
+    ax, zero = take_axes(ax), energies_per_atom(frames["train"]).mean()
+    for split, part in frames.items():
+        plot_energy_histogram(part, zero=zero, label=split, ax=ax)
     return ax
 
 

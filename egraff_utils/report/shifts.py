@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from egraff_utils import cards, data, paper, quantities
 from egraff_utils.config import Kind
@@ -129,6 +131,8 @@ DYNAMICS = (
     _shown("dynamics", "temperature", 0, ratio=False),
 )
 """Dynamics of the simulations."""
+
+GROUPS = (ERRORS, STRUCTURE, DYNAMICS)
 
 
 def find(task: str, dataset: str) -> Shift:
@@ -453,6 +457,32 @@ def spread(values: pd.DataFrame, head: str, side: str = RATIO, *, only: str = ""
     return spread_of(values[head, side][rows], digits=digits)
 
 
+def summary(static, structure, dynamics, *, digits: int = 2) -> dict:
+    """Values of a task's page, medians over models and sets with their ranges, as texts.
+
+    Parameters
+    ----------
+    static, structure, dynamics
+        DataFrames of `compare` for :data:`ERRORS`, :data:`STRUCTURE` and :data:`DYNAMICS`.
+    digits
+        Number of decimal places of force errors in units of that of predicting zero.
+    """
+    relative, stable, wf = "Force MAE over that of zero (×)", "Stable fraction (×)", "WF (%)"
+    texts = {
+        "force": spread(static, "Force MAE (meV/Å)"),
+        "energy": spread(static, "Energy MAE without its offset (meV)"),
+        "wf": spread(structure, wf),
+        "wf-paper": spread(structure, wf, PAPER_RATIO),
+    }
+    for side in (IN, OUT):
+        texts[f"fraction-{side}"] = spread(static, relative, side, digits=digits)
+        texts[f"stable-{side}"] = spread(structure, stable, side)
+        texts[f"wf-{side}"] = spread(structure, wf, side)
+    for name, head in (("ev", "Root EV (1e-5)"), ("fv", "FV (dimensionless)")):
+        texts |= {name: spread(dynamics, head), f"{name}-paper": spread(dynamics, head, PAPER_RATIO)}
+    return texts
+
+
 def spread_of(values: pd.Series, *, digits: int = 2) -> str:
     """Median of some values and, for more than one, their range, as text; ``not run`` without any value."""
     found = values.dropna()
@@ -638,6 +668,14 @@ def plot_shift(values: pd.DataFrame, head: str, *, legend: bool = True, ax: Axes
     _set_diagonal(ax, points)
     ax.set(xlabel=f"In distribution: {head}", ylabel=f"Shifted: {head}")
     return _legend_or_note(ax, points, legend)
+
+
+def plot_shifts(static: pd.DataFrame, structure: pd.DataFrame) -> Figure:
+    """Force MAE and WF out of distribution against those in distribution, as `plot_shift` draws them."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.7))
+    plot_shift(static, "Force MAE (meV/Å)", legend=False, ax=axes[0])
+    plot_shift(structure, "WF (%)", ax=axes[1])
+    return figure
 
 
 def plot_profiles(values: pd.DataFrame, *, label: str, ax: Axes | None = None) -> Axes:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -21,6 +22,7 @@ from egraff_utils import paths, records
 from egraff_utils.report import plots, tables
 from egraff_utils.report.beside import model_title, short_title
 from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report.values import span as range_text
 
 TRIED = paths.ROOT / "benchmarks" / "tried.csv"
 LEVELS = ("dataset", "model", "preset", "device")
@@ -115,7 +117,7 @@ BESIDE = {
     "bench_training_compiled": "Package's command, compiled",
 }
 """Kind of a comparison -> what our compiled training is compared with."""
-NOT_YET = "not measured yet"
+NOT_YET, NOT_MEASURED = "not measured yet", "(not measured)"
 
 
 class Goal(NamedTuple):
@@ -290,6 +292,20 @@ def value_table(found: Iterable, kind: str) -> pd.DataFrame:
     return _with_failures(wide, found)
 
 
+def show(table: pd.DataFrame, name: str, empty: str = NOT_YET) -> None:
+    """Display a table with the link that saves it, or a text if it has no row."""
+    if len(table):
+        tables.show(tables.plain(table, name, missing=tables.NO_VALUE), name)
+    else:
+        display(empty)
+
+
+def gains(table: pd.DataFrame, **chosen) -> str:
+    """Range of the ratios of some rows of `rates`, chosen by the values of columns, as text."""
+    rows = table[(table[list(chosen)] == list(chosen.values())).all(axis=1)]
+    return range_text(rows.ratio, ".1f", missing=NOT_MEASURED)
+
+
 def machine_rates(found: Iterable) -> dict:
     """Rates of the machine that determine the limits, name -> text with unit; empty without records."""
     limits = [r for r in of_kind(found, "bench_limit") if r.metrics]
@@ -309,7 +325,7 @@ def limit_reached(found: Iterable) -> pd.Series:
 def span(found: Iterable, kind: str, metric: str) -> str:
     """Range of the absolute value of a metric over the records of a kind, as text."""
     values = [abs(_value(r, metric)) for r in of_kind(found, kind) if metric in {m.name for m in r.metrics}]
-    return _span(values) or "(not measured)"
+    return _span(values) or NOT_MEASURED
 
 
 def goal_table(found: Iterable, goals: Iterable[Goal] = GOALS) -> pd.DataFrame:

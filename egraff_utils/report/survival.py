@@ -341,6 +341,39 @@ def log_rank(steps, broke, groups, strata=None, *, permutations: int = 10_000, s
     return LogRank(table, float((uneven >= uneven[0] - 1e-9).mean()) if broke.any() else 1.0)
 
 
+def most_broken(table: pd.DataFrame, *, most: int = 2) -> str:
+    """Models and datasets with the most broken replicas and their numbers, as text.
+
+    Parameters
+    ----------
+    table
+        Rows of `replicas`.
+    most
+        Largest number of pairs.
+    """
+    counts = table[table.broke].groupby(["model", "dataset"]).size().sort_values(ascending=False)[:most]
+    words = [f"{model_title(m)} on {short_title(d)} ({n})" for (m, d), n in counts.items()]
+    return " and ".join(words) or "none"
+
+
+def told_apart(compared: dict, *, level: float = 0.05) -> str:
+    """Pairs of models that differ, as text.
+
+    Parameters
+    ----------
+    compared
+        Setting -> pairs of `compare_models`.
+    level
+        Bound of the p value.
+    """
+    words = [
+        f"{model_title(row.first)} and {model_title(row.second)} ({name}, p = {row.p:.3f})"
+        for name, pairs in compared.items()
+        for row in pairs[pairs.p < level].itertuples(index=False)
+    ]
+    return "; ".join(words) or "none"
+
+
 def compare_models(table: pd.DataFrame, **options) -> tuple[LogRank, pd.DataFrame]:
     """Comparison of models within simulations of the same kind, dataset and composition.
 

@@ -16,7 +16,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 from ase.data import chemical_symbols
-from IPython.display import HTML
+from IPython.display import HTML, display
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
 from egraff_utils import cards, paths, quantities, records
@@ -49,8 +49,9 @@ from egraff_utils.report.beside import (
     record_keys,
     short_title,
 )
+from egraff_utils.report.values import say
 
-__all__ = ["METRIC_NAMES", "beside_values", "budget", "literature_values", "paper_values"]
+__all__ = ["METRIC_NAMES", "beside_values", "budget", "literature_values", "paper_values", "say"]
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
@@ -162,10 +163,7 @@ def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NO
     def text(value):
         return value if isinstance(value, str) else missing if pd.isna(value) else _shown(value, digits)
 
-    styler = values.style.format(text)
-    for axis, labels in (("index", values.index), ("columns", values.columns)):
-        for level, title in enumerate(labels.names):
-            styler.format_index(TITLES.get(title, str), axis=axis, level=level)
+    styler = _titled(values.style.format(text))
     return _finish(styler.hide(axis="columns", names=True), name)
 
 
@@ -311,19 +309,6 @@ def _record(file):
     return records.load(file)
 
 
-def say(value, spec: str = ".2f") -> str:
-    """Text of a number on a page; ``no value`` if it is missing or not finite; a text is returned unchanged.
-
-    Examples
-    --------
-    >>> say(0.7071), say(0.25, ".0%"), say(float("nan")), say(None), say("none")
-    ('0.71', '25%', 'no value', 'no value', 'none')
-    """
-    if isinstance(value, str):
-        return value
-    return "no value" if value is None or not np.isfinite(value) else format(float(value), spec)
-
-
 def dataset(card, frames: dict[str, int] | None = None):
     """Table of a dataset with property, value and unit, and the number of frames of every split.
 
@@ -421,6 +406,27 @@ def runs(found: list, *, name: str = "runs"):
     heads = ["Kind", "Hardware", "Device", "Runs (count)", "Wall time (h)"]
     table = total.set_axis(heads, axis=1).set_index("Kind")
     return _finish(table.style.format({"Wall time (h)": "{:.2f}"}), name)
+
+
+def show(table, name: str, *, of: str = "", **formats) -> None:
+    """Display a table with the link that saves it.
+
+    Parameters
+    ----------
+    table
+        Styler, or a DataFrame, whose numbers are shown to two decimal places and whose levels of datasets and
+        models, named ``dataset`` and ``model``, with their titles.
+    name
+        Name of the table and, without ending, of the file.
+    of
+        Campaign whose name ends that of the file.
+    formats
+        Arguments of ``Styler.format`` for a DataFrame, where they are not ``precision=2, na_rep="–"``.
+    """
+    if isinstance(table, pd.DataFrame):
+        styler = table.style.format(**{"precision": 2, "na_rep": NO_VALUE} | formats).set_uuid(name)
+        table = _titled(styler).set_table_attributes('class="dataframe"')
+    display(table, csv_link(table, f"{name}-{of}" if of else name))
 
 
 def csv_link(frame: pd.DataFrame, name: str) -> HTML:
@@ -705,6 +711,14 @@ def _score(values, column):
     low, high = scaled[finite].min(), scaled[finite].max()
     score = (scaled - low) / (high - low)
     return 1 - score if column.lower_is_better else score
+
+
+def _titled(styler):
+    """Show datasets and models, whose levels are named so, by their titles."""
+    for axis in ("index", "columns"):
+        for level, title in enumerate(getattr(styler, axis).names):
+            styler.format_index(TITLES.get(title, str), axis=axis, level=level)
+    return styler
 
 
 def _finish(styler, identity):

@@ -20,6 +20,7 @@ from egraff_utils import cards, data, quantities, statistics
 from egraff_utils.report import catalogue, plots, survival
 from egraff_utils.report.beside import short_title
 from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report.values import MISSING, count, span
 
 AT_TARGET, TOO_COLD, TOO_HOT, NO_VERDICT = "at target", "too cold", "too hot", "no verdict"
 CORRECTED, AS_CODED = "rollout", "rollout_as_coded"
@@ -28,6 +29,12 @@ PROTOCOLS = {AS_CODED: "as coded", CORRECTED: "corrected"}
 MD17_ATOMS = {"ethanol": 9, "benzene": 12, "salicylic_acid": 16, "naphthalene": 18, "aspirin": 21}
 """Numbers of atoms of the molecules of MD17. Its trajectories have 500 K over 3N degrees of freedom although
 their centre of mass is at rest, hence 500 K N / (N - 1) over the actual 3N - 3: 562.5 K for ethanol."""
+
+NOT_RUN = f"{MISSING} (not run)"
+COLD = (
+    "Ethanol stands at {:.2f} of its target, means over models: its starts lie in the first half of a "
+    "trajectory that began at the minimum, hold {:.2f} of the energy, and let expect {:.2f}."
+)
 
 LATEST_START = 0.5
 """Largest fraction of a run that may be cut as equilibration."""
@@ -452,6 +459,61 @@ def protocol_ratio(values: pd.DataFrame, metric: str) -> float:
     """Geometric mean over cells of the ratio of a metric as coded to corrected; NaN without cells."""
     pair = values[metric].dropna() if len(values) else pd.DataFrame()
     return float(np.exp(np.log(pair["as coded"] / pair["corrected"]).mean())) if len(pair) else np.nan
+
+
+# -- in words --------------------------------------------------------------------------------------
+
+
+def page_values(table: pd.DataFrame, shares: pd.DataFrame, pair: pd.DataFrame) -> dict:
+    """Values of the page that shows thermostats, numbers and texts.
+
+    Parameters
+    ----------
+    table, shares, pair
+        DataFrames of `temperatures`, `equipartition` and `protocols`.
+    """
+    kinds, datasets = (table.index.get_level_values(name) for name in ("kind", "dataset"))
+    home = [survival.setting(k, d) == survival.HOME for k, d in zip(kinds, datasets, strict=True)]
+    home = table[np.array(home, dtype=bool)]
+    known, coded = home.surprise[home.surprise != NO_VERDICT], table.ratio[kinds == AS_CODED]
+    ethanol = table[(kinds == "rollout") & (datasets == "ethanol")]
+    values = {
+        "coded": span(coded, missing=NOT_RUN),
+        "corrected": span(home.ratio, missing=NOT_RUN),
+        "expected": count(known == AT_TARGET),
+        "surprises": _surprises(table[kinds != AS_CODED]),
+        "ethanol": COLD.format(*ethanol[["ratio", "start", "expected"]].mean()) if len(ethanol) else "",
+        "spread": _spreads(pair),
+    }
+    for end, kind in (("", CORRECTED), ("_coded", AS_CODED)):
+        part = shares[(shares.index.get_level_values("kind") == kind) & shares.low.notna()]
+        values[f"equal{end}"] = count(part.equal)
+        values[f"hydrogen{end}"] = part.ratio[part.index.get_level_values("element") == "H"].mean()
+    metrics = {"wf": "wf", "ev": "ev_root", "fv": "fv"}
+    return values | {name: protocol_ratio(pair, metric) for name, metric in metrics.items()}
+
+
+def _surprises(table):
+    """Datasets whose temperature is not the expected one, with the number of models and the mean excess."""
+    off = table[table.surprise.isin([TOO_COLD, TOO_HOT])]
+    words = [
+        f"{short_title(d)}{'' if k == 'rollout' else f' ({k[8:]})'}: {n:.0f} models, {mean:+.2f}"
+        for (k, d), mean, n in off.excess.groupby(["kind", "dataset"]).agg(["mean", "size"]).itertuples()
+    ]
+    return "; ".join(words) or "none"
+
+
+def _spreads(pair):
+    """Ratio of the largest WF of a model to the smallest, by dataset."""
+    wf = pair["wf"]["corrected"].groupby("dataset") if len(pair) else ()
+    words = [f"a factor of {part.max() / part.min():.1f} on {short_title(name)}" for name, part in wf]
+    return ", ".join(words) or MISSING
+
+
+def coded_ratio(found, dataset: str) -> float | None:
+    """`stationary_ratio` of the first rollout as coded on a dataset; ``None`` without one."""
+    runs = [r for kind, r in survival.runs(found) if kind == AS_CODED and r.dataset == dataset]
+    return stationary_ratio(runs[0]) if runs else None
 
 
 # -- figures --------------------------------------------------------------------------------------------
