@@ -26,7 +26,7 @@ def test_answer_by_hand():
     assert found.within == pytest.approx(0)
     assert (found.cells, found.datasets, found.right) == (6, 2, 0.5)
     assert np.isnan(found.within_low)
-    assert found.chance == 1
+    assert found.chance == pytest.approx(1)
 
 
 def test_chance_of_one_dataset_is_that_of_all_orders():
