@@ -65,16 +65,18 @@ class Quantity:
     leaderboard: bool = False
     """Whether the leaderboard has a column for the metric."""
     average: str = ""
-    """How the value of a replica is obtained: as the ``geometric`` or ``arithmetic`` mean of the curve of
-    this name over all frames, as its mean over the last tenth (``late``), as a function of g(r) (``rdf``), or
-    in another way (``run``). Empty if a replica has no value."""
+    """How the value of a replica is obtained: as the ``geometric`` mean of the curve of this name over all
+    frames but the first, which is the shared start; as its ``arithmetic`` mean over all frames; as its mean
+    over the last tenth (``late``), as a function of g(r) (``rdf``), or in another way (``run``). Empty if a
+    replica has no value."""
     interval: str = "linear"
     """Scale of the interval over replicas: ``linear``, ``log``, or ``fraction`` for the share of a run; empty
     if there is no interval."""
-    floor: str = ""
-    """Title of the floor, the score of a perfect but independent model; empty if there is none."""
+    saturation: str = ""
+    """Title of the saturation level, the score of an independent trajectory of the reference; empty if there
+    is none. Its records have the kind ``floor``."""
     best_at_zero: bool = False
-    """Whether a value below the range of the floor is no better than one inside it."""
+    """Whether a value below the range of the saturation level is no better than one inside it."""
     ceiling: str = ""
     """Metric of predicting zero, which is an upper bound."""
     published: Published | None = None
@@ -141,18 +143,18 @@ QUANTITIES = (
     Quantity("zero_force_mae", "meV/Å", "Force MAE of predicting zero", **_ERROR),
     # simulations
     Quantity("wf", "%", "Wright's factor", **_RDF, short="WF", digits=2, spoke="WF",
-             floor="Floor of Wright's factor", published=Published("2", "wf_percent")),
-    Quantity("jsd", "nats", "JSD", **_RDF, digits=5, spoke="JSD", floor="Floor of JSD"),
+             saturation="Saturation of Wright's factor", published=Published("2", "wf_percent")),
+    Quantity("jsd", "nats", "JSD", **_RDF, digits=5, spoke="JSD", saturation="Saturation of JSD"),
     Quantity("jsd_raw", "nats", "JSD as published", **_RDF, spoke="JSD",
-             floor="Floor of JSD as published", published=Published("2", "jsd")),
+             saturation="Saturation of JSD as published", published=Published("2", "jsd")),
     Quantity("ev", "1", "EV", long="Energy violation EV", average="run", interval="log"),
     Quantity("ev_root", "1", "Root EV", **_VIOLATION, long="Root energy violation", spoke="EV",
-             column_unit="1e-5", factor=1e5, floor="Floor of root EV",
+             column_unit="1e-5", factor=1e5, saturation="Saturation of root EV",
              published=Published("3", "ev_gmean_1e-5", 1e-5, "ev_std_1e-5")),
     Quantity("fv", "1", "FV", **_VIOLATION, long="Force violation FV", spoke="FV",
-             floor="Floor of FV", published=Published("3", "fv_gmean", std="fv_std")),
+             saturation="Saturation of FV", published=Published("3", "fv_gmean", std="fv_std")),
     Quantity("rmsd", "Å", "RMSD", long="Root mean square displacement", lower_is_better=None,
-             average="late", interval="log", floor="Floor of RMSD"),
+             average="late", interval="log", saturation="Saturation of RMSD"),
     Quantity("deviation", "Å", "Deviation from the reference", short="Deviation",
              column="Deviation from the reference", average="late", interval="log"),
     Quantity("temperature", "K", "Temperature", digits=0, lower_is_better=None, average="arithmetic"),
@@ -201,8 +203,8 @@ QUANTITIES = (
 """All metrics that describe models, simulations and datasets; those of a rollout are in the order of its
 record. Checks have separate tables, `gate.CHECKS` and `audit.CHECKS`."""
 
-FLOORED = tuple(quantity.metric for quantity in QUANTITIES if quantity.floor)
-"""Metrics with a floor."""
+SATURATING = tuple(quantity.metric for quantity in QUANTITIES if quantity.saturation)
+"""Metrics with a saturation level."""
 
 COLUMNS = tuple(
     sorted(
@@ -212,11 +214,13 @@ COLUMNS = tuple(
 )
 """Columns of the leaderboard; within a group, those that are in the paper come first."""
 
-_FLOORS = (Quantity(f"floor_{q.metric}", q.unit, q.floor, kind="dataset") for q in QUANTITIES if q.floor)
-_BY_NAME = {quantity.metric: quantity for quantity in (*QUANTITIES, *_FLOORS)}
+_LEVELS = (
+    Quantity(f"floor_{q.metric}", q.unit, q.saturation, kind="dataset") for q in QUANTITIES if q.saturation
+)
+_BY_NAME = {quantity.metric: quantity for quantity in (*QUANTITIES, *_LEVELS)}
 
 METRIC_NAMES = {name: quantity.title for name, quantity in _BY_NAME.items() if quantity.title}
-"""Titles of the metrics that have one, including those of the floors (``floor_wf``)."""
+"""Titles of the metrics that have one, including those of saturation levels (``floor_wf``)."""
 
 
 def of(metric: str, unit: str | None = None) -> Quantity:
@@ -231,7 +235,7 @@ def of(metric: str, unit: str | None = None) -> Quantity:
 
 
 def is_known(metric: str) -> bool:
-    """Whether the table holds the metric, or the metric of which this is the floor."""
+    """Whether the table holds the metric, or the metric of which this is the saturation level."""
     return metric in _BY_NAME
 
 

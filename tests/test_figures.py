@@ -129,7 +129,7 @@ def test_a_floor_with_a_range_is_a_band(records):
     for name, ends in (("fv", (0.6, 0.8)), ("ev_root", (1e-5, 5e-5)), ("ev", (1e-10, 25e-10))):
         assert panels.floor_range([*records, floor], "rollout", "ethanol", name) == pytest.approx(ends)
     ax = figures.violation_grid([*records, floor]).axes[0]
-    (band,) = [patch for patch in ax.patches if patch.get_label() == "floor"]
+    (band,) = [patch for patch in ax.patches if patch.get_label() == "saturation"]
     assert band.get_extents().transformed(ax.transData.inverted()).intervaly == pytest.approx((0.6, 0.8))
     (band,) = figures.rmsd_grid([*records, floor]).axes[0].collections
     (corners,) = [path.vertices for path in band.get_paths()]

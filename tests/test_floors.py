@@ -11,7 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import cards, data, metrics
 from egraff_utils.checks import floors
-from egraff_utils.checks.floors import Extent
+from egraff_utils.checks.floors import Extent, levels, sample
 from egraff_utils.md import rollout
 from egraff_utils.md.rollout import RolloutConfig
 from egraff_utils.report import floors as report
@@ -81,11 +81,41 @@ def test_violations_of_independent_frames(apart):
     assert np.std(found["draws_fv"]) < 0.002
 
 
+def oscillators(rng, runs, frames, memory, size=(15, 3)):
+    """Forces (runs, frames, *size) of unit oscillators under a thermostat of 1 / memory a frame."""
+    x, v = rng.normal(size=(2, runs, *size))
+    turn, keep, forces = 0.7, np.exp(-1 / memory), np.empty((runs, frames, *size))
+    for t in range(frames):
+        forces[:, t] = -x
+        x, v = np.cos(turn) * x + np.sin(turn) * v, np.cos(turn) * v - np.sin(turn) * x
+        v = keep * v + np.sqrt(1 - keep**2) * rng.normal(size=v.shape)
+    return forces
+
+
+@pytest.mark.parametrize("memory", [200, 2000])
+def test_range_of_correlated_energies_covers_perfect_runs(memory):
+    """Five perfect replicas against a set without an order; frames taken as independent cover far fewer."""
+    rng, runs, frames = np.random.default_rng(4), 60, 300
+    reference, runs_of = oscillators(rng, 500, 1, 1)[:, 0], oscillators(rng, 5 * runs, frames, memory)
+    energy, energies = (np.square(f).sum((-2, -1)) / 2 - 1000 for f in (reference, runs_of))
+    pairs = rng.integers(500, size=energies.shape)
+    curves = metrics.energy_violation_root(energies, energy[pairs])
+    perfect = metrics.geometric_mean(curves, axis=1).reshape(runs, 5).mean(1)
+    covered = {}
+    for assumed in (memory, 0):
+        extent = Extent(5, frames, 500, (frames,) * 5, assumed)
+        draws = floors.violation_floor(energy, reference, extent)["draws_ev_root"]
+        low, high = np.quantile(draws, [0.025, 0.975])
+        covered[assumed] = np.mean((perfect >= low) & (perfect <= high))
+    assert covered[memory] >= 0.88
+    assert covered[0] < covered[memory] - 0.1
+
+
 def test_violations_of_pairs_are_those_of_the_metrics():
     rng = np.random.default_rng(1)
     energies, forces = rng.normal(size=6) - 5, rng.normal(size=(6, 4, 3))
     pairs = np.array([[0, 1, 2]]), np.array([[3, 3, 5]])
-    found = floors._violations(energies, forces, [pairs])
+    found = sample.violations(energies, forces, [pairs])
     force = metrics.force_violation(forces[pairs[0][0]], forces[pairs[1][0]])
     energy = metrics.energy_violation_root(energies[pairs[0][0]], energies[pairs[1][0]])
     assert found["draws_fv"] == pytest.approx([metrics.geometric_mean(force)])
@@ -173,7 +203,7 @@ def config(dataset, **changes):
     return RolloutConfig("any", dataset, campaign="test", **{"replicas": 2, "steps": 50} | changes)
 
 
-def test_an_einstein_crystal_cannot_be_told_from_a_perfect_one(crystal):
+def test_an_einstein_crystal_cannot_be_told_from_an_independent_one(crystal):
     reference, frozen, gas, einstein = floors.of_rollout(config(crystal))
     assert [r.model for r in (reference, frozen, gas, einstein)] == list(floors.MODELS)
     assert {r.kind for r in (reference, frozen, gas, einstein)} == {"floor"}
@@ -248,7 +278,7 @@ def test_order_that_a_set_hides_is_kept():
     for rdf in (independent(200), independent(200) + drift):
         forces, path = rng.normal(size=(200, 2, 3)), np.zeros((200, 2, 3))
         sample = floors.Sample(rdf, rng.normal(size=200) - 50, forces, path, None, atoms)
-        found.append(floors._perfect(sample, Extent(2, 1000, 200, (1000,) * 2)))
+        found.append(levels.independent(sample, Extent(2, 1000, 200, (1000,) * 2)))
     assert found[0]["draws_wf"].mean() == pytest.approx(1 / 1000 + 1 / 200, rel=0.15)
     assert found[1]["scale_wf"] == 1
     assert found[1]["draws_wf"].mean() > 3 * found[0]["draws_wf"].mean()
@@ -280,7 +310,9 @@ def test_values_between_floor_and_ceiling(frame):
         "0.5 to 0.7",
         "0.684 to 0.698",
     )
-    assert row["Einstein crystal"] == "–"
+    assert (row["Einstein crystal"], row["Perfect"]) == ("–", "not known")
+    assert report.below(found, "fv") == (1, 3)  # 0.5 knows of its reference
+    assert report.known_perfect(found).startswith("no set here")
 
 
 def test_figure_and_tables_of_any_records(frame):

@@ -96,11 +96,11 @@ def test_the_table_says_how_values_and_intervals_come_about():
     assert {name for name, average in quantities.averaged().items() if average == "rdf"} == set(
         analysis.STRUCTURE
     )
-    assert all(quantity.floor for quantity in QUANTITIES if quantity.best_at_zero)
+    assert all(quantity.saturation for quantity in QUANTITIES if quantity.best_at_zero)
 
 
 def test_a_floor_bears_the_unit_of_its_metric():
-    assert quantities.of("floor_wf").axis == "Floor of Wright's factor (%)"
+    assert quantities.of("floor_wf").axis == "Saturation of Wright's factor (%)"
     assert Metric.of("floor_rmsd", 1.0).unit == "Å"
 
 

@@ -1,12 +1,14 @@
 """Coverage of intervals on series whose truth is known; floors against those computed from the data."""
 
+import re
 from itertools import combinations
 
 import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from egraff_utils import data, metrics, statistics, structure
+from egraff_utils import data, metrics, paths, statistics, structure
+from egraff_utils.statistics import saturation
 
 
 def autoregression(rng, length, memory):
@@ -159,15 +161,52 @@ def test_letters_are_shared_exactly_by_those_not_told_apart():
             assert bool(set(found[p]) & set(found[q])) == ((p, q) not in pairs)
 
 
-def test_chance_of_telling_equal_models_apart_is_bounded():
-    """Six equal models that share the noise of their starts, 300 times."""
-    rng = np.random.default_rng(0)
-    alarms = 0
-    for _ in range(300):
-        shared = rng.normal(size=(5, 1))
-        values = {name: shared + 0.3 * rng.normal(size=(5, 10)) for name in "abcdef"}
-        alarms += bool(statistics.told_apart(values))
-    assert alarms / 300 < 0.07
+MEMORIES = (1, 5, 20, 100, 300, 1000)
+"""Autocorrelation times, frames, of runs of 1000 frames."""
+
+
+def equal_models(time, *, draws=300, models=6, replicas=5):
+    """Means of ten blocks of equal models without common noise, shape (draws, models, replicas, 10)."""
+    rng, memory = np.random.default_rng(time), (time - 1) / (time + 1)
+    noise = rng.standard_normal((draws, models * replicas, 1000))
+    noise[..., 1:] *= np.sqrt(1 - memory**2)
+    series = lfilter([1], [1, -memory], noise, axis=-1)
+    return series.reshape(draws, models, replicas, 10, 100).mean(-1)
+
+
+def alarms(values):
+    return np.mean([bool(statistics.told_apart(dict(enumerate(draw)))) for draw in values])
+
+
+def found(values):
+    """Fraction of the pairs with the first model that are told apart."""
+    return np.mean([sum(a == 0 for a, _ in statistics.told_apart(dict(enumerate(d)))) / 5 for d in values])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("time", MEMORIES)
+def test_rates_and_power_are_those_of_the_method_page(time):
+    """Whatever the autocorrelation time, six equal models are told apart in fewer than 6 % of cases."""
+    page = (paths.ROOT / "book" / "method.md").read_text()
+    row = re.search(rf"^\| {time} \| (\d+) % \| (\d+) % \| (\d+) % \| (\d+) % \|$", page, re.MULTILINE)
+    values = equal_models(time)
+    deviation = np.sqrt(2) * values.mean(-1).std()
+    shifts = [np.array([size * deviation, 0, 0, 0, 0, 0])[:, None, None] for size in (1, 2, 3)]
+    rates = [alarms(values), *(found(values[:100] + shift) for shift in shifts)]
+    assert rates[0] < 0.06
+    assert [f"{100 * rate:.0f}" for rate in rates] == list(row.groups())
+
+
+def test_a_model_that_scatters_more_raises_no_alarm():
+    values = equal_models(1000)
+    values[:, 0] *= 10
+    assert alarms(values) < 0.1
+
+
+def test_detectable_difference_is_found_in_four_of_five_cases():
+    values = equal_models(1, draws=100)
+    values[:, 0] += statistics.detectable_difference(6, 5) * np.sqrt(2) * values.mean(-1).std()
+    assert 0.6 < found(values) < 0.9
 
 
 def test_pairing_tells_apart_what_intervals_alone_do_not():
@@ -211,7 +250,7 @@ def test_floor_ev_fv_of_independent_frames():
 
 
 def test_pairs_of_a_floor_are_apart():
-    first, second = statistics._independent_pairs(20, 500, 0, 15)
+    first, second = saturation._independent_pairs(20, 500, 0, 15)
     assert np.abs(first - second).min() == 15
     assert {0, 19} <= set(first) | set(second) <= set(range(20))
     with pytest.raises(ValueError, match="separation=20"):

@@ -7,6 +7,7 @@ from ase.build import bulk, molecule
 from ase.geometry.rdf import get_rdf
 
 from egraff_utils import data, structure
+from egraff_utils.structure import pairs
 
 
 def frames_of(atoms, *, count=4, width=0.2, seed=0):
@@ -95,8 +96,8 @@ def test_a_trajectory_is_the_mean_of_its_frames(salt, monkeypatch, r_max, step, 
     positions[40:] = positions[40:] @ np.linalg.inv(atoms.cell.array) % 1 @ atoms.cell.array
     settings = {"cell": atoms.cell.array, "pbc": True, "r_max": r_max}
     alone = [structure.radial_distributions(frame[None], atoms.numbers, **settings) for frame in positions]
-    looked_at, count = [], structure._candidates
-    monkeypatch.setattr(structure, "_candidates", lambda *a: looked_at.append(count(*a)) or looked_at[-1])
+    looked_at, count = [], pairs._candidates
+    monkeypatch.setattr(pairs, "_candidates", lambda *a: looked_at.append(count(*a)) or looked_at[-1])
     found = structure.radial_distributions(positions, atoms.numbers, **settings)
     np.testing.assert_allclose(found.partials, np.mean([one.partials for one in alone], axis=0), rtol=1e-12)
     assert len(looked_at) == 3

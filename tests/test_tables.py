@@ -152,15 +152,15 @@ def test_other_campaigns_and_floors_stand_beside(frame, monkeypatch):
     campaigns = {"gpu": pd.DataFrame(rows, columns=COLUMNS), "none": frame[:0]}
     monkeypatch.setattr(records, "read", campaigns.get)
     values = tables.beside_values(frame, ("wf",), beside=("gpu", "none"), bounds=True)
-    assert values.columns.to_list() == [(WF, source) for source in ("paper", "ours", "gpu", "bound")]
-    assert values.loc[("ethanol", "mace")].to_list() == [17.93, 5.0, 7.0, 0.6]
+    assert values.columns.to_list() == [(WF, s) for s in ("paper", "ours", "gpu", "bound", "perfect")]
+    assert values.loc[("ethanol", "mace")].to_list()[:4] == [17.93, 5.0, 7.0, 0.6]
     assert values.loc[("ethanol", "nequip")].to_list()[1:3] == [50.0, pytest.approx(np.nan, nan_ok=True)]
     table = tables.beside(frame, ("wf",), beside=("gpu", "none"))
-    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "floor")]
+    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "saturation")]
     assert "Campaign gpu: MACE on Ethanol: WF (%) 7.00." in table.caption  # one row needs no column
     monkeypatch.setattr(tables, "FEW", 0)
     table = tables.beside(frame, ("wf",), beside=("gpu", "none"))
-    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "gpu", "floor")]
+    assert table.data.columns.to_list() == [(WF, source) for source in ("paper", "ours", "gpu", "saturation")]
     assert "gpu" not in tables.beside(frame, ("fv",), beside=("gpu",)).to_html()  # it has no value there
 
 
@@ -234,9 +234,37 @@ def test_values_like_the_reference_are_marked(floored):
 
 def test_the_floor_stands_once_in_a_group_with_its_range(floored):
     table = tables.beside(floored, ("wf",))
-    column = table.data.loc["ethanol"][WF, "floor"]
+    column = table.data.loc["ethanol"][WF, "saturation"]
     assert column.to_list() == ["0.30\n0.20 to 0.40"] + [""] * 5
     assert (table.numbers.loc["ethanol"][WF, "bound"] == 0.3).all()  # the CSV has it in every row
+
+
+def test_the_perfect_level_stands_below_where_it_is_known():
+    """Zero where the reference shares the noise, the oracle's own rollout beside stored frames."""
+    rows = [_row(kind, "mace", "fv", 0.6, "1") for kind in ("rollout", "rollout_as_coded")]
+    rows += [_row("rollout_as_coded", "reference", "fv", 0.5, "1")]
+    rows += [_row("floor", "reference", "fv", 0.7, "1") | {"low": 0.6, "high": 0.8}]
+    xtb = pd.DataFrame(rows).assign(dataset="ethanol_xtb")
+    found = {}
+    for kind in ("rollout", "rollout_as_coded"):
+        table = tables.beside(xtb, ("fv",), kind=kind)
+        found[kind] = table.data.loc["ethanol_xtb"].filter(like="saturation").iloc[0, 0]
+        assert "perfect: the true force field" in table.caption
+    assert found == {
+        "rollout": "0.700\n0.600 to 0.800\nperfect 0.000",
+        "rollout_as_coded": "0.700\n0.600 to 0.800\nperfect 0.500",
+    }
+    unknown = tables.beside(xtb.assign(dataset="ethanol"), ("fv",))
+    assert "perfect" not in unknown.caption
+
+
+def test_the_interval_of_several_seeds_is_that_of_their_mean():
+    """Seeds 4, 5 and 6, each sure to 0.1: Student's 4.303 over the root of three."""
+    one = {"low": 4.9, "high": 5.1}
+    rows = [_row("rollout", "mace", "temperature", 4.0 + s, "K") | one | {"seed": s} for s in range(3)]
+    values = tables.beside_values(pd.DataFrame(rows), ("temperature",), spread=True)
+    found = values.loc[("ethanol", "mace"), "Temperature (K)"][["ours", "ours low", "ours high"]]
+    assert found.tolist() == pytest.approx([5, 5 - 2.484, 5 + 2.484], abs=1e-3)
 
 
 def test_bounds_have_a_row_for_every_dataset(floored, empty):
@@ -250,7 +278,7 @@ def test_bounds_have_a_row_for_every_dataset(floored, empty):
 
 def test_the_legend_explains_the_marks_that_occur(frame, floored):
     caption = tables.beside(floored, ("wf",)).caption
-    for words in ("≈ not distinguishable", "Small: 95 % interval", "not run: no record"):
+    for words in ("≈ saturated", "Small: 95 % interval", "not run: no record"):
         assert words in caption
     assert "†" not in caption
     assert "share a letter" not in caption

@@ -1,1 +1,1 @@
-"""What may be believed? Audits of data, levels of a perfect model, gates of force fields, and horizons."""
+"""What may be believed? Audits of data, levels of the reference, gates of force fields, and horizons."""

@@ -1,4 +1,4 @@
-"""Where does the paper hold up? Our values are compared with the published ones, overall and within datasets.
+"""Where does the paper hold up? Our values are compared with the published ones, within datasets.
 
 A cell is one model in one group, which is a dataset, or a dataset at a temperature. Cells are a DataFrame
 with the index (group, ..., model) and the columns ``"paper"`` and ``"ours"`` in the same unit. All measures
@@ -17,17 +17,18 @@ from matplotlib.figure import Figure
 from egraff_utils import cards, metrics, quantities, statistics
 from egraff_utils.report import beside, plots
 from egraff_utils.report.beside import BOUND, OURS, PAPER
+from egraff_utils.report.ranks import chance_of, rank_correlation
 
 AS_PUBLISHED, REVERSED, UNDECIDED = "as published", "reversed", "not told from chance"
 NOT_COMPARED = "not run"
-LEAST_CELLS = 8
-"""Smallest number of cells for which a rank correlation has an interval."""
-
 RESAMPLES = 1000
 """Number of resamples of every bootstrap."""
 
 TABLES = ("1", "2", "3", "4", "5", "6", "7a", "18", "19")
 """Tables of the paper with values that ours can be compared with."""
+
+COLUMNS = sum(len(beside.LAYOUTS[number].metrics) for number in TABLES)
+"""Number of columns of these tables, each of which is tested for its order."""
 
 PUBLISHED_FRAMES = {
     "acac": 500,
@@ -49,16 +50,14 @@ class Agreement(NamedTuple):
     """Number of cells with both values."""
     groups: int
     """Number of groups with a rank correlation, which have at least three cells, not all equal."""
-    overall: float
-    """Spearman's rank correlation over all cells, which mostly reflects differences between datasets."""
-    overall_low: float
-    overall_high: float
     within: float
     """Mean of the rank correlations of the groups, which says whether models are in the same order."""
     within_low: float
     within_high: float
     chance: float
     """Standard deviation of ``within`` for a random order within each group."""
+    p: float
+    """Two-sided probability of a mean at least this far from zero if models are shuffled within groups."""
     ratio: float
     """Geometric mean of the ratio of our values to the published ones."""
     ratio_low: float
@@ -97,38 +96,6 @@ def matched(values: pd.DataFrame, head, *, source: str = OURS) -> pd.DataFrame:
     return pd.DataFrame(filled).astype(float).dropna()
 
 
-def rank_correlation(first, second) -> float:
-    """Spearman's rank correlation of two series of values; equal values share their mean rank.
-
-    Parameters
-    ----------
-    first, second
-        Values in any units, shape ``(n,)``.
-
-    Returns
-    -------
-    float
-        Correlation between -1 and 1, dimensionless; nan for fewer than three pairs or if all values of a
-        series are equal.
-
-    Examples
-    --------
-    >>> round(rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0]), 3)
-    0.5
-    """
-    ranks = np.stack([_ranks(first), _ranks(second)])
-    if ranks.shape[1] < 3:
-        return float("nan")
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    norms = (ranks**2).sum(axis=1)
-    return float(ranks[0] @ ranks[1] / np.sqrt(norms.prod())) if norms.all() else float("nan")
-
-
-def _ranks(values):
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]
-
-
 def group_correlations(cells: pd.DataFrame) -> pd.Series:
     """Rank correlation within each group, over its models; groups for which it is undefined are left out."""
     groups = _groups(cells)
@@ -158,27 +125,24 @@ def _groups(cells):
 def agreement(cells: pd.DataFrame) -> Agreement:
     """All measures of the agreement of one column.
 
-    Intervals are 95 % bootstrap intervals. For the rank correlation over all cells and for the ratio, cells
-    are drawn, with the published value and ours together; for the mean within groups, groups are drawn.
-    Ratios need positive values, so cells with a zero (JSD, as published for bulk systems) count for the ranks
-    only.
+    There is no rank correlation over all cells: it would say which datasets are hard. Intervals are 95 %
+    bootstrap intervals; for the mean within groups, groups are drawn, for the ratio cells. Ratios need
+    positive values, so cells with a zero (JSD, as published for bulk systems) count for the ranks only.
     """
     pairs = cells[[PAPER, OURS]].to_numpy(float).reshape(-1, 2)
-    within = group_correlations(cells).to_numpy()
+    within = group_correlations(cells)
+    mean = float(within.mean()) if len(within) else float("nan")
+    groups = dict(iter(_groups(cells)))
+    judged = [groups[name][[PAPER, OURS]].to_numpy(float).T for name in within.index]
     positive = pairs[(pairs > 0).all(axis=1)]
     ratios = positive[:, 1] / positive[:, 0]
-    enough = pairs if len(pairs) >= LEAST_CELLS else pairs[:0]
-    overall = statistics.bootstrap_interval(
-        enough, lambda drawn: rank_correlation(*drawn.T), resamples=RESAMPLES
-    )
     return Agreement(
         len(pairs),
         len(within),
-        rank_correlation(*pairs.T),
-        *overall,
-        float(within.mean()) if len(within) else float("nan"),
-        *statistics.bootstrap_interval(within, resamples=RESAMPLES),
+        mean,
+        *statistics.bootstrap_interval(within.to_numpy(), resamples=RESAMPLES),
         chance_deviation(cells),
+        chance_of(judged, mean),
         metrics.geometric_mean(ratios) if len(ratios) else float("nan"),
         *statistics.bootstrap_interval(ratios, metrics.geometric_mean, resamples=RESAMPLES),
         float(np.exp(np.std(np.log(ratios), ddof=1))) if len(ratios) > 1 else float("nan"),
@@ -186,18 +150,18 @@ def agreement(cells: pd.DataFrame) -> Agreement:
 
 
 def verdict(found: Agreement) -> str:
-    """Verdict on the order of models within groups, at two standard deviations of random orders.
+    """Verdict on the order of models within groups, at 5 % over all columns of all tables (Bonferroni).
 
     Examples
     --------
-    >>> models = pd.MultiIndex.from_product([list("abcd"), ["x", "y", "z"]])
-    >>> cells = pd.DataFrame({"paper": [1.0, 2.0, 4.0] * 4, "ours": [7.0, 5.0, 3.0] * 4}, index=models)
+    >>> models = pd.MultiIndex.from_product([list("abcdef"), ["x", "y", "z"]])
+    >>> cells = pd.DataFrame({"paper": [1.0, 2.0, 4.0] * 6, "ours": [7.0, 5.0, 3.0] * 6}, index=models)
     >>> verdict(agreement(cells))
     'reversed'
     """
     if not np.isfinite(found.within):
         return NOT_COMPARED
-    if abs(found.within) < 2 * found.chance:
+    if found.p * COLUMNS >= 0.05:
         return UNDECIDED
     return AS_PUBLISHED if found.within > 0 else REVERSED
 
@@ -238,7 +202,6 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     ratios = zip(table.ratio, table.spread, strict=True)
     shown = {
         "Cells": table.cells.map("{:.0f}".format),
-        "All cells": [_known("{:.2f}", value) for value in table.overall],
         "Within groups (± chance)": [_known("{:.2f}", w) + _known(" ± {:.2f}", c, "") for w, c in paired],
         "Ours / paper": [_known("{}", _short(r)) + _known(" ×÷ {:.2g}", s, "") for r, s in ratios],
         "Order": table.order.replace({UNDECIDED: "chance"}),

@@ -1,8 +1,10 @@
 """What did the paper find, and what did we? One data frame holds both numbers, which `tables` displays.
 
 A row is a model in a group, such as a dataset; a column is (head with unit, source). The sources are
-``"paper"``, ``"ours"`` for the given records, further campaigns by name, and ``"bound"``. The bound is the
-floor of the metric, which is the score of a perfect but independent model, or the error of predicting zero.
+``"paper"``, ``"ours"`` for the given records, further campaigns by name, ``"bound"`` and ``"perfect"``. The
+bound is the saturation level of the metric, which is the score of an independent trajectory of the reference,
+or the error of predicting zero. The perfect level is the score of the true force field under this very
+protocol, where it is known.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from egraff_utils import cards, paper, quantities, records
+from egraff_utils import cards, paper, quantities, records, statistics
 from egraff_utils.config import AS_CODED, FAILURES, Kind, changed
 from egraff_utils.quantities import COLUMNS, Quantity
+from egraff_utils.report import windows
 from egraff_utils.report.titles import model_title, short_title
 
-PAPER, OURS, BOUND = "paper", "ours", "bound"
+PAPER, OURS, BOUND, PERFECT = "paper", "ours", "bound", "perfect"
 SPREAD = (" std", " low", " high")
 MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 DATASETS = ("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "lips", "lips20", "gete")
@@ -195,7 +198,7 @@ def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
     here = values[head] if head in values.columns.get_level_values(0) else pd.DataFrame(index=values.index)
     if BOUND not in here:
         return pd.DataFrame(index=values.index.unique(0), columns=_no_rows(names), dtype=float)
-    sources = [source for source in here if not source.startswith(BOUND) and not source.endswith(SPREAD)]
+    sources = [s for s in here if not s.startswith((BOUND, PERFECT)) and not s.endswith(SPREAD)]
     ratios = here[sources].div(here[BOUND], axis=0).rename_axis(columns="source")
     models = values.index.unique("model")
     order = [(source, model) for source in ratios.columns for model in models]
@@ -208,15 +211,15 @@ def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
 
 
 def floor_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> tuple[float, float, float]:
-    """Floor of a metric of rollouts, the score of a perfect but independent model, with its 95 % range.
+    """Saturation level of a metric of rollouts, the score of an independent trajectory, with its 95 % range.
 
     Parameters
     ----------
     frame
         One row per metric, as `records.read` returns it.
     kind
-        Kind of the rollouts. The floor of ``rollout_600K`` is in records of kind ``floor_600K``. If there is
-        none, both protocols use the floor of ``rollout`` and then ``floor_<metric>`` of the dataset's record,
+        Kind of the rollouts. The level of ``rollout_600K`` is in records of kind ``floor_600K``. If there is
+        none, both protocols use the level of ``rollout`` and then ``floor_<metric>`` of the dataset's record,
         which has no range.
     dataset, metric
         Names of the dataset and the metric.
@@ -241,11 +244,49 @@ def floor_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> tuple
     return (np.nan,) * 3
 
 
+def perfect_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> float:
+    """Perfect level of a metric of rollouts, the score of the true force field under this very protocol.
+
+    Where the reference is run live (a dataset with an oracle, corrected protocol) it shares starts,
+    velocities and noise with the model, and the level is zero. Where the rollouts are compared with stored
+    frames, it is the value of the rollout of the oracle, which has the model ``reference``. For a dataset
+    without an oracle it is not known.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as `records.read` returns it.
+    kind
+        Kind of the rollouts.
+    dataset, metric
+        Names of the dataset and of a metric with a saturation level.
+
+    Returns
+    -------
+    Value in the unit of the record; NaN if it is not known.
+
+    Examples
+    --------
+    >>> row = {"kind": "rollout_as_coded", "dataset": "ethanol_xtb", "model": "reference", "metric": "fv"}
+    >>> frame = pd.DataFrame([row | {"value": 0.5}])
+    >>> [perfect_of(frame, kind, "ethanol_xtb", "fv") for kind in ("rollout", "rollout_as_coded")]
+    [0.0, 0.5]
+    >>> perfect_of(frame, "rollout", "ethanol", "fv")
+    nan
+    """
+    known = dataset in cards.datasets() and cards.dataset(dataset).oracle is not None
+    if known and Kind.parse(kind).protocol != AS_CODED and metric != "rmsd":
+        return 0.0
+    here = (frame.kind == kind) & (frame.dataset == dataset) & (frame.model == "reference")
+    return float(frame.value[here & (frame.metric == metric)].astype(float).mean())
+
+
 def is_alike(metric: str, value: float, low: float, high: float) -> bool:
-    """Whether a value cannot be distinguished from the reference, as it is in the range of the floor.
+    """Whether a value is saturated, as it is in the range that an independent trajectory would have.
 
     If zero is best, a value below the range counts too: a simulation can be closer to the reference than the
-    reference is to itself only by chance. EV and FV below the range follow the trajectory of the reference.
+    reference is to itself only by chance. EV and FV below the range are information: the simulation still
+    follows the trajectory of the reference. Saturated is not perfect, see `perfect_of`.
 
     Examples
     --------
@@ -256,7 +297,7 @@ def is_alike(metric: str, value: float, low: float, high: float) -> bool:
 
 
 def count_alike(values: pd.DataFrame, head: str, source: str = OURS) -> tuple[int, int]:
-    """Number of values that cannot be distinguished from the reference, and of values with a range.
+    """Number of values that are saturated, and of values with a range.
 
     Parameters
     ----------
@@ -311,9 +352,13 @@ def campaign_name(frame: pd.DataFrame) -> str:
 
 
 def campaign_frames(frame: pd.DataFrame, beside: tuple[str, ...] = ()) -> dict:
-    """Source -> its records, for ``"ours"`` and further campaigns that have records."""
+    """Source -> its records, for ``"ours"`` and further campaigns that have records.
+
+    Rollouts of one dataset cover the same time, see `windows.common`.
+    """
     others = {name: records.read(name) for name in beside}
-    return {OURS: frame} | {name: found for name, found in others.items() if len(found)}
+    found = {OURS: frame} | {name: found for name, found in others.items() if len(found)}
+    return {name: windows.common(rows) for name, rows in found.items()}
 
 
 def column_of(metric: str, units: dict | None = None) -> Quantity:
@@ -370,7 +415,9 @@ def layout_values(
         if bounds:
             found = bound_of(column, layout, index, frames)
             values[column.head, BOUND] = found["value"].to_numpy()
-            if spread and column.floor:
+            if column.saturation and (known := _perfect(column, layout, index, frames)).notna().any():
+                values[column.head, PERFECT] = known.to_numpy()
+            if spread and column.saturation:
                 values[column.head, f"{BOUND} low"] = found["low"].to_numpy()
                 values[column.head, f"{BOUND} high"] = found["high"].to_numpy()
     heads = pd.MultiIndex.from_tuples(values, names=[None, None])
@@ -413,9 +460,24 @@ def _runs(frame, kinds):
 
 
 def _means(frame, column):
-    """Mean over seeds of a metric and its interval, in the unit of the head, index (kind, dataset, model)."""
+    """Mean over seeds of a metric and its interval, in the unit of the head, index (kind, dataset, model).
+
+    With several seeds the interval is that of a mean over seeds, which vary more than the replicas of one.
+    """
     rows = frame[(frame.metric == column.metric) & (frame.model != "reference")]
-    return rows.groupby(["kind", "dataset", "model"])[["value", "low", "high"]].mean() * column.factor
+    groups = rows.groupby(["kind", "dataset", "model"])
+    found = groups[["value", "low", "high"]].mean()
+    for place, block in groups:
+        if block.seed.nunique() > 1:
+            found.loc[place, ["low", "high"]] = _seed_interval(block.value.to_numpy(float), column)
+    return found * column.factor
+
+
+def _seed_interval(values, column):
+    if column.interval == "fraction":
+        return statistics.fraction_interval(values)
+    positive = column.interval == "log" or column.metric in COMPARED
+    return statistics.replica_interval(values, positive=positive)
 
 
 def _published(column, layout, index):
@@ -459,9 +521,21 @@ def bound_of(column: Quantity, layout: Layout, index: pd.MultiIndex, frames: dic
     return pd.DataFrame(rows * column.factor, index=index, columns=["value", "low", "high"])
 
 
+def _perfect(column, layout, index, frames):
+    """Perfect level of every row in the unit of the head, from the first source that has one."""
+    places = [layout.rows[tuple(label)] for *label, _ in index]
+    known = {
+        place: next(
+            (p for f in frames.values() if np.isfinite(p := perfect_of(f, *place, column.metric))), np.nan
+        )
+        for place in set(places)
+    }
+    return pd.Series([known[place] for place in places], index=index, dtype=float) * column.factor
+
+
 def _bound(column, kind, dataset, frame):
-    """Floor of a metric, or the error of predicting zero on the frames of a kind, with its range."""
-    if column.floor:
+    """Saturation level of a metric, or the error of predicting zero on frames of a kind, with its range."""
+    if column.saturation:
         return floor_of(frame, kind, dataset, column.metric)
     own = ("dataset", "training") if kind in PROTOCOLS else (_kind(column.metric, kind),)
     rows = frame[(frame.metric == column.ceiling) & (frame.dataset == dataset) & frame.kind.isin(own)]

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import paper, quantities
-from egraff_utils.quantities import COLUMNS, FLOORED
+from egraff_utils.quantities import COLUMNS, SATURATING
 from egraff_utils.report import beside
 from egraff_utils.report.beside import DATASETS, MODELS, floor_of
 
 
 class Scale(NamedTuple):
-    """One spoke of the radial plots, a metric between a bound for a perfect and one for a useless model."""
+    """One spoke of the radial plots, a metric between a bound for a good and one for a useless model."""
 
     metric: str
     """Name of the metric in the records."""
@@ -71,16 +71,16 @@ SCALES = (
         factor=(1e-3, 1.0),
         meaning="a thousandth of the standard deviation of the reference energies; that deviation",
     ),
-    Scale("wf", "floor_wf", 100.0, meaning="the floor; 100 %"),
-    Scale("jsd", "floor_jsd", float(np.log(2)), meaning="the floor; ln 2, its largest value"),
+    Scale("wf", "floor_wf", 100.0, meaning="the saturation level; 100 %"),
+    Scale("jsd", "floor_jsd", float(np.log(2)), meaning="the saturation level; ln 2, its largest value"),
     Scale(
         "ev_root",
         "floor_ev_root",
         "floor_ev_root",
         factor=(0.1, 10.0),
-        meaning="a tenth of the floor; ten times the floor",
+        meaning="a tenth of the saturation level; ten times it",
     ),
-    Scale("fv", 0.0, "floor_fv", log=False, meaning="zero; the floor (two unrelated frames)"),
+    Scale("fv", 0.0, "floor_fv", log=False, meaning="zero; the saturation level (two unrelated frames)"),
     Scale("unstable_fraction", 0.0, 1.0, log=False, meaning="no step lost; all steps lost", name="broken"),
     Scale("ms_per_step", 1.0, 1e4, meaning="1 ms per MD step of all replicas; 10,000 ms", name="time"),
 )
@@ -119,7 +119,7 @@ def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
     bounds = frame[frame.kind == "dataset"].pivot_table(index="dataset", columns="metric", values="value")
     bounds = bounds[[name for name in bounds if name not in values]]
     bounds = bounds.reindex(values.index.unique("dataset"))
-    for metric in FLOORED:
+    for metric in SATURATING:
         floors = [floor_of(frame, "rollout", name, metric) for name in bounds.index]
         for end, column in zip(("", "_low", "_high"), zip(*floors, strict=True), strict=False):
             if np.isfinite(column).any():
@@ -175,7 +175,7 @@ def scaled_values(values: pd.DataFrame, scale: str = "fixed") -> pd.DataFrame:
 
 def floor_places(values: pd.DataFrame, scale: str = "fixed") -> dict:
     """Ends of the range of every floor on the scales of `scaled_values`, by (dataset, metric)."""
-    found = [m for m in FLOORED if m in values and f"floor_{m}_low" in values]
+    found = [m for m in SATURATING if m in values and f"floor_{m}_low" in values]
     largest = values.groupby(level="dataset")[found].max()
     places = {}
     for end in ("_low", "_high"):

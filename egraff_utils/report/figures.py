@@ -62,8 +62,8 @@ def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: 
     """Figure 3, radial distribution functions, with one panel per dataset and one line per model.
 
     Below each panel, on a separate scale, are the differences of the models' functions from the reference;
-    the grey band is the 95 % range of the mean over the replicas of a perfect model. A rollout over several
-    compositions has one panel for each of them.
+    the grey band is the 95 % range of the mean over independent trajectories of the reference. A rollout over
+    several compositions has one panel for each of them.
 
     Parameters
     ----------
@@ -248,8 +248,8 @@ def violation_grid(
     """Figure 5, energy or force violation along the run, with one panel per dataset and one line per model.
 
     A line is the geometric mean over the replicas that have not broken and over `window` frames; a dagger
-    marks where a replica broke. The grey band is the floor, the 95 % range of the mean over a run of a
-    perfect but independent model.
+    marks where a replica broke. The grey band is the saturation level, the 95 % range of the mean
+    over a run of an independent trajectory of the reference.
 
     Parameters
     ----------
@@ -298,7 +298,7 @@ def rmsd_grid(
 
     A line is the mean over the replicas that have not broken; a dagger marks where one broke. The reference
     is black if its frames are ordered in time. In panels by dataset, the grey band over the last tenth of the
-    time is the floor, the displacement of a perfect but independent model.
+    time is the saturation level, the displacement of an independent trajectory.
 
     Parameters
     ----------

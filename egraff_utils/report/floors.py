@@ -1,4 +1,4 @@
-"""Where do scores lie between a perfect and a useless model? Floors and ceilings are compared with values."""
+"""Where do scores saturate? Levels of independent trajectories and of models without physics."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from egraff_utils.report.beside import (
     LAYOUTS,
     OURS,
     PAPER,
+    PERFECT,
     beside_values,
     is_alike,
     paper_values,
@@ -32,11 +33,24 @@ MARKERS = {"frozen": "|", "ideal_gas": "x", "einstein": "+"}
 SHIFTED = ("5", "6", "7a", "7b", "18", "19")
 """Tables of the paper on sets other than the main ones."""
 
-COLUMNS = ["place", "kind", "dataset", "model", "metric", OURS, PAPER, "floor", "low", "high", *NULLS]
+COLUMNS = [
+    "place",
+    "kind",
+    "dataset",
+    "model",
+    "metric",
+    OURS,
+    PAPER,
+    "floor",
+    "low",
+    "high",
+    PERFECT,
+    *NULLS,
+]
 
 
 def scores(frame: pd.DataFrame) -> pd.DataFrame:
-    """Values of rollouts, ours and the published ones, with their floors and ceilings.
+    """Values of rollouts, ours and the published ones, with their levels.
 
     Parameters
     ----------
@@ -46,9 +60,10 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame with one row for every set of frames, model and metric in `METRICS` that has our or a published
-    value. ``place`` names the set for readers. ``ours``, ``paper``, ``floor``, its 95 % range ``low`` and
-    ``high``, and the values of the null models ``frozen``, ``ideal_gas`` and ``einstein`` are in the unit of
-    the leaderboard's column; missing values are NaN.
+    value. ``place`` names the set for readers. ``ours``, ``paper``, ``floor`` (the saturation level), its
+    95 % range ``low`` and ``high``, ``perfect`` (the perfect level, where it is known), and the values of the
+    null models ``frozen``, ``ideal_gas`` and ``einstein`` are in the unit of the leaderboard's column;
+    missing values are NaN.
     """
     main = beside_values(frame, METRICS, bounds=True, spread=True)
     names = main.index.unique("dataset")
@@ -79,7 +94,7 @@ def _rows(values, places):
         head = quantities.of(metric).head
         if head not in values.columns.get_level_values(0):
             continue
-        wanted = [(head, name) for name in (OURS, PAPER, BOUND, f"{BOUND} low", f"{BOUND} high")]
+        wanted = [(head, name) for name in (OURS, PAPER, BOUND, f"{BOUND} low", f"{BOUND} high", PERFECT)]
         here = values.reindex(columns=wanted)
         for (*label, model), numbers in zip(here.index, here.to_numpy(float), strict=True):
             kind, dataset = places[tuple(label)]
@@ -99,7 +114,7 @@ def _place(kind, dataset):
 
 
 def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, int]:
-    """Number of values that cannot be distinguished from the reference, and of values with a range.
+    """Number of values that are saturated, and of values with a range.
 
     Parameters
     ----------
@@ -120,8 +135,40 @@ def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, in
     return sum(is_alike(metric, *row) for row in rows), len(rows)
 
 
+def below(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, int]:
+    """Number of values below the range of the saturation level, and of values with a range.
+
+    EV and FV below it are information: the simulation still follows its reference.
+
+    Examples
+    --------
+    >>> row = {"metric": "fv", "place": "Aspirin", "ours": 0.5, "low": 0.6, "high": 0.7}
+    >>> below(pd.DataFrame([row, row | {"ours": 0.65}]), "fv")
+    (1, 2)
+    """
+    rows = found.loc[found.metric == metric, [source, "low"]].dropna()
+    return int((rows[source] < rows.low).sum()), len(rows)
+
+
+def known_perfect(found: pd.DataFrame, metric: str = "fv") -> str:
+    """The sets whose perfect level is known, with it, as text.
+
+    Examples
+    --------
+    >>> places = {"A": 0.0, "B": 0.3, "C": np.nan}
+    >>> rows = [{"metric": "fv", "place": place, "perfect": value} for place, value in places.items()]
+    >>> known_perfect(pd.DataFrame(rows)), known_perfect(pd.DataFrame(rows[2:]))
+    ('A (0) and B (0.3)', 'no set here, as none has a reference that can be run')
+    """
+    rows = found[found.metric == metric].drop_duplicates("place").dropna(subset=[PERFECT])
+    words = [f"{row.place} ({row.perfect:.2g})" for row in rows.itertuples()]
+    if not words:
+        return "no set here, as none has a reference that can be run"
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def ranges(found: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Floor, ceilings, and ranges of the values of the paper's models and of ours, as texts.
+    """Levels, and ranges of the values of the paper's models and of ours, as texts.
 
     Parameters
     ----------
@@ -137,7 +184,8 @@ def ranges(found: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = {}
     for place, block in found[found.metric == metric].groupby("place", sort=False):
         first = block.iloc[0]
-        rows[place] = {"Floor": _text(first.floor), "95 % range": _span(first.low, first.high)}
+        rows[place] = {"Saturation": _text(first.floor), "95 % range": _span(first.low, first.high)}
+        rows[place]["Perfect"] = "not known" if pd.isna(first.perfect) else _text(first.perfect)
         rows[place] |= {
             "Published": _span(block[PAPER].min(), block[PAPER].max()),
             "Ours": _span(block[OURS].min(), block[OURS].max()),
@@ -155,7 +203,7 @@ def _span(low, high):
 
 
 def plot_ranges(found: pd.DataFrame, metrics: tuple[str, ...] = ("wf", "ev_root", "fv")) -> Figure:
-    """Range of the floor, ceilings, published values and ours on each set, with one panel per metric.
+    """Range of the saturation level, ceilings, published values and ours on each set, one panel per metric.
 
     Parameters
     ----------
@@ -200,7 +248,7 @@ def _draw(ax, found, places):
 
 def _handles(found):
     point = {"linestyle": "", "color": "black"}
-    handles = [plt.Rectangle((0, 0), 1, 1, color=plots.FLOOR_COLOR, alpha=0.4, label="floor, 95 %")]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=plots.FLOOR_COLOR, alpha=0.4, label="saturation, 95 %")]
     handles += [Line2D([], [], marker="o", markerfacecolor="none", label="published", **point)]
     models = sorted(set(found.model[found[OURS].notna()]), key=plots.model_place)
     handles += plots.model_handles(models, marker="o", linestyle="")

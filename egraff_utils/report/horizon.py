@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 from egraff_utils import quantities
 from egraff_utils.checks import horizon
 from egraff_utils.report import plots
-from egraff_utils.report.agreement import rank_correlation
 from egraff_utils.report.beside import short_title
 from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report.ranks import rank_correlation
 
 TITLES = {
     "driven": "reference's friction",

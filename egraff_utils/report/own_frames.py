@@ -21,7 +21,7 @@ from egraff_utils.report.titles import short_title
 from egraff_utils.report.values import MISSING, say
 
 TEST, OWN, SHIFTED, RATIO = "test", "own frames", "own, offset off", "ratio (×)"
-APART, FLOOR = "trajectories", "floor"
+APART, FLOOR = "trajectories", "saturation"
 FORCE, FV, EV = (quantities.of(metric).head for metric in ("force_mae", "fv", "ev_root"))
 ENERGY = f"Energy MAE ({quantities.of('energy_mae_per_atom').unit})"
 LABELS = {"oracle_force_mae": FORCE, "oracle_energy_error": "Energy error (meV/atom)", "oracle_fv": FV}

@@ -36,8 +36,8 @@ def rollout_values(record, training, floor) -> dict:
     record, training, floor
         Records of the rollout, of the training of its model, and of the floor.
     """
-    asked = {name: record.parameters[name] for name in ("steps", "replicas")}
-    given = {"model": model_title(record.model)} | asked | metrics(training, "force_mae")
+    ran = {"steps": record["steps"], "replicas": record.parameters["replicas"]}
+    given = {"model": model_title(record.model)} | ran | metrics(training, "force_mae")
     return given | metrics(record, *ROLLOUT) | metrics(floor, "wf", "fv", prefix="floor-")
 
 

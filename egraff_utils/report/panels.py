@@ -113,7 +113,7 @@ def legend_entries(models, *, marker=False, reference=False, floor=False, lines=
         handles.append(Line2D([], [], color=REFERENCE_COLOR, linewidth=2.6, label="reference"))
     handles += look.model_handles(models, markers=marker, **(POINT if marker else {"linewidth": 2.2}))
     if floor:
-        label = floor if isinstance(floor, str) else "floor"
+        label = floor if isinstance(floor, str) else "saturation"
         handles.append(Line2D([], [], color=FLOOR_COLOR, linewidth=5, alpha=0.45, label=label))
     for name, line in (lines or {}).items():
         if name:

@@ -94,7 +94,8 @@ def plot_rdf(record, *, floor=None, label: str | None = None, ax: Axes | None = 
         Record of a rollout with curves ``rdf_r`` (B,) Å, ``rdf`` (R, B) and ``rdf_reference`` (B,),
         dimensionless.
     floor
-        Record of the floor; the grey band is the range of a replica of a perfect model, bin by bin.
+        Record of the saturation level; the grey band is the range of a replica of an independent trajectory,
+        bin by bin.
     label
         Entry of the legend; the model's title by default.
 
@@ -310,14 +311,16 @@ def plot_floor(ax: Axes, floor: float | Sequence[float], *, label: str | None = 
     """Draw a grey band over an interval ``(low, high)``, or a line at one value; nothing for NaN."""
     low, high = np.broadcast_to(np.asarray(floor, dtype=float), 2)
     if low < high:
-        ax.axhspan(low, high, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0, label=label or "floor")
+        ax.axhspan(
+            low, high, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0, label=label or "saturation"
+        )
     elif np.isfinite(low):
         style = {"color": FLOOR_COLOR, "alpha": 0.45, "linewidth": 7, "zorder": 0}
-        ax.axhline(low, label=label or f"floor {low:.3g}", **style)
+        ax.axhline(low, label=label or f"saturation {low:.3g}", **style)
 
 
 def plot_rdf_floor(ax: Axes, r: np.ndarray, reference: np.ndarray, floor, *, mean: bool = False) -> None:
-    """Draw a grey band, the 95 % range of the radial distribution function of a perfect model.
+    """Draw a grey band, the 95 % range of g(r) of an independent trajectory of the reference.
 
     Parameters
     ----------
@@ -332,7 +335,7 @@ def plot_rdf_floor(ax: Axes, r: np.ndarray, reference: np.ndarray, floor, *, mea
         spread = floor.curves["rdf_spread"][int(mean)]
         low, high = np.maximum(reference - spread, 0 if reference.any() else -np.inf), reference + spread
         style = {"color": FLOOR_COLOR, "alpha": 0.35, "linewidth": 0, "zorder": 0}
-        ax.fill_between(r, low, high, **style, label="floor")
+        ax.fill_between(r, low, high, **style, label="saturation")
 
 
 def _range(floor, metric):

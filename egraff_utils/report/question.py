@@ -1,4 +1,4 @@
-"""Does the test error predict the simulation? Rank correlations of force MAE with all rollout metrics tell.
+"""Does the test error predict the simulation? Rank correlations of force MAE with all rollout metrics.
 
 A cell is a model on a dataset. The sign of all correlations is such that +1 means that simulations are
 better, the smaller the test error is. Symbols: S draws, M models.
@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from scipy.stats import rankdata
+from scipy.special import ndtri
 
 from egraff_utils import paper, quantities, statistics
-from egraff_utils.report import beside, plots
-from egraff_utils.report.agreement import rank_correlation
+from egraff_utils.report import beside, plots, windows
+from egraff_utils.report.ranks import chance_of, rank_correlation, rank_correlations
 
 METRICS = (
     "wf",
@@ -39,8 +39,6 @@ PUBLISHED = ("wf", "fv", "ev_root")
 COLUMNS = ["error", "value", "low", "high", "floor_low", "floor_high", "alike"]
 RESAMPLES = 1000
 """Number of resamples of every bootstrap."""
-PERMUTATIONS = 20_000
-"""Number of permutations of every test against chance."""
 
 YES, NO, REVERSED, UNKNOWN = "predicts it", "not told from chance", "predicts the reverse", "not run"
 
@@ -51,10 +49,6 @@ class Answer(NamedTuple):
     cells: int
     datasets: int
     """Number of datasets with a rank correlation, which have at least three models, not all equal."""
-    overall: float
-    """Rank correlation over all cells, which mostly reflects differences between datasets."""
-    overall_low: float
-    overall_high: float
     within: float
     """Mean of the rank correlations of the datasets, which says whether the test error selects the model."""
     within_low: float
@@ -62,11 +56,14 @@ class Answer(NamedTuple):
     chance: float
     """Two-sided probability of a mean at least this far from zero if models are shuffled within datasets."""
     right: float
-    """Fraction of the pairs of models of a dataset that the test error orders correctly; 0.5 is chance."""
+    """Fraction of the pairs of models of a dataset that the test error orders correctly, of those that the
+    metric orders; 0.5 is chance."""
+    detectable: float
+    """Mean correlation that would be told from chance in 80 % of cases, by a test of one of `METRICS`."""
 
 
 def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Test error, metric and floor of every model and dataset that has the first two.
+    """Test error, metric and saturation level of every model and dataset that has the first two.
 
     Parameters
     ----------
@@ -78,12 +75,15 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame with the index (dataset, model): ``error`` (meV/Å), ``value`` and its interval ``low``,
-    ``high``, ``floor_low`` and ``floor_high`` in the unit of the record; ``alike``, whether the value cannot
-    be distinguished from the reference. NaN without an interval or a floor.
+    ``high``, ``floor_low`` and ``floor_high`` in the unit of the record; ``alike``, whether the value is
+    saturated. NaN without an interval or a level. Rollouts cover the same time (`windows`); datasets in
+    which all horizons are censored are left out.
     """
+    frame = windows.common(frame)
     rows = frame[
         (frame.kind == quantities.of(metric).kind) & (frame.metric == metric) & (frame.model != "reference")
     ]
+    rows = rows[~rows.dataset.isin(_censored(frame, metric))]
     values = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
     errors = frame[(frame.kind == "training") & (frame.metric == "force_mae")]
     error = errors.groupby(["dataset", "model"])["value"].mean().rename("error")
@@ -91,8 +91,15 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return _with_floors(values.join(error, how="inner"), frame, metric, places)
 
 
+def _censored(frame, metric):
+    """Datasets in which no model reached the horizon; all that is known of their order is nothing."""
+    reached = frame[(frame.kind == "horizon") & (frame.metric == f"{metric}_reached")]
+    most = reached.groupby("dataset")["value"].max()
+    return set(most.index[most == 0])
+
+
 def published_cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Cells of the paper, Table 1 against Table 2 or 3; floors are those of the given records."""
+    """Cells of the paper, Table 1 against Table 2 or 3; saturation levels are those of the given records."""
     error = paper.values("force_mae").rename("error")
     values = paper.values(metric).rename("value").to_frame()
     values[["low", "high"]] = np.nan
@@ -101,7 +108,7 @@ def published_cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _with_floors(values, frame, metric, places):
-    """Cells that have error and value, with the floors of their datasets; ``places`` gives their kinds."""
+    """Cells with error and value, with the saturation levels of datasets; ``places`` gives their kinds."""
     values = values.dropna(subset=["error", "value"])
     floors = {name: beside.floor_of(frame, kind, name, metric)[1:] for name, kind in places.items()}
     names = values.index.get_level_values("dataset")
@@ -147,25 +154,30 @@ def answer(found: pd.DataFrame, *, higher_is_better: bool = False, seed: int = 0
     redrawn = [sign * _redraw(part, rng) for part in groups]
     each = np.array([rank_correlation(*pair) for pair in pairs])
     judged = np.flatnonzero(np.isfinite(each))
-    whole = [np.concatenate(part) for part in zip(*pairs, strict=True)]
-    overall, within = rank_correlation(*whole), float(each[judged].mean()) if len(judged) else np.nan
-    picks = rng.integers(len(pairs), size=(RESAMPLES, len(pairs)))
-    drawn = [rank_correlation(*(np.concatenate([pairs[i][k] for i in row]) for k in (0, 1))) for row in picks]
-    noise = _rank_correlations(whole[0], np.concatenate(redrawn, axis=1))
+    within = float(each[judged].mean()) if len(judged) else np.nan
     chosen = each[judged][rng.integers(max(1, len(judged)), size=(RESAMPLES, len(judged)))]
-    inside = [_rank_correlations(pairs[i][0], redrawn[i]) for i in judged]
+    inside = [rank_correlations(pairs[i][0], redrawn[i]) for i in judged]
+    ends = _interval(
+        chosen.mean(1) if len(judged) else [], np.mean(inside, axis=0) if inside else 0, len(judged)
+    )
+    tested = [pairs[i] for i in judged]
     return Answer(
         len(found),
         len(judged),
-        overall,
-        *_interval(drawn, noise, len(pairs)),
         within,
-        *_interval(
-            chosen.mean(1) if len(judged) else [], np.mean(inside, axis=0) if inside else 0, len(judged)
-        ),
-        _chance([pairs[i] for i in judged], within, rng),
+        *ends,
+        chance_of(tested, within),
         _right(pairs),
+        _detectable([len(x) for x, _ in tested]),
     )
+
+
+def _detectable(sizes):
+    """Correlation found in 80 % of cases, from the scatter of random orders at Holm's strictest level."""
+    if not sizes:
+        return np.nan
+    scatter = np.sqrt(np.sum(1 / (np.array(sizes) - 1))) / len(sizes)
+    return float((ndtri(1 - 0.05 / (2 * len(METRICS))) + ndtri(0.8)) * scatter)
 
 
 def _redraw(part, rng):
@@ -181,13 +193,6 @@ def _redraw(part, rng):
     return value * np.exp(normal * np.log(ends))
 
 
-def _rank_correlations(x, values):
-    """Rank correlation of x (n,) with every row of values (S, n); zero for rows of equal values."""
-    first, second = rankdata(x) - (len(x) + 1) / 2, rankdata(values, axis=1) - (len(x) + 1) / 2
-    norms = np.sqrt(np.square(first).sum() * np.square(second).sum(1))
-    return np.divide(second @ first, norms, out=np.zeros(len(values)), where=norms > 0)
-
-
 def _interval(drawn, noise, count):
     """Percentiles of draws plus the spread of the noise, between -1 and 1; nan for few datasets."""
     total = np.clip(np.asarray(drawn, dtype=float) + noise - np.mean(noise), -1, 1)
@@ -198,22 +203,13 @@ def _interval(drawn, noise, count):
     return tuple(float(end) for end in np.quantile(total, [tail, 1 - tail]))
 
 
-def _chance(pairs, within, rng):
-    """Two-sided p value of a mean rank correlation, by permutation of the models within datasets."""
-    if not pairs:
-        return np.nan
-    shuffled = [_rank_correlations(x, rng.permuted(np.tile(y, (PERMUTATIONS, 1)), axis=1)) for x, y in pairs]
-    means = np.mean(shuffled, axis=0)
-    return float((1 + (np.abs(means) >= abs(within) - 1e-9).sum()) / (1 + PERMUTATIONS))
-
-
 def _right(pairs):
-    """Fraction of pairs of models that both quantities order alike; ties of the metric count half."""
+    """Fraction of pairs of models that both quantities order alike, of those that both order."""
     signs = [
         np.sign((y[j] - y[i]) * (x[j] - x[i]))
         for x, y in pairs
         for i, j in combinations(range(len(x)), 2)
-        if x[i] != x[j]
+        if x[i] != x[j] and y[i] != y[j]
     ]
     return float((np.mean(signs) + 1) / 2) if signs else np.nan
 
@@ -223,9 +219,11 @@ def answers(frame: pd.DataFrame, *, published: bool = False) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with one row per metric: the fields of `Answer`; ``alike``, the number of cells that cannot be
-    distinguished from the reference; the fields with prefix ``outside_``, the answer without those cells; and
-    ``verdict`` on the mean within datasets, at 5 % with Holm's correction over the metrics.
+    DataFrame with one row per metric: the fields of `Answer`; ``alike``, the number of saturated cells;
+    ``below``, that of cells below the range of the saturation level; the fields with prefix ``outside_``, the
+    answer without saturated cells; ``adjusted``, the p value with Holm's correction over the metrics; and
+    ``verdict`` on the mean within datasets, which needs both the adjusted p value below 5 % and an interval
+    that excludes zero.
     """
     rows = {}
     for metric in PUBLISHED if published else METRICS:
@@ -234,32 +232,69 @@ def answers(frame: pd.DataFrame, *, published: bool = False) -> pd.DataFrame:
         every, outside = (
             answer(part, higher_is_better=better) for part in (found, found[~found.alike.astype(bool)])
         )
+        counts = {"alike": int(found.alike.sum()), "below": int((found.value < found.floor_low).sum())}
         further = {f"outside_{name}": value for name, value in outside._asdict().items()}
-        rows[metric] = every._asdict() | {"alike": int(found.alike.sum())} | further
+        rows[metric] = every._asdict() | counts | further
     table = pd.DataFrame(rows.values(), index=list(rows))
     tested = table.chance.notna()
     adjusted = pd.Series(np.nan, table.index)
     adjusted[tested] = statistics.holm(table.chance[tested])
-    return table.assign(verdict=[_verdict(w, p) for w, p in zip(table.within, adjusted, strict=True)])
+    table = table.assign(adjusted=adjusted)
+    return table.assign(verdict=[_verdict(row) for row in table.itertuples()])
 
 
-def _verdict(within, p):
-    if not np.isfinite(within):
+def _verdict(row):
+    if not np.isfinite(row.within):
         return UNKNOWN
-    return NO if p >= 0.05 else YES if within > 0 else REVERSED
+    sure = row.adjusted < 0.05 and row.within_low * row.within_high > 0
+    return NO if not sure else YES if row.within > 0 else REVERSED
+
+
+def finding(table: pd.DataFrame, metric: str) -> str:
+    """What the test error says of a metric, as a sentence without its full stop, from a row of `answers`.
+
+    Examples
+    --------
+    >>> row = {"within": 0.47, "within_low": 0.2, "within_high": 0.7, "chance": 0.0017}
+    >>> row |= {"below": 18, "cells": 54}
+    >>> finding(pd.DataFrame([row], index=["fv"]), "fv")
+    'rank correlation with FV 0.47 (0.20 to 0.70) within datasets, p = 0.0017 by permutation of the models
+    within them; 18 of 54 values below the saturation range'
+    """
+    row, name = table.loc[metric], quantities.of(metric).short_name
+    within = with_interval(row.within, row.within_low, row.within_high)
+    return (
+        f"rank correlation with {name} {within} within datasets, p = {_text(row.chance, '{:.2g}')} by "
+        f"permutation of the models within them; {row.below:.0f} of {row.cells:.0f} values below the "
+        "saturation range"
+    )
+
+
+def error_spread(found: pd.DataFrame) -> tuple[float, float]:
+    """Least and largest ratio, over datasets, of the largest test error to the smallest one.
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_product([["a", "b"], ["x", "y"]], names=["dataset", "model"])
+    >>> error_spread(pd.DataFrame({"error": [1.0, 2, 4, 6]}, index=index))
+    (1.5, 2.0)
+    """
+    errors = found.error.groupby(level="dataset")
+    ratios = (errors.max() / errors.min())[errors.size() > 1]
+    return float(ratios.min()), float(ratios.max())
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`answers` as texts: correlations with their intervals, the chance, and pairs in the right order."""
+    """`answers` as texts: correlations with their intervals, the test, its power, and pairs in order."""
     interval = ("within", "within_low", "within_high")
     rows = [
         {
             "Cells": f"{row.cells:.0f}",
-            "All cells": with_interval(row.overall, row.overall_low, row.overall_high),
             "Within datasets": with_interval(*(getattr(row, name) for name in interval)),
-            "p": _text(row.chance, "{:.2g}"),
+            "p, adjusted": _text(row.adjusted, "{:.2g}"),
+            "Found in 80 % from": _text(row.detectable, "{:.2f}"),
             "Pairs right": _text(row.right, "{:.0%}"),
-            "Outside the floor, cells": f"{row.outside_cells:.0f}",
+            "Not saturated, cells": f"{row.outside_cells:.0f}",
             "Within datasets ": with_interval(
                 row.outside_within, row.outside_within_low, row.outside_within_high
             ),
@@ -294,11 +329,10 @@ def told(table: pd.DataFrame, verdict: str) -> str:
 
 
 def plot_question(found: dict, *, wide: int = 3) -> Figure:
-    """Metric against test error, with one panel per metric and floors as grey boxes.
+    """Metric against test error, with one panel per metric and saturation levels as grey boxes.
 
-    The colour denotes the model, the marker the dataset. Open markers cannot be distinguished from the
-    reference. The box of a dataset spans the errors of its models horizontally and the range of its floor
-    vertically.
+    The colour denotes the model, the marker the dataset. Open markers are saturated. The box of a dataset
+    spans the errors of its models horizontally and the range of its saturation level vertically.
 
     Parameters
     ----------

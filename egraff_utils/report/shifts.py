@@ -20,7 +20,7 @@ from egraff_utils.config import Kind
 from egraff_utils.report import look, table_cells, tables, titles
 from egraff_utils.report.beside import DATASETS, MODELS, floor_of, is_alike
 
-IN, OUT, FLOOR, RATIO, PAPER_RATIO = "in", "out", "floor of out", "ratio (×)", "paper's ratio (×)"
+IN, OUT, FLOOR, RATIO, PAPER_RATIO = "in", "out", "saturation of out", "ratio (×)", "paper's ratio (×)"
 RATIOS = (RATIO, PAPER_RATIO)
 
 
@@ -183,7 +183,7 @@ def compare(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]) -> pd.Dat
     Returns
     -------
     DataFrame with the index (set, model), with every set of the task, the models of the paper and others in
-    the records. Columns are (head with unit, ``in``, ``out``, ``floor of out``, ``ratio (×)`` or
+    the records. Columns are (head with unit, ``in``, ``out``, ``saturation of out``, ``ratio (×)`` or
     ``paper's ratio (×)``); missing values are NaN. Floors and ratios without any value are left out, and so
     are groups without a shifted value, unless no group has any.
 

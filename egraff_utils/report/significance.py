@@ -9,6 +9,7 @@ from scipy.stats import fisher_exact
 
 from egraff_utils import quantities, statistics
 from egraff_utils.md import analysis
+from egraff_utils.report import windows
 from egraff_utils.report.beside import COMPARED
 
 STABILITY = ("stable_fraction", "stable_steps")
@@ -21,17 +22,17 @@ FRAMES_IN_BLOCKS = 10
 def letters(records: list, metric: str) -> dict[str, str]:
     """Letters of the models on one dataset; two models that share a letter do not differ significantly.
 
-    Replica r of every model starts from the same frame with the same velocities and noise. Models are
-    therefore compared by their differences replica by replica and block by block, relative to the models'
-    means for positive metrics, with Student's quantiles and Holm's correction over all pairs
-    (`statistics.told_apart`). The stability of runs is compared by the number of replicas that broke (Fisher
-    1922).
+    Letters compare trained weights, not architectures. Replica r of every model starts from the same frame
+    with the same velocities and noise. Models are therefore compared by their differences replica by replica,
+    relative to the models' means for positive metrics, by Tukey's range test (`statistics.told_apart`). The
+    stability of runs is compared by the number of replicas that broke (Fisher 1922).
 
     Parameters
     ----------
     records
-        Records of one dataset and one kind, which are rollouts, or trainings and errors on a set of frames;
-        of the latter, ``force_mae`` and ``energy_mae`` are compared.
+        Records of one dataset and one kind, which are rollouts, compared over the time that all of them
+        reached, or trainings and errors on a set of frames; of the latter, ``force_mae`` and ``energy_mae``
+        are compared.
     metric
         Name of a metric.
 
@@ -50,7 +51,7 @@ def letters(records: list, metric: str) -> dict[str, str]:
     >>> letters(records, "temperature")
     {'mace': 'a', 'nequip': 'a', 'botnet': 'b'}
     """
-    values = model_values(records, metric)
+    values = model_values(windows.alike(records), metric)
     known = {model: found for model, found in values.items() if np.isfinite(found).any()}
     means = {model: np.nanmean(np.nanmean(_known(v), axis=1)) for model, v in known.items()}
     order = sorted(known, key=means.get, reverse=quantities.of(metric).lower_is_better is False)
@@ -67,14 +68,22 @@ def letters(records: list, metric: str) -> dict[str, str]:
 
 
 def model_values(records: list, metric: str) -> dict:
-    """Values of a metric by block, model -> shape (R, K), with the replicas of several seeds concatenated.
+    """Values of a metric, model -> shape (R, K), of replicas and blocks, or of seeds if there are several.
 
-    They are NaN with shape (1, 1) if the curves do not hold the metric.
+    If all models were trained with several seeds, the same for all, rows are the means of the seeds, since
+    the replicas of one training say nothing of another. Otherwise the rows are the replicas of one seed that
+    all models have. Values are NaN with shape (1, 1) if the curves do not hold the metric.
     """
     values = {}
     for record in sorted(records, key=lambda record: record.seed):
-        values.setdefault(record.model, []).append(_values(record, metric))
-    return {model: analysis.stacked(found) for model, found in values.items()}
+        values.setdefault(record.model, {})[record.seed] = _values(record, metric)
+    shared = sorted(set.intersection(*(set(found) for found in values.values()))) if values else []
+    if metric in STABILITY or not shared:
+        return {model: analysis.stacked(list(found.values())) for model, found in values.items()}
+    if len(shared) == 1:
+        return {model: found[shared[0]] for model, found in values.items()}
+    means = {m: [[np.nanmean(_known(found[s]))] for s in shared] for m, found in values.items()}
+    return {model: np.array(rows) for model, rows in means.items()}
 
 
 def _values(record, metric):
@@ -103,12 +112,13 @@ def _known(values):
 
 
 def _groups(records):
-    """Composition of every replica, if it is the same in all records."""
-    found = [record.curves.get("composition") for record in records if record.seed == records[0].seed]
-    seeds = len({record.seed for record in records})
-    if any(names is None or not np.array_equal(names, found[0]) for names in found):
+    """Composition of every replica, if it is the same in all records of one seed; rows of seeds have none."""
+    seeds = {model: {r.seed for r in records if r.model == model} for model in {r.model for r in records}}
+    shared = set.intersection(*seeds.values())
+    found = [r.curves.get("composition") for r in records if r.seed == min(shared, default=None)]
+    if len(shared) != 1 or any(names is None or not np.array_equal(names, found[0]) for names in found):
         return None
-    return np.tile(found[0], seeds)
+    return found[0]
 
 
 def _broken_apart(values):

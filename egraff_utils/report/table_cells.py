@@ -16,6 +16,7 @@ from egraff_utils.report.beside import (
     COMPARED,
     OURS,
     PAPER,
+    PERFECT,
     columns_of,
     floor_of,
     is_alike,
@@ -24,12 +25,14 @@ from egraff_utils.report.beside import (
 from egraff_utils.report.titles import model_title, short_title
 
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
+KNOWN_PERFECT = "perfect "
 FAILING = ("training", *FAILURES)
 LEGEND = {
     r"\n\d": "small: 95 % interval",
     " ± ": "±: published standard deviation",
-    ALIKE: f"{ALIKE} not distinguishable from the reference: in the floor's 95 % range (WF, JSD: or below)",
-    r"\^": "models of one group that share a letter cannot be told apart",
+    ALIKE: f"{ALIKE} saturated: in the 95 % range of an independent trajectory (WF, JSD: or below)",
+    f"\n{KNOWN_PERFECT}": "perfect: the true force field under this protocol",
+    r"\^": "weights of one group that share a letter cannot be told apart",
     UNSTABLE: f"{UNSTABLE} a replica broke, the value is that of the part before",
     FAILED: f"{FAILED}: the run gave no value",
     NOT_RUN: f"{NOT_RUN}: no record",
@@ -98,6 +101,9 @@ def cell_texts(numbers, layout, frames, *, letters=True):
             signs = _signs(column, keys, values, frames[source], frames[OURS], letters=letters)
         rows = zip(values, marks, signs, _spread(numbers, head, source, column.digits), strict=True)
         texts = [cell_text(value, column.digits, *mark, sign, end) for value, mark, sign, end in rows]
+        if source == BOUND and (known := numbers.get((head, PERFECT))) is not None:
+            ends = [f"\n{KNOWN_PERFECT}{number_text(p, column.digits)}" if pd.notna(p) else "" for p in known]
+            texts = [text + end for text, end in zip(texts, ends, strict=True)]
         cells[head, source] = _once(texts, numbers.index) if source == BOUND else texts
     heads = pd.MultiIndex.from_tuples(cells) if cells else numbers.columns
     return pd.DataFrame(dict(enumerate(cells.values())), index=numbers.index).set_axis(heads, axis=1)
@@ -111,8 +117,8 @@ def _once(texts, index):
 
 
 def _signs(column, keys, values, frame, other, *, letters):
-    """Letters of significance, and ≈ for values indistinguishable from the reference, for every row."""
-    if not (column.floor or column.metric in COMPARED):
+    """Letters of significance, and ≈ for values in the range of the saturation level, for every row."""
+    if not (column.saturation or column.metric in COMPARED):
         return [""] * len(keys)
     floors = {key[:2]: _floor(frame, other, *key[:2], column) for key in keys}
     alike = [
@@ -127,7 +133,7 @@ def _signs(column, keys, values, frame, other, *, letters):
 
 
 def _floor(frame, other, kind, dataset, column):
-    """Range of the floor in the unit of the head, of the same campaign or, if it has none, of another."""
+    """Range of the saturation level in the unit of the head, of the same campaign or else of another."""
     each = [np.array(floor_of(f, kind, dataset, column.metric)[1:]) * column.factor for f in (frame, other)]
     return each[0] if np.isfinite(each[0]).all() else each[1]
 
@@ -183,6 +189,7 @@ def marked_up(text):
     value, _, below = text.partition("\n")
     value = re.sub(r" \^(\w+)", r"<sup>\1</sup>", value)
     value = re.sub(r" (± .*)", r" <small>\1</small>", value)
+    below = below.replace("\n", "<br>")
     return f"{value}<br><small>{below}</small>" if below else value
 
 

@@ -19,6 +19,7 @@ from IPython.display import HTML, display
 from egraff_utils import cards, quantities, records
 from egraff_utils.config import Kind
 from egraff_utils.quantities import COLUMNS, METRIC_NAMES
+from egraff_utils.report import windows
 from egraff_utils.report.beside import (
     BOUND,
     OURS,
@@ -61,13 +62,14 @@ FEW = 4
 
 
 def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = None, **options):
-    """Some metrics as a styled table, with the published value, ours with its interval, and the floor.
+    """Some metrics as a styled table, with the published value, ours with its interval, and the saturation.
 
     Better values are darker, within one dataset and column. ``not run`` marks a cell without a record,
     ``failed`` a run that gave no value, a dash a value that is not published or does not exist, a dagger
-    after a value a simulation in which a replica broke, and ≈ a value that cannot be distinguished from the
-    reference. Models that cannot be distinguished from each other share a letter. Values of another campaign
-    are shown below the table if they are in only a few rows.
+    after a value a simulation in which a replica broke, and ≈ a value in the range of an independent
+    trajectory of the reference. Weights that cannot be distinguished from each other share a letter. Below
+    the saturation level stands the perfect one, where it is known. Values of another campaign are shown below
+    the table if they are in only a few rows.
 
     Parameters
     ----------
@@ -135,7 +137,7 @@ def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NO
 
 
 def bounds(frame: pd.DataFrame):
-    """Ceiling and floors of every dataset, the force error of predicting zero and floors with 95 % ranges.
+    """Ceiling and saturation levels of every dataset, with their 95 % ranges.
 
     Parameters
     ----------
@@ -150,9 +152,9 @@ def bounds(frame: pd.DataFrame):
     layout = Layout((), {(name,): ("rollout", name) for name in sorted(names, key=dataset_place)})
     index = pd.MultiIndex.from_tuples([(*key, "") for key in layout.rows], names=["dataset", "model"])
     cells, numbers = {}, {}
-    for column in [c for c in COLUMNS if c.floor or c.ceiling]:
+    for column in [c for c in COLUMNS if c.saturation or c.ceiling]:
         found = bound_of(column, layout, index, {OURS: frame}).droplevel("model")
-        head = column.head if column.floor else f"Zero force, MAE ({column.head_unit})"
+        head = column.head if column.saturation else f"Zero force, MAE ({column.head_unit})"
         numbers |= {f"{head} {end}": values for end, values in found.items() if values.notna().any()}
         cells[head] = [
             cell_text(value, column.digits, NO_VALUE, end=range_text(low, high, column.digits))
@@ -341,7 +343,9 @@ def _styled(numbers, layout, frames, name, more=None):
     for level, title in enumerate(texts.index.names):
         styler.format_index(TITLES.get(title, str), axis="index", level=level)
     notes = [_note(every.loc[filled[s]], s) for s in few if len(filled[s])]
-    styler.set_caption("<br>".join([legend(texts), *notes]))
+    if any(quantities.of(metric).average for metric in layout.metrics):
+        notes.append(windows.sentence(frames[OURS], set(layout.rows.values())))
+    styler.set_caption("<br>".join(filter(None, [legend(texts), *notes])))
     styler.numbers = _named(numbers, campaign_name(frames[OURS]))
     return ruled(finish(styler, name), texts.index.droplevel("model"))
 
@@ -369,7 +373,7 @@ def _named(numbers, campaign):
 
 
 def _source_title(column, source, frames):
-    bound = "floor" if column.floor else "zero force"
+    bound = "saturation" if column.saturation else "zero force"
     return {OURS: campaign_name(frames[OURS]), BOUND: bound}.get(source, source)
 
 

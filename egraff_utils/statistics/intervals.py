@@ -1,17 +1,12 @@
-"""How certain is a number? Intervals by resampling, correlation in time, and floors from the reference.
+"""How certain is a mean? Intervals by resampling, and correlation in time.
 
 Symbols: R replicas, K blocks of equal time, T frames.
 """
 
 from functools import lru_cache
-from itertools import combinations
-from string import ascii_lowercase
 
 import numpy as np
 from scipy import special
-
-from egraff_utils import metrics
-from egraff_utils.structure import radial_distributions
 
 
 def bootstrap_interval(values, statistic=np.mean, *, level=0.95, seed=0, resamples=2000):
@@ -344,93 +339,6 @@ def fraction_interval(fractions, *, level=0.95):
     return float(low), float(high)
 
 
-def holm(p_values):
-    """P values adjusted for their number (Holm 1979), which bounds the chance of any false rejection.
-
-    Parameters
-    ----------
-    p_values
-        P values of n tests, shape ``(n,)``.
-
-    Examples
-    --------
-    >>> holm([0.01, 0.04, 0.03]).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values)
-    steps = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty_like(steps)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return adjusted
-
-
-def compact_letters(names, different):
-    """Letters of names, of which two names share one exactly if they do not differ (Piepho 2004).
-
-    Parameters
-    ----------
-    names
-        Names, the best one first, which has the letter ``a``.
-    different
-        Pairs of names that differ.
-
-    Returns
-    -------
-    dict
-        Name -> letters.
-
-    Examples
-    --------
-    >>> compact_letters(["mace", "nequip", "botnet"], [("mace", "botnet")])
-    {'mace': 'a', 'nequip': 'ab', 'botnet': 'b'}
-    """
-    groups = [frozenset(names)] if names else []
-    for pair in different:
-        split = [group - {name} for group in groups if group >= set(pair) for name in pair]
-        groups = [group for group in groups if not group >= set(pair)] + split
-        groups = [g for g in dict.fromkeys(groups) if not any(g < other for other in groups)]
-    groups.sort(key=lambda group: sorted(names.index(name) for name in group))
-    return {
-        name: "".join(ascii_lowercase[i] for i, group in enumerate(groups) if name in group) for name in names
-    }
-
-
-def told_apart(values, *, groups=None, level=0.95):
-    """Pairs of names whose means over the same replicas differ, by paired tests with Holm's correction.
-
-    Parameters
-    ----------
-    values
-        Name -> values of blocks, shape ``(R, K)`` each, as in :func:`standard_error`; row r of every name
-        comes from the same start.
-    groups
-        As in :func:`standard_error`.
-    level
-        One minus the chance that any two are found to differ if all are equal.
-
-    Returns
-    -------
-    list of (name, name)
-        Pairs that differ. Pairs with different shapes, or with fewer than two rows in common, count as equal.
-    """
-    pairs = list(combinations(values, 2))
-    adjusted = holm([_p_value(values[a], values[b], groups) for a, b in pairs])
-    return [pair for pair, p in zip(pairs, adjusted, strict=True) if p < 1 - level]
-
-
-def _p_value(first, second, groups):
-    """Two-sided p value of a zero mean difference."""
-    if np.shape(first) != np.shape(second):
-        return 1.0
-    parts = _parts(np.asarray(first, dtype=float) - np.asarray(second, dtype=float), groups)
-    if not np.isfinite(parts["error"]) or parts["mean"] == 0:
-        return 1.0
-    if parts["error"] == 0:
-        return 0.0
-    return float(2 * special.stdtr(parts["degrees"], -abs(parts["mean"]) / parts["error"]))
-
-
 def autocorrelation_time(series, *, window=5.0):
     r"""Integrated autocorrelation time of a series, in frames.
 
@@ -474,115 +382,3 @@ def autocorrelation_time(series, *, window=5.0):
     times = 2 * np.cumsum(correlation / correlation[0]) - 1
     enough = np.arange(len(times)) >= window * times
     return max(1.0, float(times[np.argmax(enough) if enough.any() else -1]))
-
-
-def floor(reference, metric, *, summarize=lambda frames: np.mean(frames, axis=0)):
-    """Floor of a metric, its value between the first and the second half of the reference.
-
-    No model can be expected to score lower, and a metric at its floor says nothing about the model.
-
-    Parameters
-    ----------
-    reference
-        Values with frames along the first axis, shape ``(T, ...)``.
-    metric
-        Function of two summaries, such as ``metrics.wright_factor``.
-    summarize
-        Function that maps half of the frames to what the metric compares; by default the mean over frames.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two frames.
-
-    Examples
-    --------
-    >>> floor(np.array([[1.0], [1.0], [2.0], [2.0]]), metrics.mae)
-    1.0
-    """
-    if len(reference) < 2:
-        raise ValueError(f"a floor needs two frames or more, not {len(reference)}")
-    half = len(reference) // 2
-    return metric(summarize(reference[:half]), summarize(reference[half:]))
-
-
-def floor_rdf(positions, numbers, *, cell, pbc, r_max, dr=0.05):
-    """Floors of Wright's factor and both divergences, from the two halves of the reference.
-
-    Parameters
-    ----------
-    positions, numbers, cell, pbc, r_max, dr
-        Reference trajectory with a constant cell, as in :func:`egraff_utils.structure.radial_distributions`.
-
-    Returns
-    -------
-    dict
-        ``wf`` in percent, ``jsd`` and ``jsd_raw`` in nats.
-    """
-
-    def summarize(half):
-        return radial_distributions(half, numbers, cell=cell, pbc=pbc, r_max=r_max, dr=dr).total
-
-    measures = {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw}
-
-    def compare(g, g_ref):
-        return {name: measure(g, g_ref) for name, measure in measures.items()}
-
-    return floor(positions, compare, summarize=summarize)
-
-
-def floor_ev_fv(energies, forces, *, pairs=2000, seed=0, separation=1):
-    """Floors of EV and FV, geometric means over pairs of frames drawn at random from the reference.
-
-    Two chaotic trajectories of one ensemble are independent samples after some tens of femtoseconds. The
-    index-matched metrics are then at these floors, whatever the model.
-
-    Parameters
-    ----------
-    energies
-        Potential energy, shape ``(T,)``, eV.
-    forces
-        Forces, shape ``(T, N, 3)``, eV/Å.
-    pairs
-        Number of pairs that are drawn.
-    seed
-        Seed of the draw.
-    separation
-        Smallest distance in frames between the two frames of a pair; for a contiguous trajectory, its
-        correlation time.
-
-    Returns
-    -------
-    dict
-        ``ev``, ``ev_root`` and ``fv``, dimensionless.
-
-    Raises
-    ------
-    ValueError
-        If energies and forces differ in number, or no pair is that far apart.
-    """
-    energies, forces = np.asarray(energies, dtype=float), np.asarray(forces, dtype=float)
-    if energies.shape != forces.shape[:1]:
-        raise ValueError(f"{energies.shape=} but {forces.shape=}; expected (T,) and (T, N, 3)")
-    if not 1 <= separation < len(energies):
-        raise ValueError(f"{separation=} must lie between 1 and {len(energies) - 1} for these frames")
-    first, second = _independent_pairs(len(energies), pairs, seed, separation)
-    energy = metrics.energy_violation(energies[first], energies[second])
-    force = metrics.force_violation(forces[first], forces[second])
-    means = {"ev": energy, "ev_root": np.sqrt(energy), "fv": force}
-    return {name: metrics.geometric_mean(values) for name, values in means.items()}
-
-
-def _independent_pairs(length, pairs, seed, separation):
-    """Indices (pairs,), (pairs,) of frames at least `separation` apart, uniform over all such pairs."""
-    rng = np.random.default_rng(seed)
-    low, high = np.sort(_distinct(rng, length - separation + 1, pairs), axis=0)
-    first, second = low, high + separation - 1
-    swap = rng.random(pairs) < 0.5
-    return np.where(swap, second, first), np.where(swap, first, second)
-
-
-def _distinct(rng, length, pairs):
-    """Two different indices below `length`, shape (2, pairs)."""
-    first = rng.integers(length, size=pairs)
-    return np.stack([first, (first + rng.integers(1, length, size=pairs)) % length])

@@ -1,0 +1,155 @@
+"""What do models without physics score? A frozen frame, an ideal gas, and an Einstein crystal."""
+
+import numpy as np
+from ase import units
+from ase.geometry import find_mic
+
+from egraff_utils import metrics, structure
+from egraff_utils.checks.floors.sample import DRAWS, violations
+from egraff_utils.md import analysis
+
+STAYS = 1 / 3
+"""Largest root mean square displacement of an atom that stays at its site, as a fraction of the distance to
+its nearest neighbour. Melting begins near 0.15 (Lindemann); a rotating methyl group reaches 0.6."""
+
+
+def frozen(sample, extent, *, draws=DRAWS, seed=0):
+    """Scores of a frame that does not move, for starts drawn at random."""
+    rng, total = np.random.default_rng(seed), len(sample.energies)
+    starts = rng.integers(total, size=(draws, extent.replicas))
+    reference = sample.rdf.mean(0)
+    found = {}
+    for name, compare in analysis.STRUCTURE.items():
+        found[f"draws_{name}"] = np.array([compare(g, reference) for g in sample.rdf])[starts].mean(1)
+
+    def pairs(start, count):
+        ahead = np.arange(1, count + 1) if sample.ordered else rng.integers(1, total, size=(draws, count))
+        return start[:, None], (start[:, None] + ahead) % total
+
+    compared = [pairs(start, count) for start, count in zip(starts.T, extent.compared, strict=True)]
+    found |= violations(sample.energies, sample.forces, compared)
+    return found | {"draws_rmsd": np.zeros(draws)}
+
+
+def ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
+    """Scores of atoms anywhere in the cell, with the mean energy, no forces, and g(r) without noise."""
+    atoms = sample.atoms
+    g, reference = ideal_gas_rdf(atoms, sample.rdf.shape[1]), sample.rdf.mean(0)
+    found = {f"draws_{name}": np.full(draws, f(g, reference)) for name, f in analysis.STRUCTURE.items()}
+    rng, energy = np.random.default_rng(seed), sample.energies
+    log = np.log(
+        np.maximum(metrics.energy_violation_root(np.full(len(energy), energy.mean()), energy), 1e-300)
+    )
+    of_replica = [np.exp(log[rng.integers(len(log), size=(draws, n))].mean(1)) for n in extent.compared]
+    found |= {"draws_ev_root": np.mean(of_replica, axis=0), "draws_fv": np.ones(draws)}
+    moved = np.diff(rng.random((2, draws, extent.replicas, len(atoms), 3)), axis=0)[0] @ atoms.cell.array
+    return found | {"draws_rmsd": np.sqrt(np.square(moved).sum(-1).mean(-1)).mean(-1)}
+
+
+def ideal_gas_rdf(atoms, bins, *, directions=4000):
+    r"""g(r) of atoms without interaction, anywhere in the cell, with the normalisation of the package.
+
+    It is :math:`(N - 1) / N` in a periodic cell. In a cell that is not periodic, two atoms whose distance
+    vector has the fractional coordinates s leave only the fraction :math:`\prod_k (1 - |s_k|)` of the cell
+    for the first of them.
+
+    Parameters
+    ----------
+    atoms
+        ``ase.Atoms`` that gives cell, periodicity and number of atoms.
+    bins
+        Number of bins up to the range of the published evaluation.
+    directions
+        Number of directions over which a vector of given length is averaged.
+
+    Returns
+    -------
+    ndarray
+        g(r), shape ``(B,)``, dimensionless.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> ideal_gas_rdf(Atoms("Ar4", cell=[21, 21, 21], pbc=True), 2)
+    array([0.75, 0.75])
+    """
+    pairs = (len(atoms) - 1) / len(atoms)
+    if atoms.pbc.all():
+        return np.full(bins, pairs)
+    height = np.linspace(-1, 1, 2 * directions + 1)[1::2]
+    turn = np.pi * (1 + np.sqrt(5)) * np.arange(directions)
+    flat = np.sqrt(1 - height**2)
+    vectors = np.stack([flat * np.cos(turn), flat * np.sin(turn), height], axis=1)
+    width = structure.as_coded_r_max(atoms) / bins
+    r = (np.arange(bins) + 0.5) * width
+    scaled = np.abs(vectors @ np.linalg.inv(atoms.cell.array)) * ~atoms.pbc
+    room = np.maximum(1 - r[:, None, None] * scaled, 0).prod(-1)
+    return pairs * room.mean(1)
+
+
+def einstein(sample, extent, atoms, sites, widths, temperature, *, draws=DRAWS, seed=0):
+    """Scores of atoms in harmonic wells; ``widths`` (N,) are standard deviations along an axis, Å."""
+    rng, size = np.random.default_rng(seed), len(atoms)
+    frames = int(np.clip(4_000_000 // size**2, 50, extent.frames))
+    box = {"cell": atoms.cell.array, "pbc": atoms.pbc, "r_max": structure.as_coded_r_max(atoms)}
+    reference, rows = sample.rdf.mean(0), []
+    stiffness = (temperature * units.kB / widths**2)[:, None]
+    for _ in range(2 * extent.replicas):
+        moved = rng.normal(size=(frames, size, 3)) * widths[:, None]
+        g = structure.radial_distributions(sites + moved, atoms.numbers, **box).total
+        excess = 0.5 * (stiffness * moved**2).sum((1, 2)) - 1.5 * size * units.kB * temperature
+        picks = rng.integers(len(sample.energies), size=frames)
+        pair = metrics.energy_violation_root(sample.energies.mean() + excess, sample.energies[picks])
+        force = metrics.force_violation(-stiffness * moved, sample.forces[picks])
+        rmsd = np.sqrt(np.square(moved[1:] - moved[0]).sum(-1).mean(-1)).mean()
+        scores = [compare(g, reference) for compare in analysis.STRUCTURE.values()]
+        rows.append([*scores, metrics.geometric_mean(pair), metrics.geometric_mean(force), rmsd])
+    picked = np.array(rows)[rng.integers(len(rows), size=(draws, extent.replicas))].mean(1)
+    names = [*analysis.STRUCTURE, "ev_root", "fv", "rmsd"]
+    return {f"draws_{name}": values for name, values in zip(names, picked.T, strict=True)}
+
+
+def displacements(frames):
+    """Sites of atoms and the widths of their distributions; None if an atom does not stay at its site.
+
+    Frames of a molecule are superposed first (Kabsch 1976). For a periodic system, the motion of the centre
+    is removed and displacements are taken by minimum image.
+
+    Parameters
+    ----------
+    frames
+        ``list[ase.Atoms]`` of one composition and cell.
+
+    Returns
+    -------
+    sites : ndarray
+        Mean positions, shape ``(N, 3)``, Å.
+    widths : ndarray
+        Standard deviation along an axis, shape ``(N,)``, Å.
+    """
+    first = frames[0]
+    positions = np.stack([atoms.positions for atoms in frames])
+    periodic, sites = first.pbc.any(), positions[0]
+    for _ in range(3):
+        moved = _strayed(positions, sites, first) if periodic else _superposed(positions, sites) - sites
+        sites, moved = sites + moved.mean(0), moved - moved.mean(0)
+    widths = np.sqrt(np.square(moved).mean((0, 2)))
+    apart = first.get_all_distances(mic=bool(periodic)) + np.diag(np.full(len(first), np.inf))
+    if not (widths > 0).all() or (np.sqrt(3) * widths > STAYS * apart.min(1)).any():
+        return None
+    return sites, widths
+
+
+def _strayed(positions, sites, atoms):
+    """Displacements from the sites by minimum image, shape (F, N, 3), without their mean over atoms."""
+    moved = find_mic((positions - sites).reshape(-1, 3), atoms.cell, atoms.pbc)[0].reshape(positions.shape)
+    return moved - moved.mean(1, keepdims=True)
+
+
+def _superposed(positions, onto):
+    """Positions (F, N, 3) after translation and rotation onto one frame (N, 3)."""
+    centred = positions - positions.mean(1, keepdims=True)
+    target = onto - onto.mean(0)
+    left, _, right = np.linalg.svd(centred.transpose(0, 2, 1) @ target)
+    left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
+    return centred @ left @ right + onto.mean(0)

@@ -1,0 +1,45 @@
+"""Where are the atoms? Radial distributions, bonds, and the rules by which a trajectory counts as broken."""
+
+from egraff_utils.structure.distributions import (
+    RadialDistributions,
+    as_coded_r_max,
+    radial_distribution,
+    radial_distributions,
+)
+from egraff_utils.structure.stability import (
+    BOND_TOLERANCE,
+    MAXIMUM_DISTANCE,
+    MINIMUM_DISTANCE,
+    RDF_RANGE,
+    RDF_TOLERANCE,
+    bond_lengths,
+    bonds,
+    nearest_distances,
+    rdf_deviation,
+    reference_bonds,
+    unstable_bonds,
+    unstable_contacts,
+    unstable_step_bulk,
+    unstable_step_molecule,
+)
+
+__all__ = [
+    "BOND_TOLERANCE",
+    "MAXIMUM_DISTANCE",
+    "MINIMUM_DISTANCE",
+    "RDF_RANGE",
+    "RDF_TOLERANCE",
+    "RadialDistributions",
+    "as_coded_r_max",
+    "bond_lengths",
+    "bonds",
+    "nearest_distances",
+    "radial_distribution",
+    "radial_distributions",
+    "rdf_deviation",
+    "reference_bonds",
+    "unstable_bonds",
+    "unstable_contacts",
+    "unstable_step_bulk",
+    "unstable_step_molecule",
+]
