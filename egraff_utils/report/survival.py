@@ -19,9 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from scipy import stats
 
-from egraff_utils import cards, data, statistics, structure
-from egraff_utils.breaks import Cause
+from egraff_utils import cards, data, records, statistics, structure
+from egraff_utils.breaks import Break, Cause
 from egraff_utils.config import Kind
+from egraff_utils.md.stability import distances, heat_rule, stray_atoms, worst_bond
+from egraff_utils.md.temperature import stationary_ratio
 from egraff_utils.report import catalogue, plots, shifts
 from egraff_utils.report.beside import MODELS, model_title, short_title
 from egraff_utils.report.comparison import order_datasets, order_models
@@ -126,18 +128,53 @@ def _rows(kind, record):
     asked = record.parameters.get("steps") or 0
     same = {"kind": kind, "dataset": record.dataset, "setting": setting(kind, record.dataset)}
     same |= {"model": record.model, "seed": record.seed, "asked": asked, "path": str(record.path)}
-    causes, stable = {end.replica: end.cause for end in record.breaks}, record.curves["stable_step"]
+    ends = {end.replica: end for end in breaks_of(record)}
     split = record.parameters.get("split", "test")
+    stable = record.curves["stable_step"]
     names = record.curves.get("composition", ["" if split.startswith("test") else split] * len(stable))
     rows = []
     for place, (step, name) in enumerate(zip(stable, names, strict=True)):
         temperature, timestep = conditions(record, str(name))
-        broke = place in causes
+        broke = place in ends
+        step = ends[place].step if broke else int(step)
         end = "broke" if broke else "steps done" if step >= asked else "time up"
-        row = {"composition": str(name), "replica": place, "step": int(step), "time": float(step * timestep)}
-        row |= {"temperature": temperature, "broke": broke, "cause": causes.get(place, ""), "end": end}
+        row = {"composition": str(name), "replica": place, "step": step, "time": float(step * timestep)}
+        row |= {"temperature": temperature, "broke": broke, "end": end}
+        row["cause"] = ends[place].cause if broke else ""
         rows.append(same | row)
     return rows
+
+
+def breaks_of(record) -> list[Break]:
+    """Breaks of a rollout, one at most for each replica.
+
+    In version 1 a replica that heats was not taken as broken. Its break is found from the stored temperatures,
+    where the frames of the dataset are available and tell the number of atoms. Pooled records are left as they
+    are.
+    """
+    known = {end.replica: end for end in record.breaks}
+    frames = reference_frames(record) if record.parameters.get("version", 1) == 1 else None
+    if frames is None or "composition" in record.curves or "temperature" not in record.curves:
+        return record.breaks
+    for end in _heated(record, frames[0]):
+        if end.step < known.get(end.replica, end).step or end.replica not in known:
+            known[end.replica] = end
+    return [known[replica] for replica in sorted(known)]
+
+
+def _heated(record, atoms):
+    """Breaks by heat of a rollout whose curves are not thinned."""
+    target, timestep = conditions(record)
+    every = record.parameters.get("record_every", 1)
+    if Kind.parse(record.kind).protocol:
+        target *= stationary_ratio(atoms.get_masses())
+    for replica, curve in enumerate(np.asarray(record.curves["temperature"], float)):
+        curve = curve[np.isfinite(curve)]
+        new = np.broadcast_to(atoms.positions, (len(curve), *atoms.positions.shape))
+        verdict = heat_rule(new, curve, temperature=target, interval=timestep * every) if len(curve) else None
+        if verdict is not None:
+            step = max(verdict.frame - 1, 0) * every
+            yield Break(replica, step, step * timestep, verdict.cause)
 
 
 def conditions(record, composition=""):
@@ -462,6 +499,8 @@ class Failure(NamedTuple):
     """Potential energies, shape ``(L,)``, eV."""
     rise: float
     """Last energy relative to the mean of the run before the last frames, in its standard deviations."""
+    blur: float
+    """Error of ``rise`` by the rounding of the stored energies, in the same standard deviations."""
     warmth: float
     """Ratio of the last temperature to the target."""
 
@@ -473,12 +512,9 @@ def failures(found) -> list[Failure]:
         curves = record.curves if record.status == "unstable" else {}
         rows = pd.DataFrame(_rows(kind, record), columns=COLUMNS) if "last_positions" in curves else None
         for place, replica in enumerate(curves.get("broken", ()) if rows is not None else ()):
-            last = curves["last_energy"][place]
-            before = curves["energy"][replica]
-            before = before[np.isfinite(before)][: -len(last)]
-            rise = (
-                (last[-1] - before.mean()) / before.std() if len(before) > 1 and before.std() > 0 else np.nan
-            )
+            before, last = _course(record, place, replica)
+            spread = before.std() if len(before) > 1 and before.std() > 0 else np.nan
+            rise, blur = (last[-1] - before.mean()) / spread, records.resolution(record) / 2 / spread
             warm = curves["temperature"][replica]
             warm = warm[np.isfinite(warm)]
             warmth = (
@@ -486,12 +522,24 @@ def failures(found) -> list[Failure]:
             )
             row = rows.loc[replica]
             kept.append(
-                Failure(row, record, curves["last_positions"][place], last, float(rise), float(warmth))
+                Failure(row, record, curves["last_positions"][place], last, rise, blur, float(warmth))
             )
     return kept
 
 
-@lru_cache(maxsize=32)
+def _course(record, place, replica):
+    """Energies of a replica up to its last frames, and in its last frames, eV.
+
+    The last energies of version 1 were rounded to 12 bits of their size, 1 to 4 eV, so that the end of the
+    curve of all energies is used, which was rounded to 12 bits of its range.
+    """
+    energy, last = record.curves["energy"][replica], record.curves["last_energy"][place]
+    energy = energy[np.isfinite(energy)]
+    before = energy[: -len(last)]
+    return before, last if record.parameters.get("version", 1) > 1 else energy[-len(last) :]
+
+
+@lru_cache(maxsize=64)
 def _frames(dataset, split):
     return data.load(dataset, split) if catalogue.at_hand(dataset, split) else None
 
@@ -502,11 +550,11 @@ def reference_frames(record):
     return _frames(dataset, split) if dataset in cards.datasets() else None
 
 
-def offender(positions, atoms, cause: Cause, reference=None) -> Offender | None:
-    """Atoms that violated a stability rule, determined from the last valid frames.
+def offender(positions, atoms, cause: Cause, reference=None, *, where=()) -> Offender | None:
+    """Atoms that violated a stability rule, with their distance in the last valid frame.
 
-    The frame in which a replica broke is not stored. The last two frames are extrapolated by one step, and
-    the measure of the rule is evaluated there.
+    The frame in which a replica broke is not stored. Where the record does not name the atoms, the last two
+    frames are extrapolated by one step, and the measure of the rule is evaluated there.
 
     Parameters
     ----------
@@ -518,6 +566,8 @@ def offender(positions, atoms, cause: Cause, reference=None) -> Offender | None:
         Cause of the break.
     reference
         Positions of the reference, for the mean lengths of bonds, shape ``(F, N, 3)``, Å.
+    where
+        Indices of the atoms, if the record names them.
 
     Returns
     -------
@@ -528,31 +578,26 @@ def offender(positions, atoms, cause: Cause, reference=None) -> Offender | None:
     symbols = atoms.get_chemical_symbols()
     if cause in (Cause.MOVE, Cause.NOT_FINITE):
         moved = np.linalg.norm(ahead - last, axis=1)
-        i = int(moved.argmax())
+        i = where[0] if where else int(moved.argmax())
         return Offender((i,), f"{symbols[i]} atom, last move", float(moved[i]), np.nan)
     if cause == Cause.BOND:
         pairs, usual = structure.reference_bonds(
             atoms, atoms.positions[None] if reference is None else reference
         )
-        k = int(np.abs(structure.bond_lengths(ahead[None], pairs)[0] - usual).argmax())
-        i, j = map(int, pairs[k])
-        now = _distances(last, atoms)
+        i, j = where or worst_bond(ahead, pairs, usual)
+        usual = usual[(np.sort(pairs) == sorted((i, j))).all(1)]
+        now = distances(last, atoms)
         name = f"{symbols[i]}-{symbols[j]} bond{_transfer(now, symbols, (i, j))}"
-        return Offender((i, j), name, float(now[i, j]), usual[k])
+        return Offender((i, j), name, float(now[i, j]), float(usual.mean()) if len(usual) else np.nan)
     if cause not in (Cause.CONTACT, Cause.CONTACT_OR_ESCAPE):
         return None
-    apart = _distances(ahead, atoms)
-    i, j = map(int, np.unravel_index(apart.argmin(), apart.shape))
-    lonely = int(apart.min(1).argmax())
-    now = _distances(last, atoms)
-    if (
-        cause == Cause.CONTACT_OR_ESCAPE
-        and apart.min(1)[lonely] / structure.MAXIMUM_DISTANCE > structure.MINIMUM_DISTANCE / apart[i, j]
-    ):
-        return Offender(
-            (lonely,), f"{symbols[lonely]} atom, to the nearest", float(now[lonely].min()), np.nan
-        )
-    return Offender((i, j), f"{symbols[i]}-{symbols[j]} contact", float(now[i, j]), np.nan)
+    found = where or stray_atoms(ahead, atoms, escape=cause == Cause.CONTACT_OR_ESCAPE)
+    now = distances(last, atoms)
+    if len(found) == 1:
+        (i,) = found
+        return Offender(found, f"{symbols[i]} atom, to the nearest", float(now[i].min()), np.nan)
+    i, j = found
+    return Offender(found, f"{symbols[i]}-{symbols[j]} contact", float(now[i, j]), np.nan)
 
 
 def _transfer(apart, symbols, pair):
@@ -566,21 +611,14 @@ def _transfer(apart, symbols, pair):
     return ""
 
 
-def _distances(positions, atoms):
-    """All distances by minimum image, shape ``(N, N)``, Å; infinite on the diagonal."""
-    vectors = (positions[:, None] - positions).reshape(-1, 3)
-    lengths = find_mic(vectors, atoms.cell, atoms.pbc)[1].reshape(len(positions), -1)
-    np.fill_diagonal(lengths, np.inf)
-    return lengths
-
-
 def offender_of(failure: Failure) -> Offender | None:
     """`offender` of a failure; also None if its dataset is not available."""
     frames = reference_frames(failure.record)
     if frames is None or len(frames[0]) != failure.positions.shape[1]:
         return None
     reference = np.stack([a.positions for a in frames]) if failure.row.cause == Cause.BOND else None
-    return offender(failure.positions, frames[0], failure.row.cause, reference)
+    where = {end.replica: end.where for end in failure.record.breaks}.get(failure.row.replica, ())
+    return offender(failure.positions, frames[0], failure.row.cause, reference, where=where)
 
 
 def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
@@ -609,8 +647,8 @@ def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
                 "Step": row.step,
                 "Time (fs)": round(row.time, 1),
                 "Reason": row.cause.words,
-                "Where": f"{found.name} {found.length:.2f} Å{usual}" if found else "not kept",
-                "Energy (σ)": _signed(failure.rise) if failure else "not kept",
+                "Where": f"{found.name} {found.length:.2f} Å{usual}" if found else _elsewhere(row.cause),
+                "Energy (σ)": _signed(failure.rise, failure.blur) if failure else "not kept",
                 "T over target (×)": f"{failure.warmth:.2f}"
                 if failure and np.isfinite(failure.warmth)
                 else "not kept",
@@ -620,8 +658,15 @@ def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*heads, "T over target (×)"])
 
 
-def _signed(value):
-    return f"{value:+.1f}" if np.isfinite(value) else "no value"
+def _elsewhere(cause):
+    return "everywhere" if cause in (Cause.HEATED, Cause.STRUCTURE) else "not kept"
+
+
+def _signed(value, blur):
+    """A value with its sign, and with its error where that is not far below the last digit."""
+    if not np.isfinite(value):
+        return "no value"
+    return f"{value:+.1f}" if blur < 0.05 else f"{value:+.1f} ± {blur:.1f}"
 
 
 # -- figures --------------------------------------------------------------------------------------------
@@ -768,8 +813,8 @@ def failure_grid(kept, *, most: int = 4) -> Figure:
 
 
 def _draw_energy(ax, failure):
-    curve = failure.record.curves["energy"][failure.row.replica]
-    before = curve[np.isfinite(curve)][: -len(failure.energy)]
+    place = list(failure.record.curves["broken"]).index(failure.row.replica)
+    before, _ = _course(failure.record, place, failure.row.replica)
     mean, spread = (before.mean(), before.std()) if len(before) > 1 else (failure.energy[0], 0.0)
     timestep = conditions(failure.record, failure.row.composition)[1]
     time = (np.arange(len(failure.energy)) + 1 - len(failure.energy)) * timestep

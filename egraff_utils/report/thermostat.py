@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from egraff_utils import cards, data, quantities, statistics
+from egraff_utils.breaks import Cause
+from egraff_utils.md import temperature as md_temperature
 from egraff_utils.report import catalogue, plots, survival
 from egraff_utils.report.beside import short_title
 from egraff_utils.report.comparison import order_datasets, order_models
@@ -72,25 +74,6 @@ def expected_temperature(time, *, target, kinetic, potential, friction):
     return target + ((kinetic + potential) / 2 - target) * decay
 
 
-def centred_noise_factor(masses) -> np.ndarray:
-    r"""Ratio to the target of the temperature that the as-coded noise imposes on each atom, shape ``(N,)``.
-
-    .. math:: f_i = \frac{N}{N - 1} \Big(1 - \frac{2}{N} + \frac{1}{N^2} \sum_j \frac{m_j}{m_i}\Big)
-
-    ASE's ``fixcm=True`` subtracts the mean *momentum* of the noise equally from every atom, so light atoms
-    receive the share of heavy ones, and it scales the rest. The stationary temperature over 3N - 3 degrees of
-    freedom is :math:`\sum_i f_i / (N - 1)` times the target, which is N / (N - 1) for equal masses.
-
-    Examples
-    --------
-    >>> centred_noise_factor(np.ones(4)).round(6)
-    array([1., 1., 1., 1.])
-    """
-    masses = np.asarray(masses, dtype=float)
-    n = len(masses)
-    return n / (n - 1) * (1 - 2 / n + masses.sum() / (n**2 * masses))
-
-
 def stationary_ratio(record) -> float:
     """Ratio of the stationary temperature of a rollout's thermostat to its target; 1 but for as-coded noise.
 
@@ -99,7 +82,7 @@ def stationary_ratio(record) -> float:
     scale = _scale_of(record)
     if record.parameters.get("protocol") != "as_coded" or scale is None:
         return 1.0
-    return float(centred_noise_factor(scale.masses).sum() / (len(scale.masses) - 1))
+    return float(md_temperature.stationary_ratio(scale.masses))
 
 
 def friction_rate(record) -> float:
@@ -283,7 +266,7 @@ def _replica_ratios(record):
     names = record.curves.get("composition", [""] * len(curve))
     targets = np.array([survival.conditions(record, str(name))[0] or np.nan for name in names])
     sound = np.ones(len(curve), bool)
-    sound[[end.replica for end in record.breaks]] = False
+    sound[[end.replica for end in record.breaks if end.cause != Cause.HEATED]] = False  # heat is the question
     start = start_temperatures(record, targets[0]) / targets[0]
     counts = {"broke": int((~sound).sum())}
     ratios = curve[sound] / targets[sound, None]
