@@ -31,6 +31,9 @@ class RolloutBudget:
     steps: int = 1000
     max_seconds: float | None = None
     """Time per rollout, s, counted as that of a training."""
+    version: int = 2
+    """What starts and stored curves mean, see ``VERSION`` of :mod:`egraff_utils.md.rollout`. Rollouts of
+    version 1 are read, but no longer run."""
     protocols: tuple[str, ...] = ("corrected",)
 
     def __post_init__(self):
@@ -141,6 +144,7 @@ class Campaign:
             "replicas": budget.replicas,
             "steps": budget.steps,
             "max_seconds": budget.max_seconds,
+            "version": budget.version,
         }
 
     def task_parameters(self, dataset, model, seed):

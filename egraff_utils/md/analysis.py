@@ -435,7 +435,7 @@ def _part_path(record, composition):
 
 
 def _drifts(record):
-    """Slope of the potential energy of every replica from the curves, scaled to the mean in the record, meV/atom/ps."""
+    """Slope of the potential energy of every replica, scaled to the mean in the record, meV/atom/ps."""
     time, energy = record.curves["time"], record.curves["energy"]
     drifts = np.array([_drift(time, values) for values in energy])
     stored, mean = record["energy_drift"], np.nanmean(drifts) if np.isfinite(drifts).any() else np.nan
@@ -478,7 +478,7 @@ def _late_mean(curve):
 
 
 def _drift(time, energy):
-    """Slope of the potential energy of a thermostatted run, meV/ps; time in fs, energy in eV, NaN after the end."""
+    """Slope of the potential energy, meV/ps; time in fs, energy in eV, NaN after the end."""
     sound = np.isfinite(energy)
     if sound.sum() < 10:
         return np.nan

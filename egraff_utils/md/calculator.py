@@ -26,7 +26,10 @@ def difference(atoms, first):
     if not np.array_equal(atoms.numbers, first.numbers):
         one, other = atoms.get_chemical_formula(), first.get_chemical_formula()
         return f"is {one}, not {other}" if one != other else f"has the atoms of {one} in another order, not"
-    features = {"cell": [a.cell.array for a in (atoms, first)], "periodicity": [a.pbc for a in (atoms, first)]}
+    features = {
+        "cell": [a.cell.array for a in (atoms, first)],
+        "periodicity": [a.pbc for a in (atoms, first)],
+    }
     features["masses"] = [a.get_masses() for a in (atoms, first)]
     for name, (own, other) in features.items():
         if not np.allclose(own, other, rtol=0, atol=1e-5):

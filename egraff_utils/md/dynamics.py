@@ -256,7 +256,7 @@ class _Run:
         return self.max_seconds is not None and self.elapsed > self.max_seconds
 
     def _faults(self):
-        """Verdicts on replicas that cannot continue, by replica; their last valid step is the previous one."""
+        """Last valid step, cause and atoms of the replicas that cannot continue, by replica."""
         results, last = self.atoms.calc.results, max(self.step - 1, 0)
         finite = np.isfinite(results["forces"]).all(1).reshape(len(self.active), -1)
         sound = np.isfinite(results["energies_of_replicas"]) & finite.all(1)
@@ -269,7 +269,7 @@ class _Run:
         return faults
 
     def _drop(self, faults):
-        """Remove replicas from the batch, given their last valid step, the cause and the atoms."""
+        """Remove replicas from the batch."""
         if not faults:
             return
         for replica, (stable, cause, atoms) in faults.items():

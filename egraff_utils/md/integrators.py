@@ -79,8 +79,8 @@ class ReplicaLangevin(Langevin):
         super().__init__(atoms, timestep, fixcm=False, **keywords)
         self.replicas, self.center_of_mass = replicas, center_of_mass
         self.escaped = np.full(replicas, -1)
-        """Atom of each replica that moved farther than :data:`~egraff_utils.breaks.FARTHEST_MOVE`, or -1; such
-        replicas are held."""
+        """Atom of each replica that moved farther than :data:`~egraff_utils.breaks.FARTHEST_MOVE`, or -1.
+        Such replicas are held."""
 
     def step(self, forces=None):
         """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""

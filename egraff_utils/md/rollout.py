@@ -148,9 +148,9 @@ def roll_out(config, *, force_field=None):
 def _rolled_out(config, card, force_field, digest):
     if config.version < VERSION:
         raise ValueError(
-            f"there is no record {config.key.path.name} of {config.kind} in campaign {config.campaign} with these "
-            f"parameters, and rollouts of version {config.version} are no longer run (their starts were too "
-            f"hot): remove the line `version: {config.version}` from the campaign or the notebook's parameters"
+            f"campaign {config.campaign} has no record {config.kind}/{config.key.path.name} with these "
+            f"parameters, and rollouts of version {config.version} are no longer run, being too hot. "
+            f"Remove the line `version: {config.version}` from the campaign or from the notebook's parameters"
         )
     torch.set_num_threads(config.threads)
     make_calculator = _calculators(config, card, force_field)
@@ -182,7 +182,7 @@ def parts(config):
 
 
 def _pooled(config, found):
-    """Record that pools the replicas of several compositions; a stored one is kept if its parts are the same."""
+    """Record that pools the replicas of several compositions, or the stored one of the same parts."""
     config = replace(config, dataset=cards.dataset(config.dataset).name)
     if config.version < VERSION and (record := records.find(config.key, config.parameters())):
         return record
@@ -303,9 +303,9 @@ def reference_of(card, *, split="test"):
     for index, atoms in enumerate(frames):
         if unlike := difference(atoms, frames[0]):
             raise ValueError(
-                f"{card.name}/{split}: frame {index + skipped} {unlike}, as frame {skipped} does; a rollout needs "
-                "frames of one composition, cell, periodicity and masses. Name a split for each in the card, "
-                f"with `subset_of: [{split}]`"
+                f"{card.name}/{split}: frame {index + skipped} {unlike}, as frame {skipped} does; a rollout "
+                "needs frames of one composition, cell, periodicity and masses. Name a split for each in the "
+                f"card, with `subset_of: [{split}]`"
             )
     return frames
 
@@ -344,9 +344,8 @@ def start_frames(config, total, *, ordered):
     ends = int(ordered and config.protocol != AS_CODED)
     inside, replicas = total - 2 * ends, config.replicas
     if inside < replicas:
-        raise ValueError(
-            f"{replicas} replicas need as many frames{' between two others' * ends}; {config.split} has {inside}"
-        )
+        where = " between two others" * ends
+        raise ValueError(f"{replicas} replicas need as many frames{where}; {config.split} has {inside}")
     if config.protocol == AS_CODED:
         return list(range(replicas))
     span = inside // 2 if ordered and inside // 2 >= replicas else inside

@@ -52,9 +52,9 @@ def heat_rule(new, temperatures, *, temperature, interval):
     new
         Positions of the frames that are judged, shape ``(T, N, 3)``.
     temperatures
-        Temperatures of all frames from the start to the last of these, shape ``(F,)``, K. The limit is that of
-        the start if it is hotter than ``temperature``: a perfect model keeps the heat that it is given for a
-        picosecond.
+        Temperatures of all frames from the start to the last of these, shape ``(F,)``, K. The limit is that
+        of the start if it is hotter than ``temperature``: a perfect model keeps for a picosecond the heat
+        that it is given.
     temperature, interval
         As in :func:`rule`.
     """

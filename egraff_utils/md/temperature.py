@@ -144,9 +144,10 @@ def centred_noise_factor(masses):
 
 
 def stationary_ratio(masses):
-    r"""Ratio to the target of the stationary temperature of the as-coded noise over 3N - 3 degrees of freedom.
+    r"""Ratio to the target of the stationary temperature of the as-coded noise.
 
-    It is :math:`\sum_i f_i / (N - 1)` with the :func:`centred_noise_factor`, N / (N - 1) for equal masses.
+    Over 3N - 3 degrees of freedom it is :math:`\sum_i f_i / (N - 1)` with the :func:`centred_noise_factor`,
+    which is N / (N - 1) for equal masses.
 
     >>> float(stationary_ratio(np.ones(4)).round(6))
     1.333333

@@ -148,9 +148,9 @@ def _rows(kind, record):
 def breaks_of(record) -> list[Break]:
     """Breaks of a rollout, one at most for each replica.
 
-    In version 1 a replica that heats was not taken as broken. Its break is found from the stored temperatures,
-    where the frames of the dataset are available and tell the number of atoms. Pooled records are left as they
-    are.
+    In version 1 a replica that heats was not taken as broken. Its break is found from the stored
+    temperatures, where the frames of the dataset are available and tell the number of atoms. Pooled records
+    are left as they are.
     """
     known = {end.replica: end for end in record.breaks}
     frames = reference_frames(record) if record.parameters.get("version", 1) == 1 else None
@@ -656,6 +656,25 @@ def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
         )
     heads = ["Setting", "Dataset", "Model", "Replica", "Step", "Time (fs)", "Reason", "Where", "Energy (σ)"]
     return pd.DataFrame(rows, columns=[*heads, "T over target (×)"])
+
+
+def downhill(kept) -> tuple[str, str]:
+    """How many replicas lost energy in their last frames, and which way that says they go, as texts.
+
+    The second is a claim only if a sign test rejects equal chances at 5 %.
+
+    Examples
+    --------
+    >>> downhill([])
+    ('0 of 0', 'goes downhill as often as uphill')
+    """
+    fell = sum(failure.energy[-1] < failure.energy[0] for failure in kept)
+    words = "goes downhill as often as uphill"
+    if kept and stats.binomtest(fell, len(kept)).pvalue < 0.05:
+        words = "usually goes uphill: it broke because it was hot"
+        if fell > len(kept) / 2:
+            words = "usually goes downhill: its surface has holes where it was given no data"
+    return f"{fell} of {len(kept)}", words
 
 
 def _elsewhere(cause):
