@@ -145,10 +145,10 @@ def _simulate(card):
     atoms.calc = calculator(card, atoms)
     rng = np.random.default_rng(plan["seed"])
     hottest = plan["stages"][0].get("temperature", card.temperature)
-    # These velocities are too hot by N / (N - 1), unlike those of md.temperature.draw_velocities. A change would
-    # give every generated dataset other frames and would not make them better: the discarded stages before the
-    # first split last 10 (EMT: 8 at the final temperature) relaxation times of the thermostat, which leaves
-    # exp(-10) of the excess energy, 0.002 K for ethanol (62 K at first), and the labels hold for any velocities.
+    # These velocities are too hot by N / (N - 1), unlike those of `md.temperature.draw_velocities`. This does
+    # no harm: the stages discarded before the first split last ten relaxation times of the thermostat or more
+    # (copper: sixteen), which leave exp(-10) of the excess, 0.003 K of 62 K for ethanol. Another draw would
+    # give every generated dataset other frames, and every record on them with it.
     MaxwellBoltzmannDistribution(atoms, temperature_K=hottest, rng=rng)
     Stationary(atoms)
     atoms.set_constraint(FixCom())

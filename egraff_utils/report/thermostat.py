@@ -140,6 +140,14 @@ def start_temperatures(record, target: float) -> np.ndarray:
     return potential_temperature(energies[:, 0], scale.energy, **given)
 
 
+def velocity_temperatures(record) -> np.ndarray:
+    """Temperature of the velocities at the start of every replica, shape ``(R,)``, K.
+
+    It is that in the record or, in version 1, the first one of the curve.
+    """
+    return np.asarray(record.curves.get("start_temperature", record.curves["temperature"][:, 0]), float)
+
+
 class Scale(NamedTuple):
     """Properties of a thermal sample of a dataset."""
 
@@ -276,12 +284,13 @@ def _replica_ratios(record):
     ratios, time = ratios[:, ends], time[ends]
     cut = equilibration(ratios.mean(0)).start
     given = {"target": stationary_ratio(record), "friction": friction_rate(record)}
+    first = velocity_temperatures(record)[sound] / targets[sound]
     expected = [
-        expected_temperature(time[cut:], kinetic=first, potential=warm, **given).mean()
-        for first, warm in zip(ratios[:, 0], start[sound], strict=True)
+        expected_temperature(time[cut:], kinetic=kinetic, potential=warm, **given).mean()
+        for kinetic, warm in zip(first, start[sound], strict=True)
     ]
     reached = ratios[:, cut:].mean(1)
-    energy = (ratios[:, 0] + start[sound]) / 2
+    energy = (first + start[sound]) / 2
     found = {"cut": float(time[cut]), "reached": reached, "expected": np.array(expected), "start": energy}
     return counts | found
 
@@ -505,7 +514,7 @@ def _draw_temperatures(ax, records, window):
     target, time = record.parameters["temperature"], record.curves["time"]
     given = {"target": target * stationary_ratio(record), "friction": friction_rate(record)}
     given["potential"] = start_temperatures(record, target).mean()
-    kinetic = float(np.nanmean(record.curves["temperature"][:, 0]))
+    kinetic = float(np.nanmean(velocity_temperatures(record)))
     ax.plot(time, expected_temperature(time, kinetic=kinetic, **given), color="black", linewidth=1.6)
     ax.axhline(target, color="black", linestyle="--", linewidth=1)
 
