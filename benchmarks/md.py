@@ -186,7 +186,7 @@ def _fresh(model, preset, atoms):
 
 def _start(frame, temperature, seed):
     """Atoms of a frame with thermal momenta, in the orientation of the cell that TorchMD-Net requires."""
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+    from egraff_utils.md.temperature import draw_velocities
 
     atoms = frame.copy()
     atoms.info = {"charge": 0}
@@ -194,9 +194,7 @@ def _start(frame, temperature, seed):
         cell, _ = atoms.cell.standard_form()
         atoms.set_cell(cell.array.astype(np.float32), scale_atoms=True)
     atoms.positions = atoms.positions.astype(np.float32)  # upstream packages round positions and cell too
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(seed))
-    Stationary(atoms)
-    return atoms
+    return draw_velocities(atoms, temperature, np.random.default_rng(seed))
 
 
 class Ours:
@@ -206,7 +204,7 @@ class Ours:
         from ase import units
 
         from egraff_utils.md.calculator import ForceFieldCalculator, join_replicas
-        from egraff_utils.md.dynamics import Noise, ReplicaLangevin
+        from egraff_utils.md.integrators import Noise, ReplicaLangevin
 
         count = len(scene.starts)
         self.atoms, self.limit = join_replicas(scene.starts), 10 * scene.temperature

@@ -139,12 +139,9 @@ def arithmetic(tf32):
 
 def _start(frame, temperature, run):
     """A frame with thermal velocities and its centre of mass at rest."""
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+    from egraff_utils.md.temperature import draw_velocities
 
-    start = frame.copy()
-    MaxwellBoltzmannDistribution(start, temperature_K=temperature, rng=np.random.default_rng(run))
-    Stationary(start)
-    return start
+    return draw_velocities(frame.copy(), temperature, np.random.default_rng(run))
 
 
 def _forces(force_field, frames):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from egraff_utils.structure import BOND_TOLERANCE, MINIMUM_DISTANCE, RDF_TOLERANCE
 
@@ -18,6 +19,7 @@ class Cause(StrEnum):
     CONTACT = "contact"
     CONTACT_OR_ESCAPE = "contact_or_escape"
     STRUCTURE = "structure"
+    HEATED = "heated"
     MOVE = "move"
     NOT_FINITE = "not_finite"
 
@@ -33,9 +35,20 @@ class Cause(StrEnum):
             Cause.CONTACT: f"two atoms came closer than {MINIMUM_DISTANCE} Å",
             Cause.CONTACT_OR_ESCAPE: "an atom came too close to another or left the molecule",
             Cause.STRUCTURE: f"the radial distribution left the reference's by more than {RDF_TOLERANCE} Å",
+            Cause.HEATED: "it became hotter than the reference ever is",
             Cause.MOVE: f"an atom moved more than {FARTHEST_MOVE} Å in a step",
             Cause.NOT_FINITE: "energy or forces not finite",
         }[self]
+
+
+class Verdict(NamedTuple):
+    """What a stability rule says about a replica that broke."""
+
+    frame: int
+    """First frame that counts as broken, among those that were judged."""
+    cause: Cause
+    atoms: tuple = ()
+    """Indices of the one or two atoms at which it broke; empty if it concerns all."""
 
 
 @dataclass
@@ -50,9 +63,12 @@ class Break:
     """Time of that step, fs."""
     cause: Cause
     """Which rule the next step broke."""
+    where: tuple = ()
+    """Indices of the one or two atoms at which it broke; empty if it concerns all, or was not recorded."""
 
     def __post_init__(self):
         self.cause = Cause(self.cause)
+        self.where = tuple(map(int, self.where))
 
     def __str__(self):
         return f"replica {self.replica} after {self.step} steps ({self.cause.words})"

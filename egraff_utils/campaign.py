@@ -43,6 +43,9 @@ class RolloutBudget:
     """MD steps of each."""
     max_seconds: Positive | None = None
     """Time per rollout, s, counted as that of a training."""
+    version: AtLeastOne = 2
+    """What starts and stored curves mean, see ``VERSION`` of :mod:`egraff_utils.md.rollout`. Rollouts of
+    version 1 are read, but no longer run."""
     protocols: tuple[Literal["corrected", "as_coded"], ...] = ("corrected",)
     """How they are run, see :mod:`egraff_utils.md.rollout`."""
 
@@ -164,6 +167,7 @@ class Campaign:
             "replicas": budget.replicas,
             "steps": budget.steps,
             "max_seconds": budget.max_seconds,
+            "version": budget.version,
         }
 
     def task_parameters(self, dataset, model, seed):

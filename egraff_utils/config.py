@@ -109,6 +109,23 @@ class Config:
         """:class:`Key` of the record."""
         return Key(str(self.kind), self.campaign, self.card.name, self.model, self.seed)
 
+    def require_positive(self, *names: str, whole: bool = False) -> None:
+        """Reject fields that are not positive, or not whole numbers; ``None`` is a field that is not set.
+
+        Raises
+        ------
+        ValueError
+            The message names the field and its value.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+            if whole and int(value) != value:
+                raise ValueError(f"{name} must be a whole number, not {value}")
+
     def parameters(self) -> dict:
         """What determines the result, as stored in the record."""
         found = asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass

@@ -166,7 +166,8 @@ QUANTITIES = (
              average="run", interval=""),
     Quantity("stable_fraction", "1", "Stable fraction", digits=2, lower_is_better=False, leaderboard=True,
              average="run", interval="fraction"),
-    Quantity("energy_drift", "meV/atom/ps", "Energy drift", lower_is_better=None, average="run"),
+    Quantity("energy_drift", "meV/atom/ps", "Slope of the potential energy", lower_is_better=None,
+             average="run"),
     Quantity("reference_contiguous", "1", "Reference contiguous in time", lower_is_better=None),
     # a model on frames of its own simulations
     Quantity("oracle_force_mae", "meV/Å", "Force MAE on the model's own frames", group="accuracy"),

@@ -26,6 +26,9 @@ from egraff_utils.provenance import clock, digest, plain, provenance  # noqa: F4
 from egraff_utils.quantities import Metric, interval_text, shown
 
 SIGNIFICANT_BITS = 12
+EXACT_STEP = 2.0**-20
+"""Step to which energies and positions are rounded in curves, eV or Å: 1e-6, far below the error of any
+model."""
 SCHEMA = 1
 STATUSES = ("complete", "unstable", "failed")
 NOTES = "EGRAFF_USED_RECORDS"
@@ -245,28 +248,40 @@ def write(record, curves=None):
 def rounded(name, values):
     """Values rounded to their meaningful digits, as they are stored in curves.
 
-    Arrays over replicas (two or more dimensions) keep twelve significant bits, a relative error of 1e-4.
-    Energies, which have a large offset, keep twelve bits of their range. The remaining bits are noise, which
-    does not compress.
+    Arrays over replicas (two or more dimensions) keep twelve significant bits, a relative error of 1e-4. The
+    remaining bits are noise, which does not compress. Energies and the last frames of a broken replica, whose
+    differences matter, keep steps of 1e-6 whatever their size. In rollouts of version 1, energies have twelve
+    bits of their range and last energies and positions twelve bits of their size (:func:`resolution`).
 
     Examples
     --------
     >>> rounded("fv", np.array([[0.123456789, 1234.56789]]))
     array([[1.234436e-01, 1.234500e+03]], dtype=float32)
-    >>> rounded("energy", np.array([[-17660.123456, -17660.0]]))
-    array([[-17660.1234436, -17660.       ]])
+    >>> rounded("energy", np.array([[-17660.12345678, -17660.0]]))
+    array([[-17660.12345695, -17660.        ]])
     """
     if values.ndim < 2 or values.dtype.kind != "f":
         return values
-    if name.startswith("energy"):
-        finite = values[np.isfinite(values)]
-        if not finite.size or np.ptp(finite) == 0:
-            return values
-        step = 2.0 ** (np.ceil(np.log2(np.ptp(finite))) - SIGNIFICANT_BITS)
-        return np.round(values / step) * step
+    if name.startswith(("energy", "last_")):
+        return np.round(values.astype(float) / EXACT_STEP) * EXACT_STEP
     mantissa, exponent = np.frexp(values)
     kept = np.round(np.ldexp(mantissa, SIGNIFICANT_BITS))
     return np.ldexp(kept, exponent - SIGNIFICANT_BITS).astype(np.float32)
+
+
+def resolution(record):
+    """Step of the stored energies of a rollout, eV, see :func:`rounded`.
+
+    >>> old = Record("rollout", "demo", "ethanol", "mace", 0)
+    >>> old.__dict__["curves"] = {"energy": np.array([[-4210.0, -4206.5]])}
+    >>> float(resolution(old) * 2**12)
+    4.0
+    """
+    if record.parameters.get("version", 1) > 1:
+        return EXACT_STEP
+    energy = record.curves["energy"]
+    reach = np.ptp(energy[np.isfinite(energy)])
+    return 2.0 ** (np.ceil(np.log2(reach)) - SIGNIFICANT_BITS) if reach else EXACT_STEP
 
 
 def load(path):

@@ -142,6 +142,10 @@ def _simulate(card):
     atoms.calc = calculator(card, atoms)
     rng = np.random.default_rng(plan["seed"])
     hottest = plan["stages"][0].get("temperature", card.temperature)
+    # These velocities are too hot by N / (N - 1), unlike those of `md.temperature.draw_velocities`. This does
+    # no harm: the stages discarded before the first split last ten relaxation times of the thermostat or more
+    # (copper: sixteen), which leave exp(-10) of the excess, 0.003 K of 62 K for ethanol. Another draw would
+    # give every generated dataset other frames, and every record on them with it.
     MaxwellBoltzmannDistribution(atoms, temperature_K=hottest, rng=rng)
     Stationary(atoms)
     atoms.set_constraint(FixCom())

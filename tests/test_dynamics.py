@@ -6,19 +6,13 @@ from ase import units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
 
-from egraff_utils.breaks import Cause
+from egraff_utils.breaks import Cause, Verdict
 from egraff_utils.md.calculator import ReplicaCalculator
-from egraff_utils.md.dynamics import (
-    Newtonian,
-    Noise,
-    ReplicaLangevin,
-    Thermostat,
-    kinetic_temperature,
-    simulate,
-)
+from egraff_utils.md.dynamics import Newtonian, Thermostat, simulate
+from egraff_utils.md.integrators import Noise, ReplicaLangevin
+from egraff_utils.md.temperature import draw_velocities, kinetic_temperature
 
 THERMOSTAT = Thermostat(temperature=600, timestep=2.0)
 
@@ -32,9 +26,7 @@ def starts(replicas=2, temperature=600):
     for replica in range(replicas):
         atoms = bulk("Cu", cubic=True)
         atoms.rattle(0.05, seed=replica)
-        MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(replica))
-        Stationary(atoms)
-        systems.append(atoms)
+        systems.append(draw_velocities(atoms, temperature, np.random.default_rng(replica)))
     return systems
 
 
@@ -128,6 +120,7 @@ def test_a_broken_replica_leaves_and_the_other_goes_on(value, cause):
     Failing.calls = 0
     run = simulate(starts(), lambda n: Failing(n, value, after=10), thermostat=THERMOSTAT, steps=30)
     assert run.causes == [cause, ""]
+    assert run.where.tolist() == [[0, 1] if cause == Cause.NOT_FINITE else [run.where[0, 0], -1], [-1, -1]]
     assert 8 <= run.stable_step[0] <= 12
     assert run.stable_step[1] == 30
     assert np.isnan(run.energy[0, run.frames(0) :]).all()
@@ -145,12 +138,15 @@ def test_a_rule_ends_the_run_when_no_replica_is_left():
         steps=200,
         checkpoint_every=10,
         record_every=2,
-        rule=lambda x: None if np.abs(x[0] - begin).max((1, 2)).min() < 1e-5 else (3, Cause.BOND),
+        rule=lambda x, t: (
+            None if np.abs(x[0] - begin).max((1, 2)).min() < 1e-5 else Verdict(3, Cause.BOND, (0, 1))
+        ),
     )
     assert run.step == 20
     assert run.stable_step.tolist() == [16, 16]
     assert run.frames(0) == 9
     assert run.causes == [Cause.BOND, Cause.BOND]
+    assert [end.where for end in run.breaks(2.0)] == [(0, 1), (0, 1)]
 
 
 def test_time_limit_ends_the_run_early():
@@ -184,3 +180,24 @@ def test_a_constant_friction_slows_a_free_atom():
     run = simulate([atom], emt, thermostat=friction, steps=n)
     decay = ((1 - zeta * h / 2) / (1 + zeta * h / 2)) ** (2 * n)
     assert run.temperature[0, -1] / run.temperature[0, 0] == pytest.approx(decay, rel=1e-6)
+
+
+def test_heavy_atoms_move_less():
+    def first_move(factor):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.05, seed=0)
+        atoms.set_masses(factor * atoms.get_masses())
+        run = simulate([atoms], emt, thermostat=Newtonian(2.0), steps=1)
+        return run.positions[0, 1] - run.positions[0, 0]
+
+    assert first_move(1.0) == pytest.approx(4 * first_move(4.0), abs=1e-6)
+
+
+def test_replicas_of_another_cell_or_masses_are_refused():
+    systems = starts(3)
+    systems[2].set_masses([65.0] * 4)
+    with pytest.raises(ValueError, match=r"replica 2 has the masses \[65.* as replica 0 does"):
+        simulate(systems, emt, thermostat=THERMOSTAT, steps=1)
+    systems[1].cell *= 1.01
+    with pytest.raises(ValueError, match="replica 1 has the cell"):
+        simulate(systems, emt, thermostat=THERMOSTAT, steps=1)

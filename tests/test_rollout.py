@@ -1,5 +1,6 @@
 """Rollouts: what the protocols start from, what they are compared with, and what the record says."""
 
+import dataclasses
 import json
 
 import ase.io
@@ -7,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase import units
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from test_calculator import SoftSpheres
 
-from egraff_utils import cards, models, records
-from egraff_utils.md import rollout
-from egraff_utils.md.dynamics import kinetic_temperature
+from egraff_utils import campaign as campaigns
+from egraff_utils import cards, data, models, records
+from egraff_utils.md import rollout, stability
 from egraff_utils.md.rollout import RolloutConfig, match_frames, roll_out, start_frames
+from egraff_utils.md.temperature import kinetic_temperature
+from egraff_utils.running import batch
 
 STORED = 2.0**-12
 """Relative precision of the curves of a record."""
@@ -91,7 +95,8 @@ def config(dataset, model="own", **changes):
     return RolloutConfig(model, dataset, campaign="test", **options | changes)
 
 
-def test_the_oracle_agrees_with_itself(copper):
+def test_the_oracle_agrees_with_itself(copper, monkeypatch):
+    monkeypatch.setattr(rollout, "OWN_NOISE", 0)
     record = roll_out(config(copper, "reference"))
     assert record.status == "complete"
     for name in ("ev", "ev_root", "fv"):
@@ -99,6 +104,14 @@ def test_the_oracle_agrees_with_itself(copper):
     assert np.allclose(record.curves["rdf"].mean(0), record.curves["rdf_reference"], rtol=STORED, atol=1e-5)
     assert record["reference_contiguous"] == 1
     assert record["oracle_force_mae"] < 0.1
+
+
+def test_a_perfect_model_has_noise_of_its_own(copper):
+    record = roll_out(config(copper, "reference"))
+    assert record.curves["fv"][:, 0] == pytest.approx(0, abs=1e-6)
+    assert (record.curves["fv"][:, 1:] > 0).all()
+    assert 0 < record["fv"] < 0.3  # the paths part slowly
+    assert roll_out(config(copper, "reference")).provenance == record.provenance
 
 
 def test_corrected_starts_hot_and_as_coded_starts_cold(copper):
@@ -204,9 +217,11 @@ def test_a_bond_that_the_training_frames_break_may_break():
     still, far = (np.array([[[0, 0, 0], [0, 0, z]]]) for z in (1.1, 1.9))
     none = np.zeros((0, 2, 3))
     for training, verdict in ((none, 0), (still, 0), (np.concatenate([still, far]), None)):
-        rule = rollout._bond_rule(atoms, still, training)
+        rule = stability.bond_rule(atoms, still, training)
         assert rule(still) is None
-        assert (rule(far) or [None])[0] == verdict
+        found = rule(far)
+        assert (found and found.frame) == verdict
+        assert found is None or found.atoms == (0, 1)
 
 
 def test_thermal_starts_have_the_temperature_and_no_momentum(nitrogen):
@@ -247,7 +262,10 @@ def _labelled(atoms):
 
 def test_starts_and_matching_frames():
     assert start_frames(config("x", replicas=3), 90, ordered=False) == [0, 30, 60]
-    assert start_frames(config("x", replicas=3), 90, ordered=True) == [0, 15, 30]
+    assert start_frames(config("x", replicas=3), 90, ordered=True) == [1, 15, 30]
+    assert start_frames(config("x", replicas=3), 5, ordered=True) == [1, 2, 3]  # never the first or the last
+    with pytest.raises(ValueError, match="3 replicas need as many frames between two others; test has 2"):
+        start_frames(config("x", replicas=3), 4, ordered=True)
     assert start_frames(config("x", replicas=3, protocol="as_coded"), 90, ordered=True) == [0, 1, 2]
     index = match_frames([0], np.arange(0, 31), 0.12, interval=1.2, total=100)
     assert np.flatnonzero(index[0] >= 0).tolist() == [0, 10, 20, 30]
@@ -329,3 +347,123 @@ def test_another_dataset_may_give_the_starts(mixture, nitrogen):
     assert (record.kind, record.dataset) == ("rollout_n2_test", "mixture_test")
     assert record.parameters["timestep"] == cards.dataset(nitrogen).timestep
     assert roll_out(config, force_field=force_field).provenance == record.provenance
+
+
+PAGES = batch.pages()["pages"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("rollout/")])
+def test_pages_find_the_committed_rollouts_of_all_models(page, monkeypatch):
+    monkeypatch.delenv("EGRAFF_RESULTS")
+    settings = PAGES[page]
+    campaign = campaigns.load(settings.get("campaign", batch.pages()["reference"]))
+    fields = {field.name for field in dataclasses.fields(RolloutConfig)}
+    for model in campaign.models:
+        values = batch.page_parameters(page, settings | {"model": model}, campaign)
+        given = {name: value for name, value in values.items() if name in fields}
+        asked = RolloutConfig(dataset=page.split("/")[1], **given)
+        card = cards.dataset(asked.dataset)
+        for part in {asked, *rollout.parts(asked)}:
+            part = part if len(card.parts(part.split)) > 1 else rollout._settled(part, card)
+            assert records.find(part.key, part.parameters()) is not None, (page, model)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -300.0},
+        {"temperature": float("nan")},
+        {"timestep": 0.0},
+        {"friction": -1e-3},
+        {"max_seconds": 0},
+        {"replicas": 0},
+        {"record_every": 0},
+        {"steps": 2.5},
+        {"skin": -1.0},
+        {"version": 3},
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} must"):
+        config("any", **wrong)
+
+
+def test_version_1_is_read_but_never_run(copper, monkeypatch):
+    old = config(copper, "reference", version=1)
+    assert "version" not in old.parameters()
+    with pytest.raises(ValueError, match="no longer run.*Remove the line `version: 1`"):
+        roll_out(old)
+    settled = rollout._settled(old, cards.dataset(copper))
+    records.write(records.Record(*settled.key, settled.parameters(), message="kept"))
+    assert roll_out(old).message == "kept"
+    assert roll_out(config(copper, "reference", steps=2)).parameters["version"] == rollout.VERSION
+    assert roll_out(old).message == "kept"  # it was put aside, not overwritten
+
+
+def _frames(folder, name, change):
+    """Card of a dataset whose fifth frame was changed."""
+    frames = [molecule("H2O", cell=[10, 10, 10], pbc=True) for _ in range(8)]
+    change(frames[4])
+    for atoms in frames:
+        atoms.calc = EMT()
+        atoms.get_forces()
+    ase.io.write(folder / f"{name}.xyz", frames, format="extxyz")
+    split = {"train": {"source": "all"}, "val": {"source": "all"}, "test": {"source": "all"}}
+    mapping = {"name": name, "system": "bulk", "elements": [1, 8], "temperature": 300, "timestep": 1.0}
+    return _card(folder, mapping | {"reader": "extxyz", "files": {"all": f"{name}.xyz"}, "splits": split})
+
+
+def test_frames_of_another_cell_are_refused_before_the_first_step(folder):
+    dataset = _frames(folder, "cells_test", lambda atoms: atoms.set_cell([11, 10, 10]))
+    message = (
+        r"cells_test/test: frame 4 has the cell \[\[11.*, as frame 0 does; a rollout needs frames of one"
+    )
+    with pytest.raises(ValueError, match=message):
+        roll_out(config(dataset), force_field=SoftSpheres([1, 8]))
+
+
+def test_masses_of_the_frames_reach_the_dynamics(copper, monkeypatch):
+    """As of heavy water, whose atoms would move and be heated like those of light water."""
+    frames = data.load(copper, "test")
+    for atoms in frames:
+        atoms.set_masses(4 * atoms.get_masses())
+    card, settled = cards.dataset(copper), rollout._settled(config(copper), cards.dataset(copper))
+    light = rollout._scene(settled, card)
+    monkeypatch.setattr(rollout, "reference_of", lambda *_, **__: frames)
+    heavy = rollout._scene(settled, card)
+    assert heavy.starts[1].get_masses() == pytest.approx(4 * light.starts[1].get_masses())
+    assert heavy.digest != light.digest
+
+
+def test_a_replica_that_heats_is_not_stable(copper):
+    """Forces that grow along the motion pump energy into the atoms, and no bond of a crystal tells."""
+
+    class Pump(SoftSpheres):
+        last = None
+
+        def forward(self, graph):
+            energy, forces = super().forward(graph)
+            if Pump.last is not None and len(Pump.last) == len(graph.positions):
+                forces = forces + 3.0 * (graph.positions - Pump.last).to(forces)
+            Pump.last = graph.positions.clone()
+            return energy, forces
+
+    record = roll_out(config(copper, steps=120), force_field=Pump([29]))
+    assert record.status == "unstable"
+    assert {end.cause for end in record.breaks} <= {"heated", "move", "contact", "structure"}
+    assert "heated" in {end.cause for end in record.breaks}
+    assert record["stable_fraction"] < 1
+
+
+def test_the_record_keeps_energies_and_the_temperature_of_the_start(copper):
+    record = roll_out(config(copper, steps=10), force_field=SoftSpheres([29]))
+    scene = rollout._scene(
+        rollout._settled(config(copper, steps=10), cards.dataset(copper)), cards.dataset(copper)
+    )
+    own = [atoms.get_kinetic_energy() / (0.5 * units.kB * (3 * len(atoms) - 3)) for atoms in scene.starts]
+    assert record.curves["start_temperature"] == pytest.approx(own)
+    exact = [atoms.get_potential_energy() for atoms in (data.load(copper, "test")[i] for i in scene.first)]
+    assert record.curves["energy_reference"][:, 0] == pytest.approx(exact, abs=1e-6)
+    assert records.resolution(record) < 1e-6

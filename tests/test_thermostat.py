@@ -12,8 +12,11 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 
 from egraff_utils.breaks import Break
+from egraff_utils.md import temperature
 from egraff_utils.md.calculator import join_replicas
-from egraff_utils.md.dynamics import Noise, Thermostat, kinetic_temperature
+from egraff_utils.md.dynamics import Thermostat
+from egraff_utils.md.integrators import Noise
+from egraff_utils.md.temperature import kinetic_temperature
 from egraff_utils.records import COLUMNS, Metric, Record
 from egraff_utils.report import relaxation, thermostat, thermostat_figures
 
@@ -91,7 +94,7 @@ def test_centred_noise_heats_light_atoms(protocol):
         integrator.step()
         momenta = atoms.get_momenta().reshape(replicas, 9, 3)
         found.append(kinetic_temperature(momenta, molecule.get_masses()).mean())
-    factor = relaxation.centred_noise_factor(molecule.get_masses())
+    factor = temperature.centred_noise_factor(molecule.get_masses())
     expected = factor.sum() / 8 if protocol == "ase" else 1.0
     assert np.mean(found[120:]) / 500 == pytest.approx(expected, abs=0.03)
     assert factor[-1] > 1.5 > 1 > factor[0]

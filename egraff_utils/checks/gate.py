@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from ase import units
 from ase.geometry import wrap_positions
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from scipy.spatial.transform import Rotation
 
 from egraff_utils import cards, data, models, records, weights
@@ -28,6 +27,7 @@ from egraff_utils.config import Config
 from egraff_utils.graph import SkinList, build_graph
 from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator
 from egraff_utils.md.dynamics import Thermostat, simulate
+from egraff_utils.md.temperature import degrees_of_freedom, draw_velocities
 from egraff_utils.records import Metric
 from egraff_utils.statistics import replica_interval
 from egraff_utils.units import EV_TO_MEV
@@ -704,9 +704,7 @@ def _start(atoms, temperature, seed, run):
     start = atoms.copy()
     start.calc = None
     rng = np.random.default_rng([seed, run, 2])
-    MaxwellBoltzmannDistribution(start, temperature_K=temperature, rng=rng)
-    Stationary(start)
-    return start
+    return draw_velocities(start, temperature, rng)
 
 
 def nve(starts, calculators, *, timestep, steps):
@@ -729,7 +727,7 @@ def nve(starts, calculators, *, timestep, steps):
 
 def total_energy(trajectory, atoms):
     """Kinetic plus potential energy along a trajectory, shape ``(R, T)``, eV."""
-    freedom = max(3 * len(atoms) - 3, 3)
+    freedom = degrees_of_freedom(len(atoms))
     return trajectory.energy + 0.5 * freedom * units.kB * trajectory.temperature
 
 

@@ -230,7 +230,8 @@ def check_reference(frames, interval):
     Returns
     -------
     dict
-        ``temperature`` over 3N degrees of freedom from finite-difference velocities, K; ``friction`` (root
+        ``temperature`` over 3N degrees of freedom, as the thermostat of MD17 counts
+        them, from finite-difference velocities, K; ``friction`` (root
         mean square, 1/fs); ``residual`` and ``residual_friction``: what Newton's equation leaves unexplained
         without and with the friction, as a fraction of the forces (median over frames); ``step_error`` and
         ``step_error_friction``: root mean square difference between one step of velocity Verlet, from the

@@ -338,7 +338,9 @@ def pool(parts):
     curves = {"time": time}
     for name in ("ev_root", "fv", "rmsd", "temperature"):
         curves[name] = np.concatenate([_pad(c[name], len(time)) for c in found])
-    curves["stable_step"] = np.concatenate([c["stable_step"] for c in found])
+    for name in ("stable_step", "start_temperature"):
+        if all(name in c for c in found):
+            curves[name] = np.concatenate([c[name] for c in found])
     replicas = [len(c["stable_step"]) for c in found]
     curves["composition"] = np.repeat(list(parts), replicas)
     each = [block_values(c) for c in found]
@@ -448,7 +450,7 @@ def _part_path(record, composition):
 
 
 def _drifts(record):
-    """Energy drift of every replica from the curves, scaled to the mean in the record, meV/atom/ps."""
+    """Slope of the potential energy of every replica, scaled to the mean in the record, meV/atom/ps."""
     time, energy = record.curves["time"], record.curves["energy"]
     drifts = np.array([_drift(time, values) for values in energy])
     stored, mean = record["energy_drift"], np.nanmean(drifts) if np.isfinite(drifts).any() else np.nan

@@ -16,21 +16,43 @@ from egraff_utils.graph import SkinList
 from egraff_utils.models import ForceField
 
 
+def difference(atoms: ase.Atoms, first: ase.Atoms) -> str:
+    """What of a structure is not that of another, in words; empty if both are copies of one system.
+
+    Positions and momenta may differ, but not elements and their order, cell, periodicity and masses.
+
+    Examples
+    --------
+    >>> water, heavy = ase.Atoms("OH2"), ase.Atoms("OH2", masses=[16, 2, 2])
+    >>> difference(heavy, water)
+    'has the masses [16.  2.  2.], not [15.999  1.008  1.008]'
+    """
+    if not np.array_equal(atoms.numbers, first.numbers):
+        one, other = atoms.get_chemical_formula(), first.get_chemical_formula()
+        return f"is {one}, not {other}" if one != other else f"has the atoms of {one} in another order, not"
+    features = {
+        "cell": [a.cell.array for a in (atoms, first)],
+        "periodicity": [a.pbc for a in (atoms, first)],
+    }
+    features["masses"] = [a.get_masses() for a in (atoms, first)]
+    for name, (own, other) in features.items():
+        if not np.allclose(own, other, rtol=0, atol=1e-5):
+            return f"has the {name} {own.round(5)}, not {other.round(5)}".replace("\n", "")
+    return ""
+
+
 def join_replicas(replicas: Sequence[ase.Atoms]) -> ase.Atoms:
-    """One ``ase.Atoms`` of R*N atoms that joins R structures of N atoms; it has the cell of the first.
+    """One ``ase.Atoms`` of R*N atoms that joins R structures of N atoms.
 
     Raises
     ------
     ValueError
-        If the replicas are not copies of one system.
+        If the replicas are not copies of one system (:func:`difference`).
     """
     first = replicas[0]
     for index, atoms in enumerate(replicas):
-        if not np.array_equal(atoms.numbers, first.numbers):
-            raise ValueError(
-                f"replica {index} is {atoms.get_chemical_formula()}, "
-                f"not {first.get_chemical_formula()} in the order of replica 0"
-            )
+        if unlike := difference(atoms, first):
+            raise ValueError(f"replica {index} {unlike}, as replica 0 does")
     joined = ase.Atoms(
         numbers=np.concatenate([a.numbers for a in replicas]),
         positions=np.concatenate([a.positions for a in replicas]),

@@ -1,212 +1,24 @@
 """How do replicas move? As copies in one batch, with or without a thermostat, each until it breaks.
 
-Every replica has its own noise and its own centre of mass, so a replica in a batch follows the same
-trajectory as the replica alone. A run that was killed continues from its last checkpoint. Symbols: R
-replicas, T recorded frames, N atoms of one replica.
+A run that was killed continues from its last checkpoint. Symbols: R replicas, T recorded frames, N atoms of
+one replica.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from ase import units
-from ase.md.langevin import Langevin
-from ase.md.verlet import VelocityVerlet
 from tqdm.auto import tqdm
 
 from egraff_utils import paths
-from egraff_utils.breaks import FARTHEST_MOVE, Break, Cause
+from egraff_utils.breaks import Break, Cause
 from egraff_utils.md.calculator import join_replicas
+from egraff_utils.md.integrators import Noise, ReplicaLangevin, ReplicaVerlet
+from egraff_utils.md.temperature import kinetic_temperature, species_temperatures
 
 PER_FRAME = ("positions", "forces", "energy", "temperature", "temperature_species")
 """Names of the arrays of a :class:`Trajectory` that have an entry for every frame."""
-
-
-class Noise:
-    """Standard normal numbers for R replicas, each from its own generator.
-
-    It replaces the random number generator that ASE expects. The numbers of a replica depend only on the seed
-    and on its index, not on the other replicas or on the model.
-
-    Examples
-    --------
-    >>> both, alone = Noise(0, [0, 1]), Noise(0, [1])
-    >>> bool((both.standard_normal((4, 3))[2:] == alone.standard_normal((2, 3))).all())
-    True
-    """
-
-    def __init__(self, seed, replicas):
-        self.generators = {int(r): np.random.default_rng([seed, int(r), 1]) for r in replicas}
-
-    def standard_normal(self, size):
-        """Array of shape ``(R*N, 3)``."""
-        atoms = size[0] // len(self.generators)
-        return np.concatenate([g.standard_normal((atoms, 3)) for g in self.generators.values()])
-
-    def keep(self, replicas):
-        """Discard the generators of all replicas but these."""
-        self.generators = {r: self.generators[r] for r in replicas}
-
-    @property
-    def state(self):
-        """State of all generators as JSON, which can also be set."""
-        return json.dumps({r: g.bit_generator.state for r, g in self.generators.items()})
-
-    @state.setter
-    def state(self, text):
-        states = json.loads(text)
-        self.keep([int(r) for r in states])
-        for replica, generator in self.generators.items():
-            generator.bit_generator.state = states[str(replica)]
-
-
-class ReplicaLangevin(Langevin):
-    r"""ASE's Langevin integrator for replicas, each with its own centre of mass.
-
-    As in ASE, the scheme is Eq. 23 of Vanden-Eijnden and Ciccotti (Chem. Phys. Lett. 429, 310, 2006). ASE
-    subtracts the noise of the centre of mass over all atoms, which would couple the replicas; here it is
-    subtracted for each replica separately.
-
-    Parameters
-    ----------
-    atoms
-        R*N atoms, see :func:`~egraff_utils.md.calculator.join_replicas`.
-    timestep
-        Timestep, ASE time units.
-    replicas
-        Number of replicas, R.
-    center_of_mass
-        With ``"ase"``, as with ASE's ``fixcm=True`` for a single system, the noise of the positions is
-        centred without masses and all noise is scaled by :math:`\sqrt{N/(N-1)}`. With ``"exact"``, the noise
-        is projected onto the motions that leave the centre of mass at rest, which samples the canonical
-        ensemble of the other 3N - 3 degrees of freedom.
-    temperature_K, friction, rng
-        Arguments of ASE: temperature, K; friction, inverse ASE time units; :class:`Noise`.
-    """
-
-    def __init__(self, atoms, timestep, *, replicas, center_of_mass="exact", **keywords):
-        super().__init__(atoms, timestep, fixcm=False, **keywords)
-        self.replicas, self.center_of_mass = replicas, center_of_mass
-        self.escaped = np.zeros(replicas, dtype=bool)
-        """Whether an atom of a replica moved farther than :data:`FARTHEST_MOVE`; such replicas are held."""
-
-    def step(self, forces=None):
-        """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""
-        atoms, masses = self.atoms, self.masses
-        forces = atoms.get_forces(md=True) if forces is None else forces
-        v = atoms.get_velocities()
-        xi = self.rng.standard_normal(size=v.shape)
-        eta = self.rng.standard_normal(size=v.shape)
-        shift = self._centre(self.c5 * eta)
-        kick = self._centre(self.c3 * xi - self.c4 * eta, mass_weighted=True)
-        v = v + self.c1 * forces / masses - self.c2 * v + kick
-        atoms.set_positions(atoms.get_positions() + self._guard(self.dt * v + shift))
-        forces = atoms.get_forces(md=True)
-        v = v + self.c1 * forces / masses - self.c2 * v + kick
-        atoms.set_momenta(v * masses)
-        return forces
-
-    def _centre(self, noise, *, mass_weighted=False):
-        """Noise without the motion of each replica's centre of mass."""
-        noise = noise.reshape(self.replicas, -1, 3)
-        masses = self.masses.reshape(self.replicas, -1, 1)
-        count = noise.shape[1]
-        if count == 1:
-            return noise.reshape(-1, 3)
-        if self.center_of_mass == "exact":
-            noise = noise - (masses * noise).sum(1, keepdims=True) / masses.sum(1, keepdims=True)
-        elif mass_weighted:
-            noise = noise - (masses * noise).sum(1, keepdims=True) / (masses * count)
-        else:
-            noise = noise - noise.mean(1, keepdims=True)
-        factor = np.sqrt(count / (count - 1)) if self.center_of_mass == "ase" else 1.0
-        return factor * noise.reshape(-1, 3)
-
-    def _guard(self, move):
-        move, self.escaped = hold_escaped(move, self.replicas)
-        return move
-
-
-def hold_escaped(move, replicas):
-    """Displacements, set to zero for replicas in which an atom would move farther than :data:`FARTHEST_MOVE`.
-
-    Parameters
-    ----------
-    move
-        Displacements of one step, shape ``(R*N, 3)``, Å.
-    replicas
-        Number of replicas, R.
-
-    Returns
-    -------
-    move, escaped
-        Displacements, shape ``(R*N, 3)``, Å, and whether each replica was held, shape ``(R,)``.
-
-    Examples
-    --------
-    >>> hold_escaped(np.array([[0.1, 0, 0], [2.0, 0, 0]]), 2)
-    (array([[0.1, 0. , 0. ],
-           [0. , 0. , 0. ]]), array([False,  True]))
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        far = ~(np.square(move).sum(1) < FARTHEST_MOVE**2)
-    escaped = far.reshape(replicas, -1).any(1)
-    return np.where(np.repeat(escaped, len(far) // replicas)[:, None], 0.0, move), escaped
-
-
-class ReplicaVerlet(VelocityVerlet):
-    r"""Velocity Verlet integrator for replicas, with a friction that may vary in time and change sign.
-
-    .. math::
-        v_{n+1/2} &= v_n + \tfrac{h}{2} (F_n / m - \zeta_n v_n) \\
-        x_{n+1} &= x_n + h\, v_{n+1/2} \\
-        v_{n+1} &= (v_{n+1/2} + \tfrac{h}{2} F_{n+1} / m) \,/\, (1 + \tfrac{h}{2} \zeta_{n+1})
-
-    Without friction this is ASE's integrator, which conserves the energy. With the friction of a Nosé-Hoover
-    thermostat (Hoover, Phys. Rev. A 31, 1695, 1985) it is the position Verlet scheme with
-    :math:`v_n = (x_{n+1} - x_{n-1}) / 2h`, so that it reproduces frames made by that scheme exactly.
-
-    Parameters
-    ----------
-    atoms
-        R*N atoms, see :func:`~egraff_utils.md.calculator.join_replicas`.
-    timestep
-        Timestep h, ASE time units.
-    replicas
-        Number of replicas, R.
-    friction
-        :math:`\zeta_n` of every replica, starting with the current step, shape ``(R, n)``, inverse ASE time
-        units; zero by default and after its end.
-    """
-
-    def __init__(self, atoms, timestep, *, replicas, friction=None):
-        super().__init__(atoms, timestep)
-        self.replicas = replicas
-        self.friction = np.zeros((replicas, 0)) if friction is None else np.asarray(friction)
-        self.masses = atoms.get_masses()[:, None]
-        self.done = 0
-        self.escaped = np.zeros(replicas, dtype=bool)
-        """Whether each replica was held, as in :class:`ReplicaLangevin`."""
-
-    def step(self, forces=None):
-        """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""
-        atoms, half = self.atoms, self.dt / 2
-        forces = atoms.get_forces(md=True) if forces is None else forces
-        v = atoms.get_velocities()
-        v = v + half * (forces / self.masses - self._zeta() * v)
-        move, self.escaped = hold_escaped(self.dt * v, self.replicas)
-        atoms.set_positions(atoms.get_positions() + move)
-        forces = atoms.get_forces(md=True)
-        self.done += 1
-        atoms.set_momenta(self.masses * (v + half * forces / self.masses) / (1 + half * self._zeta()))
-        return forces
-
-    def _zeta(self):
-        """Friction of every atom at the current step, shape ``(R*N, 1)``, or a plain zero."""
-        if self.done >= self.friction.shape[1]:
-            return 0.0
-        return np.repeat(self.friction[:, self.done], len(self.atoms) // self.replicas)[:, None]
 
 
 @dataclass
@@ -230,6 +42,8 @@ class Trajectory:
     """Last valid step of each replica, shape ``(R,)``."""
     causes: list[str]
     """:class:`~egraff_utils.breaks.Cause` of each replica's break; empty for those that did not break."""
+    where: np.ndarray
+    """Indices of the one or two atoms at which each replica broke, or -1, shape ``(R, 2)``."""
     step_times: np.ndarray
     """Time that every step took, s."""
 
@@ -259,13 +73,18 @@ class Trajectory:
     def load(cls, path):
         """The trajectory in a file written by :meth:`save`."""
         with np.load(path, allow_pickle=False) as stored:
-            values = {f.name: stored[f.name] for f in fields(cls)}
+            values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
+        values.setdefault("where", np.full((len(values["stable_step"]), 2), -1))  # in files of references
         return cls(**values | {"causes": [str(cause) for cause in values["causes"]]})
 
     def breaks(self, timestep):
         """Breaks of the replicas, a list of :class:`~egraff_utils.breaks.Break`; the timestep is in fs."""
-        ends = zip(self.stable_step.tolist(), self.causes, strict=True)
-        return [Break(r, step, step * timestep, cause) for r, (step, cause) in enumerate(ends) if cause]
+        ends = zip(self.stable_step.tolist(), self.causes, self.where, strict=True)
+        return [
+            Break(r, step, step * timestep, cause, atoms[atoms >= 0])
+            for r, (step, cause, atoms) in enumerate(ends)
+            if cause
+        ]
 
 
 @dataclass(frozen=True)
@@ -279,7 +98,7 @@ class Thermostat:
     friction: float = 5e-3
     """Friction, inverse ASE time units; 5e-3 is 0.491 per ps."""
     center_of_mass: str = "exact"
-    """Treatment of the centre of mass, see :class:`ReplicaLangevin`."""
+    """Treatment of the centre of mass, see :class:`~egraff_utils.md.integrators.ReplicaLangevin`."""
     seed: int = 0
     """Seed of the noise."""
 
@@ -303,7 +122,8 @@ class Newtonian:
     timestep: float
     """Timestep, fs."""
     friction: np.ndarray | None = None
-    """Friction of every replica at every step, shape ``(R, steps + 1)``, 1/fs; see :class:`ReplicaVerlet`."""
+    """Friction of every replica at every step, shape ``(R, steps + 1)``, 1/fs; see
+    :class:`~egraff_utils.md.integrators.ReplicaVerlet`."""
     seed: int = 0
     """Not used; it is here because a :class:`Thermostat` has a seed."""
 
@@ -331,9 +151,9 @@ def simulate(starts, make_calculator, *, thermostat, steps, **options):
     record_every
         Steps between recorded frames.
     rule
-        ``rule(positions (T, N, 3)) -> (frame, cause) or None`` finds the first frame in which a replica
-        counts as broken. It is applied at checkpoints and at the end, to the frames recorded since the last
-        time.
+        ``rule(positions, temperatures)`` returns the :class:`~egraff_utils.breaks.Verdict` on the first frame
+        in which a replica counts as broken, or ``None``. It is applied at checkpoints and at the end, to the
+        positions (T, N, 3), Å, recorded since the last time, and to all temperatures up to them, K.
     replicas
         Indices of the replicas, which determine their noise; by default 0 to R - 1.
     checkpoint
@@ -430,30 +250,27 @@ class _Run:
     def _late(self):
         return self.max_seconds is not None and self.elapsed > self.max_seconds
 
-    def _per_replica(self, array):
-        return np.reshape(array, (len(self.active), -1))
-
     def _faults(self):
-        """Causes of the breaks of replicas that cannot continue, by replica."""
-        results = self.atoms.calc.results
-        sound = np.isfinite(results["energies_of_replicas"])
-        sound &= np.isfinite(self._per_replica(results["forces"])).all(1)
+        """Last valid step, cause and atoms of the replicas that cannot continue, by replica."""
+        results, last = self.atoms.calc.results, max(self.step - 1, 0)
+        finite = np.isfinite(results["forces"]).all(1).reshape(len(self.active), -1)
+        sound = np.isfinite(results["energies_of_replicas"]) & finite.all(1)
         faults = {}
-        for replica, finite, escaped in zip(self.active, sound, self.integrator.escaped, strict=True):
-            if escaped:
-                faults[replica] = Cause.MOVE
-            elif not finite:
-                faults[replica] = Cause.NOT_FINITE
+        for place, (replica, escaped) in enumerate(zip(self.active, self.integrator.escaped, strict=True)):
+            if escaped >= 0:
+                faults[replica] = last, Cause.MOVE, [escaped]
+            elif not sound[place]:
+                faults[replica] = last, Cause.NOT_FINITE, np.flatnonzero(~finite[place])[:2]
         return faults
 
-    def _drop(self, faults, last=None):
-        """Remove replicas from the batch; ``last`` is their last valid step, by default the previous one."""
+    def _drop(self, faults):
+        """Remove replicas from the batch."""
         if not faults:
             return
-        for replica, cause in faults.items():
-            stable = max(self.step - 1, 0) if last is None else last[replica]
+        for replica, (stable, cause, atoms) in faults.items():
             self.data.stable_step[replica] = stable
             self.data.causes[replica] = str(cause)
+            self.data.where[replica, : len(atoms)] = atoms
             self._blank(replica, stable // self.record_every + 1)
         kept = [index for index, replica in enumerate(self.active) if replica not in faults]
         atoms = [self.atoms[i * self.size : (i + 1) * self.size] for i in kept]
@@ -493,14 +310,14 @@ class _Run:
         if self.rule is None:
             return
         frames = self.step // self.record_every + 1
-        faults, last = {}, {}
+        faults = {}
         for replica in self.active if frames > self.judged else ():
-            verdict = self.rule(self.data.positions[replica, self.judged : frames])
-            if verdict is not None:
-                frame, faults[replica] = verdict
-                last[replica] = max(self.judged + frame - 1, 0) * self.record_every
+            new = self.data.positions[replica, self.judged : frames]
+            if verdict := self.rule(new, self.data.temperature[replica, :frames]):
+                last = max(self.judged + verdict.frame - 1, 0) * self.record_every
+                faults[replica] = last, verdict.cause, verdict.atoms
         self.judged = frames
-        self._drop(faults, last)
+        self._drop(faults)
 
     def _save(self):
         if self.checkpoint is None:
@@ -529,53 +346,6 @@ class _Run:
         self.elapsed = sum(self.times)
 
 
-def kinetic_temperature(momenta, masses):
-    """Kinetic temperature over 3N - 3 degrees of freedom, K, shape ``(...)``.
-
-    Momenta have shape ``(..., N, 3)``, ASE units; masses have shape ``(N,)``, atomic mass units.
-
-    Examples
-    --------
-    >>> float(kinetic_temperature(np.zeros((2, 3)), np.ones(2)))
-    0.0
-    """
-    kinetic = (np.square(momenta).sum(-1) / (2 * masses)).sum(-1)
-    return 2 * kinetic / (max(3 * len(masses) - 3, 3) * units.kB)
-
-
-def species_temperatures(momenta, masses, numbers):
-    r"""Kinetic temperature of the atoms of each element, K.
-
-    .. math:: T_s = \frac{\sum_{i \in s} p_i^2 / m_i}{3 k_B \sum_{i \in s} (1 - m_i / M)}
-
-    In the canonical ensemble with the centre of mass at rest (total mass M), the mean of each is T.
-
-    Parameters
-    ----------
-    momenta
-        Momenta, shape ``(..., N, 3)``, ASE units.
-    masses, numbers
-        Masses, atomic mass units, and atomic numbers, shape ``(N,)``.
-
-    Returns
-    -------
-    ndarray
-        Temperatures, shape ``(..., S)``, K, with elements in the order of their atomic numbers.
-
-    Examples
-    --------
-    >>> species_temperatures(np.eye(3)[:2], np.array([1.0, 3.0]), np.array([8, 1])) * units.kB
-    array([0.44444444, 0.44444444])
-    """
-    twice_kinetic = np.square(momenta).sum(-1) / masses
-    freedom = 3 * (1 - masses / masses.sum())
-    found = [
-        twice_kinetic[..., numbers == z].sum(-1) / max(freedom[numbers == z].sum(), 1e-12)
-        for z in np.unique(numbers)
-    ]
-    return np.stack(found, axis=-1) / units.kB
-
-
 def _empty(starts, steps):
     atoms, species = len(starts[0]), len(np.unique(starts[0].numbers))
     shape = (len(starts), len(steps))
@@ -588,5 +358,6 @@ def _empty(starts, steps):
         temperature_species=np.full((*shape, species), np.nan),
         stable_step=np.zeros(len(starts), dtype=int),
         causes=[""] * len(starts),
+        where=np.full((len(starts), 2), -1),
         step_times=np.zeros(0),
     )

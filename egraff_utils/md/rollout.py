@@ -12,18 +12,30 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.velocitydistribution import Stationary
 from filelock import FileLock
 
-from egraff_utils import cards, data, paths, records, reference, structure, weights
-from egraff_utils.breaks import Cause, account
+from egraff_utils import cards, data, paths, records, reference, weights
+from egraff_utils.breaks import account
 from egraff_utils.config import AS_CODED, Config, Kind
-from egraff_utils.md import analysis, own_frames
-from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.md import analysis, own_frames, stability
+from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator, difference
 from egraff_utils.md.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
+from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, stationary_ratio
 
 PROTOCOLS = ("corrected", AS_CODED)
-RULE_WINDOW = 50  # frames; a radial distribution of fewer frames is too noisy to be judged
+VERSION = 2
+"""What the starts and the stored curves of a rollout mean.
+
+1. Drawn velocities are too hot by N / (N - 1); the first and the last frame can be starts, whose velocities
+   are one-sided differences; stored energies are rounded to 12 bits, and heating does not break a replica.
+2. Drawn velocities have the temperature over 3N - 3 degrees of freedom; starts have both neighbours; stored
+   energies are exact to 1e-6 eV; a replica that heats counts as broken, and records hold the atoms at which a
+   replica broke and the temperature of its start.
+"""
+OWN_NOISE = 1_000_003
+"""Added to the seed of the noise of a model that is the reference method itself. With the noise of the
+reference trajectory it would repeat that trajectory instead of showing what a perfect model can reach."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class RolloutConfig(Config):
 
     model: str
     """Architecture, whose weights are those of the training of the same campaign, dataset and seed, or
-    ``"reference"`` for the oracle of the dataset."""
+    ``"reference"`` for the oracle of the dataset, the perfect model, which runs with noise of its own."""
     dataset: str
     campaign: str = "demo"
     seed: int = 0
@@ -64,19 +76,26 @@ class RolloutConfig(Config):
     device: str = "cpu"
     threads: int = 1
     progress: bool = True
+    version: int = VERSION
+    """See :data:`VERSION`. Records of an earlier version are read, but no longer made."""
 
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
             raise cards.unknown("protocol", self.protocol, PROTOCOLS)
-        for name in ("replicas", "steps", "record_every", "checkpoint_every", "friction"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        self.require_positive("replicas", "steps", "record_every", "checkpoint_every", "threads", whole=True)
+        self.require_positive("friction", "temperature", "timestep", "max_seconds")
+        if not self.skin >= 0:
+            raise ValueError(f"skin must not be negative, not {self.skin}")
+        if self.version not in range(1, VERSION + 1):
+            raise ValueError(f"version must be between 1 and {VERSION}, not {self.version}")
 
     def parameters(self):
-        """What determines the result, as stored in the record."""
+        """What determines the result, as stored in the record; one without a version has version 1."""
         parameters = super().parameters()
         if self.target is None:
             parameters.pop("target")
+        if self.version == 1:
+            parameters.pop("version")
         return parameters
 
     @property
@@ -116,7 +135,8 @@ def roll_out(config, *, force_field=None):
     FileNotFoundError
         If there are no trained weights; the message names the command that trains.
     ValueError
-        If the dataset, split or model is unknown, or there are fewer frames than replicas.
+        If the dataset, split or model is unknown, there are fewer frames than replicas, frames differ in
+        composition, cell, periodicity or masses, or a record of an earlier version is wanted and not stored.
     """
     if len(several := parts(config)) > 1:
         return _pooled(config, {part.split: roll_out(part, force_field=force_field) for part in several})
@@ -128,6 +148,12 @@ def roll_out(config, *, force_field=None):
 
 
 def _rolled_out(config, card, force_field, digest):
+    if config.version < VERSION:
+        raise ValueError(
+            f"campaign {config.campaign} has no record {config.kind}/{config.key.path.name} with these "
+            f"parameters, and rollouts of version {config.version} are no longer run, being too hot. "
+            f"Remove the line `version: {config.version}` from the campaign or from the notebook's parameters"
+        )
     torch.set_num_threads(config.threads)
     make_calculator = _calculators(config, card, force_field)
     scene = _scene(config, card)
@@ -135,12 +161,12 @@ def _rolled_out(config, card, force_field, digest):
     trajectory = simulate(
         scene.starts,
         make_calculator,
-        rule=_rule(card, scene.frames),
+        rule=_rule(config, card, scene.frames),
         checkpoint=checkpoint,
         max_seconds=config.max_seconds,
         clock=records.clock(config.device),
         progress=f"{config.model} on {config.dataset}" if config.progress else None,
-        **_dynamics(config),
+        **_dynamics(config, noise=OWN_NOISE if config.model == "reference" else 0),
     )
     return replace(_judged(config, card, scene, trajectory), checkpoint=checkpoint.parent)
 
@@ -158,8 +184,15 @@ def parts(config):
 
 
 def _pooled(config, found):
-    """Record that pools the replicas of several compositions."""
+    """Record that pools the replicas of several compositions, or the stored one of the same parts."""
     config = replace(config, dataset=cards.dataset(config.dataset).name)
+    if config.version < VERSION and (record := records.find(config.key, config.parameters())):
+        return record
+    parts = records.digest(*[record.path for record in found.values()])
+    return records.run(config, lambda: _pool(found), parts=parts)
+
+
+def _pool(found):
     metrics, curves = analysis.pool(found)
     first, *_ = found.values()
     message = "; ".join(f"{name}: {record.message}" for name, record in found.items() if record.message)
@@ -169,12 +202,10 @@ def _pooled(config, found):
         for record, count in zip(found.values(), before, strict=False)
         for end in record.breaks
     ]
-    status = "unstable" if breaks else "complete"
-    record = records.Record(*config.key, config.parameters(), metrics, status, message, breaks=breaks)
-    record.provenance = dict(first.provenance)
-    record.provenance["wall_time"] = round(sum(part.provenance["wall_time"] for part in found.values()), 1)
-    records.write(record, curves)
-    return record
+    wall_time = round(sum(part.provenance["wall_time"] for part in found.values()), 1)
+    made = {name: value for name, value in first.provenance.items() if name != "started"}
+    made["wall_time"] = wall_time
+    return records.Outcome(metrics, curves, message=message, breaks=breaks, provenance=made)
 
 
 # -- what is rolled out ---------------------------------------------------------------------------------
@@ -207,21 +238,32 @@ def _settled(config, card):
     )
 
 
-def _dynamics(config):
-    """Arguments of :func:`~egraff_utils.md.dynamics.simulate` that the model and a live reference share."""
+def _dynamics(config, *, noise=0):
+    """Arguments of :func:`~egraff_utils.md.dynamics.simulate` that the model and a live reference share.
+
+    ``noise`` is added to the seed of the noise.
+    """
     thermostat = Thermostat(
         temperature=config.temperature,
         timestep=config.timestep,
         friction=config.friction,
-        center_of_mass="ase" if config.protocol == "as_coded" else "exact",
-        seed=config.seed,
+        center_of_mass="ase" if config.protocol == AS_CODED else "exact",
+        seed=config.seed + noise,
     )
     return {
         "thermostat": thermostat,
         "steps": config.steps,
         "record_every": config.record_every,
-        "checkpoint_every": max(config.checkpoint_every, RULE_WINDOW * config.record_every),
+        "checkpoint_every": max(config.checkpoint_every, stability.RULE_WINDOW * config.record_every),
     }
+
+
+def _rule(config, card, frames):
+    """Stability rule; the noise as coded has a stationary temperature of its own."""
+    as_coded = config.protocol == AS_CODED and len(frames[0]) > 1
+    warm = config.temperature * (stationary_ratio(frames[0].get_masses()) if as_coded else 1.0)
+    interval = config.timestep * config.record_every
+    return stability.rule(card, frames, temperature=warm, interval=interval)
 
 
 def _checkpoint(config, weights, scene):
@@ -256,14 +298,17 @@ def reference_of(card, *, split="test"):
     Raises
     ------
     ValueError
-        If the split holds several compositions.
+        If the frames are not copies of one system, which all replicas and their reference are.
     """
-    frames = data.checked(card, (split,))[split][card.first_contiguous.get(split, 0) :]
-    if not all(np.array_equal(atoms.numbers, frames[0].numbers) for atoms in frames):
-        raise ValueError(
-            f"{card.name}/{split} holds several compositions; a rollout needs one. Name a split for each in "
-            f"the card, with `subset_of: [{split}]`"
-        )
+    skipped = card.first_contiguous.get(split, 0)
+    frames = data.checked(card, (split,))[split][skipped:]
+    for index, atoms in enumerate(frames):
+        if unlike := difference(atoms, frames[0]):
+            raise ValueError(
+                f"{card.name}/{split}: frame {index + skipped} {unlike}, as frame {skipped} does; a rollout "
+                "needs frames of one composition, cell, periodicity and masses. Name a split for each in the "
+                f"card, with `subset_of: [{split}]`"
+            )
     return frames
 
 
@@ -271,7 +316,8 @@ def _scene(config, card):
     frames = reference_of(card, split=config.split)
     first = start_frames(config, len(frames), ordered=config.split in card.time_ordered)
     starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
-    digest = records.digest(*[array for a in starts for array in (a.numbers, a.positions, a.get_momenta())])
+    arrays = [[a.numbers, a.positions, a.get_momenta(), a.get_masses(), a.cell.array, a.pbc] for a in starts]
+    digest = records.digest(*sum(arrays, []))
     if card.oracle is not None:
         reference.calculator(card, starts[0])  # so that an error is raised before the simulation
     live = config.protocol == "corrected" and card.oracle is not None
@@ -283,7 +329,9 @@ def start_frames(config, total, *, ordered):
     """Indices of the starting frames of the replicas, among ``total`` frames.
 
     With ``as_coded`` these are the first frames. With ``corrected`` they are equally spaced; in a
-    time-ordered split they lie in its first half, so that the reference continues after every start.
+    time-ordered split they lie in its first half, so that the reference continues after every start, and
+    between its two ends, so that every start has both neighbours for its velocities: one-sided differences
+    miss the kinetic energy by 3 to 10 %.
 
     Raises
     ------
@@ -293,14 +341,17 @@ def start_frames(config, total, *, ordered):
     Examples
     --------
     >>> start_frames(RolloutConfig("mace", "ethanol", replicas=4), 1000, ordered=True)
-    [0, 125, 250, 375]
+    [1, 125, 250, 375]
     """
-    if total < config.replicas:
-        raise ValueError(f"{config.replicas} replicas need as many frames; {config.split} has {total}")
-    if config.protocol == "as_coded":
-        return list(range(config.replicas))
-    span = total // 2 if ordered and total // 2 >= config.replicas else total
-    return [replica * span // config.replicas for replica in range(config.replicas)]
+    ends = int(ordered and config.protocol != AS_CODED)
+    inside, replicas = total - 2 * ends, config.replicas
+    if inside < replicas:
+        where = " between two others" * ends
+        raise ValueError(f"{replicas} replicas need as many frames{where}; {config.split} has {inside}")
+    if config.protocol == AS_CODED:
+        return list(range(replicas))
+    span = inside // 2 if ordered and inside // 2 >= replicas else inside
+    return [ends + replica * span // replicas for replica in range(replicas)]
 
 
 def _start(config, card, frames, index, replica):
@@ -309,15 +360,13 @@ def _start(config, card, frames, index, replica):
     The momenta are zero with ``as_coded``, those of the reference in a time-ordered split, else thermal.
     """
     atoms = frames[index].copy()
-    if config.protocol == "as_coded":
+    if config.protocol == AS_CODED:
         atoms.set_momenta(np.zeros((len(atoms), 3)))
     elif config.split in card.time_ordered:
         atoms.set_velocities(reference.velocities(frames, index, card.time_ordered[config.split]))
         Stationary(atoms, preserve_temperature=False)
     else:
-        rng = np.random.default_rng([config.seed, replica, 0])
-        MaxwellBoltzmannDistribution(atoms, temperature_K=config.temperature, rng=rng)
-        Stationary(atoms)
+        draw_velocities(atoms, config.temperature, np.random.default_rng([config.seed, replica, 0]))
     return atoms
 
 
@@ -378,57 +427,6 @@ def _live(config, card, starts, digest):
     return analysis.Reference.from_trajectory(Trajectory.load(path), starts[0])
 
 
-# -- stability ------------------------------------------------------------------------------------------
-
-
-def _rule(card, frames):
-    """Stability rule of a molecule or of a bulk system (Fu et al. 2023), as ``simulate`` expects it."""
-    positions = np.stack([atoms.positions for atoms in frames])
-    if card.system == "molecule":
-        numbers = frames[0].numbers
-        trained = data.positions(card, "train", numbers) if "train" in card.splits else positions[:0]
-        return _bond_rule(frames[0], positions, trained)
-    return _bulk_rule(frames[0], positions)
-
-
-def _bond_rule(atoms, reference_positions, training_positions):
-    """Stability rule of a molecule.
-
-    A bond that breaks in the training frames, such as that of a hopping proton, does not count as fixed.
-    """
-    pairs, lengths = structure.reference_bonds(atoms, reference_positions)
-    change = np.abs(structure.bond_lengths(training_positions, pairs) - lengths)
-    fixed = (change <= structure.BOND_TOLERANCE).all(axis=0)
-    pairs, lengths = pairs[fixed], lengths[fixed]
-
-    def rule(positions):
-        frame = structure.unstable_step_molecule(positions, pairs, lengths)
-        if frame is None:
-            return None
-        if structure.unstable_bonds(positions, pairs, lengths) == frame:
-            return frame, Cause.BOND
-        return frame, Cause.CONTACT_OR_ESCAPE
-
-    return rule
-
-
-def _bulk_rule(atoms, reference_positions):
-    r_max = min(structure.as_coded_r_max(atoms), structure.RDF_RANGE)
-    box = {"cell": atoms.cell.array, "pbc": atoms.pbc}
-    g = structure.radial_distributions(reference_positions, atoms.numbers, r_max=r_max, **box).total
-
-    def rule(positions):
-        settings = {"g_ref": g, "r_max": r_max, "window": max(RULE_WINDOW, min(100, len(positions))), **box}
-        frame = structure.unstable_step_bulk(positions, atoms.numbers, **settings)
-        if frame is None:
-            return None
-        if structure.unstable_contacts(positions[frame : frame + 1], **box) is not None:
-            return frame, Cause.CONTACT
-        return frame, Cause.STRUCTURE
-
-    return rule
-
-
 # -- the record -----------------------------------------------------------------------------------------
 
 
@@ -441,6 +439,8 @@ def _judged(config, card, scene, trajectory):
         errors, labelled = own_frames.label(trajectory, start, reference.calculator(card))
         metrics, curves = metrics + errors, curves | labelled
     curves["start_frame"] = np.array(scene.first)
+    momenta = np.stack([atoms.get_momenta() for atoms in scene.starts])
+    curves["start_temperature"] = kinetic_temperature(momenta, start.get_masses())
     breaks = trajectory.breaks(config.timestep)
     message = _message(breaks, trajectory.step, config)
     return records.Outcome(metrics, curves, message=message, breaks=breaks, provenance={"data": scene.digest})

@@ -128,7 +128,7 @@ def own_costs(found: list) -> pd.DataFrame:
 def reference_checks(found: list) -> pd.DataFrame:
     """Properties of the references that follow from their frames alone (:func:`horizon.check_reference`)."""
     heads = {
-        "reference_temperature": "Temperature (K)",
+        "reference_temperature": "Temperature over 3N, as MD17 counts (K)",
         "reference_friction": "Friction (1/fs)",
         "reference_residual": "Unexplained (%)",
         "reference_residual_friction": "Unexplained with friction (%)",

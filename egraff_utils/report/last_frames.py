@@ -5,7 +5,6 @@ Symbols: L last frames, N atoms.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -14,11 +13,13 @@ import pandas as pd
 from ase.geometry import find_mic
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from scipy import stats
 
-from egraff_utils import cards, data, structure
+from egraff_utils import records, structure
 from egraff_utils.breaks import Cause
-from egraff_utils.report import catalogue, look, structures
-from egraff_utils.report.survival import COLUMNS, conditions, rows_of, runs
+from egraff_utils.md.stability import distances, stray_atoms, worst_bond
+from egraff_utils.report import look, structures
+from egraff_utils.report.survival import COLUMNS, conditions, reference_frames, rows_of, runs
 from egraff_utils.report.titles import model_title, short_title
 
 MOVED_ON = "H now nearer to another"
@@ -55,6 +56,8 @@ class Failure(NamedTuple):
     """Potential energies, shape ``(L,)``, eV."""
     rise: float
     """Last energy relative to the mean of the run before the last frames, in its standard deviations."""
+    blur: float
+    """Error of ``rise`` by the rounding of the stored energies, in the same standard deviations."""
     warmth: float
     """Ratio of the last temperature to the target."""
 
@@ -66,12 +69,9 @@ def failures(found) -> list[Failure]:
         curves = record.curves if record.status == "unstable" else {}
         rows = pd.DataFrame(rows_of(kind, record), columns=COLUMNS) if "last_positions" in curves else None
         for place, replica in enumerate(curves.get("broken", ()) if rows is not None else ()):
-            last = curves["last_energy"][place]
-            before = curves["energy"][replica]
-            before = before[np.isfinite(before)][: -len(last)]
-            rise = (
-                (last[-1] - before.mean()) / before.std() if len(before) > 1 and before.std() > 0 else np.nan
-            )
+            before, last = _course(record, place, replica)
+            spread = before.std() if len(before) > 1 and before.std() > 0 else np.nan
+            rise, blur = (last[-1] - before.mean()) / spread, records.resolution(record) / 2 / spread
             warm = curves["temperature"][replica]
             warm = warm[np.isfinite(warm)]
             warmth = (
@@ -79,27 +79,28 @@ def failures(found) -> list[Failure]:
             )
             row = rows.loc[replica]
             kept.append(
-                Failure(row, record, curves["last_positions"][place], last, float(rise), float(warmth))
+                Failure(row, record, curves["last_positions"][place], last, rise, blur, float(warmth))
             )
     return kept
 
 
-@lru_cache(maxsize=32)
-def _frames(dataset, split):
-    return data.load(dataset, split) if catalogue.at_hand(dataset, split) else None
+def _course(record, place, replica):
+    """Energies of a replica up to its last frames, and in its last frames, eV.
+
+    The last energies of version 1 were rounded to 12 bits of their size, 1 to 4 eV, so that the end of the
+    curve of all energies is used, which was rounded to 12 bits of its range.
+    """
+    energy, last = record.curves["energy"][replica], record.curves["last_energy"][place]
+    energy = energy[np.isfinite(energy)]
+    before = energy[: -len(last)]
+    return before, last if record.parameters.get("version", 1) > 1 else energy[-len(last) :]
 
 
-def reference_frames(record):
-    """Frames of the split that a rollout started from, a list of ``ase.Atoms``; None if not available."""
-    dataset, split = record.parameters.get("target") or record.dataset, record.parameters.get("split", "test")
-    return _frames(dataset, split) if dataset in cards.datasets() else None
+def offender(positions, atoms, cause: Cause, reference=None, *, where=()) -> Offender | None:
+    """Atoms that violated a stability rule, with their distance in the last valid frame.
 
-
-def offender(positions, atoms, cause: Cause, reference=None) -> Offender | None:
-    """Atoms that violated a stability rule, determined from the last valid frames.
-
-    The frame in which a replica broke is not stored. The last two frames are extrapolated by one step, and
-    the measure of the rule is evaluated there.
+    The frame in which a replica broke is not stored. Where the record does not name the atoms, the last two
+    frames are extrapolated by one step, and the measure of the rule is evaluated there.
 
     Parameters
     ----------
@@ -111,6 +112,8 @@ def offender(positions, atoms, cause: Cause, reference=None) -> Offender | None:
         Cause of the break.
     reference
         Positions of the reference, for the mean lengths of bonds, shape ``(F, N, 3)``, Å.
+    where
+        Indices of the atoms, if the record names them.
 
     Returns
     -------
@@ -121,31 +124,26 @@ def offender(positions, atoms, cause: Cause, reference=None) -> Offender | None:
     symbols = atoms.get_chemical_symbols()
     if cause in (Cause.MOVE, Cause.NOT_FINITE):
         moved = np.linalg.norm(ahead - last, axis=1)
-        i = int(moved.argmax())
+        i = where[0] if where else int(moved.argmax())
         return Offender((i,), f"{symbols[i]} atom, last move", float(moved[i]), np.nan)
     if cause == Cause.BOND:
         pairs, usual = structure.reference_bonds(
             atoms, atoms.positions[None] if reference is None else reference
         )
-        k = int(np.abs(structure.bond_lengths(ahead[None], pairs)[0] - usual).argmax())
-        i, j = map(int, pairs[k])
-        now = _distances(last, atoms)
+        i, j = where or worst_bond(ahead, pairs, usual)
+        usual = usual[(np.sort(pairs) == sorted((i, j))).all(1)]
+        now = distances(last, atoms)
         name = f"{symbols[i]}-{symbols[j]} bond{_transfer(now, symbols, (i, j))}"
-        return Offender((i, j), name, float(now[i, j]), usual[k])
+        return Offender((i, j), name, float(now[i, j]), float(usual.mean()) if len(usual) else np.nan)
     if cause not in (Cause.CONTACT, Cause.CONTACT_OR_ESCAPE):
         return None
-    apart = _distances(ahead, atoms)
-    i, j = map(int, np.unravel_index(apart.argmin(), apart.shape))
-    lonely = int(apart.min(1).argmax())
-    now = _distances(last, atoms)
-    if (
-        cause == Cause.CONTACT_OR_ESCAPE
-        and apart.min(1)[lonely] / structure.MAXIMUM_DISTANCE > structure.MINIMUM_DISTANCE / apart[i, j]
-    ):
-        return Offender(
-            (lonely,), f"{symbols[lonely]} atom, to the nearest", float(now[lonely].min()), np.nan
-        )
-    return Offender((i, j), f"{symbols[i]}-{symbols[j]} contact", float(now[i, j]), np.nan)
+    found = where or stray_atoms(ahead, atoms, escape=cause == Cause.CONTACT_OR_ESCAPE)
+    now = distances(last, atoms)
+    if len(found) == 1:
+        (i,) = found
+        return Offender(found, f"{symbols[i]} atom, to the nearest", float(now[i].min()), np.nan)
+    i, j = found
+    return Offender(found, f"{symbols[i]}-{symbols[j]} contact", float(now[i, j]), np.nan)
 
 
 def _transfer(apart, symbols, pair):
@@ -159,21 +157,14 @@ def _transfer(apart, symbols, pair):
     return ""
 
 
-def _distances(positions, atoms):
-    """All distances by minimum image, shape ``(N, N)``, Å; infinite on the diagonal."""
-    vectors = (positions[:, None] - positions).reshape(-1, 3)
-    lengths = find_mic(vectors, atoms.cell, atoms.pbc)[1].reshape(len(positions), -1)
-    np.fill_diagonal(lengths, np.inf)
-    return lengths
-
-
 def offender_of(failure: Failure) -> Offender | None:
     """`offender` of a failure; also None if its dataset is not available."""
     frames = reference_frames(failure.record)
     if frames is None or len(frames[0]) != failure.positions.shape[1]:
         return None
     reference = np.stack([a.positions for a in frames]) if failure.row.cause == Cause.BOND else None
-    return offender(failure.positions, frames[0], failure.row.cause, reference)
+    where = {end.replica: end.where for end in failure.record.breaks}.get(failure.row.replica, ())
+    return offender(failure.positions, frames[0], failure.row.cause, reference, where=where)
 
 
 def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
@@ -202,8 +193,8 @@ def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
                 "Step": row.step,
                 "Time (fs)": round(row.time, 1),
                 "Reason": row.cause.words,
-                "Where": f"{found.name} {found.length:.2f} Å{usual}" if found else "not kept",
-                "Energy (σ)": _signed(failure.rise) if failure else "not kept",
+                "Where": f"{found.name} {found.length:.2f} Å{usual}" if found else _elsewhere(row.cause),
+                "Energy (σ)": _signed(failure.rise, failure.blur) if failure else "not kept",
                 "T over target (×)": f"{failure.warmth:.2f}"
                 if failure and np.isfinite(failure.warmth)
                 else "not kept",
@@ -213,8 +204,34 @@ def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*heads, "T over target (×)"])
 
 
-def _signed(value):
-    return f"{value:+.1f}" if np.isfinite(value) else "no value"
+def downhill(kept) -> tuple[str, str]:
+    """How many replicas lost energy in their last frames, and which way that says they go, as texts.
+
+    The second is a claim only if a sign test rejects equal chances at 5 %.
+
+    Examples
+    --------
+    >>> downhill([])
+    ('0 of 0', 'goes downhill as often as uphill')
+    """
+    fell = sum(failure.energy[-1] < failure.energy[0] for failure in kept)
+    words = "goes downhill as often as uphill"
+    if kept and stats.binomtest(fell, len(kept)).pvalue < 0.05:
+        words = "usually goes uphill: it broke because it was hot"
+        if fell > len(kept) / 2:
+            words = "usually goes downhill: its surface has holes where it was given no data"
+    return f"{fell} of {len(kept)}", words
+
+
+def _elsewhere(cause):
+    return "everywhere" if cause in (Cause.HEATED, Cause.STRUCTURE) else "not kept"
+
+
+def _signed(value, blur):
+    """A value with its sign, and with its error where that is not far below the last digit."""
+    if not np.isfinite(value):
+        return "no value"
+    return f"{value:+.1f}" if blur < 0.05 else f"{value:+.1f} ± {blur:.1f}"
 
 
 def pick(kept, *, most: int = 4) -> list[Failure]:
@@ -299,8 +316,8 @@ def failure_grid(kept, *, most: int = 4) -> Figure:
 
 
 def _draw_energy(ax, failure):
-    curve = failure.record.curves["energy"][failure.row.replica]
-    before = curve[np.isfinite(curve)][: -len(failure.energy)]
+    place = list(failure.record.curves["broken"]).index(failure.row.replica)
+    before, _ = _course(failure.record, place, failure.row.replica)
     mean, spread = (before.mean(), before.std()) if len(before) > 1 else (failure.energy[0], 0.0)
     timestep = conditions(failure.record, failure.row.composition)[1]
     time = (np.arange(len(failure.energy)) + 1 - len(failure.energy)) * timestep

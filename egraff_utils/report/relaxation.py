@@ -12,6 +12,7 @@ import numpy as np
 from ase import units
 
 from egraff_utils import cards, data
+from egraff_utils.md import temperature as md_temperature
 from egraff_utils.report import catalogue
 
 MD17_ATOMS = {"ethanol": 9, "benzene": 12, "salicylic_acid": 16, "naphthalene": 18, "aspirin": 21}
@@ -55,25 +56,6 @@ def expected_temperature(time, *, target, kinetic, potential, friction):
     return target + ((kinetic + potential) / 2 - target) * decay
 
 
-def centred_noise_factor(masses) -> np.ndarray:
-    r"""Ratio to the target of the temperature that the as-coded noise imposes on each atom, shape ``(N,)``.
-
-    .. math:: f_i = \frac{N}{N - 1} \Big(1 - \frac{2}{N} + \frac{1}{N^2} \sum_j \frac{m_j}{m_i}\Big)
-
-    ASE's ``fixcm=True`` subtracts the mean *momentum* of the noise equally from every atom, so light atoms
-    receive the share of heavy ones, and it scales the rest. The stationary temperature over 3N - 3 degrees of
-    freedom is :math:`\sum_i f_i / (N - 1)` times the target, which is N / (N - 1) for equal masses.
-
-    Examples
-    --------
-    >>> centred_noise_factor(np.ones(4)).round(6)
-    array([1., 1., 1., 1.])
-    """
-    masses = np.asarray(masses, dtype=float)
-    n = len(masses)
-    return n / (n - 1) * (1 - 2 / n + masses.sum() / (n**2 * masses))
-
-
 def stationary_ratio(record) -> float:
     """Ratio of the stationary temperature of a rollout's thermostat to its target; 1 but for as-coded noise.
 
@@ -82,7 +64,7 @@ def stationary_ratio(record) -> float:
     scale = _scale_of(record)
     if record.parameters.get("protocol") != "as_coded" or scale is None:
         return 1.0
-    return float(centred_noise_factor(scale.masses).sum() / (len(scale.masses) - 1))
+    return float(md_temperature.stationary_ratio(scale.masses))
 
 
 def friction_rate(record) -> float:
@@ -138,6 +120,14 @@ def start_temperatures(record, target: float) -> np.ndarray:
         return np.full(len(record.curves["stable_step"]), temperature)
     given = {"temperature": temperature, "freedom": scale.freedom}
     return potential_temperature(energies[:, 0], scale.energy, **given)
+
+
+def velocity_temperatures(record) -> np.ndarray:
+    """Temperature of the velocities at the start of every replica, shape ``(R,)``, K.
+
+    It is that in the record or, in version 1, the first one of the curve.
+    """
+    return np.asarray(record.curves.get("start_temperature", record.curves["temperature"][:, 0]), float)
 
 
 class Scale(NamedTuple):

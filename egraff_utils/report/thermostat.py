@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import statistics
+from egraff_utils.breaks import Cause
 from egraff_utils.report import survival
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.relaxation import (
@@ -19,6 +20,7 @@ from egraff_utils.report.relaxation import (
     friction_rate,
     start_temperatures,
     stationary_ratio,
+    velocity_temperatures,
 )
 from egraff_utils.report.titles import short_title
 from egraff_utils.report.values import MISSING, count, span
@@ -134,7 +136,7 @@ def _replica_ratios(record):
     names = record.curves.get("composition", [""] * len(curve))
     targets = np.array([survival.conditions(record, str(name))[0] or np.nan for name in names])
     sound = np.ones(len(curve), bool)
-    sound[[end.replica for end in record.breaks]] = False
+    sound[[end.replica for end in record.breaks if end.cause != Cause.HEATED]] = False  # heat is the question
     start = start_temperatures(record, targets[0]) / targets[0]
     counts = {"broke": int((~sound).sum())}
     ratios = curve[sound] / targets[sound, None]
@@ -144,12 +146,13 @@ def _replica_ratios(record):
     ratios, time = ratios[:, ends], time[ends]
     cut = equilibration(ratios.mean(0)).start
     given = {"target": stationary_ratio(record), "friction": friction_rate(record)}
+    first = velocity_temperatures(record)[sound] / targets[sound]
     expected = [
-        expected_temperature(time[cut:], kinetic=first, potential=warm, **given).mean()
-        for first, warm in zip(ratios[:, 0], start[sound], strict=True)
+        expected_temperature(time[cut:], kinetic=kinetic, potential=warm, **given).mean()
+        for kinetic, warm in zip(first, start[sound], strict=True)
     ]
     reached = ratios[:, cut:].mean(1)
-    energy = (ratios[:, 0] + start[sound]) / 2
+    energy = (first + start[sound]) / 2
     found = {"cut": float(time[cut]), "reached": reached, "expected": np.array(expected), "start": energy}
     return counts | found
 

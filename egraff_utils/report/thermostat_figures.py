@@ -16,6 +16,7 @@ from egraff_utils.report.relaxation import (
     friction_rate,
     start_temperatures,
     stationary_ratio,
+    velocity_temperatures,
 )
 from egraff_utils.report.thermostat import AS_CODED, CORRECTED, PROTOCOLS
 from egraff_utils.report.titles import short_title
@@ -86,7 +87,7 @@ def _draw_temperatures(ax, records, window):
     target, time = record.parameters["temperature"], record.curves["time"]
     given = {"target": target * stationary_ratio(record), "friction": friction_rate(record)}
     given["potential"] = start_temperatures(record, target).mean()
-    kinetic = float(np.nanmean(record.curves["temperature"][:, 0]))
+    kinetic = float(np.nanmean(velocity_temperatures(record)))
     ax.plot(time, expected_temperature(time, kinetic=kinetic, **given), color="black", linewidth=1.6)
     ax.axhline(target, color="black", linestyle="--", linewidth=1)
 

@@ -180,14 +180,13 @@ def stepper(force_field, atoms, *, replicas=1, device="cpu", temperature=300.0, 
     seed
         Seed of the velocities and of the noise.
     """
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-
     from egraff_utils.md.calculator import ForceFieldCalculator, join_replicas
-    from egraff_utils.md.dynamics import Noise, Thermostat
+    from egraff_utils.md.dynamics import Thermostat
+    from egraff_utils.md.integrators import Noise
+    from egraff_utils.md.temperature import draw_velocities
 
-    joined = join_replicas([atoms] * replicas)
     rng = np.random.default_rng(seed)
-    MaxwellBoltzmannDistribution(joined, temperature_K=temperature, rng=rng)
+    joined = join_replicas([draw_velocities(atoms.copy(), temperature, rng) for _ in range(replicas)])
     joined.calc = ForceFieldCalculator(force_field, device, replicas=replicas)
     thermostat = Thermostat(temperature, timestep, seed=seed)
     dynamics = thermostat.integrator(joined, Noise(seed, range(replicas)))

@@ -47,7 +47,8 @@ def page_parameters(page, settings, campaign):
         return campaign.training_parameters(dataset, stem, seed)
     model = _choose(settings.get("model"), campaign.models)
     if kind == "rollout":
-        return campaign.rollout_parameters(stem, model, seed, "corrected")
+        version = {name: settings[name] for name in ("version",) if name in settings}
+        return campaign.rollout_parameters(stem, model, seed, "corrected") | version
     if kind in campaigns.TASKS:
         dataset = _choose(settings.get("dataset"), getattr(campaign, kind)[stem])
         return batch.task_parameters(page, campaign, dataset, model, seed)

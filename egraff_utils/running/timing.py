@@ -302,13 +302,11 @@ def _typical_part(card):
 
 
 def _starts(card, split, replicas, temperature, seed):
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-
     from egraff_utils import data
+    from egraff_utils.md.temperature import draw_velocities
 
     frames = data.load(card, split)
     starts = [atoms.copy() for atoms in frames if np.array_equal(atoms.numbers, frames[0].numbers)][:replicas]
     for replica, atoms in enumerate(starts):
-        rng = np.random.default_rng([seed, replica])
-        MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+        draw_velocities(atoms, temperature, np.random.default_rng([seed, replica]))
     return starts

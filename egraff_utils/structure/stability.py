@@ -1,6 +1,5 @@
 """When is a trajectory broken? Bonds, contacts, and the deviation of the radial distribution."""
 
-
 import numpy as np
 from ase import Atoms
 from ase.geometry import complete_cell
