@@ -1,6 +1,7 @@
 """Where are the atoms? Radial distributions, bonds, and the rules by which a trajectory counts as broken."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase.geometry import complete_cell
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from matscipy.neighbours import neighbour_list
+from numpy.typing import ArrayLike
 
 BOND_TOLERANCE = 0.5
 """Largest deviation of a bond from its mean length, Å; beyond it a molecule is broken (Fu et al. 2023)."""
@@ -47,7 +49,7 @@ class RadialDistributions(NamedTuple):
     pairs: list
     """Names of the pairs, such as ``"Li-P"``, in the order of ``partials``; the lighter element first."""
 
-    def partial(self, pair):
+    def partial(self, pair: str | tuple) -> np.ndarray:
         """Partial distribution of one pair, ``"Li-P"``, ``("P", "Li")`` or ``(3, 15)``, shape ``(B,)``."""
         name = _pair_name(pair)
         if name not in self.pairs:
@@ -55,7 +57,14 @@ class RadialDistributions(NamedTuple):
         return self.partials[self.pairs.index(name)]
 
 
-def radial_distribution(frames, r_max, *, dr=0.05, pair=None, volume=None):
+def radial_distribution(
+    frames: Sequence[Atoms],
+    r_max: float,
+    *,
+    dr: float = 0.05,
+    pair: str | tuple | None = None,
+    volume: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     r"""Radial distribution function, averaged over frames (EGraFFBench, App. A.4).
 
     .. math:: g_{ab}(r) = \frac{V}{N_a N_b} \frac{n_{ab}(r)}{4\pi r^2 \Delta r}, \qquad
@@ -115,7 +124,16 @@ def radial_distribution(frames, r_max, *, dr=0.05, pair=None, volume=None):
     return found.r, g
 
 
-def radial_distributions(positions, numbers, *, cell, pbc, r_max, dr=0.05, volume=None):
+def radial_distributions(
+    positions: ArrayLike,
+    numbers: ArrayLike,
+    *,
+    cell: ArrayLike,
+    pbc: ArrayLike | bool,
+    r_max: float,
+    dr: float = 0.05,
+    volume: float | None = None,
+) -> RadialDistributions:
     """Total and all partial radial distributions of a trajectory, in one pass over its pairs.
 
     Definitions and errors are those of :func:`radial_distribution`. The result is exact for every cell whose
@@ -336,7 +354,7 @@ def _trajectory(positions):
     return positions
 
 
-def as_coded_r_max(atoms):
+def as_coded_r_max(atoms: Atoms) -> float:
     """Range of g(r) in the published evaluation, ``round(min((shortest cell vector - 1) / 2, 10), 1)``, Å.
 
     The formula is that of the released script. NumPy rounds half to even, so a 19.1 Å cube gives 9.0.
@@ -357,7 +375,7 @@ def as_coded_r_max(atoms):
     return r_max
 
 
-def bonds(atoms, *, scale=1.25):
+def bonds(atoms: Atoms, *, scale: float = 1.25) -> np.ndarray:
     """Bonded pairs, which are closer than ``scale`` times the sum of their covalent radii.
 
     The scale covers thermal stretching (C-H up to 1.34 Å) and stays below second neighbours.
@@ -385,7 +403,7 @@ def bonds(atoms, *, scale=1.25):
     return np.unique(pairs[first < second], axis=0)
 
 
-def bond_lengths(positions, pairs):
+def bond_lengths(positions: ArrayLike, pairs: ArrayLike) -> np.ndarray:
     """Distances of bonded pairs; positions must be unwrapped.
 
     Parameters
@@ -409,7 +427,9 @@ def bond_lengths(positions, pairs):
     return np.linalg.norm(positions[..., pairs[:, 1], :] - positions[..., pairs[:, 0], :], axis=-1)
 
 
-def reference_bonds(atoms, positions, *, tolerance=BOND_TOLERANCE):
+def reference_bonds(
+    atoms: Atoms, positions: ArrayLike, *, tolerance: float = BOND_TOLERANCE
+) -> tuple[np.ndarray, np.ndarray]:
     """Bonds of a molecule that stay intact in its reference trajectory, with their mean lengths.
 
     A pair that the reference itself stretches by more than the tolerance is not a fixed bond and is left out:
@@ -436,7 +456,9 @@ def reference_bonds(atoms, positions, *, tolerance=BOND_TOLERANCE):
     return pairs[kept], mean[kept]
 
 
-def unstable_bonds(positions, pairs, lengths, *, tolerance=BOND_TOLERANCE):
+def unstable_bonds(
+    positions: ArrayLike, pairs: ArrayLike, lengths: ArrayLike, *, tolerance: float = BOND_TOLERANCE
+) -> int | None:
     """Index of the first frame in which a bond is broken, or None (Fu et al. 2023).
 
     A bond is broken if its length is not finite or differs from its reference length by more than the
@@ -468,7 +490,9 @@ def unstable_bonds(positions, pairs, lengths, *, tolerance=BOND_TOLERANCE):
     return _first(~(np.abs(found - lengths) <= tolerance).all(axis=-1))
 
 
-def nearest_distances(positions, *, cell=None, pbc=False):
+def nearest_distances(
+    positions: ArrayLike, *, cell: ArrayLike | None = None, pbc: ArrayLike | bool = False
+) -> np.ndarray:
     """Distance of every atom to its nearest neighbour, by minimum image in periodic directions.
 
     Distances below half the cell's smallest height are exact.
@@ -505,7 +529,14 @@ def nearest_distances(positions, *, cell=None, pbc=False):
     return nearest
 
 
-def unstable_contacts(positions, *, cell=None, pbc=False, minimum=MINIMUM_DISTANCE, maximum=None):
+def unstable_contacts(
+    positions: ArrayLike,
+    *,
+    cell: ArrayLike | None = None,
+    pbc: ArrayLike | bool = False,
+    minimum: float = MINIMUM_DISTANCE,
+    maximum: float | None = None,
+) -> int | None:
     """Index of the first frame with a collapsed pair or a lost atom, or None.
 
     Parameters
@@ -549,7 +580,7 @@ def _first_collapse(positions, cell, minimum):
     return None
 
 
-def rdf_deviation(g, g_ref, *, dr):
+def rdf_deviation(g: ArrayLike, g_ref: ArrayLike, *, dr: float) -> float:
     r"""Integrated deviation of two radial distributions, used in the bulk rule of Fu et al. (2023).
 
     .. math:: \Delta = \int |g(r) - g_\mathrm{ref}(r)|\, \mathrm dr
@@ -582,7 +613,7 @@ def rdf_deviation(g, g_ref, *, dr):
     return float(np.abs(g - g_ref).sum() * dr)
 
 
-def unstable_step_molecule(positions, pairs, lengths):
+def unstable_step_molecule(positions: ArrayLike, pairs: ArrayLike, lengths: ArrayLike) -> int | None:
     """Index of the first frame in which a molecule is broken, or None.
 
     A molecule is broken if a bond length is off by more than 0.5 Å (Fu et al. 2023), two atoms are closer
@@ -603,7 +634,17 @@ def unstable_step_molecule(positions, pairs, lengths):
     return min((step for step in steps if step is not None), default=None)
 
 
-def unstable_step_bulk(positions, numbers, *, cell, pbc, g_ref, r_max, tolerance=RDF_TOLERANCE, window=100):
+def unstable_step_bulk(
+    positions: ArrayLike,
+    numbers: ArrayLike,
+    *,
+    cell: ArrayLike,
+    pbc: ArrayLike | bool,
+    g_ref: ArrayLike,
+    r_max: float,
+    tolerance: float = RDF_TOLERANCE,
+    window: int = 100,
+) -> int | None:
     """Index of the first frame in which a bulk system is broken, or None (after Fu et al. 2023).
 
     A system is broken if two atoms are closer than 0.5 Å, a frame is not finite, or the total radial

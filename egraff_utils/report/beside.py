@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paper, quantities, records
-from egraff_utils.config import AS_CODED, Kind, changed
+from egraff_utils.config import AS_CODED, FAILURES, Kind, changed
 from egraff_utils.quantities import COLUMNS, Quantity
+from egraff_utils.report.titles import model_title, short_title
 
 PAPER, OURS, BOUND = "paper", "ours", "bound"
 SPREAD = (" std", " low", " high")
@@ -23,8 +23,6 @@ MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 DATASETS = ("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "lips", "lips20", "gete")
 """Models and datasets in the order of the paper."""
 
-LITERATURE_MODELS = {"painn": "PaiNN", "dimenet++": "DimeNet++"}
-"""Models from the literature that the paper quotes and that are not trained here."""
 
 COMPARED = tuple(column.metric for column in COLUMNS if column.group == "accuracy")
 """Errors of frames by which models are compared."""
@@ -301,50 +299,6 @@ def _listed(names):
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def budget(campaign: str) -> str:
-    """Settings by which the values of a campaign were obtained, as a sentence without its full stop.
-
-    Examples
-    --------
-    >>> print(budget("demo"))
-    campaign demo: preset small, at most 25 s of training each, 3 replicas of 200 steps in at most 25 s,
-    on CPU
-    """
-    if campaign not in campaigns.names():
-        return f"campaign {campaign}: settings not in params"
-    settings = campaigns.load(campaign)
-    training, rollout = _limits(settings)
-    words = [f"campaign {campaign}: preset {settings.preset}", training, rollout]
-    for dataset in settings.datasets:
-        own = [text for text in _limits(settings, dataset) if text not in (training, rollout)]
-        words += [f"on {short_title(dataset)} {' and '.join(own)}"] if own else []
-    return ", ".join([*words, "on a GPU" if settings.device == "cuda" else "on CPU"])
-
-
-def model_title(name: str) -> str:
-    """Name of a model for readers, the title of its card, or the name itself if there is no card."""
-    return cards.model(name).title if name in cards.models() else LITERATURE_MODELS.get(name, name)
-
-
-def dataset_title(name: str) -> str:
-    """Name of a dataset for readers, the title of its card up to a comma, or the name itself."""
-    return cards.dataset(name).title.partition(",")[0] if name in cards.datasets() else name
-
-
-def short_title(name: str) -> str:
-    """Short name of a dataset, its title without brackets, or what is in them if the title is long.
-
-    Examples
-    --------
-    >>> [short_title(name) for name in ("3bpa", "ethanol", "ethanol_xtb", "copper_emt")]
-    ['3BPA', 'Ethanol', 'Ethanol by GFN2-xTB', 'Liquid copper']
-    """
-    title, _, bracket = dataset_title(name).partition(" (")
-    if bracket:
-        return bracket.rstrip(")") if len(title) > 20 else title
-    return title.partition(" by ")[0] if len(title) > 30 else title
-
-
 def dataset_place(name: str) -> tuple:
     """Sorting key of a dataset: first the paper's order, then others by name."""
     return (DATASETS.index(name) if name in DATASETS else len(DATASETS), name)
@@ -389,7 +343,7 @@ def paper_layout(number) -> Layout:
 
 def dataset_layout(frames: dict, metrics, kind: str = "rollout") -> Layout:
     """Layout with a group of rows per dataset of the records and, for the main kind, of the paper."""
-    kinds = [kind, "training", "failure"] if kind in PROTOCOLS[:1] else [kind]
+    kinds = [kind, "training", *FAILURES] if kind in PROTOCOLS[:1] else [kind]
     found = {name for frame in frames.values() for name in frame.dataset[_runs(frame, kinds)]}
     if kind in PROTOCOLS[:1] and any(quantities.of(metric).published for metric in metrics):
         found |= set(DATASETS)
@@ -442,7 +396,7 @@ def _index(frames, layout):
     for label, (kind, dataset) in layout.rows.items():
         models = set(MODELS if dataset in DATASETS else ())
         for frame in frames.values():
-            here = _runs(frame, [kind, "training", "failure"]) & (frame.dataset == dataset)
+            here = _runs(frame, [kind, "training", *FAILURES]) & (frame.dataset == dataset)
             models |= set(frame.model[here])
         keys += [(*label, model) for model in sorted(models, key=_model_place)]
     names = [*layout.names, "model"]
@@ -522,12 +476,9 @@ def _model_place(name):
     return (MODELS.index(name) if name in MODELS else len(MODELS), name)
 
 
-def _limits(settings, dataset=None):
-    """Budgets of a dataset in words; without one, those of datasets that have no overrides."""
-    training = settings.training if dataset is None else settings._budget("training", dataset)
-    rollout = settings.rollout if dataset is None else settings._budget("rollout", dataset)
-    units = {"max_seconds": "s", "max_steps": "steps", "max_epochs": "epochs"}
-    limits = [f"{getattr(training, key):g} {unit}" for key, unit in units.items() if getattr(training, key)]
-    trained = f"at most {' or '.join(limits)}" if limits else "the published number of epochs"
-    length = f" in at most {rollout.max_seconds:g} s" if rollout.max_seconds else ""
-    return f"{trained} of training each", f"{rollout.replicas} replicas of {rollout.steps} steps{length}"
+def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that a leaderboard shows, those of trainings and of rollouts with the corrected protocol.
+
+    Rows of the reference are left out.
+    """
+    return frame[frame.kind.isin(["training", "rollout", *FAILURES]) & (frame.model != "reference")]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from egraff_utils import paper, quantities
 from egraff_utils.quantities import COLUMNS, FLOORED
-from egraff_utils.report import tables
+from egraff_utils.report import beside
 from egraff_utils.report.beside import DATASETS, MODELS, floor_of
 
 
@@ -113,7 +113,7 @@ def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
     ``unstable_fraction`` is one minus the stable fraction, ``floor_wf_low`` and ``floor_wf_high`` are the
     range of the floor.
     """
-    rows = tables.main_rows(frame)
+    rows = beside.main_rows(frame)
     rows = rows[rows.metric.notna() & rows.value.notna()]
     values = rows.pivot_table(index=["dataset", "model"], columns="metric", values="value")
     bounds = frame[frame.kind == "dataset"].pivot_table(index="dataset", columns="metric", values="value")
@@ -301,6 +301,21 @@ def rank_correlations(
         rows.append((_correlation(points.rank()), _correlation(centred), len(points), datasets))
     index = pd.MultiIndex.from_tuples(list(pairs), names=["x", "y"])
     return pd.DataFrame(rows, index=index, columns=["all", "within", "points", "datasets"])
+
+
+def mean_rank_correlation(first: pd.Series, second: pd.Series) -> float:
+    """Spearman's rank correlation over models, mean over the datasets in which it is defined; else NaN.
+
+    Parameters
+    ----------
+    first, second
+        Values with levels ``dataset`` and ``model``, and perhaps others, in the index; only those with both
+        values count.
+    """
+    pair = pd.concat([first, second], axis=1, keys=("first", "second")).dropna()
+    groups = pair.groupby([name for name in pair.index.names if name != "model"])
+    found = [_correlation(part.rank()) for _, part in groups]
+    return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
 
 
 def _correlation(ranks):

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 
 from egraff_utils import quantities
 from egraff_utils.config import changed
-from egraff_utils.report import plots, tables
-from egraff_utils.report.beside import floor_of, short_title
-from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report import look, plots, tables, titles
+from egraff_utils.report.beside import floor_of
+from egraff_utils.report.comparison import mean_rank_correlation, order_datasets, order_models
+from egraff_utils.report.titles import short_title
+from egraff_utils.report.values import MISSING, say
 
 TEST, OWN, SHIFTED, RATIO = "test", "own frames", "own, offset off", "ratio (×)"
 APART, FLOOR = "trajectories", "floor"
@@ -24,7 +26,6 @@ FORCE, FV, EV = (quantities.of(metric).head for metric in ("force_mae", "fv", "e
 ENERGY = f"Energy MAE ({quantities.of('energy_mae_per_atom').unit})"
 LABELS = {"oracle_force_mae": FORCE, "oracle_energy_error": "Energy error (meV/atom)", "oracle_fv": FV}
 """Curve on own frames -> label of its axis."""
-NONE = "no value"
 
 
 def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
@@ -112,8 +113,56 @@ def middle(values, *, digits: int = 2) -> str:
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
     if not len(known):
-        return NONE
+        return MISSING
     return f"{np.median(known):.{digits}f} ({known.min():.{digits}f} to {known.max():.{digits}f})"
+
+
+def page_values(found, values: pd.DataFrame, apart: pd.DataFrame) -> dict:
+    """Values of the page that shows own frames, numbers and texts.
+
+    Parameters
+    ----------
+    found
+        Records of the campaigns.
+    values, apart
+        DataFrames of `errors` and `violations`, of one campaign or of several, one below the other.
+    """
+    ratio, ev = values[FORCE, RATIO].dropna(), (apart[EV, OWN] / apart[EV, APART]).dropna()
+    force, energy = (curve_ends(found, f"oracle_{name}") for name in ("force_mae", "energy_error"))
+    means = [mean_error(r, "oracle_energy_error") for r in found if r.kind == "rollout"]
+    sides = {"test": TEST, "own": OWN, "shifted": SHIFTED}
+    places = {"own": OWN, "apart": APART, "floor": FLOOR}
+    return {
+        "cells": len(ratio),
+        "above": (ratio > 1).sum(),
+        "double": (ratio > 2).sum(),
+        "ratio": middle(ratio, digits=1),
+        "rank": say(mean_rank_correlation(values[FORCE, TEST], values[FORCE, OWN])),
+        "growth": middle(force[:, 1] / force[:, 0], digits=1),
+        "ev_ratio": middle(ev, digits=1),
+        "ev_reversed": (ev > 1).sum(),
+        "energy_end": middle(energy[:, 1], digits=1),
+        "under": sum(mean < 0 for mean in means),
+        **{f"energy_{name}": middle(values[ENERGY, side], digits=1) for name, side in sides.items()},
+        **{f"fv_{name}": middle(apart[FV, place]) for name, place in places.items()},
+    }
+
+
+def curve_ends(records, name: str) -> np.ndarray:
+    """Means over replicas of a curve at the first and the last labelled frame of every rollout, ``(n, 2)``.
+
+    Rollouts of a single labelled frame, or without a value, do not count.
+    """
+    curves = [r.curves[name] for r in records if r.kind == "rollout" and name in r.curves]
+    means = [plots.replica_mean(curve) for curve in curves if curve.shape[1] > 1]
+    ends = [mean[np.isfinite(mean)][[0, -1]] for mean in means if np.isfinite(mean).any()]
+    return np.array(ends).reshape(-1, 2)
+
+
+def mean_error(record, name: str) -> float:
+    """Mean of a curve over replicas and labelled frames; NaN without a value."""
+    found = np.asarray(record.curves.get(name, np.nan), dtype=float)
+    return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
 
 
 def plot_errors(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -126,14 +175,14 @@ def plot_errors(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     values
         DataFrame of :func:`errors`.
     """
-    ax = plots.take_axes(ax)
+    ax = look.take_axes(ax)
     known = values[FORCE][[TEST, OWN]].dropna()
-    markers = dict(zip(values.index.unique(0), plots.MARKERS, strict=False))
+    markers = dict(zip(values.index.unique(0), look.MARKERS, strict=False))
     for (dataset, model), row in known.iterrows():
-        style = {"color": plots.model_color(model), "marker": markers[dataset], "markeredgecolor": "0.2"}
+        style = {"color": look.model_color(model), "marker": markers[dataset], "markeredgecolor": "0.2"}
         ax.plot(row[TEST], row[OWN], linestyle="none", **style)
     for model in known.index.unique(1):
-        ax.plot([], [], color=plots.model_color(model), linewidth=2.2, label=tables.model_title(model))
+        ax.plot([], [], color=look.model_color(model), linewidth=2.2, label=titles.model_title(model))
     for dataset in known.index.unique(0):
         ax.plot([], [], color="0.45", linestyle="none", marker=markers[dataset], label=short_title(dataset))
     if len(known):
@@ -169,9 +218,9 @@ def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout"
         ):
             if record.dataset == dataset:
                 time = record.curves["oracle_steps"] * record.parameters["timestep"]
-                label = tables.model_title(record.model)
+                label = titles.model_title(record.model)
                 mean = plots.replica_mean(record.curves[name])
-                ax.plot(time, mean, color=plots.model_color(record.model), label=label)
+                ax.plot(time, mean, color=look.model_color(record.model), label=label)
         if dataset is None:
             ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center", color="0.4")
         else:

@@ -6,179 +6,41 @@ counts them). Symbols: R replicas, T frames, K blocks of equal time, S elements.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ase import units
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from egraff_utils import cards, data, quantities, statistics
+from egraff_utils import statistics
 from egraff_utils.breaks import Cause
-from egraff_utils.md import temperature as md_temperature
-from egraff_utils.report import catalogue, plots, survival
-from egraff_utils.report.beside import short_title
+from egraff_utils.report import survival
 from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report.relaxation import (
+    expected_temperature,
+    friction_rate,
+    start_temperatures,
+    stationary_ratio,
+    velocity_temperatures,
+)
+from egraff_utils.report.titles import short_title
+from egraff_utils.report.values import MISSING, count, span
 
 AT_TARGET, TOO_COLD, TOO_HOT, NO_VERDICT = "at target", "too cold", "too hot", "no verdict"
 CORRECTED, AS_CODED = "rollout", "rollout_as_coded"
 PROTOCOLS = {AS_CODED: "as coded", CORRECTED: "corrected"}
 
-MD17_ATOMS = {"ethanol": 9, "benzene": 12, "salicylic_acid": 16, "naphthalene": 18, "aspirin": 21}
-"""Numbers of atoms of the molecules of MD17. Its trajectories have 500 K over 3N degrees of freedom although
-their centre of mass is at rest, hence 500 K N / (N - 1) over the actual 3N - 3: 562.5 K for ethanol."""
+
+NOT_RUN = f"{MISSING} (not run)"
+COLD = (
+    "Ethanol stands at {:.2f} of its target, means over models: its starts lie in the first half of a "
+    "trajectory that began at the minimum, hold {:.2f} of the energy, and let expect {:.2f}."
+)
 
 LATEST_START = 0.5
 """Largest fraction of a run that may be cut as equilibration."""
 
 
 # -- theory ---------------------------------------------------------------------------------------------
-
-
-def expected_temperature(time, *, target, kinetic, potential, friction):
-    r"""Mean kinetic temperature of a harmonic system under Langevin dynamics, for any start.
-
-    .. math:: T(t) = T^* + \Big( \frac{T_\mathrm{kin} + T_\mathrm{pot}}{2} - T^* \Big) e^{-\gamma t}
-
-    Vibrations distribute the energy of the start equally to kinetic and potential energy within about ten
-    femtoseconds; the equation holds after that. The friction acts on velocities, hence on half of the energy,
-    so the total relaxes with the rate gamma. Free particles relax with 2 gamma, and from rest would reach
-    only :math:`1 - e^{-2 \gamma t}`.
-
-    Parameters
-    ----------
-    time
-        Times, shape ``(T,)``, fs.
-    target
-        Temperature of the thermostat, K.
-    kinetic, potential
-        Temperature of the velocities and of the positions at the start, K.
-    friction
-        Friction gamma, 1/fs.
-
-    Returns
-    -------
-    ndarray
-        Temperatures, shape ``(T,)``, K.
-
-    Examples
-    --------
-    >>> cold = {"kinetic": 0.0, "potential": 500.0, "friction": 4.91e-4}  # a thermal frame set at rest
-    >>> expected_temperature(np.array([0.0, 500.0]), target=500.0, **cold).round(1)
-    array([250. , 304.4])
-    """
-    decay = np.exp(-friction * np.asarray(time, dtype=float))
-    return target + ((kinetic + potential) / 2 - target) * decay
-
-
-def stationary_ratio(record) -> float:
-    """Ratio of the stationary temperature of a rollout's thermostat to its target; 1 but for as-coded noise.
-
-    It is also 1 if the atoms of the dataset are not available.
-    """
-    scale = _scale_of(record)
-    if record.parameters.get("protocol") != "as_coded" or scale is None:
-        return 1.0
-    return float(md_temperature.stationary_ratio(scale.masses))
-
-
-def friction_rate(record) -> float:
-    """Friction of a rollout, 1/fs; the published 5e-3 in ASE units is 0.491 per ps."""
-    return record.parameters.get("friction", 5e-3) * units.fs
-
-
-def sampled_temperature(dataset: str, target: float) -> float:
-    """Temperature at which the frames of a dataset were sampled, K, the target but for MD17 (`MD17_ATOMS`).
-
-    Examples
-    --------
-    >>> sampled_temperature("ethanol", 500.0), sampled_temperature("acac", 300.0)
-    (562.5, 300.0)
-    """
-    atoms = MD17_ATOMS.get(dataset)
-    return target if atoms is None else target * atoms / (atoms - 1)
-
-
-def potential_temperature(energy, mean, *, temperature, freedom):
-    r"""Temperature at which a harmonic system has a given potential energy on average.
-
-    .. math:: T_\mathrm{pot} = T + \frac{2 (V - \langle V \rangle_T)}{f k_B}
-
-    Parameters
-    ----------
-    energy
-        Potential energy of one or more frames, eV.
-    mean
-        Mean potential energy of frames sampled at ``temperature`` (K), eV.
-    freedom
-        Degrees of freedom f.
-
-    Examples
-    --------
-    >>> found = potential_temperature(-1.0, -1.0 + 1.5 * units.kB * 300, temperature=300, freedom=3)
-    >>> abs(round(float(found), 6))
-    0.0
-    """
-    return temperature + 2 * (np.asarray(energy, dtype=float) - mean) / (freedom * units.kB)
-
-
-def start_temperatures(record, target: float) -> np.ndarray:
-    """Potential temperature of the start of every replica, shape ``(R,)``, K.
-
-    The mean energy is that of the split from which the rollout starts. For the MD17 molecules, whose test
-    frames are the beginning of a trajectory that started at the minimum, it is that of the training set. If
-    the frames are not available, all values are those of `sampled_temperature`.
-    """
-    temperature = sampled_temperature(record.parameters.get("target") or record.dataset, target)
-    energies, scale = record.curves.get("energy_reference"), _scale_of(record)
-    if energies is None or scale is None:
-        return np.full(len(record.curves["stable_step"]), temperature)
-    given = {"temperature": temperature, "freedom": scale.freedom}
-    return potential_temperature(energies[:, 0], scale.energy, **given)
-
-
-def velocity_temperatures(record) -> np.ndarray:
-    """Temperature of the velocities at the start of every replica, shape ``(R,)``, K.
-
-    It is that in the record or, in version 1, the first one of the curve.
-    """
-    return np.asarray(record.curves.get("start_temperature", record.curves["temperature"][:, 0]), float)
-
-
-class Scale(NamedTuple):
-    """Properties of a thermal sample of a dataset."""
-
-    energy: float
-    """Mean potential energy, eV."""
-    freedom: int
-    """Number of vibrational degrees of freedom."""
-    masses: np.ndarray
-    """Masses, shape ``(N,)``, atomic mass units."""
-
-
-def _scale_of(record):
-    dataset = record.parameters.get("target") or record.dataset
-    return _scale(dataset, record.parameters.get("split", "test"))
-
-
-@lru_cache(maxsize=64)
-def _scale(dataset, split):
-    """:class:`Scale` of the thermal sample that belongs to a split; None if it is not available."""
-    if dataset not in cards.datasets():
-        return None
-    card = cards.dataset(dataset)
-    split = "train" if dataset in MD17_ATOMS and split in card.time_ordered else split
-    if card.generate or split not in card.splits or not catalogue.at_hand(dataset, split):
-        return None
-    frames = data.load(dataset, split)
-    if len({len(atoms) for atoms in frames}) > 1:
-        return None
-    freedom = 3 * len(frames[0]) - (6 if card.system == "molecule" else 3)
-    energy = float(np.mean([atoms.get_potential_energy() for atoms in frames]))
-    return Scale(energy, freedom, frames[0].get_masses())
 
 
 class Equilibration(NamedTuple):
@@ -446,201 +308,59 @@ def protocol_ratio(values: pd.DataFrame, metric: str) -> float:
     return float(np.exp(np.log(pair["as coded"] / pair["corrected"]).mean())) if len(pair) else np.nan
 
 
+# -- in words --------------------------------------------------------------------------------------
+
+
+def page_values(table: pd.DataFrame, shares: pd.DataFrame, pair: pd.DataFrame) -> dict:
+    """Values of the page that shows thermostats, numbers and texts.
+
+    Parameters
+    ----------
+    table, shares, pair
+        DataFrames of `temperatures`, `equipartition` and `protocols`.
+    """
+    kinds, datasets = (table.index.get_level_values(name) for name in ("kind", "dataset"))
+    home = [survival.setting(k, d) == survival.HOME for k, d in zip(kinds, datasets, strict=True)]
+    home = table[np.array(home, dtype=bool)]
+    known, coded = home.surprise[home.surprise != NO_VERDICT], table.ratio[kinds == AS_CODED]
+    ethanol = table[(kinds == "rollout") & (datasets == "ethanol")]
+    values = {
+        "coded": span(coded, missing=NOT_RUN),
+        "corrected": span(home.ratio, missing=NOT_RUN),
+        "expected": count(known == AT_TARGET),
+        "surprises": _surprises(table[kinds != AS_CODED]),
+        "ethanol": COLD.format(*ethanol[["ratio", "start", "expected"]].mean()) if len(ethanol) else "",
+        "spread": _spreads(pair),
+    }
+    for end, kind in (("", CORRECTED), ("_coded", AS_CODED)):
+        part = shares[(shares.index.get_level_values("kind") == kind) & shares.low.notna()]
+        values[f"equal{end}"] = count(part.equal)
+        values[f"hydrogen{end}"] = part.ratio[part.index.get_level_values("element") == "H"].mean()
+    metrics = {"wf": "wf", "ev": "ev_root", "fv": "fv"}
+    return values | {name: protocol_ratio(pair, metric) for name, metric in metrics.items()}
+
+
+def _surprises(table):
+    """Datasets whose temperature is not the expected one, with the number of models and the mean excess."""
+    off = table[table.surprise.isin([TOO_COLD, TOO_HOT])]
+    words = [
+        f"{short_title(d)}{'' if k == 'rollout' else f' ({k[8:]})'}: {n:.0f} models, {mean:+.2f}"
+        for (k, d), mean, n in off.excess.groupby(["kind", "dataset"]).agg(["mean", "size"]).itertuples()
+    ]
+    return "; ".join(words) or "none"
+
+
+def _spreads(pair):
+    """Ratio of the largest WF of a model to the smallest, by dataset."""
+    wf = pair["wf"]["corrected"].groupby("dataset") if len(pair) else ()
+    words = [f"a factor of {part.max() / part.min():.1f} on {short_title(name)}" for name, part in wf]
+    return ", ".join(words) or MISSING
+
+
+def coded_ratio(found, dataset: str) -> float | None:
+    """`stationary_ratio` of the first rollout as coded on a dataset; ``None`` without one."""
+    runs = [r for kind, r in survival.runs(found) if kind == AS_CODED and r.dataset == dataset]
+    return stationary_ratio(runs[0]) if runs else None
+
+
 # -- figures --------------------------------------------------------------------------------------------
-
-
-def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
-    """Temperature against time, as coded (left) and corrected (right), with one row per dataset.
-
-    Curves are means over valid replicas and over a window of time; the target is dashed, the expectation
-    black.
-
-    Parameters
-    ----------
-    found
-        Records, as returned by `records.read_all`.
-    most
-        Largest number of datasets, which are those with both protocols, or the first ones if none has both.
-    window
-        Length of the window, fs.
-    """
-    runs = [
-        (kind, r)
-        for kind, r in survival.runs(found)
-        if kind in PROTOCOLS and r.curves.get("time") is not None
-    ]
-    runs = [(kind, r) for kind, r in runs if r.parameters.get("temperature")]
-    kinds = {name: {kind for kind, r in runs if r.dataset == name} for name in {r.dataset for _, r in runs}}
-    both = [name for name in order_datasets(kinds) if len(kinds[name]) == len(PROTOCOLS)]
-    shown = (both or order_datasets(kinds))[:most]
-    figure, axes = plt.subplots(
-        max(len(shown), 1), 2, figsize=(7.5, 0.8 + 2.2 * max(len(shown), 1)), sharey="row", squeeze=False
-    )
-    models = {}
-    for row, dataset in zip(axes, shown, strict=False):
-        for ax, (protocol, title) in zip(row, PROTOCOLS.items(), strict=True):
-            here = [r for kind, r in runs if kind == protocol and r.dataset == dataset]
-            models |= dict.fromkeys(r.model for r in here)
-            _draw_temperatures(ax, here, window)
-            ax.set_title(f"{short_title(dataset)}, {title}", fontsize="small", loc="left")
-    if not shown:
-        axes[0, 0].text(0.5, 0.5, "not run", ha="center", va="center", color="0.4")
-    figure.supxlabel("Time (fs)", fontsize="medium")
-    figure.supylabel(quantities.of("temperature").axis, fontsize="medium")
-    handles = plots.model_handles(order_models(models))
-    handles += [Line2D([], [], color="black", linewidth=1.6, label="expected")]
-    handles += [Line2D([], [], color="black", linestyle="--", linewidth=1, label="target")]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4)
-    return figure
-
-
-def _draw_temperatures(ax, records, window):
-    for record in records:
-        time, curve = record.curves["time"], np.asarray(record.curves["temperature"], float)
-        broke = [end.replica for end in record.breaks]
-        mean = (
-            plots.replica_mean(np.delete(curve, broke, axis=0))
-            if len(broke) < len(curve)
-            else curve[0] * np.nan
-        )
-        length = max(1, min(round(window / (time[1] - time[0])), len(time))) if len(time) > 1 else 1
-        smooth = np.convolve(mean, np.ones(length) / length, mode="valid")
-        middle = time[: len(smooth)] + (time[length - 1] - time[0]) / 2
-        ax.plot(middle, smooth, color=plots.model_color(record.model), linewidth=1.2)
-    if not records:
-        ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center", color="0.4")
-        return
-    record = max(records, key=lambda r: len(r.curves["time"]))
-    target, time = record.parameters["temperature"], record.curves["time"]
-    given = {"target": target * stationary_ratio(record), "friction": friction_rate(record)}
-    given["potential"] = start_temperatures(record, target).mean()
-    kinetic = float(np.nanmean(velocity_temperatures(record)))
-    ax.plot(time, expected_temperature(time, kinetic=kinetic, **given), color="black", linewidth=1.6)
-    ax.axhline(target, color="black", linestyle="--", linewidth=1)
-
-
-def reached_plot(table: pd.DataFrame) -> Figure:
-    """Ratio of temperature to target of every rollout with its interval; crosses mark expectations.
-
-    Parameters
-    ----------
-    table
-        DataFrame of `temperatures`.
-    """
-    keys = list(dict.fromkeys((survival.setting(k, d), d, k) for k, d, _ in table.index))
-    settings = (survival.HOME, *survival.SETTINGS.values(), survival.AS_CODED)
-    names = order_datasets({d for _, d, _ in keys})
-    keys.sort(key=lambda key: (settings.index(key[0]), names.index(key[1])))
-    figure, ax = plt.subplots(figsize=(7.5, 1.0 + 0.32 * max(len(keys), 3)))
-    models = order_models(set(table.index.get_level_values("model")))
-    for place, (_, dataset, kind) in enumerate(keys):
-        here = table.loc[(kind, dataset)]
-        for model, row in here.iterrows():
-            y = place + 0.7 * ((models.index(model) + 0.5) / len(models) - 0.5)
-            bar = plots.error_bar(row.ratio, row.low, row.high)
-            ax.errorbar(row.ratio, y, xerr=bar, elinewidth=0.9, markersize=3.5, **_marks(model))
-            ax.plot(row.expected, y, "x", color="black", markersize=3, markeredgewidth=0.8)
-    ax.axvline(1, color="black", linestyle="--", linewidth=1)
-    labels = [f"{short_title(d)}{'' if s == survival.HOME else ', ' + s}" for s, d, _ in keys]
-    ax.set_yticks(range(len(keys)), labels, fontsize="small")
-    ax.set(xlabel="Temperature over target (dimensionless)", ylabel="Dataset")
-    ax.invert_yaxis()
-    handles = plots.model_handles(models, markers=True, linestyle="none")
-    handles.append(Line2D([], [], color="black", marker="x", linestyle="none", label="expected"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=7, columnspacing=0.9, handletextpad=0.3)
-    return figure
-
-
-def _marks(model):
-    """Colour and marker of a model."""
-    return {"color": plots.model_color(model), "marker": plots.model_marker(model)}
-
-
-def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figure:
-    """Ratio of the temperature of each element to that of all atoms, in one panel per protocol with values.
-
-    Intervals are cut at 0.3 and 1.9.
-
-    Parameters
-    ----------
-    table
-        DataFrame of `equipartition`.
-    kinds
-        Kinds of the rollouts.
-    """
-    kinds = [kind for kind in kinds if kind in table.index.get_level_values("kind")] or [None]
-    figure, axes = plt.subplots(len(kinds), 1, figsize=(7.5, 0.6 + 2.2 * len(kinds)), squeeze=False)
-    models = order_models(set(table.index.get_level_values("model")))
-    for ax, kind in zip(axes[:, 0], kinds, strict=True):
-        if kind is None:
-            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="0.4")
-            continue
-        here = table.loc[kind]
-        places = [
-            (d, e)
-            for d in order_datasets(set(here.index.get_level_values(0)))
-            for e in here.loc[d].index.unique("element")
-        ]
-        for (dataset, model, element), row in here.iterrows():
-            x = places.index((dataset, element)) + 0.7 * ((models.index(model) + 0.5) / len(models) - 0.5)
-            bar = plots.error_bar(row.ratio, row.low, row.high)
-            ax.errorbar(x, row.ratio, yerr=bar, elinewidth=0.9, markersize=3.5, **_marks(model))
-        ax.axhline(1, color="black", linestyle="--", linewidth=1)
-        firsts = [i for i, (d, _) in enumerate(places) if i == 0 or places[i - 1][0] != d]
-        ax.set_xticks(range(len(places)), [e for _, e in places], fontsize="small")
-        for level, i in enumerate(firsts):
-            style = {"fontsize": "x-small", "va": "top", "transform": ax.get_xaxis_transform()}
-            ax.text(i - 0.45, 0.99 - 0.09 * (level % 2), short_title(places[i][0]), **style)
-        for i in firsts[1:]:
-            ax.axvline(i - 0.5, color="0.8", linewidth=0.8)
-        ax.set_title(PROTOCOLS[kind], fontsize="small", loc="left")
-        ax.set(xlim=(-0.5, len(places) - 0.5), ylim=(0.3, 1.9))
-    figure.supylabel("Element over all atoms (dimensionless)", fontsize="medium")
-    handles = plots.model_handles(models, markers=True, linestyle="none")
-    if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=6)
-    return figure
-
-
-def protocol_plot(values: pd.DataFrame, metrics=("wf", "ev_root", "fv")) -> Figure:
-    """A metric as coded against the corrected one, with one panel per metric; markers denote datasets.
-
-    Parameters
-    ----------
-    values
-        DataFrame of `protocols`.
-    metrics
-        Names of the metrics.
-    """
-    figure, axes = plt.subplots(1, len(metrics), figsize=(7.5, 3.0), squeeze=False)
-    datasets = list(dict.fromkeys(values.index.get_level_values(0)))
-    for ax, metric in zip(axes[0], metrics, strict=True):
-        quantity = quantities.of(metric)
-        pair = values[metric].dropna() * quantity.factor if len(values) else pd.DataFrame()
-        for (dataset, model), row in pair.iterrows():
-            marker = plots.MARKERS[datasets.index(dataset) % len(plots.MARKERS)]
-            ax.plot(row["corrected"], row["as coded"], marker, color=plots.model_color(model), markersize=5)
-        if len(pair):
-            ends = [pair.to_numpy().min() * 0.9, pair.to_numpy().max() * 1.1]
-            ax.plot(ends, ends, color="0.4", linewidth=0.9, zorder=0)
-        else:
-            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center", color="0.4")
-        ax.set(xlabel="corrected", title=f"{quantity.name} ({quantity.head_unit})")
-        ax.title.set(fontsize="small")
-    axes[0, 0].set_ylabel("as coded")
-    models = order_models(set(values.index.get_level_values(1)))
-    handles = plots.model_handles(models, marker="s", linestyle="none")
-    handles += [
-        Line2D(
-            [],
-            [],
-            color="0.4",
-            marker=plots.MARKERS[i % len(plots.MARKERS)],
-            linestyle="none",
-            label=short_title(d),
-        )
-        for i, d in enumerate(datasets)
-    ]
-    if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=4)
-    return figure

@@ -1,0 +1,146 @@
+"""What do the pages of one kind have in common? The values that they glue, and checks of their records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ase import Atoms
+
+from egraff_utils.report import plots
+from egraff_utils.report.simulations import forgetting_time
+from egraff_utils.report.titles import dataset_title, model_title
+from egraff_utils.report.values import metrics, say
+
+ROLLOUT = ("wf", "fv", "temperature", "stable_fraction")
+FOLLOWED = 100
+"""Frame at which a rollout is compared with a reference that it starts from."""
+
+
+def training_values(record) -> dict:
+    """Values of a training page: what was spent, the errors, and the cost of a step."""
+    spent = metrics(record, "seconds", "epochs", "parameters")
+    errors = metrics(record, "force_mae", "energy_mae", "zero_force_mae")
+    rates = {
+        "gain": record["zero_force_mae"] / record["force_mae"],
+        "ms-per-step": 1000 * record["seconds"] / record["steps"],
+    }
+    return {"dataset": dataset_title(record.dataset)} | spent | errors | rates
+
+
+def rollout_values(record, training, floor) -> dict:
+    """Values of a rollout page: the model, the length of the rollout, its metrics and their floors.
+
+    Parameters
+    ----------
+    record, training, floor
+        Records of the rollout, of the training of its model, and of the floor.
+    """
+    asked = {name: record.parameters[name] for name in ("steps", "replicas")}
+    given = {"model": model_title(record.model)} | asked | metrics(training, "force_mae")
+    return given | metrics(record, *ROLLOUT) | metrics(floor, "wf", "fv", prefix="floor-")
+
+
+def following_values(record, floor) -> dict:
+    """How long a rollout follows the reference on which it starts, and how far from it it goes.
+
+    Parameters
+    ----------
+    record
+        Record of a rollout with curves ``time`` (T,) fs and ``fv`` (R, T), and, Å, ``deviation`` (R, T) from
+        the reference and ``rmsd_reference`` (R, T) of the reference from its start.
+    floor
+        Record of the floor.
+
+    Returns
+    -------
+    dict
+        ``arrival``, when FV, as geometric mean over replicas, reaches 90 % of its floor, as text; ``time``,
+        fs, of frame :data:`FOLLOWED` or the last one; ``deviation`` and ``rmsd-reference``, Å, means over
+        replicas at that time.
+    """
+    curves, time = record.curves, record.curves["time"]
+    arrival = forgetting_time(record, floor["fv"])
+    frame = min(FOLLOWED, len(time) - 1)
+    missing = np.full((1, len(time)), np.nan)
+    means = {
+        name.replace("_", "-"): plots.replica_mean(curves.get(name, missing))[frame]
+        for name in ("deviation", "rmsd_reference")
+    }
+    words = f"after {arrival:.0f} fs" if np.isfinite(arrival) else "at no time"
+    return {"arrival": words, "time": time[frame]} | means
+
+
+def labelled_values(record, training) -> dict:
+    """Values of a rollout whose own frames were labelled by the reference, as texts."""
+    own = record["oracle_force_mae"]
+    if own is None:
+        return dict.fromkeys(("own-force", "own-ratio", "own-fv"), say(None))
+    return {
+        "own-force": f"{own:.0f} meV/Å",
+        "own-ratio": f"{own / training['force_mae']:.1f} times",
+        "own-fv": say(record["oracle_fv"], ".3f"),
+    }
+
+
+def dataset_values(record) -> dict:
+    """Values of a dataset page: number of frames, error of predicting zero force, and floors."""
+    return metrics(record, "frames_test", "zero_force_mae", "floor_wf", "floor_fv")
+
+
+def check_training(record) -> None:
+    """Check what any training must satisfy, whatever its quality.
+
+    Raises
+    ------
+    AssertionError
+        If it does not; the message says what is wrong.
+    """
+    curves = record.curves
+    assert np.all(np.diff(curves["seconds"]) >= 0), "time runs backwards"
+    assert np.isfinite(curves["val_force_mae"]).all(), "a validation error is not finite"
+    assert 0 < record["force_mae"] < 2 * record["zero_force_mae"], "worse than knowing nothing"
+    assert record["energy_mae_per_atom"] < record["energy_mae"], "energy per atom exceeds energy"
+    assert record["steps"] >= 1, "no step was taken"
+
+
+def check_rollout(record) -> None:
+    """Check what any rollout must satisfy, whatever its quality.
+
+    Raises
+    ------
+    AssertionError
+        If it does not; the message says what is wrong.
+    """
+    assert np.all(np.diff(record.curves["time"]) > 0), "time runs backwards"
+    assert record["fv"] is None or 0 <= record["fv"] <= 1, "force violation lies between 0 and 1"
+    assert record["jsd"] is None or 0 <= record["jsd"] <= np.log(2), "the divergence is bounded by ln 2"
+    assert 0 <= record["stable_fraction"] <= 1, "a fraction lies between 0 and 1"
+    assert record.status in ("complete", "unstable"), record.message
+
+
+def check_frames(card, frames: Mapping[str, Sequence[Atoms]], *, net: float = 0.1) -> None:
+    """Check that splits share no frame and hold the elements of the card, and that test forces sum to zero.
+
+    Parameters
+    ----------
+    card
+        `DatasetCard` of the dataset.
+    frames
+        Split -> frames with forces, eV/Å.
+    net
+        Largest component of a sum of forces, in units of the largest component of a force.
+
+    Raises
+    ------
+    AssertionError
+        If a check fails; the message says what is wrong.
+    """
+    keys = [{atoms.positions.tobytes() for atoms in part} for part in frames.values()]
+    assert sum(map(len, keys)) == len(set.union(*keys)), "a frame is in two splits"
+    elements = {int(z) for part in frames.values() for atoms in part for z in atoms.numbers}
+    assert elements == set(card.elements), f"{sorted(elements)} are not the elements of the card"
+    forces = np.array([atoms.get_forces() for atoms in frames["test"]])
+    assert np.isfinite(forces).all(), "a force is not finite"
+    total = np.abs(forces.sum(1)).max()
+    assert total < net * np.abs(forces).max(), f"forces do not sum to zero: {total:.3f} eV/Å"

@@ -1,0 +1,82 @@
+"""Which values does the prose of a page show? They are glued by name, and written as words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Number
+
+import numpy as np
+
+MISSING = "no value"
+
+
+def glue_all(page: str, values: Mapping, form: str | None = None, *, forms: Mapping | None = None) -> None:
+    """Make values known to the prose, where ``{glue:text}`` shows them by name.
+
+    Parameters
+    ----------
+    page
+        Beginning of all names, such as ``"rollout-lips-"``.
+    values
+        Rest of the name -> value. A number is glued as ``float``, whose format the prose gives, and ``None``
+        as NaN; anything else is glued unchanged.
+    form
+        Format of the numbers, such as ``".2f"``, which are then glued as texts, see `say`.
+    forms
+        Rest of the name -> format, where it is not `form`.
+    """
+    from myst_nb import glue  # takes a second, and most of what imports this module has no page
+
+    for name, value in values.items():
+        if value is None or isinstance(value, Number | np.number):
+            spec = (forms or {}).get(name, form)
+            value = float("nan" if value is None else value) if spec is None else say(value, spec)
+        glue(f"{page}{name}", value, display=False)
+
+
+def metrics(record, *names: str, prefix: str = "") -> dict:
+    """Some metrics of a record by the names that its page glues, with hyphens.
+
+    Examples
+    --------
+    >>> metrics({"force_mae": 12.0, "epochs": 3}, "force_mae", prefix="test-")
+    {'test-force-mae': 12.0}
+    """
+    return {prefix + name.replace("_", "-"): record[name] for name in names}
+
+
+def say(value, spec: str = ".2f") -> str:
+    """Text of a number on a page; ``no value`` if it is missing or not finite; a text is returned unchanged.
+
+    Examples
+    --------
+    >>> say(0.7071), say(0.25, ".0%"), say(float("nan")), say(None), say("none")
+    ('0.71', '25%', 'no value', 'no value', 'none')
+    """
+    if isinstance(value, str):
+        return value
+    return MISSING if value is None or not np.isfinite(value) else format(float(value), spec)
+
+
+def span(values: Iterable[float], spec: str = ".2f", *, missing: str = MISSING) -> str:
+    """Range of the finite values as text; one number if both ends are written alike.
+
+    Examples
+    --------
+    >>> span([3.0, 1.0, float("nan")]), span([0.501, 0.499]), span([])
+    ('1.00 to 3.00', '0.50', 'no value')
+    """
+    known = [value for value in values if np.isfinite(value)]
+    ends = [format(float(pick(known)), spec) for pick in (min, max)] if known else []
+    return " to ".join(dict.fromkeys(ends)) or missing
+
+
+def count(cases) -> str:
+    """Number of cases that hold among all, as text.
+
+    Examples
+    --------
+    >>> count([True, False, True])
+    '2 of 3'
+    """
+    return f"{np.sum(np.asarray(cases, dtype=bool))} of {len(cases)}"

@@ -1,0 +1,97 @@
+"""Can the built book be read? Every page in a browser, wide and narrow, without a network.
+
+``make test`` builds the book and then runs this file; by itself it reads the last ``make book``.
+"""
+
+import functools
+import http.server
+import shutil
+import threading
+
+import pytest
+import yaml
+
+from egraff_utils import paths
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+SITE = paths.ROOT / "_build" / "html"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TOC = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+OVERFLOWING = """() => {
+  const width = document.documentElement.clientWidth;
+  const scrolls = (e) => e !== document.body && e !== document.documentElement
+    && ['auto', 'scroll', 'hidden'].includes(getComputedStyle(e).overflowX);
+  const inside = (e) => e && (scrolls(e) || inside(e.parentElement));
+  const over = (box) => box.width > 0 && box.right > width + 1;
+  return [...document.querySelectorAll('main *')]
+    .filter(e => over(e.getBoundingClientRect()) && !inside(e))
+    .map(e => e.outerHTML.slice(0, 80));
+}"""
+"""What reaches over the right edge of the window and has no scroll bar of its own."""
+
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium"),
+    pytest.mark.skipif(not (SITE / "index.html").exists(), reason="no built book: make book"),
+]
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    handler = functools.partial(Silent, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="module", params=[1400, 390])
+def window(request, browser, address):
+    """A window, and what it complained of and asked others for since a page was opened in it."""
+    page, said, asked = browser.new_page(viewport={"width": request.param, "height": 900}), [], []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on(
+        "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else asked.append(r.url)
+    )
+    yield page, said, asked
+    page.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_can_be_read_without_a_network(name, window, address):
+    page, said, asked = window
+    said.clear()
+    asked.clear()
+    page.goto(f"{address}{name}.html", wait_until="load")
+    page.wait_for_timeout(100)
+    assert not said, "errors in the console"
+    assert not asked, "requests that leave the machine"
+    assert page.evaluate(OVERFLOWING) == []
+    texts = page.eval_on_selector_all("main img", "images => images.map(image => image.alt)")
+    assert not [text for text in texts if len(text) < 10 or text.endswith((".png", ".svg"))]
+
+
+def test_an_overflow_is_seen(window):
+    page, _, _ = window
+    page.set_content("<main><p id=wide style='width: 3000px'>wide</p></main>")
+    assert [text[:10] for text in page.evaluate(OVERFLOWING)] == ['<p id="wid']
+
+
+def test_formulas_are_set(window, address):
+    page, _, _ = window
+    page.goto(f"{address}book/method.html", wait_until="load")
+    page.wait_for_selector("mjx-container", state="attached", timeout=10_000)
