@@ -12,7 +12,7 @@ import pytest
 
 from egraff_utils import records
 from egraff_utils.records import COLUMNS, Metric, Record
-from egraff_utils.report import beside, leaderboards, table_cells, tables, titles
+from egraff_utils.report import beside, leaderboards, levels, table_cells, tables, titles
 
 WF = "WF (%)"
 FORCE = "Force MAE (meV/Å)"
@@ -209,14 +209,14 @@ def floored():
 
 
 def test_floors_come_from_their_records(floored):
-    assert beside.floor_of(floored, "rollout", "ethanol", "wf") == (0.3, 0.2, 0.4)
-    assert beside.floor_of(floored, "rollout_as_coded", "ethanol", "wf") == (0.3, 0.2, 0.4)
-    assert beside.floor_of(floored, "rollout_600K", "ethanol", "wf") == (0.9, 0.8, 1.0)
-    value, low, high = beside.floor_of(floored, "rollout", "ethanol", "jsd")  # an older record
+    assert levels.floor_of(floored, "rollout", "ethanol", "wf") == (0.3, 0.2, 0.4)
+    assert levels.floor_of(floored, "rollout_as_coded", "ethanol", "wf") == (0.3, 0.2, 0.4)
+    assert levels.floor_of(floored, "rollout_600K", "ethanol", "wf") == (0.9, 0.8, 1.0)
+    value, low, high = levels.floor_of(floored, "rollout", "ethanol", "jsd")  # an older record
     assert value == 0.01
     assert np.isnan([low, high]).all()
-    assert np.isnan(beside.floor_of(floored, "rollout_600K", "ethanol", "jsd")).all()  # of other frames
-    assert np.isnan(beside.floor_of(floored, "rollout", "lips", "wf")).all()
+    assert np.isnan(levels.floor_of(floored, "rollout_600K", "ethanol", "jsd")).all()  # of other frames
+    assert np.isnan(levels.floor_of(floored, "rollout", "lips", "wf")).all()
 
 
 def test_values_like_the_reference_are_marked(floored):

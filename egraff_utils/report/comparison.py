@@ -16,7 +16,8 @@ import pandas as pd
 from egraff_utils import paper, quantities
 from egraff_utils.quantities import COLUMNS, SATURATING
 from egraff_utils.report import beside
-from egraff_utils.report.beside import DATASETS, MODELS, floor_of
+from egraff_utils.report.beside import DATASETS, MODELS
+from egraff_utils.report.levels import floor_of
 
 
 class Scale(NamedTuple):

@@ -19,11 +19,11 @@ from egraff_utils import quantities
 from egraff_utils.config import changed
 from egraff_utils.quantities import DIMENSIONLESS
 from egraff_utils.report import beside, look, plots, titles
-from egraff_utils.report.beside import floor_of
 from egraff_utils.report.comparison import (
     order_datasets,
     order_models,
 )
+from egraff_utils.report.levels import floor_of
 from egraff_utils.report.look import FLOOR_COLOR, REFERENCE_COLOR
 from egraff_utils.report.panels import (
     WIDTH,

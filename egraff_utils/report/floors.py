@@ -18,10 +18,10 @@ from egraff_utils.report.beside import (
     PAPER,
     PERFECT,
     beside_values,
-    is_alike,
     paper_values,
     short_title,
 )
+from egraff_utils.report.levels import is_alike
 
 METRICS = ("wf", "jsd_raw", "jsd", "ev_root", "fv", "rmsd")
 """Metrics that the page shows, in this order."""

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from egraff_utils import quantities
 from egraff_utils.config import changed
 from egraff_utils.report import look, plots, tables, titles
-from egraff_utils.report.beside import floor_of
 from egraff_utils.report.comparison import mean_rank_correlation, order_datasets, order_models
+from egraff_utils.report.levels import floor_of
 from egraff_utils.report.titles import short_title
 from egraff_utils.report.values import MISSING, say
 

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from egraff_utils.report import look, plots
-from egraff_utils.report.beside import DATASETS, floor_of
+from egraff_utils.report.beside import DATASETS
 from egraff_utils.report.comparison import (
     order_datasets,
     order_models,
 )
+from egraff_utils.report.levels import floor_of
 from egraff_utils.report.look import FLOOR_COLOR, REFERENCE_COLOR
 from egraff_utils.report.table_cells import NOT_RUN
 from egraff_utils.report.titles import short_title

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from scipy.special import ndtri
 
 from egraff_utils import paper, quantities, statistics
-from egraff_utils.report import beside, plots, windows
+from egraff_utils.report import beside, levels, plots, windows
 from egraff_utils.report.ranks import chance_of, rank_correlation, rank_correlations
 
 METRICS = (
@@ -110,12 +110,12 @@ def published_cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 def _with_floors(values, frame, metric, places):
     """Cells with error and value, with the saturation levels of datasets; ``places`` gives their kinds."""
     values = values.dropna(subset=["error", "value"])
-    floors = {name: beside.floor_of(frame, kind, name, metric)[1:] for name, kind in places.items()}
+    floors = {name: levels.floor_of(frame, kind, name, metric)[1:] for name, kind in places.items()}
     names = values.index.get_level_values("dataset")
     values["floor_low"] = [floors.get(name, (np.nan, np.nan))[0] for name in names]
     values["floor_high"] = [floors.get(name, (np.nan, np.nan))[1] for name in names]
     bounds = zip(values.value, values.floor_low, values.floor_high, strict=True)
-    values["alike"] = [beside.is_alike(metric, *each) for each in bounds]
+    values["alike"] = [levels.is_alike(metric, *each) for each in bounds]
     return values[COLUMNS]
 
 

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from egraff_utils import cards, data, paper, quantities
 from egraff_utils.config import Kind
 from egraff_utils.report import look, table_cells, tables, titles
-from egraff_utils.report.beside import DATASETS, MODELS, floor_of, is_alike
+from egraff_utils.report.beside import DATASETS, MODELS
+from egraff_utils.report.levels import floor_of, is_alike
 
 IN, OUT, FLOOR, RATIO, PAPER_RATIO = "in", "out", "saturation of out", "ratio (×)", "paper's ratio (×)"
 RATIOS = (RATIO, PAPER_RATIO)

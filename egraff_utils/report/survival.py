@@ -137,6 +137,17 @@ def rows_of(kind, record):
     return rows
 
 
+@lru_cache(maxsize=64)
+def _frames(dataset, split):
+    return data.load(dataset, split) if catalogue.at_hand(dataset, split) else None
+
+
+def reference_frames(record):
+    """Frames of the split that a rollout started from, a list of ``ase.Atoms``; None if not available."""
+    dataset, split = record.parameters.get("target") or record.dataset, record.parameters.get("split", "test")
+    return _frames(dataset, split) if dataset in cards.datasets() else None
+
+
 def breaks_of(record) -> list[Break]:
     """Breaks of a rollout, one at most for each replica.
 

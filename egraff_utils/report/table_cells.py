@@ -18,10 +18,9 @@ from egraff_utils.report.beside import (
     PAPER,
     PERFECT,
     columns_of,
-    floor_of,
-    is_alike,
     record_keys,
 )
+from egraff_utils.report.levels import floor_of, is_alike
 from egraff_utils.report.titles import model_title, short_title
 
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egraff_utils import quantities
-from egraff_utils.report.beside import floor_of, main_rows
+from egraff_utils.report.beside import main_rows
 from egraff_utils.report.comparison import (
     PAIRS,
     PAPER_SPOKES,
@@ -22,6 +22,7 @@ from egraff_utils.report.comparison import (
     published_values,
     scaled_values,
 )
+from egraff_utils.report.levels import floor_of
 from egraff_utils.report.look import (
     FLOOR_COLOR,
     MARKERS,
