@@ -12,11 +12,7 @@ import numpy as np
 from ase import units
 
 from egraff_utils import cards, data
-<<<<<<< HEAD
 from egraff_utils.md import temperature as md_temperature
-=======
-from egraff_utils.md import temperature
->>>>>>> md
 from egraff_utils.report import catalogue
 
 MD17_ATOMS = {"ethanol": 9, "benzene": 12, "salicylic_acid": 16, "naphthalene": 18, "aspirin": 21}
@@ -68,11 +64,7 @@ def stationary_ratio(record) -> float:
     scale = _scale_of(record)
     if record.parameters.get("protocol") != "as_coded" or scale is None:
         return 1.0
-<<<<<<< HEAD
     return float(md_temperature.stationary_ratio(scale.masses))
-=======
-    return float(temperature.stationary_ratio(scale.masses))
->>>>>>> md
 
 
 def friction_rate(record) -> float:
