@@ -180,17 +180,6 @@ def _heated(record, atoms):
             yield Break(replica, step, step * timestep, verdict.cause)
 
 
-@lru_cache(maxsize=64)
-def _frames(dataset, split):
-    return data.load(dataset, split) if catalogue.at_hand(dataset, split) else None
-
-
-def reference_frames(record):
-    """Frames of the split that a rollout started from, a list of ``ase.Atoms``; None if not available."""
-    dataset, split = record.parameters.get("target") or record.dataset, record.parameters.get("split", "test")
-    return _frames(dataset, split) if dataset in cards.datasets() else None
-
-
 def conditions(record, composition=""):
     """Target temperature (K) and timestep (fs) of a rollout, or of a composition of a pooled rollout."""
     asked = record.parameters.get("temperature"), record.parameters.get("timestep")
