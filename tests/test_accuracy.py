@@ -45,7 +45,7 @@ def test_thinning_takes_equally_spaced_frames_of_every_source():
 
 def test_a_model_without_weights_names_the_command_that_trains(tmp_path, monkeypatch):
     monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"notebooks/training/mace.ipynb .* -p dataset ethanol_xtb"):
+    with pytest.raises(FileNotFoundError, match="egraff train mace ethanol_xtb --campaign demo"):
         accuracy.errors(TransferConfig("mace", "ethanol_xtb"))
 
 

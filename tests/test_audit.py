@@ -112,6 +112,7 @@ def clean(trajectory):
         "temperature": 300,
         "timestep": 0.5,
         "reader": "npz",
+        "files": {name: f"{name}.npz" for name in frames},
         "splits": {name: name for name in frames},
         "time_ordered": {"test": 0.5},
     }

@@ -123,11 +123,14 @@ def test_every_cell_names_a_known_model_dataset_and_command():
 
 @pytest.fixture
 def plan(tmp_path, frames):
-    """Tiny MACE on eleven frames of copper."""
-    for atoms in frames:
-        atoms.calc = SinglePointCalculator(atoms, **atoms.calc.results)
-    ase.io.write(tmp_path / "all.xyz", frames + frames + frames[:1])
-    splits = {split: {"source": "all", "frames": 11} for split in ("train", "val", "test")}
+    """Tiny MACE on eleven frames of copper, with eleven more to validate and eleven to test."""
+    made = [atoms.copy() for atoms in frames * 7][:33]
+    for seed, (atoms, labelled) in enumerate(zip(made, frames * 7, strict=False)):
+        atoms.rattle(0.01, seed=seed)
+        atoms.calc = SinglePointCalculator(atoms, **labelled.calc.results)
+    ase.io.write(tmp_path / "all.xyz", made)
+    slices = {"train": ":11", "val": "11:22", "test": "22:"}
+    splits = {name: {"source": "all", "slice": part, "frames": 11} for name, part in slices.items()}
     card = {"name": "toy_copper", "system": "molecule", "elements": [29], "temperature": 300, "timestep": 1.0}
     card |= {"reader": "extxyz", "files": {"all": "all.xyz"}, "splits": splits}
     (tmp_path / "toy.yml").write_text(yaml.safe_dump(card))

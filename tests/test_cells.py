@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from egraff_utils import campaign, cards, paths, records
 from egraff_utils.__main__ import egraff, main
-from egraff_utils.report import beside
+from egraff_utils.report import titles
 from egraff_utils.running import batch, cells, pages
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -163,10 +163,10 @@ def test_a_campaign_of_any_place_is_found_by_its_name_once_it_ran(workplace):
     file.write_text("description: é\ndatasets: [lips]\nmodels: [mace]\n")
     with pytest.raises(ValueError, match="unknown campaign 'mine'"):
         campaign.load("mine")
-    assert beside.budget("mine") == "campaign mine: settings not in params"
+    assert titles.budget("mine") == "campaign mine: settings not in params"
     campaign.keep(file)
     assert campaign.load("mine") == campaign.load(file)
-    assert beside.budget("mine").startswith("campaign mine: preset small, the published number of epochs")
+    assert titles.budget("mine").startswith("campaign mine: preset small, the published number of epochs")
 
 
 def test_a_cell_whose_process_was_killed_leaves_a_failure(workplace):
