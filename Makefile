@@ -1,6 +1,6 @@
-# A thin front door; everything else is in egraff_utils/running/batch.py and the Snakefile.
+# A thin front door: the command line is egraff (egraff_utils/__main__.py), the order of runs the Snakefile.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab campaign bench plan pages book test lint clean
+.PHONY: help setup demo lab campaign bench plan pages book check test lint clean
 
 PYTHON ?= python3
 CAMPAIGN ?= cpu
@@ -9,8 +9,8 @@ ARGUMENTS ?=
 BIN := .venv/bin
 PARALLEL := $(if $(strip $(JOBS)),--jobs $(JOBS))
 TRAINED := training rollout ood checks  # folders of notebooks that train if they must
-SCRATCH := $(CURDIR)/runs/test
-NBVAL := EGRAFF_RESULTS=$(SCRATCH)/results EGRAFF_RUNS=$(SCRATCH)/runs \
+SCRATCH := runs/test
+NBVAL := EGRAFF_RESULTS="$(CURDIR)/$(SCRATCH)/results" EGRAFF_RUNS="$(CURDIR)/$(SCRATCH)/runs" \
   $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout 600
 
 export OMP_NUM_THREADS ?= 1
@@ -31,29 +31,33 @@ setup: .venv/installed  ## make .venv and install the pinned environment
 	@touch $@
 
 demo: setup  ## train and roll out six models on two systems, build the book on it (10 min, 2 cores)
-	$(BIN)/python -m egraff_utils demo $(PARALLEL)
+	$(BIN)/egraff demo $(PARALLEL)
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 campaign: setup  ## run a campaign of params/: make campaign CAMPAIGN=cpu
-	$(BIN)/python -m egraff_utils campaign $(CAMPAIGN) $(PARALLEL) $(ARGUMENTS)
+	$(BIN)/egraff campaign run $(CAMPAIGN) $(PARALLEL) $(ARGUMENTS)
 
 bench: setup  ## time ours beside upstream's packages: make bench ARGUMENTS=--quick (2 min; without, 110 min)
-	$(BIN)/python -m benchmarks $(ARGUMENTS)
+	$(BIN)/egraff bench $(ARGUMENTS)
 
 plan: setup  ## fit a campaign's budgets to a time: make plan CAMPAIGN=gpu BUDGET=25m JOBS=6
-	$(BIN)/python -m egraff_utils.running.plan $(CAMPAIGN) $(if $(BUDGET),--budget $(BUDGET)) $(PARALLEL)
+	$(BIN)/egraff campaign plan $(CAMPAIGN) $(if $(BUDGET),--budget $(BUDGET)) $(PARALLEL)
 
 pages: setup  ## execute the book's pages from stored records
-	$(BIN)/python -m egraff_utils pages $(PARALLEL)
+	$(BIN)/egraff pages $(PARALLEL)
 
 book: setup  ## build the committed pages into _build/html; executes nothing
-	$(BIN)/jupyter-book build . -W -n --keep-going --all
+	$(BIN)/egraff book
 
-lint: setup  ## ruff, formatting included
+lint: setup  ## ruff, formatting included, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint  ## for the loop of work, under 3 min: lint and the fast tests
+	$(BIN)/python -m pytest -m "not slow and not data" tests
 
 test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors, read in a browser
 	rm -rf $(SCRATCH)

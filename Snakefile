@@ -2,23 +2,29 @@
 #
 #     snakemake --cores 2 --keep-going --config campaign=demo
 #
-# or `make campaign CAMPAIGN=demo`, which adds the settings that survive a kill. Every output is an
+# or `egraff campaign run demo`, which adds the settings that survive a kill. Every output is an
 # executed notebook under runs/<campaign>/. The records that the notebooks write under results/ are no
 # outputs: Snakemake deletes the outputs of a failed job, and a record must outlive that. A job whose
 # record exists returns it, so running again is cheap.
+import math
+import shlex
 import sys
 
 from egraff_utils import campaign as campaigns, paths
-from egraff_utils.running import batch
+from egraff_utils.running import batch, cells, pages
 from egraff_utils.campaign import CELL, FOLDERS
 
 CAMPAIGN = campaigns.load(config.get("campaign", "demo"))
+ONLY = config.get("only") or []  # datasets whose cells are run, without reports
 NOTEBOOKS = paths.ROOT / "notebooks"
 RUNS = paths.runs() / CAMPAIGN.name
+PYTHON = shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
+# :q quotes a path for the shell; the words are quoted where they are made
 EXECUTE = (
     f"OMP_NUM_THREADS={CAMPAIGN.threads} MKL_NUM_THREADS={CAMPAIGN.threads} "
-    f"{sys.executable} -m egraff_utils run --quiet {{input.notebook}} {{output}} {{params.words}}"
+    f"{PYTHON} -m egraff_utils run --quiet {{input.notebook:q}} {{output:q}} {{params.words}}"
 )
+LEAST, UNKNOWN = 30, 1440  # min: for a job beside its budget, and for a training that has no limit of time
 
 
 wildcard_constraints:
@@ -52,9 +58,27 @@ def task_words(wildcards):
     return batch.words(batch.task_parameters(f"{wildcards.folder}/{wildcards.task}", CAMPAIGN, *cell))
 
 
+def minutes(part):
+    """Time of a job on a cluster, min: twice its budget and half an hour; each attempt has as much again."""
+
+    def minutes_of(wildcards, attempt):
+        cell = wildcards.dataset, getattr(wildcards, "model", ""), 0
+        if part == "training":
+            seconds = CAMPAIGN.training_parameters(*cell)["max_seconds"]
+        else:
+            seconds = CAMPAIGN.rollout_parameters(*cell, "corrected")["max_seconds"]
+        whole = UNKNOWN if seconds is None else math.ceil(2 * seconds / 60)
+        return (LEAST + whole) * attempt
+
+    return minutes_of
+
+
+# All cells are targets, not only the reports: Snakemake does not make a missing file again that is merely
+# the input of one that is there. A rule, since a command line cannot take the names of all.
 rule all:
     input:
-        [RUNS / "report" / f"{page}.ipynb" for page in batch.reports()],
+        [cell.output for cell in cells.cells(CAMPAIGN, ONLY)],
+        [] if ONLY else [pages.report_page(CAMPAIGN.name, page) for page in pages.reports()],
     default_target: True
 
 
@@ -66,6 +90,8 @@ rule dataset:
     params:
         words=batch.words({"campaign": CAMPAIGN.name}),
     threads: CAMPAIGN.threads
+    resources:
+        runtime=lambda wildcards, attempt: LEAST * attempt,
     shell:
         EXECUTE
 
@@ -80,6 +106,7 @@ rule training:
         words=training_words,
     threads: CAMPAIGN.threads
     resources:
+        runtime=minutes("training"),
         gpu=int(CAMPAIGN.device != "cpu"),
     shell:
         EXECUTE
@@ -100,6 +127,7 @@ for protocol, folder in FOLDERS.items():
         priority: 1  # a run cut short has whole cells
         threads: CAMPAIGN.threads
         resources:
+            runtime=minutes("rollout"),
             gpu=int(CAMPAIGN.device != "cpu"),
         shell:
             EXECUTE
@@ -116,6 +144,7 @@ rule task:
     priority: 2
     threads: CAMPAIGN.threads
     resources:
+        runtime=minutes("task"),
         gpu=int(CAMPAIGN.device != "cpu"),
     shell:
         EXECUTE
@@ -123,12 +152,14 @@ rule task:
 
 rule report:
     input:
-        batch.cell_notebooks(CAMPAIGN, CAMPAIGN.datasets),
+        [cell.output for cell in cells.cells(CAMPAIGN)],
         notebook=NOTEBOOKS / "report" / "{page}.ipynb",
     output:
         RUNS / "report" / "{page}.ipynb",
     params:
         words=batch.words({"campaign": CAMPAIGN.name}),
     threads: 1
+    resources:
+        runtime=lambda wildcards, attempt: LEAST * attempt,
     shell:
         EXECUTE

@@ -129,7 +129,7 @@ def _campaign_time(kind, environment):
     stem = SYSTEM if kind == "dataset" else f"{SYSTEM}-{MODEL}-s0"
     folder = "datasets" if kind == "dataset" else kind
     target = Path(environment["EGRAFF_RUNS"]) / CAMPAIGN / folder / f"{stem}.ipynb"
-    words = [sys.executable, "-m", "egraff_utils", "campaign", CAMPAIGN, "--jobs", "1", "--", target]
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "run", CAMPAIGN, "--jobs", "1", target]
     return _timed(words, environment)
 
 

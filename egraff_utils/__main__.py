@@ -1,8 +1,407 @@
-"""The command line: ``python -m egraff_utils {run,campaign,pages,demo} ...``."""
+"""The command line ``egraff``, also ``python -m egraff_utils``: what can be asked of the project?
 
+Exit status: 0, or 1 if a run failed, 2 for wrong input, 130 after Ctrl-C. Modules are imported when a verb
+needs them, so that help and mistakes cost no time.
+"""
+
+import json
+import os
 import sys
+import time
+from pathlib import Path
 
-from egraff_utils.running.batch import main
+import click
+
+SINGLE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+OWN = "mine"
+"""Campaign of runs that are asked for one by one."""
+
+
+def main(arguments=None):
+    """Run the command line; returns the exit status."""
+    try:
+        return egraff.main(arguments, prog_name="egraff", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("stopped; the same command continues from here", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _completed(list_names):
+    """Completion of an argument by names that are listed when they are asked for."""
+    return lambda context, parameter, start: [name for name in list_names() if name.startswith(start)]
+
+
+def _campaigns():
+    from egraff_utils import campaign
+
+    return campaign.names()
+
+
+def _datasets():
+    from egraff_utils import cards
+
+    return cards.datasets()
+
+
+def _models():
+    from egraff_utils import cards
+
+    return sorted(path.stem for path in (cards.FOLDER / "models").glob("*.yml"))
+
+
+CAMPAIGN = click.argument("name", metavar="CAMPAIGN", shell_complete=_completed(_campaigns))
+MODEL = click.argument("model", shell_complete=_completed(_models))
+DATASET = click.argument("dataset", shell_complete=_completed(_datasets))
+JOBS = click.option("--jobs", type=click.IntRange(1), help="Number of notebooks at a time.")
+
+
+def _options(*more):
+    """Decorator with the options of a single run, and more."""
+    common = (
+        click.option("--campaign", default=OWN, show_default=True, help="Where the record is stored."),
+        click.option("--seed", default=0, show_default=True),
+        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option("--threads", default=1, show_default=True),
+    )
+
+    def decorate(function):
+        for option in reversed((*more, *common)):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def egraff():
+    """Train force fields, let them run molecular dynamics, and compare them.
+
+    \b
+    egraff demo                          all of it on two small systems: ten minutes
+    egraff data list                     which datasets there are
+    egraff train mace ethanol --max-seconds 60
+    egraff rollout mace ethanol --steps 500
+    egraff campaign run cpu              a matrix of datasets, models and seeds
+
+    Names are completed after: eval "$(_EGRAFF_COMPLETE=bash_source egraff)"
+    """
+
+
+@egraff.group("campaign")
+def campaign_group():
+    """Run, plan or look at a campaign, a file in params/ or a path.
+
+    \b
+    egraff campaign run cpu
+    egraff campaign status cpu
+    """
+
+
+@campaign_group.command("run", context_settings={"ignore_unknown_options": True})
+@CAMPAIGN
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[SNAKEMAKE ARGUMENTS]...")
+@JOBS
+@click.option("--only", metavar="DATASET,...", help="Run the cells of these datasets, without reports.")
+def campaign_run(name, extra, jobs, only):
+    """Run the cells of a campaign that are not done, then its reports; further arguments go to Snakemake.
+
+    \b
+    egraff campaign run cpu
+    egraff campaign run mine.yml --jobs 4
+    egraff campaign run gpu --only lips,gete       the share of one machine
+    egraff campaign run paper --dry-run            what would run
+    egraff campaign run paper --profile profiles/slurm
+    """
+    from egraff_utils import campaign
+    from egraff_utils.running import cells, pages
+
+    only = only.split(",") if only else []
+    status = cells.run_campaign(name, jobs=jobs, only=only, extra=list(extra))
+    name = campaign.load(name).name
+    if not cells.IDLE & set(extra) and pages.report_page(name).is_file():
+        print(f"{cells.leaderboard_text(name)}\n\nIn full: {pages.report_page(name)}")
+        print(f"As a book: egraff book --campaign {name}")
+    return status
+
+
+@campaign_group.command("plan")
+@CAMPAIGN
+@JOBS
+@click.option("--budget", metavar="TIME", help="Time for the whole campaign, such as 25m or 1h30m.")
+def campaign_plan(name, jobs, budget):
+    """Time a step of every cell, and write budgets with which the campaign fits a time.
+
+    \b
+    egraff campaign plan gpu --budget 8h --jobs 6
+    """
+    from egraff_utils.running import plan
+
+    print(plan.make(name, budget=budget, jobs=jobs))
+
+
+@campaign_group.command("status")
+@CAMPAIGN
+def campaign_status(name):
+    """Show which cells are done, running, failed or waiting, why some failed, and files that are damaged.
+
+    \b
+    egraff campaign status cpu
+    """
+    from egraff_utils import campaign, records
+    from egraff_utils.config import Kind
+    from egraff_utils.running import cells
+
+    print(cells.status(name).to_string())
+    name = campaign.load(name).name
+    for record in records.read_all(name):
+        if Kind.parse(record.kind).act == "failure":
+            print(f"failed: {record.parameters['notebook']}, {record.path.stem}: {record.message}")
+    for reason in records.damaged(name).values():
+        print(f"left out: {reason}")
+
+
+@egraff.command()
+@click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("output", required=False, type=click.Path(path_type=Path))
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Parameter of the notebook.")
+@click.option("--quiet", is_flag=True, help="Show no progress bar.")
+def run(notebook, output, given, quiet):
+    """Execute a notebook; without OUTPUT into runs/<campaign>/.
+
+    \b
+    egraff run notebooks/training/mace.ipynb -p campaign mine -p dataset ethanol -p max_seconds 120
+    egraff run notebooks/report/leaderboard.ipynb board.ipynb -p campaign mine
+    """
+    from egraff_utils import paths
+    from egraff_utils.running import batch
+
+    for variable in SINGLE_THREAD:
+        os.environ.setdefault(variable, "1")
+    start, notebook = time.monotonic(), notebook.resolve()
+    parameters = batch.typed(notebook, dict(given))
+    campaign = (batch.parameters_of(notebook) | parameters).get("campaign", OWN)
+    output = output or paths.runs() / campaign / notebook.parent.name / notebook.name
+    batch.execute(notebook, output, parameters=parameters, quiet=quiet)
+    print(f"{output.parent.name}/{output.stem}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+@egraff.command()
+@click.argument("names", nargs=-1, metavar="[PAGE]...")
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True)
+def pages(names, jobs):
+    """Execute pages of the book from stored records, by default all.
+
+    \b
+    egraff pages
+    egraff pages rollout/lips report/leaderboard
+    """
+    from egraff_utils.running import pages
+
+    return int(pages.make_pages(names, jobs=jobs) > 0)
+
+
+@egraff.command()
+@click.option("--campaign", help="Show the pages of this campaign in place of the committed ones.")
+def book(campaign):
+    """Build the book as HTML; executes nothing.
+
+    \b
+    egraff book
+    egraff book --campaign mine
+    """
+    from egraff_utils.running import pages
+
+    print(f"The book: {pages.build_book(campaign)}")
+
+
+@egraff.command()
+@click.argument("name", default="demo", metavar="[CAMPAIGN]", shell_complete=_completed(_campaigns))
+@JOBS
+def demo(name, jobs):
+    """Run a campaign in a folder of its own, and build the book on it.
+
+    \b
+    egraff demo
+    egraff demo tiny
+    """
+    from egraff_utils.running import cells
+
+    return cells.run_demo(name, jobs=jobs)
+
+
+@egraff.group("data")
+def data_group():
+    """List datasets, or check one.
+
+    \b
+    egraff data list
+    egraff data check my_card.yml
+    """
+
+
+@data_group.command("list")
+def data_list():
+    """List the datasets of the project with their numbers of frames.
+
+    \b
+    egraff data list
+    """
+    from egraff_utils import cards
+
+    for card in map(cards.dataset, cards.datasets()):
+        splits = [name for name in ("train", "val", "test") if name in card.splits]
+        frames = ", ".join(f"{name} {card.split(name).frames or '?'}" for name in splits)
+        print(f"{card.name:18s}{card.system:10s}{card.title}; {frames}")
+
+
+@data_group.command("check")
+@click.argument("dataset", metavar="DATASET|CARD", shell_complete=_completed(_datasets))
+@click.option("--campaign", default=OWN, show_default=True, help="Where the record is stored.")
+def data_check(dataset, campaign):
+    """Show the card of a dataset, and audit its frames.
+
+    \b
+    egraff data check ethanol
+    egraff data check my_card.yml
+    """
+    from egraff_utils import cards
+    from egraff_utils.checks import audit
+
+    card = cards.dataset(dataset)
+    print(card)
+    for finding in audit.findings(audit.audit(card.name, campaign=campaign)):
+        print(f"{finding.check}: {finding.text}")
+
+
+@egraff.command()
+@MODEL
+@DATASET
+@_options(
+    click.option("--preset", default="small", show_default=True, help="Size: paper, small or tiny."),
+    click.option("--max-seconds", type=float, help="Limit of the time, s; without any limit 60."),
+    click.option("--max-steps", type=int),
+    click.option("--max-epochs", type=int),
+)
+def train(**asked):
+    """Train a model on a dataset, given by name or by the path of a card, and show its errors.
+
+    \b
+    egraff train mace ethanol --max-seconds 60
+    egraff train nequip my_card.yml --campaign mine --preset paper --device cuda
+    """
+    from egraff_utils.train import TrainConfig, fit
+
+    if not any(value for name, value in asked.items() if name.startswith("max_")):
+        asked["max_seconds"] = 60.0
+    return _shown(fit(TrainConfig(**asked)))
+
+
+@egraff.command()
+@MODEL
+@DATASET
+@_options(
+    click.option("--protocol", type=click.Choice(["corrected", "as_coded"]), default="corrected"),
+    click.option("--replicas", type=int, default=5, show_default=True),
+    click.option("--steps", type=int, default=1000, show_default=True),
+    click.option("--max-seconds", type=float),
+    click.option("--temperature", type=float, help="K; by default that of the split."),
+    click.option("--split", default="test", show_default=True),
+    click.option("--target", help="Dataset that the split belongs to, if not the one trained on."),
+)
+def rollout(**asked):
+    """Let a trained model run molecular dynamics, and compare it with the reference.
+
+    \b
+    egraff rollout mace ethanol --steps 500
+    egraff rollout mace acac --split test_600K --temperature 600
+    """
+    from egraff_utils.md.rollout import RolloutConfig, roll_out
+
+    return _shown(roll_out(RolloutConfig(**asked)))
+
+
+@egraff.command()
+@MODEL
+@DATASET
+@_options(click.option("--split", default="test", show_default=True))
+def gate(**asked):
+    """Check the physics of a trained model: symmetries, gradients, smoothness, conservation.
+
+    \b
+    egraff gate mace ethanol
+    """
+    from egraff_utils.checks.gate import GateConfig, check
+
+    return _shown(check(GateConfig(**asked)))
+
+
+def _shown(record):
+    print(record)
+    return int(record.status == "failed")
+
+
+@egraff.command()
+@CAMPAIGN
+def leaderboard(name):
+    """Print the leaderboard of a campaign.
+
+    \b
+    egraff leaderboard cpu
+    """
+    from egraff_utils import records
+    from egraff_utils.running import cells
+
+    if records.read(name).empty:
+        raise ValueError(f"campaign {name} has no records; make them: egraff campaign run {name}")
+    print(cells.leaderboard_text(name))
+
+
+@egraff.command()
+@click.argument("name", metavar="[CAMPAIGN]", required=False, shell_complete=_completed(_campaigns))
+@click.option("--dataset", help="Periodic dataset; by default lips.")
+@click.option("--sizes", hidden=True, help="Settings of a measurement, for a process of its own.")
+def cost(name, dataset, sizes):
+    """Measure what a step of the trained models of a campaign costs, with nothing else running.
+
+    \b
+    egraff cost cpu
+    """
+    from egraff_utils.running import cost
+
+    if sizes:
+        for row in cost.evaluate(cost.CostConfig(**json.loads(sizes))):
+            print(json.dumps(row), flush=True)
+    elif name:
+        for record in cost.measure_campaign(name, dataset=dataset):
+            print(record)
+    else:
+        raise click.UsageError("which campaign? For example: egraff cost cpu")
+
+
+@egraff.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[BENCHMARK]... [OPTIONS]")
+def bench(arguments):
+    """Time this project beside the upstream packages.
+
+    \b
+    egraff bench --quick
+    egraff bench md training --device cuda
+    """
+    from egraff_utils import paths
+    from egraff_utils.running import cells
+
+    words = [sys.executable, "-m", "benchmarks", *arguments]
+    return int(cells.run_to_the_end(words, cwd=paths.ROOT) != 0)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,19 +1,24 @@
 """How far are predictions from the reference? Errors of energies and forces, also on shifted frames."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from egraff_utils import cards, data, records, statistics, weights
 from egraff_utils.config import Config, Kind
 from egraff_utils.graph import build_graph
-from egraff_utils.records import Metric
+from egraff_utils.models import ForceField
+from egraff_utils.records import Metric, Record
 from egraff_utils.units import EV_TO_MEV
 
 
-def predict(force_field, frames, *, batch_size=10):
+def predict(
+    force_field: ForceField, frames: Sequence[Atoms], *, batch_size: int = 10
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Predicted energies, shape ``(S,)``, eV, and forces, list of ``(N, 3)``, eV/Å, of a list of frames."""
     force_field.eval()
     device, energies, forces = force_field.scale.device, [], []
@@ -26,7 +31,9 @@ def predict(force_field, frames, *, batch_size=10):
     return np.concatenate(energies), forces
 
 
-def compare(frames, energies, forces):
+def compare(
+    frames: Sequence[Atoms], energies: np.ndarray, forces: Sequence[np.ndarray]
+) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Metrics and curves of the errors of predictions with respect to the reference.
 
     Parameters
@@ -82,7 +89,7 @@ def _forces(frames):
         return None
 
 
-def interval(values, composition):
+def interval(values: np.ndarray, composition: np.ndarray) -> tuple[float, float]:
     """95 % interval of a mean over frames, from blocks in time within every composition.
 
     Compositions count as independent of each other.
@@ -136,12 +143,12 @@ class TransferConfig(Config):
     threads: int = 1
 
     @property
-    def kind(self):
+    def kind(self) -> Kind:  # type: ignore[override]
         """:class:`~egraff_utils.config.Kind` ``errors`` with the name of the shift."""
         return Kind("errors", shift=cards.shift(self.split, self.target) or "test")
 
 
-def errors(config, *, force_field=None):
+def errors(config: TransferConfig, *, force_field: ForceField | None = None) -> Record:
     """Errors of a trained force field on a shifted set of frames.
 
     The energy zero of a model is fitted to its training set. On other molecules or compositions the raw
@@ -168,8 +175,12 @@ def errors(config, *, force_field=None):
     ValueError
         If the frames hold an element that the model was not trained on, or a name is unknown.
     """
-    frames = _thinned(data.load(config.target or config.dataset, config.split), config.frames)
+    card = cards.dataset(config.target or config.dataset)
+    frames = data.checked(card, (config.split,), forces=False)[config.split]
+    frames = _thinned(frames, config.frames)
+    config = replace(config, target=config.target and card.name)
     digests = {
+        "frames": data.digest(card, (config.split,)),
         "weights": weights.digest(config, force_field),
         "data": records.digest(*[array for a in frames for array in (a.positions, a.get_potential_energy())]),
     }

@@ -16,7 +16,7 @@ LARGEST = 2**30
 
 
 @functools.cache
-def keep_freed_memory():
+def keep_freed_memory() -> bool:
     """Make this process keep freed memory for later allocations; returns whether it does so now.
 
     Results do not depend on it. The peak memory does not grow, but less memory is returned before the process
@@ -28,7 +28,7 @@ def keep_freed_memory():
     return bool(set_option(MMAP_THRESHOLD, LARGEST) and set_option(TRIM_THRESHOLD, -1))
 
 
-def release():
+def release() -> None:
     """Return freed memory to the kernel now, so that only memory in use remains."""
     if trim := _function("malloc_trim"):
         trim(0)

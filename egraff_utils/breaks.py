@@ -1,5 +1,6 @@
 """Why does a simulation break? The end of a replica as data, and the words for it that pages show."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,7 +22,7 @@ class Cause(StrEnum):
     NOT_FINITE = "not_finite"
 
     @property
-    def words(self):
+    def words(self) -> str:
         """The cause in words.
 
         >>> Cause("bond").words
@@ -57,7 +58,7 @@ class Break:
         return f"replica {self.replica} after {self.step} steps ({self.cause.words})"
 
 
-def account(breaks, replicas):
+def account(breaks: Sequence[Break], replicas: int) -> str:
     """Sentence that lists the replicas that broke; empty if none did.
 
     >>> account([Break(1, 30, 15.0, "contact")], 5)

@@ -1,107 +1,130 @@
 """What does a campaign run? One YAML file in ``params/`` is expanded to the parameters of notebooks."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, field, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
-from egraff_utils import cards, paths
+import yaml
+from pydantic import Field
+
+from egraff_utils import cards, paths, schema
 from egraff_utils.config import AS_CODED, Kind
+from egraff_utils.schema import AtLeastOne, Count, Name, Positive, Value, checked
 
 FOLDERS = {"corrected": "rollout", AS_CODED: str(Kind("rollout", AS_CODED))}
 """Protocol -> folder of its executed notebooks in ``runs/<campaign>/``."""
+KEYS = "% keys, by python -m egraff_utils.campaign"
+"""Line of a page before and after the table of all keys."""
 CELL = "{dataset}-{model}-s{seed}.ipynb"
 """Name of the executed notebook of a cell."""
 TASKS = ("ood", "checks")
 """Folders of the notebooks of tasks, which use a trained model; also keys of a campaign."""
 
 
-@dataclass(frozen=True)
+@checked()
 class TrainingBudget:
     """Limits of a training, the first of which ends it; ``None`` is no limit (the model's epochs remain)."""
 
-    max_seconds: float | None = None
-    max_steps: int | None = None
-    max_epochs: int | None = None
+    max_seconds: Positive | None = None
+    """Time in the training loop, s."""
+    max_steps: AtLeastOne | None = None
+    """Steps of the optimiser."""
+    max_epochs: AtLeastOne | None = None
+    """Passes over the training set."""
 
 
-@dataclass(frozen=True)
+@checked()
 class RolloutBudget:
     """Length of the rollouts."""
 
-    replicas: int = 5
-    steps: int = 1000
-    max_seconds: float | None = None
+    replicas: AtLeastOne = 5
+    """Simulations, each from another start."""
+    steps: AtLeastOne = 1000
+    """MD steps of each."""
+    max_seconds: Positive | None = None
     """Time per rollout, s, counted as that of a training."""
-    protocols: tuple[str, ...] = ("corrected",)
-
-    def __post_init__(self):
-        object.__setattr__(self, "protocols", tuple(self.protocols))
-        for protocol in self.protocols:
-            if protocol not in FOLDERS:
-                raise cards.unknown("protocol", protocol, FOLDERS)
+    protocols: tuple[Literal["corrected", "as_coded"], ...] = ("corrected",)
+    """How they are run, see :mod:`egraff_utils.md.rollout`."""
 
 
-@dataclass(frozen=True)
+@checked()
+class Override:
+    """Budgets and seeds of one dataset, as far as they differ from those of the campaign."""
+
+    training: dict[str, Value] = field(default_factory=dict)
+    """Keys of the training budget."""
+    rollout: dict[str, Value] = field(default_factory=dict)
+    """Keys of the rollout budget."""
+    seeds: tuple[Count, ...] | None = None
+    """Seeds, in place of those of the campaign."""
+
+
+@checked()
 class Campaign:
     """A matrix of datasets, models and seeds with their budgets."""
 
-    name: str
+    name: Name
+    """Name, by default that of the file."""
     description: str
-    datasets: tuple[str, ...]
-    models: tuple[str, ...]
-    seeds: tuple[int, ...] = (0,)
-    preset: str = "small"
+    """What it is for."""
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of datasets."""
+    models: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Names of models."""
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    """Seeds, one training of every model and dataset each."""
+    preset: Name = "small"
+    """Size of the networks, a preset of the models' cards."""
     training: TrainingBudget = field(default_factory=TrainingBudget)
+    """Limits of every training."""
     rollout: RolloutBudget = field(default_factory=RolloutBudget)
-    ood: dict = field(default_factory=dict)
+    """Lengths of every rollout."""
+    ood: dict[Name, tuple[str, ...]] = field(default_factory=dict)
     """``{task: [datasets]}``: notebooks in ``notebooks/ood/`` that are run for models trained on these
     datasets; their rollouts are as long as those of the dataset."""
-    checks: dict = field(default_factory=dict)
+    checks: dict[Name, tuple[str, ...]] = field(default_factory=dict)
     """``{task: [datasets]}``: notebooks in ``notebooks/checks/``, likewise."""
-    ood_frames: int = 200
+    ood_frames: AtLeastOne = 200
     """Largest number of frames of every composition for static errors out of distribution."""
-    device: str = "cpu"
-    threads: int = 1
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    """``cpu``, ``cuda`` or, of several, such as ``cuda:1``."""
+    threads: AtLeastOne = 1
     """Number of threads of one run."""
-    jobs: int = 2
+    jobs: AtLeastOne = 2
     """Number of runs at a time."""
     budget: str | None = None
     """Time for the whole campaign, such as ``25m``. If it is given, the campaign is planned before its first
     run, and the plan sets the lengths of trainings and rollouts (:mod:`egraff_utils.running.plan`)."""
-    overrides: dict = field(default_factory=dict)
+    overrides: dict[str, Override] = field(default_factory=dict)
     """``{dataset: {training: {...}, rollout: {...}, seeds: [...]}}``: budgets and seeds of datasets for which
     they differ."""
 
     def __post_init__(self):
-        for name in ("datasets", "models", "seeds"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        budgets = {"training": TrainingBudget, "rollout": RolloutBudget}
-        for name, cls in budgets.items():
-            if isinstance(getattr(self, name), dict):
-                budget = cards.from_mapping(cls, getattr(self, name), where=f"{name} of campaign {self.name}")
-                object.__setattr__(self, name, budget)
         for dataset in self.datasets:
             cards.dataset(dataset)
+        for model in set(self.models) & set(cards.models()):
+            cards.model(model).training(self.preset)
         for _, task, datasets in self._tasks():
             for dataset in datasets:
                 if dataset not in self.datasets:
                     raise cards.unknown(f"dataset of the task {task} of {self.name}", dataset, self.datasets)
-        for dataset, parts in self.overrides.items():
+        for dataset in self.overrides:
             if dataset not in self.datasets:
                 raise cards.unknown(
                     f"dataset in the overrides of campaign {self.name}", dataset, self.datasets
                 )
-            for part in parts:
-                if part not in [*budgets, "seeds"]:
-                    raise cards.unknown(f"key in the overrides of {dataset}", part, [*budgets, "seeds"])
-                if part in budgets:
-                    self._budget(part, dataset)
+            self._budget("training", dataset), self._budget("rollout", dataset)
 
     def cells(self):
         """All (dataset, model, seed) of the campaign, a list."""
         return [(d, m, s) for d in self.datasets for m in self.models for s in self._seeds(d)]
 
     def _seeds(self, dataset):
-        return self.overrides.get(dataset, {}).get("seeds", self.seeds)
+        return self.override(dataset).seeds or self.seeds
+
+    def override(self, dataset):
+        """:class:`Override` of a dataset, which is empty if there is none."""
+        return self.overrides.get(dataset, Override())
 
     def task_cells(self):
         """All (folder, task, dataset, model, seed) of the tasks that use a trained model."""
@@ -157,10 +180,9 @@ class Campaign:
         return {"campaign": self.name, "seed": seed, "device": self.device, "threads": self.threads}
 
     def _budget(self, part, dataset):
-        changes = self.overrides.get(dataset, {}).get(part, {})
         budget = getattr(self, part)
-        mapping = {f: getattr(budget, f) for f in budget.__dataclass_fields__} | changes
-        return cards.from_mapping(type(budget), mapping, where=f"{part} overrides of {dataset}")
+        mapping = asdict(budget) | getattr(self.override(dataset), part)
+        return schema.validated(type(budget), mapping, where=f"{part} overrides of {dataset}")
 
 
 def names():
@@ -183,13 +205,42 @@ def load(name, *, planned=True):
     ValueError
         If there is no such campaign, or the file holds an unknown key, dataset, protocol or model.
     """
-    path = Path(name) if str(name).endswith((".yml", ".yaml")) else paths.ROOT / "params" / f"{name}.yml"
-    if not path.is_file():
-        raise cards.unknown("campaign", name, names())
-    mapping = {"name": path.stem, **cards.read_yaml(path)}
-    if planned and plan_path(mapping["name"]).is_file():
-        mapping |= _planned(mapping, cards.read_yaml(plan_path(mapping["name"])))
-    return cards.from_mapping(Campaign, mapping, where=f"campaign {path.name}")
+    path = path_of(name)
+    mapping = schema.read(path)
+    mapping.setdefault("name", path.stem)
+    campaign = schema.validated(Campaign, mapping, where=path)
+    plan = plan_path(campaign.name)
+    return _planned(campaign, cards.read_yaml(plan)) if planned and plan.is_file() else campaign
+
+
+def path_of(name):
+    """Path of the file of a campaign, given by its name or by the path.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file in ``params/``, and none that :func:`keep` has left with the records.
+    """
+    given = [Path(name).expanduser().resolve()] if str(name).endswith((".yml", ".yaml")) else []
+    for path in given or [paths.ROOT / "params" / f"{name}.yml", kept_path(name)]:
+        if path.is_file():
+            return path
+    raise cards.unknown("campaign", name, names())
+
+
+def keep(name):
+    """Copy the file of a campaign outside ``params/`` to its records, so that reports find it by its name."""
+    path = path_of(name)
+    mapping = schema.read(path)
+    mapping.setdefault("name", path.stem)
+    if path.parent != paths.ROOT / "params" and path != kept_path(mapping["name"]):
+        with paths.written(kept_path(mapping["name"])) as temporary:
+            temporary.write_text(yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+
+
+def kept_path(name):
+    """Path of the copy that :func:`keep` makes, ``results/<campaign>/campaign.yml``."""
+    return paths.results() / str(name) / "campaign.yml"
 
 
 def plan_path(name):
@@ -200,11 +251,23 @@ def plan_path(name):
     return paths.results() / name / "plan.yml"
 
 
-def _planned(mapping, plan):
-    """Mapping of a campaign with the number of jobs and the overrides of a plan."""
-    overrides = {dataset: dict(parts) for dataset, parts in mapping.get("overrides", {}).items()}
-    for dataset in set(plan["budgets"]) & set(mapping["datasets"]):
-        parts = overrides.setdefault(dataset, {})
-        for part, limits in plan["budgets"][dataset].items():
-            parts[part] = {**parts.get(part, {}), **limits}
-    return {"jobs": plan["jobs"], "overrides": overrides}
+def _planned(campaign, plan):
+    """The campaign with the number of jobs and the budgets of a plan."""
+    overrides = dict(campaign.overrides)
+    for dataset in set(plan["budgets"]) & set(campaign.datasets):
+        own, limits = campaign.override(dataset), plan["budgets"][dataset]
+        overrides[dataset] = replace(own, **{part: getattr(own, part) | limits[part] for part in limits})
+    return replace(campaign, jobs=plan["jobs"], overrides=overrides)
+
+
+def write_references(folder=paths.ROOT / "book"):
+    """Write the tables of all keys of cards and campaigns into the pages of the book that explain them."""
+    for cls, page in ((cards.DatasetCard, "add_dataset"), (Campaign, "run")):
+        path = folder / f"{page}.md"
+        before, _, rest = path.read_text().partition(f"{KEYS}\n")
+        after = rest.partition(f"{KEYS}\n")[2]
+        path.write_text(f"{before}{KEYS}\n\n{schema.reference(cls)}\n{KEYS}\n{after}")
+
+
+if __name__ == "__main__":
+    write_references()

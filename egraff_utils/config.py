@@ -1,11 +1,14 @@
 """Which run is this? A configuration says what is run, and a key says where its record is stored."""
 
 from dataclasses import asdict
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from egraff_utils import cards, paths
+from egraff_utils import cards, paths, schema
 
 AS_CODED = "as_coded"
+FAILURES = ("failure", "failure_datasets", "failure_training", "failure_rollout")
+"""Kinds of records of failures because of which a dataset and a model have no values in the main tables."""
 
 
 class Kind(NamedTuple):
@@ -26,7 +29,7 @@ class Kind(NamedTuple):
         return "_".join(filter(None, self))
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> "Kind":
         """The kind that a folder's name stands for."""
         act, _, rest = text.partition("_")
         if rest == AS_CODED or rest.startswith(f"{AS_CODED}_"):
@@ -34,7 +37,7 @@ class Kind(NamedTuple):
         return cls(act, shift=rest)
 
 
-def changed(kind, **changes):
+def changed(kind: str, **changes: str) -> str:
     """Text of a kind, given as text, after changes of its act, protocol or shift.
 
     >>> changed("rollout_600K", act="floor"), changed("rollout_as_coded_crystals", shift="Li2S")
@@ -54,12 +57,15 @@ class Key(NamedTuple):
     seed: int = 0
 
     @property
-    def path(self):
-        """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``."""
+    def path(self) -> Path:
+        """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``; raises ValueError for a bad name."""
+        for field in ("kind", "campaign", "dataset", "model"):
+            if name := getattr(self, field):
+                schema.check_name(name, f"name of a {field}")
         name = f"{self.dataset}-{self.model}-s{self.seed}.json"
         return paths.results() / self.campaign / self.kind / name
 
-    def of(self, **changes):
+    def of(self, **changes: Any) -> "Key":
         """Key of a run that differs in some of act, protocol, shift, model, dataset and seed.
 
         >>> Key("rollout_600K", "cpu", "acac", "mace").of(act="floor", model="reference").kind
@@ -75,20 +81,35 @@ class Config:
     A subclass has the fields of a :class:`Key`; its ``kind`` is a class attribute or a property.
     """
 
-    WORKING_FIELDS = ("campaign", "dataset", "model", "seed", "device", "threads", "progress")
+    kind: Kind | str
+    campaign: str
+    dataset: str
+    model: str
+    seed: int
+
+    WORKING_FIELDS: tuple[str, ...] = (
+        "campaign",
+        "dataset",
+        "model",
+        "seed",
+        "device",
+        "threads",
+        "progress",
+    )
     """Fields that are left out of :meth:`parameters`: the key of the record, and what does not change the
     result."""
 
     @property
-    def card(self):
+    def card(self) -> cards.DatasetCard:
         """Card of the dataset."""
         return cards.dataset(self.dataset)
 
     @property
-    def key(self):
+    def key(self) -> Key:
         """:class:`Key` of the record."""
         return Key(str(self.kind), self.campaign, self.card.name, self.model, self.seed)
 
-    def parameters(self):
+    def parameters(self) -> dict:
         """What determines the result, as stored in the record."""
-        return {key: value for key, value in asdict(self).items() if key not in self.WORKING_FIELDS}
+        found = asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+        return {key: value for key, value in found.items() if key not in self.WORKING_FIELDS}

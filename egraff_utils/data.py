@@ -1,31 +1,18 @@
-"""Which frames are there? Source files are fetched, checked, and read as ``ase.Atoms`` in eV and Å."""
+"""Which frames are there, and can they be learnt from? Splits of a card as ``ase.Atoms`` in eV and Å."""
 
-import bz2
-import hashlib
-import io
-import os
-from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
-
-import ase.io
 import numpy as np
-import pooch
-from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
+from ase.geometry import find_mic
+from scipy.spatial import cKDTree
 
-from egraff_utils import cards, paths, records, reference
+from egraff_utils import cards, files, readers, records, reference
+from egraff_utils.files import fetch, file_hash  # noqa: F401
 
-ENERGY_UNITS = {
-    "eV": 1.0,
-    "kcal/mol": units.kcal / units.mol,
-    "kJ/mol": units.kJ / units.mol,
-    "Hartree": units.Hartree,
-}
-LENGTH_UNITS = {"Å": 1.0, "Angstrom": 1.0, "Bohr": units.Bohr}
 OF_FRAMES = ("elements", "system", "units", "energy_factor", "keys", "cell", "reference_energies")
 """Fields of a card that determine what a training sees, in addition to files and splits."""
+COINCIDENT = 0.1
+"""Distance below which two atoms of a frame are taken for one atom given twice, Å."""
 
 
 def load(name, split):
@@ -44,20 +31,37 @@ def load(name, split):
     Returns
     -------
     list of ase.Atoms
-        Positions in Å; ``get_potential_energy()`` in eV and ``get_forces()``, shape ``(N, 3)``, in eV/Å
-        from a ``SinglePointCalculator`` (no forces where the source has none: scans along a path);
-        ``info["source"]`` and ``info["frame"]`` are the source and the frame's index in it; velocities are
-        set where they are stored.
+        Positions in Å, of a molecule put together if the file wraps it into a periodic cell;
+        ``get_potential_energy()`` in eV, ``get_forces()``, shape ``(N, 3)``, in eV/Å (none where the source
+        has none: scans along a path) and ``get_stress()``, shape ``(6,)``, in eV/Å^3 where stored, from a
+        ``SinglePointCalculator``; ``info["source"]`` and ``info["frame"]`` are the source and the frame's
+        index in it, ``info["virial"]`` is the virial in eV where stored; velocities and masses are set where
+        they are stored.
 
     Raises
     ------
     ValueError
-        If there is no such dataset or split (the message lists them), or a file does not match its hash.
+        If there is no such dataset or split (the message lists them), a file does not match its hash or
+        cannot be read, or its periodicity is not that of the card.
     FileNotFoundError
         If a file is not available and cannot be downloaded.
     """
     card = cards.dataset(name)
-    return [_atoms(card, *found) for found in _chosen(card, split)]
+    return [_atoms(*found) for found in _chosen(card, split)]
+
+
+def checked(name, splits, **options):
+    """Frames of some splits of a dataset, by split, after all checks (:func:`check_splits`)."""
+    card = cards.dataset(name)
+    found = {split: load(card, split) for split in splits}
+    mark = card.name, digest(card, tuple(splits)), *splits, *sorted(options.items())
+    if mark not in _sound:
+        check_splits(card, found, **options)
+        _sound.add(mark)
+    return found
+
+
+_sound = set()
 
 
 def positions(name, split, numbers):
@@ -74,7 +78,7 @@ def digest(name, splits=("train", "val", "test")):
     """Hash of everything that determines the frames of some splits.
 
     It is computed from the card: a file is read only if the card does not give its hash, and a generated
-    dataset is not generated.
+    dataset is not generated. Records made of these frames are used again only while it is the same.
     """
     card = cards.dataset(name)
     parts = {split: [[p.source, p.slice, p.drop] for p in card.split(split).parts] for split in splits}
@@ -82,336 +86,220 @@ def digest(name, splits=("train", "val", "test")):
     if card.generate:
         return records.digest(fields, parts, reference.specification(card))
     keys = {key for split in parts.values() for source, *_ in split for key in card.files_of(source)}
-    files = {key: [card.files[key].reader or card.reader, _hash(card, key)] for key in keys}
-    return records.digest(fields, parts, files)
+    found = {key: [card.reader_of(key), files.identity(card, key)] for key in keys}
+    return records.digest(fields, parts, found)
 
 
-def _hash(card, key):
-    """Hash of a file, as given in the card or else computed from its content."""
-    if card.files[key].hash:
-        return card.files[key].hash
-    path = _locate(card, key)
-    return file_hash(path, stamp=_stamp(path))
+def scene_digest(name, split):
+    """Hash of everything that determines a simulation from a split and what it is compared with.
+
+    These are the frames of the split and of ``train``, from which the fixed bonds of a molecule are known,
+    and what the card says of the split's order in time and of the oracle.
+    """
+    card = cards.dataset(name)
+    order = card.time_ordered.get(split), card.first_contiguous.get(split, 0)
+    splits = tuple(dict.fromkeys(name for name in (split, "train") if name in card.splits))
+    return records.digest(digest(card, splits), order, card.oracle)
 
 
-def check_splits(name, splits):
-    """Reject splits that cannot be used for training, before time is spent on them.
+def _chosen(card, split):
+    """All frames of a split, each as (source, index in the source, frame)."""
+    wanted = card.split(split)
+    found = fetch(card, split)
+    chosen = [
+        (part.source, index, frames[index])
+        for part in wanted.parts
+        for frames in [readers.read(card, part.source, found)]
+        for index in part.indices(len(frames))
+    ]
+    if wanted.frames not in (None, len(chosen)):
+        raise ValueError(
+            f"{card.name}/{split}: the card says {wanted.frames} frames, the files hold {len(chosen)}"
+        )
+    return chosen
+
+
+def _atoms(source, index, frame):
+    atoms = frame.atoms(source, index)
+    names = ("energy", "forces", "stress")
+    results = {name: getattr(frame, name) for name in names if getattr(frame, name) is not None}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+# -- checks ---------------------------------------------------------------------------------------------
+
+
+def check_splits(name, splits, *, forces=True, across=True):
+    """Reject frames that cannot be worked with, before time is spent on them.
 
     Parameters
     ----------
     name
         Name of a dataset, or its card.
     splits
-        Name of a split -> its frames as returned by :func:`load`; the first is the one to be trained on.
+        Name of a split -> its frames as returned by :func:`load`.
+    forces
+        Whether every frame must have forces.
+    across
+        Whether splits are compared with each other and with the elements of the card.
 
     Raises
     ------
     ValueError
-        If a split is empty, or a frame has no forces of shape ``(N, 3)``, is periodic with a cell of zero
-        volume, holds a number that is not finite, or holds an element that the card does not list or that is
-        absent from the first split. The message names the split, the frame and the remedy.
+        If a split is empty; if a frame has no forces of shape ``(N, 3)``, is periodic with a cell of zero
+        volume, holds a number that is not finite, two atoms closer than :data:`COINCIDENT`, or an element
+        that the card does not list or that is absent from ``train``; if the card lists an element that no
+        frame of ``train`` has; if two splits share a frame, and none is a ``subset_of`` the other; if frames
+        that the card calls ordered in time are not. The message names split, frame and remedy.
     """
     card = cards.dataset(name)
-    known, whose = set(card.elements), "the elements of the card"
     for split, frames in splits.items():
         if not frames:
             raise ValueError(f"{card.name}/{split} has no frames; correct its source or slice in the card")
-        for index, atoms in enumerate(frames):
-            unseen = [chemical_symbols[z] for z in set(atoms.numbers.tolist()) - known]
-            if found := f"holds {', '.join(unseen)}, not among {whose}" if unseen else _problem(atoms):
-                origin = f"frame {atoms.info['frame']} of source {atoms.info['source']}"
+        for find in FRAME_CHECKS:
+            if (bad := find(frames, card, forces)) is not None:
+                index, text = bad
                 raise ValueError(
-                    f"{card.name}/{split}: frame {index} ({origin}) {found}; "
+                    f"{card.name}/{split}: frame {index} ({_origin(frames[index])}) {text}; "
                     "correct it, or leave it out by slice or drop in the card"
                 )
-        if whose != "the elements trained on":
-            seen = np.concatenate([atoms.numbers for atoms in frames])
-            known, whose = set(seen.tolist()), "the elements trained on"
+        if split in card.time_ordered and _shuffled(frames[card.first_contiguous.get(split, 0) :]):
+            raise ValueError(
+                f"{card.name}/{split}: the card says time_ordered, but frames that follow each other differ "
+                "as much as frames drawn at random; take the split out of time_ordered"
+            )
+    if across:
+        _check_elements(card, splits)
+        _check_overlap(card, splits)
 
 
-def _problem(atoms):
-    """Description of what is wrong with a labelled frame; empty if nothing is."""
-    arrays = {"positions": atoms.positions, "a cell": atoms.cell.array, **atoms.calc.results}
-    if "forces" not in arrays:
-        return "holds no forces"
-    if arrays["forces"].shape != atoms.positions.shape:
-        return f"holds forces of shape {arrays['forces'].shape} for {len(atoms)} atoms"
-    for name, values in arrays.items():
-        if not np.isfinite(values).all():
-            return f"holds {name} not finite everywhere"
-    return "is periodic, but its cell has no volume" if atoms.pbc.any() and not atoms.cell.volume else ""
+def _origin(atoms):
+    return f"frame {atoms.info.get('frame')} of source {atoms.info.get('source')}"
 
 
-def _chosen(card, split):
-    """All frames of a split, each as (source, index in the source, frame)."""
-    wanted = card.split(split)
-    files = fetch(card, split)
-    found = [
-        (part.source, index, frames[index])
-        for part in wanted.parts
-        for frames in [_frames(card, part.source, files)]
-        for index in part.indices(len(frames))
-    ]
-    if wanted.frames not in (None, len(found)):
-        raise ValueError(
-            f"{card.name}/{split}: the card says {wanted.frames} frames, the files hold {len(found)}"
-        )
-    return found
+def _first(wrong):
+    """Index of the first true value, or None."""
+    return int(np.argmax(wrong)) if np.any(wrong) else None
 
 
-def _atoms(card, source, index, frame):
-    """One frame as ``ase.Atoms``, with copies of all arrays."""
-    info = {"source": source, "frame": index}
-    atoms = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=card.pbc, info=info)
-    if frame.velocities is not None:
-        atoms.set_velocities(frame.velocities)
-    results = {"energy": frame.energy} | ({} if frame.forces is None else {"forces": frame.forces})
-    atoms.calc = SinglePointCalculator(atoms, **results)
-    return atoms
+def _not_finite(frames, card, forces):
+    for name in ("positions", "a cell", "energy", "forces"):
+        wrong = [not np.isfinite(values).all() for values in _values(frames, name)]
+        if (index := _first(wrong)) is not None:
+            return index, f"holds {name} not finite everywhere"
+    return None
 
 
-def fetch(card, split=None):
-    """Paths of a dataset's files, which are downloaded or generated if needed; hashes are always checked.
-
-    Files are searched for in ``EGRAFF_DATA`` (a read-only mirror with the paths given in the cards) and then
-    in ``data/``; a file that is in neither is downloaded into ``data/``. Datasets are generated once and
-    kept.
-
-    Parameters
-    ----------
-    card
-        :class:`~egraff_utils.cards.DatasetCard`, or its name.
-    split
-        Split whose files are needed; None for all files of the dataset.
-
-    Returns
-    -------
-    dict of str to Path
-        Key of the file in the card -> its path.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is not available and cannot be downloaded; the message names the file, its address and its
-        hash.
-    ValueError
-        If a file does not match its hash. The file is renamed to ``<name>.bad`` if its folder is writable.
-    """
-    card = cards.dataset(card)
-    if card.generate:
-        return {"frames": reference.make_dataset(card)}
-    wanted = card.splits if split is None else [split]
-    sources = dict.fromkeys(part.source for name in wanted for part in card.split(name).parts)
-    return {key: _locate(card, key) for source in sources for key in card.files_of(source)}
+def _values(frames, name):
+    if name == "positions":
+        return [atoms.positions for atoms in frames]
+    if name == "a cell":
+        return [atoms.cell.array for atoms in frames]
+    return [atoms.calc.results.get(name, 0.0) for atoms in frames]
 
 
-def _locate(card, key):
-    """Path of one file after its hash is checked; the file is downloaded if no folder holds it."""
-    file = card.files[key]
-    folders = [card.folder] if card.folder else []
-    for folder in folders + paths.data():
-        path = folder / file.path
-        if path.exists():
-            _check(path, file.hash)
-            return path
-    return _download(card, key)
+def _without_forces(frames, card, forces):
+    for index, atoms in enumerate(frames):
+        found = atoms.calc.results.get("forces")
+        if not len(atoms):
+            return index, "holds no atoms"
+        if found is None and forces:
+            return index, "holds no forces"
+        if found is not None and found.shape != atoms.positions.shape:
+            return index, f"holds forces of shape {found.shape} for {len(atoms)} atoms"
+    return None
 
 
-def _download(card, key):
-    """Download a file to ``data/`` under a temporary name, check its hash, then move it to its place."""
-    file, url = card.files[key], card.url(key)
-    path = paths.data()[-1] / file.path
-    if url is None or file.hash is None:
-        raise _missing(card, key, "the card gives no address and hash to download it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None)
-        _check(temporary, file.hash, name=path)
-        os.replace(temporary, path)
-    except OSError as error:  # all errors of requests are OSErrors
-        reason = f"the download failed ({type(error).__name__}: {error})"
-        raise _missing(card, key, reason) from None  # the chained errors of requests add nothing
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+def _without_volume(frames, card, forces):
+    volumes = np.abs(np.linalg.det([atoms.cell.array for atoms in frames]))
+    index = _first((volumes < 1e-6) & [atoms.pbc.any() for atoms in frames])
+    return None if index is None else (index, "is periodic, but its cell has no volume")
 
 
-def _missing(card, key, reason):
-    file = card.files[key]
-    searched = ", ".join(str(folder) for folder in paths.data())
-    return FileNotFoundError(
-        f"{card.name}: {file.path} is not available and {reason}. Searched {searched}. "
-        f"Address: {card.url(key) or 'none'}. Expected hash: {file.hash or 'none'}. "
-        f"If you have a copy, put it at <folder>/{file.path} and set EGRAFF_DATA=<folder>."
-    )
+def _not_listed(frames, card, forces):
+    known = set(card.elements)
+    for index, atoms in enumerate(frames):
+        if unseen := set(atoms.numbers.tolist()) - known:
+            return index, f"holds {_symbols(unseen)}, not among the elements of the card"
+    return None
 
 
-def _check(path, expected, *, name=None):
-    """Move the file aside and raise ValueError if its hash is not the expected one."""
-    if expected is None:
+def _coincident(frames, card, forces):
+    """First frame with two atoms in one place; a fourth dimension keeps frames apart in one search."""
+    owner = np.repeat(np.arange(len(frames)), [len(atoms) for atoms in frames])
+    if frames[0].pbc.any():
+        places = np.concatenate([atoms.get_scaled_positions() for atoms in frames]) % 1.0
+        heights = [1 / np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0) for atoms in frames]
+        box, reach = [1, 1, 1, 0], COINCIDENT / np.min(heights)
+    else:
+        places, box, reach = np.concatenate([atoms.positions for atoms in frames]), None, COINCIDENT
+    apart = 2 * reach * owner
+    found = cKDTree(np.column_stack([places, apart]), boxsize=box).query_pairs(reach, output_type="ndarray")
+    for i, j in found[np.argsort(owner[found[:, 0]], kind="stable")] if len(found) else ():
+        atoms, start = frames[owner[i]], np.searchsorted(owner, owner[i])
+        first, second = sorted((int(i - start), int(j - start)))
+        if (distance := atoms.get_distance(first, second, mic=True)) < COINCIDENT:
+            return int(owner[i]), f"has its atoms {first} and {second} in one place ({distance:.2g} Å apart)"
+    return None
+
+
+FRAME_CHECKS = (_not_finite, _without_forces, _without_volume, _not_listed, _coincident)
+"""Checks of the frames of a split: functions of frames, card and whether forces are needed, which give the
+index of the first bad frame and what is wrong with it, or None."""
+
+
+def _shuffled(frames):
+    """Whether frames that follow each other are as far apart as frames drawn at random, of ten or more."""
+    if len(frames) < 10 or any(len(atoms) != len(frames[0]) for atoms in frames):
+        return False
+    x = np.stack([atoms.positions for atoms in frames])
+    pairs = np.random.default_rng(0).integers(len(x), size=(2, 200))
+    first, second = pairs[:, pairs[0] != pairs[1]]
+    steps, apart = (_shortest(v, frames[0]) for v in (np.diff(x, axis=0)[:1000], x[first] - x[second]))
+    return np.median(np.sqrt((steps**2).mean((1, 2)))) > 0.5 * np.sqrt((apart**2).mean())
+
+
+def _shortest(vectors, atoms):
+    if not atoms.pbc.any():
+        return vectors
+    return find_mic(vectors.reshape(-1, 3), atoms.cell, atoms.pbc)[0].reshape(vectors.shape)
+
+
+def _check_elements(card, splits):
+    if "train" not in splits:
         return
-    found = file_hash(path, expected.split(":")[0], stamp=_stamp(path))
-    if found == expected:
-        return
-    name = name or path
-    bad = name.with_name(name.name + ".bad")
-    try:
-        os.replace(path, bad)
-        fate = f"It was moved to {bad}"
-    except OSError:
-        fate = "Its folder is read-only, so it was left in place"
-    raise ValueError(f"{name} has the hash {found}, expected {expected}. {fate}; nothing of it was used.")
-
-
-def _stamp(path):
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
-
-
-@lru_cache(maxsize=4096)
-def file_hash(path, algorithm="sha256", *, stamp=None):
-    """Hash of a file, as ``sha256:<hex>`` or as ``git:<hex>``, the id of a blob in a git repository.
-
-    The latter is the SHA-1 of ``b"blob <length>\\0"`` and the content. ``stamp`` is only a key of the cache.
-
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     file_hash(file.name, "git")
-    'git:e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
-    """
-    if algorithm not in ("sha256", "git"):
-        raise cards.unknown("hash algorithm", algorithm, ["sha256", "git"])
-    digest = hashlib.sha256() if algorithm == "sha256" else hashlib.sha1()
-    if algorithm == "git":
-        digest.update(b"blob %d\0" % os.path.getsize(path))
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f"{algorithm}:{digest.hexdigest()}"
-
-
-class Frame(NamedTuple):
-    """One structure of N atoms as arrays, in eV, Å and ASE units of velocity."""
-
-    numbers: np.ndarray
-    """Atomic numbers, shape ``(N,)``."""
-    positions: np.ndarray
-    """Positions, shape ``(N, 3)``, Å."""
-    cell: np.ndarray
-    """Cell vectors as rows, shape ``(3, 3)``, Å."""
-    energy: float
-    """Potential energy, eV."""
-    forces: np.ndarray | None = None
-    """Forces, shape ``(N, 3)``, eV/Å."""
-    velocities: np.ndarray | None = None
-    """Velocities, shape ``(N, 3)``, Å per ASE time unit."""
-
-
-def _frames(card, source, files):
-    """Frames of a source in eV and Å, read once per process unless the files change."""
-    keys = ["frames"] if card.generate else card.files_of(source)
-    reader = card.files[keys[0]].reader or card.reader if card.files else card.reader
-    stamps = tuple((files[key], files[key].stat().st_mtime_ns) for key in keys)
-    for name, known in (("energy", ENERGY_UNITS), ("length", LENGTH_UNITS)):
-        if card.units.get(name) not in known:
-            raise cards.unknown(f"unit of {name} of {card.name}", card.units.get(name), known)
-    energy = card.energy_factor or ENERGY_UNITS[card.units["energy"]]
-    factors = energy, LENGTH_UNITS[card.units["length"]]
-    cell = None if card.cell is None else tuple(map(tuple, card.cell))
-    return _read(reader, source, stamps, factors, tuple(card.keys.items()), cell)
-
-
-@lru_cache(maxsize=64)
-def _read(reader, source, stamps, factors, keys, cell):
-    paths_of_source = [path for path, _ in stamps]
-    energy, length = factors
-    frames = READERS[reader](paths_of_source, source=source, keys=dict(keys))
-    if cell is not None:
-        frames = [frame._replace(cell=np.array(cell) / length) for frame in frames]
-    return [_convert(frame, energy, length) for frame in frames]
-
-
-def _convert(frame, energy, length):
-    """The frame converted to eV and Å; velocities are already stored in ASE units."""
-    return frame._replace(
-        positions=np.asarray(frame.positions, dtype=float) * length,
-        cell=np.asarray(frame.cell, dtype=float) * length,
-        energy=float(frame.energy) * energy,
-        forces=None if frame.forces is None else np.asarray(frame.forces, dtype=float) * (energy / length),
-    )
-
-
-def _read_npz(files, *, source, keys):
-    """Frames of an npz file in nequip's format: ``pos``, ``energy``, ``forces``, ``cell``, numbers."""
-    arrays = _arrays(files[0])
-    energy = arrays[keys.get("energy", "energy")].reshape(-1)
-    forces = arrays[keys.get("forces", "forces")]
-    cell = arrays.get("cell", np.zeros((3, 3)))
-    cells = np.broadcast_to(cell, (len(energy), 3, 3))
-    numbers = np.broadcast_to(arrays["atomic_numbers"], arrays["pos"].shape[:2])
-    return [Frame(*row) for row in zip(numbers, arrays["pos"], cells, energy, forces, strict=True)]
-
-
-def _read_generated(files, *, source, keys):
-    """Frames stored by :func:`egraff_utils.reference.make_dataset`; the source is the name of a split."""
-    arrays = _arrays(files[0])
-    fields = [arrays[f"{source}_{name}"] for name in ("positions", "energy", "forces", "velocities")]
-    return [
-        Frame(arrays["numbers"], positions, arrays["cell"], energy, forces, velocities)
-        for positions, energy, forces, velocities in zip(*fields, strict=True)
-    ]
-
-
-def _read_rmd17(files, *, source, keys):
-    """Frames of an rMD17 file, each of which is centred because the molecules drift."""
-    arrays = _arrays(files[0])
-    energy, forces = arrays[keys.get("energy", "energies")], arrays[keys.get("forces", "forces")]
-    positions = arrays["coords"] - arrays["coords"].mean(axis=1, keepdims=True)
-    numbers, cell = arrays["nuclear_charges"].astype(int), np.zeros((3, 3))
-    return [Frame(numbers, *row) for row in zip(positions, [cell] * len(energy), energy, forces, strict=True)]
-
-
-def _read_deepmd(files, *, source, keys):
-    """Frames of a DeePMD folder: types, and a row per frame in ``box``, ``coord``, ``energy``, ``force``."""
-    named = {path.stem: path for path in files}
-    symbols = named["type_map"].read_text().split()
-    atoms = Atoms([symbols[int(kind)] for kind in named["type"].read_text().split()])
-    shape = {"box": (-1, 3, 3), "coord": (-1, len(atoms), 3), "energy": (-1,), "force": (-1, len(atoms), 3)}
-    rows = [np.load(named[name], allow_pickle=False).reshape(shape[name]) for name in shape]
-    return [Frame(atoms.numbers, p, box, e, f) for box, p, e, f in zip(*rows, strict=True)]
-
-
-def _read_extxyz(files, *, source, keys):
-    """Frames of an extended xyz file; the card may give other names of energy and forces."""
-    return [_frame_of(atoms, keys) for atoms in ase.io.iread(files[0], index=":", format="extxyz")]
-
-
-def _frame_of(atoms, keys):
-    results = atoms.calc.results if atoms.calc else {}
-    known = {**atoms.arrays, **atoms.info, **results}
-    name = keys.get("energy", "energy")
-    if name not in known:
+    seen = {int(z) for atoms in splits["train"] for z in np.unique(atoms.numbers)}
+    if unused := set(card.elements) - seen:
         raise ValueError(
-            f"a frame holds no '{name}'; it holds {', '.join(sorted(known))}: set keys in the card"
+            f"{card.name}: the card lists {_symbols(unused)}, which no frame of train holds, so that nothing "
+            "can be learnt about it; take it out of elements, or add such frames"
         )
-    velocities = atoms.get_velocities() if atoms.has("momenta") else None
-    forces = known.get(keys.get("forces", "forces"))
-    return Frame(atoms.numbers, atoms.positions, np.array(atoms.cell), known[name], forces, velocities)
+    for split, frames in splits.items():
+        for index, atoms in enumerate(frames):
+            if unseen := set(atoms.numbers.tolist()) - seen:
+                raise ValueError(
+                    f"{card.name}/{split}: frame {index} ({_origin(atoms)}) holds {_symbols(unseen)}, not "
+                    "among the elements trained on; add such frames to train, or leave it out by drop"
+                )
 
 
-def _arrays(path):
-    """Arrays of an npz file, which may also be compressed with bzip2; pickled objects are refused."""
-    path = Path(path)
-    file = io.BytesIO(bz2.decompress(path.read_bytes())) if path.suffix == ".bz2" else path
-    with np.load(file, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+def _check_overlap(card, splits):
+    where = {}
+    for split, frames in splits.items():
+        for index, atoms in enumerate(frames):
+            place = atoms.numbers.tobytes() + np.round(atoms.positions, 6).tobytes()
+            other, first = where.setdefault(place, (split, index))
+            if other != split and not _related(card, split, other):
+                raise ValueError(
+                    f"{card.name}: frame {index} of {split} ({_origin(atoms)}) is frame {first} of {other}; "
+                    f"leave it out by slice or drop, or say `subset_of: [{other}]` in {split} if it is meant"
+                )
 
 
-READERS = {
-    "npz": _read_npz,
-    "generated": _read_generated,
-    "rmd17": _read_rmd17,
-    "deepmd": _read_deepmd,
-    "extxyz": _read_extxyz,
-}
+def _related(card, first, second):
+    return second in card.split(first).subset_of or first in card.split(second).subset_of
+
+
+def _symbols(numbers):
+    return ", ".join(chemical_symbols[z] for z in sorted(numbers))

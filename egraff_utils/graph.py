@@ -3,6 +3,7 @@
 Symbols used throughout the package: N atoms, E edges, S structures, T frames, R replicas, B bins.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import ase
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 from matscipy.neighbours import neighbour_list
 from torch import Tensor
+
+MOST_BINS = 1e8
+"""Largest number of cubes of the size of the cutoff into which space is divided; each takes some bytes."""
 
 
 class AtomicGraph(NamedTuple):
@@ -33,29 +37,31 @@ class AtomicGraph(NamedTuple):
     """Cell vectors as rows, shape ``(S, 3, 3)``, Å; zero where there is no cell."""
 
     @property
-    def num_structures(self):
+    def num_structures(self) -> int:
         """Number of structures, S."""
         return self.cells.shape[0]
 
-    def edge_vectors(self):
+    def edge_vectors(self) -> Tensor:
         """Vectors from centre to neighbour, ``x_j + shift - x_i``, shape ``(E, 3)``, Å."""
         centre, neighbour = self.edge_index
         x = self.positions
         return x.index_select(0, neighbour) + self.shifts - x.index_select(0, centre)
 
-    def pair_vectors(self):
+    def pair_vectors(self) -> Tensor:
         """Vectors of the first edge of every pair, shape ``(E / 2, 3)``, Å; the reverse has the opposite."""
         pairs = self.edge_index.shape[1] // 2
         return self._replace(edge_index=self.edge_index[:, :pairs], shifts=self.shifts[:pairs]).edge_vectors()
 
-    def to(self, device=None, dtype=None):
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AtomicGraph":
         """The same graph on another device or with another floating-point type."""
         return AtomicGraph(
             *(t.to(device=device, dtype=dtype if t.is_floating_point() else None) for t in self)
         )
 
 
-def build_graph(atoms, cutoff=5.0, *, dtype=torch.float64):
+def build_graph(
+    atoms: ase.Atoms | Sequence[ase.Atoms], cutoff: float = 5.0, *, dtype: torch.dtype = torch.float64
+) -> AtomicGraph:
     """Graph of one or several structures, with edges to all periodic images within the cutoff.
 
     Parameters
@@ -82,7 +88,7 @@ def build_graph(atoms, cutoff=5.0, *, dtype=torch.float64):
     return collate([_single_graph(structure, cutoff, dtype) for structure in structures])
 
 
-def collate(graphs):
+def collate(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
     """One graph that joins several; their structures are not connected."""
     sizes = [len(g.positions) for g in graphs]
     atom_offsets = np.cumsum([0, *sizes[:-1]])
@@ -123,10 +129,14 @@ def _check_geometry(atoms):
     if not np.isfinite(atoms.positions).all():
         bad = int(np.argmin(np.isfinite(atoms.positions).all(axis=1)))
         raise ValueError(f"the position of atom {bad} ({atoms.symbols[bad]}) is not finite")
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError("the cell is not finite; set a cell")
     lengths = atoms.cell.lengths()
     for axis in range(3):
         if atoms.pbc[axis] and lengths[axis] == 0:
             raise ValueError(f"{atoms.pbc=} but cell vector {axis} is zero; set a cell or pbc=False")
+    if atoms.pbc.any() and abs(atoms.cell.complete().volume) < 1e-9 * lengths.max() ** 3:
+        raise ValueError("the vectors of the cell lie in a plane; set a cell with a volume")
 
 
 def _pairs(atoms, cutoff):
@@ -145,6 +155,8 @@ def _pairs(atoms, cutoff):
 def _enclose(atoms, cutoff):
     """Replace the cell, arbitrary in directions that are not periodic, by a box around the atoms there."""
     extent = np.ptp(atoms.positions, axis=0)
+    if np.prod(extent / cutoff + 2) > MOST_BINS:
+        raise ValueError(f"atoms are {extent.max():.0f} Å apart, too far for a list of neighbours")
     cell = np.array(atoms.cell)
     if not atoms.pbc.any():
         cell = np.diag(extent + 2 * cutoff)
@@ -175,18 +187,26 @@ class SkinList:
         Floating-point type and device of the graph.
     """
 
-    def __init__(self, atoms, cutoff=5.0, *, skin=1.0, dtype=torch.float64, device=None):
+    def __init__(
+        self,
+        atoms: ase.Atoms,
+        cutoff: float = 5.0,
+        *,
+        skin: float = 1.0,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+    ):
         self.structures = [atoms.copy()] if isinstance(atoms, ase.Atoms) else [a.copy() for a in atoms]
         self.cutoff, self.skin, self.dtype, self.device = cutoff, skin, dtype, device
         self._splits = np.cumsum([len(a) for a in self.structures])[:-1]
         self._built_at = None
         self.rebuilds = 0
 
-    def rebuild(self):
+    def rebuild(self) -> None:
         """Discard the neighbour list, so that the next update builds it anew."""
         self._built_at = None
 
-    def update(self, positions):
+    def update(self, positions: np.ndarray) -> AtomicGraph:
         """Graph at new positions, shape ``(N, 3)``, Å.
 
         Raises

@@ -5,10 +5,11 @@ finite (for that frame, where the result is per frame), and shapes that differ a
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 
 
-def mae(predicted, reference):
+def mae(predicted: ArrayLike, reference: ArrayLike) -> float:
     r"""Mean absolute error over all components (EGraFFBench, Table 1).
 
     .. math:: \mathrm{MAE} = \langle |\hat x - x| \rangle
@@ -40,7 +41,7 @@ def mae(predicted, reference):
         return float(np.abs(predicted - reference).mean())
 
 
-def wright_factor(g, g_ref):
+def wright_factor(g: ArrayLike, g_ref: ArrayLike) -> float:
     r"""Wright's factor of two radial distributions (EGraFFBench, Eq. 2).
 
     .. math:: R_\chi = 100\, \frac{\sum_i (g_i - g_{\mathrm{ref},i})^2}{\sum_i g_{\mathrm{ref},i}^2}
@@ -72,7 +73,7 @@ def wright_factor(g, g_ref):
         return float(100 * np.square(g - g_ref).sum() / np.square(g_ref).sum())
 
 
-def jsd(g, g_ref):
+def jsd(g: ArrayLike, g_ref: ArrayLike) -> float:
     r"""Jensen-Shannon divergence of two normalised radial distributions (EGraFFBench, Eq. 3).
 
     .. math:: \mathrm{JSD} = \tfrac12 \sum_i \Big( p_i \ln\frac{p_i}{m_i} + q_i \ln\frac{q_i}{m_i} \Big),
@@ -109,7 +110,7 @@ def jsd(g, g_ref):
         return float(_divergence(g / g.sum(), g_ref / g_ref.sum()).sum())
 
 
-def jsd_raw(g, g_ref):
+def jsd_raw(g: ArrayLike, g_ref: ArrayLike) -> float:
     r"""Divergence of two radial distributions without normalisation, averaged over bins (as published).
 
     .. math:: \frac1B \sum_i \tfrac12 \Big( g_i \ln\frac{g_i}{m_i}
@@ -149,7 +150,7 @@ def _divergence(p, q):
     return (rel_entr(p, middle) + rel_entr(q, middle)) / 2
 
 
-def energy_violation(predicted, reference):
+def energy_violation(predicted: ArrayLike, reference: ArrayLike) -> np.ndarray:
     r"""Relative squared energy error of every frame (EGraFFBench, Eq. 4).
 
     .. math:: \mathrm{EV}(t) = \frac{(\hat E(t) - E(t))^2}{\hat E(t)^2 + E(t)^2}
@@ -179,7 +180,7 @@ def energy_violation(predicted, reference):
         return _ratio(np.square(predicted - reference), np.square(predicted) + np.square(reference))
 
 
-def energy_violation_root(predicted, reference):
+def energy_violation_root(predicted: ArrayLike, reference: ArrayLike) -> np.ndarray:
     r"""Relative energy error of every frame, the square root of Eq. 4, which the paper reports.
 
     .. math:: \frac{|\hat E(t) - E(t)|}{\sqrt{\hat E(t)^2 + E(t)^2}}
@@ -194,7 +195,7 @@ def energy_violation_root(predicted, reference):
     return np.sqrt(energy_violation(predicted, reference))
 
 
-def force_violation(predicted, reference):
+def force_violation(predicted: ArrayLike, reference: ArrayLike) -> np.ndarray:
     r"""Relative force error of every frame (EGraFFBench, Eq. 4).
 
     .. math:: \mathrm{FV}(t) = \frac{\lVert \hat F(t) - F(t) \rVert}
@@ -234,7 +235,7 @@ def force_violation(predicted, reference):
         return _ratio(norm(predicted - reference), norm(predicted) + norm(reference))
 
 
-def rmsd(positions, reference, *, remove_drift=False):
+def rmsd(positions: ArrayLike, reference: ArrayLike, *, remove_drift: bool = False) -> np.ndarray:
     r"""Root mean square displacement of every frame from the reference (EGraFFBench, App. A.9).
 
     .. math:: \mathrm{RMSD}(t) = \sqrt{\frac1N \sum_i |\hat x_i(t) - x_i(t)|^2}
@@ -278,7 +279,7 @@ def rmsd(positions, reference, *, remove_drift=False):
         return np.sqrt(np.square(moved).sum(axis=2).mean(axis=1))
 
 
-def geometric_mean(values, axis=None):
+def geometric_mean(values: ArrayLike, axis: int | tuple | None = None) -> float | np.ndarray:
     r"""Geometric mean, the paper's summary of EV(t) and FV(t) over a trajectory (EGraFFBench, Sec. 4.2.2).
 
     .. math:: \bar x = \exp \langle \ln x_t \rangle

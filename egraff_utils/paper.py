@@ -22,7 +22,7 @@ HYPERPARAMETERS = {
 """Model -> number of the table with its hyperparameters."""
 
 
-def tables():
+def tables() -> dict[str, Path]:
     """Available tables, a dictionary from number to file.
 
     >>> list(tables())
@@ -34,7 +34,7 @@ def tables():
     }
 
 
-def table(number):
+def table(number: int | str) -> pd.DataFrame:
     """A table of the EGraFFBench paper, transcribed, with one row per dataset and model.
 
     Models have the names of their cards. The names of columns end in their unit (``_mev``, ``_percent``; for
@@ -71,7 +71,7 @@ def table(number):
     return content.replace({"model": CARD_NAMES})
 
 
-def values(metric):
+def values(metric: str) -> pd.Series:
     """Published values of a metric in the unit of the records, a series with index (dataset, model).
 
     Examples

@@ -1,6 +1,13 @@
-"""Where are files stored? The folders of the project, each of which an environment variable can move."""
+"""Where are files stored, and how safely? The project's folders, and writing that survives a power cut."""
 
 import os
+import re
+import socket
+import sys
+import time
+import uuid
+import zipfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -11,27 +18,113 @@ def _folder(variable, default):
     return Path(value).expanduser().resolve() if value else default
 
 
-def results():
+def results() -> Path:
     """Folder of records: ``EGRAFF_RESULTS``, else ``results/``."""
     return _folder("EGRAFF_RESULTS", ROOT / "results")
 
 
-def runs():
+def runs() -> Path:
     """Folder of executed notebooks and checkpoints: ``EGRAFF_RUNS``, else ``runs/``."""
     return _folder("EGRAFF_RUNS", ROOT / "runs")
 
 
-def data():
+def data() -> list[Path]:
     """Folders searched for source files, in order: ``EGRAFF_DATA`` (may be read-only), then ``data/``."""
     mirror = os.environ.get("EGRAFF_DATA")
     return [Path(mirror).expanduser().resolve(), ROOT / "data"] if mirror else [ROOT / "data"]
 
 
-def generated():
+def generated() -> Path:
     """Folder of generated datasets and trajectories: ``EGRAFF_GENERATED``, else ``data/generated/``."""
     return _folder("EGRAFF_GENERATED", ROOT / "data" / "generated")
 
 
-def cache():
+def cache() -> Path:
     """Folder of files that can be recreated, such as compiled code: ``EGRAFF_CACHE``, else ``.cache/``."""
     return _folder("EGRAFF_CACHE", ROOT / ".cache")
+
+
+@contextmanager
+def written(path):
+    """Context in which a file is written under a temporary name; at its end the file takes its place.
+
+    The file and its folder are synced to the disk before and after the renaming, so that neither a kill nor a
+    power cut leaves half a file. If the context fails, an old file stays as it was.
+
+    Yields
+    ------
+    Path
+        Temporary name in the same folder, with the same ending, of an empty file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".{path.stem}.{mark}.partial{path.suffix}")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # some writers make files that only their owner can read
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def leftovers(folder):
+    """Temporary files of :func:`written` below a folder whose process is gone, a list of paths."""
+    return [path for path in Path(folder).rglob(".*.partial*") if _abandoned(path)]
+
+
+def _abandoned(path):
+    found = re.search(r"-(\d+)-[0-9a-f]{8}\.partial", path.name)
+    if found is None:
+        return False
+    if f".{socket.gethostname()}{found[0]}" in path.name:
+        return not alive(int(found[1]))
+    with suppress(FileNotFoundError):  # of another machine: no process there works on a file for a week
+        return time.time() - path.stat().st_mtime > 7 * 86400
+    return False
+
+
+def alive(process):
+    """Whether a process of this machine, given by its number, still runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def set_aside(path, reason):
+    """Rename a file that cannot be used to ``<name>.unreadable``, so that it is made anew, and say so."""
+    aside = path.with_name(f"{path.name}.unreadable")
+    with suppress(FileNotFoundError):  # another process was faster
+        path.replace(aside)
+        print(f"{path} cannot be used ({reason}); it is now {aside.name} and is made anew", file=sys.stderr)
+
+
+def readable(path):
+    """Whether there is a zip archive, such as an ``.npz`` file, that is whole; a damaged one is set aside."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        changed = str(error)
+    if changed:
+        set_aside(path, changed)
+    return not changed

@@ -6,6 +6,7 @@ defined here and nowhere else, so that a new metric needs only a function that c
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 
 DIMENSIONLESS = "dimensionless"
@@ -247,3 +248,48 @@ def averaged() -> dict[str, str]:
     [('ev', 'run'), ('ev_root', 'geometric'), ('fv', 'geometric'), ('rmsd', 'late')]
     """
     return {quantity.metric: quantity.average for quantity in QUANTITIES if quantity.average}
+
+
+@dataclass
+class Metric:
+    """One number with its unit and, where known, its 95 % interval and the number of values behind it."""
+
+    name: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+    @classmethod
+    def of(cls, name, value, low=None, high=None, n=None):
+        """Metric whose unit is that of its row.
+
+        >>> Metric.of("wf", 2.5).unit
+        '%'
+        """
+        return cls(name, value, of(name).unit, low, high, n)
+
+    def __post_init__(self):
+        self.value, self.low, self.high = (_number(v) for v in (self.value, self.low, self.high))
+
+
+def _number(value):
+    """The value as a float, or ``None`` for a missing or non-finite value, which JSON cannot hold."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def shown(value):
+    """Text of a value with four digits; a dash for a missing one."""
+    return "—" if value is None else f"{value:.4g}"
+
+
+def interval_text(metric):
+    """Interval of a metric as text; an unknown end, such as that of a censored time, is left open.
+
+    >>> interval_text(Metric("horizon_nve", 100, "fs", low=80, high=None))
+    '80 and up'
+    """
+    if metric.low is None:
+        return "" if metric.high is None else f"up to {metric.high:.4g}"
+    return f"{metric.low:.4g} " + ("and up" if metric.high is None else f"to {metric.high:.4g}")

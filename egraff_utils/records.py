@@ -3,20 +3,15 @@
 The record is the interface: expensive notebooks write records, and report notebooks read nothing else.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import resource
 import shutil
-import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -24,13 +19,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from egraff_utils import paths, quantities
+from egraff_utils import paths
 from egraff_utils.breaks import Break
 from egraff_utils.config import Key
+from egraff_utils.provenance import clock, digest, plain, provenance  # noqa: F401
+from egraff_utils.quantities import Metric, interval_text, shown
 
 SIGNIFICANT_BITS = 12
 SCHEMA = 1
 STATUSES = ("complete", "unstable", "failed")
+NOTES = "EGRAFF_USED_RECORDS"
+"""Variable of the environment with the path of a file to which a process adds the records that it uses."""
+REPLACED = "replaced"
+"""Folder in ``runs/<campaign>/`` of records that gave way to others of the same key."""
 ENDINGS = (".npz", ".safetensors", ".build.json", ".json")
 """Endings of the files of a record. The JSON file comes last, so that it never exists without the others."""
 COLUMNS = [
@@ -47,42 +48,10 @@ COLUMNS = [
     "status",
     "path",
 ]
-PACKAGES = [
-    "torch",
-    "e3nn",
-    "nequip",
-    "nequip-allegro",
-    "mace-torch",
-    "torchmd-net",
-    "lightning",
-    "ase",
-    "matscipy",
-    "numpy",
-]
 
 
-@dataclass
-class Metric:
-    """One number with its unit and, where known, its 95 % interval and the number of values behind it."""
-
-    name: str
-    value: float
-    unit: str
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-
-    @classmethod
-    def of(cls, name, value, low=None, high=None, n=None):
-        """Metric whose unit is the one listed in `quantities`.
-
-        >>> Metric.of("wf", 2.5).unit
-        '%'
-        """
-        return cls(name, value, quantities.of(name).unit, low, high, n)
-
-    def __post_init__(self):
-        self.value, self.low, self.high = (_number(v) for v in (self.value, self.low, self.high))
+class DamagedError(ValueError):
+    """A file holds no record, or a record of another run, or its files are not those it was written with."""
 
 
 @dataclass
@@ -119,12 +88,25 @@ class Record:
         """Path of the JSON file."""
         return self.key.path
 
+    @property
+    def files(self):
+        """Digests of the files beside the JSON file by ending; empty for curves of records that know none."""
+        weights = self.provenance.get("weights") if self.kind == "training" else None
+        return ({".safetensors": weights} if weights else {}) | self.provenance.get("files", {})
+
     @cached_property
     def curves(self):
-        """Arrays by name, read from the ``.npz`` beside the record on first access."""
+        """Arrays by name, read from the ``.npz`` beside the record on first access.
+
+        Raises
+        ------
+        DamagedError
+            If the file is missing, or is not the one that was written with the record.
+        """
         file = self.path.with_suffix(".npz")
-        if not file.is_file():
+        if not file.is_file() and ".npz" not in self.files:
             return {}
+        check_file(file, self.files.get(".npz"))
         with np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
 
@@ -140,12 +122,12 @@ class Record:
 
     def __repr__(self):
         head = f"Record({self.kind} {self.campaign}/{self.dataset}-{self.model}-s{self.seed}, {self.status})"
-        lines = [f"  {m.name:24s} {_shown(m.value)} {m.unit}" for m in self.metrics]
+        lines = [f"  {m.name:24s} {shown(m.value)} {m.unit}" for m in self.metrics]
         return "\n".join([head, *([f"  {self.message}"] if self.message else []), *lines])
 
     def _repr_html_(self):
         rows = "".join(
-            f"<tr><td>{escape(m.name)}</td><td>{_shown(m.value)}</td><td>{interval_text(m)}</td>"
+            f"<tr><td>{escape(m.name)}</td><td>{shown(m.value)}</td><td>{interval_text(m)}</td>"
             f"<td>{escape(m.unit)}</td></tr>"
             for m in self.metrics
         )
@@ -198,6 +180,7 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     -------
     Record
     """
+    _note(key)
     if record := find(key, parameters, **digests) or bring_back(key, parameters, **digests):
         return record
     started = time.time()
@@ -208,6 +191,8 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     record = Record(*key, parameters, outcome.metrics, status, outcome.message, breaks=outcome.breaks)
     if _with_parameters(record.path, parameters) is None:
         put_aside(record.path)
+    for ending in reversed(ENDINGS):  # what is left belongs to a run that was killed, or to other inputs
+        record.path.with_suffix(ending).unlink(missing_ok=True)
     saved = outcome.save(record.path) if outcome.save else {}
     made = {"device": device, "threads": threads, **digests, **saved, **outcome.provenance}
     record.provenance = provenance(started, **made)
@@ -217,6 +202,12 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     elif outcome.checkpoint:
         outcome.checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _note(key):
+    if file := os.environ.get(NOTES):
+        with open(file, "a") as notes:
+            notes.write(f"{key.path.relative_to(paths.results())}\n")
 
 
 def run(config, make, **digests):
@@ -229,19 +220,25 @@ def write(record, curves=None):
     """Write a record and its curves atomically; returns the path.
 
     The curves are written first, so a record on disk always has them. They are rounded (:func:`rounded`),
-    which halves the size of the files.
+    which halves the size of the files. The record keeps digests of the files beside it.
     """
     path = record.path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _note(record.key)
     arrays = path.with_suffix(".npz")
     if curves:
         curves = {name: rounded(name, np.asarray(value)) for name, value in curves.items()}
-        _replace(arrays, lambda file: np.savez_compressed(file, **curves))
+        with paths.written(arrays) as temporary:
+            np.savez_compressed(temporary, **curves)
         record.__dict__["curves"] = curves
     else:
         arrays.unlink(missing_ok=True)
-    text = json.dumps(asdict(record), indent=1, allow_nan=False, default=_plain) + "\n"
-    _replace(path, lambda file: file.write(text.encode()))
+    beside = {ending: path.with_suffix(ending) for ending in ENDINGS[:-1]}
+    files = {ending: digest(file) for ending, file in beside.items() if file.is_file()}
+    record.provenance.pop("files", None)
+    record.provenance |= {"files": files} if files else {}
+    text = json.dumps(asdict(record), indent=1, allow_nan=False, default=plain) + "\n"
+    with paths.written(path) as temporary:
+        temporary.write_text(text)
     return path
 
 
@@ -277,16 +274,47 @@ def load(path):
 
     Raises
     ------
+    DamagedError
+        If the file is truncated or holds no record.
     ValueError
-        If the file has another schema version or is truncated.
+        If the file has another schema version.
     """
     try:
         content = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} holds no record ({error}); delete it to make it anew") from error
-    if content.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has schema {content.get('schema')}, but this version reads {SCHEMA}")
-    return Record(**content)
+        version = content["schema"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedError(f"{path} holds no record ({error}); delete it to make it anew") from error
+    if version != SCHEMA:
+        raise ValueError(f"{path} has schema {version}, but this version reads {SCHEMA}")
+    try:
+        return Record(**content)
+    except TypeError as error:
+        raise DamagedError(f"{path} holds no record ({error}); delete it to make it anew") from error
+
+
+def sound(path):
+    """The record in a JSON file, as by :func:`load`, if it is at its place with the files of its run.
+
+    Raises
+    ------
+    DamagedError
+        If it is a stray copy, or its curves or weights are missing or those of another run.
+    """
+    record = load(path)
+    place = f"{record.campaign}/{record.kind}/{record.path.name}"
+    if place != "/".join(path.parts[-3:]) and path.parent.parent.name != REPLACED:
+        raise DamagedError(f"{path} holds the record of {place}; it is a copy that belongs elsewhere")
+    for ending, expected in record.files.items():
+        check_file(path.with_suffix(ending), expected)
+    return record
+
+
+def check_file(path, expected):
+    """Raise :class:`DamagedError` if a file beside a record is missing, or has another digest (if known)."""
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing, which its record was written with")
+    if expected not in (None, digest(path)):
+        raise DamagedError(f"{path} is not the file that its record was written with")
 
 
 def find(key, parameters, **digests):
@@ -310,10 +338,10 @@ def put_aside(path):
     The files go to ``runs/<campaign>/replaced/<kind>/``, under a name with the digest of the parameters,
     where :func:`bring_back` finds them.
     """
-    if not path.is_file():
+    record = stored(path)
+    if record is None:
         return
-    parameters = load(path).parameters
-    aside = _replaced(path) / f"{path.stem}-{digest(parameters)}.json"
+    aside = _replaced(path) / f"{path.stem}-{digest(record.parameters)}.json"
     _move(path, aside)
     print(f"the record {path} of other parameters was moved to {aside}", file=sys.stderr)
 
@@ -336,18 +364,38 @@ def bring_back(key, parameters, **digests):
 def _fitting(path, parameters, digests):
     record = _with_parameters(path, parameters)
     known = {name: value for name, value in digests.items() if value is not None}
+    known = {name: value for name, value in known.items() if record and not _older(record, name)}
     fits = record and all(record.provenance.get(name) == value for name, value in known.items())
     return record if fits else None
 
 
+def _older(record, name):
+    """Whether a record was made before this digest was stored."""
+    return name == "frames" and name not in record.provenance
+
+
 def _with_parameters(path, parameters):
-    record = load(path) if path.is_file() else None
-    plain = json.loads(json.dumps(parameters, default=_plain))
-    return record if record and record.parameters == plain else None
+    record = stored(path)
+    asked = json.loads(json.dumps(parameters, default=plain))
+    return record if record and record.parameters == asked else None
+
+
+def stored(path):
+    """The record at a path; a damaged one is set aside with its files, so that it is made anew."""
+    if not path.is_file():
+        return None
+    try:
+        return sound(path)
+    except DamagedError as error:
+        paths.set_aside(path, error)
+        for ending in ENDINGS[:-1]:
+            if (file := path.with_suffix(ending)).is_file():
+                paths.set_aside(file, "it belongs to this record")
+        return None
 
 
 def _replaced(path):
-    return paths.runs() / path.parent.parent.name / "replaced" / path.parent.name
+    return paths.runs() / path.parent.parent.name / REPLACED / path.parent.name
 
 
 def _move(path, target):
@@ -356,15 +404,38 @@ def _move(path, target):
     moved = [(path.with_suffix(ending), target.with_suffix(ending)) for ending in ENDINGS]
     moved = [(old, new) for old, new in moved if old.is_file()]
     for old, new in moved:
-        content = old.read_bytes()
-        _replace(new, lambda file, content=content: file.write(content))
+        with paths.written(new) as temporary:
+            shutil.copyfile(old, temporary)
     for old, _ in reversed(moved):
         old.unlink()
 
 
 def read_all(campaign):
-    """All records of a campaign, a list sorted by path."""
-    return [load(path) for path in sorted((paths.results() / campaign).glob("*/*.json")) if _is_record(path)]
+    """Records of a campaign, sorted by path; those that are :func:`damaged` are left out with a warning."""
+    found, bad = _read_all(campaign)
+    for message in bad.values():
+        warnings.warn(f"a record is left out: {message}", stacklevel=2)
+    return found
+
+
+def damaged(campaign):
+    """Files of a campaign that cannot be used as records, a dictionary of path and reason."""
+    folder = paths.results() / campaign
+    aside = {path: f"{path} was set aside" for path in sorted(folder.glob("*/*.json.unreadable"))}
+    return _read_all(campaign)[1] | aside
+
+
+def _read_all(campaign):
+    """Sound records of a campaign, and the reason why a file is not one by its path."""
+    found, bad = [], {}
+    for path in filter(_is_record, sorted((paths.results() / campaign).glob("*/*.json"))):
+        try:
+            found.append(sound(path))
+        except FileNotFoundError:  # it was replaced, or moved, in between
+            continue
+        except ValueError as error:
+            bad[path] = str(error)
+    return found, bad
 
 
 def read(campaign):
@@ -387,132 +458,5 @@ def read(campaign):
     return frame.astype({"value": float, "low": float, "high": float})
 
 
-def clock(device):
-    """Clock for budgets and costs, a function that returns seconds.
-
-    On a CPU it is the processor time per thread, so that other programs do not count; on a GPU it is the wall
-    time.
-    """
-    if str(device).startswith("cuda"):
-        return time.perf_counter
-    import torch
-
-    return lambda: time.process_time() / torch.get_num_threads()
-
-
-def provenance(started, *, device="cpu", threads=1, **hashes):
-    """Provenance of a run: commit, package versions, hardware, times (s) and peak memory (MB).
-
-    Parameters
-    ----------
-    started
-        ``time.time()`` at the start of the run, from which the wall time is counted, s.
-    device, threads
-        Device and number of threads.
-    hashes
-        Names and hashes of the inputs (data, weights, parameters).
-    """
-    return {
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
-        "hardware": _hardware(device),
-        "device": str(device),
-        "threads": threads,
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "wall_time": round(time.time() - started, 1),
-        "peak_memory": round(_peak_memory(device)),
-        **hashes,
-    }
-
-
-def digest(*parts):
-    """Short sha256 of arrays, files and plain values, which shows whether inputs have changed."""
-    total = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Path):
-            total.update(part.read_bytes())
-        elif isinstance(part, np.ndarray):
-            total.update(np.ascontiguousarray(part).tobytes())
-        else:
-            total.update(json.dumps(part, sort_keys=True, default=_plain).encode())
-    return total.hexdigest()[:16]
-
-
-def _replace(path, write_to):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        write_to(file)
-    temporary.replace(path)
-
-
 def _is_record(path):
     return not path.name.startswith(".") and not path.name.endswith(".build.json")
-
-
-def _plain(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return value.name
-    raise TypeError(f"a record cannot hold a {type(value).__name__}")
-
-
-def _number(value):
-    """The value as a float, or ``None`` for a missing or non-finite value, which JSON cannot hold."""
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _shown(value):
-    return "—" if value is None else f"{value:.4g}"
-
-
-def interval_text(metric):
-    """Interval of a metric as text; an unknown end, such as that of a censored time, is left open.
-
-    >>> interval_text(Metric("horizon_nve", 100, "fs", low=80, high=None))
-    '80 and up'
-    """
-    if metric.low is None:
-        return "" if metric.high is None else f"up to {metric.high:.4g}"
-    return f"{metric.low:.4g} " + ("and up" if metric.high is None else f"to {metric.high:.4g}")
-
-
-def _commit():
-    call = ["git", "-C", str(paths.ROOT), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
-
-
-def _hardware(device):
-    if str(device).startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {os.cpu_count()} cores"
-
-
-def _processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _peak_memory(device):
-    """Peak memory in MB, of the device if it is a GPU, else of the process."""
-    if str(device).startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import os
 
 import numpy as np
 from ase import Atoms, units
@@ -63,14 +62,12 @@ def _made(oracle, name):
         raise ValueError(f"{name}: cannot import {module} ({error}); is its package installed?") from error
     except AttributeError as error:
         raise ValueError(f"{name}: the module {module} has no {maker}") from error
-    if not callable(make):
-        raise ValueError(f"{name}: {oracle.calculator} is not a class")
+    if not (isinstance(make, type) and issubclass(make, BaseCalculator)):
+        raise ValueError(f"{name}: {oracle.calculator} is not the class of an ASE calculator")
     try:
         made = make(**oracle.arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {maker} does not take {oracle.arguments}: {error}") from error
-    if not isinstance(made, BaseCalculator):
-        raise ValueError(f"{name}: {oracle.calculator} makes a {type(made).__name__}, not an ASE calculator")
     if missing := {"energy", "forces"} - set(made.implemented_properties):
         raise ValueError(f"{name}: {oracle.calculator} gives no {' and no '.join(sorted(missing))}")
     return made
@@ -117,18 +114,18 @@ def make_dataset(card):
     parameters = specification(card)
     text = json.dumps(parameters, sort_keys=True)
     path = paths.generated() / f"{card.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.npz"
-    if path.exists():
+    if paths.readable(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
+        if not paths.readable(path):
             arrays = _simulate(card)
             versions = {name: importlib.metadata.version(name) for name in ("ase", "numpy", *_packages(card))}
             record = {"dataset": card.name, "parameters": parameters, "versions": versions}
-            path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-            temporary = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-            np.savez(temporary, **arrays)
-            os.replace(temporary, path)
+            with paths.written(path.with_suffix(".json")) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n")
+            with paths.written(path) as temporary:
+                np.savez(temporary, **arrays)
     return path
 
 

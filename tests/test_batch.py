@@ -1,14 +1,12 @@
 """Does a notebook run whole or not at all, and a campaign end to end?"""
 
-import json
-import os
+import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from pathlib import Path
 
 import nbformat
@@ -16,9 +14,9 @@ import pytest
 from jupyter_client.connect import LocalPortCache
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from egraff_utils import campaign, paths, records
-from egraff_utils.config import Key
-from egraff_utils.running import batch
+from egraff_utils import campaign, records
+from egraff_utils.__main__ import main
+from egraff_utils.running import batch, pages
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 WRITE_ADDRESS = """from pathlib import Path
@@ -53,7 +51,7 @@ def test_unknown_parameter_is_refused_before_anything_runs(workplace):
 
 def test_command_line_refuses_with_status_2(workplace, capsys):
     notebook = write_notebook(workplace / "training" / "mace.ipynb")
-    assert batch.main(["run", str(notebook), str(workplace / "o.ipynb"), "-p", "datset", "lips"]) == 2
+    assert main(["run", str(notebook), str(workplace / "o.ipynb"), "-p", "datset", "lips"]) == 2
     assert "did you mean 'dataset'" in capsys.readouterr().err
 
 
@@ -62,8 +60,9 @@ def test_a_failed_notebook_leaves_a_record_and_no_output(workplace):
     output = workplace / "out" / "mace.ipynb"
     with pytest.raises(RuntimeError, match="no such thing"):
         batch.execute(notebook, output, parameters={"campaign": "test", "seed": 3}, quiet=True)
-    assert [path.name for path in output.parent.iterdir()] == ["mace.failed.ipynb"]
-    record = records.load(Key("failure", "test", "lips", "mace", 3).path)
+    assert sorted(path.name for path in output.parent.iterdir()) == [".mace.lock", "mace.failed.ipynb"]
+    (record,) = records.read_all("test")
+    assert record.key == ("failure_training", "test", "lips", "mace", 3)
     assert record.status == "failed"
     assert "no such thing" in record.message
 
@@ -79,7 +78,7 @@ def test_success_removes_metadata_noise_and_an_old_failure(workplace):
     source = "import sys\nprint('kept')\nprint('a bar', file=sys.stderr)\nobject()"
     notebook = write_notebook(workplace / "training" / "mace.ipynb", source)
     output = workplace / "mace.ipynb"
-    batch._record_failure(notebook, {}, RuntimeError("before"))
+    batch.record_failure(notebook, {}, RuntimeError("before"))
     batch.execute(notebook, output, parameters={"seed": 0}, quiet=True)
     made = nbformat.read(output, as_version=4)
     assert "papermill" not in made.metadata
@@ -131,21 +130,10 @@ def test_run_key_takes_identity_from_the_file_and_the_rest_from_parameters():
 
 def test_page_parameters_are_those_of_the_campaigns_own_run():
     demo = campaign.load("demo")
-    parameters = batch.page_parameters("training/mace", {"dataset": "ethanol"}, demo)
+    parameters = pages.page_parameters("training/mace", {"dataset": "ethanol"}, demo)
     assert parameters == demo.training_parameters(demo.datasets[0], "mace", 0)
-    parameters = batch.page_parameters("rollout/copper_emt", {"model": "nequip"}, demo)
+    parameters = pages.page_parameters("rollout/copper_emt", {"model": "nequip"}, demo)
     assert parameters == demo.rollout_parameters("copper_emt", "nequip", 0, "corrected")
-
-
-def test_an_unknown_task_is_refused_before_anything_runs(workplace, capsys):
-    text = (paths.ROOT / "params" / "tiny.yml").read_text()
-    path = workplace / "mine.yml"
-    path.write_text(text + "ood: {benzin: [ethanol_xtb]}\n")
-    assert batch.main(["campaign", str(path)]) == 2
-    assert "benzin" in capsys.readouterr().err
-    path.write_text(text + "ood: {benzene: [ethanol]}\n")
-    with pytest.raises(ValueError, match="unknown dataset of the task benzene of mine 'ethanol'"):
-        campaign.load(str(path))
 
 
 def test_tasks_have_the_length_of_the_datasets_own_rollouts():
@@ -162,58 +150,120 @@ def test_tasks_have_the_length_of_the_datasets_own_rollouts():
 
 def test_unknown_page_is_refused():
     with pytest.raises(ValueError, match="rollout/gold"):
-        batch.make_pages(["rollout/gold"])
+        pages.make_pages(["rollout/gold"])
 
 
 def test_contents_without_missing_pages(tmp_path):
     (tmp_path / "here.md").touch()
     toc = "root: here\n  - file: here\n  - file: gone  # comment\n"
-    assert batch._existing_pages(toc, tmp_path) == "root: here\n  - file: here\n"
+    assert pages._existing_pages(toc, tmp_path) == "root: here\n  - file: here\n"
 
 
-@pytest.mark.parametrize("name", ["demo", "cpu"])
-def test_snakemake_plans_every_cell(name, workplace):
-    settings = campaign.load(name)
-    protocols = sum(len(settings.protocols(dataset)) for dataset, _, _ in settings.cells())
-    words = [sys.executable, "-m", "egraff_utils", "campaign", name, "--dry-run"]
-    plan = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=False)
-    assert plan.returncode == 0, plan.stderr
-    reports = len(batch.reports()) + 1  # and the target that asks for them
-    total = len(settings.datasets) + len(settings.cells()) + protocols + len(settings.task_cells()) + reports
-    assert f"total {total}" in " ".join((plan.stdout + plan.stderr).split())
+TYPES = 'campaign: str = "demo"\nsteps: int = 5\nrate: float = None\nlong: bool = False\nbeside: list = []'
 
 
-@pytest.mark.slow
-def test_a_tiny_campaign_survives_kill_and_ends(workplace):
-    words = [sys.executable, "-m", "egraff_utils", "campaign", "tiny"]
-    first = subprocess.Popen(words, cwd=paths.ROOT, start_new_session=True)
-    trained = workplace / "results" / "tiny" / "training"
-    deadline = time.monotonic() + 300
-    while not list(trained.glob("*.json")) and time.monotonic() < deadline and first.poll() is None:
-        time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    stored = {path: path.read_bytes() for path in trained.glob("*.json")}
-    assert stored
-    subprocess.run(words, cwd=paths.ROOT, check=True)
-    assert {path: path.read_bytes() for path in stored} == stored, "a finished training ran again"
-    frame = records.read("tiny")
-    made = {"training", "rollout", "rollout_as_coded", "floor", "floor_as_coded"}
-    assert set(frame.kind) == made | {"dataset", "audit"}
-    assert set(frame.status) <= {"complete", "unstable"}
-    board = json.loads(batch.report_page("tiny").read_text())
-    assert any("every cell of the campaign" in str(cell.get("outputs")) for cell in board["cells"])
-    text = batch.leaderboard_text("tiny")
-    assert "MACE" in text
-    assert "TorchMD-NET" in text
-    again = subprocess.run(words, cwd=paths.ROOT, check=True, capture_output=True, text=True)
-    assert "Nothing to be done" in again.stdout + again.stderr
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        *[("campaign", text, text) for text in ("2025", "1e3", "007", "on", "2026-01-01", "null", "é b")],
+        *[("steps", "1e3", 1000), ("rate", "1e-3", 1e-3), ("rate", "None", None), ("rate", "null", None)],
+        *[("long", "true", True), ("long", "False", False), ("beside", "[a, b]", ["a", "b"])],
+    ],
+)
+def test_parameters_have_the_types_of_the_notebook(tmp_path, name, text, value):
+    file = tmp_path / "a.ipynb"
+    head = new_code_cell(TYPES, metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[head], metadata=KERNEL), file)
+    assert batch.typed(file, {name: text}) == {name: value}
+    _, *words = shlex.split(batch.words({name: value}))
+    assert batch.typed(file, dict([words])) == {name: value}
 
 
-def test_a_dataset_may_have_seeds_of_its_own(tmp_path):
-    text = (
-        "description: d\ndatasets: [ethanol, lips]\nmodels: [mace]\noverrides: {ethanol: {seeds: [0, 1]}}\n"
+@pytest.mark.parametrize("text", ["three", "1.5", "on"])
+def test_a_parameter_of_another_type_is_refused(workplace, text):
+    notebook = write_notebook(workplace / "training" / "mace.ipynb")
+    with pytest.raises(ValueError, match=f"seed of mace.ipynb is of type int; '{text}' is none"):
+        batch.typed(notebook, {"seed": text})
+
+
+def test_a_notebook_that_succeeds_forgets_its_own_failure_only(workplace):
+    notebook = write_notebook(workplace / "rollout" / "lips.ipynb", "protocol = 'corrected'")
+    for protocol in ("corrected", "as_coded"):
+        batch.record_failure(notebook, {"protocol": protocol, "model": "mace"}, OSError("no /home/me/a.npz"))
+    assert [record.message for record in records.read_all("demo")] == ["OSError: no a.npz"] * 2
+    batch.failure_key(notebook, {"model": "mace"}).path.unlink()
+    assert [record.kind for record in records.read_all("demo")] == ["failure_as_coded_rollout"]
+
+
+def test_a_failure_that_cannot_be_recorded_does_not_hide_the_reason(workplace, monkeypatch):
+    def full(record):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(records, "write", full)
+    notebook = write_notebook(workplace / "training" / "mace.ipynb", "raise KeyError('the reason')")
+    with pytest.raises(RuntimeError, match="the reason.*could not be recorded: OSError: no space left"):
+        batch.execute(notebook, workplace / "o.ipynb", quiet=True)
+
+
+KILL = "import os, signal\nos.kill({}, signal.{})"
+WAYS = {"kernel": KILL.format("os.getpid()", "SIGKILL"), "time": KILL.format("os.getppid()", "SIGTERM")}
+
+
+def run_apart(notebook, output):
+    """``egraff run`` in a process of its own."""
+    words = [sys.executable, "-m", "egraff_utils", "run", str(notebook), str(output), "--quiet"]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_is_ended_leaves_a_failure(workplace, way):
+    source = WAYS[way] + "\nimport time\ntime.sleep(60)"
+    notebook = write_notebook(workplace / "training" / "mace.ipynb", source)
+    run = run_apart(notebook, workplace / "o.ipynb")
+    assert run.returncode == 1
+    assert run.stderr.strip().splitlines()[-1].startswith("error: mace.ipynb failed")
+    (record,) = records.read_all("demo")
+    assert (
+        record.message
+        == {
+            "kernel": "DeadKernelError: Kernel died",
+            "time": "Terminated: the process was terminated, as at the end of the time of a job",
+        }[way]
     )
-    (tmp_path / "mine.yml").write_text(text)
-    cells = campaign.load(tmp_path / "mine.yml").cells()
-    assert cells == [("ethanol", "mace", 0), ("ethanol", "mace", 1), ("lips", "mace", 0)]
+
+
+def test_an_interrupted_run_leaves_no_failure_and_no_output(workplace):
+    source = KILL.format("os.getppid()", "SIGINT") + "\nimport time\ntime.sleep(60)"
+    notebook = write_notebook(workplace / "training" / "mace.ipynb", source)
+    run = run_apart(notebook, workplace / "o.ipynb")
+    assert run.returncode == 130
+    assert run.stderr.splitlines()[-1] == "stopped; the same command continues from here"
+    assert not records.read_all("demo")
+    assert not list(workplace.glob("*.ipynb"))
+
+
+def test_two_runs_of_a_cell_follow_one_another(workplace, capfd):
+    output = workplace / "out.ipynb"
+    with batch.alone(output):
+        assert batch.is_running(output)
+        other = threading.Thread(target=lambda: batch.alone(output).__enter__())
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+    other.join(10)
+    assert "out.ipynb is being made by another process" in capfd.readouterr().err
+
+
+def test_a_report_of_an_empty_campaign_says_so(workplace):
+    notebook = write_notebook(workplace / "report" / "board.ipynb", "[][0]")
+    page = batch.execute(notebook, workplace / "o.ipynb", parameters={"campaign": "nothing"}, quiet=True)
+    assert "Campaign `nothing` has no records yet" in page.read_text()
+    records.write(records.Record("training", "some", "lips", "mace", 0))
+    with pytest.raises(RuntimeError, match="IndexError"):
+        batch.execute(notebook, workplace / "p.ipynb", parameters={"campaign": "some"}, quiet=True)
+
+
+def test_sockets_of_killed_processes_are_swept():
+    left = Path(tempfile.mkdtemp(prefix="kernel-999999999-", dir="/tmp"))
+    with batch.kernel_sockets():
+        assert not left.exists()

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import http.server
 import itertools
-import os
 import re
 import threading
 
@@ -13,9 +12,11 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import find_mic
 
-from egraff_utils import cards, data, paths, reference
+from egraff_utils import cards, data, files, paths, reference, train
 
 PUBLIC = [name for name in cards.datasets() if not cards.dataset(name).generate]
 
@@ -208,6 +209,7 @@ FAULTS = {
     "holds a cell not finite": lambda atoms: atoms.cell.array.put(0, np.nan),
     "its cell has no volume": lambda atoms: (atoms.set_pbc(True), atoms.set_cell([9, 9, 0])),
     "holds H, not among": lambda atoms: atoms.numbers.put(0, 1),
+    "has its atoms 0 and 1 in one place": lambda atoms: atoms.positions.__setitem__(1, [0, 0, 0.01]),
 }
 
 
@@ -225,14 +227,67 @@ def test_a_frame_that_cannot_be_learnt_from_is_refused(own, split, fault):
 
 
 def test_empty_splits_and_elements_not_trained_on_are_refused(own):
-    card = dataclasses.replace(cards.dataset(own / "card.yml"), elements=[1, 6, 8])
+    card = cards.dataset(own / "card.yml")
     train, test = (data.load(card, split) for split in ("train", "test"))
     for splits in ({"train": [], "test": test}, {"train": train, "test": []}):
         with pytest.raises(ValueError, match=r"mine/\w+ has no frames; correct its source or slice"):
             data.check_splits(card, splits)
-    test[0].numbers[0] = 1
-    with pytest.raises(ValueError, match="mine/test: frame 0 .* holds H, not among the elements trained on"):
-        data.check_splits(card, {"train": train, "test": test})
+    more = dataclasses.replace(card, elements=[1, 6, 8])
+    with pytest.raises(ValueError, match="mine: the card lists H, which no frame of train holds"):
+        data.check_splits(more, {"train": train, "test": test})
+    train[0].numbers[0] = test[0].numbers[0] = 1
+    data.check_splits(more, {"train": train, "test": test})
+    train[0].numbers[0] = 6
+    with pytest.raises(ValueError, match="mine: the card lists H"):
+        data.check_splits(more, {"train": train, "test": test})
+
+
+@pytest.mark.parametrize("boundary", [False, True])
+def test_atoms_in_one_place_are_found_through_a_boundary_too(own, boundary):
+    frames = data.load(own / "card.yml", "train")
+    card = dataclasses.replace(cards.dataset("mine"), system="bulk")
+    for atoms in frames:
+        atoms.set_pbc(True)
+    frames[2].positions[1] = [0, 0, 8.95 if boundary else 1.0]
+    if not boundary:
+        data.check_splits(card, {"train": frames})
+        return
+    with pytest.raises(
+        ValueError, match=r"mine/train: frame 2 .* has its atoms 0 and 1 in one place \(0.05 Å"
+    ):
+        data.check_splits(card, {"train": frames})
+
+
+def test_splits_that_share_a_frame_are_refused_unless_the_card_says_so(own):
+    card = cards.dataset(own / "card.yml")
+    shared = {"train": card.split("train"), "test": cards.Split([cards.Part("all", "3:")])}
+    card = dataclasses.replace(card, splits=shared)
+    with pytest.raises(
+        ValueError, match=r"frame 0 of test \(frame 3 of source all\) is frame 3 of train; .*drop"
+    ):
+        data.checked(card, ("train", "test"))
+    shared["test"] = dataclasses.replace(shared["test"], subset_of=["train"])
+    assert len(data.checked(dataclasses.replace(card, splits=shared), ("train", "test"))["test"]) == 3
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_frames_called_ordered_in_time_must_be(own, seed):
+    frames = [
+        Atoms("CO", [[0, 0, 0], [0, 0.1 * np.sin(i / 5), 1.1 + 0.1 * np.cos(i / 5)]]) for i in range(60)
+    ]
+    order = np.arange(60) if seed is None else np.random.default_rng(seed).permutation(60)
+    frames = [frames[i] for i in order]
+    for atoms in frames:
+        atoms.info["energy"], atoms.arrays["forces"] = 0.0, np.ones((2, 3))
+    ase.io.write(own / "co.xyz", frames, format="extxyz")
+    splits = {"test": cards.Split([cards.Part("all")])}
+    changes = {"splits": splits, "time_ordered": {"test": 1.0}, "keys": {}}
+    card = dataclasses.replace(cards.dataset(own / "card.yml"), **changes)
+    if seed is None:
+        assert len(data.checked(card, ("test",))["test"]) == 60
+        return
+    with pytest.raises(ValueError, match="mine/test: the card says time_ordered, but frames .* at random"):
+        data.checked(card, ("test",))
 
 
 def with_hash(own, **changes):
@@ -262,20 +317,13 @@ def test_git_hash(own):
     assert data.file_hash(own / "co.xyz", "git") == expected
 
 
-@pytest.mark.parametrize("read_only", [False, True])
-def test_wrong_hash_is_refused_and_set_aside(own, monkeypatch, read_only):
+def test_a_file_of_the_user_with_another_hash_is_refused_and_left_alone(own):
     card = with_hash(own, path="co.xyz", hash="git:" + 40 * "0")
-    if read_only:
-        monkeypatch.setattr(os, "replace", functools.partial(_refuse))
-    told = "read-only, so it was left in place" if read_only else "co.xyz.bad"
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(
+        ValueError, match="co.xyz has the hash git:.* left in place. Correct the hash in the card"
+    ):
         data.load(card, "test")
-    assert (own / "co.xyz").exists() == read_only
-    assert (own / "co.xyz.bad").exists() != read_only
-
-
-def _refuse(source, target):
-    raise PermissionError(f"read-only: {target}")
+    assert sorted(path.name for path in own.iterdir()) == ["card.yml", "co.xyz"]
 
 
 @pytest.fixture
@@ -298,6 +346,14 @@ def test_download(own, server):
     assert sorted(p.name for p in (own / "root" / "data" / "src").iterdir()) == ["co.xyz"]
 
 
+def test_downloads_are_refused_by_size_and_scheme(own, server, monkeypatch):
+    card = with_hash(own, url=f"{server}/co.xyz")
+    monkeypatch.setattr(files, "MOST_BYTES", 10)
+    with pytest.raises(FileNotFoundError, match="co.xyz holds .* bytes, more than 10; fetch it by hand"):
+        data.load(card, "test")
+    assert not [path for path in (own / "root").rglob("*") if path.is_file()]
+
+
 def test_download_of_another_file(own, server):
     card = with_hash(own, url=f"{server}/card.yml")
     with pytest.raises(ValueError, match="nothing of it was used"):
@@ -310,3 +366,191 @@ def test_pickles_are_refused(own):
     changes = {"reader": "npz", "files": {"all": cards.SourceFile("bad.npz")}}
     with pytest.raises(ValueError, match="allow_pickle=False"):
         data.load(dataclasses.replace(cards.dataset(own / "card.yml"), **changes), "test")
+    with pytest.raises(ValueError, match="bad.npz cannot be read as npz"):
+        data.load(dataclasses.replace(cards.dataset(own / "card.yml"), **changes), "test")
+
+
+NPZ = {
+    "pos": np.zeros((6, 2, 3)) + [[[0, 0, 0], [0, 0, 1]]],
+    "energy": np.zeros(6),
+    "forces": np.ones((6, 2, 3)),
+    "atomic_numbers": np.array([6, 8]),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"pos": None}, "it holds no 'pos'; it holds atomic_numbers, energy, forces"),
+        ({"forces": np.ones((5, 2, 3))}, r"its forces has the shape \(5, 2, 3\), its positions \(6, 2, 3\)"),
+        ({"energy": np.zeros(5)}, r"its energy has the shape \(5,\)"),
+    ],
+)
+def test_what_an_npz_file_lacks_is_told_with_its_name(own, changes, told):
+    arrays = {name: array for name, array in (NPZ | changes).items() if array is not None}
+    np.savez(own / "n.npz", **arrays)
+    card = dataclasses.replace(
+        cards.dataset(own / "card.yml"), reader="npz", keys={}, files={"all": cards.SourceFile("n.npz")}
+    )
+    with pytest.raises(ValueError, match=f"n.npz cannot be read as npz: {told}"):
+        data.load(card, "test")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("pos", "atomic_numbers", "energy", "forces"), ("coords", "nuclear_charges", "energies", "forces"),
+     ("R", "z", "E", "F")],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*energies are taken from")
+def test_npz_files_of_three_families_are_read(own, names):
+    arrays = dict(zip(names, (NPZ[n] for n in ("pos", "atomic_numbers", "energy", "forces")), strict=True))
+    np.savez(own / "n.npz", **arrays)
+    changes = {"reader": None, "keys": {}, "files": {"all": cards.SourceFile("n.npz")}}
+    atoms = data.load(dataclasses.replace(cards.dataset(own / "card.yml"), **changes), "test")[0]
+    assert atoms.get_chemical_formula() == "CO"
+    np.testing.assert_array_equal(atoms.positions, NPZ["pos"][4])
+
+
+# -- periodicity ------------------------------------------------------------------------------------------
+
+
+def box_card(folder, frames, system="molecule", **changes):
+    """Card of a file of these frames."""
+    ase.io.write(folder / "box.xyz", frames, format="extxyz")
+    fixed = {"temperature": 300, "timestep": 0.5, "files": {"all": "box.xyz"}, "splits": {"train": "all"}}
+    numbers = sorted({int(z) for atoms in frames for z in atoms.numbers})
+    return cards.DatasetCard(name="box", system=system, elements=numbers, folder=folder, **(fixed | changes))
+
+
+def labelled(atoms, energy=-1.0):
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.ones((len(atoms), 3)))
+    return atoms
+
+
+@pytest.mark.parametrize("cell", [10 * np.eye(3), [[10, 0, 0], [3, 10, 0], [1, 2, 10]]])
+def test_a_molecule_wrapped_into_its_cell_is_put_together(tmp_path, cell):
+    ethanol = molecule("CH3CH2OH", cell=cell, pbc=True)
+    frames = []
+    for shift in ([5, 9.8, 5], [0.1, 5, 9.9], [5, 5, 5]):
+        atoms = ethanol.copy()
+        atoms.positions += shift
+        atoms.wrap()
+        frames.append(labelled(atoms))
+    for atoms in data.load(box_card(tmp_path, frames), "train"):
+        assert not atoms.pbc.any()
+        np.testing.assert_allclose(atoms.get_all_distances(), ethanol.get_all_distances(), atol=1e-6)
+
+
+def test_a_liquid_is_no_molecule_and_a_slab_is_neither(tmp_path):
+    crystal = labelled(bulk("Cu", cubic=True) * 2)
+    with pytest.raises(ValueError, match=r"box.xyz, frame 0 is periodic \(pbc T T T\), but .* system: bulk"):
+        data.load(box_card(tmp_path, [crystal]), "train")
+    assert data.load(box_card(tmp_path, [crystal], "bulk"), "train")[0].pbc.all()
+    slab = labelled(crystal.copy())
+    slab.pbc = [True, True, False]
+    for system in ("bulk", "molecule"):
+        with pytest.raises(ValueError, match=r"periodic in some directions only \(pbc T T F\); slabs"):
+            data.load(box_card(tmp_path, [slab], system), "train")
+    slab.pbc = False
+    with pytest.raises(ValueError, match=r"is not periodic \(pbc F F F\), but the card says system: bulk"):
+        data.load(box_card(tmp_path, [labelled(slab)], "bulk"), "train")
+
+
+def test_masses_momenta_stress_and_virial_of_a_file_are_kept(tmp_path):
+    heavy = molecule("H2O", cell=9 * np.eye(3))
+    heavy.set_masses([16, 2.014, 2.014])
+    heavy.set_velocities(np.full((3, 3), 0.1))
+    heavy.info["virial"] = np.eye(3)
+    calc = SinglePointCalculator(heavy, energy=-1.0, forces=np.ones((3, 3)), stress=np.arange(6) / 10)
+    heavy.calc = calc
+    changes = {"units": {"energy": "kcal/mol"}, "files": {"all": "box.traj"}}
+    card = box_card(tmp_path, [heavy], **changes)
+    ase.io.write(tmp_path / "box.traj", [heavy])
+    atoms = data.load(card, "train")[0]
+    np.testing.assert_allclose(atoms.get_masses(), [16, 2.014, 2.014])
+    np.testing.assert_allclose(atoms.get_velocities(), 0.1)
+    kcal = units.kcal / units.mol
+    np.testing.assert_allclose(atoms.get_stress(), kcal * np.arange(6) / 10)
+    np.testing.assert_allclose(atoms.info["virial"], kcal * np.eye(3))
+
+
+# -- files as users have them -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["box.traj", "box.db", "box.xyz.gz", "box.extxyz"])
+def test_files_that_ase_writes_are_read_by_their_ending(tmp_path, name):
+    frames = [labelled(molecule(kind), -energy) for kind, energy in (("H2O", 1.5), ("CH4", 2.5))]
+    card = box_card(tmp_path, frames, files={"all": name})
+    ase.io.write(tmp_path / name, frames)
+    found = data.load(card, "train")
+    assert [atoms.get_potential_energy() for atoms in found] == [-1.5, -2.5]
+    assert [len(atoms) for atoms in found] == [3, 5]
+    np.testing.assert_allclose(found[1].positions, frames[1].positions, atol=1e-7)
+
+
+def test_a_source_may_have_several_files(tmp_path):
+    frames = [labelled(molecule("H2O"), -float(k)) for k in range(4)]
+    card = box_card(tmp_path, frames, files={"all/first": "box.xyz", "all/second": "more.traj"})
+    ase.io.write(tmp_path / "more.traj", frames[:2])
+    with pytest.raises(ValueError, match="its files are read differently: ase, extxyz"):
+        data.load(card, "train")
+    ase.io.write(tmp_path / "more.xyz", frames[:2], format="extxyz")
+    card = box_card(tmp_path, frames, files={"all/first": "box.xyz", "all/second": "more.xyz"})
+    assert [a.get_potential_energy() for a in data.load(card, "train")] == [0, -1, -2, -3, 0, -1]
+
+
+def test_energies_under_another_name_are_found_and_said(tmp_path):
+    atoms = molecule("H2O")
+    atoms.info |= {"REF_energy": -5.0, "dft_energy": -7.0}
+    atoms.arrays["REF_forces"] = np.ones((3, 3))
+    card = box_card(tmp_path, [atoms])
+    with pytest.warns(
+        UserWarning, match="box.xyz: energies are taken from 'REF_energy'; name them under keys"
+    ):
+        assert data.load(card, "train")[0].get_potential_energy() == -5
+    named = dataclasses.replace(card, keys={"energy": "dft_energy"})
+    assert data.load(named, "train")[0].get_potential_energy() == -7
+    assert data.load(named, "train")[0].get_forces()[0, 0] == 1
+
+
+def test_forces_may_have_a_unit_of_their_own(tmp_path):
+    card = box_card(
+        tmp_path, [labelled(molecule("H2O"))], units={"energy": "Hartree", "forces": "Hartree/Bohr"}
+    )
+    atoms = data.load(card, "train")[0]
+    assert atoms.get_potential_energy() == pytest.approx(-27.2114, abs=1e-4)
+    assert atoms.get_forces()[0, 0] == pytest.approx(51.422, abs=1e-3)
+
+
+# -- before a training ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["no forces", "empty", "nan"])
+def test_a_fault_in_any_split_is_told_before_a_training(tmp_path, monkeypatch, fault):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
+    frames = [labelled(molecule("H2O"), -float(k)) for k in range(8)]
+    for k, atoms in enumerate(frames):
+        atoms.positions[0, 2] += 0.01 * k
+    if fault == "no forces":
+        del frames[-1].calc.results["forces"]
+    if fault == "nan":
+        frames[-1].calc.results["energy"] = np.nan
+    parts = {"train": ":4", "val": "40:60" if fault == "empty" else "4:6", "test": "6:"}
+    card = box_card(tmp_path, frames, splits={k: {"source": "all", "slice": v} for k, v in parts.items()})
+    monkeypatch.setattr(train, "new_learner", None)
+    told = {"no forces": "box/test: frame 1 .* no forces", "empty": "box/val has no frames"}
+    with pytest.raises(ValueError, match=told.get(fault, "box/test: frame 1 .* holds energy not finite")):
+        train.fit(train.TrainConfig("mace", card, preset="tiny", max_steps=1, progress=False))
+
+
+def test_a_file_that_changes_under_its_name_has_another_digest(tmp_path):
+    card = box_card(tmp_path, [labelled(molecule("H2O"))])
+    before = data.digest(card, ("train",)), data.scene_digest(card, "train")
+    box_card(tmp_path, [labelled(molecule("H2O"), -2.0)])
+    after = data.digest(card, ("train",)), data.scene_digest(card, "train")
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    assert data.load(card, "train")[0].get_potential_energy() == -2
+    told = dataclasses.replace(card, oracle="emt")
+    assert data.scene_digest(told, "train") != after[1]
+    assert data.digest(told, ("train",)) == after[0]

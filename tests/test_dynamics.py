@@ -99,7 +99,8 @@ def test_cold_start_stays_cold():
     assert run.temperature.mean() < 300
 
 
-def test_interrupted_equals_uninterrupted(tmp_path):
+@pytest.mark.parametrize("harm", [None, lambda content: b"", lambda content: content[:-99]])
+def test_interrupted_equals_uninterrupted(tmp_path, harm):
     options = {"thermostat": THERMOSTAT, "checkpoint_every": 20}
     whole = simulate(starts(), emt, steps=50, **options)
     file = tmp_path / "run" / "state.npz"
@@ -114,9 +115,12 @@ def test_interrupted_equals_uninterrupted(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         simulate(starts(), lambda n: Killed([EMT() for _ in range(n)]), steps=50, checkpoint=file, **options)
     assert file.is_file()
+    if harm:
+        file.write_bytes(harm(file.read_bytes()))
     resumed = simulate(starts(), emt, steps=50, checkpoint=file, **options)
     for name in ("steps", "positions", "forces", "energy", "temperature", "stable_step"):
         assert np.array_equal(getattr(whole, name), getattr(resumed, name)), name
+    assert (tmp_path / "run" / "state.npz.unreadable").is_file() == bool(harm)
 
 
 @pytest.mark.parametrize(("value", "cause"), [(np.nan, Cause.NOT_FINITE), (1e30, Cause.MOVE)])

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from egraff_utils.records import COLUMNS, Metric, Record
-from egraff_utils.report import comparison, figures, plots
+from egraff_utils.report import comparison, figures, look, panels, trade_offs
 
 REPLICAS, FRAMES, BINS = 3, 50, 20
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def _close_figures():
-    with plots.style():
+    with look.style():
         yield
     plt.close("all")
 
@@ -79,7 +79,7 @@ GRIDS = {
     "rmsd": figures.rmsd_grid,
     "rmsd by model": lambda records: figures.rmsd_grid(records, by="model"),
     "learning": figures.learning_curves,
-    "cost": figures.cost_grid,
+    "cost": trade_offs.cost_grid,
 }
 
 
@@ -127,7 +127,7 @@ def test_a_floor_with_a_range_is_a_band(records):
     metrics = [Metric("fv", 0.7, "1", 0.6, 0.8), Metric("ev_root", 3e-5, "1", 1e-5, 5e-5)]
     floor = _record("floor", "ethanol", "reference", metrics=[*metrics, Metric("rmsd", 0.5, "Å", 0.4, 0.6)])
     for name, ends in (("fv", (0.6, 0.8)), ("ev_root", (1e-5, 5e-5)), ("ev", (1e-10, 25e-10))):
-        assert figures._floor([*records, floor], "rollout", "ethanol", name) == pytest.approx(ends)
+        assert panels.floor_range([*records, floor], "rollout", "ethanol", name) == pytest.approx(ends)
     ax = figures.violation_grid([*records, floor]).axes[0]
     (band,) = [patch for patch in ax.patches if patch.get_label() == "saturation"]
     assert band.get_extents().transformed(ax.transData.inverted()).intervaly == pytest.approx((0.6, 0.8))
@@ -157,7 +157,7 @@ def test_a_pooled_rollout_has_a_panel_for_every_composition():
 def test_replicas_of_several_seeds_are_joined():
     short = _rollout("ethanol", "mace")
     short.curves["fv"] = short.curves["fv"][:, :30]
-    joined = figures._stack([_rollout("ethanol", "mace"), short], "fv")
+    joined = panels.stack_curves([_rollout("ethanol", "mace"), short], "fv")
     assert joined.shape == (2 * REPLICAS, FRAMES)
     assert np.isnan(joined[REPLICAS:, 30:]).all()
 
@@ -183,13 +183,13 @@ def test_floors_are_bars_on_the_spokes_of_the_radar(frame, scale, ends):
     row = pd.DataFrame([row | {"value": 0.7, "low": 0.5, "high": 0.8}])
     values = comparison.metric_values(pd.concat([frame, row]))
     assert comparison.floor_places(values, scale) == {("ethanol", "fv"): pytest.approx(ends)}
-    bars = [ln for ln in figures.radar_grid(values, scale=scale).axes[0].lines if len(ln.get_xdata()) == 2]
+    bars = [ln for ln in trade_offs.radar_grid(values, scale=scale).axes[0].lines if len(ln.get_xdata()) == 2]
     assert [list(bar.get_ydata()) for bar in bars] == [pytest.approx(ends)]
 
 
 @pytest.mark.parametrize("scale", ["fixed", "paper"])
 def test_radar(frame, scale):
-    ax = figures.radar_grid(comparison.metric_values(frame), scale=scale).axes[0]
+    ax = trade_offs.radar_grid(comparison.metric_values(frame), scale=scale).axes[0]
     assert len(ax.lines) == 3
     assert "force" in [label.get_text() for label in ax.get_xticklabels()]
 
@@ -205,19 +205,19 @@ def test_metrics_of_different_datasets_share_their_places(frame):
 
 def test_another_campaign_is_broken_lines_in_the_radar(frame):
     values = comparison.metric_values(frame)
-    figure = figures.radar_grid(values, beside={"gpu": values})
+    figure = trade_offs.radar_grid(values, beside={"gpu": values})
     assert [line.get_linestyle() for line in figure.axes[0].lines] == 3 * ["-"] + 3 * ["--"]
     assert "gpu" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_radar_and_pairs_without_values():
     empty = comparison.metric_values(pd.DataFrame(columns=COLUMNS))
-    assert _texts(figures.radar_grid(empty)) == ["not run"]
-    assert "not run" in _texts(figures.pairs_grid(empty))
+    assert _texts(trade_offs.radar_grid(empty)) == ["not run"]
+    assert "not run" in _texts(trade_offs.pairs_grid(empty))
 
 
 def test_pairs_show_ours_full_and_the_paper_hollow(frame):
-    axes = figures.pairs_grid(comparison.metric_values(frame), pairs=[("energy_mae", "force_mae")]).axes
+    axes = trade_offs.pairs_grid(comparison.metric_values(frame), pairs=[("energy_mae", "force_mae")]).axes
     assert [ax.get_title(loc="left") for ax in axes] == ["ours", "paper"]
     assert len(axes[0].lines) == 3
     assert len(axes[1].lines) == 54

@@ -108,3 +108,9 @@ def test_bad_geometry_is_named():
         build_graph(atoms)
     with pytest.raises(ValueError, match="cell vector 0 is zero"):
         build_graph(Atoms("Cu", pbc=True))
+    with pytest.raises(ValueError, match="the cell is not finite"):
+        build_graph(Atoms("Cu", cell=[np.nan, 3, 3], pbc=True))
+    with pytest.raises(ValueError, match="vectors of the cell lie in a plane"):
+        build_graph(Atoms("Cu", cell=[[3, 0, 0], [0, 3, 0], [3, 3, 0]], pbc=True))
+    with pytest.raises(ValueError, match="atoms are 10000 Å apart, too far"):
+        build_graph(Atoms("H2", [[0, 0, 0], [1e4, 1e4, 1e4]]))

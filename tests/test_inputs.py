@@ -8,7 +8,7 @@ import pytest
 import torch
 from ase.build import molecule
 
-from egraff_utils import campaign, cards, data, models, paths, records, train
+from egraff_utils import accuracy, campaign, cards, data, models, paths, records, train
 from egraff_utils.graph import build_graph
 
 ENERGIES = Path(__file__).parent / "network_energies.json"
@@ -74,6 +74,21 @@ def test_the_digest_of_a_dataset_is_that_of_what_determines_its_frames(card, tmp
     assert data.digest(dataclasses.replace(card, files={"all": known})) == digest
     (tmp_path / "mine.xyz").write_text("other frames")
     assert data.digest(card) != digest
+
+
+def test_the_spelling_of_a_path_does_not_matter(tmp_path, monkeypatch):
+    (tmp_path / "mine.xyz").write_text("frames")
+    (tmp_path / "mine.yml").write_text(
+        "name: mine\nsystem: molecule\nelements: [1]\ntemperature: 300\ntimestep: 1\nfiles: {all: mine.xyz}\n"
+        "splits: {train: all, val: all, test: all}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    spellings = [tmp_path / "mine.yml", "mine.yml", "./mine.yml", f"../{tmp_path.name}/mine.yml", "mine"]
+    configs = [train.TrainConfig("mace", str(spelling)) for spelling in spellings]
+    assert len({(config.key, json.dumps(config.parameters())) for config in configs}) == 1
+    assert {str(accuracy.TransferConfig("mace", "ethanol", target=str(s)).kind) for s in spellings} == {
+        "errors_mine"
+    }
 
 
 def test_the_digest_of_a_made_dataset_is_that_of_its_recipe(monkeypatch):

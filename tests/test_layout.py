@@ -14,9 +14,9 @@ MODELS, FROZEN = PACKAGE / "models", PACKAGE / "models" / "frozen"
 SEAM = "egraff_utils.models.frozen"
 INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
 ROOMS = (
-    "paths units cards config structure metrics statistics quantities",
-    "breaks records campaign paper allocator",
-    "graph reference data",
+    "paths units schema sources cards config structure metrics statistics quantities",
+    "breaks provenance records campaign paper allocator",
+    "graph reference files readers data",
     "models weights accuracy train",
     "md",
     "checks",
@@ -33,7 +33,7 @@ LIGHT = [
     "checks.audit",
     "checks.floors",
     "report",
-    "running.batch",
+    "running.cells",
 ]
 """What reads records and data only, and so must not load torch."""
 ADAPTERS = [path for path in MODELS.glob("*.py") if path.stem not in ("__init__", "equiformer")]
@@ -96,6 +96,11 @@ def test_no_import_runs_upward(path):
 @pytest.mark.parametrize("path", files(PACKAGE / "models", PACKAGE / "md", PACKAGE / "checks"))
 def test_what_computes_knows_no_report(path):
     assert "report" not in {room(name) for name in imported(path)}
+
+
+@pytest.mark.parametrize("path", files(PACKAGE / "report"))
+def test_no_file_of_the_report_is_large(path):
+    assert lines(path) <= 500
 
 
 def test_what_reads_records_loads_no_torch():

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from egraff_utils import campaign, cards, paths
-from egraff_utils.running import batch
+from egraff_utils.running import batch, pages
 
 NOTEBOOKS = sorted(path for path in batch.NOTEBOOKS.glob("*/*.ipynb"))
 NAMES = [f"{path.parent.name}/{path.stem}" for path in NOTEBOOKS]
@@ -18,7 +18,7 @@ def notebook(request):
 
 
 def test_every_notebook_is_a_page_and_the_reverse():
-    assert set(NAMES) == set(batch.pages()["pages"])
+    assert set(NAMES) == set(pages.pages()["pages"])
 
 
 def test_every_model_has_a_training_notebook():

@@ -188,8 +188,8 @@ def test_a_card_with_a_wrong_oracle_is_not_read(copper, own, message):
     [
         ("ase.calculators.emmt.EMT", "cannot import ase.calculators.emmt"),
         ("ase.calculators.emt.EMTT", "ase.calculators.emt has no EMTT"),
-        ("ase.calculators.emt.parameters", "is not a class"),
-        ("ase.Atoms", "makes a Atoms, not an ASE calculator"),
+        ("ase.calculators.emt.parameters", "is not the class of an ASE calculator"),
+        ("ase.Atoms", "is not the class of an ASE calculator"),
         ("test_oracle.Stiffer", "Stiffer does not take {'stiff': 3}"),
         ("test_oracle.Incomplete", "gives no forces"),
         ("test_oracle.Spring", "copper_own, test_oracle.Spring, fails on Cu2: CalculatorError: too far"),
@@ -202,12 +202,21 @@ def test_a_reference_that_cannot_be_had_says_why(copper, own, message):
         reference.calculator(card, Atoms("Cu2", [[0, 0, 0], [0, 0, 4]]))
 
 
+def test_what_is_no_calculator_is_never_called(copper, tmp_path):
+    command = {"calculator": "os.system", "arguments": {"command": f"touch {tmp_path}/ran"}}
+    with pytest.raises(ValueError, match="os.system is not the class of an ASE calculator"):
+        reference.calculator(dataclasses.replace(copper, oracle=command))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_an_element_without_a_reference_is_an_error_before_the_simulation(tmp_path, monkeypatch):
     """The soft spheres know copper as manganese here, of which EMT has no parameters."""
     monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
     card = _card(tmp_path, "emt")
     text = (tmp_path / "copper.xyz").read_text().replace("Cu ", "Mn ")
     (tmp_path / "copper.xyz").write_text(text)
+    (tmp_path / "copper.yml").write_text((tmp_path / "copper.yml").read_text().replace("- 29", "- 25"))
+    card = cards.dataset(tmp_path / "copper.yml")
     monkeypatch.setattr(rollout, "simulate", None)  # would be a TypeError
     config = RolloutConfig("own", card.name, "test", replicas=2, protocol="as_coded", progress=False)
     with pytest.raises(

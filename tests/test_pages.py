@@ -6,8 +6,9 @@ import nbformat
 import pytest
 import yaml
 
+from egraff_utils import campaign as campaigns
 from egraff_utils import paths
-from egraff_utils.running import batch
+from egraff_utils.running import batch, pages
 
 GLUED = r'"scrapbook": \{\s*"mime_prefix": "[^"]*",\s*"name": "([^"]+)"'
 TOC = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())
@@ -27,7 +28,7 @@ def code_cells(notebook):
 
 
 def test_the_table_of_contents_lists_every_page():
-    assert set(PAGES) == set(batch.pages()["pages"])
+    assert set(PAGES) == set(pages.pages()["pages"])
     missing = [f for f in FILES if not any((paths.ROOT / f"{f}{end}").exists() for end in (".md", ".ipynb"))]
     assert not missing
 
@@ -71,13 +72,13 @@ def test_clean(page):
 
 def test_parameters_are_those_of_the_campaign(page):
     name, notebook = page
-    book = batch.pages()
+    book = pages.pages()
     settings = book["pages"][name] or {}
-    campaign = batch.campaigns.load(settings.get("campaign", book["reference"]))
+    campaign = campaigns.load(settings.get("campaign", book["reference"]))
     (injected,) = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
     found = {}
     exec(injected.source, found)
-    for key, value in batch.page_parameters(name, settings, campaign).items():
+    for key, value in pages.page_parameters(name, settings, campaign).items():
         assert found[key] == value
 
 

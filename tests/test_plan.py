@@ -13,8 +13,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import campaign, cards, data, paths, records
-from egraff_utils.running import batch, plan
-from egraff_utils.running.plan import Cost
+from egraff_utils.running import cells, plan, timing
+from egraff_utils.running.timing import Cost
 
 SLOW = {"equiformer": 4.0, "nequip": 2.0}
 BULK = {"lips": 10.0, "lips20": 8.0, "gete": 16.0}
@@ -106,12 +106,12 @@ def test_a_time_that_is_none_is_refused(text):
 
 
 def test_without_its_device_a_campaign_is_planned_from_stored_timings(workplace, monkeypatch):
-    monkeypatch.setattr(plan, "_hardware", lambda device: None)
+    monkeypatch.setattr(timing, "_hardware", lambda device: None)
     settings = campaign.load("gpu", planned=False)
     with pytest.raises(ValueError, match="cuda is not available, and 54 cells"):
         plan.make("gpu", budget="20h", jobs=6)
     for cell, cost in costs_of(settings).items():
-        config = plan._config(settings, *cell, jobs=6)
+        config = timing._config(settings, *cell, jobs=6)
         metrics = [records.Metric(name, 1e3 * value, "ms") for name, value in vars(cost).items()]
         records.write(records.Record(*config.key, config.parameters(), metrics))
     assert plan.make("gpu", budget="20h", jobs=6).seconds == pytest.approx(20 * 3600, rel=0.03)
@@ -119,33 +119,34 @@ def test_without_its_device_a_campaign_is_planned_from_stored_timings(workplace,
 
 
 def test_timings_of_other_hardware_or_load_do_not_count(workplace):
-    config = plan.TimingConfig("mace", "ethanol", "test", preset="tiny")
+    config = timing.TimingConfig("mace", "ethanol", "test", preset="tiny")
     made = {"hardware": "abacus"}
     records.write(records.Record(*config.key, config.parameters(), provenance=made))
-    assert plan._stored(config, "abacus") is not None
-    assert plan._stored(config, "slide rule") is None
-    assert plan._stored(replace(config, jobs=2), "abacus") is None
+    assert timing._stored(config, "abacus") is not None
+    assert timing._stored(config, "slide rule") is None
+    assert timing._stored(replace(config, jobs=2), "abacus") is None
 
 
 def test_a_cell_that_cannot_be_timed_is_planned_like_the_others(workplace, monkeypatch):
     def run_out(config):
         raise MemoryError("out of memory")
 
-    monkeypatch.setattr(plan, "_timed", run_out)
-    record = plan.measure(plan.TimingConfig("mace", "ethanol_xtb", "test", preset="tiny"))
+    monkeypatch.setattr(timing, "_timed", run_out)
+    config = timing.TimingConfig("mace", "ethanol_xtb", "test", preset="tiny")
+    record = timing.measure(config)
     assert (record.status, record.message) == ("failed", "MemoryError: out of memory")
     settings = campaign.load("tiny")
     other = records.Record("timing", "test", "ethanol_xtb", "torchmd_net", 0)
     other.metrics = [records.Metric(name, 2e3, "ms") for name in Cost.__dataclass_fields__]
-    found = plan._costs(settings, {("ethanol_xtb", "mace"): record, ("ethanol_xtb", "torchmd_net"): other})
+    found = timing._costs(settings, {("ethanol_xtb", "mace"): record, ("ethanol_xtb", "torchmd_net"): other})
     assert found["ethanol_xtb", "mace"] == Cost(2, 2, 2, 2, 2, 2)
 
 
 @pytest.mark.data
 def test_a_thin_dataset_has_a_few_frames_of_every_composition():
-    thin = plan._thin(cards.dataset("lips20"))
+    thin = timing._thin(cards.dataset("lips20"))
     few, all_of_them = data.load(thin, "train"), data.load("lips20", "train")
-    assert plan.FRAMES / 2 <= len(few) <= 2 * plan.FRAMES < len(all_of_them)
+    assert timing.FRAMES / 2 <= len(few) <= 2 * timing.FRAMES < len(all_of_them)
     kinds = [{atoms.get_chemical_formula() for atoms in frames} for frames in (few, all_of_them)]
     assert kinds[0] == kinds[1]
     assert thin.parts("test") == cards.dataset("lips20").parts("test")
@@ -159,12 +160,13 @@ def test_a_thin_dataset_has_every_element(tmp_path):
     splits = {"train": {"source": "all", "frames": 90}, "val": "all", "test": "all"}
     fixed = {"system": "molecule", "elements": [6, 8], "temperature": 300, "timestep": 1, "reader": "extxyz"}
     card = cards.DatasetCard("mine", splits=splits, files={"all": "mine.xyz"}, folder=tmp_path, **fixed)
-    found = [atoms.info["frame"] for atoms in data.load(plan._thin(card), "train")]
+    found = [atoms.info["frame"] for atoms in data.load(timing._thin(card), "train")]
     assert found == [*range(0, 90, 3), 7]
 
 
 def test_a_cell_is_timed(workplace):
-    record = plan.measure(plan.TimingConfig("torchmd_net", "ethanol_xtb", "test", preset="tiny", replicas=2))
+    config = timing.TimingConfig("torchmd_net", "ethanol_xtb", "test", preset="tiny", replicas=2)
+    record = timing.measure(config)
     assert record.status == "complete", record.message
     cost = Cost.of(record)
     assert 0 < cost.md_step < cost.train_step < 1
@@ -173,18 +175,21 @@ def test_a_cell_is_timed(workplace):
 
 def test_a_part_of_a_campaign_is_its_cells_on_some_datasets(workplace):
     settings = campaign.load("gpu")
-    part = batch.cell_notebooks(settings, ["acac"])
+    part = [cell.output for cell in cells.cells(settings, ["acac"])]
     folders = {path.relative_to(paths.runs() / "gpu").parent.as_posix() for path in part}
-    rollouts = {"rollout", "rollout_as_coded"}
-    assert folders == rollouts | {"ood/temperature", "ood/acac_dihedral", "checks/gate"}
+    assert folders == {"training", "rollout", "rollout_as_coded"} | {
+        "ood/temperature",
+        "ood/acac_dihedral",
+        "checks/gate",
+    }
     assert len(part) == len(set(part)) == len(folders) * len(settings.models)
     with pytest.raises(ValueError, match="did you mean 'acac'"):
-        batch.cell_notebooks(settings, ["acak"])
+        cells.cells(settings, ["acak"])
 
 
 @pytest.mark.parametrize("only", ["ethanol_xtb", ""])
 def test_snakemake_runs_a_part(workplace, only):
-    words = [sys.executable, "-m", "egraff_utils", "campaign", "tiny", "--dry-run"]
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "run", "tiny", "--dry-run"]
     words += ["--only", only] if only else []
     done = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=True)
     found = " ".join((done.stdout + done.stderr).split())

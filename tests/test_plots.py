@@ -16,7 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import cards
 from egraff_utils.records import Metric, Record
-from egraff_utils.report import plots
+from egraff_utils.report import look, plots, structures, trade_offs
 
 REPLICAS, FRAMES, BINS = 3, 40, 30
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def _close_figures():
-    with plots.style():
+    with look.style():
         yield
     plt.close("all")
 
@@ -102,7 +102,7 @@ def test_rollout_plots_are_labelled_and_draw_into_ax(rollout, draw):
     ax = plt.subplots()[1]
     assert draw(rollout, ax=ax) is ax
     _assert_labelled(ax)
-    assert plots.MODEL_COLORS["mace"] in [line.get_color() for line in ax.get_lines()]
+    assert look.MODEL_COLORS["mace"] in [line.get_color() for line in ax.get_lines()]
 
 
 @pytest.mark.parametrize("x", ["seconds", "step"])
@@ -167,25 +167,16 @@ def test_an_unknown_violation_is_named(rollout):
         plots.plot_violations(rollout, "wf")
 
 
-def test_forces_parity():
-    reference = RNG.normal(size=(5, 4, 3))
-    ax = plots.plot_forces_parity(reference + 0.05, reference, model="mace")
-    _assert_labelled(ax)
-    assert "50.0 meV/Å" in ax.get_legend_handles_labels()[1][0]
-    with pytest.raises(ValueError, match=r"predicted\.shape=\(2,\)"):
-        plots.plot_forces_parity(np.zeros(2), np.zeros(3))
-
-
 def test_distributions(frames):
-    _assert_labelled(plots.plot_energy_histogram(frames, label="train"))
-    _assert_labelled(plots.plot_force_distribution(frames))
+    _assert_labelled(structures.plot_energy_histogram(frames, label="train"))
+    _assert_labelled(structures.plot_force_distribution(frames))
     with pytest.raises(ValueError, match="no frames"):
-        plots.plot_force_distribution([])
+        structures.plot_force_distribution([])
 
 
 @pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), bulk("Cu", cubic=True).repeat(2)])
 def test_structure_draws_every_atom_and_the_cell_where_periodic(atoms):
-    ax = plots.plot_structure(atoms)
+    ax = structures.plot_structure(atoms)
     _assert_labelled(ax)
     assert len(ax.patches) == len(atoms)
     assert len(ax.collections) == int(atoms.pbc.any())
@@ -204,29 +195,31 @@ def _frame():
 
 
 def test_leaderboard_scatter():
-    ax = plots.plot_leaderboard(_frame())
+    ax = trade_offs.plot_leaderboard(_frame())
     _assert_labelled(ax)
     assert ax.get_xlabel() == "Force MAE (meV/Å)"
     assert ax.get_ylabel() == "Wright's factor (%)"
     assert {"log"} == {ax.get_xscale(), ax.get_yscale()}
     row = {"kind": "floor", "dataset": "ethanol", "model": "reference", "metric": "wf"}
     floor = pd.DataFrame([row | {"value": 0.5, "low": 0.4, "high": 0.6}])
-    (band,) = [c for c in plots.plot_leaderboard(pd.concat([_frame(), floor])).collections if c.get_alpha()]
+    (band,) = [
+        c for c in trade_offs.plot_leaderboard(pd.concat([_frame(), floor])).collections if c.get_alpha()
+    ]
     assert {0.4, 0.6} == set(band.get_paths()[0].vertices[:, 1])
     with pytest.raises(ValueError, match="no model has both 'force_mae' and 'nothing'"):
-        plots.plot_leaderboard(_frame(), y="nothing")
+        trade_offs.plot_leaderboard(_frame(), y="nothing")
 
 
 def test_every_model_has_a_colour_of_its_own_grey():
-    assert set(cards.models()) <= set(plots.MODEL_COLORS)
-    greys = sorted(_luminance(color) for color in plots.MODEL_COLORS.values())
+    assert set(cards.models()) <= set(look.MODEL_COLORS)
+    greys = sorted(_luminance(color) for color in look.MODEL_COLORS.values())
     assert min(np.diff(greys)) > 0.02
     assert max(greys) < 0.6  # still visible on white
 
 
 def test_the_style_cycles_through_the_models_colours():
     cycle = [color.lower() for color in plt.rcParams["axes.prop_cycle"].by_key()["color"]]
-    assert {f"#{color.lstrip('#')}" for color in cycle} == set(plots.MODEL_COLORS.values())
+    assert {f"#{color.lstrip('#')}" for color in cycle} == set(look.MODEL_COLORS.values())
 
 
 def _luminance(color):

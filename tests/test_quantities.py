@@ -12,7 +12,7 @@ from egraff_utils import paper, paths, quantities
 from egraff_utils.md import analysis
 from egraff_utils.quantities import COLUMNS, QUANTITIES, Published, Quantity
 from egraff_utils.records import Metric
-from egraff_utils.report import beside, tables
+from egraff_utils.report import beside, table_cells, tables
 
 KINDS = ("dataset", "training", "errors", "rollout", "floor")
 """Kinds of records whose metrics the table is to know, all of them."""
@@ -84,7 +84,7 @@ def test_every_text_has_a_unit_and_shows_no_bare_one():
 
 
 def test_the_columns_of_the_leaderboard_can_be_coloured_and_named():
-    assert {column.group for column in COLUMNS} == set(tables.SHADES) == set(quantities.GROUPS)
+    assert {column.group for column in COLUMNS} == set(table_cells.SHADES) == set(quantities.GROUPS)
     assert all(column.title and column.lower_is_better is not None for column in COLUMNS)
     assert all(quantities.is_known(column.ceiling) for column in COLUMNS if column.ceiling)
 

@@ -1,6 +1,7 @@
 """Records: whole or not at all, found by their parameters, read as one table."""
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from egraff_utils.checks import gate, horizon
 from egraff_utils.config import Key, Kind
 from egraff_utils.md import rollout
 from egraff_utils.records import Metric, Record
-from egraff_utils.running import cost, plan
+from egraff_utils.running import cost, timing
 
 KEY = {"campaign", "dataset", "model", "seed"}
 
@@ -41,6 +42,7 @@ def test_a_record_comes_back_as_written(results):
     path = records.write(make(), {"step": np.arange(3)})
     assert path == results / "demo" / "training" / "ethanol-mace-s0.json"
     again = records.load(path)
+    assert again.provenance.pop("files") == {".npz": records.digest(path.with_suffix(".npz"))}
     assert again == make()
     assert again["force_mae"] == 12.5
     np.testing.assert_array_equal(again.curves["step"], [0, 1, 2])
@@ -86,7 +88,7 @@ def test_a_record_is_found_only_with_its_parameters():
         (horizon.HorizonConfig, KEY | {"device", "threads", "progress"}),
         (accuracy.TransferConfig, KEY | {"device", "threads"}),
         (cost.CostConfig, KEY | {"device", "threads"}),
-        (plan.TimingConfig, KEY),
+        (timing.TimingConfig, KEY),
     ],
 )
 def test_parameters_are_the_fields_that_determine_the_result(config, left_out):
@@ -267,3 +269,89 @@ def test_kinds_of_all_committed_records_are_read_as_they_are_written():
         assert str(kind) == name
         assert kind.protocol in ("", "as_coded")
     assert Kind.parse("rollout_as_coded_beta-Li3PS4") == Kind("rollout", "as_coded", "beta-Li3PS4")
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """A training with curves and weights, and the same for another model."""
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
+
+    def save(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".safetensors").write_bytes(path.stem.encode())
+        return {"weights": records.digest(path.with_suffix(".safetensors"))}
+
+    def store(model, steps=3):
+        made = records.Outcome([Metric("steps", steps, "1")], {"step": np.arange(steps)}, save=save)
+        return records.stored_or_made(Key("training", "demo", "ethanol", model), {"asked": 1}, lambda: made)
+
+    store("nequip", 4)
+    return store
+
+
+def test_a_stray_copy_of_a_record_is_named_and_left_out(stored):
+    path = stored("mace").path
+    stray = path.with_name(f"{path.stem} (conflict copy).json")
+    stray.write_bytes(path.read_bytes())
+    with pytest.warns(UserWarning, match="conflict copy.* holds the record of demo/training/ethanol-mace-s0"):
+        assert len(records.read_all("demo")) == 2
+    assert list(records.damaged("demo")) == [stray]
+
+
+def other_run(path):
+    path.with_suffix(".npz").write_bytes(path.with_name("ethanol-nequip-s0.npz").read_bytes())
+
+
+def flipped(path):
+    path.with_suffix(".safetensors").write_bytes(b"ethanol-mace-s1")
+
+
+DAMAGE = {
+    "no record": lambda path: path.write_text(""),
+    "holds no record": lambda path: path.write_text('{"schema": 1, "kind": "training"}'),
+    "nequip": lambda path: path.write_bytes(path.with_name("ethanol-nequip-s0.json").read_bytes()),
+    "npz is not the file": other_run,
+    "npz is missing": lambda path: path.with_suffix(".npz").unlink(),
+    "safetensors is not the file": flipped,
+    "safetensors is missing": lambda path: path.with_suffix(".safetensors").unlink(),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_record_is_left_out_set_aside_and_made_again(stored, message, capsys):
+    path = stored("mace").path
+    DAMAGE[message](path)
+    with pytest.warns(UserWarning, match=f"ethanol-mace-s0.*{message}"):
+        assert [record.model for record in records.read_all("demo")] == ["nequip"]
+    assert stored("mace", 5)["steps"] == 5
+    assert f"{path} cannot be used" in capsys.readouterr().err
+    assert list(records.damaged("demo")) == [path.with_name("ethanol-mace-s0.json.unreadable")]
+    assert len(records.read_all("demo")) == 2
+
+
+def test_files_of_a_run_that_was_killed_belong_to_no_later_one(stored):
+    path = Key("training", "demo", "ethanol", "mace").path
+    path.with_suffix(".build.json").write_text("of a killed run")
+    assert stored("mace").files.keys() == {".npz", ".safetensors"}
+    assert not path.with_suffix(".build.json").exists()
+
+
+def test_a_write_is_synced_before_and_after_the_renaming(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(paths.os, "fsync", lambda handle: done.append(paths.os.fstat(handle).st_ino))
+    with paths.written(tmp_path / "new" / "a.npz") as temporary:
+        temporary.write_text("whole")
+        assert temporary.suffix == ".npz"
+    file = tmp_path / "new" / "a.npz"
+    assert done == [file.stat().st_ino, file.parent.stat().st_ino]
+    with suppress(KeyError), paths.written(file) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert [path.read_text() for path in file.parent.iterdir()] == ["whole"]
+
+
+def test_only_leftovers_of_dead_processes_are_swept(tmp_path):
+    with paths.written(tmp_path / "b.json") as mine:
+        other = tmp_path / mine.name.replace(f"-{paths.os.getpid()}-", "-999999999-")
+        other.touch()
+        assert paths.leftovers(tmp_path) == [other]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,11 +37,12 @@ def test_stored_labels_are_the_oracles(tiny):
     np.testing.assert_allclose(copy.get_forces(), frames[2].get_forces(), atol=1e-3)
 
 
-def test_made_again_it_is_the_same(tiny):
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-99])])
+def test_lost_or_torn_it_is_made_again_and_the_same(tiny, lose):
     path = reference.make_dataset(tiny)
     first = dict(np.load(path))
     assert set(json.loads(path.with_suffix(".json").read_text())) == {"dataset", "parameters", "versions"}
-    path.unlink()
+    lose(path)
     for name, values in np.load(reference.make_dataset(tiny)).items():
         np.testing.assert_array_equal(values, first[name])
 

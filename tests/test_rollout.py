@@ -222,6 +222,29 @@ def test_thermal_starts_have_the_temperature_and_no_momentum(nitrogen):
     assert scene.first == list(range(8))
 
 
+def test_a_rollout_is_made_again_when_its_frames_change(nitrogen, folder):
+    asked, spheres = config(nitrogen, steps=2), SoftSpheres([7])
+    first = roll_out(asked, force_field=spheres)
+    assert roll_out(asked, force_field=spheres).provenance == first.provenance
+    path = folder / "n2.xyz"
+    frames = ase.io.read(path, ":")
+    frames[2].positions[0, 2] += 0.2  # no replica starts here, but the reference has changed
+    ase.io.write(path, [_labelled(atoms) for atoms in frames], format="extxyz")
+    again = roll_out(asked, force_field=spheres)
+    assert again.provenance["data"] == first.provenance["data"]
+    assert again.provenance["frames"] != first.provenance["frames"]
+    assert again.curves["rdf_reference"].tolist() != first.curves["rdf_reference"].tolist()
+    del first.provenance["frames"]  # a record that was made before frames were compared is used
+    records.write(first, dict(first.curves))
+    assert roll_out(asked, force_field=spheres).provenance == first.provenance
+
+
+def _labelled(atoms):
+    atoms.calc = EMT()
+    atoms.get_forces()
+    return atoms
+
+
 def test_starts_and_matching_frames():
     assert start_frames(config("x", replicas=3), 90, ordered=False) == [0, 30, 60]
     assert start_frames(config("x", replicas=3), 90, ordered=True) == [0, 15, 30]

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import cards, records
-from egraff_utils.report import shifts, tables
+from egraff_utils.report import shifted_sets, shifts, table_cells, tables
 
 FORCE, WF = "Force MAE (meV/Å)", "WF (%)"
 TABLES = [shifts.ERRORS, shifts.STRUCTURE, shifts.DYNAMICS]
@@ -76,8 +76,8 @@ def test_the_floor_of_the_shifted_rollouts_and_values_in_its_range(frame):
     assert structure.loc[("acac", "mace"), (WF, shifts.FLOOR)] == 12.0
     assert np.isnan(structure.loc[("3bpa", "mace"), (WF, shifts.FLOOR)])
     texts = shifts.table(frame, "temperature", shifts.STRUCTURE).data
-    assert tables.ALIKE in texts.loc[("acac", "mace"), (WF, shifts.OUT)]
-    assert tables.ALIKE not in texts.loc[("acac", "mace"), (WF, shifts.IN)]
+    assert table_cells.ALIKE in texts.loc[("acac", "mace"), (WF, shifts.OUT)]
+    assert table_cells.ALIKE not in texts.loc[("acac", "mace"), (WF, shifts.IN)]
 
 
 def test_a_set_that_is_not_the_papers_is_shown_where_it_was_run(frame):
@@ -118,10 +118,10 @@ def test_tables_of_nothing_say_so(task, quantities):
 
 def test_a_broken_simulation_bears_a_dagger_and_a_missing_one_is_named(frame):
     html = shifts.table(frame, "temperature", shifts.STRUCTURE).to_html()
-    assert html.count(f"15.00\u00a0{tables.UNSTABLE}") == 1
+    assert html.count(f"15.00\u00a0{table_cells.UNSTABLE}") == 1
     cells, legend = html.split("</caption>")[::-1]
-    assert cells.count(tables.UNSTABLE) == 1
-    assert legend.count(tables.UNSTABLE) == 1
+    assert cells.count(table_cells.UNSTABLE) == 1
+    assert legend.count(table_cells.UNSTABLE) == 1
     assert tables.NOT_RUN in cells
     assert shifts.table(frame, "temperature", shifts.STRUCTURE).to_html() == html
 
@@ -144,13 +144,16 @@ def test_compositions_one_by_one():
         row("rollout_beta-Li3PS4", "lips20", "wf", 4.0),
         row("rollout_gamma-Li3PS4", "lips20", "wf", 3.0, status="unstable"),
     )
-    values = shifts.composition_values(frame, "lips20_crystals", "wf")
+    values = shifted_sets.composition_values(frame, "lips20_crystals", "wf")
     assert values.loc[("in", "Li2S"), "mace"] == 1.0
     assert values.loc["out"].shape == (4, 6)
-    assert shifts.worst(values) == "beta-Li3PS4 (4.00)"
-    html = shifts.composition_table(frame, "lips20_crystals", shifts.STRUCTURE[0]).to_html()
-    assert f"3.00\u00a0{tables.UNSTABLE}" in html
-    assert shifts.worst(shifts.composition_values(frame_of(), "lips20_crystals", "wf")) == tables.NOT_RUN
+    assert shifted_sets.worst(values) == "beta-Li3PS4 (4.00)"
+    html = shifted_sets.composition_table(frame, "lips20_crystals", shifts.STRUCTURE[0]).to_html()
+    assert f"3.00\u00a0{table_cells.UNSTABLE}" in html
+    assert (
+        shifted_sets.worst(shifted_sets.composition_values(frame_of(), "lips20_crystals", "wf"))
+        == tables.NOT_RUN
+    )
 
 
 def test_spread_in_words(frame):
@@ -167,9 +170,9 @@ def test_a_constant_offset_does_not_change_a_profile():
         SimpleNamespace(model=name, curves={"energy": energy, "energy_reference": reference})
         for name, energy in names.items()
     ]
-    values = shifts.profiles(made, np.array([1.0, 90.0, 177.0]))
+    values = shifted_sets.profiles(made, np.array([1.0, 90.0, 177.0]))
     assert np.allclose(values["shifted"], values["reference"])
-    found = shifts.barriers(values, "°")
+    found = shifted_sets.barriers(values, "°")
     assert list(found["Barrier (meV)"]) == [1000.0, 2000.0, 1000.0]
     assert list(found["less the reference's (meV)"]) == [0.0, 1000.0, 0.0]
     assert set(found["Place (°)"]) == {90.0}
@@ -177,9 +180,9 @@ def test_a_constant_offset_does_not_change_a_profile():
 
 
 def test_no_profiles_are_no_error():
-    values = shifts.profiles([], np.array([1.0, 2.0]))
-    assert shifts.barriers(values, "°").empty
-    assert shifts.plot_profiles(values, label="x (Å)").texts[0].get_text() == tables.NOT_RUN
+    values = shifted_sets.profiles([], np.array([1.0, 2.0]))
+    assert shifted_sets.barriers(values, "°").empty
+    assert shifted_sets.plot_profiles(values, label="x (Å)").texts[0].get_text() == tables.NOT_RUN
     plt.close("all")
 
 
@@ -187,7 +190,7 @@ def test_energies_spread_within_a_composition():
     frames = [Atoms(symbol, [[0, 0, 0]]) for symbol in ("H", "H", "C", "C")]
     for atoms, energy in zip(frames, (-1.0, 1.0, -1001.0, -999.0), strict=True):
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
-    (values,) = shifts.set_values({"both": frames}).to_dict("records")
+    (values,) = shifted_sets.set_values({"both": frames}).to_dict("records")
     assert values["Energy spread (meV)"] == 1000.0
     assert np.isnan(values["Mean force component (meV/Å)"])
 

@@ -10,7 +10,7 @@ import pytest
 
 from egraff_utils import records
 from egraff_utils.records import Metric, Record
-from egraff_utils.report import speed
+from egraff_utils.report import speed, speed_goals, trade_offs
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +223,7 @@ def test_numbers_of_threads_stand_apart():
     for record in (one, two):
         records.write(record)
     found = speed.read(["bench", "bench_2"])
-    assert list(speed.rates(found).device) == ["cpu", "cpu", speed.TWO, speed.TWO]
+    assert list(speed.rates(found).device) == ["cpu", "cpu", speed_goals.TWO, speed_goals.TWO]
     goals = speed.goal_table(found)
     assert goals.Verdict["MD of LiPS, 5 replicas"] == "not met"
     assert goals.Verdict["MD of LiPS, two threads"] == "met"
@@ -237,7 +237,7 @@ def test_figures_show_what_was_measured():
     assert len(figure.axes[0].containers) == 2
     record = one("bench_scaling", "time_exponent", 1.0)
     record.__dict__["curves"] = {"atoms": np.array([32, 256]), "milliseconds": np.array([1.0, 9.0])}
-    time, memory = speed.scaling_grid([record]).axes
+    time, memory = trade_offs.cost_grid([record], "bench_scaling").axes
     assert len(time.lines) == 1
     assert [text.get_text() for text in memory.texts] == ["not measured"]
 
@@ -249,7 +249,7 @@ def test_no_records_give_empty_tables_and_figures():
     assert speed.training_table([]).empty
     speed.value_table([], "bench_limit").to_html()
     speed.ratio_grid(speed.rates([]))
-    speed.scaling_grid([])
+    trade_offs.cost_grid([], "bench_scaling")
     assert speed.failures([]).empty
     assert speed.machine_rates([]) == {}
     assert speed.limit_reached([]).empty

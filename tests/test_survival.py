@@ -11,7 +11,7 @@ from ase import Atoms
 
 from egraff_utils.breaks import Break, Cause
 from egraff_utils.records import Metric, Record
-from egraff_utils.report import survival
+from egraff_utils.report import last_frames, lifetimes, survival
 
 
 def rollout(breaks=(), stable=(100, 100), *, kind="rollout", model="mace", steps=100, asked=100, **more):
@@ -30,7 +30,7 @@ def rollout(breaks=(), stable=(100, 100), *, kind="rollout", model="mace", steps
 def test_kaplan_meier_by_hand():
     # at risk 6, 5, 4, 3: one failure at 1, one censored at 2, two failures at 3, one censored at 4 and 4
     steps, broke = [1, 2, 3, 3, 4, 4], [True, False, True, True, False, False]
-    ends, fraction, low, high = survival.kaplan_meier(steps, broke)
+    ends, fraction, low, high = lifetimes.kaplan_meier(steps, broke)
     assert list(ends) == [0, 1, 2, 3, 4]
     assert fraction == pytest.approx([1, 5 / 6, 5 / 6, 5 / 12, 5 / 12])
     greenwood = 1 / (6 * 5) + 2 / (4 * 2)
@@ -39,10 +39,10 @@ def test_kaplan_meier_by_hand():
 
 
 def test_without_failures_the_interval_is_the_exact_one():
-    _, fraction, low, high = survival.kaplan_meier([10] * 5, [False] * 5)
+    _, fraction, low, high = lifetimes.kaplan_meier([10] * 5, [False] * 5)
     assert list(fraction) == list(high) == [1, 1]
     assert low[-1] == pytest.approx(0.025 ** (1 / 5))  # 0.478: five sound runs do not prove much
-    _, fraction, low, high = survival.kaplan_meier([1, 2], [True, True])
+    _, fraction, low, high = lifetimes.kaplan_meier([1, 2], [True, True])
     assert (fraction[-1], low[-1]) == (0, 0)
     assert high[-1] == pytest.approx(1 - 0.025**0.5)
 
@@ -50,44 +50,44 @@ def test_without_failures_the_interval_is_the_exact_one():
 def test_the_interval_covers_the_truth():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(1000):
-        lifetimes, limits = rng.exponential(1.0, 30), rng.uniform(0.5, 2.0, 30)
-        ends, _, low, high = survival.kaplan_meier(np.minimum(lifetimes, limits), lifetimes < limits)
+        spans, limits = rng.exponential(1.0, 30), rng.uniform(0.5, 2.0, 30)
+        ends, _, low, high = lifetimes.kaplan_meier(np.minimum(spans, limits), spans < limits)
         at = np.searchsorted(ends, np.log(2), side="right") - 1
         covered += low[at] <= 0.5 <= high[at]
     assert 0.93 <= covered / 1000 <= 0.98
 
 
 def test_restricted_mean_is_the_area():
-    mean, low, high = survival.restricted_mean([2, 6, 10], [True, True, False], 10)
+    mean, low, high = lifetimes.restricted_mean([2, 6, 10], [True, True, False], 10)
     assert mean == pytest.approx(2 + 4 * 2 / 3 + 4 / 3)
     assert 0 <= low < mean < high <= 10
     with pytest.raises(ValueError, match="limit"):
-        survival.restricted_mean([2, 6], [True, False], 10)
-    assert survival.restricted_mean([2, 6], [True, True], 10)[0] == pytest.approx(4)
+        lifetimes.restricted_mean([2, 6], [True, False], 10)
+    assert lifetimes.restricted_mean([2, 6], [True, True], 10)[0] == pytest.approx(4)
 
 
 def test_log_rank_by_hand():
     # a breaks at 1 and 2, b is sound: hazards 1/4 at 1 and 1/3 at 2
-    found = survival.log_rank([1, 2, 3, 3], [True, True, False, False], list("aabb"))
+    found = lifetimes.log_rank([1, 2, 3, 3], [True, True, False, False], list("aabb"))
     assert list(found.table.broke) == [2, 0]
     assert found.table.expected["a"] == pytest.approx(1 / 4 + (1 / 4 + 1 / 3))
     assert found.table.expected.sum() == pytest.approx(2)
     assert found.p == pytest.approx(1 / 3, abs=0.02)  # 2 of the 6 labellings are as uneven
-    assert survival.log_rank([3, 3], [False, False], list("ab")).p == 1
+    assert lifetimes.log_rank([3, 3], [False, False], list("ab")).p == 1
 
 
 def test_log_rank_keeps_strata_apart():
     steps, broke = [1, 1, 1, 9, 9, 9], [True] * 3 + [False] * 3  # the model that ran on the hard set only
     strata = ["hard"] * 3 + ["easy"] * 3
-    assert survival.log_rank(steps, broke, list("aaabbb"), strata).p == 1
-    assert survival.log_rank(steps, broke, list("aaabbb")).p < 0.2
+    assert lifetimes.log_rank(steps, broke, list("aaabbb"), strata).p == 1
+    assert lifetimes.log_rank(steps, broke, list("aaabbb")).p < 0.2
 
 
 def test_log_rank_rejects_at_its_level():
     rng = np.random.default_rng(1)
     groups = np.repeat(["a", "b"], 10)
     draws = np.minimum(rng.exponential(1.0, (200, 20)), 1.0)
-    p = np.array([survival.log_rank(x, x < 1, groups, permutations=400).p for x in draws])
+    p = np.array([lifetimes.log_rank(x, x < 1, groups, permutations=400).p for x in draws])
     assert 0.01 <= (p <= 0.05).mean() <= 0.10
 
 
@@ -130,7 +130,7 @@ def test_a_failed_run_is_no_broken_simulation():
     assert len(table) == 2
     counts = survival.survivors(table).loc[(survival.HOME, "ethanol")]
     assert counts[["mace", "nequip", "botnet"]].to_list() == ["2 of 2", "not run", "not run"]
-    assert survival.failure_table(table).empty
+    assert last_frames.failure_table(table).empty
     (lost,) = survival.failed_runs([rollout(), failed, training]).itertuples()
     assert (lost.Model, lost.Message) == ("NequIP", "OSError: no network")
 
@@ -146,9 +146,9 @@ def test_nothing_gives_empty_tables_and_figures():
     empty = survival.replicas([])
     assert survival.survivors(empty).empty
     assert survival.lengths(empty).empty
-    assert survival.failure_table(empty).empty
+    assert last_frames.failure_table(empty).empty
     assert survival.compare_models(empty)[0].p == 1
-    survival.survival_grid(empty), survival.survival_grid(empty, "dataset"), survival.failure_grid([])
+    survival.survival_grid(empty), survival.survival_grid(empty, "dataset"), last_frames.failure_grid([])
     plt.close("all")
 
 
@@ -179,7 +179,7 @@ def frames_of(atoms, moved, step):
 def test_the_stretched_bond_is_found():
     atoms = WATER.copy()
     atoms.positions[1, 0] += 0.4
-    found = survival.offender(frames_of(atoms, 1, 0.15), WATER, Cause.BOND, WATER.positions[None])
+    found = last_frames.offender(frames_of(atoms, 1, 0.15), WATER, Cause.BOND, WATER.positions[None])
     assert found.atoms == (0, 1)
     assert found.name == "O-H bond"
     assert (found.length, found.usual) == pytest.approx((1.36, 0.96))
@@ -189,13 +189,13 @@ def test_a_proton_that_changes_its_oxygen_is_told_from_a_broken_bond():
     atoms = Atoms("OHO", [[0, 0, 0], [1.0, 0, 0], [2.5, 0, 0]])
     last = atoms.copy()
     last.positions[1, 0] = 1.45
-    found = survival.offender(frames_of(last, 1, 0.1), atoms, Cause.BOND)
-    assert found.name == f"O-H bond, {survival.MOVED_ON} O"
+    found = last_frames.offender(frames_of(last, 1, 0.1), atoms, Cause.BOND)
+    assert found.name == f"O-H bond, {last_frames.MOVED_ON} O"
 
 
 def test_the_closest_pair_and_the_lost_atom_are_found():
     box = Atoms("LiLiS", [[0.1, 0, 0], [7.6, 0, 0], [4, 0, 0]], cell=[8, 8, 8], pbc=True)
-    found = survival.offender(np.stack([box.positions] * 2), box, Cause.CONTACT)
+    found = last_frames.offender(np.stack([box.positions] * 2), box, Cause.CONTACT)
     assert found.atoms == (0, 1)
     assert found.length == pytest.approx(0.5)
     assert found.name == "Li-Li contact"
@@ -203,8 +203,8 @@ def test_the_closest_pair_and_the_lost_atom_are_found():
     away.positions[2] = [0, 2.9, 0]
     positions = np.stack([away.positions] * 2)
     positions[0, 2, 1] -= 0.2
-    assert survival.offender(positions, WATER, Cause.CONTACT_OR_ESCAPE).atoms == (2,)
-    assert survival.offender(positions, WATER, "the radial distribution left the reference's") is None
+    assert last_frames.offender(positions, WATER, Cause.CONTACT_OR_ESCAPE).atoms == (2,)
+    assert last_frames.offender(positions, WATER, "the radial distribution left the reference's") is None
 
 
 @pytest.mark.data
@@ -229,13 +229,13 @@ def test_a_failure_is_drawn_with_its_offender():
         energy=energy,
         temperature=np.where(np.isnan(energy), np.nan, 750.0),
     )
-    kept = survival.failures([record])
+    kept = last_frames.failures([record])
     assert kept[0].warmth == pytest.approx(1.5)
     assert kept[0].rise > 10
-    assert set(survival.offender_of(kept[0]).atoms) == {h, c}
-    text = survival.failure_table(survival.replicas([record]), kept)
+    assert set(last_frames.offender_of(kept[0]).atoms) == {h, c}
+    text = last_frames.failure_table(survival.replicas([record]), kept)
     assert "bond" in text["Where"][0]
-    figure = survival.failure_grid(kept)
+    figure = last_frames.failure_grid(kept)
     rings = [p for p in figure.axes[0].patches if p.get_edgecolor()[0] > 0.8 and not p.get_fill()]
     assert len(rings) == 2
     plt.close("all")

@@ -12,7 +12,7 @@ import pytest
 
 from egraff_utils import records
 from egraff_utils.records import COLUMNS, Metric, Record
-from egraff_utils.report import beside, tables
+from egraff_utils.report import beside, leaderboards, table_cells, tables, titles
 
 WF = "WF (%)"
 FORCE = "Force MAE (meV/Å)"
@@ -62,7 +62,7 @@ def record():
 
 
 def test_the_paper_stands_beside_ours(frame):
-    values = tables.leaderboard_values(frame, "ethanol")
+    values = leaderboards.leaderboard_values(frame, "ethanol")
     mace = values.loc[("ethanol", "mace")]
     assert mace[FORCE, "paper"] == 3.19
     assert mace[FORCE, "ours"] == 15.0  # mean of two seeds
@@ -74,7 +74,7 @@ def test_the_paper_stands_beside_ours(frame):
 
 
 def test_rows_follow_the_paper(frame):
-    values = tables.leaderboard_values(frame, "ethanol")
+    values = leaderboards.leaderboard_values(frame, "ethanol")
     assert list(values.index.get_level_values("model")) == ["nequip", "allegro", "botnet", "mace"]
 
 
@@ -83,22 +83,22 @@ def test_every_head_has_a_unit():
 
 
 def test_gaps_are_named(frame):
-    html = tables.leaderboard(frame).to_html()
+    html = leaderboards.leaderboard(frame).to_html()
     assert "not run" in html  # allegro has no rollout
     assert ">–<" in html  # the paper has no copper
 
 
 def test_unstable_and_failed_runs_are_marked(frame):
-    cells = tables.leaderboard(frame, "ethanol").data
+    cells = leaderboards.leaderboard(frame, "ethanol").data
     assert cells.loc[("ethanol", "nequip"), (WF, "ours")] == "50.00\u00a0†"
     assert cells.loc[("ethanol", "nequip"), (FORCE, "ours")] == "40.00"  # the training was sound
     assert cells.loc[("ethanol", "botnet"), (FORCE, "ours")] == "failed"
     assert cells.loc[("ethanol", "botnet"), (WF, "ours")] == "failed"
-    assert "†" not in tables.leaderboard(frame, "copper_emt").to_html()
+    assert "†" not in leaderboards.leaderboard(frame, "copper_emt").to_html()
 
 
 def test_lower_is_darker_and_text_contrasts(frame):
-    styler = tables.leaderboard(frame, "ethanol")._compute()
+    styler = leaderboards.leaderboard(frame, "ethanol")._compute()
     cells = {(row, column): dict(css) for (row, column), css in styler.ctx.items() if css}
     column = list(styler.data.columns).index((FORCE, "ours"))
     models = ["nequip", "allegro", "botnet", "mace"]
@@ -114,16 +114,16 @@ def test_lower_is_darker_and_text_contrasts(frame):
 
 def test_higher_is_darker_where_higher_is_better():
     stable = next(column for column in tables.COLUMNS if column.metric == "stable_fraction")
-    assert list(tables._score(np.array([0.2, 1.0, np.nan]), stable)[:2]) == [0.0, 1.0]
+    assert list(table_cells._score(np.array([0.2, 1.0, np.nan]), stable)[:2]) == [0.0, 1.0]
 
 
 def test_a_page_made_twice_is_the_same(frame):
-    assert tables.leaderboard(frame).to_html() == tables.leaderboard(frame).to_html()
+    assert leaderboards.leaderboard(frame).to_html() == leaderboards.leaderboard(frame).to_html()
 
 
 def test_no_run_is_an_error_that_names_the_dataset(frame):
     with pytest.raises(ValueError, match="no run of lips"):
-        tables.leaderboard(frame, "lips")
+        leaderboards.leaderboard(frame, "lips")
 
 
 def test_every_cell_of_the_paper_is_a_row(frame):
@@ -303,7 +303,7 @@ def test_letters_are_raised_behind_the_value(floored, monkeypatch):
 
 def test_a_broken_run_without_a_value_has_failed(frame):
     broken = _row("rollout", "allegro", "wf", np.nan, "%", status="unstable")
-    table = tables.leaderboard(pd.concat([frame, pd.DataFrame([broken])]), "ethanol")
+    table = leaderboards.leaderboard(pd.concat([frame, pd.DataFrame([broken])]), "ethanol")
     assert table.data.loc[("ethanol", "allegro"), (WF, "ours")] == "failed\u00a0†"
     assert "nan" not in table.to_html().lower()
 
@@ -320,11 +320,11 @@ def test_the_leaderboard_has_gate_and_survivors(frame, tmp_path, monkeypatch):
         )
         horizon = [Metric("horizon_driven", 12.0, "fs", 10.0, 15.0)]
         records.write(Record("horizon", "demo", "ethanol", model, 0, metrics=horizon))
-    table = tables.leaderboard(records.read("demo"), "ethanol").data.droplevel(1, axis=1).loc["ethanol"]
+    table = leaderboards.leaderboard(records.read("demo"), "ethanol").data.droplevel(1, axis=1).loc["ethanol"]
     assert table["Gate"].to_dict() == {"nequip": "fails\nsmoothness", "mace": "pass"}
     assert table["Stable replicas (count)"].to_dict() == {"nequip": "2 of 3", "mace": "3 of 3"}
     assert table["Horizon (fs)"]["mace"] == "12.0\n10.0 to 15.0"
-    assert "Gate" not in tables.leaderboard(frame).data.columns.get_level_values(0)
+    assert "Gate" not in leaderboards.leaderboard(frame).data.columns.get_level_values(0)
 
 
 def test_a_pooled_rollout_counts_the_replicas_of_its_parts(tmp_path, monkeypatch):
@@ -335,7 +335,7 @@ def test_a_pooled_rollout_counts_the_replicas_of_its_parts(tmp_path, monkeypatch
     pooled = Record("rollout", "demo", "lips20", "mace", 0, metrics=[Metric("steps", 75, "1")])
     names = np.array(["Li", "Li", "P4S3", "P4S3"])
     records.write(pooled, {"stable_step": np.array([50, 50, 100, 70]), "composition": names})
-    assert tables.stable_replicas(pooled) == (3, 4)
+    assert leaderboards.stable_replicas(pooled) == (3, 4)
 
 
 def test_temperatures_take_the_kind_that_has_them():
@@ -433,10 +433,10 @@ def test_no_such_table_names_those_there_are(empty):
 
 
 def test_budget_says_what_was_spent():
-    text = tables.budget("paper")
+    text = titles.budget("paper")
     assert "preset paper" in text
     assert "published number of epochs" in text
-    assert "not in params" in tables.budget("no_such_campaign")
+    assert "not in params" in titles.budget("no_such_campaign")
 
 
 @pytest.mark.parametrize(
@@ -450,22 +450,22 @@ def test_budget_says_what_was_spent():
     ],
 )
 def test_four_digits_are_enough(value, digits, text):
-    assert tables._shown(value, digits) == text
+    assert table_cells.number_text(value, digits) == text
 
 
 def test_text_leaderboard_is_ordered_by_force_error(frame):
-    text = tables.text_leaderboard(frame)
-    places = [text.index(tables.model_title(m)) for m in ("mace", "allegro", "nequip")]
-    assert tables.dataset_title("copper_emt") in text
-    ethanol = text[text.index(tables.dataset_title("ethanol")) :]
-    places = [ethanol.index(tables.model_title(m)) for m in ("mace", "allegro", "nequip", "botnet")]
+    text = leaderboards.text_leaderboard(frame)
+    places = [text.index(titles.model_title(m)) for m in ("mace", "allegro", "nequip")]
+    assert titles.dataset_title("copper_emt") in text
+    ethanol = text[text.index(titles.dataset_title("ethanol")) :]
+    places = [ethanol.index(titles.model_title(m)) for m in ("mace", "allegro", "nequip", "botnet")]
     assert places == sorted(places)
     assert "not run" in ethanol
     assert "17.93" not in ethanol  # ours only
 
 
 def test_csv_link_holds_the_numbers(frame):
-    values = tables.leaderboard_values(frame, "ethanol")
+    values = leaderboards.leaderboard_values(frame, "ethanol")
     link = tables.csv_link(values, "leaderboard").data
     assert 'download="leaderboard.csv"' in link
     content = base64.b64decode(unquote(re.search('base64,([^"]+)"', link)[1])).decode()

@@ -15,7 +15,7 @@ from egraff_utils.breaks import Break
 from egraff_utils.md.calculator import join_replicas
 from egraff_utils.md.dynamics import Noise, Thermostat, kinetic_temperature
 from egraff_utils.records import COLUMNS, Metric, Record
-from egraff_utils.report import thermostat
+from egraff_utils.report import relaxation, thermostat, thermostat_figures
 
 FRICTION = 5e-3 * units.fs
 RNG = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def test_relaxation_is_that_of_simulated_oscillators(kinetic, potential):
         found.append(np.mean(v**2))
     time = step * np.arange(1, 1601)
     given = {"target": 500.0, "kinetic": kinetic, "potential": potential, "friction": friction}
-    expected = thermostat.expected_temperature(time, **given)
+    expected = relaxation.expected_temperature(time, **given)
     periods = np.mean(np.reshape(found, (20, 80)), axis=1), np.mean(expected.reshape(20, 80), axis=1)
     assert periods[0] == pytest.approx(periods[1], abs=25)
     twice = 500 + ((kinetic + potential) / 2 - 500) * np.exp(-2 * friction * time)
@@ -65,11 +65,11 @@ def test_the_cold_start_of_the_paper():
     time = np.linspace(0, 1000, 2001)
     for potential, published in ((520, 317), (0, 107)):
         given = {"target": 520.0, "kinetic": 0.0, "potential": potential, "friction": FRICTION}
-        assert thermostat.expected_temperature(time, **given).mean() == pytest.approx(published, abs=4)
+        assert relaxation.expected_temperature(time, **given).mean() == pytest.approx(published, abs=4)
 
 
 def test_friction_of_the_paper():
-    assert thermostat.friction_rate(rollout(np.ones((2, 5)))) * 1000 == pytest.approx(0.491, abs=5e-4)
+    assert relaxation.friction_rate(rollout(np.ones((2, 5)))) * 1000 == pytest.approx(0.491, abs=5e-4)
 
 
 class Free(Calculator):
@@ -91,7 +91,7 @@ def test_centred_noise_heats_light_atoms(protocol):
         integrator.step()
         momenta = atoms.get_momenta().reshape(replicas, 9, 3)
         found.append(kinetic_temperature(momenta, molecule.get_masses()).mean())
-    factor = thermostat.centred_noise_factor(molecule.get_masses())
+    factor = relaxation.centred_noise_factor(molecule.get_masses())
     expected = factor.sum() / 8 if protocol == "ase" else 1.0
     assert np.mean(found[120:]) / 500 == pytest.approx(expected, abs=0.03)
     assert factor[-1] > 1.5 > 1 > factor[0]
@@ -102,7 +102,7 @@ def test_potential_temperature():
     energy = 0.5 * units.kB * 400 * np.square(rng.normal(size=(20_000, 24))).sum(1)
     given = {"temperature": 500.0, "freedom": 24}
     mean = 0.5 * units.kB * 500 * 24
-    assert thermostat.potential_temperature(energy, mean, **given).mean() == pytest.approx(400, abs=3)
+    assert relaxation.potential_temperature(energy, mean, **given).mean() == pytest.approx(400, abs=3)
 
 
 # -- the cut
@@ -213,16 +213,20 @@ def test_nothing_gives_empty_tables_and_figures():
     assert shares.empty
     assert pair.empty
     assert thermostat.verdict_table(table).empty
-    thermostat.temperature_grid([]), thermostat.reached_plot(table), thermostat.equipartition_grid(shares)
-    thermostat.protocol_plot(pair)
+    (
+        thermostat_figures.temperature_grid([]),
+        thermostat_figures.reached_plot(table),
+        thermostat_figures.equipartition_grid(shares),
+    )
+    thermostat_figures.protocol_plot(pair)
     plt.close("all")
 
 
 def test_figures_of_records():
     records = [elements([1.0, 1.0]), rollout(300 + RNG.normal(size=(3, 50)), kind="rollout_as_coded")]
     table = thermostat.temperatures(records)
-    assert len(thermostat.temperature_grid(records).axes) == 2
-    labels = [text.get_text() for text in thermostat.reached_plot(table).axes[0].get_yticklabels()]
+    assert len(thermostat_figures.temperature_grid(records).axes) == 2
+    labels = [text.get_text() for text in thermostat_figures.reached_plot(table).axes[0].get_yticklabels()]
     assert labels == ["mine", "mine, as coded"]
-    thermostat.equipartition_grid(thermostat.equipartition(records))
+    thermostat_figures.equipartition_grid(thermostat.equipartition(records))
     plt.close("all")

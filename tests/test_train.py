@@ -17,6 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from egraff_utils import accuracy, cards, models, records, train
+from egraff_utils import weights as trained
 from egraff_utils.train import TrainConfig, fit
 
 CARD = """
@@ -161,7 +162,8 @@ def test_an_edited_network_is_trained_anew(dataset, tmp_path, monkeypatch):
 def test_an_interrupted_run_ends_with_the_same_weights(dataset, scheduler, monkeypatch):
     stage = {"start": 0.8, "learning_rate": 1e-3, "energy_weight": 10.0, "force_weight": 1.0}
     changes = {"batch_size": 5, "scheduler": scheduler, "second_stage": stage, "plateau_patience": 0}
-    through = weights(fit(config(dataset, training=changes, campaign="through")))
+    whole = fit(config(dataset, training=changes, campaign="through"))
+    through = weights(whole)
 
     monkeypatch.setattr(train, "CHECKPOINT_INTERVAL", 0.0)  # a checkpoint after every step
     steps, loss = [], train.Learner.loss
@@ -178,6 +180,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset, scheduler, monke
         fit(config(dataset, training=changes))
     record = fit(config(dataset, training=changes))
     assert steps == [*range(8), *range(7, 12)]
+    np.testing.assert_array_equal(record.curves["train_loss"], whole.curves["train_loss"])
     resumed = weights(record)
     for name, value in through.items():
         assert torch.equal(value, resumed[name]), name
@@ -196,14 +199,36 @@ def test_a_checkpoint_of_other_parameters_is_not_used(dataset, monkeypatch):
     assert train._usable_checkpoint(config(dataset), config(dataset).parameters()) is not None
 
 
-@pytest.mark.parametrize("kept", [0, 1000])
-def test_a_broken_checkpoint_is_told_and_not_used(dataset, monkeypatch, capsys, kept):
+def flipped(content):
+    """A file with one bit changed in its middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("harm", [lambda c: b"", lambda c: c[:1000], flipped], ids=["no", "cut", "flip"])
+def test_a_broken_checkpoint_is_named_set_aside_and_not_used(dataset, monkeypatch, capsys, harm):
     path = train._checkpoint_path(config(dataset))
     path.parent.mkdir(parents=True)
     torch.save({"parameters": config(dataset).parameters(), "weights": torch.ones(1000)}, path)
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(harm(path.read_bytes()))
     assert fit(config(dataset))["steps"] == 12
-    assert f"{path} cannot be read" in capsys.readouterr().err
+    assert f"{path} cannot be used" in capsys.readouterr().err
+    assert path.with_name(f"{path.name}.unreadable").is_file()
+
+
+def test_a_training_without_its_weights_is_made_again(dataset, capsys):
+    run = config(dataset)
+    path = fit(run).path.with_suffix(".safetensors")
+    kept = path.read_bytes()
+    for harm in (path.unlink, lambda: path.write_bytes(flipped(kept))):
+        harm()
+        with pytest.raises(FileNotFoundError, match=f"{path.name}.*egraff train"):
+            trained.load(run)
+        assert fit(run).files[".safetensors"] == records.digest(path)
+        assert path.read_bytes() == kept
+    path.with_suffix(".json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no record"):
+        trained.load(run)
 
 
 def mixed(seed=0):

@@ -163,6 +163,7 @@ def check(config, *, force_field=None):
     digests = {
         "weights": weights.digest(config, force_field),
         "data": records.digest(*[array for a in frames for array in (a.numbers, a.positions)]),
+        "frames": data.digest(config.dataset, (config.split,)),
     }
     return records.run(config, lambda: _checked(config, frames, force_field), **digests)
 
@@ -320,7 +321,7 @@ def in_double(force_field):
 def _settled(config):
     """The config with all fields set, and the frames."""
     card = cards.dataset(config.dataset)
-    parts = {part: data.load(card.name, part) for part in card.parts(config.split)}
+    parts = {part: data.checked(card, (part,))[part] for part in card.parts(config.split)}
     split = min(parts, key=lambda part: _richness(parts[part][0]))
     temperature, timestep = card.conditions(split)
     defaults = {"temperature": temperature, "timestep": timestep}

@@ -13,7 +13,7 @@ import torch
 from ase import units
 from filelock import FileLock
 
-from egraff_utils import cards, metrics, paths, records, reference, statistics, weights
+from egraff_utils import cards, data, metrics, paths, records, reference, statistics, weights
 from egraff_utils.config import Config
 from egraff_utils.md import analysis
 from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator
@@ -121,6 +121,7 @@ def horizon(config, *, force_field=None):
     digests = {
         "weights": weights.digest(config, force_field),
         "data": records.digest(analysis.unwrap(frames), _forces(frames)),
+        "frames": data.scene_digest(config.dataset, config.split),
     }
     return records.run(config, lambda: _followed(config, frames, interval, force_field), **digests)
 
@@ -307,7 +308,7 @@ def _live_course(card, frames, interval, config, thermostat, steps):
         path = paths.generated() / "trajectories" / f"{card.name}-{name}-{mark}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if not path.is_file():
+            if not paths.readable(path):
                 label = f"reference of {card.name}" if config.progress else None
                 _run(starts, lambda n: _oracles(card, n), dynamics, steps, label).save(path)
         runs[name] = Trajectory.load(path)

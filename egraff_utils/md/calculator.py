@@ -5,14 +5,18 @@ as R*N atoms. Each calculator here also returns the energy of every replica, in
 ``results["energies_of_replicas"]``, shape ``(R,)``, eV.
 """
 
+from collections.abc import Sequence
+
 import ase
 import numpy as np
+import torch
 from ase.calculators.calculator import Calculator, all_changes
 
 from egraff_utils.graph import SkinList
+from egraff_utils.models import ForceField
 
 
-def join_replicas(replicas):
+def join_replicas(replicas: Sequence[ase.Atoms]) -> ase.Atoms:
     """One ``ase.Atoms`` of R*N atoms that joins R structures of N atoms; it has the cell of the first.
 
     Raises
@@ -38,7 +42,7 @@ def join_replicas(replicas):
     return joined
 
 
-def split_replicas(atoms, replicas):
+def split_replicas(atoms: ase.Atoms, replicas: int) -> list[ase.Atoms]:
     """The R replicas that ``atoms`` consists of, a list of ``ase.Atoms``.
 
     Raises
@@ -88,14 +92,21 @@ class ForceFieldCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces"]
 
-    def __init__(self, ff, device=None, *, skin=1.0, replicas=1):
+    def __init__(
+        self,
+        ff: ForceField,
+        device: torch.device | str | None = None,
+        *,
+        skin: float = 1.0,
+        replicas: int = 1,
+    ):
         super().__init__()
         self.ff = ff.to(device) if device is not None else ff
         self.ff.requires_grad_(False).eval()
         self.skin, self.replicas = skin, replicas
         self._list = self._system = self._last = None
 
-    def check_state(self, atoms, tol=0.0):
+    def check_state(self, atoms: ase.Atoms, tol: float = 0.0) -> list[str]:
         """Names of what has changed since the last calculation, without any tolerance.
 
         Only what affects the result is compared. ASE calls this method three times per step, and its own
@@ -108,7 +119,12 @@ class ForceFieldCalculator(Calculator):
         changed += ["cell"] if (atoms.cell.array != self.atoms.cell.array).any() else []
         return changed + (["pbc"] if (atoms.pbc != self.atoms.pbc).any() else [])
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
         """Fill ``results``; called by ASE."""
         # By now ASE has dropped its copy of the atoms; updating the last one is quicker than a new copy.
         if self._last is not None and set(system_changes) <= {"positions"}:
@@ -151,12 +167,17 @@ class ReplicaCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces"]
 
-    def __init__(self, calculators):
+    def __init__(self, calculators: Sequence[Calculator]):
         super().__init__()
         self.calculators = list(calculators)
         self._systems = None
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
         """Fill ``results``; called by ASE."""
         super().calculate(atoms, properties, system_changes)
         if self._systems is None or set(system_changes) - {"positions"}:

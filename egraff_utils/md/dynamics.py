@@ -6,10 +6,8 @@ replicas, T recorded frames, N atoms of one replica.
 """
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import numpy as np
 from ase import units
@@ -17,6 +15,7 @@ from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from tqdm.auto import tqdm
 
+from egraff_utils import paths
 from egraff_utils.breaks import FARTHEST_MOVE, Break, Cause
 from egraff_utils.md.calculator import join_replicas
 
@@ -253,12 +252,8 @@ class Trajectory:
 
     def save(self, path, **more):
         """Write the trajectory and further arrays to an ``.npz`` file, atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "wb") as file:
-            np.savez(file, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}, **more)
-        temporary.replace(path)
+        with paths.written(path) as temporary:
+            np.savez(temporary, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}, **more)
 
     @classmethod
     def load(cls, path):
@@ -392,7 +387,7 @@ class _Run:
         self.data = _empty(starts, np.arange(0, steps + 1, record_every))
         self.step = self.judged = 0
         self.times, self.elapsed = [], 0.0
-        resumed = checkpoint is not None and Path(checkpoint).is_file()
+        resumed = checkpoint is not None and paths.readable(checkpoint)
         if resumed:
             self._restore()
         self._refresh()

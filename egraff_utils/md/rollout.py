@@ -107,7 +107,8 @@ def roll_out(config, *, force_field=None):
         Kind ``rollout`` or ``rollout_as_coded``. Metrics and curves are those of
         :mod:`egraff_utils.md.analysis` and, where the dataset has an oracle, of
         :func:`egraff_utils.md.own_frames.label`. A stored record is returned if it has the same parameters
-        and was made with the same weights. The status is ``unstable`` if a replica broke; the
+        and was made with the same weights and
+        frames. The status is ``unstable`` if a replica broke; the
         message says when and why.
 
     Raises
@@ -122,7 +123,8 @@ def roll_out(config, *, force_field=None):
     card = cards.dataset(config.target or config.dataset)
     config = _settled(config, card)
     digest = weights.digest(config, force_field)
-    return records.run(config, lambda: _rolled_out(config, card, force_field, digest), weights=digest)
+    digests = {"weights": digest, "frames": data.scene_digest(card, config.split)}
+    return records.run(config, lambda: _rolled_out(config, card, force_field, digest), **digests)
 
 
 def _rolled_out(config, card, force_field, digest):
@@ -256,7 +258,7 @@ def reference_of(card, *, split="test"):
     ValueError
         If the split holds several compositions.
     """
-    frames = data.load(card.name, split)[card.first_contiguous.get(split, 0) :]
+    frames = data.checked(card, (split,))[split][card.first_contiguous.get(split, 0) :]
     if not all(np.array_equal(atoms.numbers, frames[0].numbers) for atoms in frames):
         raise ValueError(
             f"{card.name}/{split} holds several compositions; a rollout needs one. Name a split for each in "
@@ -370,7 +372,7 @@ def _live(config, card, starts, digest):
     path = paths.generated() / "trajectories" / f"{card.name}-{mark}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
+        if not paths.readable(path):
             label = f"reference of {card.name}" if config.progress else None
             simulate(starts, _oracles(card), progress=label, **dynamics).save(path)
     return analysis.Reference.from_trajectory(Trajectory.load(path), starts[0])

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from ase.data import chemical_symbols
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from egraff_utils import allocator, cards, records
+from egraff_utils import allocator, cards, paths, records
+from egraff_utils.graph import AtomicGraph
 from egraff_utils.models import frozen
 
 NAMES = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
@@ -50,7 +51,16 @@ class ForceField(nn.Module):
     one rule.
     """
 
-    def __init__(self, network, elements, *, cutoff=5.0, build_arguments=None):
+    scale: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        elements: Sequence[int],
+        *,
+        cutoff: float = 5.0,
+        build_arguments: dict | None = None,
+    ):
         super().__init__()
         self.network = network
         self.elements = sorted(int(z) for z in elements)
@@ -64,17 +74,17 @@ class ForceField(nn.Module):
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """Floating-point type of the network."""
         return next(p.dtype for p in self.network.parameters())
 
-    def set_reference(self, energies, scale=1.0):
+    def set_reference(self, energies: Mapping[int, float], scale: float = 1.0) -> None:
         """Set the reference energies, a mapping from atomic number to eV, and the energy scale, eV."""
         for z, energy in energies.items():
             self.reference_energies[z] = energy
         self.scale.fill_(scale)
 
-    def forward(self, graph):
+    def forward(self, graph: AtomicGraph) -> Prediction:
         """Energies and forces of a graph, :class:`Prediction`.
 
         Raises
@@ -97,7 +107,7 @@ class ForceField(nn.Module):
             atomic, on_pairs = network(graph, graph.pair_vectors().to(self.dtype))
         return self._prediction(graph, atomic, on_pairs)
 
-    def as_frozen(self):
+    def as_frozen(self) -> frozen.Frozen:
         """The form of the network written for speed, a :class:`~egraff_utils.models.frozen.Frozen`.
 
         It is None while the weights can change, and for a network that has no such form.
@@ -105,7 +115,7 @@ class ForceField(nn.Module):
         return self._freezer and self._freezer()
 
     @torch.enable_grad()
-    def differentiated(self, graph):
+    def differentiated(self, graph: AtomicGraph) -> Prediction:
         """:class:`Prediction` by autograd.
 
         The control flow depends on no value in the graph, so this method can be compiled.
@@ -134,14 +144,14 @@ class ForceField(nn.Module):
         zero = on_pairs.new_zeros(len(graph.positions), 3)
         return zero.index_add(0, centre, on_pairs).index_add(0, neighbour, -on_pairs)
 
-    def check_elements(self, species):
+    def check_elements(self, species: Tensor) -> None:
         """Raise ``ValueError`` naming the first element that the model was not built for."""
         unknown = species[~self.known[species]]
         if len(unknown):
             symbol, known = chemical_symbols[int(unknown[0])], [chemical_symbols[z] for z in self.elements]
             raise ValueError(f"the model was not trained on {symbol}; it knows {', '.join(known)}")
 
-    def num_parameters(self):
+    def num_parameters(self) -> int:
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
@@ -159,7 +169,7 @@ def _both_directions(edge_index):
     return (there == back.flip(0)).all()
 
 
-def register(name, build_network, card):
+def register(name: str, build_network: Callable[..., nn.Module], card: cards.ModelCard) -> None:
     """Add an architecture, so that campaigns and notebooks can name it.
 
     Models are trained anew when the file that defines ``build_network`` has changed, or, for a function
@@ -178,12 +188,12 @@ def register(name, build_network, card):
     _registered[name] = (build_network, card, records.digest(_code(build_network)))
 
 
-def card(name):
+def card(name: str) -> cards.ModelCard:
     """:class:`~egraff_utils.cards.ModelCard` of a built-in or registered architecture."""
     return _registered[name][1] if name in _registered else cards.model(name)
 
 
-def version(name):
+def version(name: str) -> str:
     """Version of the network of an architecture, a text that changes when the network does.
 
     It holds the package and version of the card and, for a registered architecture, the hash of its code.
@@ -229,7 +239,14 @@ def _bytecode(thing):
     return text, [*getattr(thing, "__bases__", ()), *methods]
 
 
-def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **overrides):
+def build(
+    name: str,
+    preset: str = "paper",
+    elements: Sequence[int] = (1, 6, 8),
+    *,
+    dtype: torch.dtype = torch.float32,
+    **overrides: object,
+) -> ForceField:
     """A new force field, whose initial weights are drawn from torch's global generator.
 
     Parameters
@@ -265,7 +282,7 @@ def build(name, preset="paper", elements=(1, 6, 8), *, dtype=torch.float32, **ov
     return ForceField(network, elements, cutoff=hyperparameters["cutoff"], build_arguments=arguments)
 
 
-def save(ff, path):
+def save(ff: ForceField, path: Path | str) -> None:
     """Write the weights (safetensors) and, beside them as JSON, the arguments of :func:`build`.
 
     Buffers that :func:`build` creates anew are not written: the constants of MACE's contractions take 40
@@ -285,14 +302,14 @@ def save(ff, path):
     for name, _ in ff.named_parameters():
         half = tensors[name].half()
         tensors[name] = half if torch.equal(half.to(tensors[name].dtype), tensors[name]) else tensors[name]
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary)
-    path.with_suffix(".build.json").write_text(json.dumps(ff.build_arguments, indent=1) + "\n")
-    temporary.replace(path)
+    with paths.written(path.with_suffix(".build.json")) as temporary:
+        temporary.write_text(json.dumps(ff.build_arguments, indent=1) + "\n")
+    with paths.written(path) as temporary:
+        save_file(tensors, temporary)
 
 
 @torch.no_grad()
-def round_large(ff, dtype=torch.float16):
+def round_large(ff: ForceField, dtype: torch.dtype = torch.float16) -> None:
     """Round parameters with more than :data:`LARGE` numbers, in place, to values that a type can represent.
 
     The type of the parameters does not change. Smaller parameters are left as they are: for one NequIP on
@@ -305,7 +322,7 @@ def round_large(ff, dtype=torch.float16):
             parameter.copy_(parameter.to(dtype))
 
 
-def load(path, *, device="cpu"):
+def load(path: Path | str, *, device: torch.device | str = "cpu") -> ForceField:
     """The force field stored by :func:`save`, in evaluation mode.
 
     Raises
@@ -342,7 +359,7 @@ def _builder(name):
 
 
 @contextmanager
-def default_dtype(dtype):
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Context in which ``dtype`` is torch's default floating-point type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

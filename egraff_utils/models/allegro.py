@@ -1,5 +1,7 @@
 """Allegro: strictly local, with a scalar and a tensor track on every edge (package ``nequip-allegro``)."""
 
+from collections.abc import Sequence
+
 from allegro.model import AllegroModel
 
 from egraff_utils.models.nequip import NequIPNetwork, common_arguments, nequip_state
@@ -10,24 +12,24 @@ class AllegroNetwork(NequIPNetwork):
 
 
 def build_network(
-    elements,
+    elements: Sequence[int],
     *,
-    cutoff,
-    average_neighbors,
-    num_layers=2,
-    l_max=2,
-    parity=True,
-    num_scalar_features=128,
-    num_tensor_features=64,
-    two_body_layers=2,
-    two_body_width=512,
-    latent_layers=2,
-    latent_width=1024,
-    readout_width=128,
-    num_bessels=8,
-    bessel_trainable=True,
-    polynomial_cutoff=6,
-):
+    cutoff: float,
+    average_neighbors: float,
+    num_layers: int = 2,
+    l_max: int = 2,
+    parity: bool = True,
+    num_scalar_features: int = 128,
+    num_tensor_features: int = 64,
+    two_body_layers: int = 2,
+    two_body_width: int = 512,
+    latent_layers: int = 2,
+    latent_width: int = 1024,
+    readout_width: int = 128,
+    num_bessels: int = 8,
+    bessel_trainable: bool = True,
+    polynomial_cutoff: int = 6,
+) -> AllegroNetwork:
     """The Allegro network (Musaelian et al. 2023; EGraFFBench, Table 12), with energy scale 1 and shift 0.
 
     Parameters

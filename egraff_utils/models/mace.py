@@ -1,5 +1,6 @@
 """MACE: messages of high body order from products of one-particle features (package ``mace-torch``)."""
 
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -7,7 +8,9 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 from e3nn import o3
-from torch import nn
+from torch import Tensor, nn
+
+from egraff_utils.graph import AtomicGraph
 
 with redirect_stdout(StringIO()):  # on import, mace prints which accelerators it does not find
     from mace.modules import ScaleShiftMACE, interaction_classes
@@ -27,14 +30,14 @@ class MACENetwork(nn.Module):
         Atomic numbers, in the order that the model uses.
     """
 
-    def __init__(self, model, elements):
+    def __init__(self, model: nn.Module, elements: Sequence[int]):
         super().__init__()
         self.model = model
         table = torch.zeros(len(chemical_symbols), len(elements))
         table[elements] = torch.eye(len(elements))
         self.register_buffer("one_hot", table, persistent=False)
 
-    def forward(self, graph, vectors):
+    def forward(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         """Dimensionless energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
         atoms = len(graph.species)
         data = {
@@ -50,21 +53,21 @@ class MACENetwork(nn.Module):
 
 
 def build_network(
-    elements,
+    elements: Sequence[int],
     *,
-    cutoff,
-    average_neighbors,
-    num_interactions=2,
-    correlation=3,
-    num_channels=16,
-    hidden_l_max=2,
-    l_max=3,
-    num_bessels=8,
-    polynomial_cutoff=5,
-    readout_width=16,
-    radial_layers=3,
-    radial_width=64,
-):
+    cutoff: float,
+    average_neighbors: float,
+    num_interactions: int = 2,
+    correlation: int = 3,
+    num_channels: int = 16,
+    hidden_l_max: int = 2,
+    l_max: int = 3,
+    num_bessels: int = 8,
+    polynomial_cutoff: int = 5,
+    readout_width: int = 16,
+    radial_layers: int = 3,
+    radial_width: int = 64,
+) -> MACENetwork:
     """The MACE network (Batatia et al. 2022; EGraFFBench, Table 14), with energy scale 1 and shift 0.
 
     Parameters

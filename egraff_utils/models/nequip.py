@@ -1,6 +1,7 @@
 """NequIP: messages are equivariant features times a learnt radial weight (package ``nequip``)."""
 
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import e3nn
@@ -10,7 +11,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from nequip.data import AtomicDataDict
 from nequip.model import NequIPGNNModel
 from nequip.utils.global_state import set_global_state
-from torch import nn
+from torch import Tensor, nn
+
+from egraff_utils.graph import AtomicGraph
 
 
 class NequIPNetwork(nn.Module):
@@ -24,14 +27,14 @@ class NequIPNetwork(nn.Module):
         Atomic numbers, in the order of the model's types.
     """
 
-    def __init__(self, model, elements):
+    def __init__(self, model: nn.Module, elements: Sequence[int]):
         super().__init__()
         self.model = model
         types = torch.full((len(chemical_symbols),), -1)
         types[elements] = torch.arange(len(elements))
         self.register_buffer("types", types, persistent=False)
 
-    def forward(self, graph, vectors):
+    def forward(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         """Dimensionless energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
         data = {
             AtomicDataDict.POSITIONS_KEY: graph.positions.to(vectors.dtype),  # only their number is read
@@ -43,20 +46,20 @@ class NequIPNetwork(nn.Module):
 
 
 def build_network(
-    elements,
+    elements: Sequence[int],
     *,
-    cutoff,
-    average_neighbors,
-    num_layers=6,
-    l_max=2,
-    num_features=32,
-    parity=True,
-    num_bessels=8,
-    bessel_trainable=True,
-    polynomial_cutoff=6,
-    radial_layers=3,
-    radial_width=64,
-):
+    cutoff: float,
+    average_neighbors: float,
+    num_layers: int = 6,
+    l_max: int = 2,
+    num_features: int = 32,
+    parity: bool = True,
+    num_bessels: int = 8,
+    bessel_trainable: bool = True,
+    polynomial_cutoff: int = 6,
+    radial_layers: int = 3,
+    radial_width: int = 64,
+) -> NequIPNetwork:
     """The NequIP network (Batzner et al. 2022; EGraFFBench, Table 11), with energy scale 1 and shift 0.
 
     Parameters
@@ -91,7 +94,7 @@ def build_network(
         return NequIPNetwork(NequIPGNNModel(**common, **hyperparameters), elements)
 
 
-def common_arguments(elements, cutoff, average_neighbors):
+def common_arguments(elements: Sequence[int], cutoff: float, average_neighbors: float) -> dict:
     """Arguments that NequIP and Allegro share; the seed of the weights is drawn from torch's generator."""
     return {
         "seed": int(torch.randint(2**31, ())),
@@ -106,7 +109,7 @@ def common_arguments(elements, cutoff, average_neighbors):
 
 
 @contextmanager
-def nequip_state():
+def nequip_state() -> Iterator[None]:
     """Context with the global state that nequip's builders require.
 
     Setting this state seeds every random generator, makes float64 torch's default type and changes

@@ -5,7 +5,9 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from egraff_utils.graph import AtomicGraph
 
 
 @contextmanager
@@ -31,32 +33,30 @@ class EquivariantTransformer(nn.Module):
     """``TorchMD_ET`` and its scalar output, with our periodic edges in place of its neighbour search.
 
     The forward pass of the package runs its own neighbour search, which misses periodic images in small cells
-    and mistakes an edge from an atom to its own image for the self loop. This class calls the same blocks in
-    the same order with our edges, and appends the self loops, which have length zero.
+    and mistakes an edge from an atom to its own image for the self loop. This class calls the blocks in the
+    same order with our edges, and appends self loops of length zero.
 
     Parameters
     ----------
-    representation
-        ``TorchMD_ET``.
-    output
-        ``EquivariantScalar``, which maps scalar and vector features to an energy per atom.
+    representation, output
+        The two parts of the network; the second maps scalar and vector features to an energy per atom.
     elements
         Atomic numbers that the model covers.
     """
 
-    def __init__(self, representation, output, elements):
+    def __init__(self, representation: TorchMD_ET, output: EquivariantScalar, elements: tuple[int, ...]):
         super().__init__()
         self.elements = list(elements)
         self.representation_model = representation
         self.output_model = output
 
-    def forward(self, graph, vectors):
+    def forward(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         """Dimensionless energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
         x, vector_features = self.features(graph, vectors)
         x = self.representation_model.out_norm(x)
         return self.output_model.pre_reduce(x, vector_features, graph.species, None, None).squeeze(-1)
 
-    def features(self, graph, vectors):
+    def features(self, graph: AtomicGraph, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the atoms: scalars, shape ``(N, U)``, and vectors, shape ``(N, 3, U)``."""
         model = self.representation_model
         lengths = vectors.norm(dim=1)
@@ -72,7 +72,7 @@ class EquivariantTransformer(nn.Module):
             x, vector_features = x + dx, vector_features + dv
         return x, vector_features
 
-    def embed(self, graph, lengths, radial):
+    def embed(self, graph: AtomicGraph, lengths: Tensor, radial: Tensor) -> Tensor:
         """Initial features of atoms, from their elements and those of their neighbours, shape ``(N, U)``."""
         model, neighbors = self.representation_model, self.representation_model.neighbor_embedding
         x = model.embedding(graph.species)
@@ -86,19 +86,19 @@ class EquivariantTransformer(nn.Module):
 
 
 def build_network(
-    elements,
+    elements: tuple[int, ...],
     *,
-    cutoff,
-    average_neighbors,
-    num_layers=6,
-    embedding_dimension=128,
-    num_heads=8,
-    num_rbf=32,
-    trainable_rbf=False,
-    neighbor_embedding=True,
-    max_z=100,
-    smooth_cutoff=False,
-):
+    cutoff: float,
+    average_neighbors: float,
+    num_layers: int = 6,
+    embedding_dimension: int = 128,
+    num_heads: int = 8,
+    num_rbf: int = 32,
+    trainable_rbf: bool = False,
+    neighbor_embedding: bool = True,
+    max_z: int = 100,
+    smooth_cutoff: bool = False,
+) -> EquivariantTransformer:
     """The equivariant transformer network (Thölke and De Fabritiis 2022; EGraFFBench, Table 16).
 
     Parameters

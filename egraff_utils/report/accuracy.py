@@ -7,8 +7,9 @@ import pandas as pd
 
 from egraff_utils import quantities
 from egraff_utils.report import agreement
-from egraff_utils.report.beside import MODELS, OURS, PAPER, dataset_title, model_title, winners
+from egraff_utils.report.beside import MODELS, OURS, PAPER, winners
 from egraff_utils.report.comparison import mean_rank_correlation
+from egraff_utils.report.titles import dataset_title, model_title
 
 FORCE, ENERGY = (quantities.of(metric).head for metric in ("force_mae", "energy_mae"))
 

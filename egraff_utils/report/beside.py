@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paper, quantities, records, statistics
-from egraff_utils.config import AS_CODED, Kind, changed
+from egraff_utils.config import AS_CODED, FAILURES, Kind, changed
 from egraff_utils.quantities import COLUMNS, Quantity
 from egraff_utils.report import windows
+from egraff_utils.report.levels import floor_of, is_alike, perfect_of
+from egraff_utils.report.titles import model_title, short_title
 
 PAPER, OURS, BOUND, PERFECT = "paper", "ours", "bound", "perfect"
 SPREAD = (" std", " low", " high")
@@ -26,8 +27,6 @@ MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
 DATASETS = ("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "lips", "lips20", "gete")
 """Models and datasets in the order of the paper."""
 
-LITERATURE_MODELS = {"painn": "PaiNN", "dimenet++": "DimeNet++"}
-"""Models from the literature that the paper quotes and that are not trained here."""
 
 COMPARED = tuple(column.metric for column in COLUMNS if column.group == "accuracy")
 """Errors of frames by which models are compared."""
@@ -112,7 +111,7 @@ def beside_values(
     bounds
         Whether to add the bound.
     spread
-        Whether to add the published standard deviations and the 95 % intervals of ours and of the floor.
+        Whether to add the published standard deviations and the 95 % intervals of ours and of the level.
 
     Returns
     -------
@@ -212,92 +211,6 @@ def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
     )
 
 
-def floor_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> tuple[float, float, float]:
-    """Saturation level of a metric of rollouts, the score of an independent trajectory, with its 95 % range.
-
-    Parameters
-    ----------
-    frame
-        One row per metric, as `records.read` returns it.
-    kind
-        Kind of the rollouts. The level of ``rollout_600K`` is in records of kind ``floor_600K``. If there is
-        none, both protocols use the level of ``rollout`` and then ``floor_<metric>`` of the dataset's record,
-        which has no range.
-    dataset, metric
-        Names of the dataset and the metric.
-
-    Returns
-    -------
-    Value, low and high in the unit of the record; NaN where there is none.
-
-    Examples
-    --------
-    >>> row = {"kind": "floor", "dataset": "lips", "model": "reference", "metric": "fv"}
-    >>> floor_of(pd.DataFrame([row | {"value": 0.7, "low": 0.6, "high": 0.8}]), "rollout", "lips", "fv")
-    (0.7, 0.6, 0.8)
-    """
-    places = [(changed(kind, act="floor"), metric)]
-    places += [("floor", metric), ("dataset", f"floor_{metric}")] if kind in PROTOCOLS else []
-    rows = frame[(frame.dataset == dataset) & (frame.model == "reference")]
-    for place, name in places:
-        found = rows.loc[(rows.kind == place) & (rows.metric == name), ["value", "low", "high"]].astype(float)
-        if found.value.notna().any():
-            return tuple(float(value) for value in found.mean())
-    return (np.nan,) * 3
-
-
-def perfect_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> float:
-    """Perfect level of a metric of rollouts, the score of the true force field under this very protocol.
-
-    Where the reference is run live (a dataset with an oracle, corrected protocol) it shares starts,
-    velocities and noise with the model, and the level is zero. Where the rollouts are compared with stored
-    frames, it is the value of the rollout of the oracle, which has the model ``reference``. For a dataset
-    without an oracle it is not known.
-
-    Parameters
-    ----------
-    frame
-        One row per metric, as `records.read` returns it.
-    kind
-        Kind of the rollouts.
-    dataset, metric
-        Names of the dataset and of a metric with a saturation level.
-
-    Returns
-    -------
-    Value in the unit of the record; NaN if it is not known.
-
-    Examples
-    --------
-    >>> row = {"kind": "rollout_as_coded", "dataset": "ethanol_xtb", "model": "reference", "metric": "fv"}
-    >>> frame = pd.DataFrame([row | {"value": 0.5}])
-    >>> [perfect_of(frame, kind, "ethanol_xtb", "fv") for kind in ("rollout", "rollout_as_coded")]
-    [0.0, 0.5]
-    >>> perfect_of(frame, "rollout", "ethanol", "fv")
-    nan
-    """
-    known = dataset in cards.datasets() and cards.dataset(dataset).oracle is not None
-    if known and Kind.parse(kind).protocol != AS_CODED and metric != "rmsd":
-        return 0.0
-    here = (frame.kind == kind) & (frame.dataset == dataset) & (frame.model == "reference")
-    return float(frame.value[here & (frame.metric == metric)].astype(float).mean())
-
-
-def is_alike(metric: str, value: float, low: float, high: float) -> bool:
-    """Whether a value is saturated, as it is in the range that an independent trajectory would have.
-
-    If zero is best, a value below the range counts too: a simulation can be closer to the reference than the
-    reference is to itself only by chance. EV and FV below the range are information: the simulation still
-    follows the trajectory of the reference. Saturated is not perfect, see `perfect_of`.
-
-    Examples
-    --------
-    >>> is_alike("wf", 0.1, 0.2, 0.4), is_alike("fv", 0.1, 0.6, 0.8), is_alike("fv", 0.7, float("nan"), 0.8)
-    (True, False, False)
-    """
-    return bool(value <= high and (value >= low or quantities.of(metric).best_at_zero))
-
-
 def count_alike(values: pd.DataFrame, head: str, source: str = OURS) -> tuple[int, int]:
     """Number of values that are saturated, and of values with a range.
 
@@ -340,50 +253,6 @@ def winners(values: pd.DataFrame, head: str, source: str = OURS) -> str:
 
 def _listed(names):
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def budget(campaign: str) -> str:
-    """Settings by which the values of a campaign were obtained, as a sentence without its full stop.
-
-    Examples
-    --------
-    >>> print(budget("demo"))
-    campaign demo: preset small, at most 25 s of training each, 3 replicas of 200 steps in at most 25 s,
-    on CPU
-    """
-    if campaign not in campaigns.names():
-        return f"campaign {campaign}: settings not in params"
-    settings = campaigns.load(campaign)
-    training, rollout = _limits(settings)
-    words = [f"campaign {campaign}: preset {settings.preset}", training, rollout]
-    for dataset in settings.datasets:
-        own = [text for text in _limits(settings, dataset) if text not in (training, rollout)]
-        words += [f"on {short_title(dataset)} {' and '.join(own)}"] if own else []
-    return ", ".join([*words, "on a GPU" if settings.device == "cuda" else "on CPU"])
-
-
-def model_title(name: str) -> str:
-    """Name of a model for readers, the title of its card, or the name itself if there is no card."""
-    return cards.model(name).title if name in cards.models() else LITERATURE_MODELS.get(name, name)
-
-
-def dataset_title(name: str) -> str:
-    """Name of a dataset for readers, the title of its card up to a comma, or the name itself."""
-    return cards.dataset(name).title.partition(",")[0] if name in cards.datasets() else name
-
-
-def short_title(name: str) -> str:
-    """Short name of a dataset, its title without brackets, or what is in them if the title is long.
-
-    Examples
-    --------
-    >>> [short_title(name) for name in ("3bpa", "ethanol", "ethanol_xtb", "copper_emt")]
-    ['3BPA', 'Ethanol', 'Ethanol by GFN2-xTB', 'Liquid copper']
-    """
-    title, _, bracket = dataset_title(name).partition(" (")
-    if bracket:
-        return bracket.rstrip(")") if len(title) > 20 else title
-    return title.partition(" by ")[0] if len(title) > 30 else title
 
 
 def dataset_place(name: str) -> tuple:
@@ -434,7 +303,7 @@ def paper_layout(number) -> Layout:
 
 def dataset_layout(frames: dict, metrics, kind: str = "rollout") -> Layout:
     """Layout with a group of rows per dataset of the records and, for the main kind, of the paper."""
-    kinds = [kind, "training", "failure"] if kind in PROTOCOLS[:1] else [kind]
+    kinds = [kind, "training", *FAILURES] if kind in PROTOCOLS[:1] else [kind]
     found = {name for frame in frames.values() for name in frame.dataset[_runs(frame, kinds)]}
     if kind in PROTOCOLS[:1] and any(quantities.of(metric).published for metric in metrics):
         found |= set(DATASETS)
@@ -489,7 +358,7 @@ def _index(frames, layout):
     for label, (kind, dataset) in layout.rows.items():
         models = set(MODELS if dataset in DATASETS else ())
         for frame in frames.values():
-            here = _runs(frame, [kind, "training", "failure"]) & (frame.dataset == dataset)
+            here = _runs(frame, [kind, "training", *FAILURES]) & (frame.dataset == dataset)
             models |= set(frame.model[here])
         keys += [(*label, model) for model in sorted(models, key=_model_place)]
     names = [*layout.names, "model"]
@@ -569,13 +438,10 @@ def bound_of(column: Quantity, layout: Layout, index: pd.MultiIndex, frames: dic
 
 def _perfect(column, layout, index, frames):
     """Perfect level of every row in the unit of the head, from the first source that has one."""
-    places = [layout.rows[tuple(label)] for *label, _ in index]
-    known = {
-        place: next(
-            (p for f in frames.values() if np.isfinite(p := perfect_of(f, *place, column.metric))), np.nan
-        )
-        for place in set(places)
-    }
+    places, known = [layout.rows[tuple(label)] for *label, _ in index], {}
+    for place in set(places):
+        found = [perfect_of(frame, *place, column.metric) for frame in frames.values()]
+        known[place] = next((value for value in found if np.isfinite(value)), np.nan)
     return pd.Series([known[place] for place in places], index=index, dtype=float) * column.factor
 
 
@@ -596,12 +462,9 @@ def _model_place(name):
     return (MODELS.index(name) if name in MODELS else len(MODELS), name)
 
 
-def _limits(settings, dataset=None):
-    """Budgets of a dataset in words; without one, those of datasets that have no overrides."""
-    training = settings.training if dataset is None else settings._budget("training", dataset)
-    rollout = settings.rollout if dataset is None else settings._budget("rollout", dataset)
-    units = {"max_seconds": "s", "max_steps": "steps", "max_epochs": "epochs"}
-    limits = [f"{getattr(training, key):g} {unit}" for key, unit in units.items() if getattr(training, key)]
-    trained = f"at most {' or '.join(limits)}" if limits else "the published number of epochs"
-    length = f" in at most {rollout.max_seconds:g} s" if rollout.max_seconds else ""
-    return f"{trained} of training each", f"{rollout.replicas} replicas of {rollout.steps} steps{length}"
+def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that a leaderboard shows, those of trainings and of rollouts with the corrected protocol.
+
+    Rows of the reference are left out.
+    """
+    return frame[frame.kind.isin(["training", "rollout", *FAILURES]) & (frame.model != "reference")]

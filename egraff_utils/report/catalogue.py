@@ -12,7 +12,7 @@ import pandas as pd
 from ase.data import chemical_symbols
 
 from egraff_utils import cards, data, paper, paths, records
-from egraff_utils.report import plots, tables
+from egraff_utils.report import structures, tables, titles
 
 GROUPS = {
     "md17": ["aspirin", "ethanol", "naphthalene", "salicylic_acid"],
@@ -89,7 +89,7 @@ def _row(card):
     temperatures = sorted({card.conditions(split)[0] for split in card.splits})
     steps = sorted(set(card.time_ordered.values()))
     return {
-        "dataset": card.title if card.name.endswith("_full") else tables.dataset_title(card.name),
+        "dataset": card.title if card.name.endswith("_full") else titles.dataset_title(card.name),
         "atoms": _atoms(card),
         "elements": ", ".join(chemical_symbols[number] for number in card.elements),
         **frames,
@@ -149,7 +149,7 @@ def coverage(campaign, *, beside=()):
     grouped = {dataset for members in GROUPS.values() for dataset in members}
     rows = {}
     for row, members in (GROUPS | {name: [name] for name in sorted(found - grouped)}).items():
-        title = TITLES.get(row) or tables.dataset_title(row)
+        title = TITLES.get(row) or titles.dataset_title(row)
         if row in table.index:
             rows[title, "earlier"] = [
                 (NONE, "✓")[tick] for tick in table.loc[row, list(paper.HYPERPARAMETERS)]
@@ -158,7 +158,7 @@ def coverage(campaign, *, beside=()):
             states = [_state([done.get((d, m), "") for d in members]) for m in paper.HYPERPARAMETERS]
             if name == campaign or set(states) != {NOT_RUN}:
                 rows[title, name] = states
-    heads = [tables.model_title(model) for model in paper.HYPERPARAMETERS]
+    heads = [titles.model_title(model) for model in paper.HYPERPARAMETERS]
     index = pd.MultiIndex.from_tuples(rows, names=["dataset", "source"])
     return pd.DataFrame(list(rows.values()), index=index, columns=heads)
 
@@ -360,7 +360,7 @@ def plot_datasets(names=None, *, columns=4):
     for (name, split), ax in zip(pairs, axes.ravel(), strict=False):
         atoms = data.load(name, split)[0]
         atoms.wrap()  # wraps periodic systems into the cell and leaves molecules unchanged
-        plots.plot_structure(atoms, ax=ax)
+        structures.plot_structure(atoms, ax=ax)
         shown, texts = ax.get_legend_handles_labels()
         handles |= dict(zip(texts, shown, strict=True))
         ax.get_legend().remove()
@@ -404,7 +404,7 @@ def views(*, atoms=3000, frames=40, every=5):
 
 
 def _picture_title(name, split, atoms):
-    title = tables.dataset_title(name).partition(" (")[0] + (f", {split}" if split != "test" else "")
+    title = titles.dataset_title(name).partition(" (")[0] + (f", {split}" if split != "test" else "")
     return f"{title}\n{len(atoms)} atoms"
 
 

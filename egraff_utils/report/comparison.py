@@ -15,7 +15,7 @@ import pandas as pd
 
 from egraff_utils import paper, quantities
 from egraff_utils.quantities import COLUMNS, SATURATING
-from egraff_utils.report import tables
+from egraff_utils.report import beside
 from egraff_utils.report.beside import DATASETS, MODELS, floor_of
 
 
@@ -113,7 +113,7 @@ def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
     ``unstable_fraction`` is one minus the stable fraction, ``floor_wf_low`` and ``floor_wf_high`` are the
     range of the floor.
     """
-    rows = tables.main_rows(frame)
+    rows = beside.main_rows(frame)
     rows = rows[rows.metric.notna() & rows.value.notna()]
     values = rows.pivot_table(index=["dataset", "model"], columns="metric", values="value")
     bounds = frame[frame.kind == "dataset"].pivot_table(index="dataset", columns="metric", values="value")

@@ -16,7 +16,7 @@ from egraff_utils import cards, data, models, records, weights
 from egraff_utils.checks.gate import in_double, turned
 from egraff_utils.config import Key
 from egraff_utils.graph import build_graph
-from egraff_utils.report import catalogue, plots, tables
+from egraff_utils.report import catalogue, look, structures, titles
 
 
 def subject(campaign, *, seed=0):
@@ -51,7 +51,7 @@ def subject(campaign, *, seed=0):
     name = max(known, key=lambda name: len(runs[name]))
     found = [model for model in models.NAMES if model in runs[name]]
     fields = {model: weights.load(Key("training", campaign, name, model, seed)) for model in found}
-    return tables.dataset_title(name), data.load(name, "test")[0], fields
+    return titles.dataset_title(name), data.load(name, "test")[0], fields
 
 
 def fresh(name, preset, elements=(1, 6, 8), *, seed=0):
@@ -167,12 +167,12 @@ def plot_rotation(force_field, atoms, *, angle=75.0, model="", label=None):
     right, forces = turned(left, matrix), predict(force_field, left)[1]
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.8), sharex=True, sharey=True)
     length = 1.5 / np.linalg.norm(forces, axis=1).max()
-    color = plots.model_color(model)
+    color = look.model_color(model)
     for ax, shown in zip(axes, (left, right), strict=True):
-        plots.plot_structure(shown, rotation=(0, 0), ax=ax)
+        structures.plot_structure(shown, rotation=(0, 0), ax=ax)
         ax.get_legend().remove()
         found = predict(force_field, shown)[1]
-        _arrows(ax, shown, length * found, color=color, width=0.012, label=label or tables.model_title(model))
+        _arrows(ax, shown, length * found, color=color, width=0.012, label=label or titles.model_title(model))
     _arrows(
         axes[1], right, length * forces @ matrix.T, color="black", width=0.003, label="turned from the left"
     )

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 from egraff_utils import quantities
 from egraff_utils.config import changed
-from egraff_utils.report import plots, tables
-from egraff_utils.report.beside import floor_of, short_title
+from egraff_utils.report import look, plots, tables, titles
+from egraff_utils.report.beside import floor_of
 from egraff_utils.report.comparison import mean_rank_correlation, order_datasets, order_models
+from egraff_utils.report.titles import short_title
 from egraff_utils.report.values import MISSING, say
 
 TEST, OWN, SHIFTED, RATIO = "test", "own frames", "own, offset off", "ratio (×)"
@@ -174,14 +175,14 @@ def plot_errors(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     values
         DataFrame of :func:`errors`.
     """
-    ax = plots.take_axes(ax)
+    ax = look.take_axes(ax)
     known = values[FORCE][[TEST, OWN]].dropna()
-    markers = dict(zip(values.index.unique(0), plots.MARKERS, strict=False))
+    markers = dict(zip(values.index.unique(0), look.MARKERS, strict=False))
     for (dataset, model), row in known.iterrows():
-        style = {"color": plots.model_color(model), "marker": markers[dataset], "markeredgecolor": "0.2"}
+        style = {"color": look.model_color(model), "marker": markers[dataset], "markeredgecolor": "0.2"}
         ax.plot(row[TEST], row[OWN], linestyle="none", **style)
     for model in known.index.unique(1):
-        ax.plot([], [], color=plots.model_color(model), linewidth=2.2, label=tables.model_title(model))
+        ax.plot([], [], color=look.model_color(model), linewidth=2.2, label=titles.model_title(model))
     for dataset in known.index.unique(0):
         ax.plot([], [], color="0.45", linestyle="none", marker=markers[dataset], label=short_title(dataset))
     if len(known):
@@ -217,9 +218,9 @@ def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout"
         ):
             if record.dataset == dataset:
                 time = record.curves["oracle_steps"] * record.parameters["timestep"]
-                label = tables.model_title(record.model)
+                label = titles.model_title(record.model)
                 mean = plots.replica_mean(record.curves[name])
-                ax.plot(time, mean, color=plots.model_color(record.model), label=label)
+                ax.plot(time, mean, color=look.model_color(record.model), label=label)
         if dataset is None:
             ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center", color="0.4")
         else:

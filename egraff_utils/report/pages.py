@@ -8,8 +8,8 @@ import numpy as np
 from ase import Atoms
 
 from egraff_utils.report import plots
-from egraff_utils.report.beside import dataset_title, model_title
 from egraff_utils.report.simulations import forgetting_time
+from egraff_utils.report.titles import dataset_title, model_title
 from egraff_utils.report.values import metrics, say
 
 ROLLOUT = ("wf", "fv", "temperature", "stable_fraction")

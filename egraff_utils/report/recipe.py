@@ -15,10 +15,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from egraff_utils import cards, models
-from egraff_utils.report import plots
+from egraff_utils.report import look
 from egraff_utils.report.beside import MODELS
 from egraff_utils.report.comparison import order_datasets, order_models
-from egraff_utils.report.tables import model_title
+from egraff_utils.report.titles import model_title
 from egraff_utils.train import optimizers as optim
 
 RULES = {"paper_narrow": "the paper's depth, narrow", "equal_dynamics": "equal cost of dynamics"}
@@ -223,7 +223,7 @@ def rate_grid(found: Iterable, dataset: str) -> Figure:
     for ax, model in zip(axes.flat, models, strict=False):
         for (name, title), line, marker in zip(OPTIMIZERS.items(), ("-", "--", ":"), "o^s", strict=True):
             tried = frame[(frame.model == model) & (frame.optimizer == name)].sort_values("rate")
-            color = plots.model_color(model) if name == "muon" else "0.4"
+            color = look.model_color(model) if name == "muon" else "0.4"
             ax.plot(tried.rate, tried.force_mae, line, marker=marker, color=color, label=title, markersize=4)
             lost = tried[tried.force_mae.isna()]
             ax.plot(lost.rate, [frame.force_mae.max()] * len(lost), "x", color=color)
@@ -231,7 +231,7 @@ def rate_grid(found: Iterable, dataset: str) -> Figure:
     for ax in axes.flat:
         ax.set_visible(bool(ax.get_title(loc="left")))
         for axis in "xy":
-            plots.set_log_scale(ax, axis)
+            look.set_log_scale(ax, axis)
     figure.supxlabel("Learning rate (dimensionless)", fontsize="medium")
     figure.supylabel("Validation force MAE (meV/Å)", fontsize="medium")
     if models:

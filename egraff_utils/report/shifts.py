@@ -17,10 +17,8 @@ from matplotlib.figure import Figure
 
 from egraff_utils import cards, data, paper, quantities
 from egraff_utils.config import Kind
-from egraff_utils.md import analysis
-from egraff_utils.report import plots, tables
+from egraff_utils.report import look, table_cells, tables, titles
 from egraff_utils.report.beside import DATASETS, MODELS, floor_of, is_alike
-from egraff_utils.units import EV_TO_MEV
 
 IN, OUT, FLOOR, RATIO, PAPER_RATIO = "in", "out", "saturation of out", "ratio (×)", "paper's ratio (×)"
 RATIOS = (RATIO, PAPER_RATIO)
@@ -143,7 +141,7 @@ def find(task: str, dataset: str) -> Shift:
     ValueError
         If there is no such task, or it has no such dataset.
     """
-    shifts = {shift.dataset: shift for shift in reversed(_shifts(task))}
+    shifts = {shift.dataset: shift for shift in reversed(shifts_of(task))}
     if dataset not in shifts:
         raise cards.unknown(f"dataset of the task {task}", dataset, shifts)
     return shifts[dataset]
@@ -158,10 +156,10 @@ def shown(task: str, frame: pd.DataFrame) -> tuple[Shift, ...]:
         If there is no such task.
     """
     here = {*DATASETS, *frame.dataset}
-    return tuple(shift for shift in _shifts(task) if shift.dataset in here)
+    return tuple(shift for shift in shifts_of(task) if shift.dataset in here)
 
 
-def _shifts(task):
+def shifts_of(task):
     if task not in TASKS:
         raise cards.unknown("task", task, TASKS)
     return TASKS[task]
@@ -195,7 +193,7 @@ def compare(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]) -> pd.Dat
         If there is no such task.
     """
     known = frame.groupby(["kind", "dataset", "model", "metric"])["value"].mean()
-    cells = _cells(frame, task)
+    cells = cells_of(frame, task)
     index = pd.MultiIndex.from_tuples([(s.name, m) for s, m in cells], names=["set", "model"])
     values = {}
     for quantity in groups:
@@ -212,7 +210,7 @@ def compare(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]) -> pd.Dat
     return pd.DataFrame({key: value for key, value in kept.items() if key[0] in there or not there})
 
 
-def _cells(frame, task):
+def cells_of(frame, task):
     """Pairs of a shift and a model that a table shows."""
     shifts = shown(task, frame)
     runs = frame.kind.str.startswith(("training", "rollout", "errors")) & (frame.model != "reference")
@@ -286,150 +284,6 @@ def _published_pairs(task):
             yield home.rename(columns={"dataset": "set"}), away.rename(columns={"trained_on": "set"})
 
 
-def composition_values(frame: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
-    """One metric of the simulations in a LiPS20 task, with one row per composition and one column per model.
-
-    Parameters
-    ----------
-    frame
-        One row per metric, as returned by `records.read`.
-    task
-        ``lips20_crystals`` or ``lips20_compositions``.
-    metric
-        Metric of the rollouts, such as ``"wf"``.
-
-    Returns
-    -------
-    DataFrame with the index (set, composition), where the set is ``in`` or ``out``; missing values are NaN.
-    """
-    known = frame[frame.metric == metric].groupby(["kind", "dataset", "model"])["value"].mean()
-    keys = _composition_keys(frame, task)
-    index = pd.MultiIndex.from_tuples(keys, names=["set", "composition"])
-    columns = next(iter(keys.values()))
-    values = [[known.get(key, np.nan) for key in row.values()] for row in keys.values()]
-    return pd.DataFrame(values, index, list(columns), dtype=float)
-
-
-def worst(values: pd.DataFrame) -> str:
-    """Composition of the set ``out`` with the largest median over models, and this median, as text.
-
-    Parameters
-    ----------
-    values
-        DataFrame of `composition_values`.
-    """
-    middle = values.loc[OUT].median(axis="columns").dropna()
-    return f"{middle.idxmax()} ({middle.max():.2f})" if len(middle) else tables.NOT_RUN
-
-
-def _composition_keys(frame, task):
-    """(set, composition) -> model -> kind, dataset and model of the record."""
-    (shift,) = _shifts(task)
-    card = cards.dataset(shift.dataset)
-    sides = {IN: card.parts(shift.home), OUT: card.parts(shift.away)}
-    models = [model for _, model in _cells(frame, task)]
-    return {
-        (side, part): {model: (str(Kind("rollout", shift=part)), shift.dataset, model) for model in models}
-        for side, parts in sides.items()
-        for part in parts
-    }
-
-
-def set_values(sets: dict) -> pd.DataFrame:
-    """Numbers of frames and atoms, size of the forces and spread of the energies of sets of frames.
-
-    Parameters
-    ----------
-    sets
-        Name -> list of ``ase.Atoms`` with energies (eV) and, if available, forces (eV/Å).
-
-    Returns
-    -------
-    DataFrame with one row per set. The force is the mean absolute component, NaN without forces; the spread
-    is the standard deviation within a composition.
-    """
-    return pd.DataFrame({name: _set_row(frames) for name, frames in sets.items()}).T
-
-
-def _set_row(frames):
-    energies = pd.DataFrame(
-        {
-            "formula": [atoms.get_chemical_formula() for atoms in frames],
-            "energy": [atoms.get_potential_energy() for atoms in frames],
-        }
-    ).groupby("formula")["energy"]
-    known = [np.abs(atoms.get_forces()) for atoms in frames if "forces" in atoms.calc.results]
-    sizes = [len(atoms) for atoms in frames]
-    deviation = energies.transform(lambda values: values - values.mean())
-    return {
-        "Frames (count)": len(frames),
-        "Atoms, least (count)": min(sizes),
-        "Atoms, most (count)": max(sizes),
-        "Mean force component (meV/Å)": np.concatenate(known).mean() * EV_TO_MEV if known else np.nan,
-        "Energy spread (meV)": np.sqrt((deviation**2).mean()) * EV_TO_MEV,
-    }
-
-
-def displacements(frames: list) -> dict:
-    """Root mean square displacement of the atoms of each element from the first frame to the last, Å.
-
-    Parameters
-    ----------
-    frames
-        Consecutive frames of one composition, a list of ``ase.Atoms``, close enough to be unwrapped.
-
-    Examples
-    --------
-    >>> from ase import Atoms
-    >>> displacements([Atoms("LiS", [[0, 0, 0], [1, 1, 1]]), Atoms("LiS", [[0, 0, 2], [1, 1, 1]])])
-    {'Li': 2.0, 'S': 0.0}
-    """
-    path = analysis.unwrap(frames)
-    squares = np.square(path[-1] - path[0]).sum(-1)
-    symbols = np.array(frames[0].get_chemical_symbols())
-    return {str(name): float(np.sqrt(squares[symbols == name].mean())) for name in np.unique(symbols)}
-
-
-def displacement_values(shift: Shift) -> pd.DataFrame:
-    """Displacement of each element of each composition in the second half of its reference trajectory.
-
-    Parameters
-    ----------
-    shift
-        Shift of LiPS20, whose splits have one part per composition, of 1000 frames in order of time.
-
-    Returns
-    -------
-    DataFrame with the index (set, composition), where the set is ``in`` or ``out``: temperature (K), and one
-    column per element (Å), NaN for compositions without it.
-    """
-    card, trained = cards.dataset(shift.dataset), {}
-    for atoms in data.load(shift.dataset, "train") + shift.frames(IN):
-        if atoms.info["frame"] >= 500:
-            trained.setdefault(atoms.info["source"], []).append(atoms)
-    others = {part: data.load(shift.dataset, part) for part in card.parts(shift.away)}
-    found = {
-        (side, name): {"Temperature (K)": card.conditions(name)[0]}
-        | {f"{symbol} moved (Å)": far for symbol, far in displacements(frames).items()}
-        for side, parts in ((IN, trained), (OUT, others))
-        for name, frames in parts.items()
-    }
-    return pd.DataFrame(found.values(), pd.MultiIndex.from_tuples(found, names=["set", "composition"]))
-
-
-def held(values: pd.DataFrame, side: str, *, within: float = 1.5) -> str:
-    """Compositions of a side whose phosphorus or sulphur moved by at most ``within`` (Å), as text.
-
-    Examples
-    --------
-    >>> index = pd.MultiIndex.from_tuples([("out", "P"), ("out", "Li3P")], names=["set", "composition"])
-    >>> held(pd.DataFrame({"Li moved (Å)": [np.nan, 3.0], "P moved (Å)": [7.0, 1.0]}, index=index), "out")
-    'Li3P'
-    """
-    framework = values.loc[side].filter(["P moved (Å)", "S moved (Å)"]).min(axis="columns")
-    return ", ".join(framework.index[framework <= within]) or "none"
-
-
 def spread(values: pd.DataFrame, head: str, side: str = RATIO, *, only: str = "", digits: int = 2) -> str:
     """Median of a column over models and sets, and its range, as text; ``not run`` without any value.
 
@@ -492,59 +346,6 @@ def spread_of(values: pd.Series, *, digits: int = 2) -> str:
     return middle if len(found) == 1 else f"{middle} ({low} to {high})"
 
 
-def profiles(records: list, x: np.ndarray) -> pd.DataFrame:
-    """Energies along a path relative to the reference's lowest frame, in columns ``reference`` and per model.
-
-    Parameters
-    ----------
-    records
-        Records of kind ``errors_<set>`` of one path, with curves ``energy`` and ``energy_reference`` (F,),
-        eV.
-    x
-        Coordinate of the path in any unit, shape ``(F,)``, which becomes the index.
-
-    Returns
-    -------
-    DataFrame, meV. Every column is zero at the frame where the reference is lowest, which removes the
-    constant offset of a model. Without records it has no columns.
-
-    Examples
-    --------
-    >>> from types import SimpleNamespace
-    >>> curves = {"energy": np.array([-5.0, -4.0]), "energy_reference": np.array([-9.0, -8.5])}
-    >>> profiles([SimpleNamespace(model="mace", curves=curves)], np.array([0, 90])).loc[90].to_dict()
-    {'reference': 500.0, 'mace': 1000.0}
-    """
-    energies = {}
-    for record in sorted(records, key=lambda record: (*MODELS, record.model).index(record.model)):
-        energies.setdefault("reference", record.curves["energy_reference"])
-        energies[record.model] = record.curves["energy"]
-    values = pd.DataFrame(energies, index=pd.Index(x), dtype=float) * EV_TO_MEV
-    return values if values.empty else values - values.iloc[values["reference"].argmin()]
-
-
-def barriers(values: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """Height and position of the highest point of every profile, and the height of its end.
-
-    Parameters
-    ----------
-    values
-        DataFrame of :func:`profiles`, meV.
-    unit
-        Unit of the coordinate, for the head.
-
-    Returns
-    -------
-    DataFrame with one row per model; the reference comes first.
-    """
-    heads = ["Barrier (meV)", "less the reference's (meV)", f"Place ({unit})", "End of the path (meV)"]
-    if values.empty:
-        return pd.DataFrame(columns=heads, dtype=float)
-    top = values.max()
-    columns = [top, top - top["reference"], values.idxmax().round(2) + 0.0, values.iloc[-1]]
-    return pd.DataFrame(dict(zip(heads, columns, strict=True)))
-
-
 # -- tables ---------------------------------------------------------------------------------------------
 
 
@@ -559,59 +360,29 @@ def table(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]):
     """
     values = compare(frame, task, groups)
     by_head = {quantity.head: quantity for quantity in groups}
-    cells = _cells(frame, task)
+    cells = cells_of(frame, task)
     texts, css = {}, {}
     for key in values:
         quantity = by_head[key[0]]
         texts[key] = _texts(frame, values[key], quantity, cells)
         shaded = values[key] * (np.nan if key[1] == FLOOR else 1)
-        css[key] = shaded.groupby("set").transform(lambda part, q=quantity: tables._shading(part, q))
-    titles = {shift.name: shift.title or tables.short_title(shift.dataset) for shift in _shifts(task)}
-    styler = _styled(pd.DataFrame(texts, values.index), pd.DataFrame(css, values.index), values)
-    styler.format_index(titles.get, axis="index", level=0)
-    styler.format_index(tables.model_title, axis="index", level=1)
-    styler.set_caption(tables._legend(styler.data))
-    return _finished(styler, f"{task}-{groups[0].group}")
+        css[key] = shaded.groupby("set").transform(lambda part, q=quantity: table_cells.shading(part, q))
+    names = {shift.name: shift.title or titles.short_title(shift.dataset) for shift in shifts_of(task)}
+    styler = styled(pd.DataFrame(texts, values.index), pd.DataFrame(css, values.index), values)
+    styler.format_index(names.get, axis="index", level=0)
+    styler.format_index(titles.model_title, axis="index", level=1)
+    styler.set_caption(table_cells.legend(styler.data))
+    return finished(styler, f"{task}-{groups[0].group}")
 
 
-def composition_table(frame: pd.DataFrame, task: str, quantity: Shown):
-    """`composition_values` of a metric as a styled table; better models in a row are darker."""
-    values = composition_values(frame, task, quantity.metric) * quantity.factor
-    keys = _composition_keys(frame, task)
-    texts = [_cell_texts(frame, values.loc[row], quantity, keys[row].values()) for row in values.index]
-    css = [tables._shading(values.loc[row], quantity) for row in values.index]
-    styler = _styled(*(pd.DataFrame(rows, values.index, values.columns) for rows in (texts, css)), values)
-    styler.format_index(tables.model_title, axis="columns")
-    return _finished(styler, f"{task}-{quantity.metric}")
-
-
-def set_table(sets: dict, name: str):
-    """`set_values` as a styled table with this name."""
-    values = set_values(sets).dropna(axis="columns", how="all")
-    return _finished(values.style.format("{:,.0f}", na_rep=tables.NO_VALUE), name)
-
-
-def displacement_table(values: pd.DataFrame, name: str):
-    """`displacement_values` as a styled table with this name."""
-    formats = {head: "{:,.0f}" if head.startswith("Temperature") else "{:.1f}" for head in values}
-    return _finished(values.style.format(formats, na_rep=tables.NO_VALUE), name)
-
-
-def barrier_table(values: pd.DataFrame, name: str):
-    """`barriers` as a styled table with this name."""
-    formats = {head: "{:g}" if head.startswith("Place") else "{:,.1f}" for head in values}
-    styler = values.style.format(formats).format_index(tables.model_title, axis="index")
-    return _finished(styler, name)
-
-
-def _finished(styler, name):
+def finished(styler, name):
     """Apply the style of the book, with lines between groups of rows and no line breaks in cells."""
     index = styler.data.index
     groups = index.get_level_values(0) if index.nlevels > 1 else [""] * len(index)
-    return tables._ruled(tables._finish(styler, name), groups)
+    return table_cells.ruled(table_cells.finish(styler, name), groups)
 
 
-def _styled(texts, css, values):
+def styled(texts, css, values):
     styler = texts.style.apply(lambda _: css, axis=None)
     styler.numbers = values
     return styler
@@ -620,7 +391,9 @@ def _styled(texts, css, values):
 def _texts(frame, values, quantity, cells):
     side = values.name[1]
     if side == FLOOR:
-        return ["" if np.isnan(value) else tables._shown(value, quantity.digits) for value in values]
+        return [
+            "" if np.isnan(value) else table_cells.number_text(value, quantity.digits) for value in values
+        ]
     if side in RATIOS:
         return [tables.NO_VALUE if np.isnan(value) else f"{value:,.2f}" for value in values]
     rollout = quantity.group != "accuracy"
@@ -629,13 +402,16 @@ def _texts(frame, values, quantity, cells):
     alike = [
         is_alike(quantity.metric, *three) for three in zip(values, *zip(*ranges, strict=True), strict=True)
     ]
-    texts = _cell_texts(frame, values, quantity, keys)
-    return [text + f"\u00a0{tables.ALIKE}" * mark for text, mark in zip(texts, alike, strict=True)]
+    texts = texts_of(frame, values, quantity, keys)
+    return [text + f"\u00a0{table_cells.ALIKE}" * mark for text, mark in zip(texts, alike, strict=True)]
 
 
-def _cell_texts(frame, values, quantity, keys):
-    marks = tables._marks(frame, list(keys))
-    return [tables._cell(value, quantity.digits, *mark) for value, mark in zip(values, marks, strict=True)]
+def texts_of(frame, values, quantity, keys):
+    marks = table_cells.marks_of(frame, list(keys))
+    return [
+        table_cells.cell_text(value, quantity.digits, *mark)
+        for value, mark in zip(values, marks, strict=True)
+    ]
 
 
 # -- figures --------------------------------------------------------------------------------------------
@@ -655,19 +431,19 @@ def plot_shift(values: pd.DataFrame, head: str, *, legend: bool = True, ax: Axes
     legend
         Whether to draw the legend next to the axes.
     """
-    ax = plots.take_axes(ax)
+    ax = look.take_axes(ax)
     sets, points = values.index.unique("set"), _points(values, head)
-    markers = dict(zip(sets, plots.MARKERS * 4, strict=False))
+    markers = dict(zip(sets, look.MARKERS * 4, strict=False))
     for (name, model), (x, y) in points.iterrows():
         edge = {"markeredgecolor": "0.2", "markeredgewidth": 0.6}
-        ax.plot(x, y, markers[name], color=plots.model_color(model), **edge)
+        ax.plot(x, y, markers[name], color=look.model_color(model), **edge)
     for model in points.index.unique("model"):
-        ax.plot([], [], "o", color=plots.model_color(model), label=tables.model_title(model))
+        ax.plot([], [], "o", color=look.model_color(model), label=titles.model_title(model))
     for name in points.index.unique("set") if len(sets) > 1 else ():
-        ax.plot([], [], markers[name], color="0.5", label=tables.short_title(name))
+        ax.plot([], [], markers[name], color="0.5", label=titles.short_title(name))
     _set_diagonal(ax, points)
     ax.set(xlabel=f"In distribution: {head}", ylabel=f"Shifted: {head}")
-    return _legend_or_note(ax, points, legend)
+    return legend_or_note(ax, points, legend)
 
 
 def plot_shifts(static: pd.DataFrame, structure: pd.DataFrame) -> Figure:
@@ -676,26 +452,6 @@ def plot_shifts(static: pd.DataFrame, structure: pd.DataFrame) -> Figure:
     plot_shift(static, "Force MAE (meV/Å)", legend=False, ax=axes[0])
     plot_shift(structure, "WF (%)", ax=axes[1])
     return figure
-
-
-def plot_profiles(values: pd.DataFrame, *, label: str, ax: Axes | None = None) -> Axes:
-    """Energy along a path, with the reference in black and one line per model.
-
-    Parameters
-    ----------
-    values
-        DataFrame of :func:`profiles`, meV.
-    label
-        Label of the coordinate, with its unit.
-    """
-    ax = plots.take_axes(ax)
-    for model in values.columns.drop("reference", errors="ignore"):
-        ax.plot(values.index, values[model], color=plots.model_color(model), label=tables.model_title(model))
-    if "reference" in values:
-        color = plots.REFERENCE_COLOR
-        ax.plot(values.index, values["reference"], ".-", color=color, linewidth=1.2, label="reference")
-    ax.set(xlabel=label, ylabel="Energy above the lowest frame (meV)")
-    return _legend_or_note(ax, values)
 
 
 def _points(values, head):
@@ -712,14 +468,14 @@ def _set_diagonal(ax, points):
     wide = low > 0 and high > 3 * low
     margin = 0.15 * (high - low) or 1.0
     ends = (low / 1.3, high * 1.3) if wide else (low - margin, high + margin)
-    ax.plot(ends, ends, color=plots.REFERENCE_COLOR, linewidth=0.9, zorder=0)
+    ax.plot(ends, ends, color=look.REFERENCE_COLOR, linewidth=0.9, zorder=0)
     ax.set(xlim=ends, ylim=ends)
     for axis in "xy" if wide else "":
-        plots.set_log_scale(ax, axis)
+        look.set_log_scale(ax, axis)
     ax.set_aspect("equal")
 
 
-def _legend_or_note(ax, values, legend=True):
+def legend_or_note(ax, values, legend=True):
     """Add a legend next to the axes, or the text ``not run`` if nothing is drawn."""
     if values.empty:
         ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center")

@@ -7,18 +7,10 @@ import pandas as pd
 
 from egraff_utils import quantities
 from egraff_utils.report import agreement, plots
-from egraff_utils.report.beside import (
-    OURS,
-    PAPER,
-    bound_ratios,
-    count_alike,
-    floor_of,
-    model_title,
-    short_title,
-    winners,
-)
+from egraff_utils.report.beside import OURS, PAPER, bound_ratios, count_alike, floor_of, winners
 from egraff_utils.report.comparison import mean_rank_correlation, order_datasets, order_models
-from egraff_utils.report.tables import stable_replicas
+from egraff_utils.report.leaderboards import stable_replicas
+from egraff_utils.report.titles import model_title, short_title
 
 FORCE, WF, JSD, RAW, EV, FV = (
     quantities.of(metric).head for metric in ("force_mae", "wf", "jsd", "jsd_raw", "ev_root", "fv")

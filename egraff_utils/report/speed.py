@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,9 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from egraff_utils import paths, records
-from egraff_utils.report import plots, tables
-from egraff_utils.report.beside import model_title, short_title
+from egraff_utils.report import look, table_cells, tables
 from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report.speed_goals import GOALS, Goal
+from egraff_utils.report.titles import model_title, short_title
 from egraff_utils.report.values import span as range_text
 
 TRIED = paths.ROOT / "benchmarks" / "tried.csv"
@@ -107,7 +107,6 @@ WORST = 4
 """Largest number of cells that a goal names among those that missed it."""
 
 TINY = 1e-4
-TWO = "cpu, 2 threads"
 LINES = {"small": "-", "paper": "--"}
 RATES = [*LEVELS, "replicas", "ratio", "low", "high", "pairs", "ours", "theirs", "unit"]
 
@@ -118,78 +117,6 @@ BESIDE = {
 }
 """Kind of a comparison -> what our compiled training is compared with."""
 NOT_YET, NOT_MEASURED = "not measured yet", "(not measured)"
-
-
-class Goal(NamedTuple):
-    """A goal, which is a pair of bounds on one metric in all cells of a kind."""
-
-    title: str
-    kind: str
-    metric: str
-    low: float = -math.inf
-    high: float = math.inf
-    unit: str = ""
-    dataset: str = ""
-    """Name of the only dataset, if the goal does not apply to all."""
-    device: str = "cpu"
-
-    @property
-    def asked(self):
-        """The bounds as text.
-
-        >>> Goal("", "", "", low=3).asked, Goal("", "", "", high=8, unit="s").asked
-        ('at least 3', 'at most 8 s')
-        """
-        if math.isinf(self.high):
-            text = f"at least {self.low:g}"
-        else:
-            text = f"at most {self.high:g}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}"
-        return f"{text} {self.unit}".strip()
-
-
-GOALS = (
-    Goal("MD of ethanol, 5 replicas", "bench_md", "ratio_5", 3, unit="times", dataset="ethanol"),
-    Goal("MD of LiPS, 5 replicas", "bench_md", "ratio_5", 1.5, unit="times", dataset="lips"),
-    Goal("MD, 1 replica", "bench_md", "ratio_1", 1, unit="times"),
-    Goal("MD of ethanol, two threads", "bench_md", "ratio_5", 3, unit="times", dataset="ethanol", device=TWO),
-    Goal("MD of LiPS, two threads", "bench_md", "ratio_5", 1.5, unit="times", dataset="lips", device=TWO),
-    Goal("MD, 1 replica, two threads", "bench_md", "ratio_1", 1, unit="times", device=TWO),
-    Goal("MD on a GPU, 5 replicas", "bench_md", "ratio_5", 4, unit="times", device="cuda"),
-    Goal("MD on a GPU, 20 replicas", "bench_md", "ratio_20", 10, unit="times", device="cuda"),
-    *(
-        Goal(f"training on {title}, {beside}", kind, "ratio", low, unit="times", dataset=dataset)
-        for kind, beside in {
-            "bench_training_plain": "beside operator by operator",
-            "bench_training": "beside the packages' commands",
-            "bench_training_compiled": "beside the same, compiled",
-        }.items()
-        for dataset, title, low in (("ethanol", "ethanol", 2.5), ("lips", "LiPS", 1.5))
-    ),
-    Goal("exponent of time against atoms", "bench_scaling", "time_exponent", 0.9, 1.1),
-    Goal("the same from 250 atoms on", "bench_scaling", "time_exponent_large", 0.9, 1.1),
-    Goal("largest system", "bench_scaling", "largest_size", 2000, unit="atoms"),
-    Goal("RDF beside ASE's", "bench_metrics", "ratio_rdf", 15, unit="times"),
-    Goal("metrics over their rollout, time", "bench_metrics", "share_of_rollout", high=0.05),
-    Goal("pipeline, per run", "bench_pipeline", "overhead_per_run", high=8, unit="s", dataset="ethanol_xtb"),
-    Goal("import egraff_utils", "bench_pipeline", "import_time", high=0.3, unit="s", dataset="-"),
-    Goal("import egraff_utils without torch", "bench_pipeline", "imports_torch", high=0, dataset="-"),
-    Goal(
-        "float32, difference over the force error",
-        "bench_precision",
-        "force_difference_over_error_float32",
-        high=0.01,
-    ),
-    Goal(
-        "the same on a GPU",
-        "bench_precision",
-        "force_difference_over_error_float32",
-        high=0.01,
-        device="cuda",
-    ),
-    Goal("forces, fast beside plain, float64", "bench_precision", "plain_difference_float64", high=1e-9),
-    Goal("make book", "bench_pipeline", "book_time", high=120, unit="s", dataset="-"),
-    Goal("make demo", "bench_pipeline", "demo_time", high=600, unit="s", dataset="demo"),
-)
 
 
 def read(names: Iterable[str]) -> list:
@@ -264,7 +191,9 @@ def training_table(found: Iterable) -> pd.DataFrame:
         failed = _index([r for r in found if r.kind == kind and r.status == "failed"])
         ratios = pd.Series([_ranged(row) for row in rows.itertuples()], rows.index, dtype=object)
         for head, values in ((f"{title} ({unit})", rows.theirs), (f"{title}, ratio (dimensionless)", ratios)):
-            columns[head] = pd.concat([values.astype(object), pd.Series(tables.FAILED, failed, dtype=object)])
+            columns[head] = pd.concat(
+                [values.astype(object), pd.Series(table_cells.FAILED, failed, dtype=object)]
+            )
     cells = _index(found).unique()
     wide = pd.DataFrame({head: values.reindex(cells) for head, values in columns.items()}, index=cells)
     wide = wide.astype(object).sort_index(key=_order)
@@ -433,51 +362,22 @@ def ratio_grid(table: pd.DataFrame, *, device: str = "cpu") -> Figure:
     return _add_legend(figure, table)
 
 
-def scaling_grid(found: Iterable) -> Figure:
-    """Time and memory of an MD step against the number of atoms, with one line per model and dataset.
-
-    The curves are ``atoms``, ``milliseconds`` (ms) and ``memory`` (MB).
-    """
-    found = [r for r in of_kind(found, "bench_scaling") if "atoms" in r.curves]
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6))
-    labels = {"milliseconds": "Time per MD step (ms)", "memory": "Memory of an MD step (MB)"}
-    styles = dict(zip(order_datasets({r.dataset for r in found}), ("-", "--", ":", "-."), strict=False))
-    for ax, (name, label) in zip(axes, labels.items(), strict=True):
-        drawn = [r for r in found if name in r.curves]
-        for record in drawn:
-            line = {"color": plots.model_color(record.model), "linestyle": styles[record.dataset]}
-            marker = plots.model_marker(record.model)
-            ax.plot(record.curves["atoms"], record.curves[name], marker=marker, markersize=4, **line)
-        ax.set(xlabel="Atoms (count)", ylabel=label)
-        for axis in "xy" if drawn else "":
-            plots.set_log_scale(ax, axis)
-        if not drawn:
-            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="0.4")
-    handles = plots.model_handles(order_models({r.model for r in found}), markers=True)
-    handles += [
-        Line2D([], [], color="0.3", linestyle=line, label=short_title(d)) for d, line in styles.items()
-    ]
-    if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
-    return figure
-
-
 def _draw_ratios(ax, table):
-    ax.axhline(1, color=plots.FLOOR_COLOR, linewidth=2)
+    ax.axhline(1, color=look.FLOOR_COLOR, linewidth=2)
     for (model, preset), rows in table.groupby(["model", "preset"], sort=False):
         ends = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows.ratio.to_numpy())
-        line = {"color": plots.model_color(model), "linestyle": LINES.get(preset, ":")}
-        spread = 1 + 0.02 * (plots.model_place(model) - 2.5)  # separates lines that coincide
+        line = {"color": look.model_color(model), "linestyle": LINES.get(preset, ":")}
+        spread = 1 + 0.02 * (look.model_place(model) - 2.5)  # separates lines that coincide
         ax.errorbar(
-            rows.replicas * spread, rows.ratio, ends, marker=plots.model_marker(model), markersize=4, **line
+            rows.replicas * spread, rows.ratio, ends, marker=look.model_marker(model), markersize=4, **line
         )
     for axis in "xy":
-        plots.set_log_scale(ax, axis)
+        look.set_log_scale(ax, axis)
     ax.set_xticks(sorted(set(table.replicas)), labels=[str(n) for n in sorted(set(table.replicas))])
 
 
 def _add_legend(figure, table):
-    handles = plots.model_handles(order_models(set(table.model)), markers=True)
+    handles = look.model_handles(order_models(set(table.model)), markers=True)
     if table.preset.nunique() > 1:
         handles += [
             Line2D([], [], color="0.3", linestyle=LINES.get(p, ":"), label=f"preset {p}")
@@ -538,7 +438,7 @@ def _with_failures(wide, found):
     """Table with one row per record, in which failed ones are marked, and only levels that vary are kept."""
     wide = wide.astype(object).reindex(_index(found)).sort_index(key=_order)
     numbers = [column for column in wide if column != "Note"]
-    wide.loc[_index([r for r in found if r.status == "failed"]), numbers] = tables.FAILED
+    wide.loc[_index([r for r in found if r.status == "failed"]), numbers] = table_cells.FAILED
     return _without_silent_levels(wide)
 
 
@@ -574,4 +474,6 @@ def _span(values):
 
 
 def _short(value):
-    return tables.FAILED if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return (
+        table_cells.FAILED if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    )

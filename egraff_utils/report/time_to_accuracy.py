@@ -13,9 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils.report import plots, speed, tables
-from egraff_utils.report.beside import short_title
+from egraff_utils.report import look, speed, table_cells, tables
 from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report.titles import short_title
 
 KIND = "bench_accuracy"
 SIDES = {"ours": ("Ours", "-"), "theirs": ("Package's command", "--")}
@@ -58,7 +58,7 @@ def time_table(found: Iterable) -> pd.DataFrame:
         rows[record.dataset, record.model] = row
     index = pd.MultiIndex.from_tuples(list(rows), names=["dataset", "model"])
     table = pd.DataFrame(list(rows.values()), index=index)
-    table.loc[[r.status == "failed" for r in found]] = tables.FAILED
+    table.loc[[r.status == "failed" for r in found]] = table_cells.FAILED
     return table.sort_index(key=speed._order)
 
 
@@ -101,18 +101,18 @@ def curve_grid(found: Iterable) -> Figure:
             for side, (_, line) in SIDES.items():
                 if f"{side}_error" in record.curves:
                     points = record.curves[f"{side}_seconds"], record.curves[f"{side}_error"]
-                    ax.plot(*points, line, color=plots.model_color(record.model), linewidth=1.2)
+                    ax.plot(*points, line, color=look.model_color(record.model), linewidth=1.2)
         for target in targets(found):
-            ax.axhline(target, color=plots.FLOOR_COLOR, linewidth=1, zorder=0)
+            ax.axhline(target, color=look.FLOOR_COLOR, linewidth=1, zorder=0)
         ax.set_title(short_title(dataset), fontsize="small", loc="left")
         ax.set_xlabel("Training (s)")
         for axis in "xy":
-            plots.set_log_scale(ax, axis)
+            look.set_log_scale(ax, axis)
     axes[0, 0].set_ylabel("Validation force MAE (meV/Å)")
     if not found:
         axes[0, 0].text(0.5, 0.5, speed.NOT_YET, ha="center", va="center", color="0.4")
         return figure
-    handles = plots.model_handles(order_models({r.model for r in found}))
+    handles = look.model_handles(order_models({r.model for r in found}))
     handles += [Line2D([], [], color="0.3", linestyle=line, label=title) for title, line in SIDES.values()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure

@@ -28,14 +28,10 @@ def glue_all(page: str, values: Mapping, form: str | None = None, *, forms: Mapp
     from myst_nb import glue  # takes a second, and most of what imports this module has no page
 
     for name, value in values.items():
-        spec = (forms or {}).get(name, form)
-        glue(f"{page}{name}", _plain(value) if spec is None else say(value, spec), display=False)
-
-
-def _plain(value):
-    if value is None:
-        return float("nan")
-    return float(value) if isinstance(value, Number | np.number) else value
+        if value is None or isinstance(value, Number | np.number):
+            spec = (forms or {}).get(name, form)
+            value = float("nan" if value is None else value) if spec is None else say(value, spec)
+        glue(f"{page}{name}", value, display=False)
 
 
 def metrics(record, *names: str, prefix: str = "") -> dict:

@@ -40,9 +40,8 @@ def show(structures, *, height: int = 360, label: str | None = None) -> HTML:
     """Interactive view of structures, which can be rotated, enlarged and, if they are trajectories, played.
 
     Spheres have 0.55 times the covalent radius. In each frame, a bond is drawn between atoms of the same
-    image that are closer than 1.15 times the sum of their radii, as in
-    :func:`egraff_utils.report.plots.plot_structure`. A periodic structure is wrapped into its cell, whose
-    edges are drawn.
+    image that are closer than 1.15 times the sum of their radii (`structures.plot_structure`). A periodic
+    structure is wrapped into its cell, whose edges are drawn.
 
     Parameters
     ----------

@@ -1,10 +1,9 @@
 """What does one MD step cost? Time and memory are measured as functions of the number of atoms.
 
-``python -m egraff_utils.running.cost CAMPAIGN`` measures every trained model of a campaign. Nothing else may
+``egraff cost CAMPAIGN`` measures every trained model of a campaign. Nothing else may
 run at the same time, or the times are those of a shared machine.
 """
 
-import argparse
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from egraff_utils import allocator, cards, records, weights
 from egraff_utils import campaign as campaigns
 from egraff_utils.config import Config
 from egraff_utils.records import Metric
-from egraff_utils.report import tables
+from egraff_utils.report import titles
 
 WARM_UP = 2  # untimed steps, which include compilation and fill caches
 SETTLED = 0.5  # s, least time that is measured, as short steps vary more than long ones
@@ -226,7 +225,7 @@ def summary(found):
         "memory_per_atom": "Memory per atom (MB)",
     }
     rows = {
-        tables.model_title(record.model): {head: record[name] for name, head in heads.items()}
+        titles.model_title(record.model): {head: record[name] for name, head in heads.items()}
         for record in found
         if record.kind == "cost" and record.metrics
     }
@@ -267,7 +266,7 @@ def measure_campaign(name, *, dataset=None):
 def _in_a_process(config):
     """Rows of all sizes that the limits and the machine allow, and the reason why the measurement ended."""
     threads = {f"{name}_NUM_THREADS": str(config.threads) for name in ("OMP", "MKL", "OPENBLAS")}
-    call = [sys.executable, "-m", "egraff_utils.running.cost", "--sizes", json.dumps(asdict(config))]
+    call = [sys.executable, "-m", "egraff_utils", "cost", "--sizes", json.dumps(asdict(config))]
     limit = STARTING + config.max_seconds * len(config.cells)
     try:
         done = subprocess.run(call, env=os.environ | threads, capture_output=True, text=True, timeout=limit)
@@ -372,26 +371,3 @@ def _metrics(curves, machine_memory):
         Metric("memory_per_atom", slope, "MB"),
         Metric("atoms_in_memory", machine_memory / slope if slope > 0 else math.nan, "1"),
     ]
-
-
-def main(arguments=None):
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egraff_utils.running.cost", description=measure.__doc__[:88]
-    )
-    parser.add_argument("campaign", nargs="?", help="measure every trained model of this campaign")
-    parser.add_argument("--dataset", help="periodic dataset; lips by default")
-    parser.add_argument("--sizes", help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
-    if chosen.sizes:
-        for row in evaluate(CostConfig(**json.loads(chosen.sizes))):
-            print(json.dumps(row), flush=True)
-    elif chosen.campaign:
-        for record in measure_campaign(chosen.campaign, dataset=chosen.dataset):
-            print(record)
-    else:
-        parser.error("which campaign?")
-
-
-if __name__ == "__main__":
-    main()

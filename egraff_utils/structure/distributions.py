@@ -1,10 +1,12 @@
 """How far apart are atoms? Radial distributions of trajectories, total and by pair of elements."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import ArrayLike
 
 from egraff_utils.structure.pairs import all_pairs, blocks_of, checked, count_pairs
 
@@ -21,7 +23,7 @@ class RadialDistributions(NamedTuple):
     pairs: list
     """Names of the pairs, such as ``"Li-P"``, in the order of ``partials``; the lighter element first."""
 
-    def partial(self, pair):
+    def partial(self, pair: str | tuple) -> np.ndarray:
         """Partial distribution of one pair, ``"Li-P"``, ``("P", "Li")`` or ``(3, 15)``, shape ``(B,)``."""
         name = _pair_name(pair)
         if name not in self.pairs:
@@ -29,7 +31,14 @@ class RadialDistributions(NamedTuple):
         return self.partials[self.pairs.index(name)]
 
 
-def radial_distribution(frames, r_max, *, dr=0.05, pair=None, volume=None):
+def radial_distribution(
+    frames: Sequence[Atoms],
+    r_max: float,
+    *,
+    dr: float = 0.05,
+    pair: str | tuple | None = None,
+    volume: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     r"""Radial distribution function, averaged over frames (EGraFFBench, App. A.4).
 
     .. math:: g_{ab}(r) = \frac{V}{N_a N_b} \frac{n_{ab}(r)}{4\pi r^2 \Delta r}, \qquad
@@ -89,7 +98,16 @@ def radial_distribution(frames, r_max, *, dr=0.05, pair=None, volume=None):
     return found.r, g
 
 
-def radial_distributions(positions, numbers, *, cell, pbc, r_max, dr=0.05, volume=None):
+def radial_distributions(
+    positions: ArrayLike,
+    numbers: ArrayLike,
+    *,
+    cell: ArrayLike,
+    pbc: ArrayLike | bool,
+    r_max: float,
+    dr: float = 0.05,
+    volume: float | None = None,
+) -> RadialDistributions:
     """Total and all partial radial distributions of a trajectory, in one pass over its pairs.
 
     Definitions and errors are those of :func:`radial_distribution`. The result is exact for every cell whose
@@ -178,7 +196,7 @@ def _pair_name(pair):
     return "-".join(chemical_symbols[number] for number in numbers)
 
 
-def as_coded_r_max(atoms):
+def as_coded_r_max(atoms: Atoms) -> float:
     """Range of g(r) in the published evaluation, ``round(min((shortest cell vector - 1) / 2, 10), 1)``, Å.
 
     The formula is that of the released script. NumPy rounds half to even, so a 19.1 Å cube gives 9.0.

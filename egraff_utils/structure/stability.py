@@ -1,9 +1,11 @@
 """When is a trajectory broken? Bonds, contacts, and the deviation of the radial distribution."""
 
 import numpy as np
+from ase import Atoms
 from ase.geometry import complete_cell
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from matscipy.neighbours import neighbour_list
+from numpy.typing import ArrayLike
 
 from egraff_utils.structure.distributions import radial_distributions
 from egraff_utils.structure.pairs import (
@@ -36,7 +38,7 @@ MAXIMUM_DISTANCE = 3.0
 """Largest distance of an atom of a molecule from its nearest neighbour, Å; beyond it the atom has escaped."""
 
 
-def bonds(atoms, *, scale=1.25):
+def bonds(atoms: Atoms, *, scale: float = 1.25) -> np.ndarray:
     """Bonded pairs, which are closer than ``scale`` times the sum of their covalent radii.
 
     The scale covers thermal stretching (C-H up to 1.34 Å) and stays below second neighbours.
@@ -65,7 +67,7 @@ def bonds(atoms, *, scale=1.25):
     return np.unique(pairs[first < second], axis=0)
 
 
-def bond_lengths(positions, pairs):
+def bond_lengths(positions: ArrayLike, pairs: ArrayLike) -> np.ndarray:
     """Distances of bonded pairs; positions must be unwrapped.
 
     Parameters
@@ -89,7 +91,9 @@ def bond_lengths(positions, pairs):
     return np.linalg.norm(positions[..., pairs[:, 1], :] - positions[..., pairs[:, 0], :], axis=-1)
 
 
-def reference_bonds(atoms, positions, *, tolerance=BOND_TOLERANCE):
+def reference_bonds(
+    atoms: Atoms, positions: ArrayLike, *, tolerance: float = BOND_TOLERANCE
+) -> tuple[np.ndarray, np.ndarray]:
     """Bonds of a molecule that stay intact in its reference trajectory, with their mean lengths.
 
     A pair that the reference itself stretches by more than the tolerance is not a fixed bond and is left out:
@@ -116,7 +120,9 @@ def reference_bonds(atoms, positions, *, tolerance=BOND_TOLERANCE):
     return pairs[kept], mean[kept]
 
 
-def unstable_bonds(positions, pairs, lengths, *, tolerance=BOND_TOLERANCE):
+def unstable_bonds(
+    positions: ArrayLike, pairs: ArrayLike, lengths: ArrayLike, *, tolerance: float = BOND_TOLERANCE
+) -> int | None:
     """Index of the first frame in which a bond is broken, or None (Fu et al. 2023).
 
     A bond is broken if its length is not finite or differs from its reference length by more than the
@@ -148,7 +154,9 @@ def unstable_bonds(positions, pairs, lengths, *, tolerance=BOND_TOLERANCE):
     return _first(~(np.abs(found - lengths) <= tolerance).all(axis=-1))
 
 
-def nearest_distances(positions, *, cell=None, pbc=False):
+def nearest_distances(
+    positions: ArrayLike, *, cell: ArrayLike | None = None, pbc: ArrayLike | bool = False
+) -> np.ndarray:
     """Distance of every atom to its nearest neighbour, by minimum image in periodic directions.
 
     Distances below half the cell's smallest height are exact.
@@ -185,7 +193,14 @@ def nearest_distances(positions, *, cell=None, pbc=False):
     return nearest
 
 
-def unstable_contacts(positions, *, cell=None, pbc=False, minimum=MINIMUM_DISTANCE, maximum=None):
+def unstable_contacts(
+    positions: ArrayLike,
+    *,
+    cell: ArrayLike | None = None,
+    pbc: ArrayLike | bool = False,
+    minimum: float = MINIMUM_DISTANCE,
+    maximum: float | None = None,
+) -> int | None:
     """Index of the first frame with a collapsed pair or a lost atom, or None.
 
     Parameters
@@ -229,7 +244,7 @@ def _first_collapse(positions, cell, minimum):
     return None
 
 
-def rdf_deviation(g, g_ref, *, dr):
+def rdf_deviation(g: ArrayLike, g_ref: ArrayLike, *, dr: float) -> float:
     r"""Integrated deviation of two radial distributions, used in the bulk rule of Fu et al. (2023).
 
     .. math:: \Delta = \int |g(r) - g_\mathrm{ref}(r)|\, \mathrm dr
@@ -262,7 +277,7 @@ def rdf_deviation(g, g_ref, *, dr):
     return float(np.abs(g - g_ref).sum() * dr)
 
 
-def unstable_step_molecule(positions, pairs, lengths):
+def unstable_step_molecule(positions: ArrayLike, pairs: ArrayLike, lengths: ArrayLike) -> int | None:
     """Index of the first frame in which a molecule is broken, or None.
 
     A molecule is broken if a bond length is off by more than 0.5 Å (Fu et al. 2023), two atoms are closer
@@ -283,7 +298,17 @@ def unstable_step_molecule(positions, pairs, lengths):
     return min((step for step in steps if step is not None), default=None)
 
 
-def unstable_step_bulk(positions, numbers, *, cell, pbc, g_ref, r_max, tolerance=RDF_TOLERANCE, window=100):
+def unstable_step_bulk(
+    positions: ArrayLike,
+    numbers: ArrayLike,
+    *,
+    cell: ArrayLike,
+    pbc: ArrayLike | bool,
+    g_ref: ArrayLike,
+    r_max: float,
+    tolerance: float = RDF_TOLERANCE,
+    window: int = 100,
+) -> int | None:
     """Index of the first frame in which a bulk system is broken, or None (after Fu et al. 2023).
 
     A system is broken if two atoms are closer than 0.5 Å, a frame is not finite, or the total radial

@@ -2,10 +2,10 @@
 
 import logging
 import math
-import os
 import sys
 import time
 import warnings
+import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -110,9 +110,7 @@ def fit(config):
 
 def _fitted(config):
     hyperparameters = models.card(config.model).training(config.preset, **config.training)
-    splits = {split: data.load(config.dataset, split) for split in ("train", "val", "test")}
-    data.check_splits(config.dataset, splits)
-    train, validation, test = splits.values()
+    train, validation, test = data.checked(config.dataset, ("train", "val", "test")).values()
     learner = new_learner(config, hyperparameters, train)
     status, message = learn(learner, config, config.parameters(), train, validation)
     metrics, curves = _costs(learner), learner.history_arrays()
@@ -462,8 +460,15 @@ class Watch(lightning.Callback):
         self.bar.bar_format = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}"
         self.losses, self.totals = [], {}
 
+    def state_dict(self):
+        return {"losses": torch.stack(self.losses) if self.losses else torch.empty(0)}
+
+    def load_state_dict(self, state):
+        self.losses = list(state["losses"])
+
     def on_train_start(self, trainer, learner):
         learner.started = learner.clock()
+        self.losses = [loss.to(learner.device) for loss in self.losses]
 
     def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"].detach())
@@ -524,10 +529,8 @@ class Checkpoint(lightning.Callback):
     def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
         if time.perf_counter() - self.last < CHECKPOINT_INTERVAL:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}")
-        trainer.save_checkpoint(temporary)
-        temporary.replace(self.path)
+        with paths.written(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
         self.last = time.perf_counter()
 
     def on_save_checkpoint(self, trainer, learner, checkpoint):
@@ -713,14 +716,21 @@ def _checkpoint_path(config):
 
 
 def _usable_checkpoint(config, parameters):
-    """Path of the checkpoint of a run with the same parameters, else ``None``."""
+    """Path of the checkpoint of a run with the same parameters, else ``None``.
+
+    A checkpoint that is truncated or changed is set aside, and training starts anew. It is a zip archive,
+    whose check sums torch writes but does not compare.
+    """
     path = _checkpoint_path(config)
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:
+            if changed := archive.testzip():
+                raise ValueError(f"its part {changed} has changed")
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a truncated file raises errors of many types
-        tqdm.write(f"training starts anew: {path} cannot be read ({type(error).__name__})", file=sys.stderr)
+    except Exception as error:  # a damaged file raises errors of many types
+        paths.set_aside(path, f"{type(error).__name__}: {error}")
         return None
     return path if stored.get("parameters") == parameters else None
 

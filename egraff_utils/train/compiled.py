@@ -9,6 +9,7 @@ the loss.
 
 import os
 import resource
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -43,12 +44,12 @@ class Shape(NamedTuple):
     atoms: int
     pairs: int
 
-    def holds(self, graph):
+    def holds(self, graph: AtomicGraph) -> bool:
         """Whether a ghost can pad a graph to this shape."""
         structures, atoms, pairs = self._missing(graph)
         return (structures, atoms, pairs) == (0, 0, 0) or (structures > 0 and atoms > 0 and pairs >= 0)
 
-    def fill(self, graph, cutoff):
+    def fill(self, graph: AtomicGraph, cutoff: float) -> AtomicGraph:
         """The graph padded with a ghost structure, whose first atom is its own neighbour along all edges."""
         structures, atoms, pairs = self._missing(graph)
         if not structures:
@@ -69,7 +70,7 @@ class Shape(NamedTuple):
         return tuple(wanted - there for wanted, there in zip(self, sizes(graph), strict=True))
 
 
-def sizes(graph):
+def sizes(graph: AtomicGraph) -> tuple[int, int, int]:
     """Numbers of structures, atoms and pairs of a graph."""
     return graph.num_structures, len(graph.positions), graph.edge_index.shape[1] // 2
 
@@ -94,7 +95,7 @@ class Step:
         :class:`Shape` of the batches.
     """
 
-    def __init__(self, force_field, errors, shape):
+    def __init__(self, force_field: nn.Module, errors: Callable, shape: Shape):
         self.network, self.cutoff = _Unchecked(force_field), force_field.cutoff
         self.errors, self.shape = errors, shape
         named = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
@@ -102,7 +103,7 @@ class Step:
         self.constants = {name: tensor for name, tensor in named.items() if not tensor.requires_grad}
         self.function, self.seconds = None, 0.0
 
-    def compile(self, batch):
+    def compile(self, batch: Batch) -> None:
         """Compile for batches of the shape, such as this one; ``seconds`` holds the processor time it took.
 
         Raises

@@ -5,9 +5,14 @@ with all singular values set to about one, so that all directions of a layer lea
 updates everything else, such as biases, embeddings and the weights of contractions, at the same rate.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from e3nn import o3
-from torch import nn
+from torch import Tensor, nn
+
+from egraff_utils.cards import TrainingHyperparameters
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 r"""Coefficients of the odd polynomial :math:`a x + b x^3 + c x^5`, whose iteration moves singular values
@@ -20,7 +25,7 @@ NOT_LINEAR = ("embedding", "logit_weights", "tps.")
 or one number for each channel and path."""
 
 
-def make(network, hyperparameters):
+def make(network: nn.Module, hyperparameters: TrainingHyperparameters) -> torch.optim.Optimizer:
     """Optimiser of a training for the parameters of a network.
 
     Parameters
@@ -31,14 +36,18 @@ def make(network, hyperparameters):
         :class:`~egraff_utils.cards.TrainingHyperparameters`.
     """
     hyper = hyperparameters
-    options = {"lr": hyper.learning_rate, "weight_decay": hyper.weight_decay, "amsgrad": hyper.amsgrad}
+    options: dict[str, Any] = {
+        "lr": hyper.learning_rate,
+        "weight_decay": hyper.weight_decay,
+        "amsgrad": hyper.amsgrad,
+    }
     if hyper.optimizer == "muon":
         return Muon(network, momentum=hyper.momentum, **options)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[hyper.optimizer](network.parameters(), fused=True, **options)
 
 
-def matrices(network):
+def matrices(network: nn.Module) -> dict:
     """Matrices of linear layers among the weights of a network, a dict from a parameter to its blocks.
 
     A block is a slice of the flattened parameter (``None`` for all of it) and a shape. The weight of an e3nn
@@ -81,15 +90,23 @@ class Muon(torch.optim.Adam):
         Options of Adam; matrices shrink by ``lr * weight_decay`` per step.
     """
 
-    def __init__(self, network, *, lr, momentum=0.95, weight_decay=0.0, amsgrad=False):
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+    ):
         blocks = matrices(network)
         others = [p for p in network.parameters() if p not in blocks]
-        groups = [{"params": others}, {"params": list(blocks), "momentum": momentum}]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": list(blocks), "momentum": momentum}]
         super().__init__(groups, lr=lr, weight_decay=weight_decay, amsgrad=amsgrad, fused=True)
         self._stacks = _stacks(blocks)
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable | None = None) -> Tensor | None:  # type: ignore[override]
         loss = None if closure is None else torch.enable_grad()(closure)()
         groups = self.param_groups
         self.param_groups = groups[:1]
@@ -158,7 +175,7 @@ def _stacks(blocks):
     return [_Stack(same) for _, same in sorted(by_size.items())]
 
 
-def orthogonalised(stack):
+def orthogonalised(stack: Tensor) -> Tensor:
     """Matrices of a stack, shape ``(B, m, n)`` with m <= n, with singular values moved towards one.
 
     >>> values = torch.linalg.svdvals(orthogonalised(torch.randn(2, 3, 5)))

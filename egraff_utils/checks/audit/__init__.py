@@ -164,7 +164,7 @@ def audit(dataset, *, campaign="demo", seed=0):
     asked = {"data": _digest(card, whole), "cutoff": CUTOFF, "version": VERSION}
     if stored := find(card.name, campaign=campaign, seed=seed, asked=asked):
         return stored
-    frames = {source: data.load(whole, source) for source in sources}
+    frames = data.checked(whole, sources, forces=False, across=False)
     findings, metrics, words = inspect(card, frames, raw=_raw(card, sources))
     left = sum(not finding.mended for finding in findings)
     metrics += [Metric("findings", len(findings), "1"), Metric("findings_left", left, "1")]
@@ -186,13 +186,9 @@ def audit(dataset, *, campaign="demo", seed=0):
 
 def find(dataset, *, campaign, seed=0, asked=None):
     """The stored audit of a dataset, or None; its parameters must include those in ``asked``."""
-    path = Key("audit", campaign, dataset, "reference", seed).path
-    if not path.is_file():
-        return None
-    record = records.load(path)
-    return (
-        record if all(record.parameters.get(key) == value for key, value in (asked or {}).items()) else None
-    )
+    record = records.stored(Key("audit", campaign, dataset, "reference", seed).path)
+    asked = (asked or {}).items()
+    return record if record and all(record.parameters.get(key) == value for key, value in asked) else None
 
 
 def findings(record):
@@ -203,11 +199,7 @@ def findings(record):
 def _digest(card, whole):
     """Digest of the files and of the content of the card."""
     files = [data.fetch(whole, source) for source in whole.splits]
-    hashes = {
-        key: data.file_hash(path, stamp=path.stat().st_mtime_ns)
-        for part in files
-        for key, path in sorted(part.items())
-    }
+    hashes = {key: data.file_hash(path) for part in files for key, path in sorted(part.items())}
     skipped = ("files", "folder", "notes", "title", "citation", "licence", "origin")
     said = {name: value for name, value in dataclasses.asdict(card).items() if name not in skipped}
     return records.digest(json.dumps([hashes, said], sort_keys=True, default=str))

@@ -67,14 +67,18 @@ def measure(dataset, *, campaign="demo", seed=0):
         record is returned if it was made from the same frames.
     """
     card = cards.dataset(dataset)
-    frames = {name: data.load(dataset, name) for name in ("train", "val", "test") if name in card.splits}
+    names = [name for name in ("train", "val", "test") if name in card.splits]
+    frames = data.checked(card, names)
     energies = energies_of(frames["test"])
-    compositions = [data.load(dataset, part) for part in card.parts("test")]
+    compositions = [data.load(card, part) for part in card.parts("test")]
     forces = np.concatenate([atoms.get_forces() for atoms in frames["test"]])
-    key = Key("dataset", campaign, dataset, "reference", seed)
+    key = Key("dataset", campaign, card.name, "reference", seed)
     parameters = {"frames": records.digest(energies, forces), "version": 2}
     return records.stored_or_made(
-        key, parameters, lambda: _sizes(frames, compositions, energies, forces, seed)
+        key,
+        parameters,
+        lambda: _sizes(frames, compositions, energies, forces, seed),
+        frames=data.digest(card, names),
     )
 
 
@@ -185,8 +189,8 @@ def of_rollout(config):
     started = time.time()
     card = cards.dataset(config.target or config.dataset)
     frames = rollout.reference_of(card, split=config.split)
-    parameters = _parameters(config, card, frames)
-    if stored := _stored(config, parameters):
+    parameters, digest = _parameters(config, card, frames), data.scene_digest(card, config.split)
+    if stored := _stored(config, parameters, digest):
         return stored
     sample, extent = (
         Sample.of(frames, card.time_ordered.get(config.split)),
@@ -199,7 +203,8 @@ def of_rollout(config):
         found["einstein"] = einstein(sample, extent, frames[0], *moved, temperature)
     messages = {"reference": _message(sample, extent, found["reference"])}
     return [
-        _record(config, parameters, name, v, messages.get(name, ""), started) for name, v in found.items()
+        _record(config, parameters, name, v, messages.get(name, ""), started, digest)
+        for name, v in found.items()
     ]
 
 
@@ -245,15 +250,15 @@ def _key(config, model):
     return config.key.of(act="floor", model=model, seed=0)
 
 
-def _stored(config, parameters):
+def _stored(config, parameters, digest):
     """Stored records of these parameters, in order, or None if a needed one is missing."""
-    found = {model: records.find(_key(config, model), parameters) for model in MODELS}
+    found = {model: records.find(_key(config, model), parameters, frames=digest) for model in MODELS}
     if any(found[model] is None for model in MODELS[:3]):
         return None
     return [record for record in found.values() if record is not None]
 
 
-def _record(config, parameters, model, values, message, started):
+def _record(config, parameters, model, values, message, started, digest):
     measured = []
     for name in SATURATING:
         draws = values.get(f"draws_{name}", np.empty(0))
@@ -262,7 +267,7 @@ def _record(config, parameters, model, values, message, started):
         mean = draws.mean() if len(draws) else None
         measured.append(Metric.of(name, mean, *bounds, config.replicas if len(draws) else 0))
     record = records.Record(*_key(config, model), parameters, measured, message=message)
-    record.provenance = records.provenance(started)
+    record.provenance = records.provenance(started, frames=digest)
     records.write(record, {name: np.asarray(value, dtype=np.float32) for name, value in values.items()})
     return record
 
@@ -294,7 +299,8 @@ def _pooled(config, parts):
     frames = {record.parameters["split"]: record.parameters["frames"] for record, *_ in parts}
     parameters = parts[0][0].parameters | {"split": config.split, "frames": frames, "temperature": None}
     parameters["timestep"] = config.timestep
-    if stored := _stored(config, parameters):
+    digest = data.scene_digest(config.target or config.dataset, config.split)
+    if stored := _stored(config, parameters, digest):
         return stored
     pooled = []
     for model in MODELS:
@@ -304,5 +310,5 @@ def _pooled(config, parts):
             continue
         values = {name: np.mean([record.curves[name] for record in of_parts], axis=0) for name in names}
         message = f"mean over {', '.join(frames)}"
-        pooled.append(_record(config, parameters, model, values, message, started))
+        pooled.append(_record(config, parameters, model, values, message, started, digest))
     return pooled

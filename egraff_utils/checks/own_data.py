@@ -1,0 +1,261 @@
+"""What does a file of frames hold? It is read, described and checked before anything is trained on it."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import yaml
+from ase import Atoms
+from ase.data import covalent_radii
+
+from egraff_utils import cards, data, readers, units
+from egraff_utils.checks import audit
+from egraff_utils.sources import reader_of
+
+FORCES = {"eV/Å": (0.1, 8), "kcal/mol/Å": (8, 120), "Hartree/Bohr": (0.002, 0.1)}
+"""Unit of forces -> usual root mean square of a component in simulations at 300 to 1000 K, in that unit."""
+OPTIONAL = ("forces", "stress", "virial", "velocities", "masses")
+
+
+@dataclass
+class Description:
+    """What was understood of a file of frames, what was guessed and why, and what is wrong with it."""
+
+    path: Path
+    card: cards.DatasetCard
+    """Card that fits the file, with guessed units and contiguous splits."""
+    frames: int
+    facts: dict[str, str] = field(default_factory=dict)
+    """What the file holds, by subject."""
+    guesses: dict[str, str] = field(default_factory=dict)
+    """Key of the card -> its guessed value, and the reason."""
+    problems: list[str] = field(default_factory=list)
+    """What must be mended before a training."""
+    findings: list[str] = field(default_factory=list)
+    """What the audit remarks."""
+
+    def __repr__(self):
+        lines = [f"{self.path.name}: {self.frames} frames"]
+        lines += [f"  {name:<14}{text}" for name, text in self.facts.items()]
+        for title, rows in (
+            ("guessed, to be checked by you", [f"{k}: {v}" for k, v in self.guesses.items()]),
+            ("to be mended before a training", self.problems),
+            ("remarks of the audit", self.findings),
+        ):
+            lines += [f"{title}:", *(f"  - {row}" for row in rows)] if rows else [f"{title}: nothing"]
+        return "\n".join(lines)
+
+    def card_text(self):
+        """The card as YAML, with the guesses as comments."""
+        card = self.card
+        said = {
+            "name": card.name,
+            "system": card.system,
+            "elements": card.elements,
+            "temperature": card.temperature,
+            "timestep": card.timestep,
+            "reader": card.reader,
+            "units": card.units,
+            "keys": card.keys,
+            "files": {key: file.path for key, file in card.files.items()},
+            "splits": {name: {"source": "all", "slice": s.parts[0].slice} for name, s in card.splits.items()},
+        }
+        said = {name: value for name, value in said.items() if value}
+        notes = "".join(f"# guessed: {key}: {text}\n" for key, text in self.guesses.items())
+        return notes + yaml.safe_dump(said, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+    def write_card(self, path=None):
+        """Write the card beside the file, or to another path in that folder, and return its path.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a file of this name; it is not overwritten.
+        ValueError
+            If the path is in another folder, where the card would not find the file.
+        """
+        path = Path(path) if path else self.path.with_name(f"{self.card.name}.yml")
+        if path.resolve().parent != self.path.resolve().parent:
+            raise ValueError(f"{path}: a card stands in the folder of its file, {self.path.parent}")
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(self.card_text())
+        return path
+
+
+def describe(path, *, temperature=300.0, timestep=0.5):
+    """Description of a file of frames.
+
+    Parameters
+    ----------
+    path
+        A file that a dataset card may name: npz, extended xyz (also compressed), or any that ASE reads.
+    temperature, timestep
+        Temperature (K) and timestep (fs) of simulations, for the card.
+
+    Returns
+    -------
+    Description
+        Its ``card`` can be given to everything that takes a dataset; ``write_card()`` stores it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file cannot be read or holds no frames; the message says why.
+    """
+    path = Path(path).expanduser().resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    reader = reader_of(path) or "ase"
+    frames = readers.raw(reader, [path])
+    if not frames:
+        raise ValueError(f"{path} holds no frames")
+    chosen, why = guess_units(frames)
+    system, periodicity = _system(frames, units.LENGTH[chosen.get("length", "Å")])
+    card = cards.DatasetCard(
+        name=re.sub(r"[^A-Za-z0-9_-]+", "-", path.name.partition(".")[0]) or "mine",
+        system=system,
+        elements=sorted({int(z) for frame in frames for z in frame.numbers}),
+        temperature=temperature,
+        timestep=timestep,
+        reader=reader,
+        units=chosen,
+        files={"all": path.name},
+        splits=_splits(len(frames)),
+        folder=path.parent,
+    )
+    why |= {
+        "temperature": f"{temperature:g} K; the file does not say",
+        "timestep": f"{timestep:g} fs; the file does not say",
+        "splits": "the first 80 % of the file, the next 10 and the last 10, to keep copies apart",
+    }
+    found = Description(path, card, len(frames), _facts(path, reader, frames), why)
+    found.facts["periodicity"] = periodicity
+    _check(found)
+    return found
+
+
+def _splits(total):
+    a, b = max(1, int(0.8 * total)), max(2, int(0.9 * total))
+    slices = {"train": f":{a}", "val": f"{a}:{b}", "test": f"{b}:"}
+    return {name: {"source": "all", "slice": text} for name, text in slices.items()}
+
+
+def _facts(path, reader, frames):
+    """What the file holds, by subject."""
+    sizes = [len(frame.numbers) for frame in frames]
+    kinds = Counter(Atoms(frame.numbers).get_chemical_formula() for frame in frames)
+    has = {name: sum(getattr(frame, name) is not None for frame in frames) for name in OPTIONAL}
+    names = sorted(
+        readers.labels(ase.io.read(path, index=0)) if reader in ("extxyz", "ase") else np.load(path)
+    )
+    few = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(4))
+    return {
+        "atoms": f"{min(sizes)} to {max(sizes)} in a frame"
+        if len(set(sizes)) > 1
+        else f"{sizes[0]} in a frame",
+        "compositions": few + (f" and {len(kinds) - 4} more" if len(kinds) > 4 else ""),
+        "names": ", ".join(names),
+        "energies": f"{min(f.energy for f in frames):.6g} to {max(f.energy for f in frames):.6g}, as stored",
+        "labels": ", ".join(f"{name} in {count} frames" for name, count in has.items() if count)
+        or "energy only",
+    }
+
+
+def _system(frames, length):
+    """``bulk`` or ``molecule``, and the reason."""
+    stated = {tuple(map(bool, f.pbc)) for f in frames if f.pbc is not None and np.any(f.cell)}
+    words = ", ".join(" ".join("FT"[side] for side in pbc) for pbc in sorted(stated))
+    if not stated:
+        cells = any(np.any(frame.cell) for frame in frames)
+        return "bulk" if cells else "molecule", "not stated" + ("; cells are taken as periodic" * cells)
+    if not any(any(pbc) for pbc in stated):
+        return "molecule", f"pbc {words}"
+    try:
+        for frame in frames[:20]:
+            readers.whole(np.asarray(frame.positions) * length, np.asarray(frame.cell) * length)
+    except ValueError:
+        return "bulk", f"pbc {words}"
+    return "molecule", f"pbc {words}, but every frame is alone in its cell: taken as a molecule"
+
+
+def guess_units(frames):
+    """Units of length, forces and energy of frames as stored, and why they are taken to be these.
+
+    The length follows from the shortest distances over covalent radii; the forces from their usual size in
+    simulations; the energy from that of free atoms, about -13.6 eV Z^2.41 with all electrons, or else from
+    its changes between neighbouring frames against forces times displacements.
+
+    Parameters
+    ----------
+    frames
+        ``list`` of :class:`~egraff_utils.readers.Frame` in the units of the file.
+
+    Returns
+    -------
+    chosen, reasons : dict
+        Units by quantity, and reasons for the same quantities.
+    """
+    contact = np.median([_contact(frame) for frame in frames[:50]])
+    length = "Bohr" if 1.45 < contact < 2.6 else "Å"
+    said = {
+        "length": f"{length}; the shortest distance is {contact:.2f} times the sum of covalent radii in Å"
+    }
+    energy, said["energy"] = _energy_unit(frames)
+    forces = [np.asarray(frame.forces, dtype=float).ravel() for frame in frames if frame.forces is not None]
+    chosen = {"energy": energy, "length": length}
+    if not forces:
+        return chosen, said
+    size = np.sqrt(np.mean(np.concatenate(forces) ** 2))
+    usual = [name for name, (low, high) in FORCES.items() if low <= size < high]
+    same = f"{energy}/{length}"
+    unit = usual[0] if usual else same
+    said["forces"] = f"{unit}; a component is {size:.3g} on average (root mean square)"
+    if energy == "" or unit.rpartition("/")[0] != energy and "free atoms" not in said["energy"]:
+        chosen["energy"] = unit.rpartition("/")[0]
+        said["energy"] = f"{chosen['energy']}; as that of the forces, since energies per atom fit no unit"
+    if unit != f"{chosen['energy']}/{length}":
+        chosen["forces"] = unit
+    if not usual:
+        said["forces"] += ", unusual for any unit known here: check it"
+    return chosen, said
+
+
+def _contact(frame):
+    """Shortest distance over the sum of covalent radii in Å."""
+    pbc = frame.pbc if frame.pbc is not None else np.any(frame.cell)
+    atoms = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=pbc)
+    if len(atoms) < 2:
+        return 1.0
+    distances = atoms.get_all_distances(mic=bool(np.any(pbc)))
+    radii = covalent_radii[atoms.numbers]
+    first, second = np.triu_indices(len(atoms), 1)
+    return (distances[first, second] / (radii[first] + radii[second])).min()
+
+
+def _energy_unit(frames):
+    """Unit of energy by the energies of free atoms with all electrons, or ``eV``, and why."""
+    free = np.array([-13.6 * np.sum(np.asarray(frame.numbers, dtype=float) ** 2.41) for frame in frames])
+    ratio = np.median(np.array([frame.energy for frame in frames], dtype=float) / free)
+    for unit, factor in units.ENERGY.items():
+        if abs(ratio * factor - 1) < 0.15:
+            return unit, f"{unit}; the energies are {ratio * factor:.3f} times those of free atoms in it"
+    return (
+        "eV",
+        f"eV; energies are no totals with all electrons ({ratio:.2g} times those of free atoms in eV)",
+    )
+
+
+def _check(found):
+    """Fill in the problems and the remarks of the audit."""
+    try:
+        data.checked(found.card, tuple(found.card.splits))
+        frames = data.load(found.card, "train") + data.load(found.card, "val") + data.load(found.card, "test")
+        findings, _, _ = audit.inspect(found.card, {"all": frames})
+        found.findings = [f"{finding.text}. {finding.consequence}" for finding in findings]
+    except ValueError as error:
+        found.problems = [str(error)]

@@ -1,0 +1,177 @@
+"""How long do replicas last, and do groups of them differ? Kaplan-Meier curves and the log-rank test.
+
+A replica is *censored* if it was valid to its end. Symbols: R replicas, E ends.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+
+def kaplan_meier(steps, broke, *, level: float = 0.95):
+    r"""Kaplan-Meier curve of the fraction of valid replicas, with its interval.
+
+    .. math:: S(t) = \prod_{t_i \le t} \Big(1 - \frac{d_i}{n_i}\Big), \qquad
+       \log(-\log S) \pm \frac{z}{|\log S|} \sqrt{\sum_{t_i \le t} \frac{d_i}{n_i (n_i - d_i)}}
+
+    with :math:`d_i` failures among :math:`n_i` replicas at risk, and Greenwood's variance on the log-log
+    scale (Kalbfleisch and Prentice 1980). This interval has no width where S is 1 or 0. There the exact
+    interval is used (Clopper and Pearson 1934), of no failure among the replicas at risk, or of failures only
+    among all replicas.
+
+    Parameters
+    ----------
+    steps
+        Last valid step of each replica, or its time, in any unit, shape ``(R,)``. The curve falls after it.
+    broke
+        Whether the replica broke there, shape ``(R,)``; the others are censored.
+    level
+        Nominal coverage, between 0 and 1.
+
+    Returns
+    -------
+    steps, fraction, low, high : ndarray
+        Zero and every distinct end, and values that hold from there to the next end, shape ``(E,)``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> t, fraction, low, high = kaplan_meier([2, 3, 4, 5], [True, False, True, False])
+    >>> fraction
+    array([1.   , 0.75 , 0.75 , 0.375, 0.375])
+    """
+    ends, at_risk, _ = _risk(steps, broke)
+    steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
+    survival = stats.ecdf(stats.CensoredData(uncensored=steps[broke], right=steps[~broke])).sf
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # on ends without a width, which are replaced below
+        interval = survival.confidence_interval(level, method="log-log")
+    fraction, low, high = (curve.evaluate(ends) for curve in (survival, interval.low, interval.high))
+    rare = (1 - level) / 2
+    remaining = np.maximum(at_risk, 1)
+    low = np.where(fraction == 1, rare ** (1 / remaining), np.where(fraction == 0, 0.0, low))
+    high = np.where(fraction == 1, 1.0, np.where(fraction == 0, 1 - rare ** (1 / max(len(steps), 1)), high))
+    return ends, fraction, low, high
+
+
+def _risk(steps, broke):
+    """Distinct ends and zero, with the replicas at risk and the failures; failures precede censorings."""
+    steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
+    if steps.shape != broke.shape:
+        raise ValueError(f"{steps.shape=} but {broke.shape=}")
+    ends = np.unique(np.append(0.0, steps))
+    at_risk = (steps >= ends[:, None]).sum(1)
+    failures = ((steps == ends[:, None]) & broke).sum(1)
+    return ends, at_risk, failures
+
+
+def restricted_mean(steps, broke, limit: float):
+    r"""Mean length of a valid run up to a limit, :math:`\int_0^L S(t)\,\mathrm dt`, with bounds.
+
+    The bounds are the integrals of the ends of the pointwise interval, so they are wider than a 95 % interval
+    of the mean, and they have a finite width even if nothing broke.
+
+    Parameters
+    ----------
+    steps, broke
+        As in `kaplan_meier`.
+    limit
+        Limit L, in the unit of ``steps``.
+
+    Returns
+    -------
+    mean, low, high : float
+        Mean and bounds in the unit of ``steps``.
+
+    Raises
+    ------
+    ValueError
+        If the last replica at risk was censored before the limit, after which nothing is known.
+
+    Examples
+    --------
+    >>> restricted_mean([2, 4], [True, False], 4)[0]
+    3.0
+    """
+    ends, fraction, low, high = kaplan_meier(steps, broke)
+    if ends[-1] < limit and fraction[-1] > 0:
+        raise ValueError(f"{limit=} lies after the last replica at risk, which ended at {ends[-1]:g}")
+    widths = np.diff(np.append(np.minimum(ends, limit), limit))
+    return tuple(float(widths @ heights) for heights in (fraction, low, high))
+
+
+def log_rank_scores(steps, broke):
+    r"""Log-rank score of every replica: one if it broke, minus the failures expected in its time at risk.
+
+    .. math:: u_r = \delta_r - \sum_{t_i \le t_r} d_i / n_i
+
+    The sum of the scores of a group is its number of observed minus expected failures; over all replicas it
+    is zero.
+
+    Examples
+    --------
+    >>> log_rank_scores([1, 2], [True, True])
+    array([ 0.5, -0.5])
+    """
+    ends, at_risk, failures = _risk(steps, broke)
+    hazard = np.cumsum(failures / np.maximum(at_risk, 1))
+    return np.asarray(broke, dtype=float) - hazard[np.searchsorted(ends, np.asarray(steps, dtype=float))]
+
+
+class LogRank(NamedTuple):
+    """Comparison of groups of replicas."""
+
+    table: pd.DataFrame
+    """Counts by group: ``replicas``, ``broke`` and ``expected`` (the number if all groups were alike)."""
+    p: float
+    """Fraction of relabellings at least as uneven as the data; 1 if nothing broke."""
+
+
+def log_rank(steps, broke, groups, strata=None, *, permutations: int = 10_000, seed: int = 0) -> LogRank:
+    r"""Stratified log-rank comparison of groups with a permutation test (Peto and Peto 1972).
+
+    Groups are relabelled within strata, so the test does not assume large numbers. The statistic is
+    :math:`\sum_g U_g^2 / R_g`, with the summed scores :math:`U_g` of the :math:`R_g` replicas of a group.
+
+    Parameters
+    ----------
+    steps, broke
+        As in `kaplan_meier`.
+    groups
+        Group of every replica, such as its model, shape ``(R,)``.
+    strata
+        Stratum of every replica, such as its dataset, shape ``(R,)``. Strata may differ from each other.
+    permutations, seed
+        Number of permutations and seed of their draw.
+    """
+    steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
+    names, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    strata = (
+        np.zeros(len(steps)) if strata is None else np.unique(np.asarray(strata, str), return_inverse=True)[1]
+    )
+    rng, scores = np.random.default_rng(seed), np.zeros(len(steps))
+    relabelled = np.tile(group, (permutations + 1, 1))
+    for stratum in np.unique(strata):
+        here = np.flatnonzero(strata == stratum)
+        scores[here] = log_rank_scores(steps[here], broke[here])
+        if broke[here].any():
+            relabelled[1:, here] = rng.permuted(relabelled[1:, here], axis=1)
+    sizes = np.bincount(group, minlength=len(names))
+    sums = np.zeros((len(relabelled), len(names)))
+    for g in range(len(names)):
+        sums[:, g] = (relabelled == g) @ scores
+    uneven = (sums**2 / np.maximum(sizes, 1)).sum(1)
+    failed = np.bincount(group, weights=broke, minlength=len(names))
+    table = pd.DataFrame(
+        {"replicas": sizes, "broke": failed.astype(int), "expected": failed - sums[0]}, index=names
+    )
+    return LogRank(table, float((uneven >= uneven[0] - 1e-9).mean()) if broke.any() else 1.0)

@@ -1,0 +1,182 @@
+"""What does the book show? Its pages are notebooks that are executed from the records of a campaign."""
+
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import yaml
+
+from egraff_utils import campaign as campaigns
+from egraff_utils import paths, records
+from egraff_utils.running import batch
+
+BOOK = paths.ROOT / "book"
+
+
+def pages():
+    """Settings in ``params/book.yml``: the reference campaign and the pages that are executed notebooks."""
+    return yaml.safe_load((paths.ROOT / "params" / "book.yml").read_text())
+
+
+def reports():
+    """Names of the report pages of the book."""
+    return [page.removeprefix("report/") for page in pages()["pages"] if page.startswith("report/")]
+
+
+def report_page(name, page="leaderboard"):
+    """Executed report notebook of a campaign."""
+    return paths.runs() / name / "report" / f"{page}.ipynb"
+
+
+def page_parameters(page, settings, campaign):
+    """Notebook parameters of a page for a campaign, equal to those of the campaign's own run.
+
+    A training page shows one dataset, a rollout page one model, and the page of a task one of both. These are
+    the ones in ``settings`` if the campaign has them, else the first of the campaign. Report pages show all
+    datasets and models, and compare with further campaigns.
+    """
+    kind, stem = page.split("/")
+    seed = campaign.seeds[0]
+    if kind == "datasets":
+        return {"campaign": campaign.name}
+    if kind == "training":
+        dataset = _choose(settings.get("dataset"), campaign.datasets)
+        return campaign.training_parameters(dataset, stem, seed)
+    model = _choose(settings.get("model"), campaign.models)
+    if kind == "rollout":
+        return campaign.rollout_parameters(stem, model, seed, "corrected")
+    if kind in campaigns.TASKS:
+        dataset = _choose(settings.get("dataset"), getattr(campaign, kind)[stem])
+        return batch.task_parameters(page, campaign, dataset, model, seed)
+    return {"campaign": campaign.name, "beside": _beside(campaign.name)}
+
+
+def _beside(name):
+    """Campaigns in ``params/book.yml`` that have records and are shown next to a campaign."""
+    return [other for other in pages()["beside"] if other != name and len(records.read(other))]
+
+
+def _choose(wanted, available):
+    return wanted if wanted in available else available[0]
+
+
+def make_pages(names=(), *, jobs=2):
+    """Execute pages of the book from stored records, into ``book/``.
+
+    Parameters
+    ----------
+    names
+        Pages such as ``"rollout/lips"``; by default all pages in ``params/book.yml``.
+    jobs
+        Number of pages at a time.
+
+    Returns
+    -------
+    int
+        Number of pages that failed.
+    """
+    book = pages()
+    unknown = set(names) - set(book["pages"])
+    if unknown:
+        raise ValueError(f"no page {sorted(unknown)} in params/book.yml; it has: {', '.join(book['pages'])}")
+    names = list(names) or list(book["pages"])
+    failed = 0
+    with ProcessPoolExecutor(jobs) as pool:
+        for k, (name, message) in enumerate(zip(names, pool.map(_make_page, names), strict=True), start=1):
+            print(f"page {k} of {len(names)}: {name}{message}", flush=True)
+            failed += bool(message)
+    return failed
+
+
+def _make_page(name):
+    book = pages()
+    settings = book["pages"][name] or {}
+    campaign = campaigns.load(settings.get("campaign", book["reference"]))
+    try:
+        batch.execute(
+            batch.NOTEBOOKS / f"{name}.ipynb",
+            BOOK / f"{name}.ipynb",
+            parameters=page_parameters(name, settings, campaign),
+            quiet=True,
+        )
+    except (RuntimeError, ValueError) as error:
+        return f": {error}"
+    return ""
+
+
+def campaign_pages(name):
+    """Pages of the book that a campaign can show, and their executed notebooks.
+
+    Returns
+    -------
+    dict
+        Page such as ``"training/mace"`` -> executed notebook in ``runs/<campaign>/``.
+    """
+    campaign, folder = campaigns.load(name), paths.runs() / name
+    chosen = {}
+    for page, settings in pages()["pages"].items():
+        kind, stem = page.split("/")
+        known = {
+            "datasets": campaign.datasets,
+            "rollout": campaign.datasets,
+            "training": campaign.models,
+            "ood": campaign.ood,
+            "checks": campaign.checks,
+        }
+        if stem not in known.get(kind, [stem]):
+            continue
+        values = {"dataset": stem, "model": stem, **page_parameters(page, settings or {}, campaign)}
+        cell = {"dataset": values["dataset"], "model": values["model"], "seed": campaign.seeds[0]}
+        run, own = campaigns.CELL.format(**cell), f"{stem}.ipynb"
+        names = {"datasets": own, "report": own} | dict.fromkeys(campaigns.TASKS, f"{stem}/{run}")
+        chosen[page] = folder / kind / names.get(kind, run)
+    return {page: path for page, path in chosen.items() if path.exists()}
+
+
+def build_book(name=None):
+    """Build the committed pages, or those of a campaign from a copy, which leaves the repository unchanged.
+
+    Returns
+    -------
+    Path
+        First page of the HTML.
+
+    Raises
+    ------
+    RuntimeError
+        If the book cannot be built; the messages of Jupyter Book stand above.
+    """
+    site, options = (_site(name), ["--quiet"]) if name else (paths.ROOT, ["-W", "-n", "--keep-going"])
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    done = subprocess.run([jupyter_book, "build", site, "--all", *options], check=False)
+    if done.returncode:
+        raise RuntimeError(f"the book in {site} was not built; see the messages above")
+    return site / "_build" / "html" / "index.html"
+
+
+def _site(name):
+    """Folder with the pages of the book, in which those of a campaign have taken the place of ours."""
+    site = paths.runs() / name / "site"
+    shutil.rmtree(site / "book", ignore_errors=True)
+    shutil.copytree(BOOK, site / "book", ignore=shutil.ignore_patterns("_build", ".ipynb_checkpoints"))
+    for page, source in campaign_pages(name).items():
+        target = site / "book" / f"{page}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    shutil.copy(paths.ROOT / "_config.yml", site)
+    toc = (paths.ROOT / "_toc.yml").read_text()
+    (site / "_toc.yml").write_text(_existing_pages(toc, site))
+    return site
+
+
+def _existing_pages(toc, folder):
+    """Table of contents without the pages that do not exist."""
+
+    def missing(line):
+        page = re.match(r"\s*- file: (\S+)", line)
+        return page and not any((folder / f"{page[1]}{ending}").exists() for ending in (".md", ".ipynb"))
+
+    return "\n".join(line for line in toc.splitlines() if not missing(line)) + "\n"

@@ -1,0 +1,290 @@
+"""Does a campaign end with all its cells, whatever happened on the way?"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from egraff_utils import campaign, cards, paths, records
+from egraff_utils.__main__ import egraff, main
+from egraff_utils.report import beside
+from egraff_utils.running import batch, cells, pages
+
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """Folder with a space, an accent and what a shell would run in its name."""
+    folder = tmp_path / "mes données $(touch ran)"
+    monkeypatch.setenv("EGRAFF_RESULTS", str(folder / "results"))
+    monkeypatch.setenv("EGRAFF_RUNS", str(folder / "runs"))
+    folder.mkdir()
+    return folder
+
+
+def test_an_unknown_task_is_refused_before_anything_runs(workplace, capsys):
+    text = (paths.ROOT / "params" / "tiny.yml").read_text()
+    path = workplace / "mine.yml"
+    path.write_text(text + "ood: {benzin: [ethanol_xtb]}\n")
+    assert main(["campaign", "run", str(path)]) == 2
+    assert "benzin" in capsys.readouterr().err
+    path.write_text(text + "ood: {benzene: [ethanol]}\n")
+    with pytest.raises(ValueError, match="unknown dataset of the task benzene of mine 'ethanol'"):
+        campaign.load(str(path))
+
+
+@pytest.mark.parametrize("name", ["demo", "cpu"])
+def test_snakemake_plans_every_cell(name, workplace):
+    settings = campaign.load(name)
+    protocols = sum(len(settings.protocols(dataset)) for dataset, _, _ in settings.cells())
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "run", name, "--dry-run"]
+    plan = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=False)
+    assert plan.returncode == 0, plan.stderr
+    reports = len(pages.reports()) + 1  # and the target that asks for them
+    total = len(settings.datasets) + len(settings.cells()) + protocols + len(settings.task_cells()) + reports
+    assert f"total {total}" in " ".join((plan.stdout + plan.stderr).split())
+
+
+HEAD = """campaign: str = "demo"  # c
+dataset: str = "lips"  # d
+model: str = "mace"  # m
+preset: str = "small"  # p
+seed: int = 0  # s
+device: str = "cpu"  # d
+threads: int = 1  # t
+protocol: str = "corrected"  # p
+replicas: int = 1  # r
+steps: int = 1  # s
+max_seconds: float = None  # s
+max_steps: int = None  # s
+max_epochs: int = None  # s
+train_max_seconds: float = None  # s
+train_max_steps: int = None  # s
+train_max_epochs: int = None  # s"""
+RECORD = """from egraff_utils import records
+from egraff_utils.config import Key
+made = records.Outcome([records.Metric("force_mae", 1.0, "meV/Å")])
+records.stored_or_made(Key("{kind}", campaign, "lips", {model}), {{}}, lambda: made)
+"""
+KILLED_ONCE = """import os, signal
+from pathlib import Path
+from egraff_utils import paths
+if not (paths.runs() / "tried").exists():
+    (paths.runs() / "tried").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def project(workplace):
+    """A copy of the project whose notebooks compute nothing, and whose campaign has two models."""
+    folder = workplace / "project"
+    shutil.copytree(paths.ROOT / "egraff_utils", folder / "egraff_utils")
+    shutil.copy(paths.ROOT / "Snakefile", folder)
+    (folder / "params").mkdir()
+    (folder / "params" / "book.yml").write_text("reference: mine\nbeside: []\npages: {report/all: {}}\n")
+    sources = {
+        "datasets/lips": "1",
+        "training/mace": RECORD.format(kind="training", model="'mace'"),
+        "training/nequip": KILLED_ONCE + RECORD.format(kind="training", model="'nequip'"),
+        "rollout/lips": RECORD.format(kind="rollout", model="model"),
+        "report/all": "from egraff_utils import records\nlen(records.read(campaign))",
+    }
+    for name, source in sources.items():
+        path = folder / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = new_code_cell(HEAD, metadata={"tags": ["parameters"]})
+        nbformat.write(new_notebook(cells=[head, new_code_cell(source)], metadata=KERNEL), path)
+    (workplace / "mine.yml").write_text("description: d\ndatasets: [lips]\nmodels: [mace, nequip]\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_lost_cells_are_run_again_wherever_the_project_lies(project, workplace, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "run", str(workplace / "mine.yml")]
+    runs, results = workplace / "runs" / "mine", workplace / "results" / "mine"
+
+    def run():
+        return subprocess.run(words, cwd=project, capture_output=True, text=True, check=False)
+
+    first = run()
+    assert first.returncode == 1, first.stderr
+    assert "2 of 4 cells are missing" in first.stdout
+    assert (results / "failure_training" / "lips-nequip-s0.json").is_file()
+    assert (runs / "report" / "all.ipynb").is_file(), "reports are made of what there is"
+    again = run()
+    assert again.returncode == 0, again.stderr
+    assert not list(results.glob("failure*/*"))
+    made = sorted(path.relative_to(runs).as_posix() for path in runs.glob("[rt]*/*.ipynb"))
+    assert made[-4:] == [
+        f"{k}/lips-{m}-s0.ipynb" for k in ("rollout", "training") for m in ("mace", "nequip")
+    ]
+
+    lost = results / "rollout" / "lips-mace-s0.json"
+    lost.unlink()
+    (results / "training" / "lips-nequip-s0.json").write_text("")
+    (runs / "rollout" / "lips-nequip-s0.ipynb").write_text("")
+    third = run()
+    assert third.returncode == 0, third.stderr
+    assert "lips-nequip-s0.ipynb cannot be used" in third.stderr
+    assert lost.is_file()
+    assert json.loads((runs / "rollout" / "lips-nequip-s0.ipynb").read_text())["cells"]
+    assert records.load(results / "training" / "lips-nequip-s0.json")["force_mae"] == 1
+    assert not list(workplace.rglob("ran")), "the name of a folder was run as a command"
+
+
+def test_status_shows_what_is_done_running_failed_and_waiting(workplace, capsys):
+    file = workplace / "mine.yml"
+    file.write_text("description: d\ndatasets: [lips]\nmodels: [mace, nequip]\n")
+    mine = campaign.load(file)
+    done, running, failed, _ = cells.cells(mine)
+    done.output.parent.mkdir(parents=True)
+    done.output.touch()
+    batch.record_failure(failed.notebook, failed.parameters(mine), OSError("no space"))
+    with batch.alone(running.output):
+        assert main(["campaign", "status", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 done, 1 running" in shown
+    assert "1 failed, 1 waiting" in shown
+    assert "failed: training/nequip.ipynb, lips-nequip-s0: OSError: no space" in shown
+
+
+def test_a_campaign_of_any_place_is_found_by_its_name_once_it_ran(workplace):
+    file = workplace / "mine.yml"
+    file.write_text("description: é\ndatasets: [lips]\nmodels: [mace]\n")
+    with pytest.raises(ValueError, match="unknown campaign 'mine'"):
+        campaign.load("mine")
+    assert beside.budget("mine") == "campaign mine: settings not in params"
+    campaign.keep(file)
+    assert campaign.load("mine") == campaign.load(file)
+    assert beside.budget("mine").startswith("campaign mine: preset small, the published number of epochs")
+
+
+def test_a_cell_whose_process_was_killed_leaves_a_failure(workplace):
+    file = workplace / "mine.yml"
+    file.write_text("description: d\ndatasets: [lips]\nmodels: [mace]\n")
+    mine = campaign.load(file)
+    wanted = cells.cells(mine)
+    with paths.written(wanted[1].output) as partial:
+        left = partial.with_name(partial.name.replace(f"-{os.getpid()}-", "-999999999-"))
+    left.touch()
+    wanted[1].output.unlink()
+    cells._record_killed(mine, wanted)
+    (record,) = records.read_all("mine")
+    assert (record.kind, "the process was killed" in record.message) == ("failure_rollout", True)
+    assert not left.exists()
+
+
+WRONG = [
+    (["campaign", "run", "cpuu"], 2, "did you mean 'cpu'"),
+    (["campaign", "plan", "cpu"], 2, "give one, such as --budget 25m"),
+    (["campaign", "run", "cpu", "--jobs", "0"], 2, "--jobs"),
+    (["leaderboard", "nothing"], 2, "egraff campaign run nothing"),
+    (["data", "check", "etanol"], 2, "did you mean 'ethanol'"),
+    (["run", "nothing.ipynb"], 2, "does not exist"),
+    (["rollout", "mace", "ethanol", "--campaign", "nothing"], 1, "egraff train mace ethanol"),
+    (["trian"], 2, "No such command"),
+]
+
+
+@pytest.mark.parametrize(("words", "status", "remedy"), WRONG)
+def test_wrong_input_ends_in_one_line_with_a_remedy(workplace, words, status, remedy, capsys):
+    assert main(words) == status
+    said = capsys.readouterr().err.strip().splitlines()
+    assert remedy in said[-1]
+    assert said[-1].startswith(("error: ", "Error: "))
+
+
+def test_datasets_are_listed_and_checked(workplace, capsys):
+    assert main(["data", "list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == cards.datasets()
+    assert main(["data", "check", "copper_emt"]) == 0
+    assert "DatasetCard copper_emt" in capsys.readouterr().out
+
+
+def commands(group, name=()):
+    for verb, command in group.commands.items():
+        yield from commands(command, (*name, verb)) if hasattr(command, "commands") else [(*name, verb)]
+
+
+def test_every_verb_has_help_with_an_example_and_imports_little(capsys):
+    for words in commands(egraff):
+        assert main([*words, "--help"]) == 0
+        assert f"  egraff {' '.join(words)}" in capsys.readouterr().out
+    code = "import sys, egraff_utils.__main__ as m; m.main(['--help']); sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+SLOW_TO_STOP = """import time
+try:
+    print('up', flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    print('clean')"""
+
+
+def test_an_interrupted_command_is_waited_for():
+    words = f"[sys.executable, '-c', {SLOW_TO_STOP!r}]"
+    outer = f"import sys; from egraff_utils.running import cells; cells.run_to_the_end({words})"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", outer], text=True, **pipes)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[0] == "clean\n"
+    assert process.returncode
+
+
+def test_jobs_ask_for_times_from_their_budgets(workplace):
+    words = [sys.executable, "-m", "snakemake", "-n", "--executor", "dryrun", "--cores", "1"]
+    words += ["--config", "campaign=tiny", "--snakefile", str(paths.ROOT / "Snakefile")]
+    words += ["--directory", str(workplace)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "runtime=31" in said, "half an hour, and twice 20 s"
+
+
+@pytest.mark.slow
+def test_a_tiny_campaign_survives_kill_and_ends(workplace):
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "run", "tiny"]
+    first = subprocess.Popen(words, cwd=paths.ROOT, start_new_session=True)
+    trained = workplace / "results" / "tiny" / "training"
+    deadline = time.monotonic() + 300
+    while not list(trained.glob("*.json")) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    stored = {path: path.read_bytes() for path in trained.glob("*.json")}
+    assert stored
+    subprocess.run(words, cwd=paths.ROOT, check=True)
+    assert {path: path.read_bytes() for path in stored} == stored, "a finished training ran again"
+    frame = records.read("tiny")
+    made = {"training", "rollout", "rollout_as_coded", "floor", "floor_as_coded"}
+    assert set(frame.kind) == made | {"dataset", "audit"}
+    assert set(frame.status) <= {"complete", "unstable"}
+    board = json.loads(pages.report_page("tiny").read_text())
+    assert any("every cell of the campaign" in str(cell.get("outputs")) for cell in board["cells"])
+    text = cells.leaderboard_text("tiny")
+    assert "MACE" in text
+    assert "TorchMD-NET" in text
+    again = subprocess.run(words, cwd=paths.ROOT, check=True, capture_output=True, text=True)
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_a_dataset_may_have_seeds_of_its_own(tmp_path):
+    text = (
+        "description: d\ndatasets: [ethanol, lips]\nmodels: [mace]\noverrides: {ethanol: {seeds: [0, 1]}}\n"
+    )
+    (tmp_path / "mine.yml").write_text(text)
+    cells = campaign.load(tmp_path / "mine.yml").cells()
+    assert cells == [("ethanol", "mace", 0), ("ethanol", "mace", 1), ("lips", "mace", 0)]

@@ -1,0 +1,92 @@
+"""Is what a file of frames holds found without being told, and is a card written that works?"""
+
+import ase.io
+import numpy as np
+import pytest
+from ase import units
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from egraff_utils import cards, data
+from egraff_utils.checks import own_data
+
+FREE = {"H2O": -76.4, "CH4": -40.5}
+"""Total energy with all electrons, Hartree."""
+
+
+def frames(energy=1.0, force=1.0, length=1.0, kinds=("H2O", "CH4")):
+    """Molecules with a total energy in Hartree and forces of 1 eV/Å, times factors."""
+    rng = np.random.default_rng(0)
+    found = []
+    for k in range(20):
+        atoms = molecule(kinds[k % len(kinds)])
+        atoms.positions = (atoms.positions + 0.03 * rng.normal(size=(len(atoms), 3))) * length
+        forces = force * rng.normal(size=(len(atoms), 3))
+        total = energy * (FREE[kinds[k % len(kinds)]] + 0.01 * rng.normal())
+        atoms.calc = SinglePointCalculator(atoms, energy=total, forces=forces)
+        found.append(atoms)
+    return found
+
+
+HARTREE = units.Hartree
+CASES = {
+    "eV and Å": (HARTREE, 1.0, 1.0, {"energy": "eV", "length": "Å"}),
+    "kcal/mol": (HARTREE * units.mol / units.kcal, 23.06, 1.0, {"energy": "kcal/mol", "length": "Å"}),
+    "atomic": (1.0, units.Bohr / HARTREE, 1 / units.Bohr, {"energy": "Hartree", "length": "Bohr"}),
+    "mixed": (1.0, 1.0, 1.0, {"energy": "Hartree", "length": "Å", "forces": "eV/Å"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_units_are_guessed_and_said(tmp_path, case):
+    *factors, expected = CASES[case]
+    ase.io.write(tmp_path / "mine.xyz", frames(*factors), format="extxyz")
+    found = own_data.describe(tmp_path / "mine.xyz")
+    assert found.card.units == expected
+    assert not found.problems
+    assert found.facts["compositions"] == "H2O (10), CH4 (10)"
+    card = cards.dataset(found.write_card())
+    train = data.load(card, "train")
+    assert len(train) == 16
+    assert train[0].get_potential_energy() == pytest.approx(FREE["H2O"] * HARTREE, rel=0.01)
+    assert 0.5 < np.sqrt(np.mean(train[0].get_forces() ** 2)) < 2
+    assert "# guessed: energy:" in (tmp_path / "mine.yml").read_text()
+    with pytest.raises(FileExistsError):
+        found.write_card()
+
+
+def test_a_crystal_is_told_from_a_molecule_in_a_box(tmp_path):
+    rng = np.random.default_rng(0)
+    copper = [bulk("Cu", cubic=True) * 2 for _ in range(10)]
+    for atoms in copper:
+        atoms.positions += 0.05 * rng.normal(size=atoms.positions.shape)
+        atoms.calc = EMT()
+        atoms.get_forces()
+    ase.io.write(tmp_path / "cu.db", copper)
+    found = own_data.describe(tmp_path / "cu.db")
+    assert (found.card.system, found.card.elements) == ("bulk", [29])
+    assert found.card.units == {"energy": "eV", "length": "Å"}
+    boxed = frames(HARTREE)
+    for atoms in boxed:
+        atoms.calc.atoms.set_cell([12, 12, 12])
+        atoms.calc.atoms.pbc = True
+        atoms.set_cell([12, 12, 12])
+        atoms.pbc = True
+    ase.io.write(tmp_path / "boxed.traj", boxed)
+    assert own_data.describe(tmp_path / "boxed.traj").card.system == "molecule"
+
+
+def test_what_is_wrong_is_told_with_the_frame(tmp_path):
+    wrong = frames(HARTREE)
+    del wrong[19].calc.results["forces"]
+    ase.io.write(tmp_path / "mine.xyz", wrong, format="extxyz")
+    found = own_data.describe(tmp_path / "mine.xyz")
+    assert "mine/test: frame 1 (frame 19 of source all) holds no forces" in found.problems[0]
+    assert "forces in 19 frames" in found.facts["labels"]
+    assert found.problems[0] in repr(found)
+    (tmp_path / "empty.xyz").write_text("")
+    with pytest.raises(ValueError, match="empty.xyz"):
+        own_data.describe(tmp_path / "empty.xyz")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        own_data.describe(tmp_path / "absent.xyz")
