@@ -292,7 +292,7 @@ def test_letters_are_raised_behind_the_value(floored, monkeypatch):
         asked.append((len(files), metric))
         return {"mace": "a", "nequip": "ab"}
 
-    monkeypatch.setattr(tables, "_found_letters", letters)
+    monkeypatch.setattr(table_cells, "_found_letters", letters)
     floored["path"] = "cpu/" + floored.kind + "/ethanol-" + floored.model + "-s0.json"
     table = tables.beside(floored, ("wf", "force_mae"))
     assert asked == [(3, "wf")]  # one group, the rollouts only

@@ -383,7 +383,7 @@ def _means(frame, column):
     groups = rows.groupby(["kind", "dataset", "model"])
     found = groups[["value", "low", "high"]].mean()
     for place, block in groups:
-        if block.seed.nunique() > 1:
+        if len(block) > 1 and block.seed.nunique() > 1:
             found.loc[place, ["low", "high"]] = _seed_interval(block.value.to_numpy(float), column)
     return found * column.factor
 
