@@ -145,7 +145,7 @@ class Plan:
             "timestep": card.timestep,
             "reader": "extxyz",
             "files": {split: f"{split}.xyz" for split in ("train", "val")},
-            "splits": {"train": "train", "val": "val", "test": "val"},
+            "splits": {"train": "train", "val": "val", "test": {"source": "val", "subset_of": ["val"]}},
         }
         (folder / "card.yml").write_text(yaml.safe_dump(described))
 

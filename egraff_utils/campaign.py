@@ -4,7 +4,6 @@ from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field
 
 from egraff_utils import cards, paths, schema
@@ -234,12 +233,11 @@ def path_of(name):
 
 def keep(name):
     """Copy the file of a campaign outside ``params/`` to its records, so that reports find it by its name."""
-    path = path_of(name)
-    mapping = schema.read(path)
-    mapping.setdefault("name", path.stem)
-    if path.parent != paths.ROOT / "params" and path != kept_path(mapping["name"]):
-        with paths.written(kept_path(mapping["name"])) as temporary:
-            temporary.write_text(yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+    path, own = path_of(name), load(name, planned=False).name
+    if path.parent != paths.ROOT / "params" and path != kept_path(own):
+        named = "name" in schema.read(path)
+        with paths.written(kept_path(own)) as temporary:
+            temporary.write_text(("" if named else f"name: {own}\n") + path.read_text())
 
 
 def kept_path(name):

@@ -380,7 +380,7 @@ def _means(frame, column):
     rows = frame[(frame.metric == column.metric) & (frame.model != "reference")]
     groups = rows.groupby(["kind", "dataset", "model"])
     found = groups[["value", "low", "high"]].mean()
-    for place, block in groups:
+    for place, block in groups if "seed" in rows else ():
         if block.seed.nunique() > 1:
             found.loc[place, ["low", "high"]] = _seed_interval(block.value.to_numpy(float), column)
     return found * column.factor
