@@ -18,7 +18,7 @@ from egraff_utils import cards, data, models, records
 from egraff_utils.md import rollout, stability
 from egraff_utils.md.rollout import RolloutConfig, match_frames, roll_out, start_frames
 from egraff_utils.md.temperature import kinetic_temperature
-from egraff_utils.running import batch
+from egraff_utils.running import pages
 
 STORED = 2.0**-12
 """Relative precision of the curves of a record."""
@@ -290,7 +290,7 @@ def test_errors_come_before_any_work(copper, nitrogen):
         roll_out(config(copper, split="tset"), force_field=SoftSpheres([29]))
     with pytest.raises(ValueError, match="unknown model"):
         roll_out(config(copper, "mase"))
-    with pytest.raises(FileNotFoundError, match="notebooks/training/mace.ipynb .* -p dataset copper_test"):
+    with pytest.raises(FileNotFoundError, match="egraff train mace copper_test"):
         roll_out(config(copper, "mace"))
     with pytest.raises(ValueError, match="no oracle"):
         roll_out(config(nitrogen, "reference"))
@@ -349,17 +349,17 @@ def test_another_dataset_may_give_the_starts(mixture, nitrogen):
     assert roll_out(config, force_field=force_field).provenance == record.provenance
 
 
-PAGES = batch.pages()["pages"]
+PAGES = pages.pages()["pages"]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("rollout/")])
 def test_pages_find_the_committed_rollouts_of_all_models(page, monkeypatch):
     monkeypatch.delenv("EGRAFF_RESULTS")
     settings = PAGES[page]
-    campaign = campaigns.load(settings.get("campaign", batch.pages()["reference"]))
+    campaign = campaigns.load(settings.get("campaign", pages.pages()["reference"]))
     fields = {field.name for field in dataclasses.fields(RolloutConfig)}
     for model in campaign.models:
-        values = batch.page_parameters(page, settings | {"model": model}, campaign)
+        values = pages.page_parameters(page, settings | {"model": model}, campaign)
         given = {name: value for name, value in values.items() if name in fields}
         asked = RolloutConfig(dataset=page.split("/")[1], **given)
         card = cards.dataset(asked.dataset)
