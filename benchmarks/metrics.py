@@ -154,9 +154,10 @@ def _metrics_time(config, card, scene, clock):
     trajectory = walk(scene, STEPS + 1)
     begun = clock()
     reference = rollout._stored(config, card, scene.frames, scene.first)
-    rule = rollout._rule(card, scene.frames)
+    rule = rollout._rule(config, card, scene.frames)
     for replica, start in itertools.product(range(REPLICAS), range(0, STEPS, config.checkpoint_every)):
-        rule(trajectory.positions[replica, start : start + config.checkpoint_every])
+        end = start + config.checkpoint_every
+        rule(trajectory.positions[replica, start:end], trajectory.temperature[replica, :end])
     analysis.measure(trajectory, scene.starts[0], reference, timestep=config.timestep, steps=STEPS)
     return clock() - begun
 

@@ -34,8 +34,9 @@ def test_the_walk_is_a_sound_trajectory():
     scene = rollout._scene(config, card)
     trajectory = metrics.walk(scene, 121)
     assert trajectory.positions.shape == (2, 121, 83, 3)
-    rule = rollout._rule(card, scene.frames)
-    assert [rule(positions) for positions in trajectory.positions] == [None, None]
+    rule = rollout._rule(config, card, scene.frames)
+    parts = zip(trajectory.positions, trajectory.temperature, strict=True)
+    assert [rule(positions, temperatures) for positions, temperatures in parts] == [None, None]
     np.testing.assert_allclose(trajectory.positions[:, 0], [a.positions for a in scene.starts], atol=1e-5)
 
 

@@ -42,10 +42,14 @@ class Trajectory:
     """Last valid step of each replica, shape ``(R,)``."""
     causes: list[str]
     """:class:`~egraff_utils.breaks.Cause` of each replica's break; empty for those that did not break."""
-    where: np.ndarray
-    """Indices of the one or two atoms at which each replica broke, or -1, shape ``(R, 2)``."""
     step_times: np.ndarray
     """Time that every step took, s."""
+    where: np.ndarray | None = None
+    """Indices of the one or two atoms at which each replica broke, or -1, shape ``(R, 2)``; by default -1."""
+
+    def __post_init__(self):
+        if self.where is None:
+            self.where = np.full((len(self.stable_step), 2), -1)
 
     @property
     def step(self):
@@ -74,7 +78,6 @@ class Trajectory:
         """The trajectory in a file written by :meth:`save`."""
         with np.load(path, allow_pickle=False) as stored:
             values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
-        values.setdefault("where", np.full((len(values["stable_step"]), 2), -1))  # in files of references
         return cls(**values | {"causes": [str(cause) for cause in values["causes"]]})
 
     def breaks(self, timestep):
@@ -358,6 +361,5 @@ def _empty(starts, steps):
         temperature_species=np.full((*shape, species), np.nan),
         stable_step=np.zeros(len(starts), dtype=int),
         causes=[""] * len(starts),
-        where=np.full((len(starts), 2), -1),
         step_times=np.zeros(0),
     )
