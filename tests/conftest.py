@@ -1,12 +1,18 @@
-"""Skips what needs the public datasets where they are not available."""
+"""Skips what needs the public datasets where they are not available, and lets tests be interrupted."""
 
 import os
+import signal
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from egraff_utils.records import COLUMNS
+
+
+def pytest_configure():
+    # a shell that starts tests in the background ignores interrupts, and so would the commands under test
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
