@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import egraff_utils
 from egraff_utils import paths
 
 PACKAGE = paths.ROOT / "egraff_utils"
@@ -101,6 +102,11 @@ def test_what_computes_knows_no_report(path):
 @pytest.mark.parametrize("path", files(PACKAGE / "report"))
 def test_no_file_of_the_report_is_large(path):
     assert lines(path) <= 500
+
+
+@pytest.mark.parametrize("name", egraff_utils.DOOR)
+def test_the_package_offers_what_users_name(name):
+    assert getattr(egraff_utils, name).__name__ == f"egraff_utils.{egraff_utils.DOOR[name]}"
 
 
 def test_what_reads_records_loads_no_torch():
