@@ -91,12 +91,21 @@ def _value(notebook, declared, text):
     kind, optional = declared["inferred_type_name"].partition("|")[0].strip(), declared["default"] == "None"
     if text in NONE and (optional or kind != "str"):
         return None
-    readers = {"str": str, "int": _integer, "float": float, "bool": _truth}
+    readers = {"str": _text, "int": _integer, "float": float, "bool": _truth}
     try:
         return readers.get(kind, yaml.safe_load)(text)
     except (ValueError, yaml.YAMLError) as error:
         name = declared["name"]
         raise ValueError(f"parameter {name} of {notebook} is of type {kind}; '{text}' is none") from error
+
+
+def _text(text):
+    """A text, without the quotes that :func:`words` puts around one that looks like a number.
+
+    >>> _text("2025"), _text('"2025"')
+    ('2025', '2025')
+    """
+    return str(yaml.safe_load(text)) if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def _integer(text):
@@ -362,12 +371,22 @@ def words(parameters):
     --------
     >>> words({"seed": 0, "dataset": "lips", "max_seconds": None})
     '-p seed 0 -p dataset lips -p max_seconds null'
+    >>> print(words({"campaign": "2025"}))  # quoted, as YAML too would take it for a number
+    -p campaign '"2025"'
     """
     return " ".join(f"-p {name} {shlex.quote(_plain(value))}" for name, value in parameters.items())
 
 
 def _plain(value):
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) and _reads_as(value) == value else json.dumps(value)
+
+
+def _reads_as(text):
+    """What YAML makes of a text; None if it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def task_parameters(notebook, campaign, dataset, model, seed):
