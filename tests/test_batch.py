@@ -157,6 +157,8 @@ def test_contents_without_missing_pages(tmp_path):
     (tmp_path / "here.md").touch()
     toc = "root: here\n  - file: here\n  - file: gone  # comment\n"
     assert pages._existing_pages(toc, tmp_path) == "root: here\n  - file: here\n"
+    titled = "  - file: gone\n    title: Gone\n  - file: here\n    title: Here\n"
+    assert pages._existing_pages(titled, tmp_path) == "  - file: here\n    title: Here\n"
 
 
 TYPES = 'campaign: str = "demo"\nsteps: int = 5\nrate: float = None\nlong: bool = False\nbeside: list = []'

@@ -4,15 +4,13 @@ import re
 
 import nbformat
 import pytest
-import yaml
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import paths
 from egraff_utils.running import batch, pages
 
 GLUED = r'"scrapbook": \{\s*"mime_prefix": "[^"]*",\s*"name": "([^"]+)"'
-TOC = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())
-FILES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+FILES = pages.contents()
 PAGES = [file.removeprefix("book/") for file in FILES if file.removeprefix("book/").count("/")]
 
 

@@ -9,16 +9,14 @@ import shutil
 import threading
 
 import pytest
-import yaml
 
 from egraff_utils import paths
+from egraff_utils.running import pages
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
 SITE = paths.ROOT / "_build" / "html"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-TOC = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 OVERFLOWING = """() => {
   const width = document.documentElement.clientWidth;
   const scrolls = (e) => e !== document.body && e !== document.documentElement
@@ -71,7 +69,7 @@ def window(request, browser, address):
     page.close()
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", pages.contents())
 def test_a_page_can_be_read_without_a_network(name, window, address):
     page, said, asked = window
     said.clear()

@@ -21,6 +21,12 @@ def pages():
     return yaml.safe_load((paths.ROOT / "params" / "book.yml").read_text())
 
 
+def contents():
+    """Files of the book without their endings, in the order of ``_toc.yml``, such as ``"book/intro"``."""
+    toc = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
 def reports():
     """Names of the report pages of the book."""
     return [page.removeprefix("report/") for page in pages()["pages"] if page.startswith("report/")]
@@ -176,8 +182,8 @@ def _site(name):
 def _existing_pages(toc, folder):
     """Table of contents without the pages that do not exist."""
 
-    def missing(line):
-        page = re.match(r"\s*- file: (\S+)", line)
-        return page and not any((folder / f"{page[1]}{ending}").exists() for ending in (".md", ".ipynb"))
+    def kept(entry):
+        there = any((folder / f"{entry[1]}{ending}").exists() for ending in (".md", ".ipynb"))
+        return entry[0] if there else ""
 
-    return "\n".join(line for line in toc.splitlines() if not missing(line)) + "\n"
+    return re.sub(r"^ *- file: (\S+).*\n(?: +title: .*\n)?", kept, toc, flags=re.MULTILINE)
