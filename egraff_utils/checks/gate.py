@@ -115,10 +115,7 @@ class GateConfig(Config):
     threads: int = 1
 
     def __post_init__(self):
-        for name in ("structures", "runs", "run_steps", "temperature", "timestep"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, not {value}")
+        self.require_positive("structures", "runs", "run_steps", "temperature", "timestep")
 
     def parameters(self):
         """What determines the result, as stored in the record, together with the tolerances."""

@@ -69,9 +69,7 @@ class HorizonConfig(Config):
     progress: bool = True
 
     def __post_init__(self):
-        for name in ("starts", "duration", "short", "friction"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        self.require_positive("starts", "duration", "short", "friction")
 
 
 def datasets():

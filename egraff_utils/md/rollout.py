@@ -126,8 +126,7 @@ def roll_out(config, *, force_field=None):
         Kind ``rollout`` or ``rollout_as_coded``. Metrics and curves are those of
         :mod:`egraff_utils.md.analysis` and, where the dataset has an oracle, of
         :func:`egraff_utils.md.own_frames.label`. A stored record is returned if it has the same parameters
-        and was made with the same weights and
-        frames. The status is ``unstable`` if a replica broke; the
+        and was made with the same weights and frames. The status is ``unstable`` if a replica broke; the
         message says when and why.
 
     Raises
