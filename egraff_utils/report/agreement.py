@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from egraff_utils import cards, metrics, quantities, statistics
-from egraff_utils.report import beside, plots
+from egraff_utils.report import beside, look
 from egraff_utils.report.beside import BOUND, OURS, PAPER
 from egraff_utils.report.ranks import chance_of, rank_correlation
 
@@ -423,19 +423,19 @@ def plot_agreement(columns: dict, *, wide: int = 3) -> Figure:
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
     models = {model for cells in shown.values() for model in cells.index.get_level_values("model")}
-    handles = plots.model_handles(sorted(models, key=plots.model_place), marker="o", linestyle="")
+    handles = look.model_handles(sorted(models, key=look.model_place), marker="o", linestyle="")
     figure.legend(handles=handles, loc="outside upper center", ncols=6)
     return figure
 
 
 def _plot_cells(ax, name, cells):
-    colors = [plots.model_color(model) for model in cells.index.get_level_values("model")]
+    colors = [look.model_color(model) for model in cells.index.get_level_values("model")]
     ax.scatter(cells[PAPER], cells[OURS], c=colors, s=22, edgecolor="0.2", linewidth=0.4, zorder=3)
     low, high = cells.to_numpy().min() / 1.4, cells.to_numpy().max() * 1.4
-    ax.plot([low, high], [low, high], color=plots.REFERENCE_COLOR, linewidth=0.9)
+    ax.plot([low, high], [low, high], color=look.REFERENCE_COLOR, linewidth=0.9)
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     for axis in "xy":
-        plots.set_log_scale(ax, axis)
+        look.set_log_scale(ax, axis)
     number, head = name
     ax.set_xlabel(f"Paper, Table {number}, same unit", fontsize=8.5)
     ax.set_ylabel(f"Ours, {head}", fontsize=8.5)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from egraff_utils import quantities
 from egraff_utils.config import Kind, changed
-from egraff_utils.report import plots
+from egraff_utils.report import look
 from egraff_utils.report.beside import (
     BOUND,
     LAYOUTS,
@@ -219,7 +219,7 @@ def plot_ranges(found: pd.DataFrame, metrics: tuple[str, ...] = ("wf", "ev_root"
         _draw(ax, found[found.metric == metric], {place: y for y, place in enumerate(places)})
         ax.set_xlabel(quantities.of(metric).head)
         if metric != "fv":
-            plots.set_log_scale(ax, "x")
+            look.set_log_scale(ax, "x")
     axes[0, 0].set_yticks(range(len(places)), places)
     axes[0, 0].set_ylim(len(places) - 0.5, -0.5)
     figure.legend(handles=_handles(found), loc="outside upper center", ncols=4)
@@ -231,10 +231,10 @@ def _draw(ax, found, places):
         y, first = places[place], block.iloc[0]
         if first.low < first.high:
             ax.fill_betweenx(
-                [y - 0.4, y + 0.4], first.low, first.high, color=plots.FLOOR_COLOR, alpha=0.4, linewidth=0
+                [y - 0.4, y + 0.4], first.low, first.high, color=look.FLOOR_COLOR, alpha=0.4, linewidth=0
             )
         elif np.isfinite(first.floor):
-            ax.plot([first.floor] * 2, [y - 0.4, y + 0.4], color=plots.FLOOR_COLOR)
+            ax.plot([first.floor] * 2, [y - 0.4, y + 0.4], color=look.FLOOR_COLOR)
         for name, marker in MARKERS.items():
             if first[name] > 0:
                 ax.plot(first[name], y, marker, color="black", markersize=7)
@@ -242,14 +242,14 @@ def _draw(ax, found, places):
             block[PAPER], [y - 0.2] * len(block), "o", color="black", markerfacecolor="none", markersize=4
         )
         ax.scatter(
-            block[OURS], [y + 0.2] * len(block), s=16, c=[plots.model_color(m) for m in block.model], zorder=3
+            block[OURS], [y + 0.2] * len(block), s=16, c=[look.model_color(m) for m in block.model], zorder=3
         )
 
 
 def _handles(found):
     point = {"linestyle": "", "color": "black"}
-    handles = [plt.Rectangle((0, 0), 1, 1, color=plots.FLOOR_COLOR, alpha=0.4, label="saturation, 95 %")]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=look.FLOOR_COLOR, alpha=0.4, label="saturation, 95 %")]
     handles += [Line2D([], [], marker="o", markerfacecolor="none", label="published", **point)]
-    models = sorted(set(found.model[found[OURS].notna()]), key=plots.model_place)
-    handles += plots.model_handles(models, marker="o", linestyle="")
+    models = sorted(set(found.model[found[OURS].notna()]), key=look.model_place)
+    handles += look.model_handles(models, marker="o", linestyle="")
     return handles + [Line2D([], [], marker=MARKERS[n], label=title, **point) for n, title in NULLS.items()]

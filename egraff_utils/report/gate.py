@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from egraff_utils import quantities
 from egraff_utils.checks import gate
-from egraff_utils.report import figures, plots, tables
+from egraff_utils.report import figures, look, plots, tables
 
 SMOOTH = "cpu_smooth"
 """Name of the campaign of the variants that are smooth at the cutoff."""
@@ -144,12 +144,12 @@ def plot_crossing(record, *, label=None, color=None, ax=None):
     The slope and a step at the cutoff are fitted, and the slope is subtracted. A smooth energy then stays on
     a line through zero, apart from its curvature.
     """
-    ax = plots.take_axes(ax)
+    ax = look.take_axes(ax)
     distance, energy = (plots.read_curve(record, f"cutoff_{name}") for name in ("distance", "energy"))
     x = distance - distance.mean()
     slope = np.linalg.lstsq(np.column_stack([x, np.ones_like(x), x > 0]), energy, rcond=None)[0][0]
     rest = energy - slope * x
-    style = {"color": color or plots.model_color(record.model)}
+    style = {"color": color or look.model_color(record.model)}
     for side, name in ((x < 0, label or tables.model_title(record.model)), (x > 0, None)):
         ax.plot(x[side], rest[side] - rest.mean(), label=name, **style)
     ax.set(xlabel="Distance minus cutoff (Å)", ylabel="Energy (meV)")
@@ -159,9 +159,9 @@ def plot_crossing(record, *, label=None, color=None, ax=None):
 
 def plot_energy(record, *, label=None, color=None, ax=None):
     """Total energy along the NVE runs of a gate, relative to the start."""
-    ax = plots.take_axes(ax)
+    ax = look.take_axes(ax)
     time, energy = plots.read_curve(record, "time"), plots.read_curve(record, "energy_total")
-    style = {"color": color or plots.model_color(record.model), "linewidth": 1.0}
+    style = {"color": color or look.model_color(record.model), "linewidth": 1.0}
     for run, values in enumerate(energy):
         ax.plot(time, values, label=None if run else label or tables.model_title(record.model), **style)
     ax.set(xlabel="Time (fs)", ylabel="Total energy (meV/atom)")
@@ -210,7 +210,7 @@ def drift_against_jump(found, smooth=()):
     markers = figures.dataset_markers({record.dataset for record, _ in drawn})
     for record, fill in drawn:
         jump = _value(record, "jump")
-        color = plots.model_color(record.model)
+        color = look.model_color(record.model)
         for ax, name in zip(axes, ("fluctuation", "drift"), strict=True):
             value = _value(record, name)
             if np.isfinite([jump, value]).all() and value:
@@ -223,7 +223,7 @@ def drift_against_jump(found, smooth=()):
             ax.set(xscale="log", yscale="log")
             ax.axvline(gate.CHECKS["jump"].tolerance, color="0.6", linestyle=":", linewidth=1)
     models = figures.order_models({record.model for record, _ in drawn})
-    handles = plots.model_handles(models)
+    handles = look.model_handles(models)
     handles += [
         Line2D([], [], marker=marker, color="0.4", linestyle="none", label=tables.short_title(name))
         for name, marker in markers.items()

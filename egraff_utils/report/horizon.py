@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from egraff_utils import quantities
 from egraff_utils.checks import horizon
-from egraff_utils.report import plots
+from egraff_utils.report import look, plots
 from egraff_utils.report.beside import short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.ranks import rank_correlation
@@ -232,7 +232,7 @@ def following_grid(found: list, quantity: str = "fv", *, names=("driven",), data
     figure.supxlabel("Time (fs)", fontsize="medium")
     figure.supylabel(quantities.of(quantity).written_out, fontsize="medium")
     models = order_models({r.model for group in groups.values() for r in group})
-    handles = plots.model_handles(models, linewidth=2.2)
+    handles = look.model_handles(models, linewidth=2.2)
     if len(names) > 1:
         handles += [Line2D([], [], color="0.3", linestyle=LINES[n], label=TITLES[n]) for n in names]
     if handles:
@@ -244,13 +244,13 @@ def _draw(ax, group, quantity, names):
     for record in group:
         for name in names:
             if (line := curve(record, quantity, name)) is not None:
-                ax.plot(*line, color=plots.model_color(record.model), linestyle=LINES[name], linewidth=1.2)
+                ax.plot(*line, color=look.model_color(record.model), linestyle=LINES[name], linewidth=1.2)
     floor = _median([value(record, "floor_fv") for record in group])
     if quantity == "fv" and np.isfinite(floor):
         plots.plot_floor(ax, floor)
         ax.axhline(floor / 2, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
     if ax.lines:
-        plots.set_log_scale(ax, "y")
+        look.set_log_scale(ax, "y")
 
 
 def plot_errors(pairs: pd.DataFrame) -> Figure:
@@ -258,7 +258,7 @@ def plot_errors(pairs: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
     names = order_datasets(pairs.dataset.unique())
     for row in pairs.itertuples():
-        marker, color = plots.MARKERS[names.index(row.dataset)], plots.model_color(row.model)
+        marker, color = look.MARKERS[names.index(row.dataset)], look.model_color(row.model)
         face = color if row.reached else "none"
         ax.plot(
             row.force_mae, row.horizon, marker=marker, color=color, markerfacecolor=face, linestyle="none"
@@ -268,12 +268,12 @@ def plot_errors(pairs: pd.DataFrame) -> Figure:
                         arrowprops={"arrowstyle": "->", "color": color})  # fmt: skip
     ax.set(xlabel=quantities.of("force_mae").head, ylabel=quantities.of("horizon_driven").head)
     for axis in "xy" if len(pairs) else "":
-        plots.set_log_scale(ax, axis)
+        look.set_log_scale(ax, axis)
     models = order_models(pairs.model.unique())
-    handles = plots.model_handles(models, linewidth=2.2)
+    handles = look.model_handles(models, linewidth=2.2)
     style = {"color": "0.45", "linestyle": "none"}
     handles += [
-        Line2D([], [], marker=plots.MARKERS[i], label=short_title(n), **style) for i, n in enumerate(names)
+        Line2D([], [], marker=look.MARKERS[i], label=short_title(n), **style) for i, n in enumerate(names)
     ]
     if handles:
         ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -14,10 +14,10 @@ from egraff_utils.report.table_cells import (
     SHADES,
     UNSTABLE,
     cell_texts,
-    stored,
 )
 from egraff_utils.report.tables import _styled
 from egraff_utils.report.titles import dataset_title, model_title
+from egraff_utils.report.windows import stored
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
 

@@ -24,9 +24,6 @@ from egraff_utils.report.look import (
     set_log_scale,
     take_axes,
 )
-from egraff_utils.report.look import MARKERS as MARKERS  # used from here by pages of their own
-from egraff_utils.report.look import model_handles as model_handles
-from egraff_utils.report.look import model_place as model_place
 from egraff_utils.report.titles import model_title
 
 VIOLATIONS = ("ev", "ev_root", "fv")

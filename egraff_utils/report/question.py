@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from scipy.special import ndtri
 
 from egraff_utils import paper, quantities, statistics
-from egraff_utils.report import beside, levels, plots, windows
+from egraff_utils.report import beside, levels, look, windows
 from egraff_utils.report.ranks import chance_of, rank_correlation, rank_correlations
 
 METRICS = (
@@ -345,14 +345,14 @@ def plot_question(found: dict, *, wide: int = 3) -> Figure:
     rows = max(1, -(-len(shown) // wide))
     figure, axes = plt.subplots(rows, wide, figsize=(2.6 * wide, 2.5 * rows), squeeze=False)
     names = list(dict.fromkeys(n for part in shown.values() for n in part.index.get_level_values("dataset")))
-    markers = dict(zip(names, plots.MARKERS * 4, strict=False))
+    markers = dict(zip(names, look.MARKERS * 4, strict=False))
     for ax, (metric, part) in zip(axes.flat, shown.items(), strict=False):
         _plot_cells(ax, metric, part, markers)
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
     models = {model for part in shown.values() for model in part.index.get_level_values("model")}
     handles = [
-        _key("o", plots.model_color(m), beside.model_title(m)) for m in sorted(models, key=plots.model_place)
+        _key("o", look.model_color(m), beside.model_title(m)) for m in sorted(models, key=look.model_place)
     ]
     handles += [_key(marker, "0.5", beside.short_title(name)) for name, marker in markers.items()]
     if handles:
@@ -371,12 +371,12 @@ def _plot_cells(ax, metric, part, markers):
         low, high = here.floor_low.iloc[0], here.floor_high.iloc[0]
         if np.isfinite([low, high]).all():
             left, right = here.error.min() / 1.15, here.error.max() * 1.15
-            box = {"color": plots.FLOOR_COLOR, "alpha": 0.4, "linewidth": 0, "zorder": 0}
+            box = {"color": look.FLOOR_COLOR, "alpha": 0.4, "linewidth": 0, "zorder": 0}
             ax.add_patch(Rectangle((left, low), right - left, high - low, **box))
         for (_, model), row in here.iterrows():
-            color = plots.model_color(model)
+            color = look.model_color(model)
             style = {"color": color, "markerfacecolor": "none" if row.alike else color, "markersize": 5}
             ax.plot(row.error, row.value, markers[dataset], **style)
     ax.set(xlabel="Force MAE, test (meV/Å)", ylabel=quantities.of(metric).label)
     for axis in "xy" if metric != "stable_fraction" and (part.value > 0).all() else "x":
-        plots.set_log_scale(ax, axis)
+        look.set_log_scale(ax, axis)

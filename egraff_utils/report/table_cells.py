@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
-from egraff_utils import paths, records
+from egraff_utils import paths
 from egraff_utils.config import FAILURES
 from egraff_utils.report.beside import (
     BOUND,
@@ -22,6 +22,7 @@ from egraff_utils.report.beside import (
 )
 from egraff_utils.report.levels import floor_of, is_alike
 from egraff_utils.report.titles import model_title, short_title
+from egraff_utils.report.windows import stored
 
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
 KNOWN_PERFECT = "perfect "
@@ -50,11 +51,6 @@ SHADES = {
     "cost": ("#fbf5ea", "#8a4b08"),
 }
 """Colours of the worst and the best value in each group of columns."""
-
-
-@lru_cache(maxsize=1000)
-def stored(file):
-    return records.load(file)
 
 
 def legend(texts):

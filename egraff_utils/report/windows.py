@@ -93,7 +93,7 @@ def common(frame: pd.DataFrame) -> pd.DataFrame:
     for (kind, dataset), steps in windows(frame).items():
         rows = frame[(frame.kind == kind) & (frame.dataset == dataset) & frame.path.notna()]
         for path, block in rows.groupby("path"):
-            found = _values(path, steps)
+            found = _values(paths.results() / path, steps)
             fresh = [found.get(name, (np.nan,) * 3) for name in block.metric]
             changed.append(pd.DataFrame(fresh, index=block.index, columns=ENDS, dtype=float))
     if not changed:
@@ -105,9 +105,9 @@ def common(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=200)
-def _values(path, steps):
+def _values(file, steps):
     """Value and ends of the interval by metric, of a stored rollout up to a step."""
-    return {m.name: (m.value, m.low, m.high) for m in within(_record(path), steps).metrics}
+    return {m.name: (m.value, m.low, m.high) for m in within(stored(file), steps).metrics}
 
 
 def windows(frame: pd.DataFrame) -> dict:
@@ -115,8 +115,9 @@ def windows(frame: pd.DataFrame) -> dict:
     steps = frame[frame.kind.str.startswith("rollout") & (frame.metric == "steps") & frame.path.notna()]
     found = {}
     for place, block in steps.groupby(["kind", "dataset"]):
-        if block.value.nunique() > 1 and (limit := window([_record(path) for path in block.path.unique()])):
-            found[place] = limit
+        if block.value.nunique() > 1:
+            limit = window([stored(paths.results() / path) for path in block.path.unique()])
+            found |= {place: limit} if limit else {}
     return found
 
 
@@ -135,13 +136,14 @@ def sentence(frame: pd.DataFrame, places=None) -> str:
         if places is not None and (kind, dataset) not in places:
             continue
         rows = frame[(frame.kind == kind) & (frame.dataset == dataset) & (frame.metric == "steps")]
-        record = _record(rows.path[rows.value == rows.value.max()].iloc[0])
+        record = stored(paths.results() / rows.path[rows.value == rows.value.max()].iloc[0])
         time = record.curves["time"][-1] * steps / record["steps"]
         asked, title = record.parameters["steps"], cards.dataset(dataset).title.partition(",")[0]
         words.append(f"{title} over the first {steps} of {asked} steps ({time:.0f} fs)")
     return f"Compared over the time that all runs reached: {'; '.join(words)}." if words else ""
 
 
-@lru_cache(maxsize=200)
-def _record(path):
-    return records.load(paths.results() / path)
+@lru_cache(maxsize=1000)
+def stored(file):
+    """Record in a file; a file is read once."""
+    return records.load(file)
