@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from egraff_utils import cards, data, paths
 from egraff_utils.checks import audit
+from egraff_utils.checks.audit import sampler
 from egraff_utils.checks.audit.labels import Work
 
 
@@ -39,6 +40,28 @@ def test_virial_temperature_tells_frames_of_another_potential():
 def test_virial_temperature_refuses_a_crystal():
     with pytest.raises(ValueError, match="molecule"):
         audit.virial_temperature([Atoms("Cu", cell=[2, 2, 2], pbc=True)])
+
+
+def test_the_sampler_of_frames_is_told_from_another_potential(tmp_path, monkeypatch):
+    """GFN2-xTB on its own trajectory, and on the same frames with labels that push the atoms outwards."""
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
+    frames = data.load("ethanol_xtb", "train")
+    for atoms in frames:
+        x = atoms.positions - atoms.positions.mean(axis=0)
+        forces = atoms.get_forces() + 0.2 * x
+        atoms.calc = SinglePointCalculator(atoms, energy=atoms.get_potential_energy(), forces=forces)
+    monkeypatch.setattr(data, "load", lambda *_: frames)
+    record = sampler.compare("ethanol_xtb", ["train"], most=200)
+    candidate = record.metric("virial_candidate_train")
+    assert candidate.low < 500 < candidate.high
+    assert record["virial_labels_train"] < candidate.low
+    assert record["spread_labels_train"] == pytest.approx(record["spread_candidate_train"], rel=1e-4)
+
+
+def test_spread_temperature_of_a_harmonic_molecule():
+    rng, atoms = np.random.default_rng(0), 9
+    energies = units.kB * 300 * rng.gamma((3 * atoms - 6) / 2, size=100_000)
+    assert sampler.spread_temperature(energies, atoms) == pytest.approx(300, rel=0.01)
 
 
 @pytest.mark.data
@@ -391,6 +414,7 @@ def audited(tmp_path_factory):
         ("lips20", "order", "in order of time with gaps of 1 to 29 steps in 16 files", True),
         ("lips20", "temperature", "8 of 16 sets are not at the published 3000 K: Li 18", True),
         ("lips", "atomic energies", "sum to -106,482 eV, the frames of val are at -358 eV", True),
+        ("3bpa", "temperature", "770 ± .. K in test, not 600 K", False),
         ("acac", "temperature", "-2791 ± .. K in test, not 300 K", False),
         ("benzene", "geometry", "the molecule of test drifts: its centre spreads over 57 Å", True),
         ("benzene", "temperature", "virial temperature is 218 ± .. K in test, not 500 K", False),

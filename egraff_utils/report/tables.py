@@ -402,3 +402,22 @@ def _unit(metric):
 
 def _list(mapping):
     return ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in mapping.items())
+
+
+def thermometers(record):
+    """Temperatures of every split by its labels and by a candidate for its sampler, one row per split.
+
+    Parameters
+    ----------
+    record
+        Record of :func:`egraff_utils.checks.audit.sampler.compare`.
+    """
+    rows = {}
+    for split in record.parameters["splits"]:
+        for side, of in (("labels", "of the labels"), ("candidate", "of the candidate")):
+            virial = record.metric(f"virial_{side}_{split}")
+            shown = f"{virial.value:,.0f} ± {virial.high - virial.value:,.0f}"
+            rows.setdefault(split, {}).update(
+                {f"Virial {of}": shown, f"Spread {of}": f"{record[f'spread_{side}_{split}']:,.0f}"}
+            )
+    return pd.DataFrame(rows).T.rename_axis("Split (K)")

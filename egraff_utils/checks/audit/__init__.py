@@ -38,7 +38,7 @@ __all__ = [
     "virial_temperature",
 ]
 
-VERSION = 2
+VERSION = 3
 
 
 def inspect(card, frames, *, raw=None):

@@ -229,7 +229,7 @@ def _virials(card, series):
             Metric(f"virial_{part.name}", mean, "K", mean - 1.96 * error, mean + 1.96 * error, len(part))
         )
         seen[part.name] = mean
-        if abs(mean - target) > max(5 * error, 0.5 * target):
+        if abs(mean - target) > max(4 * error, 0.2 * target):
             off.append(f"{mean:.0f} ± {error:.0f} K in {part.name}, not {target:g} K")
     if off:
         effect = "The frames were not sampled at this temperature with the potential that labels them: a"
