@@ -399,6 +399,8 @@ def bench(arguments):
     from egraff_utils import paths
     from egraff_utils.running import cells
 
+    if not (paths.ROOT / "benchmarks" / "__main__.py").is_file():
+        raise click.UsageError("the benchmarks are not installed with the package; clone the project")
     words = [sys.executable, "-m", "benchmarks", *arguments]
     return int(cells.run_to_the_end(words, cwd=paths.ROOT) != 0)
 

@@ -10,7 +10,14 @@ import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = (Path(__file__).parent / "share" / "Snakefile").resolve().parent
+"""Folder of what is shipped beside the package: notebooks, campaigns, pages.
+
+In a clone it is that of the project, since the files in ``share/`` are links to its files. In an installed
+package it is ``share/`` itself.
+"""
+HOME = "EGRAFF_HOME"
+"""Environment variable with the folder below which everything is written."""
 
 
 def _folder(variable, default):
@@ -18,30 +25,38 @@ def _folder(variable, default):
     return Path(value).expanduser().resolve() if value else default
 
 
+def home() -> Path:
+    """Folder below which everything is written: ``EGRAFF_HOME``, else the project, else the current folder.
+
+    An installed package writes nothing into its own folder.
+    """
+    return _folder(HOME, ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd())
+
+
 def results() -> Path:
     """Folder of records: ``EGRAFF_RESULTS``, else ``results/``."""
-    return _folder("EGRAFF_RESULTS", ROOT / "results")
+    return _folder("EGRAFF_RESULTS", home() / "results")
 
 
 def runs() -> Path:
     """Folder of executed notebooks and checkpoints: ``EGRAFF_RUNS``, else ``runs/``."""
-    return _folder("EGRAFF_RUNS", ROOT / "runs")
+    return _folder("EGRAFF_RUNS", home() / "runs")
 
 
 def data() -> list[Path]:
     """Folders searched for source files, in order: ``EGRAFF_DATA`` (may be read-only), then ``data/``."""
     mirror = os.environ.get("EGRAFF_DATA")
-    return [Path(mirror).expanduser().resolve(), ROOT / "data"] if mirror else [ROOT / "data"]
+    return [Path(mirror).expanduser().resolve(), home() / "data"] if mirror else [home() / "data"]
 
 
 def generated() -> Path:
     """Folder of generated datasets and trajectories: ``EGRAFF_GENERATED``, else ``data/generated/``."""
-    return _folder("EGRAFF_GENERATED", ROOT / "data" / "generated")
+    return _folder("EGRAFF_GENERATED", home() / "data" / "generated")
 
 
 def cache() -> Path:
     """Folder of files that can be recreated, such as compiled code: ``EGRAFF_CACHE``, else ``.cache/``."""
-    return _folder("EGRAFF_CACHE", ROOT / ".cache")
+    return _folder("EGRAFF_CACHE", home() / ".cache")
 
 
 @contextmanager

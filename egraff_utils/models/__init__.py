@@ -355,7 +355,12 @@ def _builder(name):
         return _registered[name][0]
     if name not in NAMES:
         raise cards.unknown("model", name, [*NAMES, *_registered])
-    return importlib.import_module(f"egraff_utils.models.{name}").build_network
+    try:
+        return importlib.import_module(f"egraff_utils.models.{name}").build_network
+    except ModuleNotFoundError as error:
+        package = card(name).package.replace(" ", "==")
+        text = f"{name} needs the package {error.name}: run pip install --no-deps {package}"
+        raise RuntimeError(text) from error
 
 
 @contextmanager

@@ -203,7 +203,7 @@ def _papermill(notebook, partial, parameters, **options):
             str(notebook),
             str(partial),
             parameters,
-            cwd=str(paths.ROOT),
+            cwd=str(paths.home()),
             **options,
         )
         try:
@@ -355,7 +355,11 @@ def without_folders(text):
     >>> without_folders("no /home/me/egraff/results/a.json; see https://a.org/b")
     'no a.json; see https://a.org/b'
     """
-    return re.sub(r"(?<![\w.:/])/(?:[^\s/'\":,;]+/)+", "", text.replace(f"{paths.ROOT}/", ""))
+    return re.sub(
+        r"(?<![\w.:/])/(?:[^\s/'\":,;]+/)+",
+        "",
+        text.replace(f"{paths.ROOT}/", "").replace(f"{paths.home()}/", ""),
+    )
 
 
 def _first_line(error):

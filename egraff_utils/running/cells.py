@@ -213,7 +213,8 @@ def _snakemake(campaign, file, jobs, only, extra):
         words += ["--cores", str((jobs or campaign.jobs) * campaign.threads), *_LOCAL]
     words += ["--snakefile", str(paths.ROOT / "Snakefile")]  # takes one word, so others may follow
     words += ["--directory", str(paths.runs() / campaign.name)]
-    return run_to_the_end([*words, *extra], cwd=paths.ROOT)
+    home = paths.home()  # jobs run in the folder of the campaign, and write where this process does
+    return run_to_the_end([*words, *extra], cwd=home, env=os.environ | {paths.HOME: str(home)})
 
 
 def run_to_the_end(words, **options):

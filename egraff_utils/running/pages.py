@@ -155,7 +155,13 @@ def build_book(name=None):
     ------
     RuntimeError
         If the book cannot be built; the messages of Jupyter Book stand above.
+    ValueError
+        If the committed pages are asked for but were not installed with the package.
     """
+    if not name and paths.home() != paths.ROOT:
+        raise ValueError(
+            "the installed package has no committed pages; name a campaign, or clone the project"
+        )
     site, options = (_site(name), ["--quiet"]) if name else (paths.ROOT, ["-W", "-n", "--keep-going"])
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     done = subprocess.run([jupyter_book, "build", site, "--all", *options], check=False)

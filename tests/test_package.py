@@ -1,0 +1,75 @@
+"""Is the installed package whole, and does it write where its user is?"""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+from packaging.requirements import Requirement
+
+from egraff_utils import models, paths
+
+LINES = (paths.ROOT / "requirements.txt").read_text().splitlines()
+PINNED = [Requirement(line) for line in LINES if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Folder with the content of the wheel, as pip would install it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "build.cfg").write_text(f"[build]\nbuild_base = {folder / 'build'}\n")
+    words = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder]
+    settings = os.environ | {"DIST_EXTRA_CONFIG": str(folder / "build.cfg")}
+    subprocess.run([*words, paths.ROOT], check=True, capture_output=True, env=settings)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.mark.slow
+def test_an_installed_package_plans_a_campaign_and_writes_to_the_current_folder(installed, tmp_path):
+    there = {path for path in installed.rglob("*") if "__pycache__" not in path.parts}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("EGRAFF_")}
+    words = [sys.executable, "-P", "-m", "egraff_utils", "campaign", "run", "tiny", "--dry-run"]
+    options = {"cwd": tmp_path, "env": kept | {"PYTHONPATH": str(installed)}, "text": True}
+    plan = subprocess.run(words, capture_output=True, check=False, **options)
+    assert plan.returncode == 0, plan.stderr
+    assert "rollout_as_coded" in plan.stdout + plan.stderr
+    assert (tmp_path / "runs" / "tiny").is_dir()
+    assert {path for path in installed.rglob("*") if "__pycache__" not in path.parts} == there
+    bench = subprocess.run([*words[:4], "bench"], capture_output=True, check=False, **options)
+    assert bench.returncode == 2
+    assert "clone the project" in bench.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["notebooks/**/*.ipynb", "params/*.yml"])
+def test_every_notebook_and_campaign_is_installed(installed, pattern):
+    ours, theirs = (
+        {path.relative_to(root) for path in root.glob(pattern) if ".ipynb_checkpoints" not in path.parts}
+        for root in (paths.ROOT, installed / "egraff_utils" / "share")
+    )
+    assert ours == theirs
+    assert ours
+
+
+def test_pinned_versions_are_those_of_the_lock_and_within_the_ranges_of_the_package():
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    extras = sum(project["optional-dependencies"].values(), [])
+    ranges = {r.name.lower(): r for r in map(Requirement, project["dependencies"] + extras)}
+    lock = (paths.ROOT / "requirements.lock").read_text().lower().replace("_", "-")
+    for pinned in PINNED:
+        version = str(pinned.specifier).removeprefix("==")
+        assert f"\n{pinned.name.lower().replace('_', '-')}=={version} " in "\n" + lock
+        if pinned.name.lower() in ranges:
+            assert ranges[pinned.name.lower()].specifier.contains(version), pinned
+
+
+def test_a_missing_upstream_package_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "egraff_utils.models.mace", None)
+    with pytest.raises(
+        RuntimeError, match=r"mace needs the package .*pip install --no-deps mace-torch==0\.3"
+    ):
+        models.build("mace", preset="tiny", elements=[1])
