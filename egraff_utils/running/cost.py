@@ -180,14 +180,14 @@ def stepper(force_field, atoms, *, replicas=1, device="cpu", temperature=300.0, 
     seed
         Seed of the velocities and of the noise.
     """
-    from egraff_utils.md.calculator import ForceFieldCalculator, join_replicas
+    from egraff_utils.md.calculator import calculator_of, join_replicas
     from egraff_utils.md.dynamics import Thermostat
     from egraff_utils.md.integrators import Noise
     from egraff_utils.md.temperature import draw_velocities
 
     rng = np.random.default_rng(seed)
     joined = join_replicas([draw_velocities(atoms.copy(), temperature, rng) for _ in range(replicas)])
-    joined.calc = ForceFieldCalculator(force_field, device, replicas=replicas)
+    joined.calc = calculator_of(force_field, device, replicas=replicas)
     thermostat = Thermostat(temperature, timestep, seed=seed)
     dynamics = thermostat.integrator(joined, Noise(seed, range(replicas)))
 
