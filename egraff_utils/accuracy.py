@@ -216,7 +216,7 @@ def judge(config: Config) -> records.Outcome:
     Raises
     ------
     ValueError
-        Before any work, if the calculator cannot be used on the dataset (:func:`~egraff_utils.calculated.of`).
+        Before any work, if the calculator cannot be used on the dataset.
     """
     subject = calculated.of(config.model, config.dataset)
     subject.make()

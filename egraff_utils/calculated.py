@@ -107,12 +107,16 @@ class Calculated:
     def specification(self) -> dict:
         """What determines its numbers apart from the shifts: class, arguments and the version of its code.
 
-        An argument that names a file stands for its content. Code that belongs to no installed package has the
-        digest of its file as its version.
+        An argument that names a file stands for its content. Code of no installed package has the digest of
+        its file as its version.
         """
         given = {key: _content(value) for key, value in self.oracle.arguments.items()}
         versions = {name: importlib.metadata.version(name) for name in reference.packages(self.oracle)}
-        return {"calculator": self.oracle.calculator, "arguments": given, "versions": versions or self._code()}
+        return {
+            "calculator": self.oracle.calculator,
+            "arguments": given,
+            "versions": versions or self._code(),
+        }
 
     def _code(self):
         module = self.oracle.calculator.rpartition(".")[0]

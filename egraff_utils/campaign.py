@@ -139,7 +139,9 @@ class Campaign:
     @property
     def calculators(self):
         """Names of the models that are not trained, a list."""
-        return [model for model in self.models if cards.is_calculator(model)] + [cards.REFERENCE] * self.reference
+        return [model for model in self.models if cards.is_calculator(model)] + [
+            cards.REFERENCE
+        ] * self.reference
 
     def override(self, dataset):
         """:class:`Override` of a dataset, which is empty if there is none."""

@@ -257,7 +257,7 @@ def _own_model(path):
 
 @cache
 def _shipped_model(name):
-    folders = {name: "models" for name in models()} | {name: "calculators" for name in calculators()}
+    folders = dict.fromkeys(models(), "models") | dict.fromkeys(calculators(), "calculators")
     if name not in folders:
         raise unknown("model", name, [*folders, *_registered_models])
     path = FOLDER / folders[name] / f"{name}.yml"

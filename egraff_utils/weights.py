@@ -26,6 +26,11 @@ def digest(run: Config | Key, force_field: ForceField | Calculated | None = None
     """Digest of a force field or, by default, of a run's weights; ``None`` if these are not available.
 
     That of a calculator is of its class, arguments, version and shifts.
+
+    Raises
+    ------
+    ValueError
+        If a calculator cannot be used on the dataset, or has changed since its errors were taken.
     """
     if force_field is None and cards.is_calculator(run.model):
         try:
@@ -50,7 +55,8 @@ def load(run: Config | Key) -> ForceField | Calculated:
         If there are no weights with a record, or they are not those of the record; the message names the
         command that trains.
     ValueError
-        If the model or dataset is unknown, or a calculator cannot be used on the dataset.
+        If the model or dataset is unknown, or a calculator cannot be used on the dataset, or has changed
+        since its errors were taken.
     """
     if cards.is_calculator(run.model):
         return _calculator(run)
@@ -74,7 +80,7 @@ def _calculator(run):
     except FileNotFoundError:
         raise FileNotFoundError(_untrained(key, "its errors have not been taken")) from None
     if record.parameters["inputs"]["calculator"] != current:
-        raise FileNotFoundError(_untrained(key, "its card or its package has changed since"))
+        raise ValueError(_untrained(key, "its card or its package has changed since"))
     found.shifts = {int(number): shift for number, shift in record.provenance["shifts"].items()}
     return found
 

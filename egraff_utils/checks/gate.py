@@ -23,9 +23,9 @@ from ase.geometry import wrap_positions
 from scipy.spatial.transform import Rotation
 
 from egraff_utils import cards, data, models, records, weights
+from egraff_utils.calculated import Calculated
 from egraff_utils.config import Config
 from egraff_utils.graph import SkinList, build_graph
-from egraff_utils.calculated import Calculated
 from egraff_utils.md.calculator import ReplicaCalculator, calculator_of
 from egraff_utils.md.dynamics import Thermostat, simulate
 from egraff_utils.md.temperature import degrees_of_freedom, draw_velocities

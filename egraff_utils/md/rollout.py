@@ -45,8 +45,9 @@ class RolloutConfig(Config):
     WORKING_FIELDS = (*Config.WORKING_FIELDS, "skin")
 
     model: str
-    """Architecture, whose weights are those of the training of the same campaign, dataset and seed, a
-    calculator by the name or the path of its card, or ``"reference"`` for the oracle of the dataset, the perfect model, which runs with noise of its own."""
+    """Architecture, whose weights are those of the training of the same campaign, dataset and seed; name or
+    path of the card of a calculator; or ``"reference"`` for the oracle of the dataset, the perfect model,
+    which runs with noise of its own."""
     dataset: str
     campaign: str = "demo"
     seed: int = 0

@@ -6,7 +6,7 @@ from egraff_utils import campaign as campaigns
 from egraff_utils import cards
 
 OTHER_TITLES = {"painn": "PaiNN", "dimenet++": "DimeNet++", cards.REFERENCE: "Reference, own noise"}
-"""Titles of models without a card: those from the literature that the paper quotes, and the reference itself."""
+"""Titles of models without a card: those that the paper quotes from the literature, and the reference."""
 
 
 def budget(campaign: str) -> str:

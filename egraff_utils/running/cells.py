@@ -12,8 +12,8 @@ from typing import NamedTuple
 import nbformat
 import pandas as pd
 
-from egraff_utils import campaign as campaigns
 from egraff_utils import calculated, cards, paths, records
+from egraff_utils import campaign as campaigns
 from egraff_utils.running import batch, pages
 
 IDLE = {"-n", "--dry-run", "--dryrun", "--unlock"}

@@ -40,9 +40,9 @@ def report_page(name, page="leaderboard"):
 def page_parameters(page, settings, campaign):
     """Notebook parameters of a page for a campaign, equal to those of the campaign's own run.
 
-    A training page shows one dataset (that of calculators also one of these), a rollout page one model, and the page of a task one of both. These are
-    the ones in ``settings`` if the campaign has them, else the first of the campaign. Report pages show all
-    datasets and models, and compare with further campaigns.
+    A training page shows one dataset, that of calculators also one of these, a rollout page one model, and
+    the page of a task one of both. These are the ones in ``settings`` if the campaign has them, else the
+    first of the campaign. Report pages show all datasets and models, and compare with further campaigns.
     """
     kind, stem = page.split("/")
     seed = campaign.seeds[0]
