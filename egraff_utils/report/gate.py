@@ -61,7 +61,7 @@ def check_table():
 
 def page_values(record):
     """Values of the page of one gate, numbers and texts; NaN or "no value" where a check did not apply."""
-    found = {name: _value(record, name) for name in ("jump", "drift", "fluctuation", "crossings")}
+    found = {name: value(record, name) for name in ("jump", "drift", "fluctuation", "crossings")}
     drift = {metric.name: metric for metric in record.metrics}.get("drift")
     ends = (drift.low, drift.high) if drift else (None, None)
     symbols, distances = (record.curves.get(f"jump_{name}", [None]) for name in ("symbols", "distance"))
@@ -229,13 +229,13 @@ def drift_against_jump(found, smooth=()):
     drawn = [(record, "full") for record in select(found)] + [(record, "none") for record in select(smooth)]
     markers = figures.dataset_markers({record.dataset for record, _ in drawn})
     for record, fill in drawn:
-        jump = _value(record, "jump")
+        jump = value(record, "jump")
         color = look.model_color(record.model)
         for ax, name in zip(axes, ("fluctuation", "drift"), strict=True):
-            value = _value(record, name)
-            if np.isfinite([jump, value]).all() and value:
+            size = abs(value(record, name))
+            if np.isfinite([jump, size]).all() and size:
                 style = {"marker": markers[record.dataset], "color": color, "fillstyle": fill}
-                ax.plot(max(jump, SMALLEST), abs(value), linestyle="none", **style)
+                ax.plot(max(jump, SMALLEST), size, linestyle="none", **style)
     labels = ("Fluctuation (meV/atom)", "Size of the drift (meV/atom/ps)")
     for ax, label in zip(axes, labels, strict=True):
         ax.set(xlabel="Jump (meV)", ylabel=label)
@@ -253,7 +253,7 @@ def drift_against_jump(found, smooth=()):
     return figure
 
 
-def _value(record, name):
+def value(record, name):
     """Value of a metric, NaN if it is missing."""
     found = {metric.name: metric.value for metric in record.metrics}
     return np.nan if found.get(name) is None else found[name]

@@ -44,8 +44,8 @@ def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
     -------
     DataFrame with the index (dataset, model), with all models of the campaign for every dataset with such
     rollouts, and the columns (head with unit, ``test``, ``own frames``, ``own, offset off``, ``ratio (×)``).
-    The ratio is that of own frames to test; the reference, whose errors are rounding errors, has none. Missing
-    values are NaN.
+    The ratio is that of own frames to test; the reference, whose errors are rounding errors, has none.
+    Missing values are NaN.
     """
     static = "training" if kind == "rollout" else changed(kind, act="errors")
     columns = {
