@@ -120,6 +120,8 @@ def grow(config, *, runs=1):
     card = config.card
     if card.system == "molecule":
         raise ValueError(f"{card.name} is a molecule; supercells need a periodic dataset, such as lips")
+    if cards.is_calculator(config.model):
+        raise ValueError(f"{config.model} is a calculator; the cost of supercells is that of networks")
     if weights.digest(config) is None:
         weights.load(config)  # raises an error that says what is missing
     found, messages = zip(*[_in_a_process(config) for _ in range(runs)], strict=True)
@@ -180,14 +182,14 @@ def stepper(force_field, atoms, *, replicas=1, device="cpu", temperature=300.0, 
     seed
         Seed of the velocities and of the noise.
     """
-    from egraff_utils.md.calculator import calculator_of, join_replicas
+    from egraff_utils.md.calculator import ForceFieldCalculator, join_replicas
     from egraff_utils.md.dynamics import Thermostat
     from egraff_utils.md.integrators import Noise
     from egraff_utils.md.temperature import draw_velocities
 
     rng = np.random.default_rng(seed)
     joined = join_replicas([draw_velocities(atoms.copy(), temperature, rng) for _ in range(replicas)])
-    joined.calc = calculator_of(force_field, device, replicas=replicas)
+    joined.calc = ForceFieldCalculator(force_field, device, replicas=replicas)
     thermostat = Thermostat(temperature, timestep, seed=seed)
     dynamics = thermostat.integrator(joined, Noise(seed, range(replicas)))
 
@@ -233,7 +235,7 @@ def summary(found):
 
 
 def measure_campaign(name, *, dataset=None):
-    """Cost records of all models of a campaign, a list; a model without weights is reported and left out.
+    """Cost records of all networks of a campaign, a list; one without weights is reported and left out.
 
     Parameters
     ----------
@@ -253,7 +255,7 @@ def measure_campaign(name, *, dataset=None):
     if dataset is None:
         raise ValueError(f"campaign {name} has no periodic dataset")
     found = []
-    for model in settings.models:
+    for model in (name for name in settings.models if not cards.is_calculator(name)):
         options = {"seed": settings.seeds[0], "device": settings.device, "threads": settings.threads}
         try:
             found.append(measure(CostConfig(model, settings.name, dataset, **options)))
