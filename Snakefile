@@ -29,7 +29,7 @@ LEAST, UNKNOWN = 30, 1440  # min: for a job beside its budget, and for a trainin
 
 wildcard_constraints:
     dataset="[a-z0-9_]+",
-    model="[a-z0-9_]+",
+    model="[A-Za-z0-9_-]+",
     seed="[0-9]+",
     folder="|".join(campaigns.TASKS),
     task="[a-z0-9_]+",
@@ -64,7 +64,7 @@ def minutes(part):
     def minutes_of(wildcards, attempt):
         cell = wildcards.dataset, getattr(wildcards, "model", ""), 0
         if part == "training":
-            seconds = CAMPAIGN.training_parameters(*cell)["max_seconds"]
+            seconds = CAMPAIGN.rollout_parameters(*cell, "corrected")["train_max_seconds"]
         else:
             seconds = CAMPAIGN.rollout_parameters(*cell, "corrected")["max_seconds"]
         whole = UNKNOWN if seconds is None else math.ceil(2 * seconds / 60)
@@ -99,7 +99,7 @@ rule dataset:
 rule training:
     input:
         RUNS / "datasets" / "{dataset}.ipynb",
-        notebook=NOTEBOOKS / "training" / "{model}.ipynb",
+        notebook=lambda wildcards: cells.training_notebook(wildcards.model),
     output:
         RUNS / "training" / CELL,
     params:

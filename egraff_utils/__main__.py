@@ -55,11 +55,11 @@ def _datasets():
 def _models():
     from egraff_utils import cards
 
-    return sorted(path.stem for path in (cards.FOLDER / "models").glob("*.yml"))
+    return [*cards.models(), *cards.calculators()]
 
 
 CAMPAIGN = click.argument("name", metavar="CAMPAIGN", shell_complete=_completed(_campaigns))
-MODEL = click.argument("model", shell_complete=_completed(_models))
+MODEL = click.argument("model", metavar="MODEL|CARD", shell_complete=_completed(_models))
 DATASET = click.argument("dataset", shell_complete=_completed(_datasets))
 JOBS = click.option("--jobs", type=click.IntRange(1), help="Number of notebooks at a time.")
 
@@ -294,9 +294,12 @@ def data_check(dataset, campaign):
 def train(**asked):
     """Train a model on a dataset, given by name or by the path of a card, and show its errors.
 
+    Of a calculator, given by name or by the path of a card, the errors are taken without training.
+
     \b
     egraff train mace ethanol --max-seconds 60
     egraff train nequip my_card.yml --campaign mine --preset paper --device cuda
+    egraff train my_calculator.yml ethanol_xtb
     """
     from egraff_utils.train import TrainConfig, fit
 

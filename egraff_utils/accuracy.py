@@ -8,7 +8,8 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 
-from egraff_utils import cards, data, records, statistics, weights
+from egraff_utils import calculated, cards, data, records, statistics, weights
+from egraff_utils.calculated import Calculated
 from egraff_utils.config import Config, Kind
 from egraff_utils.graph import build_graph
 from egraff_utils.models import ForceField
@@ -17,9 +18,11 @@ from egraff_utils.units import EV_TO_MEV
 
 
 def predict(
-    force_field: ForceField, frames: Sequence[Atoms], *, batch_size: int = 10
+    force_field: ForceField | Calculated, frames: Sequence[Atoms], *, batch_size: int = 10
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Predicted energies, shape ``(S,)``, eV, and forces, list of ``(N, 3)``, eV/Å, of a list of frames."""
+    if isinstance(force_field, Calculated):
+        return force_field.predict(frames)
     force_field.eval()
     device, energies, forces = force_field.scale.device, [], []
     for k in range(0, len(frames), batch_size):
@@ -191,6 +194,44 @@ def errors(config: TransferConfig, *, force_field: ForceField | None = None) -> 
         return records.Outcome(*compare(frames, *predict(trained, frames)))
 
     return records.run(config, make, **digests)
+
+
+def judge(config: Config) -> records.Outcome:
+    """Errors of a model that is a calculator, in the form of a training of no step.
+
+    Parameters
+    ----------
+    config
+        Configuration with ``model``, ``dataset`` and ``card``.
+
+    Returns
+    -------
+    Outcome
+        Metrics and curves of :func:`compare` on the test split, ``steps``, ``epochs``, ``seconds`` and
+        ``parameters``, which are zero, and the validation errors as a learning curve of one point. The
+        provenance has ``shifts``, the energy that is added for an atom of each element, eV, fitted to the
+        training split (:func:`~egraff_utils.calculated.fit_shifts`), and ``calculator``, what determined the
+        numbers.
+
+    Raises
+    ------
+    ValueError
+        Before any work, if the calculator cannot be used on the dataset.
+    """
+    subject = calculated.of(config.model, config.dataset)
+    subject.make()
+    train, validation, test = data.checked(config.dataset, ("train", "val", "test")).values()
+    subject.check(train[0])
+    if config.model != cards.REFERENCE:
+        subject.shifts = calculated.fit_shifts(train, subject.predict(train)[0])
+    metrics, curves = compare(test, *subject.predict(test))
+    by_name = {metric.name: metric.value for metric in compare(validation, *subject.predict(validation))[0]}
+    metrics += [Metric.of(name, 0.0) for name in ("steps", "epochs", "seconds", "parameters")]
+    curves |= {name: np.zeros(1) for name in ("step", "seconds")}
+    curves |= {f"val_{name}": np.array([by_name[name]]) for name in ("force_mae", "energy_mae")}
+    shifts = {str(number): shift for number, shift in subject.shifts.items()}
+    made = {"shifts": shifts, "calculator": subject.specification()}
+    return records.Outcome(metrics, curves, provenance=made)
 
 
 def _thinned(frames, most):

@@ -71,8 +71,8 @@ class Campaign:
     """What it is for."""
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of datasets."""
-    models: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """Names of models."""
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of models; of a calculator also the path of its card, relative to this file."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     """Seeds, one training of every model and dataset each."""
     preset: Name = "small"
@@ -81,6 +81,9 @@ class Campaign:
     """Limits of every training."""
     rollout: RolloutBudget = field(default_factory=RolloutBudget)
     """Lengths of every rollout."""
+    reference: bool = False
+    """Whether the reference method of every dataset that has one is run too, as the model ``reference``: what
+    a perfect model with noise of its own would score."""
     ood: dict[Name, tuple[str, ...]] = field(default_factory=dict)
     """``{task: [datasets]}``: notebooks in ``notebooks/ood/`` that are run for models trained on these
     datasets; their rollouts are as long as those of the dataset."""
@@ -104,6 +107,10 @@ class Campaign:
     def __post_init__(self):
         for dataset in self.datasets:
             cards.dataset(dataset)
+        object.__setattr__(self, "models", tuple(map(_checked_name, self.models)))
+        for model in set(self.calculators) - {cards.REFERENCE}:
+            for dataset in self.datasets:
+                cards.model(model).check_covers(cards.dataset(dataset))
         for model in set(self.models) & set(cards.models()):
             cards.model(model).training(self.preset)
         for _, task, datasets in self._tasks():
@@ -119,10 +126,22 @@ class Campaign:
 
     def cells(self):
         """All (dataset, model, seed) of the campaign, a list."""
-        return [(d, m, s) for d in self.datasets for m in self.models for s in self._seeds(d)]
+        return [(d, m, s) for d in self.datasets for m in self.models_of(d) for s in self._seeds(d)]
+
+    def models_of(self, dataset):
+        """Names of the models that are run on a dataset, with ``reference`` if it is and can be run there."""
+        more = self.reference and cards.dataset(dataset).oracle is not None
+        return (*self.models, *[cards.REFERENCE] * more)
 
     def _seeds(self, dataset):
         return self.override(dataset).seeds or self.seeds
+
+    @property
+    def calculators(self):
+        """Names of the models that are not trained, a list."""
+        return [model for model in self.models if cards.is_calculator(model)] + [
+            cards.REFERENCE
+        ] * self.reference
 
     def override(self, dataset):
         """:class:`Override` of a dataset, which is empty if there is none."""
@@ -142,26 +161,21 @@ class Campaign:
         return [(folder, task, names) for folder in TASKS for task, names in getattr(self, folder).items()]
 
     def training_parameters(self, dataset, model, seed):
-        """Parameters of a training notebook, which knows its own model."""
-        budget = self._budget("training", dataset)
-        return self._common(seed) | {
-            "dataset": dataset,
-            "preset": self.preset,
-            "max_seconds": budget.max_seconds,
-            "max_steps": budget.max_steps,
-            "max_epochs": budget.max_epochs,
-        }
+        """Parameters of a training notebook, which knows its own model; that of calculators has no limits."""
+        common = self._common(seed) | {"dataset": dataset}
+        if cards.is_calculator(model):
+            return common | {"model": cards.model_spelling(model)}
+        return common | {"preset": self.preset} | asdict(self._budget("training", dataset))
 
     def rollout_parameters(self, dataset, model, seed, protocol):
         """Parameters of a rollout notebook, which knows its own dataset."""
         budget = self._budget("rollout", dataset)
-        training = self.training_parameters(dataset, model, seed)
-        training.pop("dataset")
-        limits = {f"train_{key}": training.pop(key) for key in ("max_seconds", "max_steps", "max_epochs")}
+        limits = asdict(self._budget("training", dataset))
         return {
-            **training,
-            **limits,
-            "model": model,
+            **self._common(seed),
+            "preset": self.preset,
+            **{f"train_{key}": limit for key, limit in limits.items()},
+            "model": cards.model_spelling(model),
             "protocol": protocol,
             "replicas": budget.replicas,
             "steps": budget.steps,
@@ -188,6 +202,11 @@ class Campaign:
         return schema.validated(type(budget), mapping, where=f"{part} overrides of {dataset}")
 
 
+def _checked_name(model):
+    """Name of a model given by it or by the path of a card."""
+    return schema.check_name(cards.model_name(model), "name of a model")
+
+
 def names():
     """Names of the campaigns in ``params/``."""
     return sorted(p.stem for p in (paths.ROOT / "params").glob("*.yml") if p.stem != "book")
@@ -211,9 +230,19 @@ def load(name, *, planned=True):
     path = path_of(name)
     mapping = schema.read(path)
     mapping.setdefault("name", path.stem)
+    if isinstance(mapping.get("models"), list):
+        mapping["models"] = [_located(model, path.parent) for model in mapping["models"]]
     campaign = schema.validated(Campaign, mapping, where=path)
     plan = plan_path(campaign.name)
     return _planned(campaign, cards.read_yaml(plan)) if planned and plan.is_file() else campaign
+
+
+def _located(model, folder):
+    """A model; the path of a card is relative to a folder, or is that of the copy in it (:func:`keep`)."""
+    if not str(model).endswith((".yml", ".yaml")):
+        return model
+    path = folder / Path(model).expanduser()
+    return str(path if path.is_file() else folder / path.name)
 
 
 def path_of(name):
@@ -232,12 +261,19 @@ def path_of(name):
 
 
 def keep(name):
-    """Copy the file of a campaign outside ``params/`` to its records, so that reports find it by its name."""
-    path, own = path_of(name), load(name, planned=False).name
+    """Copy the file of a campaign outside ``params/`` to its records, so that reports find it by its name.
+
+    The cards of its calculators are copied with it.
+    """
+    path, campaign = path_of(name), load(name, planned=False)
+    own = campaign.name
     if path.parent != paths.ROOT / "params" and path != kept_path(own):
         named = "name" in schema.read(path)
         with paths.written(kept_path(own)) as temporary:
             temporary.write_text(("" if named else f"name: {own}\n") + path.read_text())
+        for file in filter(None, (cards.model_file(model) for model in campaign.models)):
+            with paths.written(kept_path(own).with_name(file.name)) as temporary:
+                temporary.write_bytes(file.read_bytes())
 
 
 def kept_path(name):

@@ -29,6 +29,7 @@ from egraff_utils.schema import (
 from egraff_utils.sources import (  # noqa: F401
     ORACLES,
     Cell,
+    ClassPath,
     File,
     FrameSet,
     Oracle,
@@ -43,6 +44,9 @@ from egraff_utils.sources import (  # noqa: F401
 )
 
 FOLDER = Path(__file__).parent / "cards"
+REFERENCE = "reference"
+"""Name of the model that is the reference method of the dataset itself, with noise of its own."""
+_registered_models = {}
 
 
 def changed(instance):
@@ -121,22 +125,69 @@ class TrainingHyperparameters:
 
 @checked()
 class ModelCard:
-    """Card of an architecture: where it comes from, and its hyperparameters at every preset."""
+    """Card of a model: an architecture with hyperparameters at every preset, or an ASE calculator.
+
+    A card with ``calculator`` is a model that is not trained here (:mod:`egraff_utils.calculated`).
+    """
 
     name: Name
-    title: str
-    citation: str
+    """Name of the model, which is part of the names of its records."""
+    title: str = ""
+    """Name for readers."""
+    citation: str = ""
     """Key in ``book/references.bib``."""
-    table: Whole
+    table: Whole = 0
     """Table of the paper that lists its hyperparameters."""
-    package: str
-    parameters_paper: Whole
+    package: str = ""
+    parameters_paper: Whole = 0
     """Trainable parameters at preset ``paper`` for the elements H, C, O."""
-    presets: dict[str, dict[str, dict[str, Value]]]
+    presets: dict[str, dict[str, dict[str, Value]]] = field(default_factory=dict)
+    """Size -> hyperparameters of a network and of its training."""
     notes: list[str] = field(default_factory=list)
     """Remarks on where today's names of hyperparameters differ from those in the table."""
     version: Whole = 1
     """Number to raise when the same weights give other energies; models are then trained anew."""
+    calculator: ClassPath | None = None
+    """Class of an ASE calculator, ``package.module.Class``, that is the model."""
+    arguments: dict[str, Value] = field(default_factory=dict)
+    """Keyword arguments of the class; a file beside the card may be given by its name."""
+    elements: list[AtomicNumber] = field(default_factory=list)
+    """Atomic numbers of the elements that the calculator knows."""
+    systems: list[Literal["molecule", "bulk"]] = field(default_factory=lambda: ["molecule", "bulk"])
+    """Kinds of systems that the calculator can treat."""
+    cutoff: Positive | None = None
+    """Cutoff of the calculator, Å, across which the gate moves atoms; may be missing."""
+    folder: Path | None = field(default=None, metadata={"internal": True})
+    """Folder of a user's card."""
+    file: Path | None = field(default=None, metadata={"internal": True})
+    """File of a user's card."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "title", self.title or self.name)
+        if bool(self.presets) == bool(self.calculator):
+            raise ValueError("give either presets, of a network, or a calculator")
+        if self.calculator and not self.elements:
+            raise ValueError("elements is missing: list the atomic numbers that the calculator knows")
+
+    def check_covers(self, dataset):
+        """Reject a dataset with elements or periodicity that the calculator does not know.
+
+        Raises
+        ------
+        ValueError
+            The message names card, dataset and elements.
+        """
+        if unknown_elements := sorted(set(dataset.elements) - set(self.elements)):
+            names = ", ".join(chemical_symbols[number] for number in unknown_elements)
+            raise ValueError(
+                f"the card of the model {self.name} lists no {names}, which {dataset.name} holds; add it to "
+                f"elements if {self.calculator} knows it, or leave out the dataset"
+            )
+        if dataset.system not in self.systems:
+            raise ValueError(
+                f"the card of the model {self.name} is for {' and '.join(self.systems)} alone, and "
+                f"{dataset.name} is a {dataset.system}; leave out the dataset"
+            )
 
     def network(self, preset, **overrides):
         """Keyword arguments of ``build_network`` at a preset, with overrides."""
@@ -160,23 +211,86 @@ def read_yaml(path):
 
 
 def models():
-    """Names of the models that have a card."""
+    """Names of the architectures that come with the project."""
     return sorted(path.stem for path in (FOLDER / "models").glob("*.yml"))
 
 
-@cache
+def calculators():
+    """Names of the calculators that come with the project as models."""
+    return sorted(path.stem for path in (FOLDER / "calculators").glob("*.yml"))
+
+
 def model(name):
-    """:class:`ModelCard` of a model.
+    """:class:`ModelCard` of a model, by its name or by the path of a user's YAML file of a calculator.
+
+    Once read from a path, a card can also be found by the name in it.
 
     Raises
     ------
     ValueError
-        If there is no card of this name; the message names the nearest.
+        If there is no card of this name; the message names the nearest. If a user's card has the name of a
+        model of the project, or has no calculator.
+    FileNotFoundError
+        If a path is given and there is no file.
     """
-    if name not in models():
-        raise unknown("model", name, models())
-    path = FOLDER / "models" / f"{name}.yml"
+    if _is_path(name):
+        return _own_model(Path(name).expanduser().resolve())
+    return _registered_models.get(name) or _shipped_model(name)
+
+
+def _is_path(name):
+    return str(name).endswith((".yml", ".yaml"))
+
+
+def _own_model(path):
+    values = read(path)
+    for key in ("folder", "file", "presets"):
+        if key in values:
+            raise ValueError(f"{path}: unknown key '{key}' of the card of a calculator")
+    values |= {"folder": path.parent, "file": path}
+    card = validated(ModelCard, values, where=path)
+    if card.name in (REFERENCE, *models(), *calculators()):
+        raise ValueError(f"{path}: the name '{card.name}' is taken by a model of the project")
+    _registered_models[card.name] = card
+    return card
+
+
+@cache
+def _shipped_model(name):
+    folders = dict.fromkeys(models(), "models") | dict.fromkeys(calculators(), "calculators")
+    if name not in folders:
+        raise unknown("model", name, [*folders, *_registered_models])
+    path = FOLDER / folders[name] / f"{name}.yml"
     return validated(ModelCard, read(path), where=path.name)
+
+
+def model_name(name):
+    """Name of a model in the keys of records, of which a path is another spelling.
+
+    >>> model_name("mace")
+    'mace'
+    """
+    return model(name).name if _is_path(name) else name
+
+
+def model_file(name):
+    """Path of a user's card that has been read, or None for a model of the project."""
+    card = _registered_models.get(name)
+    return card and card.file
+
+
+def model_spelling(name):
+    """Text by which another process finds a model: the path of a user's card, else the name."""
+    return str(model_file(name) or name)
+
+
+def is_calculator(name):
+    """Whether a model is not trained: the card of a calculator, or the reference itself.
+
+    >>> is_calculator("reference"), is_calculator("gfn1"), is_calculator("mace"), is_calculator("unheard-of")
+    (True, True, False, False)
+    """
+    return name == REFERENCE or _is_path(name) or name in _registered_models or name in calculators()
 
 
 def shift(split, target=None):

@@ -107,7 +107,8 @@ class Config:
     @property
     def key(self) -> Key:
         """:class:`Key` of the record."""
-        return Key(str(self.kind), self.campaign, self.card.name, self.model, self.seed)
+        model = cards.model_name(self.model)
+        return Key(str(self.kind), self.campaign, self.card.name, model, self.seed)
 
     def require_positive(self, *names: str, whole: bool = False) -> None:
         """Reject fields that are not positive, or not whole numbers; ``None`` is a field that is not set.

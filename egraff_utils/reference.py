@@ -47,14 +47,22 @@ def calculator(card, atoms=None):
     if card.oracle is None:
         raise ValueError(f"the reference method of {card.name} cannot be run here: its card has no oracle")
     oracle = cards.oracle(card.oracle, where=f"of the card of {card.name}")
-    made = _made(oracle, f"the oracle of {card.name}")
+    made = make(oracle, f"the oracle of {card.name}")
     if atoms is not None:
-        _try(made, atoms, f"the oracle of {card.name}, {oracle.calculator},")
+        attempt(made, atoms, f"the oracle of {card.name}, {oracle.calculator},")
     return made
 
 
-def _made(oracle, name):
-    """Calculator of an :class:`~egraff_utils.cards.Oracle`; ``name`` starts the messages of errors."""
+def make(oracle, name):
+    """Calculator of an :class:`~egraff_utils.cards.Oracle`; ``name`` starts the messages of errors.
+
+    The class is checked before it is called, so that a card cannot call anything else.
+
+    Raises
+    ------
+    ValueError
+        As in :func:`calculator`.
+    """
     module, _, maker = oracle.calculator.rpartition(".")
     try:
         make = getattr(importlib.import_module(module), maker)
@@ -73,7 +81,7 @@ def _made(oracle, name):
     return made
 
 
-def _try(made, atoms, name):
+def attempt(made, atoms, name):
     """Run one single-point calculation, so that a method that fails raises its error before anything else."""
     system = atoms.copy()
     system.calc = made
@@ -120,7 +128,9 @@ def make_dataset(card):
     with FileLock(path.with_suffix(".lock")):
         if not paths.readable(path):
             arrays = _simulate(card)
-            versions = {name: importlib.metadata.version(name) for name in ("ase", "numpy", *_packages(card))}
+            oracle = cards.oracle(card.oracle, where=f"of the card of {card.name}")
+            names = ("ase", "numpy", *packages(oracle))
+            versions = {name: importlib.metadata.version(name) for name in names}
             record = {"dataset": card.name, "parameters": parameters, "versions": versions}
             with paths.written(path.with_suffix(".json")) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n")
@@ -129,9 +139,8 @@ def make_dataset(card):
     return path
 
 
-def _packages(card):
-    """Names of the installed packages from which a card's oracle is imported."""
-    oracle = cards.oracle(card.oracle, where=f"of the card of {card.name}")
+def packages(oracle):
+    """Names of the installed packages from which an :class:`~egraff_utils.cards.Oracle` is imported."""
     return importlib.metadata.packages_distributions().get(oracle.calculator.partition(".")[0], [])
 
 

@@ -17,11 +17,15 @@ def _class_path(text):
     return text
 
 
+ClassPath = Annotated[str, AfterValidator(_class_path)]
+"""Class of an ASE calculator, ``package.module.Class``."""
+
+
 @checked()
 class Oracle:
     """An ASE calculator that labels any structure of a dataset."""
 
-    calculator: Annotated[str, AfterValidator(_class_path)]
+    calculator: ClassPath
     """Class of the calculator, ``package.module.Class``."""
     arguments: dict[str, Value] = field(default_factory=dict)
     """Keyword arguments of the class."""

@@ -1,4 +1,7 @@
-"""Where are the weights of a trained model? They are found, fingerprinted and loaded without the trainer."""
+"""Where are the weights of a trained model? They are found, fingerprinted and loaded without the trainer.
+
+A model that is a calculator has none; its card and the shifts of its energies take their place.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from egraff_utils import cards, records
+from egraff_utils import calculated, cards, records
+from egraff_utils.calculated import Calculated
 from egraff_utils.config import Config, Key
 
 if TYPE_CHECKING:  # which load torch
@@ -18,8 +22,23 @@ def path(run: Config | Key) -> Path:
     return _key(run).path.with_suffix(".safetensors")
 
 
-def digest(run: Config | Key, force_field: ForceField | None = None) -> str | None:
-    """Digest of a force field or, by default, of a run's weights; ``None`` if these are not available."""
+def digest(run: Config | Key, force_field: ForceField | Calculated | None = None) -> str | None:
+    """Digest of a force field or, by default, of a run's weights; ``None`` if these are not available.
+
+    That of a calculator is of its class, arguments, version and shifts.
+
+    Raises
+    ------
+    ValueError
+        If a calculator cannot be used on the dataset, or has changed since its errors were taken.
+    """
+    if force_field is None and cards.is_calculator(run.model):
+        try:
+            force_field = _calculator(run)
+        except FileNotFoundError:
+            return None
+    if isinstance(force_field, Calculated):
+        return force_field.digest()
     if force_field is not None:
         state = force_field.state_dict()
         return records.digest(sorted(state), *[value.detach().cpu().numpy() for value in state.values()])
@@ -27,8 +46,8 @@ def digest(run: Config | Key, force_field: ForceField | None = None) -> str | No
     return records.digest(file) if file.is_file() else None
 
 
-def load(run: Config | Key) -> ForceField:
-    """The trained force field of a run.
+def load(run: Config | Key) -> ForceField | Calculated:
+    """The trained force field of a run, or the calculator that takes its place.
 
     Raises
     ------
@@ -36,8 +55,11 @@ def load(run: Config | Key) -> ForceField:
         If there are no weights with a record, or they are not those of the record; the message names the
         command that trains.
     ValueError
-        If the model or dataset is unknown.
+        If the model or dataset is unknown, or a calculator cannot be used on the dataset, or has changed
+        since its errors were taken.
     """
+    if cards.is_calculator(run.model):
+        return _calculator(run)
     from egraff_utils import models
 
     models.card(run.model)
@@ -45,6 +67,22 @@ def load(run: Config | Key) -> ForceField:
     if reason := _unusable(file):
         raise FileNotFoundError(_untrained(_key(run), reason))
     return models.load(file)
+
+
+def _calculator(run):
+    """:class:`Calculated` with the shifts of its record; that of the reference itself has none."""
+    found = calculated.of(run.model, run.dataset)
+    if run.model == cards.REFERENCE:
+        return found
+    key, current = _key(run), records.digest(found.specification())
+    try:
+        record = records.sound(key.path)
+    except FileNotFoundError:
+        raise FileNotFoundError(_untrained(key, "its errors have not been taken")) from None
+    if record.parameters["inputs"]["calculator"] != current:
+        raise ValueError(_untrained(key, "its card or its package has changed since"))
+    found.shifts = {int(number): shift for number, shift in record.provenance["shifts"].items()}
+    return found
 
 
 def _unusable(file):
@@ -64,10 +102,11 @@ def _unusable(file):
 
 def _key(run):
     name = cards.dataset(run.dataset).name
-    return Key("training", run.campaign, name, run.model, run.seed)
+    return Key("training", run.campaign, name, cards.model_name(run.model), run.seed)
 
 
 def _untrained(key, reason):
-    words = ["egraff", "train", key.model, key.dataset, "--campaign", key.campaign, "--seed", str(key.seed)]
+    model = cards.model_spelling(key.model)
+    words = ["egraff", "train", model, key.dataset, "--campaign", key.campaign, "--seed", str(key.seed)]
     run = f"{key.model} is not trained on {key.dataset}, seed {key.seed}, in campaign {key.campaign}"
     return f"{run}: {reason}. Train it first: {shlex.join(words)}"

@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import cards, data, paths
+from egraff_utils import calculated, campaign, cards, data, paths
 
 BOOK = paths.ROOT / "book"
 BIBLIOGRAPHY = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(), re.MULTILINE))
@@ -47,6 +47,39 @@ def test_the_example_of_a_model_builds_and_obeys_the_force_rule(monkeypatch):
         moved.positions[0, 0] += sign * step
         energies.append(ff(build_graph(moved)).energy.item())
     assert forces[0, 0].item() == pytest.approx(-(energies[0] - energies[1]) / (2 * step), rel=1e-5)
+
+
+def _save_calculators(folder, monkeypatch):
+    """Write the cards and the campaign of the example, and go to their folder."""
+    monkeypatch.setattr(cards, "_registered_models", {})
+    monkeypatch.chdir(folder)
+    for variable in ("GENERATED", "RESULTS", "RUNS"):
+        monkeypatch.setenv(f"EGRAFF_{variable}", str(folder / variable.lower()))
+    names = "my_emt.yml", "my_gfn1.yml", "mine.yml"
+    for name, text in zip(names, _blocks("add_model.md", "yaml"), strict=True):
+        (folder / name).write_text(text)
+
+
+def test_the_examples_of_calculators_make_a_campaign(tmp_path, monkeypatch):
+    _save_calculators(tmp_path, monkeypatch)
+    cells = campaign.load("mine.yml").cells()
+    assert [model for _, model, _ in cells] == ["mace", "my_gfn1", "reference"]
+    energies, forces = calculated.of("my_gfn1", "ethanol_xtb").predict([molecule("CH3CH2OH")])
+    assert energies[0] < -300
+    assert np.abs(forces[0].sum(0)).max() < 1e-6
+    assert calculated.of("my_emt.yml", "copper_emt").predict([bulk("Cu")])[0] == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_commands_that_judge_a_calculator_work(tmp_path, monkeypatch, capsys):
+    from egraff_utils.__main__ import main
+
+    _save_calculators(tmp_path, monkeypatch)
+    commands = re.findall(r"^\$ egraff (.*)$", (BOOK / "add_model.md").read_text(), re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["train", "rollout", "gate"]
+    for command in commands:
+        assert main(command.split()) == 0, command
+    assert re.search(r"passed +1 1", capsys.readouterr().out)
 
 
 def test_the_example_of_a_dataset_loads(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ ROOMS = (
     "paths units schema sources cards config structure metrics statistics quantities",
     "breaks provenance records campaign paper allocator",
     "graph reference files readers data",
-    "models weights accuracy train",
+    "models calculated weights accuracy train",
     "md",
     "checks",
     "report",

@@ -7,6 +7,7 @@ import pytest
 
 from egraff_utils import campaign, cards, paths
 from egraff_utils.running import batch, pages
+from egraff_utils.running import cells as running
 
 NOTEBOOKS = sorted(path for path in batch.NOTEBOOKS.glob("*/*.ipynb"))
 NAMES = [f"{path.parent.name}/{path.stem}" for path in NOTEBOOKS]
@@ -22,7 +23,8 @@ def test_every_notebook_is_a_page_and_the_reverse():
 
 
 def test_every_model_has_a_training_notebook():
-    assert {path.stem for path in NOTEBOOKS if path.parent.name == "training"} == set(cards.models())
+    stems = {path.stem for path in NOTEBOOKS if path.parent.name == "training"}
+    assert stems == {*cards.models(), "calculator"}
 
 
 def test_stripped(notebook):
@@ -75,7 +77,7 @@ def test_figure_labels_are_unique_and_carry_the_page():
 def test_notebooks_take_what_their_campaign_sets(name):
     settings = campaign.load(name)
     for dataset, model, seed in settings.cells():
-        known = batch.parameters_of(batch.NOTEBOOKS / "training" / f"{model}.ipynb")
+        known = batch.parameters_of(running.training_notebook(model))
         assert set(settings.training_parameters(dataset, model, seed)) <= set(known)
         known = batch.parameters_of(batch.NOTEBOOKS / "rollout" / f"{dataset}.ipynb")
         for protocol in settings.protocols(dataset):

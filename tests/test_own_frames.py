@@ -48,6 +48,22 @@ def test_own_violations_stand_beside_those_of_trajectories(frame):
     assert np.isnan(row[EV, APART])
 
 
+def test_the_reference_has_a_row_and_counts_nowhere(frame):
+    more = frame_of(
+        ("training", "acac_xtb", "reference", "force_mae", 1e-12),
+        ("rollout", "acac_xtb", "reference", "oracle_fv", 0.0),
+        ("rollout", "acac_xtb", "reference", "oracle_force_mae", 1e-3),
+        ("rollout", "acac_xtb", "reference", "fv", 0.3),
+    )
+    every = pd.concat([frame, more])
+    errors, apart = own_frames.errors(every), own_frames.violations(every)
+    assert list(errors.index.unique("model")) == ["nequip", "mace", "reference"]
+    assert np.isnan(errors.loc[("acac_xtb", "reference"), (FORCE, RATIO)])
+    assert apart.loc[("acac_xtb", "reference"), (FV, APART)] == 0.3
+    values = own_frames.page_values([], errors, apart)
+    assert values == own_frames.page_values([], own_frames.errors(frame), own_frames.violations(frame))
+
+
 def test_no_records_are_an_empty_table():
     assert len(own_frames.errors(frame_of())) == len(own_frames.violations(frame_of())) == 0
     assert own_frames.shifted_kinds(frame_of()) == []

@@ -23,9 +23,10 @@ from ase.geometry import wrap_positions
 from scipy.spatial.transform import Rotation
 
 from egraff_utils import cards, data, models, records, weights
+from egraff_utils.calculated import Calculated
 from egraff_utils.config import Config
 from egraff_utils.graph import SkinList, build_graph
-from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.md.calculator import ReplicaCalculator, calculator_of
 from egraff_utils.md.dynamics import Thermostat, simulate
 from egraff_utils.md.temperature import degrees_of_freedom, draw_velocities
 from egraff_utils.records import Metric
@@ -168,11 +169,12 @@ def check(config, *, force_field=None):
 def _checked(config, frames, force_field):
     torch.set_num_threads(config.threads)
     force_field = (force_field or weights.load(config)).to(config.device)
+    has_graph = not isinstance(force_field, Calculated)
     subject = Subject(
-        ForceFieldCalculator(force_field),
-        ForceFieldCalculator(in_double(force_field).to(config.device)),
+        calculator_of(force_field),
+        calculator_of(in_double(force_field).to(config.device)),
         force_field.cutoff,
-        lambda n: ForceFieldCalculator(force_field, replicas=n),
+        (lambda n: calculator_of(force_field, replicas=n)) if has_graph else None,
     )
     metrics, curves, skipped = _measure(subject, frames, **_measured(config))
     metrics, message = _judged(metrics, config.parameters()["tolerances"])
@@ -301,7 +303,12 @@ class Subject(NamedTuple):
 
 
 def in_double(force_field):
-    """Copy of a force field with its network, including constants, in double precision."""
+    """Copy of a force field with its network, including constants, in double precision.
+
+    A calculator has the precision that it has, and is returned itself.
+    """
+    if isinstance(force_field, Calculated):
+        return force_field
     if not force_field.build_arguments:
         return copy.deepcopy(force_field).double().eval()
     double = models.build(**{**force_field.build_arguments, "dtype": torch.float64})

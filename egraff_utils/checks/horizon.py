@@ -16,7 +16,7 @@ from filelock import FileLock
 from egraff_utils import cards, data, metrics, paths, records, reference, statistics, weights
 from egraff_utils.config import Config
 from egraff_utils.md import analysis
-from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator
+from egraff_utils.md.calculator import ReplicaCalculator, calculator_of
 from egraff_utils.md.dynamics import Newtonian, Thermostat, Trajectory, simulate
 from egraff_utils.md.rollout import reference_of
 from egraff_utils.records import Metric
@@ -137,7 +137,7 @@ def _followed(config, frames, interval, force_field):
         course = _live_course(card, frames, interval, config, thermostat, steps[0])
 
     def make_calculator(replicas, skin=1.0):
-        return ForceFieldCalculator(force_field, torch.device(config.device), skin=skin, replicas=replicas)
+        return calculator_of(force_field, torch.device(config.device), skin=skin, replicas=replicas)
 
     runs = follow(course, make_calculator, thermostat=thermostat, progress=label)
     found, curves = measure(course, runs, floor=_floor(frames))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, all_changes
 
+from egraff_utils.calculated import Calculated
 from egraff_utils.graph import SkinList
 from egraff_utils.models import ForceField
 
@@ -216,6 +217,19 @@ class ReplicaCalculator(Calculator):
             "forces": forces,
             "energies_of_replicas": energies,
         }
+
+
+def calculator_of(
+    model: ForceField | Calculated,
+    device: torch.device | str | None = None,
+    *,
+    skin: float = 1.0,
+    replicas: int = 1,
+) -> ForceFieldCalculator | ReplicaCalculator:
+    """ASE calculator of a model for a batch of replicas; a calculator has no use for device and skin."""
+    if isinstance(model, Calculated):
+        return ReplicaCalculator([model.make() for _ in range(replicas)])
+    return ForceFieldCalculator(model, device, skin=skin, replicas=replicas)
 
 
 def _device(ff):

@@ -19,7 +19,7 @@ from egraff_utils import cards, data, paths, records, reference, weights
 from egraff_utils.breaks import account
 from egraff_utils.config import AS_CODED, Config, Kind
 from egraff_utils.md import analysis, own_frames, stability
-from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator, difference
+from egraff_utils.md.calculator import ReplicaCalculator, calculator_of, difference
 from egraff_utils.md.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
 from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, stationary_ratio
 
@@ -45,8 +45,9 @@ class RolloutConfig(Config):
     WORKING_FIELDS = (*Config.WORKING_FIELDS, "skin")
 
     model: str
-    """Architecture, whose weights are those of the training of the same campaign, dataset and seed, or
-    ``"reference"`` for the oracle of the dataset, the perfect model, which runs with noise of its own."""
+    """Architecture, whose weights are those of the training of the same campaign, dataset and seed; name or
+    path of the card of a calculator; or ``"reference"`` for the oracle of the dataset, the perfect model,
+    which runs with noise of its own."""
     dataset: str
     campaign: str = "demo"
     seed: int = 0
@@ -212,12 +213,10 @@ def _pool(found):
 
 def _calculators(config, card, force_field):
     """Function that returns a calculator for n replicas."""
-    if config.model == "reference" and force_field is None:
-        return _oracles(card)
-    if force_field is None:
-        force_field = weights.load(config)
+    model = weights.load(config) if force_field is None else force_field
     device, skin = torch.device(config.device), config.skin
-    return lambda n: ForceFieldCalculator(force_field, device, skin=skin, replicas=n)
+    calculator_of(model, device)  # so that an error is raised now rather than during the simulation
+    return lambda n: calculator_of(model, device, skin=skin, replicas=n)
 
 
 def _oracles(card):

@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 
 from egraff_utils import quantities
 from egraff_utils.checks import gate
-from egraff_utils.report import figures, look, plots, tables
+from egraff_utils.report import figures, look, plots, tables, titles
+from egraff_utils.report.values import MISSING
 
 SMOOTH = "cpu_smooth"
 """Name of the campaign of the variants that are smooth at the cutoff."""
@@ -56,6 +57,22 @@ def check_table():
     }
     heads = ["What is measured", "Unit", "Tolerance", "Why so much"]
     return tables.plain(pd.DataFrame.from_dict(rows, orient="index", columns=heads), "gate-about")
+
+
+def page_values(record):
+    """Values of the page of one gate, numbers and texts; NaN or "no value" where a check did not apply."""
+    found = {name: value(record, name) for name in ("jump", "drift", "fluctuation", "crossings")}
+    drift = {metric.name: metric for metric in record.metrics}.get("drift")
+    ends = (drift.low, drift.high) if drift else (None, None)
+    symbols, distances = (record.curves.get(f"jump_{name}", [None]) for name in ("symbols", "distance"))
+    return found | {
+        "model": tables.model_title(record.model),
+        "dataset": titles.dataset_title(record.dataset),
+        "badge": gate.badge(record) if record["passed"] else f"fails {gate.badge(record)}",
+        "interval": " to ".join(tables.say(end, ".2g") for end in ends),
+        "pair": str(symbols[0] or MISSING),
+        "distance": tables.say(distances[0], ".2f"),
+    }
 
 
 def verdict_table(record):
@@ -142,9 +159,13 @@ def plot_crossing(record, *, label=None, color=None, ax=None):
     """Energy of a frame as one atom crosses the cutoff of another, without its slope.
 
     The slope and a step at the cutoff are fitted, and the slope is subtracted. A smooth energy then stays on
-    a line through zero, apart from its curvature.
+    a line through zero, apart from its curvature. The axes say so if no cutoff was known.
     """
     ax = look.take_axes(ax)
+    ax.set(xlabel="Distance minus cutoff (Å)", ylabel="Energy (meV)")
+    if "cutoff_energy" not in record.curves:
+        ax.text(0.5, 0.5, "no cutoff is known", transform=ax.transAxes, ha="center", color="0.4")
+        return ax
     distance, energy = (plots.read_curve(record, f"cutoff_{name}") for name in ("distance", "energy"))
     x = distance - distance.mean()
     slope = np.linalg.lstsq(np.column_stack([x, np.ones_like(x), x > 0]), energy, rcond=None)[0][0]
@@ -152,7 +173,6 @@ def plot_crossing(record, *, label=None, color=None, ax=None):
     style = {"color": color or look.model_color(record.model)}
     for side, name in ((x < 0, label or tables.model_title(record.model)), (x > 0, None)):
         ax.plot(x[side], rest[side] - rest.mean(), label=name, **style)
-    ax.set(xlabel="Distance minus cutoff (Å)", ylabel="Energy (meV)")
     ax.locator_params(axis="x", nbins=5)
     return ax
 
@@ -209,13 +229,13 @@ def drift_against_jump(found, smooth=()):
     drawn = [(record, "full") for record in select(found)] + [(record, "none") for record in select(smooth)]
     markers = figures.dataset_markers({record.dataset for record, _ in drawn})
     for record, fill in drawn:
-        jump = _value(record, "jump")
+        jump = value(record, "jump")
         color = look.model_color(record.model)
         for ax, name in zip(axes, ("fluctuation", "drift"), strict=True):
-            value = _value(record, name)
-            if np.isfinite([jump, value]).all() and value:
+            size = abs(value(record, name))
+            if np.isfinite([jump, size]).all() and size:
                 style = {"marker": markers[record.dataset], "color": color, "fillstyle": fill}
-                ax.plot(max(jump, SMALLEST), abs(value), linestyle="none", **style)
+                ax.plot(max(jump, SMALLEST), size, linestyle="none", **style)
     labels = ("Fluctuation (meV/atom)", "Size of the drift (meV/atom/ps)")
     for ax, label in zip(axes, labels, strict=True):
         ax.set(xlabel="Jump (meV)", ylabel=label)
@@ -233,7 +253,7 @@ def drift_against_jump(found, smooth=()):
     return figure
 
 
-def _value(record, name):
+def value(record, name):
     """Value of a metric, NaN if it is missing."""
     found = {metric.name: metric.value for metric in record.metrics}
     return np.nan if found.get(name) is None else found[name]

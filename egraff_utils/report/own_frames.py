@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egraff_utils import quantities
+from egraff_utils.cards import REFERENCE
 from egraff_utils.config import changed
 from egraff_utils.report import look, plots, tables, titles
 from egraff_utils.report.comparison import mean_rank_correlation, order_datasets, order_models
@@ -43,7 +44,8 @@ def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
     -------
     DataFrame with the index (dataset, model), with all models of the campaign for every dataset with such
     rollouts, and the columns (head with unit, ``test``, ``own frames``, ``own, offset off``, ``ratio (×)``).
-    The ratio is that of own frames to test. Missing values are NaN.
+    The ratio is that of own frames to test; the reference, whose errors are rounding errors, has none.
+    Missing values are NaN.
     """
     static = "training" if kind == "rollout" else changed(kind, act="errors")
     columns = {
@@ -55,6 +57,7 @@ def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
     }
     values = _values(frame, kind, columns)
     values[FORCE, RATIO] = values[FORCE, OWN] / values[FORCE, TEST]
+    values.loc[_is_reference(values), [(FORCE, RATIO)]] = np.nan
     order = [(FORCE, TEST), (FORCE, OWN), (FORCE, RATIO), *[key for key in columns if key[0] == ENERGY]]
     return values[order]
 
@@ -89,7 +92,7 @@ def shifted_kinds(frame: pd.DataFrame) -> list[str]:
 
 def _values(frame, kind, columns):
     there = frame[(frame.kind == kind) & (frame.metric == "oracle_fv")]
-    models = order_models(set(frame.model[frame.kind == "training"]) | set(there.model) - {"reference"})
+    models = order_models(set(frame.model[frame.kind == "training"]) | set(there.model))
     pairs = [(name, model) for name in order_datasets(there.dataset.unique()) for model in models]
     index = pd.MultiIndex.from_tuples(pairs, names=["dataset", "model"])
     known = frame.groupby(["kind", "dataset", "model", "metric"])["value"].mean()
@@ -98,6 +101,11 @@ def _values(frame, kind, columns):
         for key, (source, metric, factor) in columns.items()
     }
     return pd.DataFrame(values, index, columns=pd.MultiIndex.from_tuples(columns), dtype=float)
+
+
+def _is_reference(values):
+    """Whether each row is that of the reference run as a model, a boolean array."""
+    return values.index.get_level_values("model") == REFERENCE
 
 
 def middle(values, *, digits: int = 2) -> str:
@@ -125,8 +133,11 @@ def page_values(found, values: pd.DataFrame, apart: pd.DataFrame) -> dict:
     found
         Records of the campaigns.
     values, apart
-        DataFrames of `errors` and `violations`, of one campaign or of several, one below the other.
+        DataFrames of `errors` and `violations`, of one campaign or of several, one below the other. Rows of
+        the reference itself do not count.
     """
+    found = [record for record in found if record.model != REFERENCE]
+    values, apart = values[~_is_reference(values)], apart[~_is_reference(apart)]
     ratio, ev = values[FORCE, RATIO].dropna(), (apart[EV, OWN] / apart[EV, APART]).dropna()
     force, energy = (curve_ends(found, f"oracle_{name}") for name in ("force_mae", "energy_error"))
     means = [mean_error(r, "oracle_energy_error") for r in found if r.kind == "rollout"]
@@ -176,7 +187,7 @@ def plot_errors(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         DataFrame of :func:`errors`.
     """
     ax = look.take_axes(ax)
-    known = values[FORCE][[TEST, OWN]].dropna()
+    known = values[~_is_reference(values)][FORCE][[TEST, OWN]].dropna()
     markers = dict(zip(values.index.unique(0), look.MARKERS, strict=False))
     for (dataset, model), row in known.iterrows():
         style = {"color": look.model_color(model), "marker": markers[dataset], "markeredgecolor": "0.2"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards
 
-LITERATURE_MODELS = {"painn": "PaiNN", "dimenet++": "DimeNet++"}
-"""Models from the literature that the paper quotes and that are not trained here."""
+OTHER_TITLES = {"painn": "PaiNN", "dimenet++": "DimeNet++", cards.REFERENCE: "Reference, own noise"}
+"""Titles of models without a card: those that the paper quotes from the literature, and the reference."""
 
 
 def budget(campaign: str) -> str:
@@ -31,8 +31,15 @@ def budget(campaign: str) -> str:
 
 
 def model_title(name: str) -> str:
-    """Name of a model for readers, the title of its card, or the name itself if there is no card."""
-    return cards.model(name).title if name in cards.models() else LITERATURE_MODELS.get(name, name)
+    """Name of a model for readers, the title of its card, or the name itself if there is no card.
+
+    >>> model_title("mace"), model_title("gfn1"), model_title("reference"), model_title("mine")
+    ('MACE', 'GFN1-xTB', 'Reference, own noise', 'mine')
+    """
+    if name in OTHER_TITLES:
+        return OTHER_TITLES[name]
+    known = name in cards.models() or cards.is_calculator(name)
+    return cards.model(name).title if known else name
 
 
 def dataset_title(name: str) -> str:

@@ -320,12 +320,21 @@ def run_key(notebook, parameters):
     stem, folder = Path(notebook).stem, Path(notebook).parent.name
     identity = {
         "datasets": {"dataset": stem, "model": "reference"},
-        "training": {"dataset": values.get("dataset"), "model": stem},
+        "training": {"dataset": values.get("dataset"), "model": values.get("model", stem)},
         "rollout": {"dataset": stem, "model": values.get("model")},
         **dict.fromkeys(campaigns.TASKS, {"dataset": values.get("dataset"), "model": values.get("model")}),
     }.get(folder, {"dataset": "all", "model": stem})
     identity["dataset"] = Path(str(identity["dataset"])).stem  # a card given by its path
+    identity["model"] = _model_name(identity["model"])
     return {"campaign": values.get("campaign", "demo"), **identity, "seed": values.get("seed", 0)}
+
+
+def _model_name(model):
+    """Name of a model; of a card that cannot be read, that of its file."""
+    try:
+        return cards.model_name(str(model))
+    except (ValueError, OSError):
+        return Path(str(model)).stem
 
 
 def failure_key(notebook, parameters):

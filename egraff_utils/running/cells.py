@@ -12,8 +12,8 @@ from typing import NamedTuple
 import nbformat
 import pandas as pd
 
+from egraff_utils import calculated, cards, paths, records
 from egraff_utils import campaign as campaigns
-from egraff_utils import cards, paths, records
 from egraff_utils.running import batch, pages
 
 IDLE = {"-n", "--dry-run", "--dryrun", "--unlock"}
@@ -69,7 +69,7 @@ def cells(campaign, datasets=()):
     found = []
     for dataset, model, seed in campaign.cells():
         same, identity = _output(campaign, dataset, model, seed), (dataset, model, seed)
-        found.append(Cell(same("training"), batch.NOTEBOOKS / "training" / f"{model}.ipynb", *identity))
+        found.append(Cell(same("training"), training_notebook(model), *identity))
         for protocol in campaign.protocols(dataset):
             notebook = batch.NOTEBOOKS / "rollout" / f"{dataset}.ipynb"
             found.append(Cell(same(campaigns.FOLDERS[protocol]), notebook, *identity, protocol))
@@ -77,6 +77,12 @@ def cells(campaign, datasets=()):
         output = _output(campaign, *identity)(f"{folder}/{task}")
         found.append(Cell(output, batch.NOTEBOOKS / folder / f"{task}.ipynb", *identity))
     return [cell for cell in found if not datasets or cell.dataset in datasets]
+
+
+def training_notebook(model):
+    """Notebook that trains a model, or takes the errors of a calculator."""
+    stem = "calculator" if cards.is_calculator(model) else model
+    return batch.NOTEBOOKS / "training" / f"{stem}.ipynb"
 
 
 def _output(campaign, dataset, model, seed):
@@ -96,7 +102,8 @@ def status(name):
     rows = [(cell.dataset, cell.model, cell.state(campaign)) for cell in cells(campaign)]
     table = pd.DataFrame(rows, columns=["dataset", "model", "state"]).groupby(["dataset", "model"]).state
     shown = table.agg(_counts).unstack("model")
-    return shown.reindex(index=list(campaign.datasets), columns=list(campaign.models)).fillna("")
+    models = dict.fromkeys(model for dataset in campaign.datasets for model in campaign.models_of(dataset))
+    return shown.reindex(index=list(campaign.datasets), columns=list(models)).fillna("")
 
 
 def _counts(states):
@@ -135,6 +142,7 @@ def run_campaign(name, *, jobs=None, only=(), extra=()):
     """
     campaign, idle = campaigns.load(name), bool(IDLE & set(extra))
     _check_tasks(campaign)
+    _check_calculators(campaign)
     wanted = cells(campaign, only)
     if campaign.budget and not idle and not campaigns.plan_path(campaign.name).is_file():
         _plan(name, jobs)
@@ -166,6 +174,13 @@ def _check_tasks(campaign):
         for task in getattr(campaign, folder):
             if task not in tasks:
                 raise cards.unknown(f"task in notebooks/{folder}", task, tasks)
+
+
+def _check_calculators(campaign):
+    """Make every calculator once, so that a card that cannot be used fails before the first run."""
+    for dataset, model, _ in campaign.cells():
+        if cards.is_calculator(model):
+            calculated.of(model, dataset).make()
 
 
 def _plan(name, jobs):

@@ -120,6 +120,8 @@ def grow(config, *, runs=1):
     card = config.card
     if card.system == "molecule":
         raise ValueError(f"{card.name} is a molecule; supercells need a periodic dataset, such as lips")
+    if cards.is_calculator(config.model):
+        raise ValueError(f"{config.model} is a calculator; the cost of supercells is that of networks")
     if weights.digest(config) is None:
         weights.load(config)  # raises an error that says what is missing
     found, messages = zip(*[_in_a_process(config) for _ in range(runs)], strict=True)
@@ -233,7 +235,7 @@ def summary(found):
 
 
 def measure_campaign(name, *, dataset=None):
-    """Cost records of all models of a campaign, a list; a model without weights is reported and left out.
+    """Cost records of all networks of a campaign, a list; one without weights is reported and left out.
 
     Parameters
     ----------
@@ -253,7 +255,7 @@ def measure_campaign(name, *, dataset=None):
     if dataset is None:
         raise ValueError(f"campaign {name} has no periodic dataset")
     found = []
-    for model in settings.models:
+    for model in (name for name in settings.models if not cards.is_calculator(name)):
         options = {"seed": settings.seeds[0], "device": settings.device, "threads": settings.threads}
         try:
             found.append(measure(CostConfig(model, settings.name, dataset, **options)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from egraff_utils import campaign as campaigns
-from egraff_utils import paths, records
+from egraff_utils import cards, paths, records
 from egraff_utils.running import batch
 
 BOOK = paths.ROOT / "book"
@@ -40,9 +40,9 @@ def report_page(name, page="leaderboard"):
 def page_parameters(page, settings, campaign):
     """Notebook parameters of a page for a campaign, equal to those of the campaign's own run.
 
-    A training page shows one dataset, a rollout page one model, and the page of a task one of both. These are
-    the ones in ``settings`` if the campaign has them, else the first of the campaign. Report pages show all
-    datasets and models, and compare with further campaigns.
+    A training page shows one dataset, that of calculators also one of these, a rollout page one model, and
+    the page of a task one of both. These are the ones in ``settings`` if the campaign has them, else the
+    first of the campaign. Report pages show all datasets and models, and compare with further campaigns.
     """
     kind, stem = page.split("/")
     seed = campaign.seeds[0]
@@ -50,7 +50,8 @@ def page_parameters(page, settings, campaign):
         return {"campaign": campaign.name}
     if kind == "training":
         dataset = _choose(settings.get("dataset"), campaign.datasets)
-        return campaign.training_parameters(dataset, stem, seed)
+        model = _choose(settings.get("model"), campaign.calculators) if stem == "calculator" else stem
+        return campaign.training_parameters(dataset, model, seed)
     model = _choose(settings.get("model"), campaign.models)
     if kind == "rollout":
         version = {name: settings[name] for name in ("version",) if name in settings}
@@ -129,14 +130,15 @@ def campaign_pages(name):
         known = {
             "datasets": campaign.datasets,
             "rollout": campaign.datasets,
-            "training": campaign.models,
+            "training": [*campaign.models, *["calculator"] * bool(campaign.calculators)],
             "ood": campaign.ood,
             "checks": campaign.checks,
         }
         if stem not in known.get(kind, [stem]):
             continue
         values = {"dataset": stem, "model": stem, **page_parameters(page, settings or {}, campaign)}
-        cell = {"dataset": values["dataset"], "model": values["model"], "seed": campaign.seeds[0]}
+        model = cards.model_name(values["model"])
+        cell = {"dataset": values["dataset"], "model": model, "seed": campaign.seeds[0]}
         run, own = campaigns.CELL.format(**cell), f"{stem}.ipynb"
         names = {"datasets": own, "report": own} | dict.fromkeys(campaigns.TASKS, f"{stem}/{run}")
         chosen[page] = folder / kind / names.get(kind, run)

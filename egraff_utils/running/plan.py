@@ -122,6 +122,11 @@ def make(name, *, budget=None, jobs=None):
     budget, jobs = budget or campaign.budget, jobs or campaign.jobs
     if not budget:
         raise ValueError(f"campaign {campaign.name} has no budget; give one, such as --budget 25m")
+    if campaign.calculators:
+        raise ValueError(
+            f"campaign {campaign.name} has models that are not trained ({', '.join(campaign.calculators)}), "
+            "whose time cannot be planned; give limits (max_seconds) of training and rollout, and no budget"
+        )
     made = fit(campaign, timings(campaign, jobs=jobs), budget=seconds(budget), jobs=jobs)
     made.write()
     return made

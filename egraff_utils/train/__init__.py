@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from egraff_utils import accuracy, cards, data, models, paths, records
+from egraff_utils import accuracy, calculated, cards, data, models, paths, records
 from egraff_utils.config import Config
 from egraff_utils.graph import build_graph, collate
 from egraff_utils.train import compiled, optimizers
@@ -60,8 +60,10 @@ class TrainConfig(Config):
         """What determines the result, as stored in the record.
 
         These are the fields, and hashes of the data, the hyperparameters and the network that the names in
-        the fields stand for.
+        the fields stand for. A calculator, which is not trained, has no preset and no limits.
         """
+        if cards.is_calculator(self.model):
+            return self._calculator_parameters()
         card, dataset = models.card(self.model), cards.dataset(self.dataset)
         network = card.network(self.preset, **self.network)
         training = cards.changed(card.training(self.preset, **self.training))
@@ -72,6 +74,11 @@ class TrainConfig(Config):
         }
         return super().parameters() | {"dataset": dataset.name, "inputs": inputs}
 
+    def _calculator_parameters(self):
+        key, subject = self.key, calculated.of(self.model, self.dataset)
+        inputs = {"data": data.digest(self.card), "calculator": records.digest(subject.specification())}
+        return {"model": key.model, "dataset": key.dataset, "seed": self.seed, "inputs": inputs}
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number."""
@@ -79,6 +86,8 @@ class NonFiniteLossError(RuntimeError):
 
 def fit(config):
     """Train a force field and test it, or return the stored record of the same parameters.
+
+    Of a model that is a calculator only the errors are taken (:func:`egraff_utils.accuracy.judge`).
 
     The weights with the lowest validation loss are written beside the record as ``.safetensors`` and tested
     once. A run that was killed continues from its last checkpoint. An existing record with other parameters
@@ -105,7 +114,8 @@ def fit(config):
         If the model, dataset, preset or a hyperparameter is unknown, or a split cannot be used for training
         (:func:`data.check_splits`).
     """
-    return records.run(config, lambda: _fitted(config))
+    make = accuracy.judge if cards.is_calculator(config.model) else _fitted
+    return records.run(config, lambda: make(config))
 
 
 def _fitted(config):
