@@ -73,8 +73,8 @@ class Quantity:
     """Scale of the interval over replicas: ``linear``, ``log``, or ``fraction`` for the share of a run; empty
     if there is no interval."""
     saturation: str = ""
-    """Title of the saturation level, the score of an independent trajectory of the reference; empty if there
-    is none. Its records have the kind ``floor``."""
+    """Title of the score of the test frames against themselves in the record of a dataset. Empty if there is
+    no saturation level, which takes the rollout into account and has records of the kind ``floor``."""
     best_at_zero: bool = False
     """Whether a value below the range of the saturation level is no better than one inside it."""
     ceiling: str = ""
@@ -143,18 +143,18 @@ QUANTITIES = (
     Quantity("zero_force_mae", "meV/Å", "Force MAE of predicting zero", **_ERROR),
     # simulations
     Quantity("wf", "%", "Wright's factor", **_RDF, short="WF", digits=2, spoke="WF",
-             saturation="Saturation of Wright's factor", published=Published("2", "wf_percent")),
-    Quantity("jsd", "nats", "JSD", **_RDF, digits=5, spoke="JSD", saturation="Saturation of JSD"),
+             saturation="Wright's factor, half against half", published=Published("2", "wf_percent")),
+    Quantity("jsd", "nats", "JSD", **_RDF, digits=5, spoke="JSD", saturation="JSD, half against half"),
     Quantity("jsd_raw", "nats", "JSD as published", **_RDF, spoke="JSD",
-             saturation="Saturation of JSD as published", published=Published("2", "jsd")),
+             saturation="JSD as published, half against half", published=Published("2", "jsd")),
     Quantity("ev", "1", "EV", long="Energy violation EV", average="run", interval="log"),
     Quantity("ev_root", "1", "Root EV", **_VIOLATION, long="Root energy violation", spoke="EV",
-             column_unit="1e-5", factor=1e5, saturation="Saturation of root EV",
+             column_unit="1e-5", factor=1e5, saturation="Root EV, random pairs",
              published=Published("3", "ev_gmean_1e-5", 1e-5, "ev_std_1e-5")),
     Quantity("fv", "1", "FV", **_VIOLATION, long="Force violation FV", spoke="FV",
-             saturation="Saturation of FV", published=Published("3", "fv_gmean", std="fv_std")),
+             saturation="FV, random pairs", published=Published("3", "fv_gmean", std="fv_std")),
     Quantity("rmsd", "Å", "RMSD", long="Root mean square displacement", lower_is_better=None,
-             average="late", interval="log", saturation="Saturation of RMSD"),
+             average="late", interval="log", saturation="RMSD of the reference"),
     Quantity("deviation", "Å", "Deviation from the reference", short="Deviation",
              column="Deviation from the reference", average="late", interval="log"),
     Quantity("temperature", "K", "Temperature", digits=0, lower_is_better=None, average="arithmetic"),
@@ -221,7 +221,7 @@ _LEVELS = (
 _BY_NAME = {quantity.metric: quantity for quantity in (*QUANTITIES, *_LEVELS)}
 
 METRIC_NAMES = {name: quantity.title for name, quantity in _BY_NAME.items() if quantity.title}
-"""Titles of the metrics that have one, including those of saturation levels (``floor_wf``)."""
+"""Titles of the metrics that have one, including those of a dataset's record (``floor_wf``)."""
 
 
 def of(metric: str, unit: str | None = None) -> Quantity:

@@ -37,7 +37,6 @@ def test_rank_correlation_within_datasets(frame):
     values = comparison.metric_values(pd.concat([frame, other]))
     found = comparison.rank_correlations(values, pairs=[("energy_mae", "force_mae")]).iloc[0]
     assert found["within"] == pytest.approx(-1)
-    assert found["all"] > 0
     assert (found["points"], found["datasets"]) == (6, 2)
 
 

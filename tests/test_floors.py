@@ -366,3 +366,17 @@ def test_spread_of_rdf_covers_unseen_blocks():
     apart = np.abs(fresh - rdf.mean(0))
     assert 0.92 < (apart[0] < spread[0]).mean() < 0.98
     assert 0.92 < (np.abs(fresh.mean(0) - rdf.mean(0)) < spread[1]).mean() < 0.98
+
+
+def test_a_memory_answers_well_only_where_it_has_seen_neighbours():
+    """Frames of a slow motion: draws in between are recalled, a later stretch is not."""
+    time = np.arange(40)
+    atoms = [Atoms("H", [[0.1 * t, 0, 0]], cell=[9, 9, 9], pbc=True) for t in time]
+    for t, frame in zip(time, atoms, strict=True):
+        frame.calc = SinglePointCalculator(frame, forces=[[0.5 * t, 0, 0]])
+    shuffled, blocks = (
+        floors.recalled_errors(atoms, kept, asked).mean()
+        for kept, asked in ((time[::2], time[1::2]), (time[:20], time[20:]))
+    )
+    assert shuffled == pytest.approx(0.5 / 3)  # a step away; force components, one of three
+    assert blocks > 10 * shuffled

@@ -100,7 +100,7 @@ def test_the_table_says_how_values_and_intervals_come_about():
 
 
 def test_a_floor_bears_the_unit_of_its_metric():
-    assert quantities.of("floor_wf").axis == "Saturation of Wright's factor (%)"
+    assert quantities.of("floor_wf").axis == "Wright's factor, half against half (%)"
     assert Metric.of("floor_rmsd", 1.0).unit == "Å"
 
 

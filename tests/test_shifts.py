@@ -203,3 +203,16 @@ def test_points_and_diagonal(frame):
     empty = shifts.plot_shift(shifts.compare(frame_of(), "benzene", shifts.ERRORS), FORCE)
     assert empty.texts[0].get_text() == tables.NOT_RUN
     plt.close("all")
+
+
+def test_structure_is_read_beside_the_level_of_its_own_set():
+    """Wright's factor falls and yet moves away from its level, which falls more."""
+    rows = [
+        row("floor", "acac", "wf", 1.0, model="reference"),
+        row("floor_600K", "acac", "wf", 0.1, model="reference"),
+        row("rollout", "acac", "wf", 2.0),
+        row("rollout_600K", "acac", "wf", 1.0),
+    ]
+    structure = shifts.compare(frame_of(*rows), "temperature", shifts.STRUCTURE)
+    found = shifts.against_levels(frame_of(*rows), "temperature", structure)
+    assert found == {"levels-in": "2.00", "levels-out": "10.00"}

@@ -272,11 +272,10 @@ def roster_effects(values: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
 def rank_correlations(
     values: pd.DataFrame, *, pairs: Sequence[tuple[str, str]] = PAIRS, least: int = 3
 ) -> pd.DataFrame:
-    """Spearman's rank correlation of pairs of metrics, over all points and within the datasets.
+    """Spearman's rank correlation of pairs of metrics within the datasets.
 
-    Datasets differ in size and scale more than models do, which dominates the correlation over all points.
-    For the correlation within datasets, values are first ranked in each dataset; only datasets with at least
-    `least` models count.
+    Datasets differ in size and scale more than models do, which would dominate a correlation over all points.
+    So values are first ranked in each dataset; only datasets with at least `least` models count.
 
     Parameters
     ----------
@@ -289,8 +288,8 @@ def rank_correlations(
 
     Returns
     -------
-    DataFrame with one row per pair and the columns ``all``, ``within`` (NaN where undefined), ``points`` and
-    ``datasets``, the number of datasets that count for ``within``.
+    DataFrame with one row per pair and the columns ``within`` (NaN where undefined), ``points`` and
+    ``datasets``, the number of datasets that count.
     """
     rows = []
     for x, y in pairs:
@@ -299,9 +298,9 @@ def rank_correlations(
         ranks = counted.groupby(level="dataset").rank()
         centred = ranks - ranks.groupby(level="dataset").transform("mean")
         datasets = counted.index.get_level_values(0).nunique()
-        rows.append((_correlation(points.rank()), _correlation(centred), len(points), datasets))
+        rows.append((_correlation(centred), len(points), datasets))
     index = pd.MultiIndex.from_tuples(list(pairs), names=["x", "y"])
-    return pd.DataFrame(rows, index=index, columns=["all", "within", "points", "datasets"])
+    return pd.DataFrame(rows, index=index, columns=["within", "points", "datasets"])
 
 
 def mean_rank_correlation(first: pd.Series, second: pd.Series) -> float:

@@ -103,7 +103,7 @@ def _draw_rdfs(ax, found):
             reference = plots.read_curve(records[0], "rdf_reference")
             ax.plot(r, reference, color=REFERENCE_COLOR, linewidth=2.6, alpha=0.85)
             ax.set(xlim=(0, r[np.flatnonzero(reference > 0.003 * reference.max())[-1]]))
-        ax.plot(r, _mean_rdf(records), color=look.model_color(model), linewidth=1.1)
+        ax.plot(r, _mean_rdf(records), **look.model_line(model), linewidth=1.1)
     ax.set(ylim=(0, None))
 
 
@@ -111,7 +111,7 @@ def _draw_rdf_differences(ax, found):
     for model, records in found.items():
         difference = _mean_rdf(records) - plots.read_curve(records[0], "rdf_reference")
         r = plots.read_curve(records[0], "rdf_r")
-        ax.plot(r, difference, color=look.model_color(model), linewidth=0.9)
+        ax.plot(r, difference, **look.model_line(model), linewidth=0.9)
     ax.axhline(0, color=REFERENCE_COLOR, linewidth=0.8)
 
 
@@ -363,15 +363,15 @@ def _rmsd_by_model(records, kind, datasets):
 
 def _draw_run(ax, model, runs, mean, **line):
     """Draw the line of a model over the frames that have a value, and a dagger at each break of a replica."""
-    time, color, known = longest_time(runs), look.model_color(model), np.isfinite(mean)
+    time, own, known = longest_time(runs), look.model_line(model), np.isfinite(mean)
     style = {"linewidth": 1.3, "markersize": 4.5, "markeredgecolor": "0.2", "markeredgewidth": 0.5} | line
-    ax.plot(time[known], mean[known], color=color, **style)
+    ax.plot(time[known], mean[known], **own, **style)
     for step, steps in _breaks(runs):
         place = min(round(step / steps * (len(time) - 1)), len(time) - 1)
         finite = np.flatnonzero(np.isfinite(mean[: place + 1]))
         if len(finite):
             at = finite[-1]
-            ax.plot(time[at], mean[at], color=color, **BREAK)
+            ax.plot(time[at], mean[at], color=own["color"], **BREAK)
 
 
 def _breaks(runs):

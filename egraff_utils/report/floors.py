@@ -194,6 +194,22 @@ def ranges(found: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("Set")
 
 
+def main_levels(found: pd.DataFrame, metrics: tuple[str, ...], columns: tuple[str, ...]) -> pd.DataFrame:
+    """Some columns of `ranges` for the sets behind Tables 1 to 3 of the paper, by metric.
+
+    Parameters
+    ----------
+    found
+        DataFrame of `scores`.
+    metrics, columns
+        Names of metrics, and titles of columns.
+    """
+    places = [_place(*place) for place in LAYOUTS["3"].rows.values()]
+    parts = {quantities.of(metric).head: ranges(found, metric) for metric in metrics}
+    shown = [part.reindex(columns=[c for c in columns if c in part]) for part in parts.values()]
+    return pd.concat(shown, axis=1, keys=parts).reindex([p for p in places if p in set(found.place)])
+
+
 def _text(value):
     return "–" if pd.isna(value) else f"{value:.3g}"
 

@@ -170,7 +170,7 @@ def plot_crossing(record, *, label=None, color=None, ax=None):
     x = distance - distance.mean()
     slope = np.linalg.lstsq(np.column_stack([x, np.ones_like(x), x > 0]), energy, rcond=None)[0][0]
     rest = energy - slope * x
-    style = {"color": color or look.model_color(record.model)}
+    style = {"color": color or look.model_color(record.model), "linestyle": "--" if color else "-"}
     for side, name in ((x < 0, label or tables.model_title(record.model)), (x > 0, None)):
         ax.plot(x[side], rest[side] - rest.mean(), label=name, **style)
     ax.locator_params(axis="x", nbins=5)
@@ -181,9 +181,15 @@ def plot_energy(record, *, label=None, color=None, ax=None):
     """Total energy along the NVE runs of a gate, relative to the start."""
     ax = look.take_axes(ax)
     time, energy = plots.read_curve(record, "time"), plots.read_curve(record, "energy_total")
-    style = {"color": color or look.model_color(record.model), "linewidth": 1.0}
+    style = {"color": color or look.model_color(record.model), "linestyle": "--" if color else "-"}
     for run, values in enumerate(energy):
-        ax.plot(time, values, label=None if run else label or tables.model_title(record.model), **style)
+        ax.plot(
+            time,
+            values,
+            linewidth=1.0,
+            label=None if run else label or tables.model_title(record.model),
+            **style,
+        )
     ax.set(xlabel="Time (fs)", ylabel="Total energy (meV/atom)")
     return ax
 

@@ -232,7 +232,7 @@ def following_grid(found: list, quantity: str = "fv", *, names=("driven",), data
     figure.supxlabel("Time (fs)", fontsize="medium")
     figure.supylabel(quantities.of(quantity).written_out, fontsize="medium")
     models = order_models({r.model for group in groups.values() for r in group})
-    handles = look.model_handles(models, linewidth=2.2)
+    handles = look.model_handles(models, dashes=len(names) == 1, linewidth=1.6)
     if len(names) > 1:
         handles += [Line2D([], [], color="0.3", linestyle=LINES[n], label=TITLES[n]) for n in names]
     if handles:
@@ -244,7 +244,8 @@ def _draw(ax, group, quantity, names):
     for record in group:
         for name in names:
             if (line := curve(record, quantity, name)) is not None:
-                ax.plot(*line, color=look.model_color(record.model), linestyle=LINES[name], linewidth=1.2)
+                own = look.model_line(record.model) | ({"linestyle": LINES[name]} if len(names) > 1 else {})
+                ax.plot(*line, **own, linewidth=1.2)
     floor = _median([value(record, "floor_fv") for record in group])
     if quantity == "fv" and np.isfinite(floor):
         plots.plot_floor(ax, floor)

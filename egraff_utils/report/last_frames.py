@@ -217,9 +217,9 @@ def downhill(kept) -> tuple[str, str]:
     fell = sum(failure.energy[-1] < failure.energy[0] for failure in kept)
     words = "goes downhill as often as uphill"
     if kept and stats.binomtest(fell, len(kept)).pvalue < 0.05:
-        words = "usually goes uphill: it broke because it was hot"
+        words = "usually goes uphill, as a hot one does"
         if fell > len(kept) / 2:
-            words = "usually goes downhill: its surface has holes where it was given no data"
+            words = "usually goes downhill, as into a hole of its surface"
     return f"{fell} of {len(kept)}", words
 
 

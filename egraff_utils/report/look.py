@@ -40,6 +40,10 @@ FLOOR_COLOR = "0.55"
 MARKERS = "osD^vPX*<>ph"
 
 
+DASHES = ("-", (0, (5, 1.2)), (0, (1, 1)), (0, (6, 1.2, 1, 1.2)), (0, (3, 1)), (0, (4, 1, 1, 1, 1, 1)))
+"""Dashes of lines, so that models can be told apart without their colours."""
+
+
 def style():
     """Context in which figures have the style of the book.
 
@@ -108,8 +112,22 @@ def model_marker(model: str) -> str:
     return MARKERS[model_place(model) % len(MARKERS)]
 
 
-def model_handles(models: Iterable[str], *, markers: bool = False, **style) -> list[Line2D]:
-    """Entries of a legend, one per model, with its title in its colour and, with `markers`, its marker.
+def model_line(model: str) -> dict:
+    """Colour and dash of the line of a model, which are the same in the whole book.
+
+    Examples
+    --------
+    >>> model_line("nequip")
+    {'color': '#332288', 'linestyle': '-'}
+    """
+    dash = DASHES[model_place(model) % len(DASHES)]
+    return {"color": model_color(model), "linestyle": dash}
+
+
+def model_handles(
+    models: Iterable[str], *, markers: bool = False, dashes: bool = False, **style
+) -> list[Line2D]:
+    """Entries of a legend, one per model, with its title in its colour and, if asked for, its marker or dash.
 
     `style` is passed to ``Line2D``.
 
@@ -120,8 +138,9 @@ def model_handles(models: Iterable[str], *, markers: bool = False, **style) -> l
     """
     handles = []
     for name in models:
-        own = {"marker": model_marker(name)} if markers else {}
-        handles.append(Line2D([], [], color=model_color(name), label=model_title(name), **own, **style))
+        own = model_line(name) if dashes else {"color": model_color(name)}
+        own |= {"marker": model_marker(name)} if markers else {}
+        handles.append(Line2D([], [], label=model_title(name), **own, **style))
     return handles
 
 

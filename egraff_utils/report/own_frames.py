@@ -231,7 +231,7 @@ def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout"
                 time = record.curves["oracle_steps"] * record.parameters["timestep"]
                 label = titles.model_title(record.model)
                 mean = plots.replica_mean(record.curves[name])
-                ax.plot(time, mean, color=look.model_color(record.model), label=label)
+                ax.plot(time, mean, **look.model_line(record.model), label=label)
         if dataset is None:
             ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center", color="0.4")
         else:

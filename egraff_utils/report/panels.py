@@ -112,7 +112,9 @@ def legend_entries(models, *, marker=False, reference=False, floor=False, lines=
     handles = []
     if reference:
         handles.append(Line2D([], [], color=REFERENCE_COLOR, linewidth=2.6, label="reference"))
-    handles += look.model_handles(models, markers=marker, **(POINT if marker else {"linewidth": 2.2}))
+    handles += look.model_handles(
+        models, markers=marker, dashes=not marker, **(POINT if marker else {"linewidth": 1.6})
+    )
     if floor:
         label = floor if isinstance(floor, str) else "saturation"
         handles.append(Line2D([], [], color=FLOOR_COLOR, linewidth=5, alpha=0.45, label=label))

@@ -265,7 +265,7 @@ def plot_profiles(values: pd.DataFrame, *, label: str, ax: Axes | None = None) -
     """
     ax = look.take_axes(ax)
     for model in values.columns.drop("reference", errors="ignore"):
-        ax.plot(values.index, values[model], color=look.model_color(model), label=titles.model_title(model))
+        ax.plot(values.index, values[model], **look.model_line(model), label=titles.model_title(model))
     if "reference" in values:
         color = look.REFERENCE_COLOR
         ax.plot(values.index, values["reference"], ".-", color=color, linewidth=1.2, label="reference")

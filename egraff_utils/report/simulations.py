@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from egraff_utils import quantities
+from egraff_utils import cards, quantities
 from egraff_utils.report import agreement, plots
 from egraff_utils.report.beside import OURS, PAPER, bound_ratios, count_alike, winners
 from egraff_utils.report.comparison import mean_rank_correlation, order_datasets, order_models
@@ -130,6 +130,23 @@ def dynamics_values(found, here: pd.DataFrame, values: pd.DataFrame, times: pd.D
             found = zip(("floor", "count"), count_alike(rows, head, source), strict=True)
             numbers |= {f"{name}_{kind}{end}": number for kind, number in found}
     return numbers
+
+
+def warmth(values: pd.Series) -> pd.Series:
+    """Temperature over target by dataset and model; a pooled value, over the mean target of its parts.
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_tuples([("ethanol", "mace"), ("lips20", "mace")])
+    >>> warmth(pd.Series([400.0, 2462.0], index)).tolist()
+    [0.8, 1.0]
+    """
+    known = {name: cards.dataset(name) for name in values.index.unique(0)}
+    targets = {
+        name: np.mean([card.conditions(part)[0] for part in card.parts("test")])
+        for name, card in known.items()
+    }
+    return (values / [targets[name] for name, _ in values.index]).dropna().rename("temperature over target")
 
 
 def forgetting_times(found, frame: pd.DataFrame) -> pd.DataFrame:

@@ -394,10 +394,11 @@ def survival_grid(table: pd.DataFrame, by: str = "setting", *, x: str = "step") 
 def _draw_curve(ax, steps, broke, model, place):
     """Draw the curve of one model, slightly shifted so that equal curves can be distinguished."""
     ends, fraction, low, high = kaplan_meier(steps, broke)
-    lift, color = 0.006 * (place - 2.5), look.model_color(model)
+    lift, own = 0.006 * (place - 2.5), look.model_line(model)
+    color = own["color"]
     if np.any(broke):
         ax.fill_between(ends, low, high, step="post", color=color, alpha=0.12, linewidth=0)
-    (line,) = ax.step(ends, fraction + lift, where="post", color=color, linewidth=1.8)
+    (line,) = ax.step(ends, fraction + lift, where="post", **own, linewidth=1.8)
     censored = np.asarray(steps)[~np.asarray(broke)]
     if len(censored):  # the layout fails on an empty artist that is not clipped, as it has no extent
         style = {"color": color, "markersize": 3.5, "clip_on": False}

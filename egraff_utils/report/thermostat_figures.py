@@ -60,7 +60,7 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
         axes[0, 0].text(0.5, 0.5, "not run", ha="center", va="center", color="0.4")
     figure.supxlabel("Time (fs)", fontsize="medium")
     figure.supylabel(quantities.of("temperature").axis, fontsize="medium")
-    handles = look.model_handles(order_models(models))
+    handles = look.model_handles(order_models(models), dashes=True)
     handles += [Line2D([], [], color="black", linewidth=1.6, label="expected")]
     handles += [Line2D([], [], color="black", linestyle="--", linewidth=1, label="target")]
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
@@ -79,7 +79,7 @@ def _draw_temperatures(ax, records, window):
         length = max(1, min(round(window / (time[1] - time[0])), len(time))) if len(time) > 1 else 1
         smooth = np.convolve(mean, np.ones(length) / length, mode="valid")
         middle = time[: len(smooth)] + (time[length - 1] - time[0]) / 2
-        ax.plot(middle, smooth, color=look.model_color(record.model), linewidth=1.2)
+        ax.plot(middle, smooth, **look.model_line(record.model), linewidth=1.2)
     if not records:
         ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center", color="0.4")
         return

@@ -22,7 +22,14 @@ from egraff_utils.checks.floors.levels import (
     structure_floor,
     violation_floor,
 )
-from egraff_utils.checks.floors.nulls import displacements, einstein, frozen, ideal_gas, ideal_gas_rdf
+from egraff_utils.checks.floors.nulls import (
+    displacements,
+    einstein,
+    frozen,
+    ideal_gas,
+    ideal_gas_rdf,
+    recalled_errors,
+)
 from egraff_utils.checks.floors.sample import Extent, Sample, energies_of
 from egraff_utils.config import Key
 from egraff_utils.quantities import SATURATING
@@ -37,6 +44,7 @@ __all__ = [
     "measure",
     "noise_floors",
     "of_rollout",
+    "recalled_errors",
     "separation",
     "structure_floor",
     "violation_floor",

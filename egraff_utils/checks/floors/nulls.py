@@ -31,6 +31,45 @@ def frozen(sample, extent, *, draws=DRAWS, seed=0):
     return found | {"draws_rmsd": np.zeros(draws)}
 
 
+def recalled_errors(atoms, kept, asked):
+    """Force errors of a memory: it answers with the forces of the nearest of the frames that it kept.
+
+    Frames are nearest by the mean distance that an atom has moved, by minimum image. What is small here is a
+    small test error that needs no physics.
+
+    Parameters
+    ----------
+    atoms
+        ``list[ase.Atoms]`` of one composition and cell, with forces (eV/Å).
+    kept, asked
+        Indices of the frames that are known, and of those that are asked for.
+
+    Returns
+    -------
+    ndarray
+        Mean absolute error of the force components of every frame asked for, eV/Å.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> from ase.calculators.singlepoint import SinglePointCalculator
+    >>> def frame(x):
+    ...     atoms = Atoms("H", [[x, 0, 0]], cell=[9, 9, 9], pbc=True)
+    ...     atoms.calc = SinglePointCalculator(atoms, forces=[[3 * x, 0, 0]])
+    ...     return atoms
+    >>> recalled_errors([frame(0.0), frame(4.0), frame(1.0)], [0, 1], [2])
+    array([1.])
+    """
+    first, kept = atoms[0], np.asarray(kept)
+    x, forces = (np.array([getattr(a, f"get_{name}")() for a in atoms]) for name in ("positions", "forces"))
+    errors = []
+    for frame in asked:
+        apart = find_mic((x[kept] - x[frame]).reshape(-1, 3), first.cell, first.pbc)[1]
+        nearest = kept[apart.reshape(len(kept), -1).mean(1).argmin()]
+        errors.append(np.abs(forces[nearest] - forces[frame]).mean())
+    return np.array(errors)
+
+
 def ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
     """Scores of atoms anywhere in the cell, with the mean energy, no forces, and g(r) without noise."""
     atoms = sample.atoms
