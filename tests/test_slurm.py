@@ -125,9 +125,7 @@ def results(folder):
     for path in sorted((folder / "results" / "tiny").rglob("*.json")):
         if path.parent.name != "audit" and not path.name.endswith("build.json"):
             record = records.load(path)
-            kept = {
-                m.name: m.value for m in record.metrics if "second" not in m.name and "time" not in m.name
-            }
+            kept = {m.name: m.value for m in record.metrics if m.unit not in ("s", "ms", "1/s")}
             found[path.relative_to(folder)] = record.status, kept, record.provenance.get("weights")
     return found
 

@@ -18,7 +18,7 @@ from ase.io import read, write
 
 from egraff_utils import accuracy, cards, models, records, train
 from egraff_utils import weights as trained
-from egraff_utils.train import TrainConfig, fit
+from egraff_utils.train import TrainConfig, callbacks, fit
 
 CARD = """
 name: copper_clusters
@@ -165,7 +165,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset, scheduler, monke
     whole = fit(config(dataset, training=changes, campaign="through"))
     through = weights(whole)
 
-    monkeypatch.setattr(train, "CHECKPOINT_INTERVAL", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr(callbacks, "CHECKPOINT_INTERVAL", 0.0)  # a checkpoint after every step
     steps, loss = [], train.Learner.loss
 
     def killed(self, batch, prediction):
@@ -187,7 +187,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset, scheduler, monke
 
 
 def test_a_checkpoint_of_other_parameters_is_not_used(dataset, monkeypatch):
-    monkeypatch.setattr(train, "CHECKPOINT_INTERVAL", 0.0)
+    monkeypatch.setattr(callbacks, "CHECKPOINT_INTERVAL", 0.0)
     monkeypatch.setattr(train.records, "write", lambda *a: (_ for _ in ()).throw(ProcessLookupError))
     with pytest.raises(ProcessLookupError):
         fit(config(dataset))

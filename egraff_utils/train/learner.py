@@ -1,0 +1,231 @@
+"""What happens in a step? The loss, the rate and the history of a training, as a Lightning module."""
+
+import math
+
+import lightning
+import numpy as np
+import torch
+
+from egraff_utils import records
+from egraff_utils.train import optimizers
+
+FINITE_CHECK_INTERVAL = 20  # steps; reading the loss on the host stalls a GPU
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number."""
+
+
+class Learner(lightning.LightningModule):
+    """Loss, optimiser and schedule of one force field."""
+
+    def __init__(self, force_field, hyperparameters, *, max_seconds=None, max_steps=None, max_epochs=None):
+        super().__init__()
+        on_gpu = force_field.scale.is_cuda
+        self.clock = records.clock("cuda" if on_gpu else "cpu")
+        self.force_field = force_field
+        self.hyper = hyperparameters
+        self.limits = {"seconds": max_seconds, "steps": max_steps, "epochs": max_epochs}
+        self.batches_per_epoch = None
+        self.stage = 1
+        self.seconds_before = 0.0
+        self.started = None
+        self.best, self.best_loss = None, math.inf
+        self.history = []
+        self.smoothed_energy_loss = None
+        self.compiled, self.gradients = None, None
+
+    # progress
+
+    @property
+    def seconds(self):
+        """Time in the training loop so far, over all restarts, s."""
+        return self.seconds_before + (self.clock() - self.started if self.started else 0.0)
+
+    @property
+    def epochs(self):
+        """Passes over the training set so far, a real number."""
+        return self.global_step / self.batches_per_epoch
+
+    @property
+    def budget_used(self):
+        """Fraction of the budget used, the largest over its limits."""
+        spent = {"seconds": self.seconds, "steps": self.global_step, "epochs": self.epochs}
+        return max(spent[name] / limit for name, limit in self.limits.items() if limit)
+
+    # optimisation
+
+    def configure_optimizers(self):
+        optimizer = optimizers.make(self.force_field.network, self.hyper)
+        if self.hyper.scheduler != "plateau":
+            return optimizer
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer,
+            factor=self.hyper.plateau_factor,
+            patience=self.hyper.plateau_patience,
+            min_lr=self.hyper.min_learning_rate,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+    def on_train_batch_start(self, batch, batch_idx):
+        second = self.hyper.second_stage
+        if self.stage == 1 and second and self.budget_used >= second.start:
+            self.stage, self.best_loss = 2, math.inf
+        rate = self._learning_rate()
+        if rate is not None:
+            for group in self.optimizers().optimizer.param_groups:
+                group["lr"] = rate
+
+    def _learning_rate(self):
+        """Learning rate of this step, or ``None`` where the plateau scheduler decides."""
+        if self.stage == 2:
+            return self.hyper.second_stage.learning_rate
+        base, step = self.hyper.learning_rate, self.global_step
+        warmup = max(self.hyper.warmup_steps, self.hyper.warmup_epochs * self.batches_per_epoch)
+        if step < warmup:
+            return base * (step + 1) / warmup
+        if self.hyper.scheduler == "cosine":
+            low = self.hyper.min_learning_rate
+            return low + (base - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.budget_used)))
+        return base if self.hyper.scheduler == "none" or step == warmup else None
+
+    def training_step(self, batch, batch_idx):
+        step = self.compiled
+        if step and step.shape.holds(batch.graph):
+            *errors, self.gradients = step(batch, self._factors())
+            loss = self._loss(*errors)
+        else:
+            loss, self.gradients = self.loss(batch, self.force_field(batch.graph)), None
+        if batch_idx % FINITE_CHECK_INTERVAL == 0:
+            self._check(loss)
+        return loss
+
+    def backward(self, loss):
+        """Fill the gradients of the weights.
+
+        The weights are passed as ``inputs``, as autograd would otherwise compute the gradients with respect
+        to the edge vectors too.
+        """
+        if self.gradients is None:
+            loss.backward(inputs=[p for p in self.force_field.parameters() if p.requires_grad])
+            return
+        for weight, gradient in zip(self.compiled.weights.values(), self.gradients, strict=True):
+            weight.grad = gradient
+
+    def loss(self, batch, prediction):
+        """Weighted energy and force errors of a training batch, a scalar."""
+        return self._loss(*self.mean_errors(batch, prediction))
+
+    def _loss(self, energy_error, force_error):
+        alpha, before = self.hyper.energy_loss_ema, self.smoothed_energy_loss
+        if alpha is not None:
+            if before is not None:
+                energy_error = alpha * energy_error + (1 - alpha) * before
+            self.smoothed_energy_loss = energy_error.detach()
+        return self._weighted(energy_error, force_error)
+
+    def _weighted(self, energy_error, force_error):
+        """Sum of the two terms of the loss, weighted as in the current stage."""
+        weights = self._stage_weights()
+        return weights.energy_weight * energy_error + weights.force_weight * force_error
+
+    def _factors(self):
+        """Factors that multiply the gradients of the two mean errors in the gradient of the loss."""
+        weights, smoothed = self._stage_weights(), self.smoothed_energy_loss is not None
+        share = self.hyper.energy_loss_ema if smoothed else 1.0
+        return share * weights.energy_weight, weights.force_weight
+
+    def _stage_weights(self):
+        return self.hyper.second_stage if self.stage == 2 else self.hyper
+
+    def mean_errors(self, batch, prediction, real=None):
+        """Mean errors of energies and of forces, the two terms of the loss.
+
+        Structures are left out where ``real``, shape ``(S,)``, is zero.
+        """
+        energies, forces = self._errors(batch, prediction)
+        if real is None:
+            return energies.mean(), forces.mean()
+        atoms = real[batch.graph.structure].to(forces.dtype)
+        return energies @ real / real.sum(), forces.view(len(atoms), -1).mean(1) @ atoms / atoms.sum()
+
+    def _errors(self, batch, prediction):
+        """Errors whose means are the terms of the loss.
+
+        The energy errors have shape ``(S,)``. The force errors have one value per component, shape ``(N,
+        3)``, or for ``l2mae`` one per atom, shape ``(N,)``.
+        """
+        energy_error, force_error = prediction.energy - batch.energy, prediction.forces - batch.forces
+        if self.hyper.energy_per_atom:
+            structure, one = batch.graph.structure, torch.ones_like(batch.energy)
+            atoms = torch.zeros_like(one).index_add(0, structure, one[structure])
+            energy_error = energy_error / atoms.clamp(min=1)  # a ghost structure may be empty
+        if self.hyper.loss == "mse":
+            return energy_error.square(), force_error.square()
+        if self.hyper.loss == "mae":
+            return energy_error.abs(), force_error.abs()
+        return energy_error.abs(), torch.linalg.vector_norm(force_error, dim=1)
+
+    def _check(self, loss):
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(f"the loss became {loss.item()} at step {self.global_step}")
+
+    # validation; runs on the averaged weights
+
+    def on_validation_epoch_start(self):
+        self.learnt = [p for p in self.force_field.parameters() if p.requires_grad]
+        self.force_field.requires_grad_(False)  # with frozen weights the faster form of the network is used
+
+    def on_validation_epoch_end(self):
+        for weight in self.learnt:
+            weight.requires_grad_()
+
+    def validation_step(self, batch, batch_idx):
+        """Sums and counts over a batch; :meth:`validation_loss` divides their totals after the last batch."""
+        prediction = self.force_field(batch.graph)
+        energy_errors, force_errors = self._errors(batch, prediction)
+        return {
+            "energy_errors": energy_errors.sum(),
+            "force_errors": force_errors.sum(dtype=torch.float64),
+            "force_terms": force_errors.numel(),
+            "force": (prediction.forces - batch.forces).abs().sum(),
+            "energy": (prediction.energy - batch.energy).abs().sum(),
+            "structures": batch.graph.num_structures,
+            "components": batch.forces.numel(),
+        }
+
+    def validation_loss(self, totals):
+        """Loss of a set from the totals over its batches; it does not depend on how frames are batched."""
+        energy_loss = totals["energy_errors"] / totals["structures"]
+        return self._weighted(energy_loss, totals["force_errors"] / totals["force_terms"])
+
+    # state
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["learner"] = {
+            "stage": self.stage,
+            "seconds": self.seconds,
+            "best": self.best,
+            "best_loss": self.best_loss,
+            "history": self.history,
+            "smoothed_energy_loss": self.smoothed_energy_loss,
+        }
+
+    def on_load_checkpoint(self, checkpoint):
+        state = checkpoint["learner"]
+        self.stage, self.best, self.best_loss = state["stage"], state["best"], state["best_loss"]
+        self.history, self.seconds_before = state["history"], state["seconds"]
+        self.smoothed_energy_loss = state["smoothed_energy_loss"]
+
+    def history_arrays(self):
+        """Learning curves, one array per column."""
+        columns = (
+            "step",
+            "seconds",
+            "learning_rate",
+            "train_loss",
+            "val_loss",
+            "val_force_mae",
+            "val_energy_mae",
+        )
+        return {c: np.array([row[c] for row in self.history], dtype=float) for c in columns}
