@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from egraff_utils.records import Record
 from egraff_utils.report import own_frames
 from egraff_utils.report.own_frames import APART, EV, FLOOR, FORCE, FV, OWN, RATIO, TEST
 
@@ -67,3 +68,16 @@ def test_the_reference_has_a_row_and_counts_nowhere(frame):
 def test_no_records_are_an_empty_table():
     assert len(own_frames.errors(frame_of())) == len(own_frames.violations(frame_of())) == 0
     assert own_frames.shifted_kinds(frame_of()) == []
+
+
+def test_the_reference_with_other_noise_is_a_dashed_line():
+    time, fv = np.arange(3.0), np.array([[1e-9, 0.1, 0.2], [1e-9, 0.4, 0.2]])
+    parameters = {"timestep": 1.0, "steps": 2}
+    run, perfect = (Record("rollout", "c", "acac_xtb", m, 0, parameters) for m in ("mace", "reference"))
+    for record in (run, perfect):
+        record.__dict__["curves"] = {"time": time, "fv": fv, "oracle_steps": time[1:], "oracle_fv": fv[:, 1:]}
+    dashed = [
+        line for line in own_frames.plot_apart(run, perfect=perfect).lines if line.get_linestyle() == "--"
+    ]
+    assert [line.get_label() for line in dashed] == ["Reference, own noise"]
+    assert dashed[0].get_ydata() == pytest.approx([0.2, 0.2])

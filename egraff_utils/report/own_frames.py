@@ -244,7 +244,7 @@ def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout"
     return figure
 
 
-def plot_apart(record, *, floor=None, ax: Axes | None = None) -> Axes:
+def plot_apart(record, *, floor=None, perfect=None, ax: Axes | None = None) -> Axes:
     """FV between the trajectories of model and reference, and FV on the model's own frames in black.
 
     Parameters
@@ -253,8 +253,14 @@ def plot_apart(record, *, floor=None, ax: Axes | None = None) -> Axes:
         Record of a rollout with the curves of :func:`egraff_utils.md.own_frames.label`.
     floor
         As in :func:`egraff_utils.report.plots.plot_violations`.
+    perfect
+        Record of the same rollout of the reference with noise of its own, which is drawn dashed, or None.
     """
     ax = plots.plot_violations(record, "fv", floor=floor, ax=ax)
+    if perfect is not None:
+        known = perfect.curves["fv"][:, 1:]  # without the start, which both share
+        style = {"color": "0.2", "linestyle": "--", "label": titles.model_title(perfect.model)}
+        ax.plot(perfect.curves["time"][1:], plots.replica_mean(known, geometric=True), **style)
     time = record.curves["oracle_steps"] * record.parameters["timestep"]
     own = np.asarray(record.curves["oracle_fv"], dtype=float)
     ax.plot(time, own.T, color="0.2", linewidth=0.6, alpha=0.5)
