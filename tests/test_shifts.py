@@ -214,5 +214,5 @@ def test_structure_is_read_beside_the_level_of_its_own_set():
         row("rollout_600K", "acac", "wf", 1.0),
     ]
     structure = shifts.compare(frame_of(*rows), "temperature", shifts.STRUCTURE)
-    found = shifts.against_levels(frame_of(*rows), "temperature", structure)
+    found = shifted_sets.against_levels(frame_of(*rows), "temperature", structure)
     assert found == {"levels-in": "2.00", "levels-out": "10.00"}

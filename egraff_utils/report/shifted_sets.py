@@ -11,6 +11,7 @@ from egraff_utils.config import Kind
 from egraff_utils.md import analysis
 from egraff_utils.report import look, table_cells, tables, titles
 from egraff_utils.report.beside import MODELS
+from egraff_utils.report.levels import floor_of
 from egraff_utils.report.shifts import (
     IN,
     OUT,
@@ -20,6 +21,7 @@ from egraff_utils.report.shifts import (
     finished,
     legend_or_note,
     shifts_of,
+    spread_of,
     styled,
     texts_of,
 )
@@ -73,6 +75,32 @@ def _composition_keys(frame, task):
         for side, parts in sides.items()
         for part in parts
     }
+
+
+def against_levels(frame: pd.DataFrame, task: str, structure: pd.DataFrame) -> dict:
+    """Wright's factor in units of the saturation level of its own set, as texts: a level falls with the set.
+
+    Parameters
+    ----------
+    frame
+        One row per metric, as returned by `records.read`.
+    task
+        Name of one of `shifts.TASKS`.
+    structure
+        DataFrame of `shifts.compare` for `shifts.STRUCTURE`.
+
+    Returns
+    -------
+    dict
+        ``levels-in`` and ``levels-out``: median over models and sets, with the range.
+    """
+    texts = {}
+    for side in (IN, OUT):
+        kinds = [(shift.kinds(side, rollout=True)[0], shift.dataset) for shift, _ in cells_of(frame, task)]
+        levels = np.array([floor_of(frame, *kind, "wf")[0] for kind in kinds])
+        known = structure.get(("WF (%)", side), pd.Series(np.nan, structure.index))
+        texts[f"levels-{side}"] = spread_of(known / levels)
+    return texts
 
 
 def set_values(sets: dict) -> pd.DataFrame:

@@ -338,32 +338,6 @@ def summary(static, structure, dynamics, *, digits: int = 2) -> dict:
     return texts
 
 
-def against_levels(frame: pd.DataFrame, task: str, structure: pd.DataFrame) -> dict:
-    """Wright's factor in units of the saturation level of its own set, as texts: a level falls with the set.
-
-    Parameters
-    ----------
-    frame
-        One row per metric, as returned by `records.read`.
-    task
-        Name of one of :data:`TASKS`.
-    structure
-        DataFrame of `compare` for :data:`STRUCTURE`.
-
-    Returns
-    -------
-    dict
-        ``levels-in`` and ``levels-out``: median over models and sets, with the range.
-    """
-    quantity, cells = quantities.of("wf"), cells_of(frame, task)
-    texts = {}
-    for side in (IN, OUT):
-        levels = np.array([_floor(frame, quantity, shift, side)[0] for shift, _ in cells])
-        known = structure.get((quantity.head, side), pd.Series(np.nan, structure.index))
-        texts[f"levels-{side}"] = spread_of(known / levels)
-    return texts
-
-
 def spread_of(values: pd.Series, *, digits: int = 2) -> str:
     """Median of some values and, for more than one, their range, as text; ``not run`` without any value."""
     found = values.dropna()
