@@ -132,6 +132,37 @@ def test_fifty_steps_of_the_step_written_down(name, dtype):
     _compare_fifty_steps(name, dtype, written_down=True)
 
 
+@pytest.mark.parametrize(("factor", "status"), [(1.0, True), (1.01, False)])
+def test_a_wrong_compiler_is_found_out(factor, status, monkeypatch, capsys):
+    """Training then goes on operator by operator, and says so."""
+    monkeypatch.setattr(
+        torch, "compile", lambda graph, **_: lambda *given: [factor * value for value in graph(*given)]
+    )
+    made = train._compiled(Wanted, learner("mace"), batches(learner("mace"), frames(3)))
+    assert (made is not None) == status
+    assert ("compiled errors differ by" in capsys.readouterr().err) != status
+
+
+class Wanted:
+    """Settings of a training that is to be compiled."""
+
+    model, compile, max_seconds, max_steps = "mace", True, None, None
+
+
+@pytest.mark.slow
+def test_many_messages_are_compiled_correctly():
+    """Compiling checks the gradients itself; those of TorchMD-NET were once wrong from two blocks on."""
+    torch.manual_seed(0)
+    size = {"embedding_dimension": 64, "num_layers": 3, "num_heads": 8, "num_rbf": 32}
+    force_field = models.build("torchmd_net", "tiny", [6], **size)
+    force_field.set_reference({6: 0.1}, scale=1.0)
+    hyper = cards.TrainingHyperparameters(batch_size=1, ema_decay=None)
+    large = train.Learner(force_field.train(), hyper, max_steps=50)
+    loader = batches(large, frames(2, ["C60"]))
+    assert loader.shape().pairs > 800
+    stepped(large, loader)
+
+
 CASES = [(name, dtype) for name in models.NAMES for dtype in DIFFERENCE]
 TODAY = CASES if os.environ.get("EGRAFF_TEST_ALL") else [CASES[date.today().toordinal() % len(CASES)]]
 """Compiling takes a minute or two for each case: without the variable, one a day."""

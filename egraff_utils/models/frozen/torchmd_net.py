@@ -67,10 +67,10 @@ class Transformer(EquivariantTransformer):
         if model.attention_layers[0].vector_cutoff:
             directions = directions * envelope
         x, vector_features = self.embed(graph, lengths, radial[:-1]), None
-        blocks = Block.all_of(graph.edge_index[:, : len(there)], x)
-        geometry = to_messages(torch.cat([envelope, directions], dim=1), blocks)
+        block = Block.of_all(graph.edge_index[:, : len(there)], x)
+        geometry = to_messages(torch.cat([envelope, directions], dim=1), [block])
         for attention in self.attentions:
-            x, vector_features = attention(x, vector_features, radial, geometry, blocks)
+            x, vector_features = attention(x, vector_features, radial, geometry, block)
         return x, vector_features
 
     def embed(self, graph, lengths, radial):
@@ -121,7 +121,7 @@ class Attention:
     def __init__(self, layer):
         self.layer = layer
 
-    def __call__(self, x, vectors, radial, geometry, blocks):
+    def __call__(self, x, vectors, radial, geometry, block):
         """New scalars and vectors of the atoms, shapes ``(N, U)`` and ``(N, 3, U)``.
 
         Parameters
@@ -130,8 +130,8 @@ class Attention:
             Features of the atoms; ``None`` for vectors that are still zero.
         radial, geometry
             As in :class:`Given`.
-        blocks
-            Blocks of messages, a list of :class:`Block`.
+        block
+            :class:`Block` of all messages.
         """
         layer, u = self.layer, self.layer.hidden_channels
         atoms, filters, heads = joined_matrices(layer)
@@ -141,7 +141,7 @@ class Attention:
         query, table = layer.q_proj(normed), linear(normed, *atoms)
         rows = None if vectors is None else vectors.flatten(1)
         given = Given(query, table, rows, radial, geometry, *filters, heads, layer.vector_cutoff)
-        total = _sum(given, blocks)
+        total = _sum(given, block)
         scalar, moved = total[:, :u], total[:, u:].unflatten(1, (3, u)).contiguous()
         first, second, third = layer.o_proj(scalar).split(u, dim=1)
         if vectors is None:
@@ -150,10 +150,8 @@ class Attention:
         return x + (one * two).sum(1) * second + third, vectors + three * first.unsqueeze(1) + moved
 
 
-def _sum(given, blocks):
+def _sum(given, block):
     """Sums of the messages to all atoms, shape ``(N, 4U)``, which can be differentiated twice."""
+    messages = write_messages(rows_of_block(given, block, made_arrays(given, block, None, [])), None)
     total = given.query.new_zeros(len(given.query), 4 * given.heads.shape[1])
-    for block in blocks:
-        messages = write_messages(rows_of_block(given, block, made_arrays(given, block, None, [])), None)
-        total = total.index_add(0, block.centre, torch.cat(messages, dim=1))
-    return total
+    return total.index_add(0, block.centre, torch.cat(messages, dim=1))

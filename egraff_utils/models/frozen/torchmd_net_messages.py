@@ -63,6 +63,11 @@ class Block(NamedTuple):
         own = [loops[:0]] * (count - 1) + [loops]
         return [cls._of(*block) for block in zip(parts, starts, own, strict=False)]
 
+    @classmethod
+    def of_all(cls, edges, x):
+        """One block of all messages, for training, where blocks save nothing (``tried.csv``: "one block")."""
+        return cls._of(edges, 0, torch.arange(len(x), device=x.device))
+
     @staticmethod
     def count(pairs, x):
         """Number of blocks for a number of pairs and features like ``x``, shape ``(..., U)``."""
