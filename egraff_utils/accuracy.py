@@ -207,8 +207,9 @@ def judge(config: Config) -> records.Outcome:
     Returns
     -------
     Outcome
-        Metrics and curves of :func:`compare` on the test split, ``steps``, ``epochs``, ``seconds`` and
-        ``parameters``, which are zero, and the validation errors as a learning curve of one point. The
+        Metrics and curves of :func:`compare` on the test split, the slope of :func:`force_slope`, ``steps``,
+        ``epochs``, ``seconds`` and ``parameters``, which are zero, and the validation errors as a learning
+        curve of one point. Where the card limits the ``frames``, they are evenly spaced ones. The
         provenance has ``shifts``, the energy that is added for an atom of each element, eV, fitted to the
         training split (:func:`~egraff_utils.calculated.fit_shifts`), and ``calculator``, what determined the
         numbers.
@@ -220,11 +221,15 @@ def judge(config: Config) -> records.Outcome:
     """
     subject = calculated.of(config.model, config.dataset)
     subject.make()
-    train, validation, test = data.checked(config.dataset, ("train", "val", "test")).values()
+    most = None if config.model == cards.REFERENCE else cards.model(config.model).frames
+    parts = data.checked(config.dataset, ("train", "val", "test")).values()
+    train, validation, test = (_thinned(part, most) for part in parts)
     subject.check(train[0])
     if config.model != cards.REFERENCE:
         subject.shifts = calculated.fit_shifts(train, subject.predict(train)[0])
-    metrics, curves = compare(test, *subject.predict(test))
+    energies, forces = subject.predict(test)
+    metrics, curves = compare(test, energies, forces)
+    metrics.append(records.Metric("force_slope", force_slope(test, forces), "1", n=len(test)))
     by_name = {metric.name: metric.value for metric in compare(validation, *subject.predict(validation))[0]}
     metrics += [Metric.of(name, 0.0) for name in ("steps", "epochs", "seconds", "parameters")]
     curves |= {name: np.zeros(1) for name in ("step", "seconds")}
@@ -232,6 +237,28 @@ def judge(config: Config) -> records.Outcome:
     shifts = {str(number): shift for number, shift in subject.shifts.items()}
     made = {"shifts": shifts, "calculator": subject.specification()}
     return records.Outcome(metrics, curves, provenance=made)
+
+
+def force_slope(frames: Sequence[Atoms], forces: Sequence[np.ndarray]) -> float:
+    """Slope of a straight line through predicted force components over those of the labels, dimensionless.
+
+    Below one, the potential is too soft, as universal potentials were found to be [Deng2025]_. The line has
+    an intercept.
+
+    References
+    ----------
+    .. [Deng2025] B. Deng et al., npj Comput. Mater. 11, 9 (2025).
+
+    Examples
+    --------
+    >>> from ase.calculators.singlepoint import SinglePointCalculator
+    >>> pulled = Atoms("H2", [[0, 0, 0], [1, 0, 0]])
+    >>> pulled.calc = SinglePointCalculator(pulled, forces=[[0.2, 0, 0], [-0.2, 0, 0]])
+    >>> round(force_slope([pulled], [np.array([[0.1, 0, 0], [-0.1, 0, 0]])]), 3)
+    0.5
+    """
+    labels = np.concatenate([atoms.get_forces().ravel() for atoms in frames])
+    return float(np.polyfit(labels, np.concatenate([part.ravel() for part in forces]), 1)[0])
 
 
 def _thinned(frames, most):

@@ -157,6 +157,10 @@ class ModelCard:
     """Kinds of systems that the calculator can treat."""
     cutoff: Positive | None = None
     """Cutoff of the calculator, Å, across which the gate moves atoms; may be missing."""
+    frames: Count | None = None
+    """Largest number of frames of a split on which errors of the calculator are taken, evenly spaced.
+
+    By default all are taken."""
     folder: Path | None = field(default=None, metadata={"internal": True})
     """Folder of a user's card."""
     file: Path | None = field(default=None, metadata={"internal": True})

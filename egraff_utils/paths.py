@@ -10,11 +10,13 @@ import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = (Path(__file__).parent / "share" / "Snakefile").resolve().parent
+_PACKAGE = Path(__file__).resolve().parent
+CLONED = (_PACKAGE.parent / "Snakefile").is_file()
+"""Whether the package lies in the folder of the project, and is not installed elsewhere."""
+ROOT = _PACKAGE.parent if CLONED else _PACKAGE / "share"
 """Folder of what is shipped beside the package: notebooks, campaigns, pages.
 
-In a clone it is that of the project, since the files in ``share/`` are links to its files. In an installed
-package it is ``share/`` itself.
+In the project, ``share/`` has links to them, which are copies in an installed package.
 """
 HOME = "EGRAFF_HOME"
 """Environment variable with the folder below which everything is written."""
@@ -30,7 +32,7 @@ def home() -> Path:
 
     An installed package writes nothing into its own folder.
     """
-    return _folder(HOME, ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd())
+    return _folder(HOME, ROOT if CLONED else Path.cwd())
 
 
 def results() -> Path:

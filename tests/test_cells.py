@@ -88,7 +88,8 @@ if not (paths.runs() / "tried").exists():
 def project(workplace):
     """A copy of the project whose notebooks compute nothing, and whose campaign has two models."""
     folder = workplace / "project"
-    shutil.copytree(paths.ROOT / "egraff_utils", folder / "egraff_utils")
+    others = shutil.ignore_patterns("share", "__pycache__")
+    shutil.copytree(paths.ROOT / "egraff_utils", folder / "egraff_utils", ignore=others)
     shutil.copy(paths.ROOT / "Snakefile", folder)
     (folder / "params").mkdir()
     (folder / "params" / "book.yml").write_text("reference: mine\nbeside: []\npages: {report/all: {}}\n")

@@ -320,7 +320,10 @@ def run_key(notebook, parameters):
     stem, folder = Path(notebook).stem, Path(notebook).parent.name
     identity = {
         "datasets": {"dataset": stem, "model": "reference"},
-        "training": {"dataset": values.get("dataset"), "model": values.get("model", stem)},
+        "training": {
+            "dataset": values.get("dataset"),
+            "model": values.get("model") if stem == "calculator" else stem,
+        },
         "rollout": {"dataset": stem, "model": values.get("model")},
         **dict.fromkeys(campaigns.TASKS, {"dataset": values.get("dataset"), "model": values.get("model")}),
     }.get(folder, {"dataset": "all", "model": stem})

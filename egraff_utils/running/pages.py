@@ -59,7 +59,7 @@ def page_parameters(page, settings, campaign):
     if kind in campaigns.TASKS:
         dataset = _choose(settings.get("dataset"), getattr(campaign, kind)[stem])
         return batch.task_parameters(page, campaign, dataset, model, seed)
-    return {"campaign": campaign.name, "beside": _beside(campaign.name)}
+    return {"campaign": campaign.name, "beside": settings.get("beside", _beside(campaign.name))}
 
 
 def _beside(name):
@@ -160,7 +160,7 @@ def build_book(name=None):
     ValueError
         If the committed pages are asked for but were not installed with the package.
     """
-    if not name and paths.home() != paths.ROOT:
+    if not name and not paths.CLONED:
         raise ValueError(
             "the installed package has no committed pages; name a campaign, or clone the project"
         )

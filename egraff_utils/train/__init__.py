@@ -86,6 +86,8 @@ class TrainConfig(Config):
     def _calculator_parameters(self):
         key, subject = self.key, calculated.of(self.model, self.dataset)
         inputs = {"data": data.digest(self.card), "calculator": records.digest(subject.specification())}
+        if self.model != cards.REFERENCE and (most := cards.model(self.model).frames):
+            inputs["frames"] = most
         return {"model": key.model, "dataset": key.dataset, "seed": self.seed, "inputs": inputs}
 
 
