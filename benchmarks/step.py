@@ -129,11 +129,11 @@ def _with_clocks(parts):
     from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 
     from egraff_utils import train
-    from egraff_utils.train import compiled, optimizers
+    from egraff_utils.train import batches, compiled, optimizers
 
     parts.replace(compiled.Step, "__call__", "function")
     parts.replace(compiled.Step, "_arguments", "collation")
-    parts.replace(train, "_join", "collation")
+    parts.replace(batches, "_join", "collation")
     parts.replace(train.Learner, "configure_gradient_clipping", "clipping")
     parts.replace(train.WeightAverage, "on_train_batch_end", "clipping")
     parts.replace(_EvaluationLoop, "run", "validation")
