@@ -63,10 +63,8 @@ def minutes(part):
 
     def minutes_of(wildcards, attempt):
         cell = wildcards.dataset, getattr(wildcards, "model", ""), 0
-        if part == "training":
-            seconds = CAMPAIGN.rollout_parameters(*cell, "corrected")["train_max_seconds"]
-        else:
-            seconds = CAMPAIGN.rollout_parameters(*cell, "corrected")["max_seconds"]
+        limit = "train_max_seconds" if part == "training" else "max_seconds"
+        seconds = CAMPAIGN.rollout_parameters(*cell, "corrected")[limit]
         whole = UNKNOWN if seconds is None else math.ceil(2 * seconds / 60)
         return (LEAST + whole) * attempt
 

@@ -180,7 +180,7 @@ def errors(config: TransferConfig, *, force_field: ForceField | None = None) -> 
     """
     card = cards.dataset(config.target or config.dataset)
     frames = data.checked(card, (config.split,), forces=False)[config.split]
-    frames = _thinned(frames, config.frames)
+    frames = data.thinned(frames, config.frames)
     config = replace(config, target=config.target and card.name)
     digests = {
         "frames": data.digest(card, (config.split,)),
@@ -221,15 +221,14 @@ def judge(config: Config) -> records.Outcome:
     """
     subject = calculated.of(config.model, config.dataset)
     subject.make()
-    most = None if config.model == cards.REFERENCE else cards.model(config.model).frames
     parts = data.checked(config.dataset, ("train", "val", "test")).values()
-    train, validation, test = (_thinned(part, most) for part in parts)
+    train, validation, test = (data.thinned(part, subject.frames) for part in parts)
     subject.check(train[0])
     if config.model != cards.REFERENCE:
         subject.shifts = calculated.fit_shifts(train, subject.predict(train)[0])
     energies, forces = subject.predict(test)
     metrics, curves = compare(test, energies, forces)
-    metrics.append(records.Metric("force_slope", force_slope(test, forces), "1", n=len(test)))
+    metrics.append(Metric("force_slope", force_slope(test, forces), "1", n=len(test)))
     by_name = {metric.name: metric.value for metric in compare(validation, *subject.predict(validation))[0]}
     metrics += [Metric.of(name, 0.0) for name in ("steps", "epochs", "seconds", "parameters")]
     curves |= {name: np.zeros(1) for name in ("step", "seconds")}
@@ -259,17 +258,3 @@ def force_slope(frames: Sequence[Atoms], forces: Sequence[np.ndarray]) -> float:
     """
     labels = np.concatenate([atoms.get_forces().ravel() for atoms in frames])
     return float(np.polyfit(labels, np.concatenate([part.ravel() for part in forces]), 1)[0])
-
-
-def _thinned(frames, most):
-    """At most ``most`` frames of every source, equally spaced."""
-    if most is None:
-        return frames
-    by_source = {}
-    for atoms in frames:
-        by_source.setdefault(atoms.info["source"], []).append(atoms)
-    return [
-        part[i]
-        for part in by_source.values()
-        for i in np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(int))
-    ]

@@ -73,6 +73,8 @@ class Calculated:
         Cutoff, Å, if it is known.
     shifts
         Atomic number -> energy added for every such atom, eV.
+    frames
+        Largest number of frames on which its errors are taken; None for all.
     """
 
     def __init__(
@@ -83,10 +85,11 @@ class Calculated:
         folder: Path | None = None,
         cutoff: float | None = None,
         shifts: Mapping[int, float] | None = None,
+        frames: int | None = None,
     ):
         arguments = {key: _located(value, folder) for key, value in oracle.arguments.items()}
         self.oracle = Oracle(oracle.calculator, arguments, oracle.title)
-        self.name, self.cutoff, self.shifts = name, cutoff, dict(shifts or {})
+        self.name, self.cutoff, self.shifts, self.frames = name, cutoff, dict(shifts or {}), frames
 
     def make(self) -> Shifted:
         """A new calculator, which shares no state with others.
@@ -165,8 +168,15 @@ def of(model: str, dataset: str, shifts: Mapping[int, float] | None = None) -> C
     card = cards.model(model)
     card.check_covers(data)
     oracle = Oracle(card.calculator, card.arguments, card.title)
-    about = {"folder": card.folder, "cutoff": card.cutoff, "shifts": shifts}
+    about = {"folder": card.folder, "cutoff": card.cutoff, "shifts": shifts, "frames": card.frames}
     return Calculated(oracle, name=f"the model {card.name}", **about)
+
+
+def compositions(frames: Sequence[Atoms]) -> tuple[list[int], np.ndarray]:
+    """Atomic numbers of the elements of frames, Z of them, and the counts of each, shape ``(S, Z)``."""
+    elements = sorted({int(z) for atoms in frames for z in atoms.numbers})
+    counts = [[np.sum(atoms.numbers == z) for z in elements] for atoms in frames]
+    return elements, np.array(counts, dtype=float)
 
 
 def fit_shifts(frames: Sequence[Atoms], energies: np.ndarray) -> dict[int, float]:
@@ -189,8 +199,7 @@ def fit_shifts(frames: Sequence[Atoms], energies: np.ndarray) -> dict[int, float
     dict
         Atomic number -> energy, eV.
     """
-    elements = sorted({int(z) for atoms in frames for z in atoms.numbers})
-    counts = np.array([[np.sum(atoms.numbers == z) for z in elements] for atoms in frames], dtype=float)
+    elements, counts = compositions(frames)
     apart = np.array([atoms.get_potential_energy() for atoms in frames]) - energies
     shifts = np.linalg.lstsq(counts, apart, rcond=None)[0]
     return dict(zip(elements, map(float, shifts), strict=True))

@@ -74,6 +74,20 @@ def positions(name, split, numbers):
     return np.reshape(same, (-1, len(numbers), 3))
 
 
+def thinned(frames, most):
+    """At most ``most`` frames of every source, equally spaced; all if it is None."""
+    if most is None:
+        return frames
+    by_source = {}
+    for atoms in frames:
+        by_source.setdefault(atoms.info["source"], []).append(atoms)
+    return [
+        part[i]
+        for part in by_source.values()
+        for i in np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(int))
+    ]
+
+
 def digest(name, splits=("train", "val", "test")):
     """Hash of everything that determines the frames of some splits.
 

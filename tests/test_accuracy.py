@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import accuracy, cards, models
+from egraff_utils import accuracy, cards, data, models
 from egraff_utils.accuracy import TransferConfig
 
 
@@ -39,7 +39,7 @@ def test_frames_without_forces_have_no_force_error():
 
 def test_thinning_takes_equally_spaced_frames_of_every_source():
     frames = [frame("H", k, source="a" if k < 9 else "b") for k in range(11)]
-    kept = [atoms.get_potential_energy() for atoms in accuracy._thinned(frames, 3)]
+    kept = [atoms.get_potential_energy() for atoms in data.thinned(frames, 3)]
     assert kept == [0, 4, 8, 9, 10]
 
 

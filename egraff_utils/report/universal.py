@@ -72,8 +72,3 @@ def details(own: Iterable[Record]) -> pd.DataFrame:
         for record in own
     ]
     return pd.DataFrame(rows)
-
-
-def below_zero(own: Iterable[Record]) -> list[Record]:
-    """Records whose forces are worse than none: an error above that of predicting zero."""
-    return [record for record in own if record["force_mae"] > record["zero_force_mae"]]

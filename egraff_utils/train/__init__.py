@@ -86,8 +86,8 @@ class TrainConfig(Config):
     def _calculator_parameters(self):
         key, subject = self.key, calculated.of(self.model, self.dataset)
         inputs = {"data": data.digest(self.card), "calculator": records.digest(subject.specification())}
-        if self.model != cards.REFERENCE and (most := cards.model(self.model).frames):
-            inputs["frames"] = most
+        if subject.frames:
+            inputs["frames"] = subject.frames
         return {"model": key.model, "dataset": key.dataset, "seed": self.seed, "inputs": inputs}
 
 
@@ -169,13 +169,12 @@ def fit_reference(frames, prior=None):
     scale : float
         Root mean square of the force components, eV/Å.
     """
-    elements = sorted({int(z) for atoms in frames for z in atoms.numbers})
+    elements, counts = calculated.compositions(frames)
     first = np.array([(prior or {}).get(z, 0.0) for z in elements])
-    counts = np.array([[np.sum(atoms.numbers == z) for z in elements] for atoms in frames], dtype=float)
-    energy = np.array([atoms.get_potential_energy() for atoms in frames])
-    correction = np.linalg.lstsq(counts, energy - counts @ first, rcond=None)[0]
+    correction = calculated.fit_shifts(frames, counts @ first)
     forces = np.concatenate([atoms.get_forces() for atoms in frames])
-    return dict(zip(elements, first + correction, strict=True)), float(np.sqrt(np.mean(forces**2)))
+    energies = {z: energy + correction[z] for z, energy in zip(elements, first, strict=True)}
+    return energies, float(np.sqrt(np.mean(forces**2)))
 
 
 def new_learner(config, hyperparameters, train):

@@ -52,7 +52,7 @@ def compare(dataset, splits, *, oracle="gfn2", most=None, campaign="demo", seed=
     oracle
         Candidate, an entry as under ``oracle`` in a card.
     most
-        Largest number of frames of a split, evenly spread over it; by default all.
+        Largest number of frames of every file of a split, evenly spread over them; by default all.
     campaign, seed
         Campaign of the record and seed in its key.
 
@@ -76,15 +76,9 @@ def compare(dataset, splits, *, oracle="gfn2", most=None, campaign="demo", seed=
     return records.stored_or_made(
         Key(KIND, campaign, card.name, "reference", seed),
         parameters,
-        lambda: _measured(card, {split: _spread_out(data.load(dataset, split), most) for split in splits}),
+        lambda: _measured(card, {split: data.thinned(data.load(dataset, split), most) for split in splits}),
         data=data.digest(dataset, tuple(splits)),
     )
-
-
-def _spread_out(frames, most):
-    return [
-        frames[i] for i in np.linspace(0, len(frames) - 1, min(most or len(frames), len(frames))).astype(int)
-    ]
 
 
 def _measured(card, frames):
