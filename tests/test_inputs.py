@@ -8,7 +8,7 @@ import pytest
 import torch
 from ase.build import molecule
 
-from egraff_utils import accuracy, campaign, cards, data, models, paths, records, train
+from egraff_utils import accuracy, calculated, campaign, cards, data, models, paths, records, train
 from egraff_utils.graph import build_graph
 
 ENERGIES = Path(__file__).parent / "network_energies.json"
@@ -31,12 +31,25 @@ def test_networks_give_the_energies_that_records_were_made_with(name):
     )
 
 
-def committed():
+def committed(calculators):
     found = sorted((paths.ROOT / "results").glob("*/training/*-s?.json"))
-    return [pytest.param(path, id=f"{path.parts[-3]}/{path.stem}") for path in found]
+    asked = [path for path in found if cards.is_calculator(records.load(path).model) == calculators]
+    return [pytest.param(path, id=f"{path.parts[-3]}/{path.stem}") for path in asked]
 
 
-@pytest.mark.parametrize("path", committed())
+@pytest.mark.parametrize("path", committed(calculators=True))
+def test_committed_errors_of_calculators_are_those_of_the_cards_of_today(path):
+    """Versions are those of the record: packages of calculators are not all installed with the book."""
+    record = records.load(path)
+    made = record.provenance["calculator"]
+    subject = calculated.of(record.model, record.dataset)
+    today = subject.specification()
+    assert {**made, "versions": None} == {**today, "versions": None}
+    inputs = {"data": data.digest(cards.dataset(record.dataset)), "calculator": records.digest(made)}
+    assert record.parameters["inputs"] == inputs | ({"frames": subject.frames} if subject.frames else {})
+
+
+@pytest.mark.parametrize("path", committed(calculators=False))
 def test_committed_trainings_are_those_of_today(path):
     record = records.load(path)
     cell = record.dataset, record.model, record.seed

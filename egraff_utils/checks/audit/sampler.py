@@ -35,7 +35,7 @@ def spread_temperature(energies, atoms):
     Examples
     --------
     >>> round(spread_temperature([0.0, 0.1], 9))
-    212
+    179
     """
     return float(np.std(energies) * np.sqrt(2 / (3 * atoms - 6)) / units.kB)
 
