@@ -59,6 +59,24 @@ def errors(own: Iterable[Record], others: dict[str, list[Record]]) -> pd.DataFra
     return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("Force MAE (meV/Å)")
 
 
+def ratios(own: Iterable[Record], others: dict[str, list[Record]], system: str) -> str:
+    """Force errors over those of the best network of a dataset, campaign by campaign, as words.
+
+    Parameters
+    ----------
+    own, others
+        As of :func:`errors`.
+    system
+        System of the datasets, ``molecule`` or ``bulk``.
+    """
+    own, parts = [r for r in own if cards.dataset(r.dataset).system == system], []
+    for name, found in others.items():
+        pairs = [(r, trained(found, r.dataset)) for r in own]
+        values = [record["force_mae"] / min(errors) for record, errors in pairs if errors]
+        parts += [f"{span(values, '.1f')} times that of the best network of {name}"] if values else []
+    return " and ".join(parts) or "not compared with networks"
+
+
 def details(own: Iterable[Record]) -> pd.DataFrame:
     """Frames, energy error after the shift and slope of the forces of every potential on every dataset."""
     rows = [
