@@ -264,22 +264,46 @@ def data_list():
 
 
 @data_group.command("check")
-@click.argument("dataset", metavar="DATASET|CARD", shell_complete=_completed(_datasets))
-@click.option("--campaign", default=OWN, show_default=True, help="Where the record is stored.")
-def data_check(dataset, campaign):
-    """Show the card of a dataset, and audit its frames.
+@click.argument("dataset", metavar="DATASET|CARD|FILE", shell_complete=_completed(_datasets))
+@click.option("--campaign", default=OWN, show_default=True, help="Where the record of an audit is stored.")
+@click.option("--write-card", is_flag=True, help="Write the card of a FILE of frames beside it.")
+@click.option("--temperature", type=float, default=300.0, show_default=True, help="K, for the card.")
+@click.option("--timestep", type=float, default=0.5, show_default=True, help="fs, for the card.")
+def data_check(dataset, campaign, write_card, temperature, timestep):
+    """Show the card of a dataset, or what a file of frames holds, and audit the frames.
+
+    Of a file it is said what was understood, which units were guessed and why, and what has to be mended
+    before a training; this ends with exit code 1.
 
     \b
     egraff data check ethanol
     egraff data check my_card.yml
+    egraff data check frames.xyz --write-card --temperature 350
     """
     from egraff_utils import cards
-    from egraff_utils.checks import audit
+    from egraff_utils.checks import audit, own_data
 
+    if _is_frames(dataset):
+        found = own_data.describe(dataset, temperature=temperature, timestep=timestep)
+        print(found)
+        if write_card:
+            print(f"card: {found.write_card()}")
+        return 1 if found.problems else 0
+    if write_card:
+        raise click.UsageError(f"{dataset}: a card is written for a file of frames")
     card = cards.dataset(dataset)
     print(card)
     for finding in audit.findings(audit.audit(card.name, campaign=campaign)):
         print(f"{finding.check}: {finding.text}")
+    return 0
+
+
+def _is_frames(text):
+    """Whether an argument is a file of frames: not the name of a dataset, not a card."""
+    from egraff_utils.sources import reader_of
+
+    path = Path(text)
+    return path.suffix not in (".yml", ".yaml") and (path.is_file() or reader_of(path) is not None)
 
 
 @egraff.command()

@@ -1,5 +1,6 @@
 """How is a file of frames read? As arrays in eV and Å, with what the file says of periodicity and masses."""
 
+import base64
 import bz2
 import io
 import warnings
@@ -8,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import ase.db
 import ase.io
 import numpy as np
 from ase import Atoms
@@ -29,9 +31,9 @@ NAMES = {
         "energies",
         "E",
     ),
-    "forces": ("forces", "REF_forces", "dft_forces", "force", "F"),
+    "forces": ("forces", "REF_forces", "dft_forces", "force", "F", "dft_force"),
     "stress": ("stress", "REF_stress", "dft_stress"),
-    "virial": ("virial", "REF_virial", "virials", "REF_virials"),
+    "virial": ("virial", "REF_virial", "virials", "REF_virials", "dft_virial"),
 }
 """Quantity -> its names in files, of which the first is taken that a frame has and the card names none."""
 CONTACT = 4.0
@@ -104,14 +106,18 @@ def read(card, source, found):
     stamps = tuple((found[key], files.stamp(found[key])) for key in keys)
     energy = card.energy_factor or units.ENERGY[card.units["energy"]]
     length = units.LENGTH[card.units["length"]]
-    factors = energy, length, _force_factor(card.units.get("forces"), energy / length)
+    forces = card.units.get("forces")
+    factors = energy, length, force_factor(forces) if forces else energy / length
     cell = None if card.cell is None else tuple(map(tuple, card.cell))
     return _read(reader, source, stamps, factors, tuple(card.keys.items()), cell, card.pbc)
 
 
-def _force_factor(unit, default):
-    if unit is None:
-        return default
+def force_factor(unit):
+    """A unit of forces such as ``kcal/mol/Å`` in eV/Å.
+
+    >>> force_factor("eV/Å")
+    1.0
+    """
     energy, _, length = unit.rpartition("/")
     return units.ENERGY[energy] / units.LENGTH[length]
 
@@ -296,7 +302,17 @@ def _read_extxyz(paths, *, source, keys):
 
 def _read_ase(paths, *, source, keys):
     """Frames of any file that ASE reads, such as a trajectory or a database."""
-    return [_of_atoms(atoms, keys, paths[0]) for atoms in ase.io.iread(paths[0], index=":")]
+    return [_of_atoms(atoms, keys, paths[0]) for atoms in structures(paths[0])]
+
+
+def structures(path):
+    """Structures of a file that ASE reads; of a database with its key-value pairs and ``data``."""
+    if Path(path).suffix != ".db":
+        yield from ase.io.iread(path, index=":")
+        return
+    with ase.db.connect(path, serial=True) as database:
+        for row in database.select():
+            yield row.toatoms(add_additional_information=True)
 
 
 def _of_atoms(atoms, keys, path):
@@ -318,7 +334,19 @@ def labels(atoms):
     stored = {name: atoms.info.get(name) or {} for name in ("key_value_pairs", "data")}  # of a database
     info = {name: value for name, value in atoms.info.items() if name not in stored}
     results = atoms.calc.results if atoms.calc else {}
-    return {**stored["data"], **stored["key_value_pairs"], **atoms.arrays, **info, **results}
+    return {**_decoded(stored["data"]), **stored["key_value_pairs"], **atoms.arrays, **info, **results}
+
+
+def _decoded(stored):
+    """The ``data`` of a row; arrays of early versions of SchNetPack are texts with a shape and a type."""
+    found = {}
+    for name, value in stored.items():
+        if f"_shape_{name}" in stored:
+            flat = np.frombuffer(base64.b64decode(value), dtype=stored[f"_dtype_{name}"])
+            value = flat.reshape(stored[f"_shape_{name}"])
+        if not name.startswith(("_shape_", "_dtype_")):
+            found[name] = value
+    return {name: value.item() if np.size(value) == 1 else value for name, value in found.items()}
 
 
 def _name(quantity, keys, known, path):

@@ -1,14 +1,18 @@
 """Is what a file of frames holds found without being told, and is a card written that works?"""
 
+import base64
+
+import ase.db
 import ase.io
 import numpy as np
 import pytest
-from ase import units
+from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import cards, data
+from egraff_utils import cards, data, readers
+from egraff_utils.__main__ import main
 from egraff_utils.checks import own_data
 
 FREE = {"H2O": -76.4, "CH4": -40.5}
@@ -54,6 +58,74 @@ def test_units_are_guessed_and_said(tmp_path, case):
     assert "# guessed: energy:" in (tmp_path / "mine.yml").read_text()
     with pytest.raises(FileExistsError):
         found.write_card()
+
+
+def along_a_path(energy, force, length, count=30):
+    """Copper at the energies of EMT, moved in small steps, as in a relaxation; labels times factors."""
+    rng, atoms, found = np.random.default_rng(0), bulk("Cu", cubic=True) * 2, []
+    shift = 0.002 * rng.normal(size=atoms.positions.shape)
+    for _ in range(count):
+        atoms.positions += shift + 0.0005 * rng.normal(size=shift.shape)
+        atoms.calc = EMT()
+        copy = atoms.copy()
+        copy.set_cell(atoms.cell * length, scale_atoms=True)
+        labels = {"energy": energy * atoms.get_potential_energy(), "forces": force * atoms.get_forces()}
+        copy.calc = SinglePointCalculator(copy, **labels)
+        found.append(copy)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "length", "expected"),
+    [
+        (1.0, 1.0, 1.0, {"energy": "eV", "length": "Å"}),
+        (1 / HARTREE, units.Bohr / HARTREE, 1 / units.Bohr, {"energy": "Hartree", "length": "Bohr"}),
+        (1.0, units.mol / units.kcal, 1.0, {"energy": "eV", "length": "Å", "forces": "kcal/mol/Å"}),
+    ],
+)  # fmt: skip
+def test_units_follow_from_the_work_of_forces_of_unusual_size(tmp_path, energy, force, length, expected):
+    """Forces of 0.05 eV/Å, near a minimum, look like such in Hartree/Bohr by their size."""
+    ase.io.write(tmp_path / "mine.xyz", along_a_path(energy, force, length), format="extxyz")
+    found = own_data.describe(tmp_path / "mine.xyz")
+    ratio = own_data.work_ratio(readers.raw("extxyz", [tmp_path / "mine.xyz"]))
+    assert ratio == pytest.approx(energy / force / length, rel=0.05)
+    assert found.card.units == expected, found
+
+
+def test_independent_frames_show_no_work():
+    rows = [readers.Frame(np.ones(2, int), p, np.zeros((3, 3)), e, f) for p, e, f in zip(
+        *(np.random.default_rng(k).normal(size=(20, *shape)) for k, shape in enumerate([(2, 3), (), (2, 3)])),
+        strict=True)]  # fmt: skip
+    assert own_data.work_ratio(rows) is None
+
+
+@pytest.mark.parametrize("form", ["data", "early schnetpack"])
+def test_labels_in_the_data_of_a_database_are_found(tmp_path, form):
+    """Both versions of SchNetPack keep them there; the early one as texts in base64."""
+    with ase.db.connect(tmp_path / "mine.db") as database:
+        for atoms in frames(HARTREE):
+            values = {name: np.atleast_1d(atoms.calc.results[name]) for name in ("energy", "forces")}
+            if form != "data":
+                values = {key: text for name, value in values.items() for key, text in (
+                    (name, base64.b64encode(value.tobytes()).decode()), (f"_shape_{name}", value.shape),
+                    (f"_dtype_{name}", "float64"))}  # fmt: skip
+            database.write(Atoms(atoms.numbers, atoms.positions), data=values)
+    found = own_data.describe(tmp_path / "mine.db")
+    assert not found.problems
+    assert found.card.units == {"energy": "eV", "length": "Å"}
+    last = data.load(cards.dataset(found.write_card()), "test")[-1]
+    assert np.allclose(last.get_forces(), atoms.calc.results["forces"])
+    assert last.get_potential_energy() == atoms.calc.results["energy"]
+
+
+def test_a_file_is_checked_from_the_command_line(tmp_path, capsys):
+    ase.io.write(tmp_path / "mine.xyz", frames(HARTREE), format="extxyz")
+    assert main(["data", "check", str(tmp_path / "mine.xyz"), "--write-card", "--temperature", "350"]) == 0
+    assert "compositions  H2O (10), CH4 (10)" in capsys.readouterr().out
+    assert cards.dataset(tmp_path / "mine.yml").temperature == 350
+    assert main(["data", "check", str(tmp_path / "absent.xyz")]) == 1
+    assert "there is no file" in capsys.readouterr().err
+    assert main(["data", "check", "ethanol", "--write-card"]) == 2
 
 
 def test_a_crystal_is_told_from_a_molecule_in_a_box(tmp_path):

@@ -3,9 +3,9 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-import ase.io
 import numpy as np
 import yaml
 from ase import Atoms
@@ -17,6 +17,8 @@ from egraff_utils.sources import reader_of
 
 FORCES = {"eV/Å": (0.1, 8), "kcal/mol/Å": (8, 120), "Hartree/Bohr": (0.002, 0.1)}
 """Unit of forces -> usual root mean square of a component in simulations at 300 to 1000 K, in that unit."""
+SAME = 0.15
+"""Relative difference up to which the change of the energy is the work of the forces."""
 OPTIONAL = ("forces", "stress", "virial", "velocities", "masses")
 
 
@@ -151,7 +153,7 @@ def _facts(path, reader, frames):
     kinds = Counter(Atoms(frame.numbers).get_chemical_formula() for frame in frames)
     has = {name: sum(getattr(frame, name) is not None for frame in frames) for name in OPTIONAL}
     names = sorted(
-        readers.labels(ase.io.read(path, index=0)) if reader in ("extxyz", "ase") else np.load(path)
+        readers.labels(next(readers.structures(path))) if reader in ("extxyz", "ase") else np.load(path)
     )
     few = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(4))
     return {
@@ -186,9 +188,11 @@ def _system(frames, length):
 def guess_units(frames):
     """Units of length, forces and energy of frames as stored, and why they are taken to be these.
 
-    The length follows from the shortest distances over covalent radii; the forces from their usual size in
-    simulations; the energy from that of free atoms, about -13.6 eV Z^2.41 with all electrons, or else from
-    its changes between neighbouring frames against forces times displacements.
+    The length follows from the shortest distances over covalent radii. The energy follows from that of free
+    atoms, about -13.6 eV Z^2.41 with all electrons, where it is near it. Of the remaining pairs of units that
+    one is taken in which the change of energy between neighbouring frames is the work of the forces, if the
+    frames show it (:func:`work_ratio`), in which forces have their usual size, and in which both are units of
+    one system, in this order.
 
     Parameters
     ----------
@@ -205,24 +209,77 @@ def guess_units(frames):
     said = {
         "length": f"{length}; the shortest distance is {contact:.2f} times the sum of covalent radii in Å"
     }
-    energy, said["energy"] = _energy_unit(frames)
+    known, said["energy"] = _energy_unit(frames)
     forces = [np.asarray(frame.forces, dtype=float).ravel() for frame in frames if frame.forces is not None]
-    chosen = {"energy": energy, "length": length}
     if not forces:
-        return chosen, said
+        return {"energy": known or "eV", "length": length}, said
     size = np.sqrt(np.mean(np.concatenate(forces) ** 2))
-    usual = [name for name, (low, high) in FORCES.items() if low <= size < high]
-    same = f"{energy}/{length}"
-    unit = usual[0] if usual else same
+    ratio = work_ratio(frames)
+    energy, unit = _likeliest(known, length, size, ratio)
+    if not known:
+        said["energy"] = f"{energy}; as that of the forces, since {said['energy']}"
     said["forces"] = f"{unit}; a component is {size:.3g} on average (root mean square)"
-    if energy == "" or unit.rpartition("/")[0] != energy and "free atoms" not in said["energy"]:
-        chosen["energy"] = unit.rpartition("/")[0]
-        said["energy"] = f"{chosen['energy']}; as that of the forces, since energies per atom fit no unit"
-    if unit != f"{chosen['energy']}/{length}":
-        chosen["forces"] = unit
-    if not usual:
-        said["forces"] += ", unusual for any unit known here: check it"
-    return chosen, said
+    low, high = FORCES.get(unit, (0, 0))
+    if not low <= size < high:
+        said["forces"] += ", unusual for simulations: check it"
+    if ratio is not None:
+        work = ratio * _per_work(energy, length, unit)
+        said["forces"] += f"; the energy changes by {work:.2f} of their work between frames"
+        said["forces"] += "" if abs(work - 1) < SAME else ": check both units"
+    chosen = {"energy": energy, "length": length}
+    return chosen if unit == f"{energy}/{length}" else chosen | {"forces": unit}, said
+
+
+def _likeliest(known, length, size, ratio):
+    """Units of energy and of forces that fit best."""
+
+    def misfit(pair):
+        energy, unit = pair
+        low, high = FORCES[unit]
+        wrong = ratio is not None and abs(ratio * _per_work(energy, length, unit) - 1) > SAME
+        unusual = max(0.0, np.log(low / size), np.log(size / high)) if size else 0.0
+        return wrong, unusual, unit != f"{energy}/{length}", energy != unit.rpartition("/")[0]
+
+    energies = [known] if known else dict.fromkeys(unit.rpartition("/")[0] for unit in FORCES)
+    return min(((energy, unit) for energy in energies for unit in FORCES), key=misfit)
+
+
+def _per_work(energy, length, force):
+    """Units of energy over units of force and length, by which :func:`work_ratio` is multiplied."""
+    return units.ENERGY[energy] / (readers.force_factor(force) * units.LENGTH[length])
+
+
+def work_ratio(frames):
+    r"""Change of energy between neighbouring frames over the work of the forces, in the units of the file.
+
+    The slope, with an intercept, of :math:`E_{k+1} - E_k` over
+    :math:`-\sum_i (F_{k,i} + F_{k+1,i}) \cdot (r_{k+1,i} - r_{k,i}) / 2`, which is one for forces that are
+    the derivative of the energy, and small steps.
+
+    Parameters
+    ----------
+    frames
+        ``list`` of :class:`~egraff_utils.readers.Frame` in the units of the file.
+
+    Returns
+    -------
+    float or None
+        ``None`` if fewer than ten pairs of neighbours are of the same atoms, or the energy does not follow
+        the work (correlation below 0.9), as between independent frames.
+    """
+    pairs = [
+        (second.energy - first.energy, -0.5 * np.sum((first.forces + second.forces) * step))
+        for first, second in pairwise(frames)
+        if first.forces is not None and second.forces is not None
+        if np.array_equal(first.numbers, second.numbers)
+        for step in [np.asarray(second.positions) - np.asarray(first.positions)]
+    ]
+    if len(pairs) < 10:
+        return None
+    changes, works = np.array(pairs, dtype=float).T
+    if not np.std(works) or not np.std(changes) or np.corrcoef(works, changes)[0, 1] < 0.9:
+        return None
+    return float(np.polyfit(works, changes, 1)[0])
 
 
 def _contact(frame):
@@ -238,16 +295,13 @@ def _contact(frame):
 
 
 def _energy_unit(frames):
-    """Unit of energy by the energies of free atoms with all electrons, or ``eV``, and why."""
+    """Unit of energy by the energies of free atoms with all electrons, or ``None``, and why."""
     free = np.array([-13.6 * np.sum(np.asarray(frame.numbers, dtype=float) ** 2.41) for frame in frames])
     ratio = np.median(np.array([frame.energy for frame in frames], dtype=float) / free)
     for unit, factor in units.ENERGY.items():
         if abs(ratio * factor - 1) < 0.15:
             return unit, f"{unit}; the energies are {ratio * factor:.3f} times those of free atoms in it"
-    return (
-        "eV",
-        f"eV; energies are no totals with all electrons ({ratio:.2g} times those of free atoms in eV)",
-    )
+    return None, f"energies are no totals with all electrons ({ratio:.2g} times those of free atoms in eV)"
 
 
 def _check(found):
