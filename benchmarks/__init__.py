@@ -22,10 +22,11 @@ SHARES = {
     "pipeline": (10, 660),
     "precision": (10, 120),
     "accuracy": (0, 9000),
+    "equal": (0, 3600),
 }
 """Benchmark -> time that it may take in a quick and in a full run, s."""
-BY_NAME = ("accuracy",)
-"""Benchmarks that take hours and run only if they are named."""
+BY_NAME = ("accuracy", "equal")
+"""Benchmarks that take an hour or more, and run only if they are named."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Settings:
         return quick if self.quick else full
 
 
-def measured(settings, kind, dataset, model, parameters, measure, **hashes):
+def measured(settings, kind, dataset, model, parameters, measure, seed=0, **hashes):
     """Record of one cell of a benchmark, which is the stored one or a new one from `measure`.
 
     Parameters
@@ -105,6 +106,8 @@ def measured(settings, kind, dataset, model, parameters, measure, **hashes):
         Function without arguments that returns a list of :class:`~egraff_utils.records.Metric`, a dictionary
         of curves and, optionally, a message, such as the reason why it ended. An exception that it raises
         becomes the message of a record with status ``failed``.
+    seed
+        Seed in the key of the record.
     hashes
         Hashes of the inputs for the provenance, such as ``weights=...``.
 
@@ -113,7 +116,7 @@ def measured(settings, kind, dataset, model, parameters, measure, **hashes):
     Record
     """
     parameters = {**parameters, "device": settings.device, "threads": settings.threads}
-    key = Key(kind, settings.campaign, dataset, model)
+    key = Key(kind, settings.campaign, dataset, model, seed)
     stored = records.find(key, parameters)
     if stored and stored.status != "failed" and not settings.anew:
         return stored

@@ -82,7 +82,7 @@ def _measure(model, dataset, settings, **preset):
             plan = Plan(Path(folder), model, dataset, settings, changed, **preset)
             plan.budget = settings.budget
             with Program(plan, main) as program:
-                seconds, errors, started = follow(program, plan)
+                seconds, errors, started = follow(program, plan, lambda t: t[-1][0] >= settings.budget)
         curves |= {f"{side}_seconds": seconds, f"{side}_error": errors}
         metrics += [Metric(f"{side}_{goal}", reached(seconds, errors, goal), "s") for goal in TARGETS]
         if side == "ours":
@@ -100,8 +100,15 @@ def reached(seconds, errors, target):
     return float(seconds[met[0]]) if len(met) else None
 
 
-def follow(program, plan):
-    """Learning curve of a program, until the first validation after the budget.
+def follow(program, plan, enough):
+    """Learning curve of a program, which is ended when it has enough validations.
+
+    Parameters
+    ----------
+    program, plan
+        :class:`~benchmarks.training.Program` and its plan.
+    enough
+        Function of the points so far, pairs of seconds and error, that says whether they are enough.
 
     Returns
     -------
@@ -112,7 +119,7 @@ def follow(program, plan):
         Processor time of the compilation, which precedes the first epoch, s.
     """
     points, begun, compilation = [], None, 0.0
-    while not points or points[-1][0] < plan.budget:
+    while not points or not enough(points):
         match program.receive():
             case None:  # the program waits after its first step
                 program.connection.send(NO_END)

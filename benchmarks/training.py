@@ -109,16 +109,18 @@ class Plan:
         Hyperparameters that replace those of the preset.
     preset
         Name of the preset.
+    seed
+        Seed of the initial weights, and of the order of the batches of every program.
     """
 
-    def __init__(self, folder, model, dataset, settings, training, preset=PRESET):
+    def __init__(self, folder, model, dataset, settings, training, preset=PRESET, seed=0):
         import torch
 
         from egraff_utils import models, train
 
         self.folder, self.model, self.dataset = str(folder), model, dataset
         self.device, self.threads = settings.device, settings.threads
-        self.training, self.preset = training, preset
+        self.training, self.preset, self.seed = training, preset, seed
         hyperparameters = models.card(model).training(preset, **self.training)
         self.hyper = asdict(hyperparameters)
         self._write_data(folder)
@@ -153,7 +155,7 @@ class Plan:
         """:class:`~egraff_utils.train.TrainConfig` of our side, practically without a limit by default."""
         from egraff_utils.train import TrainConfig
 
-        working = {"device": self.device, "threads": self.threads, "progress": False}
+        working = {"device": self.device, "threads": self.threads, "progress": False, "seed": self.seed}
         options = {"max_steps": 10**6, "training": self.training} | working | options
         return TrainConfig(self.model, f"{self.folder}/card.yml", preset=self.preset, **options)
 
@@ -373,7 +375,7 @@ def _mace(plan, report):
         "default_dtype": "float32",
         "device": plan.device,
         "max_num_epochs": 1000,
-        "seed": 0,
+        "seed": plan.seed,
     }
     flags = ["--ema", *["--amsgrad"] * hyper["amsgrad"]]
     sys.argv = ["mace_run_train", *flags, *[f"--{k}={v}" for k, v in arguments.items()]]
@@ -407,7 +409,7 @@ def _nequip(plan, report, **options):
         "run": ["train"],
         "data": {
             "_target_": "nequip.data.datamodule.ASEDataModule",
-            "seed": 0,
+            "seed": plan.seed,
             "train_file_path": f"{plan.folder}/train.xyz",
             "val_file_path": f"{plan.folder}/val.xyz",
             "transforms": transforms,
@@ -461,7 +463,7 @@ def _nequip_model(plan, names):
     network = plan.network
     energies = {name: plan.energies[z] for name, z in zip(names, plan.elements, strict=True)}
     shared = {
-        "seed": 0,
+        "seed": plan.seed,
         "model_dtype": "float32",
         "type_names": names,
         "r_max": network["cutoff"],
@@ -529,6 +531,7 @@ def _torchmd(plan, report):
         "ngpus": 1,
         "log-dir": f"{plan.folder}/torchmd",
         "num-epochs": 1000,
+        "seed": plan.seed,
         "batch-size": hyper["batch_size"],
         "lr": hyper["learning_rate"],
         "weight-decay": hyper["weight_decay"],

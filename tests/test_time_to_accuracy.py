@@ -80,3 +80,24 @@ def test_no_records_give_an_empty_table_and_figure():
     assert time_to_accuracy.times([]).empty
     (ax,) = time_to_accuracy.curve_grid([]).axes
     assert [text.get_text() for text in ax.texts] == ["not measured yet"]
+
+
+def test_errors_after_equal_epochs_are_shown_over_seeds():
+    def trained(model, seed, ours, theirs):
+        metrics = [Metric("ours", ours, "meV/Å"), Metric("theirs", theirs, "meV/Å")]
+        return Record(
+            "bench_equal",
+            "bench",
+            "ethanol",
+            model,
+            seed,
+            {},
+            [*metrics, Metric("ratio", ours / theirs, "1")],
+        )
+
+    table = time_to_accuracy.equal_table(
+        [trained("mace", 0, 40.0, 80.0), trained("mace", 1, 50.0, 25.0), trained("nequip", 0, 30.0, 30.0)]
+    )
+    assert list(table.index) == ["NequIP", "MACE"]
+    assert list(table.loc["MACE"]) == ["40.0 to 50.0", "25.0 to 80.0", "0.50 to 2.00", "1.00", "2"]
+    assert time_to_accuracy.equal_table([]).empty

@@ -1,6 +1,7 @@
 """How long until the forces are accurate? Learning curves, and the times at which they reach an error.
 
-The records are those of ``python -m benchmarks accuracy``, of kind ``bench_accuracy``.
+The records are those of ``python -m benchmarks accuracy equal``, of the kinds ``bench_accuracy`` and
+``bench_equal``.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ import math
 from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from egraff_utils import records
 from egraff_utils.report import look, speed, table_cells, tables
 from egraff_utils.report.comparison import order_datasets, order_models
-from egraff_utils.report.titles import short_title
+from egraff_utils.report.titles import model_title, short_title
+from egraff_utils.report.values import span
 
 KIND = "bench_accuracy"
+EQUAL = "bench_equal"
 SIDES = {"ours": ("Ours", "-"), "theirs": ("Package's command", "--")}
 """Side of the comparison -> its name and line style."""
 
@@ -66,6 +71,27 @@ def _seconds(value, budget):
     if math.isnan(value):
         return tables.NO_VALUE
     return f"{value:.0f}" if math.isfinite(value) else f"over {budget:.0f}"
+
+
+def equal(names: Iterable[str]) -> list:
+    """Complete records of both trainers after equal epochs in campaigns with these names."""
+    found = [r for name in names for r in records.read_all(name) if r.kind == EQUAL]
+    return [record for record in found if record.status == "complete"]
+
+
+def equal_table(found: Iterable) -> pd.DataFrame:
+    """Least validation errors of both trainers after equal epochs, ranges over the seeds, a row per model."""
+    columns = ["model", *SIDES, "ratio"]
+    frame = pd.DataFrame([[r.model, r["ours"], r["theirs"], r["ratio"]] for r in found], columns=columns)
+    runs, rows = dict(list(frame.groupby("model"))), {}
+    for model in order_models(runs):
+        of = runs[model]
+        sides = {f"{title}, error (meV/Å)": span(of[side], ".1f") for side, (title, _) in SIDES.items()}
+        mean = np.exp(np.log(of.ratio).mean())
+        rows[model_title(model)] = sides | {
+            "Ours over theirs": span(of.ratio), "Geometric mean": f"{mean:.2f}", "Seeds": str(len(of)),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("Model")
 
 
 def gain(found: Iterable, target: float, *, compiled: bool = False) -> str:
