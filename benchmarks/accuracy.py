@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import measured
 from benchmarks.compare import same
 from benchmarks.step import NO_END
-from benchmarks.training import PRESET, ROUNDING, UPSTREAM, Plan, Program, own_folders
+from benchmarks.training import ROUNDING, UPSTREAM, Plan, Program, own_folders
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
@@ -24,6 +24,7 @@ TITLE = "Time to accuracy: seconds until the validation error of the forces is r
 DATASETS = ("ethanol", "aspirin")
 TARGETS = (50, 20, 10)
 """Mean absolute errors of the forces for which times are reported, meV/Å."""
+PRESET = "day"
 ADAM = "small"
 """Preset whose Adam settings the packages' commands receive where ours uses Muon."""
 ADAM_FIELDS = ("learning_rate", "amsgrad", "weight_decay")
@@ -48,13 +49,13 @@ def run(settings):
         for model in models.NAMES:
             theirs = training(model) if model in UPSTREAM else None
             parameters = {"preset": PRESET, "budget": settings.budget, "theirs": theirs}
-            cell = model, dataset, settings
+            cell = model, dataset, settings, theirs
             yield measured(
                 settings, "bench_accuracy", dataset, model, parameters, lambda c=cell: _measure(*c)
             )
 
 
-def training(model):
+def training(model, preset=PRESET):
     """Training hyperparameters of a package's command that replace those of the preset.
 
     Raises
@@ -65,24 +66,22 @@ def training(model):
     from egraff_utils import models
 
     card = models.card(model)
-    hyper, adam = card.training(PRESET), card.training(ADAM)
+    hyper, adam = card.training(preset), card.training(ADAM)
     if hyper.loss != "mse":
         raise ValueError(f"{model}: the packages' commands cannot minimise {hyper.loss=}")
     other = {name: getattr(adam, name) for name in ADAM_FIELDS} if hyper.optimizer == "muon" else {}
     return {"optimizer": "adam", "scheduler": "plateau", **other, **LACKING.get(model, {})}
 
 
-def _measure(model, dataset, settings, **preset):
-    sides = {"ours": (learn, {})}
-    if model in UPSTREAM:
-        sides["theirs"] = learn_upstream, training(model)
+def _measure(model, dataset, settings, theirs, preset=PRESET):
+    sides = {"ours": (learn, {})} | ({"theirs": (learn_upstream, theirs)} if theirs else {})
     metrics, curves = [], {}
     for side, (main, changed) in sides.items():
         with tempfile.TemporaryDirectory() as folder:
-            plan = Plan(Path(folder), model, dataset, settings, changed, **preset)
+            plan = Plan(Path(folder), model, dataset, settings, changed, preset=preset)
             plan.budget = settings.budget
             with Program(plan, main) as program:
-                seconds, errors, started = follow(program, plan, lambda t: t[-1][0] >= settings.budget)
+                seconds, errors, started = follow(program, plan, until(plan.budget))
         curves |= {f"{side}_seconds": seconds, f"{side}_error": errors}
         metrics += [Metric(f"{side}_{goal}", reached(seconds, errors, goal), "s") for goal in TARGETS]
         if side == "ours":
@@ -98,6 +97,15 @@ def reached(seconds, errors, target):
     """
     met = np.flatnonzero(np.asarray(errors) <= target)
     return float(seconds[met[0]]) if len(met) else None
+
+
+def until(seconds):
+    """Whether the last of some validations was after that time, a function of the points so far.
+
+    >>> until(20)([(10, 300.0)]), until(20)([(10, 300.0), (21, 200.0)])
+    (False, True)
+    """
+    return lambda points: points[-1][0] >= seconds
 
 
 def follow(program, plan, enough):

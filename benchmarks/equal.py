@@ -30,7 +30,7 @@ def run(settings):
     if settings.quick or settings.on_gpu or settings.threads > 1:
         return
     for model in UPSTREAM:
-        changed = training(model)
+        changed = training(model, PRESET)
         for seed in SEEDS:
             parameters = {"preset": PRESET, "epochs": EPOCHS, "training": changed}
             cell = model, changed, seed, settings

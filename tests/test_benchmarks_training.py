@@ -1,5 +1,6 @@
 """Benchmark of training: programs that take their steps in turns; what makes our own steps fast."""
 
+from itertools import product
 from types import SimpleNamespace
 
 import ase.io
@@ -229,31 +230,31 @@ class Told:
 def test_a_learning_curve_begins_with_the_first_epoch_and_ends_behind_the_budget():
     points = [(n, ("error", 100.0 - n)) for n in (30, 40, 50, 60)]
     told = Told((8, ("error", 500.0)), (20, ("begin", 7.0)), (21, None), *points)
-    seconds, errors, compilation = accuracy.follow(told, SimpleNamespace(budget=25))
+    seconds, errors, compilation = accuracy.follow(told, None, accuracy.until(25))
     assert (list(seconds), list(errors), compilation) == ([10, 20, 30], [70, 60, 50], 7)
     assert told.sent == [one_step.NO_END]
 
 
 def test_a_learning_curve_ends_with_its_program():
     told = Told((1, ("begin", 0.0)), (2, ("error", 9.0)), (3, "end"))
-    seconds, _, _ = accuracy.follow(told, SimpleNamespace(budget=25))
+    seconds, _, _ = accuracy.follow(told, None, accuracy.until(25))
     assert list(seconds) == [1]
 
 
 def test_forces_of_the_first_batch_are_compared():
-    plan = SimpleNamespace(budget=25, forces=lambda _, forces: (forces + 1, forces))
+    plan = SimpleNamespace(forces=lambda _, forces: (forces + 1, forces))
     with pytest.raises(AssertionError, match="results differ"):
-        accuracy.follow(Told((1, [np.ones(3), np.ones(3)])), plan)
+        accuracy.follow(Told((1, [np.ones(3), np.ones(3)])), plan, accuracy.until(25))
 
 
 def test_commands_get_an_adam_that_the_card_knows(monkeypatch):
-    for model in training.UPSTREAM:
-        changed = accuracy.training(model)
-        hyper = models.card(model).training(training.PRESET, **changed)
+    for model, preset in product(training.UPSTREAM, (accuracy.PRESET, training.PRESET)):
+        changed = accuracy.training(model, preset)
+        hyper = models.card(model).training(preset, **changed)
         assert (hyper.optimizer, hyper.scheduler) in {("adam", "plateau"), ("adamw", "plateau")}
     card = models.card("mace")
     muon = SimpleNamespace(optimizer="muon", loss="mse", learning_rate=0.5)
-    given = {training.PRESET: muon, "adam": card.training("small")}
+    given = {accuracy.PRESET: muon, "adam": card.training("small")}
     monkeypatch.setattr(accuracy, "ADAM", "adam")
     monkeypatch.setattr(models, "card", lambda _: SimpleNamespace(training=given.get))
     assert accuracy.training("mace")["learning_rate"] == 0.01
@@ -266,7 +267,7 @@ def test_commands_get_an_adam_that_the_card_knows(monkeypatch):
 @pytest.mark.parametrize("main", [accuracy.learn, accuracy.learn_upstream])
 def test_both_sides_report_their_learning_curves(plan, main):
     with training.Program(plan, main) as program:
-        seconds, errors, compilation = accuracy.follow(program, plan)
+        seconds, errors, compilation = accuracy.follow(program, plan, accuracy.until(plan.budget))
     assert seconds[0] > 0
     assert (np.diff(seconds) > 0).all()
     assert (errors > 0).all()
