@@ -1,5 +1,6 @@
 """Benchmark of training: programs that take their steps in turns; what makes our own steps fast."""
 
+from contextlib import nullcontext
 from itertools import product
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from benchmarks import Settings, accuracy, training
+from benchmarks import Settings, accuracy, equal, training
 from benchmarks import step as one_step
 from egraff_utils import models, train
 
@@ -239,6 +240,21 @@ def test_a_learning_curve_ends_with_its_program():
     told = Told((1, ("begin", 0.0)), (2, ("error", 9.0)), (3, "end"))
     seconds, _, _ = accuracy.follow(told, None, accuracy.until(25))
     assert list(seconds) == [1]
+
+
+def test_both_trainers_are_judged_by_their_least_error_within_equal_epochs(monkeypatch):
+    errors = {accuracy.learn: (30.0, 20.0, 25.0, 5.0), accuracy.learn_upstream: (40.0, 10.0, 15.0, 1.0)}
+
+    def program(plan, main):
+        told = Told((1, ("begin", 0.0)), *((n, ("error", e)) for n, e in enumerate(errors[main], 2)))
+        return nullcontext(told)
+
+    monkeypatch.setattr(equal, "EPOCHS", 3)
+    monkeypatch.setattr(equal, "Plan", lambda *_, **options: SimpleNamespace(**options))
+    monkeypatch.setattr(equal, "Program", program)
+    metrics, curves = equal._measure("mace", {}, 1, Settings())
+    assert {metric.name: metric.value for metric in metrics} == {"ours": 20.0, "theirs": 10.0, "ratio": 2.0}
+    assert list(curves["theirs_error"]) == [40.0, 10.0, 15.0]
 
 
 def test_forces_of_the_first_batch_are_compared():
