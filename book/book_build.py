@@ -1,6 +1,12 @@
-"""What the book adds to its build: no script that calls out, and a text for every figure that is not seen."""
+"""What the book adds to its build: no script that calls out, texts for figures, links to the package's names."""
+
+import sys
 
 from docutils import nodes
+from pydantic.dataclasses import is_pydantic_dataclass
+from sphinx.util.nodes import make_refnode
+
+from egraff_utils import schema
 
 
 def remove_thebe(app, pagename, templatename, context, doctree):
@@ -35,7 +41,45 @@ def _heading(image):
     return next((f"Figure: {title.astext()}" for title in section.findall(nodes.title)), "Figure")
 
 
+def find_name(app, env, node, contnode):
+    """Link a name of the package that is not written in full, such as ``records.read``, if only one ends so."""
+    if node.get("refdomain") != "py":
+        return None
+    target, objects = node["reftarget"], env.get_domain("py").objects
+    endings = [f".{target}", f".{target.rpartition('.')[2]}"] if "egraff_utils" in target else [f".{target}"]
+    for ending in endings:
+        found = {name: entry for name, entry in objects.items() if name.endswith(ending) and not entry.aliased}
+        if len(found) == 1:
+            ((name, entry),) = found.items()
+            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, name)
+    return None
+
+
+def list_keys(app, what, name, obj, options, lines):
+    """List the keys of what is read from a file with their types in words; pydantic's are for programs."""
+    if what == "class" and is_pydantic_dataclass(obj):
+        for key, kind, default, meaning in schema.keys(obj):
+            words = ", ".join(filter(None, [kind, default])).replace("`", "``")
+            lines += ["", f"``{key}`` : {words}", *(f"    {line}" for line in meaning.splitlines())]
+
+
+def leave_out_types(app, what, name, obj, options, signature, returned):
+    """Leave out the signature of what is read from a file, since its keys are listed."""
+    return ("(**keys)", None) if what == "class" and is_pydantic_dataclass(obj) else None
+
+
+def leave_out_fields(app, what, name, obj, skip, options):
+    """Leave out the fields that `list_keys` lists."""
+    place = app.env.temp_data
+    owner = getattr(sys.modules.get(place.get("autodoc:module")), place.get("autodoc:class") or "", None)
+    return True if is_pydantic_dataclass(owner) and name in owner.__dataclass_fields__ else None
+
+
 def setup(app):
     app.connect("html-page-context", remove_thebe, priority=900)
     app.connect("doctree-resolved", describe_images)
+    app.connect("missing-reference", find_name)
+    app.connect("autodoc-process-docstring", list_keys)
+    app.connect("autodoc-process-signature", leave_out_types)
+    app.connect("autodoc-skip-member", leave_out_fields)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -346,14 +346,20 @@ def reference(cls):
     return "\n\n".join([_table(cls), *tables]) + "\n"
 
 
-def _table(cls):
+def keys(cls):
+    """Name, type, default and docstring of every key of a class that a file may set, as texts."""
     schema = _adapter(cls).json_schema()
-    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for field in shown_fields(cls):
         part = schema["properties"][field.name]
         default = "required" if field.name in schema.get("required", []) else _default(part.get("default"))
-        rows.append(f"| `{field.name}` | {_type(part)} | {default} | {_prose(part.get('description', ''))} |")
-    return "\n".join(rows)
+        yield field.name, _type(part), default, part.get("description", "")
+
+
+def _table(cls):
+    rows = [
+        f"| `{name}` | {kind} | {default} | {_prose(meaning)} |" for name, kind, default, meaning in keys(cls)
+    ]
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
 def _default(value):

@@ -1,5 +1,6 @@
 """Does the prose hold? The examples run, every citation has an entry, every card can be cited."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -19,6 +20,15 @@ BIBLIOGRAPHY = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read
 
 def _blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", (BOOK / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda path: path.stem)
+def test_the_names_that_a_page_links_or_imports_exist(page):
+    text = page.read_text()
+    for name in re.findall(r"\{py:\w+\}`(?:[^`<]*<|~)?([\w.]+)>?`|automodule:: (\S+)", text):
+        assert pkgutil.resolve_name("".join(name)) is not None
+    for block in _blocks(page.name, "python"):
+        exec("\n".join(re.findall(r"^(?:from|import) .*$", block, re.MULTILINE)), {})
 
 
 def _water(number):
