@@ -1,5 +1,6 @@
 """What the book adds to its build: no script that calls out, texts for figures, links to the package's names."""
 
+import re
 import sys
 
 from docutils import nodes
@@ -41,6 +42,31 @@ def _heading(image):
     return next((f"Figure: {title.astext()}" for title in section.findall(nodes.title)), "Figure")
 
 
+def explain_terms(app, doctree, docname):
+    """Let each link to a term of the glossary show its definition to a mouse that rests on it."""
+    for reference in doctree.findall(nodes.reference):
+        anchor = reference.get("refid") or reference.get("refuri", "").rpartition("#")[2]
+        if anchor.startswith("term-"):
+            reference["reftitle"] = _definitions(app.env)[anchor]
+
+
+def _definitions(env):
+    if not hasattr(env, "definitions"):
+        items = env.get_doctree("book/glossary").findall(nodes.definition_list_item)
+        env.definitions = {
+            anchor: _plain(next(item.findall(nodes.definition)))
+            for item in items
+            for term in item.findall(nodes.term)
+            for anchor in term["ids"]
+        }
+    return env.definitions
+
+
+def _plain(definition):
+    """Text of a definition, without what points elsewhere."""
+    return re.sub(r" \([^()]*\b(?:sec|eq)-[^()]*\)", "", " ".join(definition.astext().split()))
+
+
 def find_name(app, env, node, contnode):
     """Link a name of the package that is not written in full, such as ``records.read``, if only one ends so."""
     if node.get("refdomain") != "py":
@@ -78,6 +104,7 @@ def leave_out_fields(app, what, name, obj, skip, options):
 def setup(app):
     app.connect("html-page-context", remove_thebe, priority=900)
     app.connect("doctree-resolved", describe_images)
+    app.connect("doctree-resolved", explain_terms)
     app.connect("missing-reference", find_name)
     app.connect("autodoc-process-docstring", list_keys)
     app.connect("autodoc-process-signature", leave_out_types)

@@ -204,7 +204,7 @@ QUANTITIES = (
 )
 # fmt: on
 """All metrics that describe models, simulations and datasets; those of a rollout are in the order of its
-record. Checks have separate tables, `gate.CHECKS` and `audit.CHECKS`."""
+record. Checks have separate tables, ``gate.CHECKS`` and ``audit.CHECKS``."""
 
 SATURATING = tuple(quantity.metric for quantity in QUANTITIES if quantity.saturation)
 """Metrics with a saturation level."""

@@ -87,7 +87,7 @@ def read(card, source, found):
     source
         Name of the source, whose files are read one after the other.
     found
-        Key of a file -> its path, from :func:`files.fetch`.
+        Key of a file -> its path, from ``files.fetch``.
 
     Raises
     ------

@@ -31,6 +31,15 @@ def test_the_names_that_a_page_links_or_imports_exist(page):
         exec("\n".join(re.findall(r"^(?:from|import) .*$", block, re.MULTILINE)), {})
 
 
+def test_every_term_that_is_linked_is_defined():
+    blocks = re.findall(r"```{glossary}\n(.*?)```", (BOOK / "glossary.md").read_text(), re.DOTALL)
+    terms = set(re.findall(r"^(\S.*)$", "\n".join(blocks), re.MULTILINE))
+    sources = [*BOOK.glob("*.md"), *(paths.ROOT / "notebooks").rglob("*.ipynb")]
+    links = re.findall(r"\{term\}`(?:[^`<]*<)?([^`<>]+)>?`", "".join(path.read_text() for path in sources))
+    assert len(terms) > 30
+    assert set(links) <= terms
+
+
 def _water(number):
     atoms = molecule("H2O")
     atoms.rattle(0.02, seed=number)

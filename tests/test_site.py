@@ -93,3 +93,11 @@ def test_formulas_are_set(window, address):
     page, _, _ = window
     page.goto(f"{address}book/method.html", wait_until="load")
     page.wait_for_selector("mjx-container", state="attached", timeout=10_000)
+
+
+def test_a_term_shows_its_definition(window, address):
+    page, _, _ = window
+    page.goto(f"{address}book/intro.html", wait_until="load")
+    tips = page.eval_on_selector_all("main a[href*='#term-']", "links => links.map(link => link.title)")
+    assert len(tips) > 5
+    assert min(map(len, tips)) > 30

@@ -108,7 +108,7 @@ class ForceField(nn.Module):
         return self._prediction(graph, atomic, on_pairs)
 
     def as_frozen(self) -> frozen.Frozen:
-        """The form of the network written for speed, a :class:`~egraff_utils.models.frozen.Frozen`.
+        """The form of the network written for speed, a ``models.frozen.Frozen``.
 
         It is None while the weights can change, and for a network that has no such form.
         """

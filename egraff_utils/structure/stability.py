@@ -326,7 +326,7 @@ def unstable_step_bulk(
     g_ref
         Reference distribution up to ``r_max``, shape ``(B,)``; its length sets the bins.
     r_max
-        Range of the distributions, Å. Use the smaller of :data:`RDF_RANGE` and :func:`as_coded_r_max`, as the
+        Range of the distributions, Å. Use the smaller of ``RDF_RANGE`` and :func:`as_coded_r_max`, as the
         deviation grows with the range.
     tolerance
         Largest allowed :func:`rdf_deviation`, Å.

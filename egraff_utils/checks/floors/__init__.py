@@ -158,14 +158,14 @@ def of_rollout(config):
     If frames have no order in time, blocks are random draws without replacement. Such frames are independent,
     whereas those of a rollout are not: for structure it cannot reach this level, and its values scatter more
     than the range says. For EV and FV, stretches with the energies of a thermostatted simulation are drawn
-    (:func:`~egraff_utils.checks.floors.levels.energy_path`). There is no RMSD. If the halves of the set as
-    stored differ more than random halves do (:func:`order_shows`), the set has an unknown order in time; the
+    (``energy_path`` in ``levels``). There is no RMSD. If the halves of the set as
+    stored differ more than random halves do (``order_shows``), the set has an unknown order in time; the
     blocks for structure are then taken in that order, half of the set each, and the score is not extrapolated
     to other lengths.
 
     **Ceilings.** In ``frozen``, a frame of the reference, with its energy and forces, does not move. In
     ``ideal_gas``, atoms are anywhere in the cell, forces are zero, the energy is the mean one, and g(r) is
-    exact. In ``einstein``, used where atoms stay at their sites (:data:`STAYS`), every atom is in a harmonic
+    exact. In ``einstein``, used where atoms stay at their sites (``STAYS``), every atom is in a harmonic
     well at its mean position (after superposition of molecules), as wide as the displacement in the
     reference, with the forces and the energy of that well. Ranges are over starts and draws.
 
@@ -181,7 +181,7 @@ def of_rollout(config):
         ``wf`` (%), ``jsd``, ``jsd_raw`` (nats), ``ev_root``, ``fv``, ``rmsd`` (Å), each the mean and the 95 %
         range of the value of one rollout. Curves: ``draws_<metric>`` (D,), the values that the range is taken
         from; for the floor of structure also ``exponent_<metric>`` and ``scale_<metric>``, the measured p and
-        the factor that it gives, and ``rdf_spread`` (2, B), see :func:`rdf_spread`. Stored records are
+        the factor that it gives, and ``rdf_spread`` (2, B), the scatter of g(r). Stored records are
         returned if parameters and frames are the same. For a split of several compositions, records of each
         are written, and those over all replicas are returned.
 

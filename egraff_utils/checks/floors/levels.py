@@ -64,7 +64,7 @@ def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
     -------
     dict
         ``draws_<metric>`` (D,) in the unit of the metric (all nan if there are too few frames for R blocks),
-        ``exponent_<metric>``, ``scale_<metric>``, and ``rdf_spread`` (2, B), see :func:`rdf_spread`.
+        ``exponent_<metric>``, ``scale_<metric>``, and ``rdf_spread`` (2, B), the scatter of g(r).
 
     Examples
     --------
@@ -203,7 +203,7 @@ def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0
     apart
         Number of frames after which the reference is uncorrelated. A stretch of it is compared with the
         stretch that follows after a random lag of at least this length (the end is joined to the beginning).
-        With None, for frames without an order in time, stretches are drawn by :func:`energy_path` and every
+        With None, for frames without an order in time, stretches are drawn by ``energy_path`` and every
         frame of them is compared with another one drawn at random.
     draws, seed
         Number of hypothetical rollouts, and seed of their draws.
