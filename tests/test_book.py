@@ -2,6 +2,7 @@
 
 import pkgutil
 import re
+import subprocess
 from pathlib import Path
 
 import ase.io
@@ -12,7 +13,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import calculated, campaign, cards, data, paths
+from egraff_utils import calculated, campaign, cards, data, paths, records
 
 BOOK = paths.ROOT / "book"
 BIBLIOGRAPHY = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(), re.MULTILINE))
@@ -99,6 +100,53 @@ def test_the_commands_that_judge_a_calculator_work(tmp_path, monkeypatch, capsys
     for command in commands:
         assert main(command.split()) == 0, command
     assert re.search(r"passed +1 1", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_code_that_uses_a_trained_model_runs_and_is_right(monkeypatch, capsys):
+    names = {}
+    monkeypatch.chdir(paths.ROOT)
+    for block in _blocks("use_model.md", "python"):
+        exec(block, names)
+    off, apart = map(int, re.findall(r"(-?\d+) meV", capsys.readouterr().out)[:2])
+    assert abs(off) < 50
+    assert 0 < apart < 2 * names["record"]["force_mae"]
+    assert abs(names["drift"]) < 1
+
+
+def test_what_the_page_says_of_the_trained_model_is_in_its_records():
+    page = (BOOK / "use_model.md").read_text()
+    path = paths.ROOT / re.search(r'load\("(results/.*\.json)"', page)[1]
+    run, gate = records.load(path), records.load(path.parents[1] / "gate" / path.name)
+    preset = cards.model(run.model).presets[run.parameters["preset"]]
+    said = dict(re.findall(r"^\| ([\w, ]+) \| (.*) \|$", page, re.MULTILINE))
+    force, energy = said["test error, forces"], said["test error, energy"]
+    assert force == f"{run['force_mae']:.1f} meV/Å; predicting no force: {run['zero_force_mae']:.1f} meV/Å"
+    assert energy == f"{run['energy_mae']:.1f} meV"
+    assert said["architecture, size"].endswith(
+        f"`{run.parameters['preset']}`, {run['parameters']:,.0f} parameters"
+    )
+    assert said["training"] == f"{run['seconds']:.0f} s on a CPU, {run['steps']:,.0f} steps"
+    assert said["cutoff"].startswith(f"{preset['network']['cutoff']:.0f} Å")
+    assert said["training set"].startswith(f"{cards.dataset(run.dataset).split('train').frames} frames")
+    assert said["gate"] == {1.0: "pass", 0.0: "fails"}[gate["passed"]]
+
+
+@pytest.mark.slow
+def test_the_commands_that_use_a_trained_model_work(tmp_path, monkeypatch):
+    from egraff_utils.__main__ import main
+
+    lines = re.findall(r"^\$ (.*)$", (BOOK / "use_model.md").read_text(), re.MULTILINE)
+    copies = [line for line in lines if line.startswith(("mkdir", "cp"))]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(paths.ROOT / "results")
+    subprocess.run(" && ".join(copies), shell=True, check=True)
+    monkeypatch.setenv("EGRAFF_RESULTS", "mine")
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path / "runs"))
+    commands = [line.split()[1:] for line in lines if line.startswith("egraff")]
+    assert len(commands) == 2
+    assert [main(command) for command in commands] == [0, 0]
+    assert len(list((tmp_path / "mine" / "xtb").glob("*/ethanol_xtb-mace-s0.json"))) == 3
 
 
 def test_the_example_of_a_dataset_loads(tmp_path, monkeypatch):
