@@ -99,3 +99,19 @@ def test_no_path_of_this_machine():
             text = path.read_text()
             for place in (str(paths.ROOT), "/home/", "/root/", "/tmp/"):
                 assert place not in text, f"{path.relative_to(paths.ROOT)} names {place}"
+
+
+def test_the_picture_of_the_readme_is_that_of_the_first_page(monkeypatch, tmp_path):
+    committed = pages.HEADLINE.read_bytes()
+    monkeypatch.setattr(pages, "HEADLINE", tmp_path / "headline.png")
+    pages.write_headline()
+    assert pages.HEADLINE.read_bytes() == committed
+    assert f"(book/_static/{pages.HEADLINE.name})" in (paths.ROOT / "README.md").read_text()
+
+
+def test_the_readme_leads_to_what_exists():
+    text = (paths.ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert len(links) > 8
+    assert not [link for link in links if not (paths.ROOT / link).exists()]
+    assert len(text.splitlines()) < 75

@@ -1,5 +1,7 @@
 """What does the book show? Its pages are notebooks that are executed from the records of a campaign."""
 
+import base64
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from egraff_utils import cards, paths, records
 from egraff_utils.running import batch
 
 BOOK = paths.ROOT / "book"
+HEADLINE = BOOK / "_static" / "headline.png"
 
 
 def pages():
@@ -96,7 +99,19 @@ def make_pages(names=(), *, jobs=2):
         for k, (name, message) in enumerate(zip(names, pool.map(_make_page, names), strict=True), start=1):
             print(f"page {k} of {len(names)}: {name}{message}", flush=True)
             failed += bool(message)
+    if "report/leaderboard" in names and not failed:
+        write_headline()
     return failed
+
+
+def write_headline():
+    """Write the figure of the first page, which the leaderboard makes, as the picture of ``README.md``."""
+    notebook = json.loads((BOOK / "report" / "leaderboard.ipynb").read_text())
+    for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
+        glued = output.get("metadata", {}).get("scrapbook", {})
+        if glued.get("name") == "headline_figure":
+            picture = output["data"][f"{glued['mime_prefix']}image/png"]
+            HEADLINE.write_bytes(base64.b64decode(picture))
 
 
 def _make_page(name):
