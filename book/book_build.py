@@ -1,13 +1,21 @@
 """What the book adds to its build: no script that calls out, texts for figures, links to the package's names."""
 
+import base64
+import gzip
+import json
 import re
+import shutil
 import sys
+from pathlib import Path
 
+import plotly
 from docutils import nodes
 from pydantic.dataclasses import is_pydantic_dataclass
 from sphinx.util.nodes import make_refnode
 
 from egraff_utils import schema
+
+CSV, PLOTLY = "application/vnd.egraff.points+json", "application/vnd.plotly.v1+json"  # as in egraff_utils.report.drawn
 
 
 def remove_thebe(app, pagename, templatename, context, doctree):
@@ -40,6 +48,61 @@ def _heading(image):
     while not isinstance(section, nodes.section | nodes.document):
         section = section.parent
     return next((f"Figure: {title.astext()}" for title in section.findall(nodes.title)), "Figure")
+
+
+def add_points(app, doctree, docname):
+    """Add the points of each figure of a notebook as a file, and the interactive plot that its output holds."""
+    page = Path(app.env.doc2path(docname))
+    if app.builder.format != "html" or page.suffix != ".ipynb":
+        return
+    figures = {name: figure for figure in doctree.findall(nodes.figure) for name in figure["names"]}
+    top, scripts = "../" * docname.count("/"), True
+    for name, data in _outputs(page):
+        if name in figures and CSV in data:
+            figures[name] += nodes.raw("", _points(app, name, data[CSV], top), format="html")
+        if name in figures and PLOTLY in data:
+            text = _plot(data[PLOTLY]) + _scripts(top) * scripts
+            figures[name].insert(1, nodes.raw("", text, format="html"))
+            scripts = False
+
+
+def _outputs(page):
+    """Names of the figures of a notebook, and their outputs by type."""
+    for cell in json.loads(page.read_text())["cells"]:
+        name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.get("outputs", []) if name else []:
+            yield name.lower(), output.get("data", {})
+
+
+def _points(app, name, data, top):
+    file = Path(app.outdir, "_static", "data", f"{name}.csv")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.decompress(base64.b64decode(data["gzip"])))
+    note = f" (every {data['every']}th point of long lines)" if data["every"] > 2 else ""
+    return f'<p class="points"><a download href="{top}_static/data/{file.name}">{file.name}</a>{note}</p>'
+
+
+def _plot(plot):
+    text = json.dumps(plot).replace("<", "\\u003c")  # so that no text can close the script element
+    return f'<div class="interactive" hidden><script type="application/json">{text}</script></div>'
+
+
+def _scripts(top):
+    return "".join(f'<script defer src="{top}_static/{name}.js"></script>' for name in ("plotly", "interactive"))
+
+
+def link_pages(app, doctree, docname):
+    """Let links of a table to notebooks lead to the pages that are made of them."""
+    for raw in doctree.findall(nodes.raw):
+        if '.ipynb"' in (text := raw.astext()):
+            raw.children = [nodes.Text(text.replace('.ipynb"', '.html"'))]
+
+
+def add_plotly(app, error):
+    """Give the book plotly's program, once."""
+    program = Path(plotly.__file__).with_name("package_data") / "plotly.min.js"
+    if app.builder.format == "html" and not error:
+        shutil.copy(program, Path(app.outdir, "_static", "plotly.js"))
 
 
 def explain_terms(app, doctree, docname):
@@ -105,6 +168,9 @@ def setup(app):
     app.connect("html-page-context", remove_thebe, priority=900)
     app.connect("doctree-resolved", describe_images)
     app.connect("doctree-resolved", explain_terms)
+    app.connect("doctree-resolved", add_points)
+    app.connect("doctree-resolved", link_pages)
+    app.connect("build-finished", add_plotly)
     app.connect("missing-reference", find_name)
     app.connect("autodoc-process-docstring", list_keys)
     app.connect("autodoc-process-signature", leave_out_types)

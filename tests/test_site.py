@@ -101,3 +101,31 @@ def test_a_term_shows_its_definition(window, address):
     tips = page.eval_on_selector_all("main a[href*='#term-']", "links => links.map(link => link.title)")
     assert len(tips) > 5
     assert min(map(len, tips)) > 30
+
+
+@pytest.mark.parametrize("name", ["question", "leaderboard"])
+def test_a_point_shows_its_values_and_leads_to_a_page(name, window, address):
+    page, said, asked = window
+    said.clear()
+    asked.clear()
+    page.goto(f"{address}book/report/{name}.html", wait_until="load")
+    page.wait_for_selector(".interactive .point")
+    plot = page.query_selector(".interactive")
+    points = plot.evaluate(
+        "plot => plot.data.flatMap(trace => trace.customdata.map((to, k) => [trace.text[k], to]))"
+    )
+    assert all("Force MAE" in text for text, _ in points)
+    assert {to for _, to in points if not (SITE / "book" / "report" / to).exists()} == set()
+    assert not plot.query_selector("xpath=..//img").is_visible()
+    assert not said + asked
+
+
+@pytest.mark.parametrize("name", ["question", "leaderboard"])
+def test_without_a_program_the_picture_and_the_points_stay(name, browser, address):
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(f"{address}book/report/{name}.html")
+    figure = page.query_selector("figure:has(.interactive)")
+    assert figure.query_selector("img").is_visible()
+    link = figure.query_selector(".points a").get_attribute("href")
+    assert page.request.get(f"{address}book/report/{link}").text().startswith("panel,line,series,")
+    page.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils import records
+from egraff_utils import paths, records
 from egraff_utils.records import COLUMNS, Metric, Record
 from egraff_utils.report import beside, leaderboards, levels, table_cells, tables, titles
 
@@ -80,6 +80,16 @@ def test_rows_follow_the_paper(frame):
 
 def test_every_head_has_a_unit():
     assert all(re.search(r"\(.+\)$", column.head) for column in tables.COLUMNS)
+
+
+def test_rows_of_the_leaderboard_lead_to_notebooks_that_exist(frame):
+    own = frame[frame.kind == "training"].replace({"nequip": "my <model>"})
+    html = leaderboards.leaderboard(own, groups=("accuracy",)).to_html()
+    links = set(re.findall(r'href="\.\./([^"]+)"', html))
+    expected = ("rollout/ethanol", "rollout/copper_emt", "training/mace", "training/allegro")
+    assert links == {f"{name}.ipynb" for name in expected}
+    assert all((paths.ROOT / "notebooks" / link).exists() for link in links)
+    assert "my &lt;model&gt;" in html
 
 
 def test_gaps_are_named(frame):

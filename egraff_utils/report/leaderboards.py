@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import numpy as np
 import pandas as pd
 
-from egraff_utils import paths, quantities
+from egraff_utils import cards, paths, quantities
 from egraff_utils.quantities import COLUMNS
 from egraff_utils.report.beside import OURS, PAPER, Layout, beside_values, main_rows
 from egraff_utils.report.table_cells import (
@@ -16,7 +18,7 @@ from egraff_utils.report.table_cells import (
     cell_texts,
 )
 from egraff_utils.report.tables import _styled
-from egraff_utils.report.titles import dataset_title, model_title
+from egraff_utils.report.titles import dataset_title, model_title, short_title
 from egraff_utils.report.windows import stored
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
@@ -68,6 +70,7 @@ def leaderboard_values(
 def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
     """The leaderboard as a styled table; marks as in `beside`, arguments as in `leaderboard_values`.
 
+    Datasets and models are links to the notebooks, in the book the pages, of their simulations and trainings.
     If there are such records, the accuracy is accompanied by whether the model passed the gate, and the
     dynamics by the number of stable replicas.
 
@@ -82,7 +85,22 @@ def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
     more = {"Gate": badges(frame)} if "accuracy" in groups else {}
     more |= {"Stable replicas (count)": survivors(frame)} if "dynamics" in groups else {}
     styler = _styled(values, _leaderboard_layout(values), {OURS: frame}, name, more=more)
+    for level, page in (("dataset", _dataset_link), ("model", _model_link)):
+        styler.format_index(page, axis="index", level=level)
     return styler if dataset is None else styler.hide(axis="index", level="dataset")
+
+
+def _dataset_link(dataset):
+    return _link("rollout", dataset, short_title(dataset), cards.datasets())
+
+
+def _model_link(model):
+    return _link("training", model, model_title(model), cards.models())
+
+
+def _link(room, name, title, known):
+    """Link to the notebook of simulations of a dataset or of trainings of a model; plain if it has none."""
+    return f'<a href="../{room}/{name}.ipynb">{escape(title)}</a>' if name in known else escape(title)
 
 
 def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROUPS) -> str:
