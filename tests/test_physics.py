@@ -1,5 +1,7 @@
 """What every force field must obey, once for all of them, in float64."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,40 @@ def test_training_differentiates_the_forces(ff):
     assert gradients
     assert all(torch.isfinite(g).all() for g in gradients)
     ff.zero_grad()
+
+
+def test_a_converted_model_equals_one_built_in_its_type(ff, tmp_path):
+    torch.manual_seed(1)
+    single = models.build(**ff.build_arguments | {"dtype": torch.float32})
+    single.set_reference({6: -1029.1}, scale=1.3)
+    weight, atoms, before = next(single.parameters()), ethanol(), single(build_graph(ethanol(), CUTOFF))
+    double = single.to(torch.float64)
+    assert double.dtype == torch.float64
+    assert next(double.parameters()) is weight
+    after = double(build_graph(atoms, CUTOFF))
+    after.forces.square().sum().backward()
+    assert torch.isfinite(weight.grad).all()
+    assert weight.grad.any()
+    torch.testing.assert_close(before.energy, after.energy, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(before.forces.double(), after.forces, rtol=1e-5, atol=1e-5)
+
+    double.load_state_dict(ff.state_dict())
+    double.eval().requires_grad_(False)
+    np.testing.assert_allclose(energy(double, atoms), energy(ff, atoms), rtol=1e-10)
+    np.testing.assert_allclose(forces(double, atoms), forces(ff, atoms), rtol=1e-10, atol=1e-10)
+    models.save(double, tmp_path / "weights.safetensors")
+    loaded = models.load(tmp_path / "weights.safetensors")
+    np.testing.assert_allclose(forces(loaded, atoms), forces(double, atoms), rtol=1e-10, atol=1e-10)
+
+
+def test_float_keeps_the_zero_of_energy_in_double_precision(ff):
+    single = copy.deepcopy(ff).float()
+    assert single.dtype == torch.float32
+    assert torch.equal(single.reference_energies, ff.reference_energies)
+    graph = build_graph(ethanol(), CUTOFF)
+    for converted in (single(graph), single.double()(graph)):
+        torch.testing.assert_close(converted.energy, ff(graph).energy, rtol=0, atol=1e-4)
+        torch.testing.assert_close(converted.forces.double(), ff(graph).forces, rtol=1e-4, atol=1e-4)
 
 
 def test_saved_and_loaded_is_the_same(ff, tmp_path):

@@ -22,7 +22,7 @@ from ase import units
 from ase.geometry import wrap_positions
 from scipy.spatial.transform import Rotation
 
-from egraff_utils import cards, data, models, records, weights
+from egraff_utils import cards, data, records, weights
 from egraff_utils.calculated import Calculated
 from egraff_utils.config import Config
 from egraff_utils.graph import SkinList, build_graph
@@ -309,17 +309,7 @@ def in_double(force_field):
     """
     if isinstance(force_field, Calculated):
         return force_field
-    if not force_field.build_arguments:
-        return copy.deepcopy(force_field).double().eval()
-    double = models.build(**{**force_field.build_arguments, "dtype": torch.float64})
-    constants = dict(double.named_buffers())
-    learnt = {
-        name: value
-        for name, value in force_field.state_dict().items()
-        if name not in constants or not torch.allclose(constants[name].to(value), value, atol=1e-6)
-    }
-    double.load_state_dict(learnt, strict=False)
-    return double.eval()
+    return copy.deepcopy(force_field).double().eval()
 
 
 def _settled(config):

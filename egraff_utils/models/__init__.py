@@ -66,7 +66,7 @@ class ForceField(nn.Module):
         self.elements = sorted(int(z) for z in elements)
         self.cutoff = float(cutoff)
         self.build_arguments = build_arguments or {}
-        self._freezer = frozen.freezer(network)
+        self._freezer, self._plain = frozen.freezer(network), frozen.is_plain()
         known = torch.zeros(len(chemical_symbols), dtype=torch.bool)
         known[self.elements] = True
         self.register_buffer("known", known, persistent=False)
@@ -75,8 +75,32 @@ class ForceField(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of the network."""
+        """Floating-point type of the network, which ``float``, ``double`` and ``to`` change."""
         return next(p.dtype for p in self.network.parameters())
+
+    def _apply(self, fn, recurse=True):
+        """Convert all tensors, as torch's ``to`` does; reference energies and scale stay in float64."""
+        before, energies, scale = self.dtype, self.reference_energies, self.scale
+        super()._apply(fn, recurse)
+        self.reference_energies, self.scale = energies.to(self.known.device), scale.to(self.known.device)
+        if self.dtype != before and self.build_arguments:
+            self._rebuild_network()
+        return self
+
+    def _rebuild_network(self):
+        """Replace the network by one built in today's type, whose parameters are the same objects.
+
+        Some networks hold types that torch does not convert, and all hold constants, which are built anew
+        instead of being converted, so that they are exact in float64.
+        """
+        self.build_arguments = self.build_arguments | {"dtype": str(self.dtype)}
+        with torch.random.fork_rng(), frozen.plain(self._plain):
+            network = _rebuild(self.build_arguments).network.to(self.known.device).train(self.training)
+        network.load_state_dict(_learnt(self.network.state_dict(), network), strict=False)
+        for name, parameter in self.network.named_parameters(remove_duplicate=False):
+            owner, _, own_name = name.rpartition(".")
+            setattr(network.get_submodule(owner), own_name, parameter)
+        self.network, self._freezer = network, self._freezer and frozen.freezer(network)
 
     def set_reference(self, energies: Mapping[int, float], scale: float = 1.0) -> None:
         """Set the reference energies, a mapping from atomic number to eV, and the energy scale, eV."""
@@ -159,6 +183,17 @@ class ForceField(nn.Module):
         name = self.build_arguments.get("name", type(self.network).__name__)
         symbols = "".join(chemical_symbols[z] for z in self.elements)
         return f"ForceField({name}, {symbols}, cutoff={self.cutoff} Å, {self.num_parameters():,} parameters)"
+
+
+def _learnt(state, network):
+    """Tensors of a state without the constants of a network, which are equal up to single precision."""
+    constants = dict(network.named_buffers())
+    same = [name for name in state if name in constants and _close(constants[name], state[name])]
+    return {name: value for name, value in state.items() if name not in same}
+
+
+def _close(one, other):
+    return torch.allclose(one.double(), other.double(), rtol=1e-5, atol=1e-6)
 
 
 def _both_directions(edge_index):

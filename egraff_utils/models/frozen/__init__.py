@@ -31,13 +31,18 @@ _plain = ContextVar("plain", default=False)
 
 
 @contextmanager
-def plain():
-    """Context in which new force fields evaluate their networks as the upstream packages do."""
-    token = _plain.set(True)
+def plain(wanted=True):
+    """Context in which new force fields evaluate their networks as the upstream packages do, if wanted."""
+    token = _plain.set(wanted)
     try:
         yield
     finally:
         _plain.reset(token)
+
+
+def is_plain():
+    """Whether this is a block of :func:`plain`."""
+    return _plain.get()
 
 
 def speed_up(network):
