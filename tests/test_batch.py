@@ -14,7 +14,7 @@ import pytest
 from jupyter_client.connect import LocalPortCache
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from egraff_utils import campaign, records
+from egraff_utils import campaign, paths, records
 from egraff_utils.__main__ import main
 from egraff_utils.running import batch, pages
 
@@ -47,6 +47,36 @@ def test_unknown_parameter_is_refused_before_anything_runs(workplace):
         batch.execute(notebook, output, parameters={"sede": 1})
     assert not marker.exists()
     assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("kept", ["cards.model", "TrainConfig", "glue_all", "{glue:text}"])
+def test_a_copied_training_notebook_that_names_two_models_is_refused(workplace, kept, monkeypatch):
+    monkeypatch.setattr(batch, "NOTEBOOKS", workplace)
+    notebook = workplace / "training" / "mine.ipynb"
+    notebook.parent.mkdir()
+    shutil.copy(paths.ROOT / "notebooks" / "training" / "nequip.ipynb", notebook)
+    copy = nbformat.read(notebook, as_version=4)
+    for cell in copy.cells:
+        cell.metadata.pop("mystnb", None)
+        cell.source = cell.source.replace("TrainConfig(card.name", 'TrainConfig("nequip"')
+    missed = [
+        index for index, cell in enumerate(copy.cells) if kept in cell.source and '"nequip' in cell.source
+    ]
+    missed = missed or [1, 5, 16]  # of the prose
+    for index in set(range(len(copy.cells))) - set(missed):
+        copy.cells[index].source = copy.cells[index].source.replace("nequip", "mine")
+    nbformat.write(copy, notebook)
+    text = f"mine.ipynb is of the model 'mine', but names 'nequip' in cell {', '.join(map(str, missed))}, "
+    with pytest.raises(ValueError, match=text):
+        batch.execute(notebook, workplace / "out.ipynb")
+    assert not list(workplace.rglob("out*"))
+
+
+def test_a_training_notebook_elsewhere_may_have_any_name_but_has_one_model(workplace):
+    source = 'cards.model("mace"); TrainConfig("{}", dataset); glue_all("training-mace-", {{}})'
+    batch.check_names(write_notebook(workplace / "a.ipynb", source.format("mace")))
+    with pytest.raises(ValueError, match="of the model 'mace', but names 'botnet' in cell 1,"):
+        batch.check_names(write_notebook(workplace / "a.ipynb", source.format("botnet")))
 
 
 def test_command_line_refuses_with_status_2(workplace, capsys):

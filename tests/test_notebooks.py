@@ -40,6 +40,11 @@ def test_one_parameters_cell_that_readers_do_not_see(notebook):
     assert all(": " in line and "  # " in line for line in tagged[0].source.splitlines())
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_names_one_model(path):
+    batch.check_names(path)
+
+
 def test_begins_with_a_label_and_a_question(notebook):
     label, title = notebook.cells[0].source.splitlines()[:2]
     assert label.startswith("(sec-")

@@ -30,6 +30,11 @@ NOTEBOOKS = paths.ROOT / "notebooks"
 NONE = ("None", "null")
 """Texts that stand for no value, as papermill and YAML write it."""
 
+NAMED = re.compile(
+    r"""(?:cards\.model|TrainConfig)\(\s*["']([^"']+)|(?:{glue:\w+}`|["'])(?:fig-)?training-([\w-]+)"""
+)
+"""Where a training notebook names its model: as a card, in a training, or in a glued value or a label."""
+
 
 class Terminated(BaseException):
     """The process received SIGTERM, as at the end of a job's time; no ``Exception``, so nothing hides it."""
@@ -68,6 +73,50 @@ def check_parameters(notebook, parameters):
     for name in parameters:
         if name not in known:
             raise cards.unknown(f"parameter of {Path(notebook).name}", name, known)
+
+
+def check_names(notebook):
+    """Reject a training notebook in which two models are named, as in a copy that was changed in part.
+
+    Its model is the one that its file is named after if it stands in ``notebooks/training``, else the first
+    one that its code names. A notebook with a parameter ``model`` may name any.
+
+    Raises
+    ------
+    ValueError
+        If a cell names another one, as a card, a training or the beginning of a glued value, which would then
+        be that of another page. The message gives both names and all such cells.
+    """
+    notebook = Path(notebook).resolve()
+    if "model" in parameters_of(notebook):
+        return
+    named = _named_models(notebook)
+    in_code = [found[1] for found, _ in named if found[1]]
+    at_home = [notebook.stem] if notebook.parent == NOTEBOOKS / "training" else []
+    model = next(iter(at_home + in_code), None)
+    wrong = [(_first_model(found[1] or found[2]), index) for found, index in named if _other(found, model)]
+    if model and wrong:
+        cells = ", ".join(str(index) for index in dict.fromkeys(index for _, index in wrong))
+        raise ValueError(
+            f"{notebook.name} is of the model '{model}', but names '{wrong[0][0]}' in cell {cells}, counted "
+            f"from 0; write '{model}' there"
+        )
+
+
+def _named_models(notebook):
+    """Matches of :data:`NAMED` in a notebook, each with the index of its cell."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    texts = [f"{cell.source}\n{json.dumps(cell.metadata)}" for cell in cells]
+    return [(found, index) for index, text in enumerate(texts) for found in NAMED.finditer(text)]
+
+
+def _other(found, model):
+    return found[1] != model if found[1] else not f"{found[2]}-".startswith(f"{model}-")
+
+
+def _first_model(name):
+    """Model that a glued name begins with; the name itself if that is none of the project's."""
+    return next((model for model in cards.models() if f"{name}-".startswith(f"{model}-")), name)
 
 
 def typed(notebook, texts):
@@ -137,13 +186,14 @@ def execute(notebook, output, *, parameters=None, quiet=False):
     Raises
     ------
     ValueError
-        If a parameter is unknown; nothing is executed then.
+        If a parameter is unknown, or a training notebook names two models; nothing is executed then.
     RuntimeError
         If a cell failed or the kernel died.
     """
     notebook, output = Path(notebook).resolve(), Path(output).resolve()
     parameters = dict(parameters or {})
     check_parameters(notebook, parameters)
+    check_names(notebook)
     with alone(output), paths.written(output) as partial, kernel_sockets() as config:
         try:
             with _noted_records(Path(config.KernelManager.ip).parent) as used:
