@@ -22,6 +22,13 @@ def path(run: Config | Key) -> Path:
     return _key(run).path.with_suffix(".safetensors")
 
 
+def seeds(run: Config | Key) -> list[int]:
+    """Seeds of which there are weights for the model and dataset of a run, in order."""
+    stem = path(run).stem.removesuffix(f"-s{run.seed}")
+    found = path(run).parent.glob(f"{stem}-s*.safetensors")
+    return sorted(int(file.stem.rpartition("-s")[2]) for file in found)
+
+
 def digest(run: Config | Key, force_field: ForceField | Calculated | None = None) -> str | None:
     """Digest of a force field or, by default, of a run's weights; ``None`` if these are not available.
 

@@ -8,7 +8,15 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
 
-from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator, join_replicas, split_replicas
+from egraff_utils import models, records
+from egraff_utils.config import Key
+from egraff_utils.md.calculator import (
+    CommitteeCalculator,
+    ForceFieldCalculator,
+    ReplicaCalculator,
+    join_replicas,
+    split_replicas,
+)
 
 
 class SoftSpheres(torch.nn.Module):
@@ -119,3 +127,67 @@ def test_errors_name_the_cause():
     pair.calc = ForceFieldCalculator(SoftSpheres([1, 8]), replicas=2)
     with pytest.raises(ValueError, match="atom 1 .H. of replica 1 is not finite"):
         pair.get_forces()
+
+
+def tiny(seed):
+    torch.manual_seed(seed)
+    return models.build("botnet", "tiny", [1, 6, 8], dtype=torch.float64)
+
+
+def test_a_committee_gives_the_mean_and_the_spread_of_its_members():
+    atoms = molecule("CH3CH2OH")
+    members, energies, forces = [tiny(0), tiny(1)], [], []
+    for member in members:
+        atoms.calc = ForceFieldCalculator(member)
+        energies.append(atoms.get_potential_energy())
+        forces.append(atoms.get_forces())
+    atoms.calc = CommitteeCalculator(members)
+    assert atoms.get_potential_energy() == pytest.approx(sum(energies) / 2, abs=1e-10)
+    np.testing.assert_allclose(atoms.get_forces(), (forces[0] + forces[1]) / 2, atol=1e-10)
+    # of two numbers a and b, the standard deviation with ddof=1 is |a - b| / sqrt(2)
+    assert atoms.calc.results["energy_std"] == pytest.approx(abs(energies[0] - energies[1]) / 2**0.5)
+    np.testing.assert_allclose(
+        atoms.calc.results["forces_std"], np.abs(forces[0] - forces[1]) / 2**0.5, atol=1e-10
+    )
+    slope = calculate_numerical_forces(atoms, iatoms=[2], icarts=[1])
+    assert atoms.get_forces()[2, 1] == pytest.approx(slope.item(), abs=1e-5)
+
+
+def test_a_committee_of_the_seeds_of_a_campaign(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
+    assert str(error_of("ethanol")).endswith("egraff train botnet ethanol --campaign mine --seed 0")
+    for seed in (0, 2, 10):
+        key = Key("training", "mine", "ethanol", "botnet", seed)
+        models.save(tiny(seed), key.path.with_suffix(".safetensors"))
+        records.write(records.Record(*key))
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = CommitteeCalculator.of("mine", "ethanol", "botnet")
+    by_hand = np.stack([forces_of(tiny(seed), atoms) for seed in (0, 2, 10)])
+    np.testing.assert_allclose(atoms.get_forces(), by_hand.mean(0), atol=1e-10)
+    deviations = by_hand - by_hand.mean(0)
+    np.testing.assert_allclose(
+        atoms.calc.results["forces_std"], np.sqrt((deviations**2).sum(0) / 2), atol=1e-10
+    )
+    assert len(CommitteeCalculator.of("mine", "ethanol", "botnet", seeds=[0, 10]).members) == 2
+    assert "seed 3, " in str(error_of("ethanol", seeds=[0, 3]))
+
+
+def error_of(dataset, **options):
+    with pytest.raises(FileNotFoundError) as caught:
+        CommitteeCalculator.of("mine", dataset, "botnet", **options)
+    return caught.value
+
+
+def forces_of(ff, atoms):
+    copy = atoms.copy()
+    copy.calc = ForceFieldCalculator(ff)
+    return copy.get_forces()
+
+
+def test_committees_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="two members or more, not 1"):
+        CommitteeCalculator([SoftSpheres([29])])
+    with pytest.raises(ValueError, match=r"have the cutoff \[4.0, 3.0\]"):
+        CommitteeCalculator([SoftSpheres([29]), SoftSpheres([29], cutoff=3.0)])
+    with pytest.raises(ValueError, match="gfn1 is a calculator"):
+        CommitteeCalculator.of("mine", "ethanol", "gfn1")

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, all_changes
 
+from egraff_utils import cards, weights
 from egraff_utils.calculated import Calculated
+from egraff_utils.config import Key
 from egraff_utils.graph import SkinList
 from egraff_utils.models import ForceField
 
@@ -161,14 +163,10 @@ class ForceFieldCalculator(Calculator):
             replica, atom = divmod(bad, max(len(atoms) // self.replicas, 1))
             name = f"atom {atom} ({atoms.symbols[bad]}) of replica {replica}"
             raise ValueError(f"the position of {name} is not finite")
-        energies, forces = self.ff(self._graph(atoms))
-        energies = energies.detach().double().cpu().numpy()
-        self.results = {
-            "energy": float(energies.sum()),
-            "free_energy": float(energies.sum()),
-            "forces": forces.detach().double().cpu().numpy(),
-            "energies_of_replicas": energies,
-        }
+        self.results = self._results(self._graph(atoms))
+
+    def _results(self, graph):
+        return _as_results(*_evaluated(self.ff, graph))
 
     def _graph(self, atoms):
         system = (atoms.numbers.tobytes(), np.asarray(atoms.cell).tobytes(), atoms.pbc.tobytes())
@@ -177,6 +175,84 @@ class ForceFieldCalculator(Calculator):
             self._list = SkinList(structures, self.ff.cutoff, skin=self.skin, device=_device(self.ff))
             self._system = system
         return self._list.update(atoms.positions)
+
+
+class CommitteeCalculator(ForceFieldCalculator):
+    r"""ASE calculator of the mean of M force fields, with their spread.
+
+    .. math:: E = \frac{1}{M} \sum_m E_m, \qquad
+              \sigma_E^2 = \frac{1}{M - 1} \sum_m (E_m - E)^2
+
+    and likewise for every component of every force. ``results`` also has ``energy_std``, eV, and
+    ``forces_std``, shape ``(N, 3)``, eV/Å: standard deviations over members, with one degree of freedom taken
+    by the mean (``ddof=1``). The forces are the negative gradient of the energy, as derivatives are linear.
+    All members share one neighbour list.
+
+    Parameters
+    ----------
+    members
+        At least two force fields with the same elements and cutoff, such as the seeds of a cell
+        (:meth:`of`).
+    device, skin, replicas
+        As of :class:`ForceFieldCalculator`; ``energy_std`` is that of the sum over replicas.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two members, or their elements or cutoffs differ.
+    """
+
+    implemented_properties = [*ForceFieldCalculator.implemented_properties, "energy_std", "forces_std"]
+
+    def __init__(self, members: Sequence[ForceField], device: torch.device | str | None = None, **options):
+        if len(members) < 2:
+            raise ValueError(f"a committee needs two members or more, not {len(members)}")
+        for name in ("elements", "cutoff"):
+            values = [getattr(member, name) for member in members]
+            if any(value != values[0] for value in values):
+                raise ValueError(f"members of a committee have the {name} {values}, which must be the same")
+        super().__init__(members[0], device, **options)
+        self.members = [ForceFieldCalculator(member, device).ff for member in members]
+
+    @classmethod
+    def of(
+        cls, campaign: str, dataset: str, model: str, seeds: Sequence[int] | None = None, **options
+    ) -> "CommitteeCalculator":
+        """The committee of the seeds of a model and dataset in a campaign, by default all that are trained.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there are no weights of a seed that is asked for, or of fewer than two; the message names the
+            command that trains.
+        ValueError
+            If the model is a calculator, which has no seeds.
+        """
+        if cards.is_calculator(model):
+            raise ValueError(
+                f"{model} is a calculator, whose seeds do not differ; a committee takes networks"
+            )
+        key = Key("training", campaign, cards.dataset(dataset).name, model)
+        seeds = weights.seeds(key) if seeds is None else seeds
+        wanted = [*seeds, *set(range(2)).difference(seeds)][: max(len(seeds), 2)]  # two at least
+        return cls([weights.load(key._replace(seed=seed)) for seed in wanted], **options)
+
+    def _results(self, graph):
+        energies, forces = map(
+            np.stack, zip(*(_evaluated(member, graph) for member in self.members), strict=True)
+        )
+        spread = {"energy_std": float(energies.sum(1).std(ddof=1)), "forces_std": forces.std(0, ddof=1)}
+        return _as_results(energies.mean(0), forces.mean(0)) | spread
+
+
+def _evaluated(ff, graph):
+    """Energies of the replicas, shape ``(R,)``, eV, and forces, shape ``(R N, 3)``, eV/Å, as arrays."""
+    return [values.detach().double().cpu().numpy() for values in ff(graph)]
+
+
+def _as_results(energies, forces):
+    total = float(energies.sum())
+    return {"energy": total, "free_energy": total, "forces": forces, "energies_of_replicas": energies}
 
 
 class ReplicaCalculator(Calculator):
@@ -210,13 +286,7 @@ class ReplicaCalculator(Calculator):
         for system, x in zip(self._systems, np.split(atoms.positions, len(self._systems)), strict=True):
             system.positions = x
         forces = np.concatenate([system.get_forces() for system in self._systems])
-        energies = np.array([system.get_potential_energy() for system in self._systems])
-        self.results = {
-            "energy": float(energies.sum()),
-            "free_energy": float(energies.sum()),
-            "forces": forces,
-            "energies_of_replicas": energies,
-        }
+        self.results = _as_results(np.array([s.get_potential_energy() for s in self._systems]), forces)
 
 
 def calculator_of(
