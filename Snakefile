@@ -134,7 +134,7 @@ for protocol, folder in FOLDERS.items():
 rule task:
     input:
         RUNS / "rollout" / CELL,
-        notebook=NOTEBOOKS / "{folder}" / "{task}.ipynb",
+        notebook=lambda wildcards: batch.task_notebook(f"{wildcards.folder}/{wildcards.task}", CAMPAIGN),
     output:
         RUNS / "{folder}" / "{task}" / CELL,
     params:

@@ -170,14 +170,18 @@ def campaign_status(name):
 
 
 @egraff.command()
-@click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("notebook", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("output", required=False, type=click.Path(path_type=Path))
 @click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Parameter of the notebook.")
 @click.option("--quiet", is_flag=True, help="Show no progress bar.")
 def run(notebook, output, given, quiet):
-    """Execute a notebook; without OUTPUT into runs/<campaign>/.
+    """Execute a notebook, given by its path or by a name such as yours/dataset; without OUTPUT into
+    runs/<campaign>/.
 
     \b
+    egraff run yours/dataset -p dataset my_card.yml        what is in your data
+    egraff run yours/training -p dataset my_card.yml -p model nequip
+    egraff run yours/rollout -p dataset my_card.yml -p model nequip
     egraff run notebooks/training/mace.ipynb -p campaign mine -p dataset ethanol -p max_seconds 120
     egraff run notebooks/report/leaderboard.ipynb board.ipynb -p campaign mine
     """
@@ -186,7 +190,7 @@ def run(notebook, output, given, quiet):
 
     for variable in SINGLE_THREAD:
         os.environ.setdefault(variable, "1")
-    start, notebook = time.monotonic(), notebook.resolve()
+    start, notebook = time.monotonic(), batch.located(notebook)
     parameters = batch.typed(notebook, dict(given))
     campaign = (batch.parameters_of(notebook) | parameters).get("campaign", OWN)
     output = output or paths.runs() / campaign / notebook.parent.name / notebook.name
@@ -343,6 +347,7 @@ def train(**asked):
     click.option("--temperature", type=float, help="K; by default that of the split."),
     click.option("--split", default="test", show_default=True),
     click.option("--target", help="Dataset that the split belongs to, if not the one trained on."),
+    click.option("--keep", type=click.Choice(["xyz", "traj"]), help="Keep the trajectories in this format."),
 )
 def rollout(**asked):
     """Let a trained model run molecular dynamics, and compare it with the reference.
@@ -351,9 +356,13 @@ def rollout(**asked):
     egraff rollout mace ethanol --steps 500
     egraff rollout mace acac --split test_600K --temperature 600
     """
-    from egraff_utils.md.rollout import RolloutConfig, roll_out
+    from egraff_utils.md.rollout import RolloutConfig, kept, roll_out
 
-    return _shown(roll_out(RolloutConfig(**asked)))
+    config = RolloutConfig(**asked)
+    status = _shown(roll_out(config))
+    for path in kept(config) if config.keep else ():
+        print(f"kept: {path}")
+    return status
 
 
 @egraff.command()

@@ -4,7 +4,7 @@ from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from egraff_utils import cards, paths, schema
 from egraff_utils.config import AS_CODED, Kind
@@ -45,6 +45,9 @@ class RolloutBudget:
     version: AtLeastOne = 2
     """What starts and stored curves mean, see ``VERSION`` of :mod:`egraff_utils.md.rollout`. Rollouts of
     version 1 are read, but no longer run."""
+    keep: Literal["xyz", "traj"] | None = None
+    """Format in which trajectories are kept in ``runs/<campaign>/trajectories/``, extended xyz or that of
+    ASE; by default they are not kept."""
     protocols: tuple[Literal["corrected", "as_coded"], ...] = ("corrected",)
     """How they are run, see :mod:`egraff_utils.md.rollout`."""
 
@@ -59,6 +62,33 @@ class Override:
     """Keys of the rollout budget."""
     seeds: tuple[Count, ...] | None = None
     """Seeds, in place of those of the campaign."""
+
+
+@checked()
+class Task:
+    """A task out of distribution: that of a notebook, or one of your own, which names a target or a split."""
+
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Datasets whose models it takes."""
+    target: str | None = None
+    """Dataset that the models are put to: its name, or the path of its card, relative to this file."""
+    split: Name | None = None
+    """Split of the target, or of the dataset that the model is trained on; by default ``test``."""
+
+    @property
+    def own(self):
+        """Whether the task has no notebook of its own but a target or a split."""
+        return self.target is not None or self.split is not None
+
+    @property
+    def shifted(self):
+        """Its parameters for a notebook and for :func:`~egraff_utils.cards.check_shift`."""
+        return {"split": self.split or "test", "target": self.target}
+
+
+def _task(value):
+    """A task from YAML, of which a list of datasets is the short form."""
+    return {"datasets": value} if isinstance(value, list | tuple) else value
 
 
 @checked()
@@ -84,9 +114,10 @@ class Campaign:
     reference: bool = False
     """Whether the reference method of every dataset that has one is run too, as the model ``reference``: what
     a perfect model with noise of its own would score."""
-    ood: dict[Name, tuple[str, ...]] = field(default_factory=dict)
+    ood: dict[Name, Annotated[Task, BeforeValidator(_task)]] = field(default_factory=dict)
     """``{task: [datasets]}``: notebooks in ``notebooks/ood/`` that are run for models trained on these
-    datasets; their rollouts are as long as those of the dataset."""
+    datasets; their rollouts are as long as those of the dataset. A task of your own has any name and, in
+    place of the list, the keys ``datasets`` and ``target`` or ``split``."""
     checks: dict[Name, tuple[str, ...]] = field(default_factory=dict)
     """``{task: [datasets]}``: notebooks in ``notebooks/checks/``, likewise."""
     ood_frames: AtLeastOne = 200
@@ -117,12 +148,21 @@ class Campaign:
             for dataset in datasets:
                 if dataset not in self.datasets:
                     raise cards.unknown(f"dataset of the task {task} of {self.name}", dataset, self.datasets)
+        for name, task in self.ood.items():
+            for dataset in task.datasets if task.own else ():
+                with schema.at("ood", name):
+                    self._check_shift(task, dataset)
         for dataset in self.overrides:
             if dataset not in self.datasets:
                 raise cards.unknown(
                     f"dataset in the overrides of campaign {self.name}", dataset, self.datasets
                 )
             self._budget("training", dataset), self._budget("rollout", dataset)
+
+    def _check_shift(self, task, dataset):
+        cards.check_shift(dataset, **task.shifted)
+        for model in set(self.calculators) - {cards.REFERENCE}:
+            cards.model(model).check_covers(cards.dataset(task.target or dataset))
 
     def cells(self):
         """All (dataset, model, seed) of the campaign, a list."""
@@ -158,7 +198,19 @@ class Campaign:
 
     def _tasks(self):
         """(folder in ``notebooks/``, task, datasets) of every task, a list."""
-        return [(folder, task, names) for folder in TASKS for task, names in getattr(self, folder).items()]
+        ood = {name: task.datasets for name, task in self.ood.items()}
+        named = zip(TASKS, (ood, self.checks), strict=True)
+        return [(folder, task, names) for folder, tasks in named for task, names in tasks.items()]
+
+    def task_datasets(self, task):
+        """Datasets of a task such as ``"ood/benzene"``."""
+        return {f"{folder}/{name}": datasets for folder, name, datasets in self._tasks()}[task]
+
+    def own_task(self, task):
+        """:class:`Task` of your own of a name such as ``"ood/hot"``, or None."""
+        folder, name = task.split("/")
+        found = self.ood.get(name) if folder == "ood" else None
+        return found if found and found.own else None
 
     def training_parameters(self, dataset, model, seed):
         """Parameters of a training notebook, which knows its own model; that of calculators has no limits."""
@@ -181,6 +233,7 @@ class Campaign:
             "steps": budget.steps,
             "max_seconds": budget.max_seconds,
             "version": budget.version,
+            **({"keep": budget.keep} if budget.keep else {}),
         }
 
     def task_parameters(self, dataset, model, seed):
@@ -230,6 +283,10 @@ def load(name, *, planned=True):
     path = path_of(name)
     mapping = schema.read(path)
     mapping.setdefault("name", path.stem)
+    tasks = mapping.get("ood")
+    for task in tasks.values() if isinstance(tasks, dict) else ():
+        if isinstance(task, dict) and task.get("target"):
+            task["target"] = _located(task["target"], path.parent)
     if isinstance(mapping.get("models"), list):
         mapping["models"] = [_located(model, path.parent) for model in mapping["models"]]
     campaign = schema.validated(Campaign, mapping, where=path)
@@ -238,11 +295,15 @@ def load(name, *, planned=True):
 
 
 def _located(model, folder):
-    """A model; the path of a card is relative to a folder, or is that of the copy in it (:func:`keep`)."""
-    if not str(model).endswith((".yml", ".yaml")):
+    """A model or a target; the path of a card is relative to a folder, or that of a copy (:func:`keep`)."""
+    if not _is_path(model):
         return model
     path = folder / Path(model).expanduser()
     return str(path if path.is_file() else folder / path.name)
+
+
+def _is_path(name):
+    return str(name).endswith((".yml", ".yaml"))
 
 
 def path_of(name):
@@ -253,7 +314,7 @@ def path_of(name):
     ValueError
         If there is no such file in ``params/``, and none that :func:`keep` has left with the records.
     """
-    given = [Path(name).expanduser().resolve()] if str(name).endswith((".yml", ".yaml")) else []
+    given = [Path(name).expanduser().resolve()] if _is_path(name) else []
     for path in given or [paths.ROOT / "params" / f"{name}.yml", kept_path(name)]:
         if path.is_file():
             return path
@@ -263,7 +324,7 @@ def path_of(name):
 def keep(name):
     """Copy the file of a campaign outside ``params/`` to its records, so that reports find it by its name.
 
-    The cards of its calculators are copied with it.
+    The cards of its calculators and of the targets of its tasks are copied with it.
     """
     path, campaign = path_of(name), load(name, planned=False)
     own = campaign.name
@@ -271,7 +332,8 @@ def keep(name):
         named = "name" in schema.read(path)
         with paths.written(kept_path(own)) as temporary:
             temporary.write_text(("" if named else f"name: {own}\n") + path.read_text())
-        for file in filter(None, (cards.model_file(model) for model in campaign.models)):
+        targets = [Path(task.target) for task in campaign.ood.values() if _is_path(task.target)]
+        for file in [*filter(None, (cards.model_file(model) for model in campaign.models)), *targets]:
             with paths.written(kept_path(own).with_name(file.name)) as temporary:
                 temporary.write_bytes(file.read_bytes())
 

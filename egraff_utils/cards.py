@@ -44,6 +44,8 @@ from egraff_utils.sources import (  # noqa: F401
 )
 
 FOLDER = Path(__file__).parent / "cards"
+EXAMPLE = "example"
+"""Name of the dataset that stands for a reader's own in the notebooks of ``notebooks/yours``."""
 REFERENCE = "reference"
 """Name of the model that is the reference method of the dataset itself, with noise of its own."""
 _registered_models = {}
@@ -307,6 +309,27 @@ def shift(split, target=None):
     return "_".join(word for word in words if word)
 
 
+def check_shift(name, split="test", target=None):
+    """Reject a set of frames on which no model that is trained on a dataset can be evaluated.
+
+    Raises
+    ------
+    ValueError
+        If the set is the test set of the dataset itself, there is no such split, or the card of the target
+        lists an element that the dataset does not have; the message names both cards and the elements.
+    """
+    card, other = dataset(name), dataset(target or name)
+    other.split(split)
+    if not shift(split, target) or (split, other.name) == ("test", card.name):
+        raise ValueError(f"the test set of {card.name} is no shift of itself; name another split or a target")
+    if foreign := sorted(set(other.elements) - set(card.elements)):
+        symbols = ", ".join(chemical_symbols[number] for number in foreign)
+        raise ValueError(
+            f"{other.name} holds {symbols}, which {card.name} does not, so that a model trained on "
+            f"{card.name} does not know it; name a target with elements of {card.name} only"
+        )
+
+
 @checked(eq=False)
 class DatasetCard:
     """Card of a dataset: where its frames come from, their units, and how they are split."""
@@ -514,7 +537,7 @@ def dataset(name):
             raise ValueError(f"{path}: unknown key 'folder'; files are found beside the card as it is")
         values["folder"] = path.parent
         card = validated(DatasetCard, values, where=path)
-        if card.name in datasets():
+        if card.name in (*datasets(), EXAMPLE):
             raise ValueError(f"{path}: the name '{card.name}' is taken by a dataset of the project")
         _registered[card.name] = card
         return card
@@ -525,7 +548,9 @@ def dataset(name):
 
 @cache
 def _shipped(name):
-    if name not in datasets():
+    if name not in (*datasets(), EXAMPLE):
         raise unknown("dataset", name, [*datasets(), *_registered])
-    path = FOLDER / "datasets" / f"{name}.yml"
-    return validated(DatasetCard, read(path), where=path.name)
+    folder = FOLDER / ("examples" if name == EXAMPLE else "datasets")
+    path = folder / f"{name}.yml"
+    own = {"folder": folder} if name == EXAMPLE else {}  # its file stands beside it
+    return validated(DatasetCard, read(path) | own, where=path.name)

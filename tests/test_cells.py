@@ -41,6 +41,57 @@ def test_an_unknown_task_is_refused_before_anything_runs(workplace, capsys):
         campaign.load(str(path))
 
 
+OWN_TASK = """description: d
+datasets: [ethanol_xtb]
+models: [mace]
+ood:
+  methane: {datasets: [ethanol_xtb], target: other.yml}
+"""
+
+
+def write_own_task(folder, *, elements="[1, 6]", text=OWN_TASK):
+    """A campaign with a task of its own, and the card of the set of frames that models are put to."""
+    card = "name: other\nsystem: molecule\ntemperature: 300\ntimestep: 0.5\nfiles: {all: other.xyz}\n"
+    (folder / "other.yml").write_text(f"{card}elements: {elements}\nsplits: {{test: all}}\n")
+    (folder / "mine.yml").write_text(text)
+    return folder / "mine.yml"
+
+
+def test_a_task_of_your_own_needs_no_notebook(workplace):
+    path = write_own_task(workplace)
+    settings = campaign.load(path)
+    (cell,) = [cell for cell in cells.cells(settings) if cell.output.parts[-3] == "ood"]
+    assert cell.output.parts[-2:] == ("methane", "ethanol_xtb-mace-s0.ipynb")
+    assert cell.notebook == batch.NOTEBOOKS / "yours" / "shift.ipynb"
+    asked = cell.parameters(settings)
+    assert (asked["target"], asked["split"]) == (str(workplace / "other.yml"), "test")
+    assert set(asked) <= set(batch.parameters_of(cell.notebook))
+    batch.check_parameters(cell.notebook, asked)
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "run", str(path), "--dry-run"]
+    plan = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=False)
+    assert plan.returncode == 0, plan.stderr
+    assert "task" in plan.stdout + plan.stderr
+    campaign.keep(path)
+    path.unlink()
+    kept = campaign.load("mine").ood["methane"]
+    assert kept.target == str(campaign.kept_path("mine").with_name("other.yml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"elements": "[1, 7]"}, "mine.yml:5: ood.methane: other holds N, which ethanol_xtb does not"),
+        ({"text": OWN_TASK.replace("target: other.yml", "split: hot")}, "split of ethanol_xtb 'hot'"),
+        ({"text": OWN_TASK.replace("target: other.yml", "split: test")}, "is no shift of itself"),
+        ({"text": OWN_TASK.replace("target: other.yml", "target: elsewhere.yml")}, "elsewhere.yml"),
+    ],
+)
+def test_a_task_of_your_own_that_does_not_fit_is_refused(workplace, changes, message):
+    path = write_own_task(workplace, **changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        campaign.load(path)
+
+
 @pytest.mark.parametrize("name", ["demo", "cpu"])
 def test_snakemake_plans_every_cell(name, workplace):
     settings = campaign.load(name)

@@ -467,3 +467,34 @@ def test_the_record_keeps_energies_and_the_temperature_of_the_start(copper):
     exact = [atoms.get_potential_energy() for atoms in (data.load(copper, "test")[i] for i in scene.first)]
     assert record.curves["energy_reference"][:, 0] == pytest.approx(exact, abs=1e-6)
     assert records.resolution(record) < 1e-6
+
+
+@pytest.mark.parametrize("ending", ["xyz", "traj"])
+def test_kept_trajectories_have_the_frames_and_energies_of_the_curves(copper, ending):
+    bare, asked = (config(copper, "reference", steps=12, keep=keep) for keep in (None, ending))
+    assert roll_out(bare).parameters == asked.parameters() | roll_out(bare).parameters
+    assert not rollout.kept(asked)
+    record = roll_out(asked)  # whose record is stored already, without the trajectories
+    paths = rollout.kept(asked)
+    assert [path.name for path in paths] == [f"replica-0.{ending}", f"replica-1.{ending}"]
+    for path, energy, first in zip(paths, record.curves["energy"], record.curves["start_frame"], strict=True):
+        frames, start = ase.io.read(path, ":"), data.load(copper, "test")[first]
+        np.testing.assert_allclose([atoms.get_potential_energy() for atoms in frames], energy, atol=1e-6)
+        np.testing.assert_allclose(frames[0].positions, start.positions, atol=1e-6)
+        assert frames[0].get_masses() == pytest.approx(start.get_masses())
+        assert frames[12].cell == pytest.approx(start.cell)
+        frames[12].calc, forces = EMT(), frames[12].get_forces()
+        np.testing.assert_allclose(frames[12].get_forces(), forces, atol=1e-4)
+    before = [path.stat().st_mtime_ns for path in paths]
+    roll_out(asked)
+    assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_a_campaign_keeps_trajectories_by_one_line(tmp_path):
+    path = tmp_path / "mine.yml"
+    path.write_text("description: d\ndatasets: [lips]\nmodels: [mace]\nrollout: {keep: traj}\n")
+    assert campaigns.load(path).rollout_parameters("lips", "mace", 0, "corrected")["keep"] == "traj"
+    path.write_text(path.read_text().replace("{keep: traj}", "{steps: 5}"))
+    assert "keep" not in campaigns.load(path).rollout_parameters("lips", "mace", 0, "corrected")
+    with pytest.raises(ValueError, match="kept as xyz or traj, not as pdb"):
+        RolloutConfig("mace", "lips", keep="pdb")

@@ -216,3 +216,14 @@ def test_structure_is_read_beside_the_level_of_its_own_set():
     structure = shifts.compare(frame_of(*rows), "temperature", shifts.STRUCTURE)
     found = shifted_sets.against_levels(frame_of(*rows), "temperature", structure)
     assert found == {"levels-in": "2.00", "levels-out": "10.00"}
+
+
+def test_a_shift_of_your_own_is_compared_like_those_of_the_book():
+    own = shifts.Shift("ethanol_xtb", "test", "example")
+    frame = frame_of(
+        row("errors_test", "ethanol_xtb", "force_mae", 20.0),
+        row("errors_example", "ethanol_xtb", "force_mae", 50.0),
+    )
+    found = shifts.compare(frame, own, shifts.ERRORS).loc["ethanol_xtb", "mace"]
+    assert list(found[FORCE]) == [20.0, 50.0, 2.5]
+    assert "2.5" in shifts.table(frame, own, shifts.ERRORS).to_html()

@@ -7,8 +7,10 @@ one replica.
 import time
 from dataclasses import asdict, dataclass, fields
 
+import ase.io
 import numpy as np
-from ase import units
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
 from tqdm.auto import tqdm
 
 from egraff_utils import paths
@@ -79,6 +81,40 @@ class Trajectory:
         with np.load(path, allow_pickle=False) as stored:
             values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
         return cls(**values | {"causes": [str(cause) for cause in values["causes"]]})
+
+    def write(self, folder, start, timestep, ending):
+        """Write the valid frames of every replica to a file that ASE reads, ``replica-<r>.<ending>``.
+
+        Parameters
+        ----------
+        folder
+            Folder of the files.
+        start
+            A starting structure, ``ase.Atoms``, which gives elements, cell, periodicity and masses.
+        timestep
+            Timestep, fs.
+        ending
+            ``xyz`` (extended xyz) or ``traj`` (ASE's own format). Frames have energies (eV) and forces
+            (eV/Å), and in ``info`` their ``step`` and ``time`` (fs). Positions are unwrapped.
+        """
+        for replica in range(len(self.stable_step)):
+            images = [self._image(start, replica, frame, timestep) for frame in range(self.frames(replica))]
+            with paths.written(folder / f"replica-{replica}.{ending}") as temporary:
+                ase.io.write(temporary, images, format={"xyz": "extxyz"}.get(ending, ending))
+
+    def _image(self, start, replica, frame, timestep):
+        masses = start.get_masses()
+        image = Atoms(
+            start.numbers, self.positions[replica, frame], cell=start.cell, pbc=start.pbc, masses=masses
+        )
+        step = int(self.steps[frame])
+        image.info |= {"step": step, "time": step * timestep}
+        found = {
+            "energy": float(self.energy[replica, frame]),
+            "forces": self.forces[replica, frame].astype(float),
+        }
+        image.calc = SinglePointCalculator(image, **found)
+        return image
 
     def breaks(self, timestep):
         """Breaks of the replicas, a list of :class:`~egraff_utils.breaks.Break`; the timestep is in fs."""

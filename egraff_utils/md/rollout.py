@@ -42,7 +42,7 @@ reference trajectory it would repeat that trajectory instead of showing what a p
 class RolloutConfig(Config):
     """One rollout: replicas of one trained model on one dataset."""
 
-    WORKING_FIELDS = (*Config.WORKING_FIELDS, "skin")
+    WORKING_FIELDS = (*Config.WORKING_FIELDS, "skin", "keep")
 
     model: str
     """Architecture, whose weights are those of the training of the same campaign, dataset and seed; name or
@@ -79,6 +79,9 @@ class RolloutConfig(Config):
     progress: bool = True
     version: int = VERSION
     """See :data:`VERSION`. Records of an earlier version are read, but no longer made."""
+    keep: str | None = None
+    """Format in which the trajectories are kept (:func:`kept`): ``xyz`` (extended xyz), ``traj`` (that of
+    ASE), or None for not at all. A run whose record is stored without them is run again."""
 
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
@@ -87,6 +90,8 @@ class RolloutConfig(Config):
         self.require_positive("friction", "temperature", "timestep", "max_seconds")
         if not self.skin >= 0:
             raise ValueError(f"skin must not be negative, not {self.skin}")
+        if self.keep not in (None, "xyz", "traj"):
+            raise ValueError(f"trajectories are kept as xyz or traj, not as {self.keep}")
         if self.version not in range(1, VERSION + 1):
             raise ValueError(f"version must be between 1 and {VERSION}, not {self.version}")
 
@@ -142,12 +147,43 @@ def roll_out(config, *, force_field=None):
         return _pooled(config, {part.split: roll_out(part, force_field=force_field) for part in several})
     card = cards.dataset(config.target or config.dataset)
     config = _settled(config, card)
-    digest = weights.digest(config, force_field)
-    digests = {"weights": digest, "frames": data.scene_digest(card, config.split)}
-    return records.run(config, lambda: _rolled_out(config, card, force_field, digest), **digests)
+    digests = _digests(config, card, force_field)
+    record = records.run(config, lambda: _rolled_out(config, card, force_field, digests), **digests)
+    if config.keep and not _files(config, digests):
+        _rolled_out(config, card, force_field, digests)
+    return record
 
 
-def _rolled_out(config, card, force_field, digest):
+def _digests(config, card, force_field=None):
+    frames = data.scene_digest(card, config.split)
+    return {"weights": weights.digest(config, force_field), "frames": frames}
+
+
+def kept(config, *, force_field=None):
+    """Files of the trajectories that :func:`roll_out` has kept, a list of paths, one for every replica.
+
+    They lie in ``runs/<campaign>/trajectories/``, since they are large and can be made again, and are read by
+    ``ase.io.read(path, ":")``. Those of several compositions follow each other.
+    """
+    card = cards.dataset(config.target or config.dataset)
+    settled = [_settled(part, card) for part in parts(config)]
+    return [path for part in settled for path in _files(part, _digests(part, card, force_field))]
+
+
+def _files(config, digests):
+    found = _keeping(config, digests).glob(f"replica-*.{config.keep}")
+    return sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))
+
+
+def _keeping(config, digests):
+    """Folder of kept trajectories, whose name has a digest of everything that determines them."""
+    name = (
+        f"{config.dataset}-{config.key.model}-s{config.seed}-{records.digest(config.parameters(), digests)}"
+    )
+    return paths.runs() / config.campaign / "trajectories" / str(config.kind) / name
+
+
+def _rolled_out(config, card, force_field, digests):
     if config.version < VERSION:
         raise ValueError(
             f"campaign {config.campaign} has no record {config.kind}/{config.key.path.name} with these "
@@ -157,7 +193,7 @@ def _rolled_out(config, card, force_field, digest):
     torch.set_num_threads(config.threads)
     make_calculator = _calculators(config, card, force_field)
     scene = _scene(config, card)
-    checkpoint = _checkpoint(config, digest, scene)
+    checkpoint = _checkpoint(config, digests["weights"], scene)
     trajectory = simulate(
         scene.starts,
         make_calculator,
@@ -168,6 +204,8 @@ def _rolled_out(config, card, force_field, digest):
         progress=f"{config.model} on {config.dataset}" if config.progress else None,
         **_dynamics(config, noise=OWN_NOISE if config.model == "reference" else 0),
     )
+    if config.keep:
+        trajectory.write(_keeping(config, digests), scene.starts[0], config.timestep, config.keep)
     return replace(_judged(config, card, scene, trajectory), checkpoint=checkpoint.parent)
 
 

@@ -161,6 +161,8 @@ def shown(task: str, frame: pd.DataFrame) -> tuple[Shift, ...]:
 
 
 def shifts_of(task):
+    if isinstance(task, Shift):
+        return (task,)
     if task not in TASKS:
         raise cards.unknown("task", task, TASKS)
     return TASKS[task]
@@ -177,7 +179,7 @@ def compare(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]) -> pd.Dat
     frame
         One row per metric, as returned by `records.read`; several seeds are averaged.
     task
-        Name of one of :data:`TASKS`.
+        Name of one of :data:`TASKS`, or a `Shift` of your own.
     groups
         Groups that are compared, :data:`ERRORS`, :data:`STRUCTURE` or :data:`DYNAMICS`.
 
@@ -259,7 +261,7 @@ def published_values(task: str) -> pd.DataFrame:
     28.708
     """
     values = {}
-    for home, away in _published_pairs(task):
+    for home, away in () if isinstance(task, Shift) else _published_pairs(task):
         for side, published in ((IN, home), (OUT, away)):
             published = published.set_index(["set", "model"])
             for metric in ("ev_root", "fv", "wf"):
@@ -373,7 +375,8 @@ def table(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]):
     styler.format_index(names.get, axis="index", level=0)
     styler.format_index(titles.model_title, axis="index", level=1)
     styler.set_caption(table_cells.legend(styler.data))
-    return finished(styler, f"{task}-{groups[0].group}")
+    name = task if isinstance(task, str) else task.dataset
+    return finished(styler, f"{name}-{groups[0].group}")
 
 
 def finished(styler, name):

@@ -40,6 +40,22 @@ class Terminated(BaseException):
     """The process received SIGTERM, as at the end of a job's time; no ``Exception``, so nothing hides it."""
 
 
+def located(notebook):
+    """Path of a notebook, given by it or by its name below ``notebooks/``, such as ``yours/dataset``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file.
+    """
+    notebook = Path(notebook)
+    for path in (notebook, NOTEBOOKS / notebook, NOTEBOOKS / f"{notebook}.ipynb"):
+        if path.is_file():
+            return path.resolve()
+    known = [path.relative_to(NOTEBOOKS).with_suffix("").as_posix() for path in NOTEBOOKS.glob("*/*.ipynb")]
+    raise cards.unknown("notebook", notebook, known)
+
+
 def parameters_of(notebook):
     """Parameters of a notebook and their defaults, as written in its parameters cell.
 
@@ -124,7 +140,8 @@ def typed(notebook, texts):
 
     Unlike papermill's ``-p``, which looks at the text alone, the name of a campaign that looks like a number
     stays a text, and ``1e3`` is a number where one is asked for. ``None`` and ``null`` are no value for a
-    parameter whose default is ``None``, or which is no text. Lists and mappings are read as YAML.
+    parameter whose default is ``None``, or which is no text. Lists and mappings are read as YAML. The path of
+    a card in the current folder becomes absolute, since notebooks run in another one.
 
     Raises
     ------
@@ -149,11 +166,13 @@ def _value(notebook, declared, text):
 
 
 def _text(text):
-    """A text, without the quotes that :func:`words` puts around one that looks like a number.
+    """A text, without the quotes that :func:`words` puts around one that looks like a number; or a path.
 
     >>> _text("2025"), _text('"2025"')
     ('2025', '2025')
     """
+    if text.endswith((".yml", ".yaml")) and Path(text).is_file():
+        return str(Path(text).resolve())
     return str(yaml.safe_load(text)) if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
@@ -375,6 +394,7 @@ def run_key(notebook, parameters):
             "model": values.get("model") if stem == "calculator" else stem,
         },
         "rollout": {"dataset": stem, "model": values.get("model")},
+        "yours": {"dataset": values.get("dataset"), "model": values.get("model", "reference")},
         **dict.fromkeys(campaigns.TASKS, {"dataset": values.get("dataset"), "model": values.get("model")}),
     }.get(folder, {"dataset": "all", "model": stem})
     identity["dataset"] = Path(str(identity["dataset"])).stem  # a card given by its path
@@ -455,8 +475,13 @@ def _reads_as(text):
         return None
 
 
-def task_parameters(notebook, campaign, dataset, model, seed):
-    """Parameters of a task's notebook, such as ``"ood/benzene"``, without those that it does not have."""
-    known = parameters_of(NOTEBOOKS / f"{notebook}.ipynb")
-    values = campaign.task_parameters(dataset, model, seed)
+def task_notebook(task, campaign):
+    """Notebook of a task such as ``"ood/benzene"``; those of your own share one."""
+    return NOTEBOOKS / f"{'yours/shift' if campaign.own_task(task) else task}.ipynb"
+
+
+def task_parameters(task, campaign, dataset, model, seed):
+    """Parameters of the notebook of a task such as ``"ood/benzene"``, without those that it does not have."""
+    known, own = parameters_of(task_notebook(task, campaign)), campaign.own_task(task)
+    values = campaign.task_parameters(dataset, model, seed) | (own.shifted if own else {})
     return {name: value for name, value in values.items() if name in known}

@@ -41,9 +41,9 @@ class Cell(NamedTuple):
         identity, folder = (self.dataset, self.model, self.seed), self.notebook.parent.name
         if folder == "training":
             return campaign.training_parameters(*identity)
-        if folder == "rollout":
+        if self.protocol:
             return campaign.rollout_parameters(*identity, self.protocol)
-        return batch.task_parameters(f"{folder}/{self.notebook.stem}", campaign, *identity)
+        return batch.task_parameters("/".join(self.output.parts[-3:-1]), campaign, *identity)
 
     def state(self, campaign):
         """One of :data:`STATES`."""
@@ -75,7 +75,7 @@ def cells(campaign, datasets=()):
             found.append(Cell(same(campaigns.FOLDERS[protocol]), notebook, *identity, protocol))
     for folder, task, *identity in campaign.task_cells():
         output = _output(campaign, *identity)(f"{folder}/{task}")
-        found.append(Cell(output, batch.NOTEBOOKS / folder / f"{task}.ipynb", *identity))
+        found.append(Cell(output, batch.task_notebook(f"{folder}/{task}", campaign), *identity))
     return [cell for cell in found if not datasets or cell.dataset in datasets]
 
 
@@ -172,7 +172,7 @@ def _check_tasks(campaign):
     for folder in campaigns.TASKS:
         tasks = [path.stem for path in (batch.NOTEBOOKS / folder).glob("*.ipynb")]
         for task in getattr(campaign, folder):
-            if task not in tasks:
+            if task not in tasks and not campaign.own_task(f"{folder}/{task}"):
                 raise cards.unknown(f"task in notebooks/{folder}", task, tasks)
 
 

@@ -51,6 +51,8 @@ def page_parameters(page, settings, campaign):
     seed = campaign.seeds[0]
     if kind == "datasets":
         return {"campaign": campaign.name}
+    if kind == "yours":  # shows the example with the defaults of the notebooks
+        return {"campaign": kind}
     if kind == "training":
         dataset = _choose(settings.get("dataset"), campaign.datasets)
         model = _choose(settings.get("model"), campaign.calculators) if stem == "calculator" else stem
@@ -60,7 +62,7 @@ def page_parameters(page, settings, campaign):
         version = {name: settings[name] for name in ("version",) if name in settings}
         return campaign.rollout_parameters(stem, model, seed, "corrected") | version
     if kind in campaigns.TASKS:
-        dataset = _choose(settings.get("dataset"), getattr(campaign, kind)[stem])
+        dataset = _choose(settings.get("dataset"), campaign.task_datasets(page))
         return batch.task_parameters(page, campaign, dataset, model, seed)
     return {"campaign": campaign.name, "beside": settings.get("beside", _beside(campaign.name))}
 
@@ -148,6 +150,7 @@ def campaign_pages(name):
             "training": [*campaign.models, *["calculator"] * bool(campaign.calculators)],
             "ood": campaign.ood,
             "checks": campaign.checks,
+            "yours": [],
         }
         if stem not in known.get(kind, [stem]):
             continue
