@@ -9,7 +9,7 @@ ARGUMENTS ?=
 WORKERS ?= 2  # processes of pytest in make test
 BIN := .venv/bin
 PARALLEL := $(if $(strip $(JOBS)),--jobs $(JOBS))
-TRAINED := training rollout ood checks  # folders of notebooks that train if they must
+TRAINED := training rollout ood checks yours  # folders of notebooks that train if they must
 SCRATCH := runs/test
 MACE := mace-torch==0.3.16
 # The build without CUDA, torch 2.13.0+cpu for Python 3.11 on Linux, which lies in another index.

@@ -153,6 +153,12 @@ def test_clean_drops_widgets():
     assert "widgets" not in notebook.metadata
 
 
+def test_a_notebook_is_found_by_its_name(workplace, capsys):
+    assert batch.located("yours/dataset") == (batch.NOTEBOOKS / "yours" / "dataset.ipynb").resolve()
+    assert main(["run", "yours/datset"]) == 2
+    assert "did you mean 'yours/dataset'?" in capsys.readouterr().err
+
+
 def test_run_key_takes_identity_from_the_file_and_the_rest_from_parameters():
     key = batch.run_key(batch.NOTEBOOKS / "rollout" / "lips.ipynb", {"model": "nequip", "seed": 2})
     assert key == {"campaign": "demo", "dataset": "lips", "model": "nequip", "seed": 2}

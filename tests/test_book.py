@@ -161,6 +161,27 @@ def test_the_example_of_a_dataset_loads(tmp_path, monkeypatch):
     np.testing.assert_allclose(atoms.get_forces(), _water(3).get_forces(), atol=1e-6)
 
 
+@pytest.mark.slow
+def test_the_notebooks_of_your_own_data_run_on_the_example_of_a_dataset(tmp_path, monkeypatch):
+    """As the page says, from a folder with nothing but the card and the file."""
+    from egraff_utils.__main__ import main
+
+    monkeypatch.setattr(cards, "_registered", {})
+    monkeypatch.chdir(tmp_path)
+    for variable in ("GENERATED", "RESULTS", "RUNS"):
+        monkeypatch.setenv(f"EGRAFF_{variable}", str(tmp_path / variable.lower()))
+    card, _ = _blocks("add_dataset.md", "yaml")
+    (tmp_path / "water.yml").write_text(card)
+    ase.io.write(tmp_path / "water.xyz", [_water(k) for k in range(100)], format="extxyz")
+    commands = re.findall(r"^\$ egraff (run .*)$", (BOOK / "add_dataset.md").read_text(), re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert main([*command.split(), "--quiet"]) == 0, command
+    made = {path.relative_to(tmp_path / "results").as_posix() for path in tmp_path.rglob("water-*.json")}
+    assert {"mine/training/water-mace-s0.json", "mine/rollout/water-mace-s0.json"} <= made
+    assert {"yours/audit/water-reference-s0.json", "yours/dataset/water-reference-s0.json"} <= made
+
+
 def test_the_example_of_an_oracle_labels_as_the_frames_were(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "_registered", {})
     monkeypatch.chdir(tmp_path)

@@ -100,7 +100,7 @@ def test_notebooks_of_one_campaign_agree_on_a_training():
                 exec(cell.source, values)
         if {"seed", "preset"} <= set(values):
             key = values["campaign"], values.get("dataset", path.stem), values.get("model", path.stem)
-            start = "" if path.parent.name == "training" else "train_"
+            start = "" if "max_steps" in values else "train_"
             limits = [values[f"{start}max_{unit}"] for unit in ("seconds", "steps", "epochs")]
             trainings.setdefault((*key, values["seed"]), {})[path.stem] = values["preset"], *limits
     assert len(trainings) >= 18

@@ -76,7 +76,7 @@ ALLOWED = {
     "it has never seen": "what it was trained on",
     "cannot be told apart": "definition of the letters",
 }
-ROOMS = ("report", "ood", "checks", "training", "rollout")
+ROOMS = ("report", "ood", "checks", "training", "rollout", "yours")
 PAGES = [path for room in ROOMS for path in sorted((batch.NOTEBOOKS / room).glob("*.ipynb"))]
 
 
