@@ -4,9 +4,13 @@ import ase
 import numpy as np
 import pytest
 import torch
+from ase import units
 from ase.build import bulk, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.emt import EMT
-from ase.calculators.fd import calculate_numerical_forces
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from egraff_utils import models, records
 from egraff_utils.config import Key
@@ -39,6 +43,19 @@ class SoftSpheres(torch.nn.Module):
         return energies, torch.zeros_like(graph.positions).index_add(0, centre, push)
 
 
+class WithVirials(SoftSpheres):
+    """Soft spheres that also give the derivative by a strain, times a factor, which is to be one."""
+
+    factor = 1.0
+
+    def with_virials(self, graph):
+        vectors, owner = graph.edge_vectors(), graph.structure[graph.edge_index[0]]
+        slope = -2 * (1 - vectors.square().sum(1) / self.cutoff**2) / self.cutoff**2
+        products = self.factor * slope[:, None, None] * vectors[:, :, None] * vectors[:, None]
+        virials = torch.zeros(graph.num_structures, 3, 3, dtype=vectors.dtype).index_add(0, owner, products)
+        return *self.forward(graph), virials
+
+
 def copper(seed=0, **changes):
     atoms = bulk("Cu", cubic=True, **changes)
     atoms.rattle(0.1, seed=seed)
@@ -49,6 +66,58 @@ def test_forces_are_the_slope_of_the_energy():
     atoms = copper()
     atoms.calc = ForceFieldCalculator(SoftSpheres([29]))
     assert atoms.get_forces()[1, 2] == pytest.approx(calculate_numerical_forces(atoms)[1, 2], abs=1e-6)
+
+
+def test_the_stress_is_that_of_the_present_cell_and_comes_with_every_evaluation():
+    atoms = copper()
+    atoms.calc = ForceFieldCalculator(WithVirials([29]))
+    atoms.get_forces()
+    assert "stress" not in atoms.calc.results
+    for scale in (1.0, 0.97):
+        atoms.set_cell(scale * atoms.cell.array, scale_atoms=True)
+        expected = calculate_numerical_stress(atoms, eps=1e-5)
+        np.testing.assert_allclose(atoms.get_stress(), expected, atol=1e-8)
+    atoms.positions += 0.01
+    atoms.get_forces()
+    assert "stress" in atoms.calc.results
+
+
+@pytest.mark.parametrize(
+    ("ff", "replicas", "pbc"), [(SoftSpheres, 1, True), (WithVirials, 2, True), (WithVirials, 1, [1, 1, 0])]
+)
+def test_a_stress_that_cannot_be_is_refused(ff, replicas, pbc):
+    atoms = join_replicas([copper(seed) for seed in range(replicas)])
+    atoms.pbc = pbc
+    atoms.calc = ForceFieldCalculator(ff([29]), replicas=replicas)
+    assert atoms.get_forces().any()
+    with pytest.raises(PropertyNotImplementedError, match="no stress of"):
+        atoms.get_stress()
+
+
+def test_dynamics_at_constant_pressure_conserve_their_energy():
+    """The volume changes, and a stress that is a tenth too large would show in the conserved quantity."""
+    drift = {}
+    for factor in (1.0, 1.1):
+        atoms = copper() * (2, 2, 2)
+        MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+        ff = WithVirials([29])
+        ff.factor = factor
+        atoms.calc, volume = ForceFieldCalculator(ff), atoms.get_volume()
+        pressure = -1.3 * atoms.get_stress()[:3].mean()
+        dynamics = IsotropicMTKNPT(
+            atoms,
+            1 * units.fs,
+            temperature_K=300,
+            pressure_au=pressure,
+            tdamp=100 * units.fs,
+            pdamp=200 * units.fs,
+        )
+        before = dynamics.get_conserved_energy()
+        dynamics.run(100)
+        drift[factor] = abs(dynamics.get_conserved_energy() - before)
+        assert abs(atoms.get_volume() / volume - 1) > 0.01
+    assert drift[1.0] < 0.02
+    assert drift[1.1] > 20 * drift[1.0]
 
 
 def test_replicas_equal_single_systems():

@@ -7,10 +7,12 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.fd import calculate_numerical_stress
 from scipy.spatial.transform import Rotation
 
 from egraff_utils import models
-from egraff_utils.graph import build_graph
+from egraff_utils.graph import build_graph, collate
+from egraff_utils.md.calculator import ForceFieldCalculator
 
 CUTOFF = 5.0
 JUMPING = ("equiformer", "torchmd_net")  # as published; smooth_cutoff=True mends them
@@ -85,6 +87,26 @@ def test_forces_are_minus_the_gradient(ff, make):
         ends.append(energy(ff, moved)[0] - offset)
     slope = (ends[0] - ends[1]) / (2 * h)
     assert slope == pytest.approx(-np.sum(forces(ff, atoms) * direction), rel=1e-6, abs=1e-7)
+
+
+def test_stress_is_the_derivative_by_a_strain(ff):
+    """Against ASE's finite differences of the energy, in a cell smaller than the cutoff."""
+    atoms = crystal()
+    atoms.calc = ForceFieldCalculator(ff)
+    expected = calculate_numerical_stress(atoms, eps=1e-5)
+    assert np.abs(expected).max() > 1e-4
+    np.testing.assert_allclose(atoms.get_stress(), expected, atol=1e-7)
+    other, graph = build_graph(crystal() * (2, 1, 1), CUTOFF), build_graph(crystal(), CUTOFF)
+    alone = [ff.with_virials(g)[2] for g in (graph, other)]
+    np.testing.assert_allclose(ff.with_virials(collate([graph, other]))[2], np.concatenate(alone), atol=1e-8)
+    np.testing.assert_allclose(alone[1], 2 * alone[0], atol=1e-8)
+
+
+def test_stress_by_autograd_is_that_of_the_frozen_network(ff):
+    graph, plain = build_graph(crystal(), CUTOFF), copy.deepcopy(ff)
+    plain._freezer = None
+    for own, other in zip(ff.with_virials(graph), plain.with_virials(graph), strict=True):
+        np.testing.assert_allclose(own.detach(), other.detach(), atol=1e-8)
 
 
 def test_a_batch_equals_one_by_one(ff):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import ase
 import numpy as np
 import torch
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from egraff_utils import cards, weights
 from egraff_utils.calculated import Calculated
@@ -92,15 +93,17 @@ def split_replicas(atoms: ase.Atoms, replicas: int) -> list[ase.Atoms]:
 class ForceFieldCalculator(Calculator):
     """ASE calculator that evaluates a force field, for one system or a batch of replicas.
 
-    It gives the energy in eV (the sum over replicas) and forces in eV/Å, but no stress. The neighbour list is
-    kept between calls and rebuilt only when an atom has moved by half the skin. The parameters of the force
-    field are frozen.
+    It gives the energy in eV (the sum over replicas) and forces in eV/Å, and for one periodic system the
+    stress in eV/Å^3, in Voigt order and with the sign of ASE. Once the stress has been asked for, it comes
+    with every evaluation, as simulations at constant pressure need both. The neighbour list is kept between
+    calls and rebuilt only when an atom has moved by half the skin or the cell has changed. The parameters of
+    the force field are frozen.
 
     Parameters
     ----------
     ff
         :class:`~egraff_utils.models.ForceField`, or any module with ``elements``, ``cutoff`` (Å) and
-        ``forward(graph) -> (energy (S,), forces (N, 3))``.
+        ``forward(graph) -> (energy (S,), forces (N, 3))``; for the stress also ``with_virials(graph)``.
     device
         Device on which the force field runs; by default the one it is on.
     skin
@@ -113,9 +116,12 @@ class ForceFieldCalculator(Calculator):
     ValueError
         On calculation, if an element is unknown to the force field, the atoms are not R copies of one system,
         or a position is not finite.
+    PropertyNotImplementedError
+        If the stress is asked for of several replicas, of a system that is not periodic in all directions, or
+        of a force field without ``with_virials``.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces"]
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
 
     def __init__(
         self,
@@ -130,6 +136,7 @@ class ForceFieldCalculator(Calculator):
         self.ff.requires_grad_(False).eval()
         self.skin, self.replicas = skin, replicas
         self._list = self._system = self._last = None
+        self._stress = False
 
     def check_state(self, atoms: ase.Atoms, tol: float = 0.0) -> list[str]:
         """Names of what has changed since the last calculation, without any tolerance.
@@ -163,10 +170,32 @@ class ForceFieldCalculator(Calculator):
             replica, atom = divmod(bad, max(len(atoms) // self.replicas, 1))
             name = f"atom {atom} ({atoms.symbols[bad]}) of replica {replica}"
             raise ValueError(f"the position of {name} is not finite")
+        if "stress" in properties:
+            self._check_stress(atoms)
         self.results = self._results(self._graph(atoms))
 
     def _results(self, graph):
-        return _as_results(*_evaluated(self.ff, graph))
+        return self._as_results(*self._evaluated(self.ff, graph))
+
+    def _check_stress(self, atoms):
+        """Ask for the stress from now on, if there can be one."""
+        if not hasattr(self.ff, "with_virials") or self.replicas > 1 or not atoms.pbc.all():
+            raise PropertyNotImplementedError(
+                f"no stress of {atoms.get_chemical_formula()}: it takes one system that is periodic in all "
+                f"directions and a force field with virials; here: {self.replicas} systems, pbc {atoms.pbc}"
+            )
+        self._stress = True
+
+    def _evaluated(self, ff, graph):
+        """Energies of replicas, ``(R,)``, eV, forces, ``(R N, 3)``, eV/Å, and virial, ``(1, 3, 3)``, eV."""
+        found = ff.with_virials(graph) if self._stress else ff(graph)
+        return [values.detach().double().cpu().numpy() for values in found]
+
+    def _as_results(self, energies, forces, virials=None):
+        results = _as_results(energies, forces)
+        if virials is not None:
+            results["stress"] = full_3x3_to_voigt_6_stress(virials[0] / self.atoms.get_volume())
+        return results
 
     def _graph(self, atoms):
         system = (atoms.numbers.tobytes(), np.asarray(atoms.cell).tobytes(), atoms.pbc.tobytes())
@@ -238,16 +267,10 @@ class CommitteeCalculator(ForceFieldCalculator):
         return cls([weights.load(key._replace(seed=seed)) for seed in wanted], **options)
 
     def _results(self, graph):
-        energies, forces = map(
-            np.stack, zip(*(_evaluated(member, graph) for member in self.members), strict=True)
-        )
+        evaluated = [self._evaluated(member, graph) for member in self.members]
+        energies, forces, *virials = map(np.stack, zip(*evaluated, strict=True))
         spread = {"energy_std": float(energies.sum(1).std(ddof=1)), "forces_std": forces.std(0, ddof=1)}
-        return _as_results(energies.mean(0), forces.mean(0)) | spread
-
-
-def _evaluated(ff, graph):
-    """Energies of the replicas, shape ``(R,)``, eV, and forces, shape ``(R N, 3)``, eV/Å, as arrays."""
-    return [values.detach().double().cpu().numpy() for values in ff(graph)]
+        return self._as_results(*(values.mean(0) for values in (energies, forces, *virials))) | spread
 
 
 def _as_results(energies, forces):

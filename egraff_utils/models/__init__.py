@@ -117,6 +117,29 @@ class ForceField(nn.Module):
             If the graph holds an element that the model was not built for, or its edges are not ordered by
             direction.
         """
+        return self._prediction(graph, *self._evaluated(graph))
+
+    def with_virials(self, graph: AtomicGraph) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Energies and forces as of :meth:`forward`, and the derivatives of the energies by a strain.
+
+        The energy depends on positions and cell through the vectors of pairs alone, so that
+
+        .. math:: \frac{\partial E}{\partial \varepsilon_{ab}}
+                  = \sum_{\text{pairs}} \frac{\partial E}{\partial r_a} r_b ,
+
+        which is symmetric, as the energy does not change under rotations. Over the volume it is the stress in
+        the sign of ASE: positive where the crystal would shrink.
+
+        Returns
+        -------
+        energy, forces, virials : Tensor
+            Shapes ``(S,)``, eV; ``(N, 3)``, eV/Å; ``(S, 3, 3)``, float64, eV.
+        """
+        atomic, on_pairs = self._evaluated(graph)
+        return *self._prediction(graph, atomic, on_pairs), self._virials(on_pairs, graph)
+
+    def _evaluated(self, graph):
+        """Energies of the atoms without unit, and the gradient with respect to the vectors of pairs."""
         # Both conditions are joined in one tensor, so that a GPU is waited for only once.
         if not self.known[graph.species].all() & _both_directions(graph.edge_index):
             self.check_elements(graph.species)
@@ -126,10 +149,9 @@ class ForceField(nn.Module):
             )
         network = None if self.training else self.as_frozen()
         if network is None:
-            return self.differentiated(graph)
+            return self._by_autograd(graph)
         with network.evaluation(graph):
-            atomic, on_pairs = network(graph, graph.pair_vectors().to(self.dtype))
-        return self._prediction(graph, atomic, on_pairs)
+            return network(graph, graph.pair_vectors().to(self.dtype))
 
     def as_frozen(self) -> frozen.Frozen:
         """The form of the network written for speed, a ``models.frozen.Frozen``.
@@ -144,10 +166,14 @@ class ForceField(nn.Module):
 
         The control flow depends on no value in the graph, so this method can be compiled.
         """
+        return self._prediction(graph, *self._by_autograd(graph))
+
+    @torch.enable_grad()
+    def _by_autograd(self, graph):
         vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
         atomic = self.network(graph, vectors)
         there, back = self._edge_gradient(atomic, vectors).tensor_split(2)
-        return self._prediction(graph, atomic if self.training else atomic.detach(), there - back)
+        return atomic if self.training else atomic.detach(), there - back
 
     def _prediction(self, graph, atomic, on_pairs):
         energies = self.scale * atomic.double() + self.reference_energies[graph.species]
@@ -167,6 +193,13 @@ class ForceField(nn.Module):
         centre, neighbour = graph.edge_index[:, : len(on_pairs)]
         zero = on_pairs.new_zeros(len(graph.positions), 3)
         return zero.index_add(0, centre, on_pairs).index_add(0, neighbour, -on_pairs)
+
+    def _virials(self, on_pairs, graph):
+        gradient = self.scale * on_pairs.double()
+        products = gradient.unsqueeze(2) * graph.pair_vectors().double().unsqueeze(1)
+        owner = graph.structure[graph.edge_index[0, : len(on_pairs)]]
+        virials = products.new_zeros(graph.num_structures, 3, 3).index_add(0, owner, products)
+        return (virials + virials.mT) / 2  # rounding apart it is symmetric
 
     def check_elements(self, species: Tensor) -> None:
         """Raise ``ValueError`` naming the first element that the model was not built for."""
