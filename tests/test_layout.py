@@ -15,7 +15,7 @@ MODELS, FROZEN = PACKAGE / "models", PACKAGE / "models" / "frozen"
 SEAM = "egraff_utils.models.frozen"
 INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
 ROOMS = (
-    "paths units schema sources cards config structure metrics statistics quantities",
+    "paths units schema sources hyperparameters cards config structure metrics statistics quantities",
     "breaks provenance records campaign paper allocator",
     "graph reference files readers data",
     "models calculated weights accuracy train",
