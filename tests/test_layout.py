@@ -37,7 +37,7 @@ LIGHT = [
     "running.cells",
 ]
 """What reads records and data only, and so must not load torch."""
-ADAPTERS = [path for path in MODELS.glob("*.py") if path.stem not in ("__init__", "equiformer")]
+ADAPTERS = [path for path in MODELS.glob("*.py") if path.stem != "__init__"]
 
 
 def files(*folders):
