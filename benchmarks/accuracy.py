@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import measured
+from benchmarks.commands import UPSTREAM
 from benchmarks.compare import same
+from benchmarks.programs import Plan, Program, own_folders
 from benchmarks.step import NO_END
-from benchmarks.training import ROUNDING, UPSTREAM, Plan, Program, own_folders
+from benchmarks.training import ROUNDING
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
@@ -114,7 +116,7 @@ def follow(program, plan, enough):
     Parameters
     ----------
     program, plan
-        :class:`~benchmarks.training.Program` and its plan.
+        :class:`~benchmarks.programs.Program` and its plan.
     enough
         Function of the points so far, pairs of seconds and error, that says whether they are enough.
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmarks import measured
 from benchmarks.accuracy import follow, learn, learn_upstream, training
-from benchmarks.training import PRESET, UPSTREAM, Plan, Program
+from benchmarks.commands import UPSTREAM
+from benchmarks.programs import PRESET, Plan, Program
 from egraff_utils.records import Metric
 
 TITLE = "Equal epochs: validation errors of ours and the packages' commands"

@@ -9,7 +9,7 @@ import torch
 from e3nn import o3
 from torch import nn
 
-from egraff_utils.models import equiformer
+from egraff_utils.models.equiformer import AVERAGE_ATOMS, blocks, products
 
 
 class PlainEquiformer(nn.Module):
@@ -46,7 +46,7 @@ class PlainEquiformer(nn.Module):
         for block in self.blocks:
             x = block(x, *geometry)
         x = self.head[1](self.activation(self.head[0](self.norm(x))))
-        return x[:, 0] / equiformer.AVERAGE_ATOMS**0.5
+        return x[:, 0] / AVERAGE_ATOMS**0.5
 
 
 def _irreps(channels, parity):
@@ -102,7 +102,7 @@ class _DegreeEmbedding(nn.Module):
         padded = [nn.functional.pad(p, (0, n)) for p, n in zip(parts, self.zeros, strict=True)]
         y = self.project(torch.cat(padded, dim=1))
         y = y if envelope is None else y * envelope
-        return equiformer.sum_by_centre(y, edge_index[0], atoms) * self.factor
+        return blocks.sum_by_centre(y, edge_index[0], atoms) * self.factor
 
 
 class _LayerNorm(nn.Module):
@@ -130,12 +130,12 @@ class _Gate(nn.Module):
 
 
 class _Attention(nn.Module):
-    weights = equiformer.Attention.weights
+    weights = blocks.Attention.weights
 
     def __init__(self, attention, parity):
         super().__init__()
         channels = attention.gate.sizes
-        paths = equiformer.tensor_product_paths(len(channels) - 1, parity=parity)
+        paths = products.tensor_product_paths(len(channels) - 1, parity=parity)
         self.from_centre = _linear(attention.from_centre, parity)
         self.from_neighbour = _linear(attention.from_neighbour, parity)
         self.product = _product(channels, paths, parity)
@@ -167,7 +167,7 @@ class _Attention(nn.Module):
         logits, message = message.split(self.sizes, dim=1)
         weights = self.weights(logits, centre, len(x), envelope)
         value = self.value(self.product(self.gate(message), harmonics, self.scales.expand(len(basis), -1)))
-        return self.project(equiformer.sum_by_centre(value * weights[:, self.head], centre, len(x)))
+        return self.project(blocks.sum_by_centre(value * weights[:, self.head], centre, len(x)))
 
 
 class _Block(nn.Module):

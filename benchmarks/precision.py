@@ -159,24 +159,24 @@ def _mean_difference(forces, others):
 
 def _energy(force_field, starts, timestep, steps):
     """Total energy of runs at constant energy, relative to the start, shape ``(R, T)``, meV/atom."""
-    from egraff_utils.checks import gate
+    from egraff_utils.checks.gate import conservation
     from egraff_utils.md.calculator import ForceFieldCalculator
 
     def calculators(replicas):
         return ForceFieldCalculator(force_field, replicas=replicas)
 
-    trajectory = gate.nve(starts, calculators, timestep=timestep, steps=steps)
+    trajectory = conservation.nve(starts, calculators, timestep=timestep, steps=steps)
     energy = np.full((len(starts), steps + 1), np.nan)
-    found = gate.total_energy(trajectory, starts[0])
+    found = conservation.total_energy(trajectory, starts[0])
     energy[:, : found.shape[1]] = EV_TO_MEV * (found - found[:, :1]) / len(starts[0])
     return energy
 
 
 def _slope(name, times, energy):
     """Metric with the mean slope of the runs and Student's interval."""
-    from egraff_utils.checks import gate
+    from egraff_utils.checks.gate import conservation
 
-    slopes, _ = gate.slopes(times / 1000, energy)
+    slopes, _ = conservation.slopes(times / 1000, energy)
     low, high = replica_interval(slopes[:, None])
     return Metric(name, slopes.mean(), "meV/atom/ps", low, high, len(slopes))
 

@@ -11,7 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import measured
-from benchmarks.training import DATASETS, PRESET, TRAINING, Plan, Program, own_folders
+from benchmarks.programs import PRESET, Plan, Program, own_folders
+from benchmarks.training import DATASETS, TRAINING
 from egraff_utils.records import Metric
 
 TITLE = "A training step: milliseconds of its parts"

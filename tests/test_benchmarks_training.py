@@ -15,7 +15,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from benchmarks import Settings, accuracy, equal, training
 from benchmarks import step as one_step
-from egraff_utils import models, train
+from benchmarks.commands import UPSTREAM
+from benchmarks.compare import same
+from benchmarks.programs import PRESET, Plan, Program
+from egraff_utils import cards, models, train
 
 
 class Folder:
@@ -41,7 +44,7 @@ def fail(plan, report):
 
 
 def test_a_program_takes_the_steps_it_is_told_to(tmp_path):
-    with training.Program(Folder(tmp_path), count) as program:
+    with Program(Folder(tmp_path), count) as program:
         heard = [program.receive() for _ in range(2)]
         program.connection.send(3)
         heard += [program.receive() for _ in range(4)]
@@ -53,7 +56,7 @@ def test_a_program_takes_the_steps_it_is_told_to(tmp_path):
 
 def test_a_program_that_ends_says_why(tmp_path):
     with (
-        training.Program(Folder(tmp_path), fail) as program,
+        Program(Folder(tmp_path), fail) as program,
         pytest.raises(RuntimeError, match="fail ended: ValueError: no such file"),
     ):
         program.receive()
@@ -115,8 +118,8 @@ def test_every_cell_names_a_known_model_dataset_and_command():
     for kind, mains in training.OPPONENTS.items():
         for model, dataset in training.cells(kind):
             assert callable(mains[model])
-            assert models.card(model).training(training.PRESET, **training.TRAINING).batch_size == 5
-            assert training.cards.dataset(dataset).split("train").frames
+            assert models.card(model).training(PRESET, **training.TRAINING).batch_size == 5
+            assert cards.dataset(dataset).split("train").frames
     assert ("torchmd_net", "lips") not in training.cells("bench_training")
 
 
@@ -138,7 +141,7 @@ def plan(tmp_path, frames):
     (tmp_path / "toy.yml").write_text(yaml.safe_dump(card))
     (tmp_path / "plan").mkdir()
     toy = str(tmp_path / "toy.yml")
-    found = training.Plan(tmp_path / "plan", "mace", toy, Settings(), training.TRAINING, preset="tiny")
+    found = Plan(tmp_path / "plan", "mace", toy, Settings(), training.TRAINING, preset="tiny")
     found.budget = 2.0
     return found
 
@@ -156,8 +159,8 @@ def test_our_side_reports_the_gradients_of_its_first_batch(plan, monkeypatch):
 
 @pytest.mark.slow
 def test_our_compiled_side_has_the_gradients_of_the_plain_one(plan):
-    with training.Program(plan, training._ours) as ours, training.Program(plan, training._plain) as plain:
-        training.same(ours.receive(), plain.receive(), relative=training.GRADIENT_ROUNDING)
+    with Program(plan, training._ours) as ours, Program(plan, training._plain) as plain:
+        same(ours.receive(), plain.receive(), relative=training.GRADIENT_ROUNDING)
 
 
 # -- parts of a step ---------------------------------------------------------------------------------------
@@ -264,7 +267,7 @@ def test_forces_of_the_first_batch_are_compared():
 
 
 def test_commands_get_an_adam_that_the_card_knows(monkeypatch):
-    for model, preset in product(training.UPSTREAM, (accuracy.PRESET, training.PRESET)):
+    for model, preset in product(UPSTREAM, (accuracy.PRESET, PRESET)):
         changed = accuracy.training(model, preset)
         hyper = models.card(model).training(preset, **changed)
         assert (hyper.optimizer, hyper.scheduler) in {("adam", "plateau"), ("adamw", "plateau")}
@@ -282,7 +285,7 @@ def test_commands_get_an_adam_that_the_card_knows(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("main", [accuracy.learn, accuracy.learn_upstream])
 def test_both_sides_report_their_learning_curves(plan, main):
-    with training.Program(plan, main) as program:
+    with Program(plan, main) as program:
         seconds, errors, compilation = accuracy.follow(program, plan, accuracy.until(plan.budget))
     assert seconds[0] > 0
     assert (np.diff(seconds) > 0).all()

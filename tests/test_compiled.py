@@ -9,8 +9,9 @@ import torch
 from ase.build import molecule
 from ase.calculators.emt import EMT
 
-from egraff_utils import cards, models, train
+from egraff_utils import models, train
 from egraff_utils.graph import build_graph, collate
+from egraff_utils.hyperparameters import TrainingHyperparameters
 from egraff_utils.train import compiled
 
 LOSSES = {
@@ -36,7 +37,7 @@ def learner(name, dtype=torch.float64, **hyperparameters):
     torch.manual_seed(0)
     force_field = models.build(name, "tiny", [1, 6, 8], dtype=dtype)
     force_field.set_reference({1: 0.1, 6: -0.2, 8: 0.3}, scale=1.3)
-    hyper = cards.TrainingHyperparameters(batch_size=3, ema_decay=None, **hyperparameters)
+    hyper = TrainingHyperparameters(batch_size=3, ema_decay=None, **hyperparameters)
     return train.Learner(force_field.train(), hyper, max_steps=50)
 
 
@@ -156,7 +157,7 @@ def test_many_messages_are_compiled_correctly():
     size = {"embedding_dimension": 64, "num_layers": 3, "num_heads": 8, "num_rbf": 32}
     force_field = models.build("torchmd_net", "tiny", [6], **size)
     force_field.set_reference({6: 0.1}, scale=1.0)
-    hyper = cards.TrainingHyperparameters(batch_size=1, ema_decay=None)
+    hyper = TrainingHyperparameters(batch_size=1, ema_decay=None)
     large = train.Learner(force_field.train(), hyper, max_steps=50)
     loader = batches(large, frames(2, ["C60"]))
     assert loader.shape().pairs > 800

@@ -13,7 +13,7 @@ from e3nn import o3
 from benchmarks.plain_equiformer import PlainEquiformer
 from egraff_utils import cards, models
 from egraff_utils.graph import build_graph
-from egraff_utils.models import equiformer
+from egraff_utils.models.equiformer import blocks, layers, rotations
 
 CUTOFF = 5.0
 AUTHORS = json.loads(Path(__file__).with_name("equiformer_authors.json").read_text())
@@ -76,7 +76,7 @@ def test_network_is_the_authors(name, monkeypatch):
     atoms, theirs = molecule(name), AUTHORS["molecules"][name]
     atoms.rattle(0.05, seed=1)
     exact = seeded(force_field("paper", average_neighbors=15.57930850982666))(build_graph(atoms))
-    monkeypatch.setattr(equiformer, "_gain", lambda function: AUTHORS["gains"][function.__name__])
+    monkeypatch.setattr(layers, "_gain", lambda function: AUTHORS["gains"][function.__name__])
     ours = seeded(force_field("paper", average_neighbors=15.57930850982666))(build_graph(atoms))
     assert float(ours.energy) == pytest.approx(theirs["energy"], abs=1e-13)
     np.testing.assert_allclose(ours.forces.detach().numpy(), theirs["forces"], atol=5e-12)
@@ -118,33 +118,33 @@ def test_energy_changes_under_reflection_only_as_released():
 def test_attention_weights_sum_to_one():
     centre = torch.tensor([0, 0, 0, 2, 2, 3])
     logits = 40 * torch.randn(6, 4)
-    total = equiformer.sum_by_centre(equiformer.softmax_by_centre(logits, centre, 4), centre, 4)
+    total = blocks.sum_by_centre(blocks.softmax_by_centre(logits, centre, 4), centre, 4)
     torch.testing.assert_close(total, torch.tensor([1.0, 0, 1, 1])[:, None].expand(4, 4))
 
 
 def test_attention_weights_with_envelope_stay_below_one():
     logits, envelope = 40 * torch.randn(5, 2), torch.rand(5, 1)
-    weights = equiformer.softmax_by_centre(logits, torch.zeros(5, dtype=torch.int64), 1, envelope)
+    weights = blocks.softmax_by_centre(logits, torch.zeros(5, dtype=torch.int64), 1, envelope)
     assert torch.isfinite(weights).all()
     assert (weights.sum(dim=0) <= 1).all()
 
 
 def test_layer_norm_gives_unit_mean_square():
     x = [3 + 5 * torch.randn(7, 2 * degree + 1, 16) for degree in range(3)]
-    y = [t.detach() for t in equiformer.EquivariantLayerNorm((16, 16, 16))(x)]
+    y = [t.detach() for t in layers.EquivariantLayerNorm((16, 16, 16))(x)]
     assert float(y[0].mean(dim=-1).abs().max()) < 1e-12
     for t in y:
         torch.testing.assert_close(t.square().mean(dim=(1, 2)), torch.ones(7), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("function", [torch.nn.functional.silu, torch.sigmoid, equiformer.smooth_leaky_relu])
+@pytest.mark.parametrize("function", [torch.nn.functional.silu, torch.sigmoid, layers.smooth_leaky_relu])
 def test_activations_keep_the_mean_square(function):
     z = torch.randn(400_000)
-    assert float(equiformer.UnitVariance(function)(z).square().mean()) == pytest.approx(1, abs=0.02)
+    assert float(layers.UnitVariance(function)(z).square().mean()) == pytest.approx(1, abs=0.02)
 
 
 def test_basis_vanishes_at_the_cutoff_and_peaks_at_its_centres():
-    basis = equiformer.ExponentialNormalBasis(32, CUTOFF)
+    basis = layers.ExponentialNormalBasis(32, CUTOFF)
     assert float(basis(torch.tensor([CUTOFF])).abs().max()) == 0
     closeness = basis.centres[5:-1]
     peak = (basis(-torch.log(closeness)) / basis.envelope(-torch.log(closeness))[:, None]).argmax(dim=1)
@@ -213,7 +213,7 @@ def test_frames_are_rotations_that_turn_the_edge_to_the_axis(parity):
     directions = torch.nn.functional.normalize(
         torch.cat([torch.eye(3), -torch.eye(3), torch.randn(5, 3)]), dim=1
     )
-    frames = equiformer.Frames(3, parity=parity)(directions)
+    frames = rotations.Frames(3, parity=parity)(directions)
     for degree, d in enumerate(frames, 1):
         identity = torch.eye(2 * degree + 1).expand_as(d)
         torch.testing.assert_close(d @ d.mT, identity, atol=1e-12, rtol=0)

@@ -9,7 +9,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from egraff_utils import models, records
 from egraff_utils.checks import gate
-from egraff_utils.checks.gate import GateConfig
+from egraff_utils.checks.gate import GateConfig, conservation, consistency, edges, smoothness
 from egraff_utils.graph import build_graph
 from egraff_utils.md.calculator import ForceFieldCalculator
 from egraff_utils.models import ForceField
@@ -54,7 +54,7 @@ class Altered(Calculator):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
-        energy, forces = gate.predict(self.morse, atoms)
+        energy, forces = consistency.predict(self.morse, atoms)
         self.results = dict(zip(("energy", "forces"), self.change(atoms, energy, forces), strict=True))
 
 
@@ -184,21 +184,21 @@ def test_the_size_of_the_jump_is_that_of_one_pair():
 def test_an_edge_that_is_missing_or_twice_is_counted():
     atoms = crystal()
     graph = build_graph(atoms, CUTOFF)
-    assert gate.edge_errors(atoms, CUTOFF, graph) == 0
+    assert edges.edge_errors(atoms, CUTOFF, graph) == 0
     fewer = graph._replace(edge_index=graph.edge_index[:, 2:], shifts=graph.shifts[2:])
-    assert gate.edge_errors(atoms, CUTOFF, fewer) == 2
+    assert edges.edge_errors(atoms, CUTOFF, fewer) == 2
     rows = torch.cat([torch.arange(len(graph.shifts)), torch.tensor([0])])
     twice = graph._replace(edge_index=graph.edge_index[:, rows], shifts=graph.shifts[rows])
-    assert gate.edge_errors(atoms, CUTOFF, twice) == 1
+    assert edges.edge_errors(atoms, CUTOFF, twice) == 1
 
 
 def test_edges_without_images_are_found():
     atoms = crystal()
     bare = atoms.copy()
     bare.pbc = False
-    missing = len(gate.brute_force_edges(atoms, CUTOFF)[0]) - len(gate.brute_force_edges(bare, CUTOFF)[0])
+    missing = len(edges.brute_force_edges(atoms, CUTOFF)[0]) - len(edges.brute_force_edges(bare, CUTOFF)[0])
     assert missing > 100
-    assert gate.edge_errors(atoms, CUTOFF, build_graph(bare, CUTOFF)) == missing
+    assert edges.edge_errors(atoms, CUTOFF, build_graph(bare, CUTOFF)) == missing
 
 
 def test_velocity_verlet_on_a_spring():
@@ -214,7 +214,7 @@ def test_velocity_verlet_on_a_spring():
 
 def test_slope_of_a_known_line():
     times = np.linspace(0, 2, 50)
-    slope, scatter = gate.slopes(times, np.array([3 * times + 1, np.nan * times]))
+    slope, scatter = conservation.slopes(times, np.array([3 * times + 1, np.nan * times]))
     assert slope[0] == pytest.approx(3)
     assert scatter[0] == pytest.approx(0, abs=1e-12)
     assert np.isnan(slope[1])
@@ -238,7 +238,7 @@ def test_without_a_cutoff_the_jump_is_skipped():
 @pytest.mark.parametrize("name", models.NAMES)
 def test_models_with_random_weights(name, tmp_path, monkeypatch):
     monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path))
-    monkeypatch.setattr(gate, "WINDOW", np.array([-0.01, 0.01]))
+    monkeypatch.setattr(smoothness, "WINDOW", np.array([-0.01, 0.01]))
     torch.manual_seed(0)
     ff = models.build(name, "tiny", [29]).eval()
     with torch.no_grad():

@@ -12,7 +12,7 @@ from test_calculator import SoftSpheres
 
 from egraff_utils import cards
 from egraff_utils.checks import horizon
-from egraff_utils.checks.horizon import HorizonConfig
+from egraff_utils.checks.horizon import HorizonConfig, divergence, friction
 from egraff_utils.md.calculator import ReplicaCalculator
 from egraff_utils.md.dynamics import Newtonian, Thermostat, simulate
 
@@ -73,7 +73,7 @@ def course(reference):
 
 def test_the_friction_of_a_thermostat_is_found(reference):
     frames, zeta = reference
-    found, residual, without = horizon.friction(frames, INTERVAL)
+    found, residual, without = friction.friction(frames, INTERVAL)
     assert np.abs(zeta).max() > 0.01
     np.testing.assert_allclose(found, zeta[1:-1], atol=1e-7)
     assert residual.max() < 1e-6 < 0.1 < np.median(without)
@@ -85,7 +85,7 @@ def test_friction_of_one_free_atom_by_hand():
         atoms.positions[:] = [x, 0, 0]
         atoms.pbc = False
         atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.full((1, 3), 1e-9))
-    zeta, residual, _ = horizon.friction(frames, 2.0)
+    zeta, residual, _ = friction.friction(frames, 2.0)
     assert zeta == pytest.approx(0.5 / 0.75 / 2.0)
     assert residual < 2
 
@@ -171,21 +171,21 @@ def test_a_short_reference_is_followed_for_two_thirds_of_its_length(frames, dura
 def test_horizon_time_by_hand():
     time = np.arange(5.0)
     fv = np.array([[0.1, 0.2, 0.4, 0.4, 0.4], [0.1, 0.2, 0.1, 0.4, 0.4]])  # geometric: 0.1 0.2 0.2 0.4 0.4
-    assert horizon.horizon_time(time, fv, 0.6) == pytest.approx(2.5)
-    assert horizon.horizon_time(time, fv, 0.1) == 0
-    assert horizon.horizon_time(time, fv, 1.0) == np.inf
-    draws = horizon.resamples(time, fv, 0.6)
+    assert divergence.horizon_time(time, fv, 0.6) == pytest.approx(2.5)
+    assert divergence.horizon_time(time, fv, 0.1) == 0
+    assert divergence.horizon_time(time, fv, 1.0) == np.inf
+    draws = divergence.resamples(time, fv, 0.6)
     assert set(np.round(draws, 6)) <= {1.5, 2.5, round(2 + 0.2 / 0.3, 6)}
 
 
 def test_resamples_are_paired_and_late_ones_are_censored():
     time = np.arange(10.0)
     fv = np.linspace(0.05, 0.5, 10) * np.array([[0.5], [0.8], [1.0]])
-    first, second = horizon.resamples(time, fv, 0.6), horizon.resamples(time + 5, fv, 0.6)
+    first, second = divergence.resamples(time, fv, 0.6), divergence.resamples(time + 5, fv, 0.6)
     both = np.isfinite(first)
     np.testing.assert_allclose(second[both] - first[both], 5)
     assert 0.01 < 1 - both.mean() < 0.5  # only those made of the first start alone, or nearly
-    assert horizon.quantiles(first)[1] == np.inf
+    assert divergence.quantiles(first)[1] == np.inf
 
 
 def test_a_dataset_without_order_in_time_is_refused():

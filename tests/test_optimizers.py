@@ -8,10 +8,11 @@ import torch
 from e3nn import o3
 from torch import nn
 
-from egraff_utils import cards, models
+from egraff_utils import models
+from egraff_utils.hyperparameters import TrainingHyperparameters
 from egraff_utils.train import optimizers
 
-HYPER = cards.TrainingHyperparameters(optimizer="muon", learning_rate=0.01, amsgrad=False)
+HYPER = TrainingHyperparameters(optimizer="muon", learning_rate=0.01, amsgrad=False)
 
 
 class Mixed(nn.Module):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from egraff_utils import paper, paths, quantities
-from egraff_utils.md import analysis
+from egraff_utils.md import averages
 from egraff_utils.quantities import COLUMNS, QUANTITIES, Published, Quantity
 from egraff_utils.records import Metric
 from egraff_utils.report import beside, table_cells, tables
@@ -90,11 +90,11 @@ def test_the_columns_of_the_leaderboard_can_be_coloured_and_named():
 
 
 def test_the_table_says_how_values_and_intervals_come_about():
-    averages = {*analysis.AVERAGES, "rdf", "run", ""}
-    assert {quantity.average for quantity in QUANTITIES} == averages
+    known = {*averages.AVERAGES, "rdf", "run", ""}
+    assert {quantity.average for quantity in QUANTITIES} == known
     assert {quantity.interval for quantity in QUANTITIES} == {"linear", "log", "fraction", ""}
     assert {name for name, average in quantities.averaged().items() if average == "rdf"} == set(
-        analysis.STRUCTURE
+        averages.STRUCTURE
     )
     assert all(quantity.saturation for quantity in QUANTITIES if quantity.best_at_zero)
 

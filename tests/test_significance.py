@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from egraff_utils import metrics, records
-from egraff_utils.md import analysis
+from egraff_utils.md import averages
 from egraff_utils.records import Metric, Record
 from egraff_utils.report import significance, windows
 
@@ -36,7 +36,7 @@ def curves_of(seed, *, shift=0.0, replicas=3, frames=200, bins=30, old=False):
 
 
 def record_of(model, curves, kind="rollout"):
-    values = analysis.replica_values(curves)
+    values = averages.replica_values(curves)
     measured = [Metric.of(name, np.nanmean(v), 0.0, 0.0, 3) for name, v in values.items()]
     steps = len(curves["time"]) - 1
     measured += [Metric("steps", steps, "1"), Metric("energy_drift", 2.0, "meV/atom/ps", 2.0, 2.0, 3)]
@@ -49,7 +49,7 @@ def record_of(model, curves, kind="rollout"):
 
 def test_block_values_average_to_the_metric_of_the_replica():
     curves = curves_of(0)
-    values = analysis.block_values(curves)
+    values = averages.block_values(curves)
     assert values["fv"].shape == values["wf"].shape == (3, 10)
     geometric = [metrics.geometric_mean(curve[1:]) for curve in curves["fv"]]  # the start is shared
     assert values["fv"].mean(1) == pytest.approx(geometric)
@@ -64,7 +64,7 @@ def test_block_values_average_to_the_metric_of_the_replica():
 def test_block_values_of_a_mean_are_the_blocks():
     curves = curves_of(0)
     blocks = curves["temperature"].reshape(3, 10, 20).mean(-1)
-    assert analysis.block_values(curves)["temperature"] == pytest.approx(blocks)
+    assert averages.block_values(curves)["temperature"] == pytest.approx(blocks)
 
 
 def test_blocks_behind_a_failure_are_left_out():
@@ -72,17 +72,17 @@ def test_blocks_behind_a_failure_are_left_out():
     for name in ("fv", "ev_root", "temperature"):
         curves[name][1, 65:] = np.nan
     curves["rdf_blocks"][1, 4:], curves["block_frames"][1, 3:] = np.nan, [5, *[0] * 6]
-    values = analysis.block_values(curves)
+    values = averages.block_values(curves)
     assert np.isfinite(values["fv"]).sum(1).tolist() == [10, 4, 10]
     assert np.isfinite(values["wf"]).sum(1).tolist() == [10, 4, 10]
-    metric = analysis.summary("fv", values["fv"])
+    metric = averages.summary("fv", values["fv"])
     assert 0 < metric.low < metric.value < metric.high
     assert metric.n == 3
 
 
 def test_exact_agreement_has_the_value_zero():
     curves = curves_of(0) | {"fv": np.zeros((3, 200))}
-    metric = analysis.summary("fv", analysis.block_values(curves)["fv"])
+    metric = averages.summary("fv", averages.block_values(curves)["fv"])
     assert (metric.value, metric.low, metric.high) == (0, 0, 0)
 
 
@@ -93,16 +93,16 @@ def test_drawing_blocks_and_scoring_anew_would_miss_the_value():
     rows, cut = np.arange(3)[:, None], curves["rdf_blocks"]
     drawn = [cut[rows, rng.integers(10, size=(3, 10))].mean(1) for _ in range(300)]
     anew = [np.mean([metrics.wright_factor(g, curves["rdf_reference"]) for g in gs]) for gs in drawn]
-    value = analysis.replica_values(curves)["wf"].mean()
+    value = averages.replica_values(curves)["wf"].mean()
     assert np.mean(anew) > 1.5 * value
-    assert np.median(analysis.resamples(curves, "wf")) == pytest.approx(value, rel=0.02)
+    assert np.median(averages.resamples(curves, "wf")) == pytest.approx(value, rel=0.02)
 
 
 def test_resamples_name_what_there_is():
     with pytest.raises(
         KeyError, match="no curves of 'wfx'; there are those of wf, jsd, jsd_raw, ev_root, fv"
     ):
-        analysis.resamples(curves_of(0), "wfx")
+        averages.resamples(curves_of(0), "wfx")
 
 
 def test_letters_of_records():
@@ -166,36 +166,20 @@ def test_letters_of_errors_on_frames():
     assert significance.letters(found, "force_mae") == {"mace": "a", "nequip": "b"}
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_reinterval_keeps_values_and_gives_intervals(old):
-    record = record_of("mace", curves_of(0, old=old))
-    new = analysis.reinterval(record)
-    for name in ("wf", "jsd", "fv", "ev_root", "temperature", "rmsd"):
-        metric = new.metric(name)
-        assert metric.value == pytest.approx(record[name], rel=1e-4)  # curves are rounded to twelve bits
-        assert metric.low < metric.value < metric.high, name
-    assert new.metric("energy_drift").low < 2 < new.metric("energy_drift").high
-    assert new.metric("stable_fraction").low == pytest.approx(0.025 ** (1 / 3))
-    assert new.metric("ms_per_step").low is None
-    assert analysis.reinterval(new).metrics == new.metrics
-
-
-def test_reinterval_of_several_compositions():
+def test_replicas_of_several_compositions_are_averaged_together():
     parts = {n: record_of("mace", curves_of(i), f"rollout_{n}") for i, n in enumerate(("Li", "S"))}
-    pooled, curves = analysis.pool(parts)
+    pooled, curves = averages.pool(parts)
     assert curves["wf_blocks"].shape == (6, 10)
-    old = {name: values for name, values in curves.items() if not name.endswith("_blocks")}
-    record = Record("rollout", "test", "lips20", "mace", 0, {"steps": 199}, pooled)
-    records.write(record, old)
-    new = analysis.reinterval(record)
-    for metric, before in zip(new.metrics, pooled, strict=True):  # to the digits that are stored
-        assert metric.name == before.name
-        assert [metric.value, metric.low, metric.high] == pytest.approx(
-            [before.value, before.low, before.high]
-        )
-    assert new.curves["wf_blocks"].shape == (6, 10)
-    assert new.metric("wf").n == 6
-    assert new["wf"] == pytest.approx(np.mean([part["wf"] for part in parts.values()]), rel=1e-3)
+    (found,) = [metric for metric in pooled if metric.name == "wf"]
+    assert found.n == 6
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(np.mean([part["wf"] for part in parts.values()]), rel=1e-3)
+
+
+def test_a_replica_of_an_older_record_is_one_block_of_its_structure():
+    old, new = (averages.block_values(curves_of(0, old=old))["wf"] for old in (True, False))
+    assert old.shape == (3, 1)
+    assert old[:, 0] == pytest.approx(new.mean(1))
 
 
 def test_errors_of_trainings_have_letters():

@@ -19,6 +19,7 @@ from ase.io import read, write
 
 from egraff_utils import accuracy, cards, models, records, train
 from egraff_utils import weights as trained
+from egraff_utils.hyperparameters import TrainingHyperparameters
 from egraff_utils.train import TrainConfig, callbacks, fit
 
 CARD = """
@@ -253,7 +254,7 @@ def validation_loss(learner, frames, size):
 def test_the_validation_loss_is_that_of_the_set_whatever_its_batches(loss, per_atom):
     frames = mixed()
     options = {"loss": loss, "energy_per_atom": per_atom, "energy_weight": 2.0, "force_weight": 3.0}
-    learner = train.Learner(models.build("mace", "tiny", [29]), cards.TrainingHyperparameters(**options))
+    learner = train.Learner(models.build("mace", "tiny", [29]), TrainingHyperparameters(**options))
     energies, forces = accuracy.predict(learner.eval().force_field, frames)
     sizes = [len(atoms) if per_atom else 1 for atoms in frames]
     e = (energies - [atoms.get_potential_energy() for atoms in frames]) / sizes

@@ -10,7 +10,7 @@ import numpy as np
 from ase.calculators.calculator import CalculatorError
 
 from egraff_utils import metrics
-from egraff_utils.md import analysis
+from egraff_utils.md import averages
 from egraff_utils.units import EV_TO_MEV
 
 FRAMES = 20
@@ -59,7 +59,7 @@ def label(trajectory, atoms, calculator, *, frames=FRAMES):
     curves["oracle_steps"] = trajectory.steps[chosen]
     curves["oracle_sound"] = _sound(trajectory, chosen).sum(1)
     values = replica_values(curves)
-    return [analysis.summary(name, found) for name, found in values.items()], curves
+    return [averages.summary(name, found) for name, found in values.items()], curves
 
 
 def labelled_frames(total, count=FRAMES):

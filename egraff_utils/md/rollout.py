@@ -18,7 +18,7 @@ from filelock import FileLock
 from egraff_utils import cards, data, paths, records, reference, weights
 from egraff_utils.breaks import account
 from egraff_utils.config import AS_CODED, Config, Kind
-from egraff_utils.md import analysis, own_frames, stability
+from egraff_utils.md import analysis, averages, own_frames, stability
 from egraff_utils.md.calculator import ReplicaCalculator, calculator_of, difference
 from egraff_utils.md.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
 from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, stationary_ratio
@@ -231,7 +231,7 @@ def _pooled(config, found):
 
 
 def _pool(found):
-    metrics, curves = analysis.pool(found)
+    metrics, curves = averages.pool(found)
     first, *_ = found.values()
     message = "; ".join(f"{name}: {record.message}" for name, record in found.items() if record.message)
     before = np.cumsum([0, *(len(record.curves["stable_step"]) for record in found.values())])

@@ -13,7 +13,8 @@ from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
 from egraff_utils import cards, data, models, records, weights
-from egraff_utils.checks.gate import in_double, turned
+from egraff_utils.checks.gate import in_double
+from egraff_utils.checks.gate.guises import turned
 from egraff_utils.config import Key
 from egraff_utils.graph import build_graph
 from egraff_utils.report import catalogue, look, structures, titles

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from egraff_utils import quantities
-from egraff_utils.checks import horizon
+from egraff_utils.checks.horizon import divergence
 from egraff_utils.report import look, plots
 from egraff_utils.report.beside import short_title
 from egraff_utils.report.comparison import order_datasets, order_models
@@ -126,7 +126,7 @@ def own_costs(found: list) -> pd.DataFrame:
 
 
 def reference_checks(found: list) -> pd.DataFrame:
-    """Properties of the references that follow from their frames alone (:func:`horizon.check_reference`)."""
+    """Properties of the references from their frames alone, those of ``check_reference``."""
     heads = {
         "reference_temperature": "Temperature over 3N, as MD17 counts (K)",
         "reference_friction": "Friction (1/fs)",
@@ -161,7 +161,7 @@ def pairs_apart(found: list, name: str = "driven") -> tuple[int, int]:
         for one, other in combinations([d for d in draws if d is not None], 2):
             with np.errstate(invalid="ignore"):
                 difference = np.where(one == other, 0.0, one - other)
-            low, high = horizon.quantiles(difference)
+            low, high = divergence.quantiles(difference)
             pairs, apart = pairs + 1, apart + bool(low > 0 or high < 0)
     return apart, pairs
 
@@ -172,7 +172,7 @@ def _draws(record, name):
     fv = record.curves.get(f"fv_{name}")
     if fv is None:
         return None
-    return horizon.resamples(record.curves["time"][: fv.shape[1]], fv, value(record, "floor_fv"))
+    return divergence.resamples(record.curves["time"][: fv.shape[1]], fv, value(record, "floor_fv"))
 
 
 def _grouped(found):

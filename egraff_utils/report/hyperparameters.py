@@ -17,6 +17,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from egraff_utils import cards, models, paper, records
+from egraff_utils.hyperparameters import SecondStage
 from egraff_utils.report import tables
 
 NOT_GIVEN = "–"
@@ -324,7 +325,7 @@ def _lookup(values, name):
 def _text(value):
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
-    if isinstance(value, cards.SecondStage):
+    if isinstance(value, SecondStage):
         return f"from {value.start:g} of the budget on"
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import fisher_exact
 
 from egraff_utils import quantities, statistics
-from egraff_utils.md import analysis
+from egraff_utils.md import averages
 from egraff_utils.report import windows
 from egraff_utils.report.beside import COMPARED
 
@@ -79,7 +79,7 @@ def model_values(records: list, metric: str) -> dict:
         values.setdefault(record.model, {})[record.seed] = _values(record, metric)
     shared = sorted(set.intersection(*(set(found) for found in values.values()))) if values else []
     if metric in STABILITY or not shared:
-        return {model: analysis.stacked(list(found.values())) for model, found in values.items()}
+        return {model: averages.stacked(list(found.values())) for model, found in values.items()}
     if len(shared) == 1:
         return {model: found[shared[0]] for model, found in values.items()}
     means = {m: [[np.nanmean(_known(found[s]))] for s in shared] for m, found in values.items()}
@@ -95,8 +95,8 @@ def _values(record, metric):
     if "stable_step" not in record.curves:
         return np.full((1, 1), np.nan)
     if metric == "stable_fraction":
-        return analysis.stable_fractions(record)[:, None]
-    return analysis.block_values(record.curves).get(metric, np.full((1, 1), np.nan))
+        return averages.stable_fractions(record)[:, None]
+    return averages.block_values(record.curves).get(metric, np.full((1, 1), np.nan))
 
 
 def _frame_errors(curves, metric):

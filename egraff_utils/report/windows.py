@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import cards, paths, records
-from egraff_utils.md import analysis
+from egraff_utils.md import averages
 
 TIMED = ("energy", "energy_reference", "temperature", "ev_root", "fv", "rmsd", "rmsd_reference", "deviation")
 """Curves of shape (R, T) that a window cuts."""
@@ -65,10 +65,10 @@ def within(record, steps: int | None):
     curves |= {name: curves[name][:, kept] for name in TIMED if name in curves}
     curves["time"] = curves["time"][kept]
     if "rdf_blocks" in curves:
-        blocks = max(1, int(analysis.BLOCKS * steps / record.parameters["steps"]))
+        blocks = max(1, int(averages.BLOCKS * steps / record.parameters["steps"]))
         curves |= {name: curves[name][:, :blocks] for name in ("rdf_blocks", "block_frames")}
-    values = analysis.block_values(curves)
-    fresh = {name: analysis.summary(name, values[name]) for name in values if name != "stable_steps"}
+    values = averages.block_values(curves)
+    fresh = {name: averages.summary(name, values[name]) for name in values if name != "stable_steps"}
     found = replace(record, metrics=[fresh.get(metric.name, metric) for metric in record.metrics])
     found.__dict__["curves"] = curves
     return found

@@ -15,6 +15,7 @@ import torch
 from egraff_utils import accuracy, calculated, cards, data, models, paths, records
 from egraff_utils.config import Config
 from egraff_utils.graph import build_graph
+from egraff_utils.hyperparameters import changed
 from egraff_utils.train import compiled
 from egraff_utils.train.batches import Batches
 from egraff_utils.train.callbacks import Checkpoint, Watch, WeightAverage
@@ -75,7 +76,7 @@ class TrainConfig(Config):
             return self._calculator_parameters()
         card, dataset = models.card(self.model), cards.dataset(self.dataset)
         network = card.network(self.preset, **self.network)
-        training = cards.changed(card.training(self.preset, **self.training))
+        training = changed(card.training(self.preset, **self.training))
         inputs = {
             "data": data.digest(dataset),
             "hyperparameters": records.digest(network, training),

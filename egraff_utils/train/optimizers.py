@@ -12,7 +12,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from egraff_utils.cards import TrainingHyperparameters
+from egraff_utils.hyperparameters import TrainingHyperparameters
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 r"""Coefficients of the odd polynomial :math:`a x + b x^3 + c x^5`, whose iteration moves singular values
@@ -33,7 +33,7 @@ def make(network: nn.Module, hyperparameters: TrainingHyperparameters) -> torch.
     network
         ``torch.nn.Module``.
     hyperparameters
-        :class:`~egraff_utils.cards.TrainingHyperparameters`.
+        :class:`~egraff_utils.hyperparameters.TrainingHyperparameters`.
     """
     hyper = hyperparameters
     options: dict[str, Any] = {

@@ -6,7 +6,7 @@ from scipy.special import ndtr
 
 from egraff_utils import metrics, statistics
 from egraff_utils.checks.floors.sample import DRAWS, gram_of, violations
-from egraff_utils.md import analysis
+from egraff_utils.md import averages
 
 
 def independent(sample, extent):
@@ -84,7 +84,7 @@ def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
     rest = min(total - extent.replicas * scaled, max(1, round(share * extent.reference)))
     several = _scores(rdf, extent.replicas, scaled, rest, ordered, draws, seed + 1) if rest > 0 else None
     found = {}
-    for name in analysis.STRUCTURE:
+    for name in averages.STRUCTURE:
         means = {size: scores[name].mean() for size, scores in measured.items()}
         power = _power([1 / size + 1 / (total - size) for size in sizes], [means[size] for size in sizes])
         wanted, had = 1 / extent.frames + 1 / extent.reference, 1 / block + 1 / (total - block)
@@ -150,13 +150,13 @@ def _order(rng, total, ordered):
 def _scores(rdf, replicas, block, rest, ordered, draws, seed):
     """Mean scores of blocks against a separate rest, ``{metric: (draws,)}``."""
     rng, total = np.random.default_rng(seed), len(rdf)
-    rows = np.empty((draws, len(analysis.STRUCTURE)))
+    rows = np.empty((draws, len(averages.STRUCTURE)))
     for draw in range(draws):
         order = _order(rng, total, ordered)
         inside, outside = order[: replicas * block], order[replicas * block :][:rest]
         blocks, reference = rdf[inside].reshape(replicas, block, -1).mean(1), rdf[outside].mean(0)
-        rows[draw] = [np.mean([f(g, reference) for g in blocks]) for f in analysis.STRUCTURE.values()]
-    return dict(zip(analysis.STRUCTURE, rows.T, strict=True))
+        rows[draw] = [np.mean([f(g, reference) for g in blocks]) for f in averages.STRUCTURE.values()]
+    return dict(zip(averages.STRUCTURE, rows.T, strict=True))
 
 
 def _level(scores, apart, draws, seed):

@@ -6,7 +6,7 @@ from ase.geometry import find_mic
 
 from egraff_utils import metrics, structure
 from egraff_utils.checks.floors.sample import DRAWS, violations
-from egraff_utils.md import analysis
+from egraff_utils.md import averages
 
 STAYS = 1 / 3
 """Largest root mean square displacement of an atom that stays at its site, as a fraction of the distance to
@@ -19,7 +19,7 @@ def frozen(sample, extent, *, draws=DRAWS, seed=0):
     starts = rng.integers(total, size=(draws, extent.replicas))
     reference = sample.rdf.mean(0)
     found = {}
-    for name, compare in analysis.STRUCTURE.items():
+    for name, compare in averages.STRUCTURE.items():
         found[f"draws_{name}"] = np.array([compare(g, reference) for g in sample.rdf])[starts].mean(1)
 
     def pairs(start, count):
@@ -74,7 +74,7 @@ def ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
     """Scores of atoms anywhere in the cell, with the mean energy, no forces, and g(r) without noise."""
     atoms = sample.atoms
     g, reference = ideal_gas_rdf(atoms, sample.rdf.shape[1]), sample.rdf.mean(0)
-    found = {f"draws_{name}": np.full(draws, f(g, reference)) for name, f in analysis.STRUCTURE.items()}
+    found = {f"draws_{name}": np.full(draws, f(g, reference)) for name, f in averages.STRUCTURE.items()}
     rng, energy = np.random.default_rng(seed), sample.energies
     log = np.log(
         np.maximum(metrics.energy_violation_root(np.full(len(energy), energy.mean()), energy), 1e-300)
@@ -141,10 +141,10 @@ def einstein(sample, extent, atoms, sites, widths, temperature, *, draws=DRAWS, 
         pair = metrics.energy_violation_root(sample.energies.mean() + excess, sample.energies[picks])
         force = metrics.force_violation(-stiffness * moved, sample.forces[picks])
         rmsd = np.sqrt(np.square(moved[1:] - moved[0]).sum(-1).mean(-1)).mean()
-        scores = [compare(g, reference) for compare in analysis.STRUCTURE.values()]
+        scores = [compare(g, reference) for compare in averages.STRUCTURE.values()]
         rows.append([*scores, metrics.geometric_mean(pair), metrics.geometric_mean(force), rmsd])
     picked = np.array(rows)[rng.integers(len(rows), size=(draws, extent.replicas))].mean(1)
-    names = [*analysis.STRUCTURE, "ev_root", "fv", "rmsd"]
+    names = [*averages.STRUCTURE, "ev_root", "fv", "rmsd"]
     return {f"draws_{name}": values for name, values in zip(names, picked.T, strict=True)}
 
 
