@@ -314,7 +314,12 @@ def _is_frames(text):
 @MODEL
 @DATASET
 @_options(
-    click.option("--preset", default="small", show_default=True, help="Size: paper, small or tiny."),
+    click.option(
+        "--preset",
+        default="small",
+        show_default=True,
+        help="Size, a preset of the model's card: paper, day, small or tiny.",
+    ),
     click.option("--max-seconds", type=float, help="Limit of the time, s; without any limit 60."),
     click.option("--max-steps", type=int),
     click.option("--max-epochs", type=int),

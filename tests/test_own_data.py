@@ -118,6 +118,20 @@ def test_labels_in_the_data_of_a_database_are_found(tmp_path, form):
     assert last.get_potential_energy() == atoms.calc.results["energy"]
 
 
+def test_names_that_are_known_to_the_card_alone_are_taken_from_it(tmp_path):
+    rows = frames(HARTREE)
+    for atoms in rows:
+        atoms.info["mine"], atoms.arrays["push"] = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.calc = None
+    ase.io.write(tmp_path / "mine.xyz", rows, format="extxyz")
+    with pytest.raises(ValueError, match="holds no 'energy'.*set keys"):
+        own_data.describe(tmp_path / "mine.xyz")
+    keys = {"energy": "mine", "forces": "push"}
+    found = own_data.describe(tmp_path / "mine.xyz", keys=keys)
+    assert not found.problems
+    assert cards.dataset(found.write_card()).keys == keys
+
+
 def test_a_file_is_checked_from_the_command_line(tmp_path, capsys):
     ase.io.write(tmp_path / "mine.xyz", frames(HARTREE), format="extxyz")
     assert main(["data", "check", str(tmp_path / "mine.xyz"), "--write-card", "--temperature", "350"]) == 0

@@ -87,13 +87,16 @@ class Description:
         return path
 
 
-def describe(path, *, temperature=300.0, timestep=0.5):
+def describe(path, *, keys=None, temperature=300.0, timestep=0.5):
     """Description of a file of frames.
 
     Parameters
     ----------
     path
         A file that a dataset card may name: npz, extended xyz (also compressed), or any that ASE reads.
+    keys
+        Names of ``energy``, ``forces`` and ``stress`` in the file, as under ``keys`` in a card, if they are
+        none of those known.
     temperature, timestep
         Temperature (K) and timestep (fs) of simulations, for the card.
 
@@ -113,7 +116,7 @@ def describe(path, *, temperature=300.0, timestep=0.5):
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     reader = reader_of(path) or "ase"
-    frames = readers.raw(reader, [path])
+    frames = readers.raw(reader, [path], keys=tuple((keys or {}).items()))
     if not frames:
         raise ValueError(f"{path} holds no frames")
     chosen, why = guess_units(frames)
@@ -126,6 +129,7 @@ def describe(path, *, temperature=300.0, timestep=0.5):
         timestep=timestep,
         reader=reader,
         units=chosen,
+        keys=dict(keys or {}),
         files={"all": path.name},
         splits=_splits(len(frames)),
         folder=path.parent,

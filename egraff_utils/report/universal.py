@@ -49,9 +49,10 @@ def errors(own: Iterable[Record], others: dict[str, list[Record]]) -> pd.DataFra
         Campaign -> its records.
     """
     rows: dict[str, dict[str, str]] = {}
+    own = list(own)
     for record in own:
         row = rows.setdefault(titles.short_title(record.dataset), {})
-        row[ZERO] = f"{record['zero_force_mae']:,.0f}"
+        row[ZERO] = span([r["zero_force_mae"] for r in own if r.dataset == record.dataset], ",.0f")
         row[PAPER] = span(published(record.dataset), ".0f", missing="–")
         for name, found in others.items():
             row[f"Trained here, {name}"] = span(trained(found, record.dataset), ".0f", missing="–")
