@@ -243,7 +243,7 @@ WRONG = [
     (["campaign", "run", "cpu", "--jobs", "0"], 2, "--jobs"),
     (["leaderboard", "nothing"], 2, "egraff campaign run nothing"),
     (["data", "check", "etanol"], 2, "did you mean 'ethanol'"),
-    (["run", "nothing.ipynb"], 2, "does not exist"),
+    (["run", "nothing.ipynb"], 2, "unknown notebook"),
     (["rollout", "mace", "ethanol", "--campaign", "nothing"], 1, "egraff train mace ethanol"),
     (["trian"], 2, "No such command"),
 ]

@@ -85,7 +85,7 @@ def test_a_record_is_found_only_with_its_parameters():
     ("config", "left_out"),
     [
         (train.TrainConfig, {"campaign", "compile", "device", "threads", "progress"}),
-        (rollout.RolloutConfig, KEY | {"target", "skin", "device", "threads", "progress"}),
+        (rollout.RolloutConfig, KEY | {"target", "skin", "keep", "device", "threads", "progress"}),
         (gate.GateConfig, KEY | {"device", "threads"}),
         (horizon.HorizonConfig, KEY | {"device", "threads", "progress"}),
         (accuracy.TransferConfig, KEY | {"device", "threads"}),
