@@ -175,7 +175,7 @@ class ForceFieldCalculator(Calculator):
         self.results = self._results(self._graph(atoms))
 
     def _results(self, graph):
-        return self._as_results(*self._evaluated(self.ff, graph))
+        return _as_results(*self._evaluated(self.ff, graph))
 
     def _check_stress(self, atoms):
         """Ask for the stress from now on, if there can be one."""
@@ -187,15 +187,11 @@ class ForceFieldCalculator(Calculator):
         self._stress = True
 
     def _evaluated(self, ff, graph):
-        """Energies of replicas, ``(R,)``, eV, forces, ``(R N, 3)``, eV/Å, and virial, ``(1, 3, 3)``, eV."""
+        """Energies of replicas, ``(R,)``, eV, forces, ``(R N, 3)``, eV/Å, and, if asked for, the stress."""
         found = ff.with_virials(graph) if self._stress else ff(graph)
-        return [values.detach().double().cpu().numpy() for values in found]
-
-    def _as_results(self, energies, forces, virials=None):
-        results = _as_results(energies, forces)
-        if virials is not None:
-            results["stress"] = full_3x3_to_voigt_6_stress(virials[0] / self.atoms.get_volume())
-        return results
+        energies, forces, *virials = [values.detach().double().cpu().numpy() for values in found]
+        volume = self.atoms.get_volume() if virials else None
+        return energies, forces, *(full_3x3_to_voigt_6_stress(virial[0] / volume) for virial in virials)
 
     def _graph(self, atoms):
         system = (atoms.numbers.tobytes(), np.asarray(atoms.cell).tobytes(), atoms.pbc.tobytes())
@@ -268,14 +264,15 @@ class CommitteeCalculator(ForceFieldCalculator):
 
     def _results(self, graph):
         evaluated = [self._evaluated(member, graph) for member in self.members]
-        energies, forces, *virials = map(np.stack, zip(*evaluated, strict=True))
+        energies, forces, *stress = map(np.stack, zip(*evaluated, strict=True))
         spread = {"energy_std": float(energies.sum(1).std(ddof=1)), "forces_std": forces.std(0, ddof=1)}
-        return self._as_results(*(values.mean(0) for values in (energies, forces, *virials))) | spread
+        return _as_results(*(values.mean(0) for values in (energies, forces, *stress))) | spread
 
 
-def _as_results(energies, forces):
+def _as_results(energies, forces, stress=None):
     total = float(energies.sum())
-    return {"energy": total, "free_energy": total, "forces": forces, "energies_of_replicas": energies}
+    results = {"energy": total, "free_energy": total, "forces": forces, "energies_of_replicas": energies}
+    return results if stress is None else results | {"stress": stress}
 
 
 class ReplicaCalculator(Calculator):
