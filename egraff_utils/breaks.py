@@ -64,7 +64,7 @@ class Break:
     cause: Cause
     """Which rule the next step broke."""
     where: tuple = ()
-    """Indices of the one or two atoms at which it broke; empty if it concerns all, or was not recorded."""
+    """Indices of the one or two atoms at which it broke; empty if it concerns all."""
 
     def __post_init__(self):
         self.cause = Cause(self.cause)

@@ -42,9 +42,6 @@ class RolloutBudget:
     """MD steps of each."""
     max_seconds: Positive | None = None
     """Time per rollout, s, counted as that of a training."""
-    version: AtLeastOne = 2
-    """What starts and stored curves mean, see ``VERSION`` of :mod:`egraff_utils.md.rollout`. Rollouts of
-    version 1 are read, but no longer run."""
     keep: Literal["xyz", "traj"] | None = None
     """Format in which trajectories are kept in ``runs/<campaign>/trajectories/``, extended xyz or that of
     ASE; by default they are not kept."""
@@ -232,7 +229,6 @@ class Campaign:
             "replicas": budget.replicas,
             "steps": budget.steps,
             "max_seconds": budget.max_seconds,
-            "version": budget.version,
             **({"keep": budget.keep} if budget.keep else {}),
         }
 

@@ -250,8 +250,7 @@ def rounded(name, values):
 
     Arrays over replicas (two or more dimensions) keep twelve significant bits, a relative error of 1e-4. The
     remaining bits are noise, which does not compress. Energies and the last frames of a broken replica, whose
-    differences matter, keep steps of 1e-6 whatever their size. In rollouts of version 1, energies have twelve
-    bits of their range and last energies and positions twelve bits of their size (:func:`resolution`).
+    differences matter, keep steps of 1e-6 whatever their size.
 
     Examples
     --------
@@ -267,21 +266,6 @@ def rounded(name, values):
     mantissa, exponent = np.frexp(values)
     kept = np.round(np.ldexp(mantissa, SIGNIFICANT_BITS))
     return np.ldexp(kept, exponent - SIGNIFICANT_BITS).astype(np.float32)
-
-
-def resolution(record):
-    """Step of the stored energies of a rollout, eV, see :func:`rounded`.
-
-    >>> old = Record("rollout", "demo", "ethanol", "mace", 0)
-    >>> old.__dict__["curves"] = {"energy": np.array([[-4210.0, -4206.5]])}
-    >>> float(resolution(old) * 2**12)
-    4.0
-    """
-    if record.parameters.get("version", 1) > 1:
-        return EXACT_STEP
-    energy = record.curves["energy"]
-    reach = np.ptp(energy[np.isfinite(energy)])
-    return 2.0 ** (np.ceil(np.log2(reach)) - SIGNIFICANT_BITS) if reach else EXACT_STEP
 
 
 def load(path):

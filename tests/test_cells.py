@@ -114,7 +114,6 @@ threads: int = 1  # t
 protocol: str = "corrected"  # p
 replicas: int = 1  # r
 steps: int = 1  # s
-version: int = 2  # v
 max_seconds: float = None  # s
 max_steps: int = None  # s
 max_epochs: int = None  # s

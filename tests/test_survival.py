@@ -179,7 +179,7 @@ def frames_of(atoms, moved, step):
 def test_the_stretched_bond_is_found():
     atoms = WATER.copy()
     atoms.positions[1, 0] += 0.4
-    found = last_frames.offender(frames_of(atoms, 1, 0.15), WATER, Cause.BOND, WATER.positions[None])
+    found = last_frames.offender(frames_of(atoms, 1, 0.15), WATER, Cause.BOND, (0, 1), WATER.positions[None])
     assert found.atoms == (0, 1)
     assert found.name == "O-H bond"
     assert (found.length, found.usual) == pytest.approx((1.36, 0.96))
@@ -189,22 +189,25 @@ def test_a_proton_that_changes_its_oxygen_is_told_from_a_broken_bond():
     atoms = Atoms("OHO", [[0, 0, 0], [1.0, 0, 0], [2.5, 0, 0]])
     last = atoms.copy()
     last.positions[1, 0] = 1.45
-    found = last_frames.offender(frames_of(last, 1, 0.1), atoms, Cause.BOND)
+    found = last_frames.offender(frames_of(last, 1, 0.1), atoms, Cause.BOND, (0, 1))
     assert found.name == f"O-H bond, {last_frames.MOVED_ON} O"
 
 
-def test_the_closest_pair_and_the_lost_atom_are_found():
+def test_the_closest_pair_and_the_lost_atom_are_named():
     box = Atoms("LiLiS", [[0.1, 0, 0], [7.6, 0, 0], [4, 0, 0]], cell=[8, 8, 8], pbc=True)
-    found = last_frames.offender(np.stack([box.positions] * 2), box, Cause.CONTACT)
+    found = last_frames.offender(np.stack([box.positions] * 2), box, Cause.CONTACT, (0, 1))
     assert found.atoms == (0, 1)
     assert found.length == pytest.approx(0.5)
     assert found.name == "Li-Li contact"
     away = WATER.copy()
     away.positions[2] = [0, 2.9, 0]
-    positions = np.stack([away.positions] * 2)
-    positions[0, 2, 1] -= 0.2
-    assert last_frames.offender(positions, WATER, Cause.CONTACT_OR_ESCAPE).atoms == (2,)
-    assert last_frames.offender(positions, WATER, "the radial distribution left the reference's") is None
+    positions = frames_of(away, 2, 0.2)
+    lost = last_frames.offender(positions, WATER, Cause.CONTACT_OR_ESCAPE, (2,))
+    assert (lost.atoms, lost.name) == ((2,), "H atom, to the nearest")
+    assert lost.length == pytest.approx(2.9)
+    jumped = last_frames.offender(positions, WATER, Cause.MOVE, (2,))
+    assert jumped.length == pytest.approx(0.2)
+    assert last_frames.offender(positions, WATER, Cause.STRUCTURE, ()) is None
 
 
 @pytest.mark.data
@@ -221,7 +224,7 @@ def test_a_failure_is_drawn_with_its_offender():
     energy[1, 21:] = np.nan
     energy[1, 20] = 50.0
     record = rollout(
-        [Break(1, 20, 10.0, "bond")],
+        [Break(1, 20, 10.0, "bond", (h, c))],
         (100, 20),
         broken=np.array([1]),
         last_positions=positions[None],

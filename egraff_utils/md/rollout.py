@@ -25,13 +25,11 @@ from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, st
 
 PROTOCOLS = ("corrected", AS_CODED)
 VERSION = 2
-"""What the starts and the stored curves of a rollout mean.
+"""What the starts and the stored curves of a rollout mean; a record of another version is made anew.
 
-1. Drawn velocities are too hot by N / (N - 1); the first and the last frame can be starts, whose velocities
-   are one-sided differences; stored energies are rounded to 12 bits, and heating does not break a replica.
-2. Drawn velocities have the temperature over 3N - 3 degrees of freedom; starts have both neighbours; stored
-   energies are exact to 1e-6 eV; a replica that heats counts as broken, and records hold the atoms at which a
-   replica broke and the temperature of its start.
+Drawn velocities have the temperature over 3N - 3 degrees of freedom; starts have both neighbours; stored
+energies are exact to 1e-6 eV; a replica that heats counts as broken, and records hold the atoms at which a
+replica broke and the temperature of its start.
 """
 OWN_NOISE = 1_000_003
 """Added to the seed of the noise of a model that is the reference method itself. With the noise of the
@@ -77,8 +75,6 @@ class RolloutConfig(Config):
     device: str = "cpu"
     threads: int = 1
     progress: bool = True
-    version: int = VERSION
-    """See :data:`VERSION`. Records of an earlier version are read, but no longer made."""
     keep: str | None = None
     """Format in which the trajectories are kept (:func:`kept`): ``xyz`` (extended xyz), ``traj`` (that of
     ASE), or None for not at all. A run whose record is stored without them is run again."""
@@ -92,16 +88,12 @@ class RolloutConfig(Config):
             raise ValueError(f"skin must not be negative, not {self.skin}")
         if self.keep not in (None, "xyz", "traj"):
             raise ValueError(f"trajectories are kept as xyz or traj, not as {self.keep}")
-        if self.version not in range(1, VERSION + 1):
-            raise ValueError(f"version must be between 1 and {VERSION}, not {self.version}")
 
     def parameters(self):
-        """What determines the result, as stored in the record; one without a version has version 1."""
-        parameters = super().parameters()
+        """What determines the result, as stored in the record, with :data:`VERSION`."""
+        parameters = super().parameters() | {"version": VERSION}
         if self.target is None:
             parameters.pop("target")
-        if self.version == 1:
-            parameters.pop("version")
         return parameters
 
     @property
@@ -140,8 +132,8 @@ def roll_out(config, *, force_field=None):
     FileNotFoundError
         If there are no trained weights; the message names the command that trains.
     ValueError
-        If the dataset, split or model is unknown, there are fewer frames than replicas, frames differ in
-        composition, cell, periodicity or masses, or a record of an earlier version is wanted and not stored.
+        If the dataset, split or model is unknown, there are fewer frames than replicas, or frames differ in
+        composition, cell, periodicity or masses.
     """
     if len(several := parts(config)) > 1:
         return _pooled(config, {part.split: roll_out(part, force_field=force_field) for part in several})
@@ -184,12 +176,6 @@ def _keeping(config, digests):
 
 
 def _rolled_out(config, card, force_field, digests):
-    if config.version < VERSION:
-        raise ValueError(
-            f"campaign {config.campaign} has no record {config.kind}/{config.key.path.name} with these "
-            f"parameters, and rollouts of version {config.version} are no longer run, being too hot. "
-            f"Remove the line `version: {config.version}` from the campaign or from the notebook's parameters"
-        )
     torch.set_num_threads(config.threads)
     make_calculator = _calculators(config, card, force_field)
     scene = _scene(config, card)
@@ -224,8 +210,6 @@ def parts(config):
 def _pooled(config, found):
     """Record that pools the replicas of several compositions, or the stored one of the same parts."""
     config = replace(config, dataset=cards.dataset(config.dataset).name)
-    if config.version < VERSION and (record := records.find(config.key, config.parameters())):
-        return record
     parts = records.digest(*[record.path for record in found.values()])
     return records.run(config, lambda: _pool(found), parts=parts)
 

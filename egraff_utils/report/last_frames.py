@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from scipy import stats
 
-from egraff_utils import records, structure
+from egraff_utils import structure
 from egraff_utils.breaks import Cause
-from egraff_utils.md.stability import distances, stray_atoms, worst_bond
+from egraff_utils.md.stability import distances
 from egraff_utils.report import look, structures
 from egraff_utils.report.survival import COLUMNS, conditions, reference_frames, rows_of, runs
 from egraff_utils.report.titles import model_title, short_title
@@ -56,8 +56,6 @@ class Failure(NamedTuple):
     """Potential energies, shape ``(L,)``, eV."""
     rise: float
     """Last energy relative to the mean of the run before the last frames, in its standard deviations."""
-    blur: float
-    """Error of ``rise`` by the rounding of the stored energies, in the same standard deviations."""
     warmth: float
     """Ratio of the last temperature to the target."""
 
@@ -71,36 +69,28 @@ def failures(found) -> list[Failure]:
         for place, replica in enumerate(curves.get("broken", ()) if rows is not None else ()):
             before, last = _course(record, place, replica)
             spread = before.std() if len(before) > 1 and before.std() > 0 else np.nan
-            rise, blur = (last[-1] - before.mean()) / spread, records.resolution(record) / 2 / spread
+            rise = (last[-1] - before.mean()) / spread
             warm = curves["temperature"][replica]
             warm = warm[np.isfinite(warm)]
             warmth = (
                 warm[-1] / rows.temperature[replica] if len(warm) and rows.temperature[replica] else np.nan
             )
             row = rows.loc[replica]
-            kept.append(
-                Failure(row, record, curves["last_positions"][place], last, rise, blur, float(warmth))
-            )
+            kept.append(Failure(row, record, curves["last_positions"][place], last, rise, float(warmth)))
     return kept
 
 
 def _course(record, place, replica):
-    """Energies of a replica up to its last frames, and in its last frames, eV.
-
-    The last energies of version 1 were rounded to 12 bits of their size, 1 to 4 eV, so that the end of the
-    curve of all energies is used, which was rounded to 12 bits of its range.
-    """
+    """Energies of a replica up to its last frames, and in its last frames, eV."""
     energy, last = record.curves["energy"][replica], record.curves["last_energy"][place]
     energy = energy[np.isfinite(energy)]
-    before = energy[: -len(last)]
-    return before, last if record.parameters.get("version", 1) > 1 else energy[-len(last) :]
+    return energy[: -len(last)], last
 
 
-def offender(positions, atoms, cause: Cause, reference=None, *, where=()) -> Offender | None:
+def offender(positions, atoms, cause: Cause, where, reference=None) -> Offender | None:
     """Atoms that violated a stability rule, with their distance in the last valid frame.
 
-    The frame in which a replica broke is not stored. Where the record does not name the atoms, the last two
-    frames are extrapolated by one step, and the measure of the rule is evaluated there.
+    The frame in which a replica broke is not stored.
 
     Parameters
     ----------
@@ -110,40 +100,38 @@ def offender(positions, atoms, cause: Cause, reference=None, *, where=()) -> Off
         ``ase.Atoms`` of the system, which gives elements and cell.
     cause
         Cause of the break.
+    where
+        Indices of the atoms, as the record names them.
     reference
         Positions of the reference, for the mean lengths of bonds, shape ``(F, N, 3)``, Å.
-    where
-        Indices of the atoms, if the record names them.
 
     Returns
     -------
-    Offender, or None if the cause does not concern single atoms.
+    Offender, or None if the break does not concern single atoms.
     """
+    if not where:
+        return None
     last = np.asarray(positions[-1], dtype=float)
-    ahead = 2 * last - positions[-2] if len(positions) > 1 else last
     symbols = atoms.get_chemical_symbols()
     if cause in (Cause.MOVE, Cause.NOT_FINITE):
-        moved = np.linalg.norm(ahead - last, axis=1)
-        i = where[0] if where else int(moved.argmax())
-        return Offender((i,), f"{symbols[i]} atom, last move", float(moved[i]), np.nan)
+        (i,) = where
+        moved = np.linalg.norm(last[i] - positions[-2][i]) if len(positions) > 1 else 0.0
+        return Offender((i,), f"{symbols[i]} atom, last move", float(moved), np.nan)
     if cause == Cause.BOND:
         pairs, usual = structure.reference_bonds(
             atoms, atoms.positions[None] if reference is None else reference
         )
-        i, j = where or worst_bond(ahead, pairs, usual)
+        i, j = where
         usual = usual[(np.sort(pairs) == sorted((i, j))).all(1)]
         now = distances(last, atoms)
         name = f"{symbols[i]}-{symbols[j]} bond{_transfer(now, symbols, (i, j))}"
         return Offender((i, j), name, float(now[i, j]), float(usual.mean()) if len(usual) else np.nan)
-    if cause not in (Cause.CONTACT, Cause.CONTACT_OR_ESCAPE):
-        return None
-    found = where or stray_atoms(ahead, atoms, escape=cause == Cause.CONTACT_OR_ESCAPE)
     now = distances(last, atoms)
-    if len(found) == 1:
-        (i,) = found
-        return Offender(found, f"{symbols[i]} atom, to the nearest", float(now[i].min()), np.nan)
-    i, j = found
-    return Offender(found, f"{symbols[i]}-{symbols[j]} contact", float(now[i, j]), np.nan)
+    if len(where) == 1:
+        (i,) = where
+        return Offender((i,), f"{symbols[i]} atom, to the nearest", float(now[i].min()), np.nan)
+    i, j = where
+    return Offender((i, j), f"{symbols[i]}-{symbols[j]} contact", float(now[i, j]), np.nan)
 
 
 def _transfer(apart, symbols, pair):
@@ -163,8 +151,8 @@ def offender_of(failure: Failure) -> Offender | None:
     if frames is None or len(frames[0]) != failure.positions.shape[1]:
         return None
     reference = np.stack([a.positions for a in frames]) if failure.row.cause == Cause.BOND else None
-    where = {end.replica: end.where for end in failure.record.breaks}.get(failure.row.replica, ())
-    return offender(failure.positions, frames[0], failure.row.cause, reference, where=where)
+    where = {end.replica: end.where for end in failure.record.breaks}[failure.row.replica]
+    return offender(failure.positions, frames[0], failure.row.cause, where, reference)
 
 
 def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
@@ -194,7 +182,7 @@ def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
                 "Time (fs)": round(row.time, 1),
                 "Reason": row.cause.words,
                 "Where": f"{found.name} {found.length:.2f} Å{usual}" if found else _elsewhere(row.cause),
-                "Energy (σ)": _signed(failure.rise, failure.blur) if failure else "not kept",
+                "Energy (σ)": _signed(failure.rise) if failure else "not kept",
                 "T over target (×)": f"{failure.warmth:.2f}"
                 if failure and np.isfinite(failure.warmth)
                 else "not kept",
@@ -227,11 +215,8 @@ def _elsewhere(cause):
     return "everywhere" if cause in (Cause.HEATED, Cause.STRUCTURE) else "not kept"
 
 
-def _signed(value, blur):
-    """A value with its sign, and with its error where that is not far below the last digit."""
-    if not np.isfinite(value):
-        return "no value"
-    return f"{value:+.1f}" if blur < 0.05 else f"{value:+.1f} ± {blur:.1f}"
+def _signed(value):
+    return f"{value:+.1f}" if np.isfinite(value) else "no value"
 
 
 def pick(kept, *, most: int = 4) -> list[Failure]:

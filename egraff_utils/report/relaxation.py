@@ -123,11 +123,8 @@ def start_temperatures(record, target: float) -> np.ndarray:
 
 
 def velocity_temperatures(record) -> np.ndarray:
-    """Temperature of the velocities at the start of every replica, shape ``(R,)``, K.
-
-    It is that in the record or, in version 1, the first one of the curve.
-    """
-    return np.asarray(record.curves.get("start_temperature", record.curves["temperature"][:, 0]), float)
+    """Temperature of the velocities at the start of every replica, shape ``(R,)``, K."""
+    return np.asarray(record.curves["start_temperature"], float)
 
 
 class Scale(NamedTuple):

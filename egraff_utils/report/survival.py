@@ -15,10 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from egraff_utils import cards, data, statistics
-from egraff_utils.breaks import Break
 from egraff_utils.config import Kind
-from egraff_utils.md.stability import heat_rule
-from egraff_utils.md.temperature import stationary_ratio
 from egraff_utils.report import catalogue, look, shifts
 from egraff_utils.report.beside import MODELS
 from egraff_utils.report.comparison import order_datasets, order_models
@@ -120,7 +117,7 @@ def rows_of(kind, record):
     asked = record.parameters.get("steps") or 0
     same = {"kind": kind, "dataset": record.dataset, "setting": setting(kind, record.dataset)}
     same |= {"model": record.model, "seed": record.seed, "asked": asked, "path": str(record.path)}
-    ends = {end.replica: end for end in breaks_of(record)}
+    ends = {end.replica: end for end in record.breaks}
     split = record.parameters.get("split", "test")
     stable = record.curves["stable_step"]
     names = record.curves.get("composition", ["" if split.startswith("test") else split] * len(stable))
@@ -146,38 +143,6 @@ def reference_frames(record):
     """Frames of the split that a rollout started from, a list of ``ase.Atoms``; None if not available."""
     dataset, split = record.parameters.get("target") or record.dataset, record.parameters.get("split", "test")
     return _frames(dataset, split) if dataset in cards.datasets() else None
-
-
-def breaks_of(record) -> list[Break]:
-    """Breaks of a rollout, one at most for each replica.
-
-    In version 1 a replica that heats was not taken as broken. Its break is found from the stored
-    temperatures, where the frames of the dataset are available and tell the number of atoms. Pooled records
-    are left as they are.
-    """
-    known = {end.replica: end for end in record.breaks}
-    frames = reference_frames(record) if record.parameters.get("version", 1) == 1 else None
-    if frames is None or "composition" in record.curves or "temperature" not in record.curves:
-        return record.breaks
-    for end in _heated(record, frames[0]):
-        if end.step < known.get(end.replica, end).step or end.replica not in known:
-            known[end.replica] = end
-    return [known[replica] for replica in sorted(known)]
-
-
-def _heated(record, atoms):
-    """Breaks by heat of a rollout whose curves are not thinned."""
-    target, timestep = conditions(record)
-    every = record.parameters.get("record_every", 1)
-    if Kind.parse(record.kind).protocol:
-        target *= stationary_ratio(atoms.get_masses())
-    for replica, curve in enumerate(np.asarray(record.curves["temperature"], float)):
-        curve = curve[np.isfinite(curve)]
-        new = np.broadcast_to(atoms.positions, (len(curve), *atoms.positions.shape))
-        verdict = heat_rule(new, curve, temperature=target, interval=timestep * every) if len(curve) else None
-        if verdict is not None:
-            step = max(verdict.frame - 1, 0) * every
-            yield Break(replica, step, step * timestep, verdict.cause)
 
 
 def conditions(record, composition=""):

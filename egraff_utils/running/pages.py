@@ -59,8 +59,7 @@ def page_parameters(page, settings, campaign):
         return campaign.training_parameters(dataset, model, seed)
     model = _choose(settings.get("model"), campaign.models)
     if kind == "rollout":
-        version = {name: settings[name] for name in ("version",) if name in settings}
-        return campaign.rollout_parameters(stem, model, seed, "corrected") | version
+        return campaign.rollout_parameters(stem, model, seed, "corrected")
     if kind in campaigns.TASKS:
         dataset = _choose(settings.get("dataset"), campaign.task_datasets(page))
         return batch.task_parameters(page, campaign, dataset, model, seed)
