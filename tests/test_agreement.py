@@ -168,10 +168,21 @@ def test_winners_and_ranks():
 def test_tables_of_the_evidence(frame):
     assert agreement.budget(frame).loc["3bpa", "Force MAE (× paper)"] == pytest.approx(2)
     assert agreement.data_at_hand(frame).loc["3bpa", "in the paper (count)"] == 500
-    assert agreement.protocols(frame).loc["mace", "WF, paper (%)"] == 17.93
-    for nothing in (agreement.budget(frame[:0]), agreement.data_at_hand(frame[:0])):
+    for nothing in (agreement.budget, agreement.data_at_hand, agreement.protocols):
+        nothing = nothing(frame[:0])
         assert nothing.empty
     assert agreement.claims(frame[:0]).loc["datasets"].tolist() == [0, 0]
+
+
+def test_what_the_protocol_explains_is_told_from_what_it_leaves(frame):
+    for kind, value in (("rollout", 1.5), ("rollout_as_coded", 6.0)):
+        found = [Metric("wf", value, "%")]
+        records.write(Record(kind, "made", "aspirin", "mace", 0, {}, found))
+    table = agreement.protocols(records.read("made"))
+    (row,) = table.to_dict("records")
+    assert table.index.tolist() == [("WF (%)", "aspirin")]
+    assert (row["paper"], row["as coded / corrected"]) == pytest.approx((18.92, 4))
+    assert row["paper / as coded"] == pytest.approx(18.92 / 6)
 
 
 def test_standings(frame):

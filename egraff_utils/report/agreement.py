@@ -21,6 +21,8 @@ from egraff_utils.report.ranks import chance_of, rank_correlation
 
 AS_PUBLISHED, REVERSED, UNDECIDED = "as published", "reversed", "not told from chance"
 NOT_COMPARED = "not run"
+PROTOCOL_METRICS = ("wf", "ev_root", "fv")
+"""Metrics of rollouts whose published values are compared with ours in both protocols."""
 RESAMPLES = 1000
 """Number of resamples of every bootstrap."""
 
@@ -269,16 +271,51 @@ def budget(frame: pd.DataFrame, *, others: tuple[str, ...] = ()) -> pd.DataFrame
     return means.reindex([name for name in beside.DATASETS if name in means.index]).join(mace)
 
 
-def protocols(frame: pd.DataFrame, dataset: str = "ethanol") -> pd.DataFrame:
-    """Wright's factor and temperature of both protocols, and the published WF, with one row per model."""
-    kinds = {"as coded": "rollout_as_coded", "corrected": "rollout"}
-    found = {"WF, paper (%)": beside.beside_values(frame, ("wf",))[quantities.of("wf").head, PAPER]}
-    found |= {f"WF, {name} (%)": _metric(frame, kind, "wf") for name, kind in kinds.items()}
-    found |= {f"Temperature, {name} (K)": _metric(frame, kind, "temperature") for name, kind in kinds.items()}
-    table = pd.DataFrame(
-        {name: column[column.index.isin([dataset], level=0)] for name, column in found.items()}
+def protocols(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the cold start of the published protocol explains, metric by metric and dataset by dataset.
+
+    Returns
+    -------
+    DataFrame with the index (metric, dataset), 3BPA at 600 K, and geometric means over the models that the
+    paper has and that both protocols ran: ``"paper"``, ``"as coded"``, ``"corrected"``, and the ratios
+    ``"as coded / corrected"``, which is the effect of the protocol on the same weights, and
+    ``"paper / as coded"``, which the protocol does not explain.
+    """
+    coded, corrected = (
+        beside.beside_values(frame, PROTOCOL_METRICS, kind=kind) for kind in ("rollout_as_coded", "rollout")
     )
-    return table.droplevel("dataset").reindex(beside.MODELS)
+    tables = {}
+    for metric in PROTOCOL_METRICS:
+        head = beside.column_of(metric).head
+        columns = {"paper": coded[head, PAPER], "as coded": coded[head, OURS]}
+        cells = pd.DataFrame(columns | {"corrected": corrected[head, OURS]}).dropna()
+        tables[head] = np.exp(np.log(cells).groupby("dataset").mean()).reindex(beside.DATASETS).dropna()
+    table = pd.concat(tables, names=["metric", "dataset"])
+    table["as coded / corrected"] = table["as coded"] / table["corrected"]
+    table["paper / as coded"] = table["paper"] / table["as coded"]
+    return table
+
+
+def protocol_texts(table: pd.DataFrame) -> dict[str, str]:
+    """Ranges over datasets of the ratios of `protocols`, and on how many the paper is within a factor of two.
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_product([[beside.column_of("wf").head], ["aspirin", "ethanol"]])
+    >>> ratios = {"as coded / corrected": [16.2, 5.9], "paper / as coded": [1.9, 4.1]}
+    >>> protocol_texts(pd.DataFrame(ratios, index))  # doctest: +NORMALIZE_WHITESPACE
+    {'wf_cold': '5.9 to 16', 'wf_left': '1.9 to 4.1', 'wf_near': '1 of 2', 'ev_root_cold': '(not run)',
+    'ev_root_left': '(not run)', 'ev_root_near': '0 of 0', 'fv_cold': '(not run)', 'fv_left': '(not run)',
+    'fv_near': '0 of 0'}
+    """
+    texts = {}
+    for metric in PROTOCOL_METRICS:
+        rows = table[table.index.get_level_values(0) == beside.column_of(metric).head]
+        for name, column in (("cold", "as coded / corrected"), ("left", "paper / as coded")):
+            span = f"{rows[column].min():.2g} to {rows[column].max():.2g}"
+            texts[f"{metric}_{name}"] = span if len(rows) else "(not run)"
+        texts[f"{metric}_near"] = f"{rows['paper / as coded'].between(0.5, 2).sum()} of {len(rows)}"
+    return texts
 
 
 def data_at_hand(frame: pd.DataFrame) -> pd.DataFrame:
