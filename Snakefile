@@ -10,7 +10,7 @@ import math
 import shlex
 import sys
 
-from egraff_utils import campaign as campaigns, paths
+from egraff_utils import campaign as campaigns, cards, paths
 from egraff_utils.running import batch, cells, pages
 from egraff_utils.campaign import CELL, FOLDERS
 
@@ -28,12 +28,17 @@ LEAST, UNKNOWN = 30, 1440  # min: for a job beside its budget, and for a trainin
 
 
 wildcard_constraints:
-    dataset="[a-z0-9_]+",
-    model="[A-Za-z0-9_-]+",
+    dataset="|".join(CAMPAIGN.datasets),
+    model="|".join([*CAMPAIGN.models, cards.REFERENCE]),
     seed="[0-9]+",
     folder="|".join(campaigns.TASKS),
     task="[a-z0-9_]+",
     page="[a-z0-9_]+",
+
+
+def dataset_words(wildcards):
+    """Parameters of a dataset's notebook, for the shell."""
+    return batch.words(CAMPAIGN.dataset_parameters(wildcards.dataset))
 
 
 def training_words(wildcards):
@@ -82,11 +87,11 @@ rule all:
 
 rule dataset:
     input:
-        notebook=NOTEBOOKS / "datasets" / "{dataset}.ipynb",
+        notebook=lambda wildcards: batch.notebook_of("datasets", wildcards.dataset),
     output:
         RUNS / "datasets" / "{dataset}.ipynb",
     params:
-        words=batch.words({"campaign": CAMPAIGN.name}),
+        words=dataset_words,
     threads: CAMPAIGN.threads
     resources:
         runtime=lambda wildcards, attempt: LEAST * attempt,
@@ -117,7 +122,7 @@ for protocol, folder in FOLDERS.items():
             folder
         input:
             RUNS / "training" / CELL,
-            notebook=NOTEBOOKS / "rollout" / "{dataset}.ipynb",
+            notebook=lambda wildcards: batch.notebook_of("rollout", wildcards.dataset),
         output:
             RUNS / folder / CELL,
         params:

@@ -97,7 +97,8 @@ class Campaign:
     description: str
     """What it is for."""
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names of datasets."""
+    """Names of datasets; of one of your own the path of its card, relative to this file. Elsewhere in
+    the file it goes by the name in its card."""
     models: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of models; of a calculator also the path of its card, relative to this file."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
@@ -133,8 +134,9 @@ class Campaign:
     they differ."""
 
     def __post_init__(self):
-        for dataset in self.datasets:
-            cards.dataset(dataset)
+        object.__setattr__(self, "datasets", tuple(cards.dataset(name).name for name in self.datasets))
+        if twice := [name for name in self.datasets if self.datasets.count(name) > 1]:
+            raise ValueError(f"campaign {self.name} has two datasets of the name {twice[0]}")
         object.__setattr__(self, "models", tuple(map(_checked_name, self.models)))
         for model in set(self.calculators) - {cards.REFERENCE}:
             for dataset in self.datasets:
@@ -209,19 +211,27 @@ class Campaign:
         found = self.ood.get(name) if folder == "ood" else None
         return found if found and found.own else None
 
+    def dataset_parameters(self, dataset):
+        """Parameters of a dataset's notebook; that of a dataset of the project knows its dataset."""
+        return {"campaign": self.name} | self._named(dataset)
+
+    def _named(self, dataset):
+        return {} if dataset in cards.datasets() else {"dataset": cards.dataset_spelling(dataset)}
+
     def training_parameters(self, dataset, model, seed):
         """Parameters of a training notebook, which knows its own model; that of calculators has no limits."""
-        common = self._common(seed) | {"dataset": dataset}
+        common = self._common(seed) | {"dataset": cards.dataset_spelling(dataset)}
         if cards.is_calculator(model):
             return common | {"model": cards.model_spelling(model)}
         return common | {"preset": self.preset} | asdict(self._budget("training", dataset))
 
     def rollout_parameters(self, dataset, model, seed, protocol):
-        """Parameters of a rollout notebook, which knows its own dataset."""
+        """Parameters of a rollout notebook; that of a dataset of the project knows its dataset."""
         budget = self._budget("rollout", dataset)
         limits = asdict(self._budget("training", dataset))
         return {
             **self._common(seed),
+            **self._named(dataset),
             "preset": self.preset,
             **{f"train_{key}": limit for key, limit in limits.items()},
             "model": cards.model_spelling(model),
@@ -236,7 +246,7 @@ class Campaign:
         """Parameters of a task's notebook, which uses a trained model."""
         parameters = self.rollout_parameters(dataset, model, seed, "corrected")
         del parameters["protocol"]
-        return {"dataset": dataset, "frames": self.ood_frames, **parameters}
+        return parameters | {"dataset": cards.dataset_spelling(dataset), "frames": self.ood_frames}
 
     def protocols(self, dataset):
         """Rollout protocols of a dataset."""
@@ -283,18 +293,19 @@ def load(name, *, planned=True):
     for task in tasks.values() if isinstance(tasks, dict) else ():
         if isinstance(task, dict) and task.get("target"):
             task["target"] = _located(task["target"], path.parent)
-    if isinstance(mapping.get("models"), list):
-        mapping["models"] = [_located(model, path.parent) for model in mapping["models"]]
+    for key in ("models", "datasets"):
+        if isinstance(mapping.get(key), list):
+            mapping[key] = [_located(name, path.parent) for name in mapping[key]]
     campaign = schema.validated(Campaign, mapping, where=path)
     plan = plan_path(campaign.name)
     return _planned(campaign, cards.read_yaml(plan)) if planned and plan.is_file() else campaign
 
 
-def _located(model, folder):
-    """A model or a target; the path of a card is relative to a folder, or that of a copy (:func:`keep`)."""
-    if not _is_path(model):
-        return model
-    path = folder / Path(model).expanduser()
+def _located(name, folder):
+    """A name as it is; the path of a card is relative to a folder, or that of a copy (:func:`keep`)."""
+    if not _is_path(name):
+        return name
+    path = folder / Path(name).expanduser()
     return str(path if path.is_file() else folder / path.name)
 
 
@@ -320,7 +331,8 @@ def path_of(name):
 def keep(name):
     """Copy the file of a campaign outside ``params/`` to its records, so that reports find it by its name.
 
-    The cards of its calculators and of the targets of its tasks are copied with it.
+    The cards of its datasets and calculators and of the targets of its tasks are copied with it. Data are
+    not, so that what shows frames is made while the campaign runs.
     """
     path, campaign = path_of(name), load(name, planned=False)
     own = campaign.name
@@ -329,7 +341,8 @@ def keep(name):
         with paths.written(kept_path(own)) as temporary:
             temporary.write_text(("" if named else f"name: {own}\n") + path.read_text())
         targets = [Path(task.target) for task in campaign.ood.values() if _is_path(task.target)]
-        for file in [*filter(None, (cards.model_file(model) for model in campaign.models)), *targets]:
+        own_cards = [*map(cards.model_file, campaign.models), *map(cards.dataset_file, campaign.datasets)]
+        for file in [*filter(None, own_cards), *targets]:
             with paths.written(kept_path(own).with_name(file.name)) as temporary:
                 temporary.write_bytes(file.read_bytes())
 

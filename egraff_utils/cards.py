@@ -432,7 +432,7 @@ class DatasetCard:
         )
 
 
-_registered = {}
+_registered, _dataset_files = {}, {}
 
 
 def datasets():
@@ -464,11 +464,21 @@ def dataset(name):
         card = validated(DatasetCard, values, where=path)
         if card.name in (*datasets(), EXAMPLE):
             raise ValueError(f"{path}: the name '{card.name}' is taken by a dataset of the project")
-        _registered[card.name] = card
+        _registered[card.name], _dataset_files[card.name] = card, path
         return card
     if name in _registered:
         return _registered[name]
     return _shipped(name)
+
+
+def dataset_file(name):
+    """Path of a user's card of a dataset that has been read, or None for a dataset of the project."""
+    return _dataset_files.get(name)
+
+
+def dataset_spelling(name):
+    """Text by which another process finds a dataset: the path of a user's card, else the name."""
+    return str(dataset_file(name) or name)
 
 
 @cache

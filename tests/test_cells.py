@@ -92,6 +92,53 @@ def test_a_task_of_your_own_that_does_not_fit_is_refused(workplace, changes, mes
         campaign.load(path)
 
 
+OWN_DATA = """description: d
+datasets: [sets/water-1.yml, ethanol_xtb]
+models: [mace]
+overrides: {H2O-v1: {training: {max_steps: 7}}}
+checks: {gate: [H2O-v1]}
+"""
+
+
+def test_a_dataset_of_your_own_is_given_by_its_card(workplace):
+    card = workplace / "sets" / "water-1.yml"
+    card.parent.mkdir()
+    card.write_text(
+        "name: H2O-v1\nsystem: molecule\ntemperature: 300\ntimestep: 0.5\nelements: [1, 8]\n"
+        "files: {all: water.xyz}\nsplits: {train: all, val: all, test: all}\n"
+    )
+    path = workplace / "mine.yml"
+    path.write_text(OWN_DATA)
+    settings = campaign.load(path)
+    training, rollout, gate = [c for c in cells.cells(settings) if c.dataset == "H2O-v1"]
+    assert rollout.notebook == batch.NOTEBOOKS / "yours" / "rollout.ipynb"
+    assert gate.output.name == "H2O-v1-mace-s0.ipynb"
+    for cell in (training, rollout, gate):
+        asked = cell.parameters(settings)
+        assert asked["dataset"] == str(card)
+        batch.check_parameters(cell.notebook, asked)
+        assert batch.failure_key(cell.notebook, asked).dataset == "H2O-v1"
+    assert training.parameters(settings)["max_steps"] == 7
+    assert cells.cells(settings, ["ethanol_xtb"])[1].notebook.stem == "ethanol_xtb"
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "run", str(path), "--dry-run"]
+    plan = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=False)
+    assert plan.returncode == 0, plan.stderr
+    for folder in ("datasets", "rollout"):
+        name = "H2O-v1.ipynb" if folder == "datasets" else rollout.output.name
+        made = paths.runs() / "mine" / folder / name
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.touch()
+    campaign.keep(path)
+    shown = pages.campaign_pages("mine")
+    assert {"yours/dataset", "yours/rollout"} <= set(shown)
+    card.unlink()
+    assert campaign.load("mine").datasets == ("H2O-v1", "ethanol_xtb")  # from the copy beside the records
+    path.write_text(OWN_DATA.replace("ethanol_xtb]", "sets/water-1.yml]"))
+    card.write_text(campaign.kept_path("mine").with_name("water-1.yml").read_text())
+    with pytest.raises(ValueError, match="two datasets of the name H2O-v1"):
+        campaign.load(path)
+
+
 @pytest.mark.parametrize("name", ["demo", "cpu"])
 def test_snakemake_plans_every_cell(name, workplace):
     settings = campaign.load(name)

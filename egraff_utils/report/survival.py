@@ -109,7 +109,7 @@ def failed_runs(found) -> pd.DataFrame:
 def _is_rollout(record):
     """Whether a record is a rollout, or the failure of one."""
     if Kind.parse(record.kind).act == "failure":
-        return str(record.parameters.get("notebook", "")).startswith(("rollout/", "ood/"))
+        return str(record.parameters.get("notebook", "")).startswith(("rollout/", "yours/", "ood/"))
     return Kind.parse(record.kind).act == "rollout"
 
 

@@ -383,6 +383,19 @@ def _is_noise(output):
     return widget or output.get("name") == "stderr"
 
 
+def notebook_of(folder, dataset):
+    """Notebook ``datasets`` or ``rollout`` of a dataset; for one of a user's own, that which takes its card.
+
+    >>> [notebook_of(folder, "lips").parent.name for folder in ("datasets", "rollout")]
+    ['datasets', 'rollout']
+    >>> notebook_of("datasets", "water").relative_to(NOTEBOOKS).as_posix()
+    'yours/dataset.ipynb'
+    """
+    if dataset in cards.datasets():
+        return NOTEBOOKS / folder / f"{dataset}.ipynb"
+    return NOTEBOOKS / "yours" / {"datasets": "dataset.ipynb", "rollout": "rollout.ipynb"}[folder]
+
+
 def run_key(notebook, parameters):
     """Campaign, dataset, model and seed of the run of a notebook, under which its records are stored."""
     values = {**parameters_of(notebook), **parameters}
@@ -397,17 +410,17 @@ def run_key(notebook, parameters):
         "yours": {"dataset": values.get("dataset"), "model": values.get("model", "reference")},
         **dict.fromkeys(campaigns.TASKS, {"dataset": values.get("dataset"), "model": values.get("model")}),
     }.get(folder, {"dataset": "all", "model": stem})
-    identity["dataset"] = Path(str(identity["dataset"])).stem  # a card given by its path
-    identity["model"] = _model_name(identity["model"])
+    identity["dataset"] = _name(lambda name: cards.dataset(name).name, identity["dataset"])
+    identity["model"] = _name(cards.model_name, identity["model"])
     return {"campaign": values.get("campaign", "demo"), **identity, "seed": values.get("seed", 0)}
 
 
-def _model_name(model):
-    """Name of a model; of a card that cannot be read, that of its file."""
+def _name(name_of, spelling):
+    """Name of a dataset or model by its spelling; of a card that cannot be read, that of its file."""
     try:
-        return cards.model_name(str(model))
+        return name_of(str(spelling))
     except (ValueError, OSError):
-        return Path(str(model)).stem
+        return Path(str(spelling)).stem
 
 
 def failure_key(notebook, parameters):

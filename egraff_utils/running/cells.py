@@ -71,7 +71,7 @@ def cells(campaign, datasets=()):
         same, identity = _output(campaign, dataset, model, seed), (dataset, model, seed)
         found.append(Cell(same("training"), training_notebook(model), *identity))
         for protocol in campaign.protocols(dataset):
-            notebook = batch.NOTEBOOKS / "rollout" / f"{dataset}.ipynb"
+            notebook = batch.notebook_of("rollout", dataset)
             found.append(Cell(same(campaigns.FOLDERS[protocol]), notebook, *identity, protocol))
     for folder, task, *identity in campaign.task_cells():
         output = _output(campaign, *identity)(f"{folder}/{task}")

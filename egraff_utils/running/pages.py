@@ -134,6 +134,8 @@ def _make_page(name):
 def campaign_pages(name):
     """Pages of the book that a campaign can show, and their executed notebooks.
 
+    Pages of ``yours`` show the first dataset of the campaign that is not one of the project.
+
     Returns
     -------
     dict
@@ -155,10 +157,15 @@ def campaign_pages(name):
             continue
         values = {"dataset": stem, "model": stem, **page_parameters(page, settings or {}, campaign)}
         model = cards.model_name(values["model"])
-        cell = {"dataset": values["dataset"], "model": model, "seed": campaign.seeds[0]}
+        dataset = cards.dataset(values["dataset"]).name if kind in ("training", *campaigns.TASKS) else stem
+        cell = {"dataset": dataset, "model": model, "seed": campaign.seeds[0]}
         run, own = campaigns.CELL.format(**cell), f"{stem}.ipynb"
         names = {"datasets": own, "report": own} | dict.fromkeys(campaigns.TASKS, f"{stem}/{run}")
         chosen[page] = folder / kind / names.get(kind, run)
+    for dataset in [name for name in campaign.datasets if name not in cards.datasets()][:1]:
+        run = campaigns.CELL.format(dataset=dataset, model=campaign.models[0], seed=campaign.seeds[0])
+        chosen |= {"yours/dataset": folder / "datasets" / f"{dataset}.ipynb"}
+        chosen |= {"yours/rollout": folder / "rollout" / run}
     return {page: path for page, path in chosen.items() if path.exists()}
 
 
