@@ -14,6 +14,7 @@ from egraff_utils.checks import floors
 from egraff_utils.checks.floors import Extent, levels, sample
 from egraff_utils.md import rollout
 from egraff_utils.md.rollout import RolloutConfig
+from egraff_utils.records import Metric, Record
 from egraff_utils.report import floors as report
 
 DECAY = np.exp(-(np.euler_gamma + np.log(2)) / 2)
@@ -313,6 +314,22 @@ def test_values_between_floor_and_ceiling(frame):
     assert (row["Einstein crystal"], row["Perfect"]) == ("–", "not known")
     assert report.below(found, "fv") == (1, 3)  # 0.5 knows of its reference
     assert report.known_perfect(found).startswith("no set here")
+
+
+def test_coverage_counts_the_intervals_that_hold_the_truth():
+    """Means of the others are 520, 510 and 500 K; the target of ethanol_xtb is 500 K."""
+    found = [
+        Record("bench_coverage", "bench", "ethanol_xtb", "reference", seed, {}, [metric])
+        for seed, metric in enumerate(
+            Metric("temperature", value, "K", low, high)
+            for value, low, high in [(490, 470, 510), (510, 505, 515), (530, 495, 565)]
+        )
+    ]
+    row = report.coverage([*found, Record("floor", "demo", "ethanol_xtb", "reference", 0)]).loc["ethanol_xtb"]
+    assert row["Repetitions (count)"] == 3
+    assert row["Temperature"] == pytest.approx(200 / 3)  # all but the first
+    assert row[report.ENSEMBLE] == pytest.approx(200 / 3)  # all but the second
+    assert report.coverage([]).empty
 
 
 def test_figure_and_tables_of_any_records(frame):

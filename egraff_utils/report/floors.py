@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import quantities
+from egraff_utils import cards, quantities
 from egraff_utils.config import Kind, changed
 from egraff_utils.report import look
 from egraff_utils.report.beside import (
@@ -23,6 +23,7 @@ from egraff_utils.report.beside import (
 )
 from egraff_utils.report.levels import is_alike
 
+ENSEMBLE = "Temperature of the ensemble"
 METRICS = ("wf", "jsd_raw", "jsd", "ev_root", "fv", "rmsd")
 """Metrics that the page shows, in this order."""
 
@@ -269,3 +270,62 @@ def _handles(found):
     models = sorted(set(found.model[found[OURS].notna()]), key=look.model_place)
     handles += look.model_handles(models, marker="o", linestyle="")
     return handles + [Line2D([], [], marker=MARKERS[n], label=title, **point) for n, title in NULLS.items()]
+
+
+def coverage(found) -> pd.DataFrame:
+    """How many intervals cover, in percent, over repetitions of a rollout by a perfect model.
+
+    Repetitions have the same starts and other noise. An interval is right for these starts if it holds the
+    mean of the other repetitions, and right for the ensemble if it holds the temperature of the thermostat.
+
+    Parameters
+    ----------
+    found
+        Records, of which those of kind ``bench_coverage`` count, at least two of a dataset.
+
+    Returns
+    -------
+    DataFrame with one row per dataset: the number of repetitions, a column for each metric, and the
+    temperature of the ensemble.
+    """
+    rows = {}
+    runs = [record for record in found if record.kind == "bench_coverage" and record.status == "complete"]
+    for dataset in dict.fromkeys(record.dataset for record in runs):
+        here = [record for record in runs if record.dataset == dataset]
+        intervals = {m.name: [] for m in here[0].metrics}
+        for record in here:
+            for m in record.metrics:
+                intervals[m.name].append((m.value, m.low, m.high))
+        row = {"Repetitions (count)": len(here)}
+        row |= {quantities.METRIC_NAMES[name]: _covered(triples) for name, triples in intervals.items()}
+        target = cards.dataset(dataset).temperature
+        rows[dataset] = row | {ENSEMBLE: _covered(intervals["temperature"], target)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("dataset")
+
+
+def coverage_texts(table: pd.DataFrame) -> dict[str, str]:
+    """Number of repetitions, and percentages for the same starts and for the ensemble, of `coverage`.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"Repetitions (count)": [40], "FV": [90.0], "RMSD": [100.0], ENSEMBLE: [55.0]})
+    >>> coverage_texts(table)
+    {'coverage_runs': '40', 'coverage_same': '90 to 100', 'coverage_ensemble': '55'}
+    """
+    if table.empty:
+        return dict.fromkeys(("coverage_runs", "coverage_same", "coverage_ensemble"), "(not measured)")
+    same = table.drop(columns=["Repetitions (count)", ENSEMBLE])
+    parts = {"runs": table["Repetitions (count)"], "same": same, "ensemble": table[ENSEMBLE]}
+    texts = {}
+    for name, values in parts.items():
+        low, high = (f"{end:.0f}" for end in (np.nanmin(values), np.nanmax(values)))
+        texts[f"coverage_{name}"] = low if low == high else f"{low} to {high}"
+    return texts
+
+
+def _covered(intervals, truth=None):
+    """Percentage of intervals (value, low, high) that hold the truth, by default the mean of the others."""
+    values, low, high = np.array(intervals, dtype=float).T
+    if truth is None:
+        truth = (values.sum() - values) / (len(values) - 1) if len(values) > 1 else np.nan
+    return 100 * float(np.mean((low <= truth) & (truth <= high)))
