@@ -10,8 +10,9 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as command
+from benchmarks import coverage
 from benchmarks.compare import Comparison, compare, same
-from egraff_utils import records
+from egraff_utils import paths, records
 
 
 class Bench:
@@ -198,3 +199,21 @@ def test_the_command_knows_its_benchmarks(capsys):
     with pytest.raises(SystemExit):
         command.main(["mds"])
     assert "no benchmark 'mds'" in capsys.readouterr().err
+
+
+def test_a_repetition_of_the_coverage_leaves_no_record(monkeypatch):
+    seen = []
+
+    def roll_out(config):
+        found = [records.Metric("fv", 0.5, "1", 0.4, 0.6), records.Metric("steps", 7.0, "1")]
+        record = records.Record("rollout", "demo", config.dataset, config.model, config.seed, {}, found)
+        seen.append(records.write(record))
+        return record
+
+    before = paths.results(), paths.runs()
+    monkeypatch.setattr(coverage, "roll_out", roll_out)
+    metrics, _ = coverage.measure("copper_emt", {"replicas": 2, "steps": 7}, 3)
+    assert [(metric.name, metric.low, metric.high) for metric in metrics] == [("fv", 0.4, 0.6)]
+    assert (paths.results(), paths.runs()) == before
+    assert not seen[0].exists()
+    assert not seen[0].is_relative_to(before[0])
