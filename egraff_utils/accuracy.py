@@ -85,6 +85,31 @@ def compare(
     return forces + metrics, curves
 
 
+def stress_errors(force_field, frames):
+    """Metrics ``stress_mae`` and ``zero_stress_mae``, meV/Å^3, over the components and frames, a list.
+
+    Parameters
+    ----------
+    force_field
+        :class:`~egraff_utils.models.ForceField`.
+    frames
+        ``list[ase.Atoms]`` with stress (eV/Å^3) or virial (:func:`~egraff_utils.data.strain_derivative`).
+    """
+    truth = [data.strain_derivative(atoms) / atoms.get_volume() for atoms in frames]
+    truth = np.array(truth).reshape(-1, 9)
+    found = np.array([_stress(force_field, atoms) for atoms in frames]).reshape(-1, 9)
+    composition = np.array([atoms.get_chemical_formula() for atoms in frames])
+    return [
+        _mean("stress_mae", np.abs(found - truth).mean(1) * EV_TO_MEV, composition),
+        Metric.of("zero_stress_mae", np.abs(truth).mean() * EV_TO_MEV),
+    ]
+
+
+def _stress(force_field, atoms):
+    graph = build_graph(atoms, force_field.cutoff, dtype=force_field.dtype).to(force_field.known.device)
+    return force_field.with_virials(graph)[2][0].detach().cpu().numpy() / atoms.get_volume()
+
+
 def _forces(frames):
     try:
         return [atoms.get_forces() for atoms in frames]

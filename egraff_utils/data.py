@@ -144,6 +144,47 @@ def _atoms(source, index, frame):
 # -- checks ---------------------------------------------------------------------------------------------
 
 
+def strain_derivative(atoms):
+    """Derivative of the energy by a strain, shape ``(3, 3)``, eV; None for a frame without stress.
+
+    It is the stress, in the sign of ASE, times the volume, or minus the virial: files of DeePMD, GAP and mace
+    give the virial the sign of a pressure. (On LiPS20 a network trained on the forces confirms it.)
+
+    Examples
+    --------
+    >>> import ase
+    >>> from ase.calculators.singlepoint import SinglePointCalculator
+    >>> box = ase.Atoms("Cu", cell=[2, 2, 2], pbc=True)
+    >>> box.calc = SinglePointCalculator(box, energy=0.0, stress=[0.5, 0, 0, 0, 0, 0])
+    >>> float(strain_derivative(box)[0, 0])
+    4.0
+    """
+    if atoms.cell.rank < 3:
+        return None
+    if "stress" in atoms.calc.results:
+        return atoms.get_stress(voigt=False) * atoms.get_volume()
+    virial = atoms.info.get("virial")
+    return None if virial is None else -np.reshape(virial, (3, 3))
+
+
+def check_stress(name, splits):
+    """Reject frames that have no stress, before it is trained.
+
+    Raises
+    ------
+    ValueError
+        If a frame has neither stress nor virial, or no volume; the message names split, frame and remedy.
+    """
+    card = cards.dataset(name)
+    for split, frames in splits.items():
+        for index, atoms in enumerate(frames):
+            if strain_derivative(atoms) is None:
+                raise ValueError(
+                    f"{card.name}/{split}: frame {index} ({_origin(atoms)}) has no stress, but virial_weight "
+                    "is not 0; set it to 0, or leave the frame out by slice or drop in the card"
+                )
+
+
 def check_splits(name, splits, *, forces=True, across=True):
     """Reject frames that cannot be worked with, before time is spent on them.
 

@@ -37,6 +37,9 @@ class TrainingHyperparameters:
     """Errors that are averaged; ``l2mae`` is the mean norm of the force error per atom."""
     energy_weight: Number = 1.0
     force_weight: Number = 1.0
+    virial_weight: Number = 0.0
+    """Weight of the virial errors in the loss, in both stages. The virial, here the derivative of the
+    energy by a strain, is divided by the number of atoms, eV; with 0 the stress is not trained."""
     energy_per_atom: bool = True
     """Whether the energy error is divided by the number of atoms before it enters the loss."""
     energy_loss_ema: Number | None = None

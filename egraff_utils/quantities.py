@@ -141,6 +141,8 @@ QUANTITIES = (
     Quantity("energy_mae_shifted", "meV", "Energy MAE without its offset", **_ERROR),
     Quantity("energy_offset", "meV", "Energy offset", **_ERROR, lower_is_better=None),
     Quantity("zero_force_mae", "meV/Å", "Force MAE of predicting zero", **_ERROR),
+    Quantity("stress_mae", "meV/Å^3", "Stress MAE", **_ERROR, digits=3),
+    Quantity("zero_stress_mae", "meV/Å^3", "Stress MAE of predicting zero", **_ERROR, digits=3),
     Quantity("force_slope", "1", "Slope of the forces", group="accuracy", kind="training", digits=2,
              lower_is_better=None),
     # simulations

@@ -286,13 +286,18 @@ def _read_rmd17(paths, *, source, keys):
 
 
 def _read_deepmd(paths, *, source, keys):
-    """Frames of a DeePMD folder: types, and a row per frame in ``box``, ``coord``, ``energy``, ``force``."""
+    """Frames of a DeePMD folder: types, and a row per frame in ``box``, ``coord``, ``energy``, ``force`` and,
+    if the card names it, ``virial``."""
     named = {path.stem: path for path in paths}
     symbols = _get(named, "type_map").read_text().split()
     atoms = Atoms([symbols[int(kind)] for kind in _get(named, "type").read_text().split()])
     shape = {"box": (-1, 3, 3), "coord": (-1, len(atoms), 3), "energy": (-1,), "force": (-1, len(atoms), 3)}
+    shape |= {"virial": (-1, 3, 3)} if "virial" in named else {}
     rows = [np.load(_get(named, name), allow_pickle=False).reshape(shape[name]) for name in shape]
-    return [Frame(atoms.numbers, p, box, e, f) for box, p, e, f in zip(*rows, strict=True)]
+    return [
+        Frame(atoms.numbers, p, box, e, f, virial=virial[0] if virial else None)
+        for box, p, e, f, *virial in zip(*rows, strict=True)
+    ]
 
 
 def _read_extxyz(paths, *, source, keys):

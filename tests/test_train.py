@@ -16,10 +16,12 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from egraff_utils import accuracy, cards, models, records, train
 from egraff_utils import weights as trained
 from egraff_utils.hyperparameters import TrainingHyperparameters
+from egraff_utils.md.calculator import ForceFieldCalculator
 from egraff_utils.train import TrainConfig, callbacks, fit
 
 CARD = """
@@ -280,6 +282,69 @@ def test_the_validation_loss_of_a_training_is_that_of_its_weights(dataset, tmp_p
     assert record.curves["val_loss"].min() == pytest.approx(weight * by_hand, rel=1e-5)
 
 
+def strained(rng):
+    """Copper in a small cell whose lengths vary by some percent, labelled with a stress too."""
+    cell = 3.7 * (np.eye(3) + rng.normal(0, 0.02, (3, 3)))
+    corners = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+    atoms = Atoms("Cu4", scaled_positions=corners, cell=cell, pbc=True, calculator=EMT())
+    atoms.positions += rng.normal(0, 0.05, (4, 3))
+    return labelled(atoms, atoms.get_potential_energy(), atoms.get_forces(), stress=atoms.get_stress())
+
+
+@pytest.fixture
+def crystal(dataset, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 20, "val": 5, "test": 5}.items():
+        write(tmp_path / f"{split}.xyz", [strained(rng) for _ in range(count)])
+    Path(dataset).write_text(Path(dataset).read_text().replace("system: molecule", "system: bulk"))
+    return dataset
+
+
+def test_the_stress_is_learnt_if_it_has_a_weight(crystal):
+    """Its error is that of the calculator, and falls well below that of a training without it."""
+    records_of, errors = [], []
+    for weight in (0.0, 100.0):
+        changes = {"training": {"virial_weight": weight, "learning_rate": 0.02}, "max_steps": 150}
+        record = fit(config(crystal, campaign=f"weight{weight:.0f}", **changes))
+        calculator = ForceFieldCalculator(models.load(record.path.with_suffix(".safetensors")))
+        frames = train.data.load("copper_clusters", "test")
+        off = [
+            voigt_6_to_full_3x3_stress(calculator.get_property("stress", atoms) - atoms.get_stress())
+            for atoms in frames
+        ]
+        records_of.append(record)
+        errors.append(1000 * np.abs(off).mean())
+    blind, record = records_of
+    assert "stress_mae" not in [metric.name for metric in blind.metrics]
+    assert record["stress_mae"] == pytest.approx(errors[1], rel=1e-4)
+    assert record["stress_mae"] < min(0.7 * errors[0], 0.5 * record["zero_stress_mae"])
+
+
+def test_a_virial_is_minus_the_derivative_by_a_strain(crystal):
+    atoms = train.data.load("copper_clusters", "test")[0]
+    expected = train.data.strain_derivative(atoms)
+    larger, smaller = (strained_energy(atoms, sign * 1e-5) for sign in (1, -1))
+    assert expected[0, 1] == pytest.approx((larger - smaller) / 2e-5, abs=1e-4)
+    atoms.info["virial"] = -expected
+    del atoms.calc.results["stress"]
+    np.testing.assert_allclose(train.data.strain_derivative(atoms), expected)
+
+
+def strained_energy(atoms, strain):
+    """Energy by EMT after a symmetric shear, which sums two components of the derivative and halves both."""
+    deformation = np.eye(3)
+    deformation[0, 1] = deformation[1, 0] = strain / 2
+    copy = Atoms(atoms.numbers, cell=atoms.cell, positions=atoms.positions, pbc=True, calculator=EMT())
+    copy.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+    return copy.get_potential_energy()
+
+
+def test_a_frame_without_the_stress_that_is_to_be_learnt_is_refused(dataset, monkeypatch):
+    monkeypatch.setattr(train, "new_learner", None)
+    with pytest.raises(ValueError, match="copper_clusters/train: frame 0 .* has no stress.*virial_weight"):
+        fit(config(dataset, training={"virial_weight": 1.0}))
+
+
 def test_an_element_that_no_frame_holds_is_refused_before_training(dataset):
     text = Path(dataset).read_text()
     Path(dataset).write_text(text.replace("elements: [29]", "elements: [1, 29]"))
@@ -343,8 +408,8 @@ def test_one_composition_gets_the_mean_energy_on_top_of_the_prior():
     assert abs(energies[8] + 2042) < 2
 
 
-def labelled(atoms, energy, forces):
-    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+def labelled(atoms, energy, forces, **more):
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, **more)
     return atoms
 
 

@@ -161,12 +161,14 @@ class ForceField(nn.Module):
         return self._freezer and self._freezer()
 
     @torch.enable_grad()
-    def differentiated(self, graph: AtomicGraph) -> Prediction:
-        """:class:`Prediction` by autograd.
+    def differentiated(self, graph: AtomicGraph, *, virials: bool = False) -> tuple[Tensor, ...]:
+        """:class:`Prediction` by autograd, or with virials the result of :meth:`with_virials`.
 
         The control flow depends on no value in the graph, so this method can be compiled.
         """
-        return self._prediction(graph, *self._by_autograd(graph))
+        atomic, on_pairs = self._by_autograd(graph)
+        prediction = self._prediction(graph, atomic, on_pairs)
+        return (*prediction, self._virials(on_pairs, graph)) if virials else prediction
 
     @torch.enable_grad()
     def _by_autograd(self, graph):

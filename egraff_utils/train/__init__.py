@@ -113,14 +113,15 @@ def fit(config):
         Kind ``training``. Metrics: ``force_mae`` (meV/Å), ``energy_mae`` (meV), ``energy_mae_per_atom``
         (meV/atom) on the test split, ``zero_force_mae`` (meV/Å, the error of zero forces), ``steps``,
         ``epochs``, ``seconds``, ``seconds_per_epoch`` and ``parameters``. Curves: ``step``, ``seconds``,
-        ``train_loss``, ``val_loss``, ``val_force_mae``, ``val_energy_mae``. The status is ``failed`` if the
-        loss became non-finite; the message then gives the step.
+        ``train_loss``, ``val_loss``, ``val_force_mae``, ``val_energy_mae``. If the stress is trained
+        (``virial_weight``), also ``stress_mae`` and ``zero_stress_mae`` (meV/Å^3). The status is ``failed``
+        if the loss became non-finite; the message then gives the step.
 
     Raises
     ------
     ValueError
         If the model, dataset, preset or a hyperparameter is unknown, or a split cannot be used for training
-        (:func:`data.check_splits`).
+        (:func:`data.check_splits`; :func:`data.check_stress` if the stress is trained).
     """
     make = accuracy.judge if cards.is_calculator(config.model) else _fitted
     return records.run(config, lambda: make(config))
@@ -128,7 +129,10 @@ def fit(config):
 
 def _fitted(config):
     hyperparameters = models.card(config.model).training(config.preset, **config.training)
-    train, validation, test = data.checked(config.dataset, ("train", "val", "test")).values()
+    splits = data.checked(config.dataset, ("train", "val", "test"))
+    if hyperparameters.virial_weight:
+        data.check_stress(config.dataset, splits)
+    train, validation, test = splits.values()
     learner = new_learner(config, hyperparameters, train)
     status, message = learn(learner, config, config.parameters(), train, validation)
     metrics, curves = _costs(learner), learner.history_arrays()
@@ -136,6 +140,8 @@ def _fitted(config):
         learner.force_field.load_state_dict(learner.best)
         models.round_large(learner.force_field, getattr(torch, hyperparameters.kept_as))
         found, on_frames = accuracy.compare(test, *accuracy.predict(learner.force_field, test))
+        if hyperparameters.virial_weight:
+            found += accuracy.stress_errors(learner.force_field, test)
         metrics, curves = found + metrics, curves | on_frames
 
     def save(path):
@@ -225,7 +231,7 @@ def learn(learner, config, parameters, train, validation):
     # Radial functions far from their centre give numbers below 1e-38, with which CPUs calculate slowly.
     torch.set_flush_denormal(True)
     size, cutoff = learner.hyper.batch_size, learner.force_field.cutoff
-    common = {"cutoff": cutoff, "device": config.device}
+    common = {"cutoff": cutoff, "device": config.device, "virials": learner.hyper.virial_weight > 0}
     steps_done = lambda: learner.global_step  # noqa: E731
     loader = Batches(train, size, seed=config.seed, steps_done=steps_done, **common)
     validation = Batches(validation, max(size, 10), **common)
@@ -258,7 +264,8 @@ def _compiled(config, learner, loader):
     ) > COMPILED_FROM_STEPS
     if not (long if config.compile is None else config.compile):
         return None
-    step = compiled.Step(learner.force_field.train(), learner.mean_errors, loader.shape())
+    virials = learner.hyper.virial_weight > 0
+    step = compiled.Step(learner.force_field.train(), learner.mean_errors, loader.shape(), virials=virials)
     try:
         step.compile(next(iter(loader)))
     except Exception as error:  # the compiler raises errors of many types

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from egraff_utils.data import strain_derivative
 from egraff_utils.graph import build_graph, collate
 from egraff_utils.train import compiled
 from egraff_utils.train.compiled import Batch
@@ -17,8 +18,10 @@ class Batches:
     follows ``steps_done()`` steps, so a resumed run sees the same batches as an uninterrupted one.
     """
 
-    def __init__(self, frames, size, *, cutoff, device, seed=None, steps_done=lambda: 0):
-        self.samples = [_sample(atoms, cutoff, device) for atoms in frames]
+    def __init__(
+        self, frames, size, *, cutoff, device, seed=None, steps_done=lambda: 0, virials: bool = False
+    ):
+        self.samples = [_sample(atoms, cutoff, device, virials) for atoms in frames]
         self.size, self.seed, self.steps_done = min(size, len(frames)), seed, steps_done
         self.sizes = np.array([compiled.sizes(sample.graph) for sample in self.samples])
 
@@ -62,12 +65,16 @@ class Batches:
         """Nothing to restore, see :meth:`state_dict`."""
 
 
-def _sample(atoms, cutoff, device):
+def _sample(atoms, cutoff, device, virials):
     graph = build_graph(atoms, cutoff, dtype=torch.float32).to(device)
     energy = torch.tensor([atoms.get_potential_energy()], dtype=torch.float64, device=device)
-    return Batch(graph, energy, torch.tensor(atoms.get_forces(), dtype=torch.float32, device=device))
+    forces = torch.tensor(atoms.get_forces(), dtype=torch.float32, device=device)
+    if not virials:
+        return Batch(graph, energy, forces)
+    virial = torch.tensor(strain_derivative(atoms)[None], dtype=torch.float64, device=device)
+    return Batch(graph, energy, forces, virial)
 
 
 def _join(samples):
-    graphs, energies, forces = zip(*samples, strict=True)
-    return Batch(collate(graphs), torch.cat(energies), torch.cat(forces))
+    graphs, *labels, virials = zip(*samples, strict=True)
+    return Batch(collate(graphs), *map(torch.cat, labels), None if virials[0] is None else torch.cat(virials))

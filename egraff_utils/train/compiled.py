@@ -41,6 +41,8 @@ class Batch(NamedTuple):
     """Energies, shape ``(S,)``, eV, float64."""
     forces: Tensor
     """Forces, shape ``(N, 3)``, eV/Å."""
+    virials: Tensor | None = None
+    """Derivatives of the energies by a strain, shape ``(S, 3, 3)``, eV, float64, if they are trained."""
 
 
 class Shape(NamedTuple):
@@ -95,14 +97,18 @@ class Step:
     force_field
         :class:`~egraff_utils.models.ForceField` in training mode, whose weights are read at every call.
     errors
-        Function ``errors(batch, prediction, real)`` that returns the errors of energies and forces, two
-        scalars; ``real``, shape ``(S,)``, is one for structures and zero for ghosts.
+        Function ``errors(batch, prediction, real)`` that returns the errors of energies, forces and, if they
+        are trained, virials, a scalar each; ``real``, shape ``(S,)``, is one for structures and zero for
+        ghosts.
     shape
         :class:`Shape` of the batches.
+    virials
+        Whether virials are trained.
     """
 
-    def __init__(self, force_field: nn.Module, errors: Callable, shape: Shape):
-        self.network, self.cutoff = _Unchecked(force_field), force_field.cutoff
+    def __init__(self, force_field: nn.Module, errors: Callable, shape: Shape, *, virials: bool = False):
+        self.network, self.cutoff = _Unchecked(force_field, virials), force_field.cutoff
+        self.terms = 3 if virials else 2
         self.errors, self.shape = errors, shape
         named = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
         self.weights = {name: tensor for name, tensor in named.items() if tensor.requires_grad}
@@ -120,7 +126,7 @@ class Step:
             Any error of the compiler, for instance if there is no C++ compiler.
         """
         before = _processor_time()
-        arguments = self._arguments(batch, (1.0, 1.0))
+        arguments = self._arguments(batch, [1.0] * self.terms)
         with _caches():
             graph = make_fx(lambda *given: self._written_down(*given))(*arguments)
             options = {
@@ -130,14 +136,14 @@ class Step:
             self.function = torch.compile(graph, dynamic=False, fullgraph=True, options=options)
             with torch.no_grad():
                 made = self.function(*arguments)
-        _must_agree(made, self._written_down(*arguments))
+        _must_agree(made, self._written_down(*arguments), self.terms)
         self.seconds = _processor_time() - before
 
     def __call__(self, batch, factors):
-        """Errors of energies and forces, and gradients of their weighted sum with respect to the weights."""
+        """Errors of each term, and gradients of their weighted sum with respect to the weights."""
         with torch.no_grad():
-            energy, force, *gradients = self.function(*self._arguments(batch, factors))
-        return energy, force, gradients
+            found = self.function(*self._arguments(batch, factors))
+        return *found[: self.terms], found[self.terms :]
 
     def _arguments(self, batch, factors):
         filled = self.shape.fill(batch.graph, self.cutoff)
@@ -145,36 +151,42 @@ class Step:
         energy = pad(batch.energy, (0, ghosts))
         forces = pad(batch.forces, (0, 0, 0, len(filled.positions) - len(batch.forces)))
         real = pad(torch.ones_like(batch.energy), (0, ghosts))
-        inputs = [*filled, energy, forces, real, real.new_tensor(factors)]
+        virials = [] if batch.virials is None else [pad(batch.virials, (0, 0, 0, 0, 0, ghosts))]
+        inputs = [*filled, energy, forces, *virials, real, real.new_tensor(factors)]
         return list(self.weights.values()), list(self.constants.values()), inputs
 
     @torch.enable_grad()
     def _written_down(self, weights, constants, inputs):
         named = zip([*self.weights, *self.constants], [*weights, *constants], strict=True)
-        graph, (energy, forces, real, factors) = AtomicGraph(*inputs[:6]), inputs[6:]
+        graph, (*labels, real, factors) = AtomicGraph(*inputs[:6]), inputs[6:]
         prediction = functional_call(self.network, dict(named), (graph,))
-        errors = self.errors(Batch(graph, energy, forces), prediction, real)
-        loss = factors[0] * errors[0] + factors[1] * errors[1]
+        errors = self.errors(Batch(graph, *labels), prediction, real)
+        loss = factors[0] * errors[0]
+        for factor, error in zip(factors[1:], errors[1:], strict=True):
+            loss = loss + factor * error
         return *errors, *torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
 
 
 class _Unchecked(nn.Module):
     """A force field evaluated by autograd, without checks that depend on values in its graph."""
 
-    def __init__(self, force_field):
+    def __init__(self, force_field, virials):
         super().__init__()
-        self.force_field = force_field
+        self.force_field, self.virials = force_field, virials
 
     def forward(self, graph):
-        return self.force_field.differentiated(graph)
+        return self.force_field.differentiated(graph, virials=self.virials)
 
 
-def _must_agree(made, plain):
+def _must_agree(made, plain, terms):
     """Raise ArithmeticError if compiled results are not those by operators, the errors and the gradients.
 
     The compiler can be wrong without a word (``tried.csv``: "one block").
     """
-    for name, ours, right in (("errors", made[:2], plain[:2]), ("gradients", made[2:], plain[2:])):
+    for name, ours, right in (
+        ("errors", made[:terms], plain[:terms]),
+        ("gradients", made[terms:], plain[terms:]),
+    ):
         largest = max(float(b.detach().abs().max()) for b in right)
         apart = max(float((a - b).detach().abs().max()) for a, b in zip(ours, right, strict=True))
         if not apart <= AGREEMENT * largest:

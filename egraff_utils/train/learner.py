@@ -95,7 +95,7 @@ class Learner(lightning.LightningModule):
             *errors, self.gradients = step(batch, self._factors())
             loss = self._loss(*errors)
         else:
-            loss, self.gradients = self.loss(batch, self.force_field(batch.graph)), None
+            loss, self.gradients = self.loss(batch, self._predict(batch.graph)), None
         if batch_idx % FINITE_CHECK_INTERVAL == 0:
             self._check(loss)
         return loss
@@ -112,59 +112,68 @@ class Learner(lightning.LightningModule):
         for weight, gradient in zip(self.compiled.weights.values(), self.gradients, strict=True):
             weight.grad = gradient
 
+    def _predict(self, graph):
+        return (self.force_field.with_virials if self.hyper.virial_weight else self.force_field)(graph)
+
     def loss(self, batch, prediction):
-        """Weighted energy and force errors of a training batch, a scalar."""
+        """Weighted energy, force and virial errors of a training batch, a scalar."""
         return self._loss(*self.mean_errors(batch, prediction))
 
-    def _loss(self, energy_error, force_error):
+    def _loss(self, energy_error, *others):
         alpha, before = self.hyper.energy_loss_ema, self.smoothed_energy_loss
         if alpha is not None:
             if before is not None:
                 energy_error = alpha * energy_error + (1 - alpha) * before
             self.smoothed_energy_loss = energy_error.detach()
-        return self._weighted(energy_error, force_error)
+        return self._weighted(energy_error, *others)
 
-    def _weighted(self, energy_error, force_error):
-        """Sum of the two terms of the loss, weighted as in the current stage."""
-        weights = self._stage_weights()
-        return weights.energy_weight * energy_error + weights.force_weight * force_error
+    def _weighted(self, *errors):
+        """Sum of the terms of the loss, weighted as in the current stage."""
+        return sum(weight * error for weight, error in zip(self._weights(), errors, strict=True))
 
     def _factors(self):
-        """Factors that multiply the gradients of the two mean errors in the gradient of the loss."""
-        weights, smoothed = self._stage_weights(), self.smoothed_energy_loss is not None
-        share = self.hyper.energy_loss_ema if smoothed else 1.0
-        return share * weights.energy_weight, weights.force_weight
+        """Factors that multiply the gradients of the mean errors in the gradient of the loss."""
+        energy, *others = self._weights()
+        share = self.hyper.energy_loss_ema if self.smoothed_energy_loss is not None else 1.0
+        return share * energy, *others
 
-    def _stage_weights(self):
-        return self.hyper.second_stage if self.stage == 2 else self.hyper
+    def _weights(self):
+        stage = self.hyper.second_stage if self.stage == 2 else self.hyper
+        virial = [self.hyper.virial_weight] if self.hyper.virial_weight else []
+        return stage.energy_weight, stage.force_weight, *virial
 
     def mean_errors(self, batch, prediction, real=None):
-        """Mean errors of energies and of forces, the two terms of the loss.
+        """Mean errors of energies, of forces and, if they are trained, of virials, the terms of the loss.
 
         Structures are left out where ``real``, shape ``(S,)``, is zero.
         """
-        energies, forces = self._errors(batch, prediction)
+        energies, forces, *virials = self._errors(batch, prediction)
         if real is None:
-            return energies.mean(), forces.mean()
+            return tuple(errors.mean() for errors in (energies, forces, *virials))
         atoms = real[batch.graph.structure].to(forces.dtype)
-        return energies @ real / real.sum(), forces.view(len(atoms), -1).mean(1) @ atoms / atoms.sum()
+        means = [energies @ real / real.sum(), forces.view(len(atoms), -1).mean(1) @ atoms / atoms.sum()]
+        return *means, *(errors.view(len(real), -1).mean(1) @ real / real.sum() for errors in virials)
 
     def _errors(self, batch, prediction):
         """Errors whose means are the terms of the loss.
 
         The energy errors have shape ``(S,)``. The force errors have one value per component, shape ``(N,
-        3)``, or for ``l2mae`` one per atom, shape ``(N,)``.
+        3)``, or for ``l2mae`` one per atom, shape ``(N,)``; those of virials per atom have shape ``(S, 9)``
+        or ``(S,)``.
         """
-        energy_error, force_error = prediction.energy - batch.energy, prediction.forces - batch.forces
-        if self.hyper.energy_per_atom:
+        energy, forces, *virials = prediction
+        errors = [energy - batch.energy, forces - batch.forces]
+        if self.hyper.energy_per_atom or virials:
             structure, one = batch.graph.structure, torch.ones_like(batch.energy)
             atoms = torch.zeros_like(one).index_add(0, structure, one[structure])
-            energy_error = energy_error / atoms.clamp(min=1)  # a ghost structure may be empty
+            atoms = atoms.clamp(min=1)  # a ghost structure may be empty
+            errors[0] = errors[0] / atoms if self.hyper.energy_per_atom else errors[0]
+            errors += [(found - batch.virials).flatten(1) / atoms[:, None] for found in virials]
         if self.hyper.loss == "mse":
-            return energy_error.square(), force_error.square()
+            return [error.square() for error in errors]
         if self.hyper.loss == "mae":
-            return energy_error.abs(), force_error.abs()
-        return energy_error.abs(), torch.linalg.vector_norm(force_error, dim=1)
+            return [error.abs() for error in errors]
+        return [errors[0].abs(), *(torch.linalg.vector_norm(error, dim=1) for error in errors[1:])]
 
     def _check(self, loss):
         if not torch.isfinite(loss):
@@ -182,22 +191,27 @@ class Learner(lightning.LightningModule):
 
     def validation_step(self, batch, batch_idx):
         """Sums and counts over a batch; :meth:`validation_loss` divides their totals after the last batch."""
-        prediction = self.force_field(batch.graph)
-        energy_errors, force_errors = self._errors(batch, prediction)
+        energy, forces, *virials = self._predict(batch.graph)
+        energy_errors, force_errors, *virial_errors = self._errors(batch, (energy, forces, *virials))
         return {
             "energy_errors": energy_errors.sum(),
             "force_errors": force_errors.sum(dtype=torch.float64),
             "force_terms": force_errors.numel(),
-            "force": (prediction.forces - batch.forces).abs().sum(),
-            "energy": (prediction.energy - batch.energy).abs().sum(),
+            "virial_errors": sum(errors.sum() for errors in virial_errors),
+            "virial_terms": sum(errors.numel() for errors in virial_errors),
+            "force": (forces - batch.forces).abs().sum(),
+            "energy": (energy - batch.energy).abs().sum(),
             "structures": batch.graph.num_structures,
             "components": batch.forces.numel(),
         }
 
     def validation_loss(self, totals):
         """Loss of a set from the totals over its batches; it does not depend on how frames are batched."""
-        energy_loss = totals["energy_errors"] / totals["structures"]
-        return self._weighted(energy_loss, totals["force_errors"] / totals["force_terms"])
+        terms = [
+            totals[f"{name}_errors"] / totals["structures" if name == "energy" else f"{name}_terms"]
+            for name in ("energy", "force", *["virial"] * bool(self.hyper.virial_weight))
+        ]
+        return self._weighted(*terms)
 
     # state
 
