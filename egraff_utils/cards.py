@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from ase.data import chemical_symbols
 from pydantic import Field
 
+from egraff_utils import paths
 from egraff_utils.hyperparameters import TrainingHyperparameters
 from egraff_utils.schema import (
     AtomicNumber,
@@ -443,8 +444,8 @@ def datasets():
 def dataset(name):
     """:class:`DatasetCard` of a dataset, by its name or by the path of a user's YAML file.
 
-    Once read from a path, a card can also be found by the name in it. Relative paths in it start at its
-    folder.
+    Once read from a path, a card can also be found by the name in it, and so can one that a campaign has kept
+    with its records (:func:`egraff_utils.campaign.keep`). Relative paths in it start at its folder.
 
     Raises
     ------
@@ -466,9 +467,18 @@ def dataset(name):
             raise ValueError(f"{path}: the name '{card.name}' is taken by a dataset of the project")
         _registered[card.name], _dataset_files[card.name] = card, path
         return card
-    if name in _registered:
-        return _registered[name]
-    return _shipped(name)
+    if name not in _registered and name not in (*datasets(), EXAMPLE):
+        _read_kept(name)
+    return _registered[name] if name in _registered else _shipped(name)
+
+
+def _read_kept(name):
+    """Read the card of a dataset that a campaign of a user's has kept with its records, if there is one."""
+    for path in sorted(paths.results().glob("*/*.yml"), key=lambda path: -path.stat().st_mtime):
+        values = read_yaml(path)
+        if isinstance(values, dict) and values.get("name") == name and "splits" in values:
+            dataset(path)
+            return
 
 
 def dataset_file(name):

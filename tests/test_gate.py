@@ -192,6 +192,17 @@ def test_an_edge_that_is_missing_or_twice_is_counted():
     assert edges.edge_errors(atoms, CUTOFF, twice) == 1
 
 
+def test_edges_of_positions_with_few_digits_are_right():
+    """Vectors of six decimals lie between two roundings to five; one edge is then led astray."""
+    atoms = bulk("Cu", cubic=True) * (2, 2, 2)
+    atoms.positions += np.random.default_rng(0).normal(0, 0.1, atoms.positions.shape)
+    atoms.positions[:] = atoms.positions.round(6)
+    assert edges.edge_errors(atoms, CUTOFF) == 0
+    graph = build_graph(atoms, CUTOFF)
+    graph.shifts[3, 0] += 0.01
+    assert edges.edge_errors(atoms, CUTOFF, graph) == 1
+
+
 def test_edges_without_images_are_found():
     atoms = crystal()
     bare = atoms.copy()
