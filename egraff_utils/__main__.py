@@ -81,6 +81,16 @@ def _options(*more):
     return decorate
 
 
+def _hyperparameters(_context, _option, words):
+    """Dictionary of the words ``KEY=VALUE``."""
+    pairs = [word.partition("=") for word in words]
+    if bare := [word for word, (key, sign, value) in zip(words, pairs, strict=True) if not (key and value)]:
+        raise click.BadParameter(f"'{bare[0]}' is not of the form KEY=VALUE, such as batch_size=2")
+    from egraff_utils import schema
+
+    return schema.guess({key: schema.Plain(value) for key, _, value in pairs})
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def egraff():
     """Train force fields, let them run molecular dynamics, and compare them.
@@ -323,6 +333,14 @@ def _is_frames(text):
     click.option("--max-seconds", type=float, help="Limit of the time, s; without any limit 60."),
     click.option("--max-steps", type=int),
     click.option("--max-epochs", type=int),
+    click.option(
+        "--set",
+        "training",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_hyperparameters,
+        help="A training hyperparameter that replaces that of the preset; as often as wanted.",
+    ),
 )
 def train(**asked):
     """Train a model on a dataset, given by name or by the path of a card, and show its errors.
@@ -332,6 +350,7 @@ def train(**asked):
     \b
     egraff train mace ethanol --max-seconds 60
     egraff train nequip my_card.yml --campaign mine --preset paper --device cuda
+    egraff train mace my_crystal.yml --set virial_weight=10 --set batch_size=2
     egraff train my_calculator.yml ethanol_xtb
     """
     from egraff_utils.train import TrainConfig, fit

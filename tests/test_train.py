@@ -20,6 +20,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from egraff_utils import accuracy, cards, models, records, train
 from egraff_utils import weights as trained
+from egraff_utils.__main__ import main
 from egraff_utils.hyperparameters import TrainingHyperparameters
 from egraff_utils.md.calculator import ForceFieldCalculator
 from egraff_utils.train import TrainConfig, callbacks, fit
@@ -318,6 +319,17 @@ def test_the_stress_is_learnt_if_it_has_a_weight(crystal):
     assert "stress_mae" not in [metric.name for metric in blind.metrics]
     assert record["stress_mae"] == pytest.approx(errors[1], rel=1e-4)
     assert record["stress_mae"] < min(0.7 * errors[0], 0.5 * record["zero_stress_mae"])
+
+
+def test_hyperparameters_are_set_on_the_command_line(crystal, capsys):
+    words = ["train", "mace", crystal, "--preset", "tiny", "--max-steps", "2", "--campaign", "mine"]
+    assert main([*words, "--set", "virial_weight=1e1", "--set", "batch_size=2"]) == 0
+    (record,) = records.read_all("mine")
+    assert record.parameters["training"] == {"virial_weight": 10.0, "batch_size": 2}
+    assert "stress_mae" in capsys.readouterr().out
+    for wrong, said in (("batch_size", "KEY=VALUE"), ("bath_size=2", "bath_size")):
+        assert main([*words, "--set", wrong]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_virial_is_minus_the_derivative_by_a_strain(crystal):
