@@ -58,6 +58,20 @@ def _models():
     return [*cards.models(), *cards.calculators()]
 
 
+def _presets():
+    from egraff_utils import cards
+
+    return cards.presets()
+
+
+class _Preset(click.Option):
+    """Option whose help names what there is when it is asked for."""
+
+    def get_help_record(self, context):
+        self.help = f"Size, a preset of the model's card; all models have {', '.join(_presets())}."
+        return super().get_help_record(context)
+
+
 CAMPAIGN = click.argument("name", metavar="CAMPAIGN", shell_complete=_completed(_campaigns))
 MODEL = click.argument("model", metavar="MODEL|CARD", shell_complete=_completed(_models))
 DATASET = click.argument("dataset", shell_complete=_completed(_datasets))
@@ -316,9 +330,10 @@ def _is_frames(text):
 @_options(
     click.option(
         "--preset",
+        cls=_Preset,
         default="small",
         show_default=True,
-        help="Size, a preset of the model's card: paper, day, small or tiny.",
+        shell_complete=_completed(_presets),
     ),
     click.option("--max-seconds", type=float, help="Limit of the time, s; without any limit 60."),
     click.option("--max-steps", type=int),
