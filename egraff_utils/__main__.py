@@ -316,6 +316,27 @@ def data_check(dataset, campaign, write_card, temperature, timestep):
     return 0
 
 
+@data_group.command("croissant")
+@click.argument("dataset", metavar="DATASET|CARD", shell_complete=_completed(_datasets))
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+def data_croissant(dataset, output):
+    """Show or write a dataset's card as metadata in the format Croissant, which search engines read.
+
+    \b
+    egraff data croissant ethanol
+    egraff data croissant my_card.yml --output croissant.json
+    """
+    from egraff_utils import croissant, paths
+
+    text = json.dumps(croissant.metadata(dataset), indent=1, ensure_ascii=False)
+    if output is None:
+        print(text)
+        return 0
+    with paths.written(output) as temporary:
+        temporary.write_text(text + "\n")
+    return 0
+
+
 def _is_frames(text):
     """Whether an argument is a file of frames: not the name of a dataset, not a card."""
     from egraff_utils.sources import reader_of
