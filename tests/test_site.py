@@ -160,3 +160,12 @@ def test_without_a_program_the_picture_and_the_points_stay(name, browser, addres
     link = figure.query_selector(".points a").get_attribute("href")
     assert page.request.get(f"{address}book/report/{link}").text().startswith("panel,line,series,")
     page.close()
+
+
+def test_without_a_program_the_leaderboard_stays(browser, address):
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(f"{address}book/report/leaderboard.html")
+    assert len(_column(page.query_selector("table.sortable"), 2)) > 20
+    assert page.query_selector("table.sortable").is_visible()
+    assert page.query_selector("input.filter") is None
+    page.close()
