@@ -77,18 +77,38 @@ def training(model, preset=PRESET):
 
 def _measure(model, dataset, settings, theirs, preset=PRESET):
     sides = {"ours": (learn, {})} | ({"theirs": (learn_upstream, theirs)} if theirs else {})
-    metrics, curves = [], {}
-    for side, (main, changed) in sides.items():
-        with tempfile.TemporaryDirectory() as folder:
-            plan = Plan(Path(folder), model, dataset, settings, changed, preset=preset)
-            plan.budget = settings.budget
-            with Program(plan, main) as program:
-                seconds, errors, started = follow(program, plan, until(plan.budget))
+    budget, metrics, curves = settings.budget, [], {}
+    found = follow_all(sides, until(budget), model, dataset, settings, budget=budget, preset=preset)
+    for side, (seconds, errors, started) in found.items():
         curves |= {f"{side}_seconds": seconds, f"{side}_error": errors}
         metrics += [Metric(f"{side}_{goal}", reached(seconds, errors, goal), "s") for goal in TARGETS]
         if side == "ours":
             metrics.append(Metric("compile_seconds", started, "s"))
     return metrics, curves
+
+
+def follow_all(sides, enough, *cell, budget, **options):
+    """Learning curves of several programs, one after the other, as of :func:`follow`.
+
+    Parameters
+    ----------
+    sides
+        Name -> the program and the training hyperparameters that it replaces.
+    enough
+        As in :func:`follow`.
+    cell, options
+        Model, dataset and settings, and keyword arguments of :class:`~benchmarks.programs.Plan`.
+    budget
+        Time that a program has, s, or ``None``.
+    """
+    curves = {}
+    for side, (main, changed) in sides.items():
+        with tempfile.TemporaryDirectory() as folder:
+            plan = Plan(Path(folder), *cell, changed, **options)
+            plan.budget = budget
+            with Program(plan, main) as program:
+                curves[side] = follow(program, plan, enough)
+    return curves
 
 
 def reached(seconds, errors, target):

@@ -5,15 +5,12 @@ the card), plateau scheduler and average of weights; the orders of their batches
 these is what the trainers add.
 """
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
 from benchmarks import measured
-from benchmarks.accuracy import follow, learn, learn_upstream, training
+from benchmarks.accuracy import follow_all, learn, learn_upstream, training
 from benchmarks.commands import UPSTREAM
-from benchmarks.programs import PRESET, Plan, Program
+from benchmarks.programs import PRESET
 from egraff_utils.records import Metric
 
 TITLE = "Equal epochs: validation errors of ours and the packages' commands"
@@ -41,14 +38,10 @@ def run(settings):
 
 
 def _measure(model, changed, seed, settings, **preset):
-    curves = {}
-    for side, main in (("ours", learn), ("theirs", learn_upstream)):
-        with tempfile.TemporaryDirectory() as folder:
-            plan = Plan(Path(folder), model, DATASET, settings, changed, seed=seed, **preset)
-            plan.budget = None
-            with Program(plan, main) as program:
-                _, errors, _ = follow(program, plan, lambda points: len(points) >= EPOCHS)
-        curves[f"{side}_error"] = errors
-    least = {side: float(np.min(curves[f"{side}_error"])) for side in ("ours", "theirs")}
+    sides = {"ours": (learn, changed), "theirs": (learn_upstream, changed)}
+    cell = model, DATASET, settings
+    found = follow_all(sides, lambda points: len(points) >= EPOCHS, *cell, budget=None, seed=seed, **preset)
+    curves = {f"{side}_error": errors for side, (_, errors, _) in found.items()}
+    least = {side: float(np.min(curves[f"{side}_error"])) for side in sides}
     metrics = [Metric(side, value, "meV/Å") for side, value in least.items()]
     return [*metrics, Metric("ratio", least["ours"] / least["theirs"], "1")], curves

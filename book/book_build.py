@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import itables
 import plotly
 from docutils import nodes
 from pydantic.dataclasses import is_pydantic_dataclass
@@ -16,6 +17,7 @@ from sphinx.util.nodes import make_refnode
 from egraff_utils import schema
 
 CSV, PLOTLY = "application/vnd.egraff.points+json", "application/vnd.plotly.v1+json"  # as in egraff_utils.report.drawn
+SORTABLE = 'class="dataframe sortable"'
 
 
 def remove_thebe(app, pagename, templatename, context, doctree):
@@ -61,7 +63,7 @@ def add_points(app, doctree, docname):
         if name in figures and CSV in data:
             figures[name] += nodes.raw("", _points(app, name, data[CSV], top), format="html")
         if name in figures and PLOTLY in data:
-            text = _plot(data[PLOTLY]) + _scripts(top) * scripts
+            text = _plot(data[PLOTLY]) + _scripts(top, "plotly", "interactive") * scripts
             figures[name].insert(1, nodes.raw("", text, format="html"))
             scripts = False
 
@@ -87,8 +89,14 @@ def _plot(plot):
     return f'<div class="interactive" hidden><script type="application/json">{text}</script></div>'
 
 
-def _scripts(top):
-    return "".join(f'<script defer src="{top}_static/{name}.js"></script>' for name in ("plotly", "interactive"))
+def _scripts(top, *names):
+    return "".join(f'<script defer src="{top}_static/{name}.js"></script>' for name in names)
+
+
+def add_sorting(app, doctree, docname):
+    """Let a reader sort and filter the tables of a page that are of class sortable."""
+    if any(SORTABLE in raw.astext() for raw in doctree.findall(nodes.raw)):
+        doctree += nodes.raw("", _scripts("../" * docname.count("/"), "datatables", "sortable"), format="html")
 
 
 def link_pages(app, doctree, docname):
@@ -98,11 +106,13 @@ def link_pages(app, doctree, docname):
             raw.children = [nodes.Text(text.replace('.ipynb"', '.html"'))]
 
 
-def add_plotly(app, error):
-    """Give the book plotly's program, once."""
-    program = Path(plotly.__file__).with_name("package_data") / "plotly.min.js"
+def add_programs(app, error):
+    """Give the book plotly's program, and that of DataTables, as a script that also runs without a server."""
     if app.builder.format == "html" and not error:
-        shutil.copy(program, Path(app.outdir, "_static", "plotly.js"))
+        static, module = Path(app.outdir, "_static"), Path(itables.__file__).with_name("html") / "dt_bundle.js"
+        shutil.copy(Path(plotly.__file__).with_name("package_data") / "plotly.min.js", static / "plotly.js")
+        blob = f"new Blob([{json.dumps(module.read_text())}], {{type: 'text/javascript'}})"
+        (static / "datatables.js").write_text(f"const dataTables = import(URL.createObjectURL({blob}));\n")
 
 
 def explain_terms(app, doctree, docname):
@@ -169,8 +179,9 @@ def setup(app):
     app.connect("doctree-resolved", describe_images)
     app.connect("doctree-resolved", explain_terms)
     app.connect("doctree-resolved", add_points)
+    app.connect("doctree-resolved", add_sorting)
     app.connect("doctree-resolved", link_pages)
-    app.connect("build-finished", add_plotly)
+    app.connect("build-finished", add_programs)
     app.connect("missing-reference", find_name)
     app.connect("autodoc-process-docstring", list_keys)
     app.connect("autodoc-process-signature", leave_out_types)

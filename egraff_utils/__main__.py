@@ -58,6 +58,20 @@ def _models():
     return [*cards.models(), *cards.calculators()]
 
 
+def _presets():
+    from egraff_utils import cards
+
+    return cards.presets()
+
+
+class _Preset(click.Option):
+    """Option whose help names what there is when it is asked for."""
+
+    def get_help_record(self, context):
+        self.help = f"Size, a preset of the model's card; all models have {', '.join(_presets())}."
+        return super().get_help_record(context)
+
+
 CAMPAIGN = click.argument("name", metavar="CAMPAIGN", shell_complete=_completed(_campaigns))
 MODEL = click.argument("model", metavar="MODEL|CARD", shell_complete=_completed(_models))
 DATASET = click.argument("dataset", shell_complete=_completed(_datasets))
@@ -312,6 +326,27 @@ def data_check(dataset, campaign, write_card, temperature, timestep):
     return 0
 
 
+@data_group.command("croissant")
+@click.argument("dataset", metavar="DATASET|CARD", shell_complete=_completed(_datasets))
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+def data_croissant(dataset, output):
+    """Show or write a dataset's card as metadata in the format Croissant, which search engines read.
+
+    \b
+    egraff data croissant ethanol
+    egraff data croissant my_card.yml --output croissant.json
+    """
+    from egraff_utils import croissant, paths
+
+    text = json.dumps(croissant.metadata(dataset), indent=1, ensure_ascii=False)
+    if output is None:
+        print(text)
+        return 0
+    with paths.written(output) as temporary:
+        temporary.write_text(text + "\n")
+    return 0
+
+
 def _is_frames(text):
     """Whether an argument is a file of frames: not the name of a dataset, not a card."""
     from egraff_utils.sources import reader_of
@@ -326,9 +361,10 @@ def _is_frames(text):
 @_options(
     click.option(
         "--preset",
+        cls=_Preset,
         default="small",
         show_default=True,
-        help="Size, a preset of the model's card: paper, day, small or tiny.",
+        shell_complete=_completed(_presets),
     ),
     click.option("--max-seconds", type=float, help="Limit of the time, s; without any limit 60."),
     click.option("--max-steps", type=int),

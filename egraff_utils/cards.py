@@ -147,6 +147,16 @@ def models():
     return sorted(path.stem for path in (FOLDER / "models").glob("*.yml"))
 
 
+def presets():
+    """Names of the presets that each of :func:`models` has, in the order of the cards.
+
+    >>> presets()
+    ['paper', 'paper_budget', 'day', 'small', 'tiny']
+    """
+    first, *others = map(model, models())
+    return [name for name in first.presets if all(name in card.presets for card in others)]
+
+
 def calculators():
     """Names of the calculators that come with the project as models."""
     return sorted(path.stem for path in (FOLDER / "calculators").glob("*.yml"))
@@ -441,6 +451,15 @@ def datasets():
     return sorted(path.stem for path in (FOLDER / "datasets").glob("*.yml"))
 
 
+def is_dataset(name):
+    """Whether a dataset has a card: one of the project, the example, or a user's that has been read.
+
+    >>> is_dataset("ethanol"), is_dataset("example"), is_dataset("unheard-of")
+    (True, True, False)
+    """
+    return name in (*datasets(), EXAMPLE, *_registered)
+
+
 def dataset(name):
     """:class:`DatasetCard` of a dataset, by its name or by the path of a user's YAML file.
 
@@ -493,7 +512,7 @@ def dataset_spelling(name):
 
 @cache
 def _shipped(name):
-    if name not in (*datasets(), EXAMPLE):
+    if not is_dataset(name):
         raise unknown("dataset", name, [*datasets(), *_registered])
     folder = FOLDER / ("examples" if name == EXAMPLE else "datasets")
     path = folder / f"{name}.yml"

@@ -253,8 +253,8 @@ def test_both_trainers_are_judged_by_their_least_error_within_equal_epochs(monke
         return nullcontext(told)
 
     monkeypatch.setattr(equal, "EPOCHS", 3)
-    monkeypatch.setattr(equal, "Plan", lambda *_, **options: SimpleNamespace(**options))
-    monkeypatch.setattr(equal, "Program", program)
+    monkeypatch.setattr(accuracy, "Plan", lambda *_, **options: SimpleNamespace(**options))
+    monkeypatch.setattr(accuracy, "Program", program)
     metrics, curves = equal._measure("mace", {}, 1, Settings())
     assert {metric.name: metric.value for metric in metrics} == {"ours": 20.0, "theirs": 10.0, "ratio": 2.0}
     assert list(curves["theirs_error"]) == [40.0, 10.0, 15.0]

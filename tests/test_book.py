@@ -41,6 +41,18 @@ def test_every_term_that_is_linked_is_defined():
     assert set(links) <= terms
 
 
+def test_presets_are_named_as_they_are(capsys):
+    from egraff_utils.__main__ import main
+
+    (entry,) = re.findall(r"^preset\n((?:  .*\n)+)", (BOOK / "glossary.md").read_text(), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", entry) == cards.presets()
+    texts = [path.read_text() for path in (paths.ROOT / "notebooks").rglob("*.ipynb")]
+    comments = re.findall(r"preset: str = .*?# (.*?)\\n", "".join(texts))
+    assert set(comments) == {"size of the network, a preset of the model's card"}
+    assert main(["train", "--help"]) == 0
+    assert ", ".join(cards.presets()) in " ".join(capsys.readouterr().out.split())
+
+
 def _water(number):
     atoms = molecule("H2O")
     atoms.rattle(0.02, seed=number)

@@ -17,7 +17,7 @@ INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
 ROOMS = (
     "paths units schema sources hyperparameters cards config structure metrics statistics quantities",
     "breaks provenance records campaign paper allocator",
-    "graph reference files readers data",
+    "graph reference files readers data croissant",
     "models calculated weights accuracy train",
     "md",
     "checks",

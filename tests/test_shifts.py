@@ -192,7 +192,7 @@ def test_energies_spread_within_a_composition():
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
     (values,) = shifted_sets.set_values({"both": frames}).to_dict("records")
     assert values["Energy spread (meV)"] == 1000.0
-    assert np.isnan(values["Mean force component (meV/Å)"])
+    assert np.isnan(values["Mean absolute force component (meV/Å)"])
 
 
 def test_points_and_diagonal(frame):

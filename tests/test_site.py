@@ -5,6 +5,7 @@
 
 import functools
 import http.server
+import re
 import shutil
 import threading
 
@@ -120,6 +121,36 @@ def test_a_point_shows_its_values_and_leads_to_a_page(name, window, address):
     assert not said + asked
 
 
+def _column(table, place):
+    """Numbers or else names in a column of a table, of the rows that a reader sees, without what has none."""
+    cells = table.query_selector_all(f"tbody tr > :nth-child({place})")
+    return re.findall(
+        r"^[\d.]+|^[A-Z][\w-]+", "\n".join(c.inner_text().split()[0] for c in cells), re.MULTILINE
+    )
+
+
+def test_the_leaderboard_can_be_sorted_and_filtered(window, address):
+    page, said, asked = window
+    said.clear()
+    asked.clear()
+    page.goto(f"{address}book/report/leaderboard.html", wait_until="load")
+    page.wait_for_selector("input.filter")
+    table = page.query_selector("table.sortable")
+    rows = len(_column(table, 2))
+    for reverse in (False, True):
+        table.query_selector("thead tr:last-child > :nth-child(4)").click()
+        errors = [float(text) for text in _column(table, 4)]
+        assert len(errors) > 20
+        assert errors == sorted(errors, reverse=reverse)
+    page.query_selector("input.filter").fill("nequip")
+    assert set(_column(table, 2)) == {"NequIP"}
+    assert 1 < len(_column(table, 2)) < rows
+    assert page.evaluate(OVERFLOWING) == said == asked == []
+    if page.viewport_size["width"] == 1400:
+        boxes = page.query_selector_all("div:has(> div table.sortable)")
+        assert all(box.evaluate("box => box.scrollWidth <= box.clientWidth") for box in boxes)
+
+
 @pytest.mark.parametrize("name", ["question", "leaderboard"])
 def test_without_a_program_the_picture_and_the_points_stay(name, browser, address):
     page = browser.new_page(java_script_enabled=False)
@@ -128,4 +159,13 @@ def test_without_a_program_the_picture_and_the_points_stay(name, browser, addres
     assert figure.query_selector("img").is_visible()
     link = figure.query_selector(".points a").get_attribute("href")
     assert page.request.get(f"{address}book/report/{link}").text().startswith("panel,line,series,")
+    page.close()
+
+
+def test_without_a_program_the_leaderboard_stays(browser, address):
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(f"{address}book/report/leaderboard.html")
+    assert len(_column(page.query_selector("table.sortable"), 2)) > 20
+    assert page.query_selector("table.sortable").is_visible()
+    assert page.query_selector("input.filter") is None
     page.close()

@@ -324,7 +324,7 @@ def build(
     name
         Architecture, one of :data:`NAMES` or a registered one.
     preset
-        ``paper``, ``small`` or ``tiny``.
+        One of its card; those that all shipped models have: :func:`~egraff_utils.cards.presets`.
     elements
         Atomic numbers of the elements that the model covers.
     dtype

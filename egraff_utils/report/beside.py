@@ -1,4 +1,4 @@
-"""What did the paper find, and what did we? One data frame holds both numbers, which `tables` displays.
+"""What did the paper find, and what did we? One data frame holds both, which `report.tables` displays.
 
 A row is a model in a group, such as a dataset; a column is (head with unit, source). The sources are
 ``"paper"``, ``"ours"`` for the given records, further campaigns by name, ``"bound"`` and ``"perfect"``. The
@@ -99,11 +99,11 @@ def beside_values(
     frame
         One row per metric, as `records.read` returns it; several seeds are averaged.
     metrics
-        Names of metrics of a training, and of records of `kind`.
+        Names of metrics of a training, and of records of this kind.
     beside
         Further campaigns whose values are shown too; those without records are left out.
     kind
-        Kind of the records. Published values are added for the kinds in `PROTOCOLS` only; those of 3BPA are
+        Kind of the records. Published values are added for the kinds in ``PROTOCOLS`` only; those of 3BPA are
         the ones at 600 K, the temperature of our test set. (Tables 1 to 3 hold those at 300 K, see
         `paper_values`.)
     bounds

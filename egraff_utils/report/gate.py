@@ -101,10 +101,11 @@ def table(found):
     for model, row in values.iterrows():
         runs = select(found, model=model)
         failures = {name for record in runs for name in gate.failed(record)}
-        rows[model] = {name: _cell(row[name], name in failures) for name in gate.CHECKS}
-        rows[model]["passed"] = f"{sum(bool(record['passed']) for record in runs)} of {len(runs)}"
+        passed = f"{sum(bool(record['passed']) for record in runs)} of {len(runs)}"
+        cells = {name: _cell(row[name], name in failures) for name in gate.CHECKS}
+        rows[model] = {"passed": passed} | cells
     limits = {name: f"{check.tolerance:g}" for name, check in gate.CHECKS.items()}
-    shown = pd.DataFrame.from_dict(rows | {"tolerance": limits | {"passed": ""}}, orient="index")
+    shown = pd.DataFrame.from_dict(rows | {"tolerance": {"passed": ""} | limits}, orient="index")
     units = {name: check.unit for name, check in gate.CHECKS.items() if check.unit != "1"}
     shown.columns = [f"{name} ({units[name]})" if name in units else name for name in shown.columns]
     return tables.plain(shown.rename_axis("model"), "gate-checks")

@@ -53,7 +53,7 @@ def leaderboard_values(
     Raises
     ------
     ValueError
-        If the frame has no run, or none of `dataset`.
+        If the frame has no run, or none of this dataset.
     """
     rows = main_rows(frame)
     rows = rows if dataset is None else rows[rows.dataset == dataset]
@@ -68,7 +68,7 @@ def leaderboard_values(
 
 
 def leaderboard(frame: pd.DataFrame, dataset: str | None = None, **selection):
-    """The leaderboard as a styled table; marks as in `beside`, arguments as in `leaderboard_values`.
+    """The leaderboard as a styled table; marks as in `tables.beside`, arguments as in `leaderboard_values`.
 
     Datasets and models are links to the notebooks, in the book the pages, of their simulations and trainings.
     If there are such records, the accuracy is accompanied by whether the model passed the gate, and the

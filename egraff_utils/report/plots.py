@@ -1,9 +1,9 @@
 """What does a record look like? Each function draws one figure of the book.
 
-Every function draws into `ax` or into a new figure, labels both axes with their units, sets no title (the
+Every function draws into ``ax`` or into a new figure, labels both axes with their units, sets no title (the
 caption is the title) and returns the axes. A model has the same colour in the whole book, the reference is
 black, and a noise floor is a grey band. Symbols: R replicas, T frames, N atoms, B bins, P pairs of elements.
-Figures over many records are in `figures`, which uses the functions at the end of this module.
+Figures over many records are in ``report.figures``, which uses the functions at the end of this module.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def plot_learning_curve(
     Parameters
     ----------
     record
-        Record of kind ``training`` with the curves `x` and `metric`, which have the same shape.
+        Record of kind ``training`` with the curves ``x`` and ``metric``, which have the same shape.
     x
         ``"seconds"`` (s), ``"step"`` or ``"epoch"``.
     metric
@@ -175,7 +175,7 @@ def plot_violations(
     Parameters
     ----------
     record
-        Record of a rollout with curves ``time`` (T,) fs and `metric` (R, T), dimensionless.
+        Record of a rollout with curves ``time`` (T,) fs and ``metric`` (R, T), dimensionless.
     metric
         ``"fv"``, ``"ev"`` or ``"ev_root"``.
     floor

@@ -129,11 +129,12 @@ def _set_row(frames):
     known = [np.abs(atoms.get_forces()) for atoms in frames if "forces" in atoms.calc.results]
     sizes = [len(atoms) for atoms in frames]
     deviation = energies.transform(lambda values: values - values.mean())
+    force = np.concatenate(known).mean() * EV_TO_MEV if known else np.nan
     return {
         "Frames (count)": len(frames),
         "Atoms, least (count)": min(sizes),
         "Atoms, most (count)": max(sizes),
-        "Mean force component (meV/Å)": np.concatenate(known).mean() * EV_TO_MEV if known else np.nan,
+        "Mean absolute force component (meV/Å)": force,
         "Energy spread (meV)": np.sqrt((deviation**2).mean()) * EV_TO_MEV,
     }
 

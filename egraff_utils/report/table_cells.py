@@ -236,7 +236,10 @@ def titled(styler):
 def finish(styler, identity):
     """Set fixed ids, so that pages are reproducible, and the class ``dataframe``, which follows the theme."""
     styler.set_uuid(identity).hide(axis="index", names=True)
-    cells = {"selector": "th, td", "props": "padding: 0.25em 0.6em; text-align: left; vertical-align: middle"}
+    cells = {
+        "selector": "th, td",
+        "props": "padding: 0.25em 0.35em; text-align: left; vertical-align: middle",
+    }
     below = (
         "caption-side: bottom; text-align: left; white-space: normal; font-size: small; padding-top: 0.4em"
     )

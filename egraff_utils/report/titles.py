@@ -43,8 +43,12 @@ def model_title(name: str) -> str:
 
 
 def dataset_title(name: str) -> str:
-    """Name of a dataset for readers, the title of its card up to a comma, or the name itself."""
-    return cards.dataset(name).title.partition(",")[0] if name in cards.datasets() else name
+    """Name of a dataset for readers, the title of its card up to a comma, or the name itself without a card.
+
+    >>> dataset_title("ethanol"), dataset_title("example"), dataset_title("unheard-of")
+    ('Ethanol (MD17)', 'Copper and gold by effective medium theory', 'unheard-of')
+    """
+    return cards.dataset(name).title.partition(",")[0] if cards.is_dataset(name) else name
 
 
 def short_title(name: str) -> str:
@@ -52,8 +56,8 @@ def short_title(name: str) -> str:
 
     Examples
     --------
-    >>> [short_title(name) for name in ("3bpa", "ethanol", "ethanol_xtb", "copper_emt")]
-    ['3BPA', 'Ethanol', 'Ethanol by GFN2-xTB', 'Liquid copper']
+    >>> [short_title(name) for name in ("3bpa", "ethanol", "ethanol_xtb", "example")]
+    ['3BPA', 'Ethanol', 'Ethanol by GFN2-xTB', 'Copper and gold']
     """
     title, _, bracket = dataset_title(name).partition(" (")
     if bracket:
