@@ -328,7 +328,7 @@ def data_check(dataset, campaign, write_card, temperature, timestep):
 
 @data_group.command("croissant")
 @click.argument("dataset", metavar="DATASET|CARD", shell_complete=_completed(_datasets))
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@click.option("--output", type=click.File("w", atomic=True), default="-", help="File to write.")
 def data_croissant(dataset, output):
     """Show or write a dataset's card as metadata in the format Croissant, which search engines read.
 
@@ -336,15 +336,9 @@ def data_croissant(dataset, output):
     egraff data croissant ethanol
     egraff data croissant my_card.yml --output croissant.json
     """
-    from egraff_utils import croissant, paths
+    from egraff_utils import croissant
 
-    text = json.dumps(croissant.metadata(dataset), indent=1, ensure_ascii=False)
-    if output is None:
-        print(text)
-        return 0
-    with paths.written(output) as temporary:
-        temporary.write_text(text + "\n")
-    return 0
+    output.write(json.dumps(croissant.metadata(dataset), indent=1, ensure_ascii=False) + "\n")
 
 
 def _is_frames(text):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from egraff_utils import cards, paths, schema
+from egraff_utils import cards, config, paths, schema
 from egraff_utils.config import AS_CODED, Kind
 from egraff_utils.schema import AtLeastOne, Count, Name, Positive, Value, checked
 
@@ -79,7 +79,7 @@ class Task:
 
     @property
     def shifted(self):
-        """Its parameters for a notebook and for :func:`~egraff_utils.cards.check_shift`."""
+        """Its parameters for a notebook and for :func:`~egraff_utils.config.check_shift`."""
         return {"split": self.split or "test", "target": self.target}
 
 
@@ -159,7 +159,7 @@ class Campaign:
             self._budget("training", dataset), self._budget("rollout", dataset)
 
     def _check_shift(self, task, dataset):
-        cards.check_shift(dataset, **task.shifted)
+        config.check_shift(dataset, **task.shifted)
         for model in set(self.calculators) - {cards.REFERENCE}:
             cards.model(model).check_covers(cards.dataset(task.target or dataset))
 

@@ -245,27 +245,6 @@ def shift(split, target=None):
     return "_".join(word for word in words if word)
 
 
-def check_shift(name, split="test", target=None):
-    """Reject a set of frames on which no model that is trained on a dataset can be evaluated.
-
-    Raises
-    ------
-    ValueError
-        If the set is the test set of the dataset itself, there is no such split, or the card of the target
-        lists an element that the dataset does not have; the message names both cards and the elements.
-    """
-    card, other = dataset(name), dataset(target or name)
-    other.split(split)
-    if not shift(split, target) or (split, other.name) == ("test", card.name):
-        raise ValueError(f"the test set of {card.name} is no shift of itself; name another split or a target")
-    if foreign := sorted(set(other.elements) - set(card.elements)):
-        symbols = ", ".join(chemical_symbols[number] for number in foreign)
-        raise ValueError(
-            f"{other.name} holds {symbols}, which {card.name} does not, so that a model trained on "
-            f"{card.name} does not know it; name a target with elements of {card.name} only"
-        )
-
-
 @checked(eq=False)
 class DatasetCard:
     """Card of a dataset: where its frames come from, their units, and how they are split."""

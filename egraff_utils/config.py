@@ -4,6 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ase.data import chemical_symbols
+
 from egraff_utils import cards, paths, schema
 
 AS_CODED = "as_coded"
@@ -131,3 +133,24 @@ class Config:
         """What determines the result, as stored in the record."""
         found = asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
         return {key: value for key, value in found.items() if key not in self.WORKING_FIELDS}
+
+
+def check_shift(name, split="test", target=None):
+    """Reject a set of frames on which no model that is trained on a dataset can be evaluated.
+
+    Raises
+    ------
+    ValueError
+        If the set is the test set of the dataset itself, there is no such split, or the card of the target
+        lists an element that the dataset does not have; the message names both cards and the elements.
+    """
+    card, other = cards.dataset(name), cards.dataset(target or name)
+    other.split(split)
+    if not cards.shift(split, target) or (split, other.name) == ("test", card.name):
+        raise ValueError(f"the test set of {card.name} is no shift of itself; name another split or a target")
+    if foreign := sorted(set(other.elements) - set(card.elements)):
+        symbols = ", ".join(chemical_symbols[number] for number in foreign)
+        raise ValueError(
+            f"{other.name} holds {symbols}, which {card.name} does not, so that a model trained on "
+            f"{card.name} does not know it; name a target with elements of {card.name} only"
+        )
