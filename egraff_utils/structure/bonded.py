@@ -128,8 +128,8 @@ def bonded_distributions(positions: ArrayLike, numbers: ArrayLike, pairs: ArrayL
     Returns
     -------
     dict of ndarray
-        ``bonds`` and ``angles``, shape ``(T, S * B)``, dimensionless, on the bins of :data:`BOND_EDGES` and
-        :data:`ANGLE_EDGES`, the kinds of :func:`bonded_kinds` one after another. Without ``angles`` for a
+        ``bonds`` and ``angles``, shape ``(T, S * B)``, dimensionless, on the bins of ``BOND_EDGES`` and
+        ``ANGLE_EDGES``, the kinds of :func:`bonded_kinds` one after another. Without ``angles`` for a
         diatomic molecule, and empty without bonds.
 
     Raises

@@ -62,7 +62,7 @@ def structure_floor(rdf, extent, *, ordered, distribution="rdf", draws=DRAWS, se
     ordered
         Whether the frames are ordered in time; otherwise they count as independent.
     distribution
-        Name of the distribution, a key of :data:`egraff_utils.md.averages.STRUCTURE`.
+        Name of the distribution, a key of ``egraff_utils.md.averages.STRUCTURE``.
     draws, seed
         Number of hypothetical rollouts, and seed of the places or draws of their blocks.
 

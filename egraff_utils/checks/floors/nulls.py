@@ -75,7 +75,7 @@ def recalled_errors(atoms, kept, asked):
 def ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
     """Scores of atoms anywhere in the cell, with the mean energy, no forces, and g(r) without noise.
 
-    Bond lengths and angles are those of the same pairs and triples of atoms, over :data:`GAS_FRAMES` draws.
+    Bond lengths and angles are those of the same pairs and triples of atoms, over ``GAS_FRAMES`` draws.
     """
     atoms = sample.atoms
     anywhere = np.random.default_rng(seed + 1).random((GAS_FRAMES, len(atoms), 3)) @ atoms.cell.array
