@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from egraff_utils import data, models, records
+from egraff_utils import data, models, paper, records
 from egraff_utils.config import Key
 from egraff_utils.records import Metric
 
@@ -314,7 +314,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.split("\n")[0])
     searches = {"size": search_sizes, "recipe": search_recipe, "rate": search_rate, "cost": measure_costs}
     parser.add_argument("what", choices=searches)
-    parser.add_argument("--models", nargs="+", default=models.NAMES, choices=models.NAMES)
+    parser.add_argument("--models", nargs="+", default=list(paper.HYPERPARAMETERS), choices=models.NAMES)
     parser.add_argument("--datasets", nargs="+", default=["ethanol"])
     chosen = parser.parse_args(arguments)
     for record in searches[chosen.what](chosen.datasets, chosen.models):

@@ -4,6 +4,7 @@ import pkgutil
 import re
 import subprocess
 from pathlib import Path
+from textwrap import dedent
 
 import ase.io
 import numpy as np
@@ -13,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import calculated, campaign, cards, data, paths, records
+from egraff_utils import calculated, campaign, cards, data, paths, records, schema
 
 BOOK = paths.ROOT / "book"
 BIBLIOGRAPHY = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(), re.MULTILINE))
@@ -81,6 +82,22 @@ def test_the_example_of_a_model_builds_and_obeys_the_force_rule(monkeypatch):
     assert forces[0, 0].item() == pytest.approx(-(energies[0] - energies[1]) / (2 * step), rel=1e-5)
 
 
+def test_the_card_of_a_model_that_is_kept_is_one(monkeypatch):
+    """Its file is read as the shipped ones are, and every size of it can be built from the page's network."""
+    from egraff_utils import models
+
+    names = {"__name__": "example"}
+    exec(_blocks("add_model.md", "python")[0], names)
+    text = dedent(_blocks("add_model.md", "yaml")[3])
+    card = schema.validated(cards.ModelCard, schema.parse(text), where="radial.yml")
+    monkeypatch.setattr(models, "_registered", {})
+    models.register("radial", names["build_network"], card)
+    assert list(card.presets) == ["paper", "small", "tiny"]
+    sizes = [models.build("radial", preset).num_parameters() for preset in card.presets]
+    assert sizes == sorted(sizes, reverse=True)
+    assert card.training("tiny").force_weight == 10
+
+
 def _save_calculators(folder, monkeypatch):
     """Write the cards and the campaign of the example, and go to their folder."""
     monkeypatch.setattr(cards, "_registered_models", {})
@@ -88,7 +105,7 @@ def _save_calculators(folder, monkeypatch):
     for variable in ("GENERATED", "RESULTS", "RUNS"):
         monkeypatch.setenv(f"EGRAFF_{variable}", str(folder / variable.lower()))
     names = "my_emt.yml", "my_gfn1.yml", "mine.yml"
-    for name, text in zip(names, _blocks("add_model.md", "yaml"), strict=True):
+    for name, text in zip(names, _blocks("add_model.md", "yaml")[:3], strict=True):
         (folder / name).write_text(text)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from importlib.util import find_spec
 from itertools import starmap
 
 import numpy as np
@@ -20,7 +21,10 @@ from egraff_utils.models.frozen import allegro, operators, torchmd_net_messages
 from egraff_utils.models.frozen.convolution import Convolution
 from egraff_utils.models.frozen.messages import Messages
 
-NAMES = [name for name in models.NAMES if name != "equiformer"]
+SHARED = {"botnet": "mace"}  # whose network is that of another file
+NAMES = [
+    name for name in models.NAMES if find_spec(f"{frozen.__name__}.{SHARED.get(name, name)}") is not None
+]
 ELEMENTS = [1, 6, 8]
 
 

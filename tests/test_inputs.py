@@ -25,7 +25,9 @@ def energy(name):
 
 @pytest.mark.parametrize("name", models.NAMES)
 def test_networks_give_the_energies_that_records_were_made_with(name):
-    assert energy(name) == pytest.approx(json.loads(ENERGIES.read_text())[name], rel=1e-6), (
+    stored, found = json.loads(ENERGIES.read_text()), energy(name)
+    assert name in stored, f"{name} is new: write its energy to {ENERGIES.name}, {json.dumps({name: found})}"
+    assert found == pytest.approx(stored[name], rel=1e-6), (
         f"{name} gives another energy for the same seed. If that is meant, raise `version` in its card, by "
         f"which trainings are made anew, and write the new energy to {ENERGIES.name}"
     )

@@ -90,12 +90,11 @@ def test_the_columns_of_the_leaderboard_can_be_coloured_and_named():
 
 
 def test_the_table_says_how_values_and_intervals_come_about():
-    known = {*averages.AVERAGES, "rdf", "run", ""}
+    known = {*averages.AVERAGES, *averages.STRUCTURE, "run", ""}
     assert {quantity.average for quantity in QUANTITIES} == known
     assert {quantity.interval for quantity in QUANTITIES} == {"linear", "log", "fraction", ""}
-    assert {name for name, average in quantities.averaged().items() if average == "rdf"} == set(
-        averages.STRUCTURE
-    )
+    for distribution, scores in averages.STRUCTURE.items():
+        assert {name for name, how in quantities.averaged().items() if how == distribution} == set(scores)
     assert all(quantity.saturation for quantity in QUANTITIES if quantity.best_at_zero)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import search
-from egraff_utils import cards, models
+from egraff_utils import cards, models, paper
 
 COMMON = {"preset": "tiny", "network": {}, "seconds": 1.0}
 
@@ -82,12 +82,12 @@ def test_rates_go_on_where_the_highest_is_best(monkeypatch):
 
 
 @pytest.mark.parametrize("rule", search.SIZES)
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", paper.HYPERPARAMETERS)
 def test_every_size_can_be_built(name, rule):
     assert models.build(name, "paper", **search.SIZES[rule][name]).num_parameters() > 10000
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", paper.HYPERPARAMETERS)
 def test_the_preset_of_the_campaign_is_that_of_the_rule(name):
     paper, changes = cards.model(name).network("paper"), search.SIZES["equal_dynamics"][name]
     assert cards.model(name).network("day") == paper | changes

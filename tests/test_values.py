@@ -81,7 +81,15 @@ def test_values_of_own_frames_without_a_reference_to_run():
 
 
 @pytest.mark.parametrize(
-    ("name", "bad"), [("fv", 1.5), ("jsd", -0.1), ("stable_fraction", 2.0), ("time", None), ("status", None)]
+    ("name", "bad"),
+    [
+        ("fv", 1.5),
+        ("jsd", -0.1),
+        ("bond_jsd", 0.7),
+        ("stable_fraction", 2.0),
+        ("time", None),
+        ("status", None),
+    ],
 )
 def test_an_impossible_rollout_is_refused(name, bad):
     good = {"fv": 0.5, "jsd": None, "stable_fraction": 1.0}

@@ -5,13 +5,13 @@ K blocks of equal time. Curves are NaN after the last valid frame of a replica a
 frame.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from egraff_utils import metrics, quantities, structure
-from egraff_utils.md.averages import BLOCKS, block_values, summary
+from egraff_utils.md.averages import BLOCKS, STRUCTURE, block_values, summary
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
@@ -37,6 +37,10 @@ class Reference:
     moved: np.ndarray | None = None
     """Displacement of every atom of the reference from its start, shape ``(R, T, N, 3)``, Å; only if
     contiguous."""
+    bonds: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=int))
+    """Bonds of a molecule (:func:`~egraff_utils.structure.intact_bonds`), shape ``(P, 2)``."""
+    bonded: dict = field(default_factory=dict)
+    """Distributions of bond lengths and angles over all reference frames, ``{name: (B,)}``."""
 
     @classmethod
     def from_frames(cls, frames, index, *, contiguous):
@@ -51,16 +55,20 @@ class Reference:
         if contiguous:
             moved = (path[index] - path[index[:, :1]]).astype(np.float32)
             moved[missing] = np.nan
-        rdf = _rdf(np.stack([atoms.positions for atoms in frames]), frames[0])
-        return cls(energy, forces, rdf, contiguous, moved)
+        positions, bonds = np.stack([atoms.positions for atoms in frames]), structure.intact_bonds(frames)
+        rdf, bonded = _rdf(positions, frames[0]), _bonded(positions, frames[0], bonds)
+        return cls(energy, forces, rdf, contiguous, moved, bonds, bonded)
 
     @classmethod
-    def from_trajectory(cls, trajectory, atoms):
-        """Reference from a trajectory of the oracle that has the same starts as the rollout."""
+    def from_trajectory(cls, trajectory, frames):
+        """Reference from a trajectory of the oracle that has the same starts as the rollout.
+
+        ``frames`` are those of the split, which say what is bonded.
+        """
         moved = trajectory.positions - trajectory.positions[:, :1]
-        return cls(
-            trajectory.energy, trajectory.forces, _rdf(_valid_positions(trajectory), atoms), True, moved
-        )
+        positions, bonds = _valid_positions(trajectory), structure.intact_bonds(frames)
+        rdf, bonded = _rdf(positions, frames[0]), _bonded(positions, frames[0], bonds)
+        return cls(trajectory.energy, trajectory.forces, rdf, True, moved, bonds, bonded)
 
 
 def unwrap(frames):
@@ -126,9 +134,11 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
         (R, B), ``rdf_reference`` (B,), ``pairs`` (P,), ``rdf_partial`` (R, P, B),
         ``rdf_partial_reference`` (P, B); ``stable_step`` (R,). For the K blocks of the requested time:
         ``block_frames`` (R, K), ``rdf_blocks`` (R, K, B), ``temperature_species`` (R, K, S) K, of the
-        elements ``species`` (S,). For L replicas that broke, with indices ``broken`` (L,): ``last_positions``
-        (L, :data:`LAST_FRAMES`, N, 3) Å, and ``last_energy`` (L, :data:`LAST_FRAMES`) eV, up to the last
-        valid frame.
+        elements ``species`` (S,). For a molecule with bonds ``bonds_blocks`` (R, K, B), ``bonds_reference``
+        (B,) and ``bonds_kinds`` (S,), and likewise for ``angles``, the distributions and kinds of
+        :func:`~egraff_utils.structure.bonded_distributions`. For L replicas that broke, with indices
+        ``broken`` (L,): ``last_positions`` (L, :data:`LAST_FRAMES`, N, 3) Å, and ``last_energy``
+        (L, :data:`LAST_FRAMES`) eV, up to the last valid frame.
     """
     time = trajectory.steps * timestep
     curves = {}
@@ -136,6 +146,7 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
         curves |= function(trajectory, atoms, reference)
     blocks = _blocks(trajectory, asked=steps // _every(trajectory, steps) + 1)
     structures = _rdf_curves(trajectory.positions, blocks, atoms, reference.rdf)
+    structures |= _bonded_curves(trajectory.positions, blocks, atoms, reference)
     structures |= _species_curves(trajectory, blocks, atoms) | _last_frames(trajectory)
     structures["stable_step"] = trajectory.stable_step
     values = block_values(curves | structures)
@@ -145,7 +156,12 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
     ]
     values["energy_drift"] = [_drift(time, energy) / len(atoms) for energy in curves["energy"]]
     curves = {name: _thin(curve, name) for name, curve in curves.items()} | {"time": _thin(time)}
-    ordered = [summary(name, values.get(name, [])) for name in quantities.averaged()]
+    names = [
+        name
+        for name, average in quantities.averaged().items()
+        if average not in STRUCTURE or f"{average}_reference" in structures  # a solid has no bonds
+    ]
+    ordered = [summary(name, values.get(name, [])) for name in names]
     contiguous = Metric.of("reference_contiguous", reference.contiguous)
     return ordered + _costs(trajectory) + [contiguous], curves | structures
 
@@ -224,6 +240,21 @@ def _rdf_curves(positions, blocks, atoms, reference):
     }
 
 
+def _bonded_curves(positions, blocks, atoms, reference):
+    """Distributions of bond lengths and angles of every block, where the reference has them."""
+    kinds, curves = structure.bonded_kinds(atoms.numbers, reference.bonds), {}
+    for name, expected in reference.bonded.items():
+        curves[f"{name}_reference"] = expected.astype(np.float32)
+        curves[f"{name}_blocks"] = np.full((len(blocks), BLOCKS, len(expected)), np.nan, np.float32)
+        curves[f"{name}_kinds"] = np.array(kinds[name])
+    for r, replica in enumerate(blocks):
+        for k, block in enumerate(replica):
+            if reference.bonded and block.stop > block.start:
+                for name, mean in _bonded(positions[r, block], atoms, reference.bonds).items():
+                    curves[f"{name}_blocks"][r, k] = mean
+    return curves
+
+
 def _species_curves(trajectory, blocks, atoms):
     """Temperature of every element, averaged over the frames of every block."""
     empty = np.full(trajectory.temperature_species.shape[-1], np.nan)
@@ -254,6 +285,12 @@ def _rdf(positions, atoms):
     r_max = structure.as_coded_r_max(atoms)
     box = {"cell": atoms.cell.array, "pbc": atoms.pbc}
     return structure.radial_distributions(positions, atoms.numbers, r_max=r_max, **box)
+
+
+def _bonded(positions, atoms, bonds):
+    """Distributions of bond lengths and angles, averaged over frames."""
+    found = structure.bonded_distributions(positions, atoms.numbers, bonds)
+    return {name: frames.mean(0) for name, frames in found.items()}
 
 
 def _valid_positions(trajectory):

@@ -10,8 +10,12 @@ from egraff_utils.records import Metric
 
 BLOCKS = 10
 """Number of blocks of equal time that a rollout is cut into; intervals are obtained by resampling them."""
-STRUCTURE = {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw}
-"""Metric -> function that compares g(r) with that of the reference, each of shape ``(B,)``."""
+STRUCTURE = {
+    "rdf": {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw},
+    "bonds": {"bond_jsd": metrics.jsd},
+    "angles": {"angle_jsd": metrics.jsd},
+}
+"""Distribution -> metric -> function that compares it with that of the reference, each of shape ``(B,)``."""
 
 
 def replica_values(curves):
@@ -27,7 +31,8 @@ def replica_values(curves):
     dict of ndarray
         Shape ``(R,)``: geometric means over time, without the start, of ``ev``, ``ev_root``, ``fv``; means
         over the last tenth of the time of ``rmsd`` and ``deviation`` (Å); mean ``temperature`` (K); ``wf``
-        (%), ``jsd`` and ``jsd_raw`` (nats); ``stable_steps``. NaN where a replica has no value.
+        (%), ``jsd``, ``jsd_raw`` and, of molecules, ``bond_jsd`` and ``angle_jsd`` (nats); ``stable_steps``.
+        NaN where a replica has no value.
     """
     return {name: _row_means(values) for name, values in block_values(curves).items()}
 
@@ -69,22 +74,22 @@ def block_values(curves):
             found[name] = np.asarray(curves[f"{name}_blocks"], dtype=float)
         elif average in AVERAGES and name in curves:
             found[name] = AVERAGES[average](curves[name])
-        elif name in STRUCTURE and "rdf" in curves:
-            found[name] = _structure_values(curves, STRUCTURE[name])
+        elif average in STRUCTURE and f"{average}_reference" in curves:
+            found[name] = _structure_values(curves, average, STRUCTURE[average][name])
     if "ev_root" in curves:
         sums = _block_sums(_simulated(curves["ev_root"]), np.log)
         found["ev"] = _pseudo_values(*sums, lambda logs: np.exp(2 * logs[..., 0]))
     return found | {"stable_steps": np.asarray(curves["stable_step"], dtype=float)[:, None]}
 
 
-def _structure_values(curves, compare):
-    """Pseudo-values of a metric of g(r); values of whole replicas where blocks are not stored."""
-    reference = np.asarray(curves["rdf_reference"], dtype=float)
-    if "rdf_blocks" in curves:
+def _structure_values(curves, distribution, compare):
+    """Pseudo-values of a metric of a distribution; values of whole replicas where blocks are not stored."""
+    reference = np.asarray(curves[f"{distribution}_reference"], dtype=float)
+    if f"{distribution}_blocks" in curves:
         frames = np.asarray(curves["block_frames"], dtype=float)
-        g = np.nan_to_num(np.asarray(curves["rdf_blocks"], dtype=float))
+        g = np.nan_to_num(np.asarray(curves[f"{distribution}_blocks"], dtype=float))
     else:
-        g = np.asarray(curves["rdf"], dtype=float)[:, None]
+        g = np.asarray(curves[distribution], dtype=float)[:, None]
         frames = g.any(-1).astype(float)
 
     def score(means):
@@ -246,7 +251,8 @@ def pool(parts):
     curves["composition"] = np.repeat(list(parts), replicas)
     each = [block_values(c) for c in found]
     values = {name: stacked([v[name] for v in each]) for name in each[0] if all(name in v for v in each)}
-    curves |= {f"{name}_blocks": values[name].astype(np.float32) for name in STRUCTURE if name in values}
+    scores = [name for metrics_of in STRUCTURE.values() for name in metrics_of if name in values]
+    curves |= {f"{name}_blocks": values[name].astype(np.float32) for name in scores}
     values["stable_fraction"] = np.concatenate([stable_fractions(r) for r in parts.values()])
     ordered = [
         summary(name, values[name], groups=curves["composition"])

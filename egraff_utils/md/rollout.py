@@ -341,7 +341,7 @@ def _scene(config, card):
     if card.oracle is not None:
         reference.calculator(card, starts[0])  # so that an error is raised before the simulation
     live = config.protocol == "corrected" and card.oracle is not None
-    found = _live(config, card, starts, digest) if live else _stored(config, card, frames, first)
+    found = _live(config, card, frames, starts, digest) if live else _stored(config, card, frames, first)
     return Scene(frames, first, starts, found, digest)
 
 
@@ -433,7 +433,7 @@ def match_frames(first, steps, timestep, *, interval, total):
     return np.where((np.abs(ahead - whole) < 1e-6) & (index < total), index, -1)
 
 
-def _live(config, card, starts, digest):
+def _live(config, card, frames, starts, digest):
     """Reference simulated by the dataset's oracle with the same starts and noise; cached for all models."""
     dynamics = _dynamics(config)
     settings = asdict(dynamics["thermostat"]) | {"steps": config.steps, "every": config.record_every}
@@ -444,7 +444,7 @@ def _live(config, card, starts, digest):
         if not paths.readable(path):
             label = f"reference of {card.name}" if config.progress else None
             simulate(starts, _oracles(card), progress=label, **dynamics).save(path)
-    return analysis.Reference.from_trajectory(Trajectory.load(path), starts[0])
+    return analysis.Reference.from_trajectory(Trajectory.load(path), frames)
 
 
 # -- the record -----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from egraff_utils.report.beside import (
 from egraff_utils.report.levels import is_alike
 
 ENSEMBLE = "Temperature of the ensemble"
-METRICS = ("wf", "jsd_raw", "jsd", "ev_root", "fv", "rmsd")
+METRICS = quantities.SATURATING
 """Metrics that the page shows, in this order."""
 
 NULLS = {"frozen": "Frozen frame", "ideal_gas": "Ideal gas", "einstein": "Einstein crystal"}

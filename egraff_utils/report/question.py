@@ -23,6 +23,8 @@ from egraff_utils.report.ranks import chance_of, rank_correlation, rank_correlat
 METRICS = (
     "wf",
     "jsd",
+    "bond_jsd",
+    "angle_jsd",
     "fv",
     "ev_root",
     "deviation",
@@ -119,7 +121,9 @@ def _with_floors(values, frame, metric, places):
     return values[COLUMNS]
 
 
-def answer(found: pd.DataFrame, *, higher_is_better: bool = False, seed: int = 0) -> Answer:
+def answer(
+    found: pd.DataFrame, *, higher_is_better: bool = False, tests: int = len(METRICS), seed: int = 0
+) -> Answer:
     """Rank correlations of test error and metric, their intervals, and a test against chance.
 
     The 95 % intervals combine two sources. Datasets are drawn with replacement, together with their models,
@@ -134,6 +138,8 @@ def answer(found: pd.DataFrame, *, higher_is_better: bool = False, seed: int = 0
         DataFrame of `cells`.
     higher_is_better
         Whether larger values of the metric are better.
+    tests
+        Number of metrics that are tested together, for the power.
     seed
         Seed of the draws.
 
@@ -168,16 +174,16 @@ def answer(found: pd.DataFrame, *, higher_is_better: bool = False, seed: int = 0
         *ends,
         chance_of(tested, within),
         _right(pairs),
-        _detectable([len(x) for x, _ in tested]),
+        _detectable([len(x) for x, _ in tested], tests),
     )
 
 
-def _detectable(sizes):
+def _detectable(sizes, tests):
     """Correlation found in 80 % of cases, from the scatter of random orders at Holm's strictest level."""
     if not sizes:
         return np.nan
     scatter = np.sqrt(np.sum(1 / (np.array(sizes) - 1))) / len(sizes)
-    return float((ndtri(1 - 0.05 / (2 * len(METRICS))) + ndtri(0.8)) * scatter)
+    return float((ndtri(1 - 0.05 / (2 * tests)) + ndtri(0.8)) * scatter)
 
 
 def _redraw(part, rng):
@@ -226,11 +232,14 @@ def answers(frame: pd.DataFrame, *, published: bool = False) -> pd.DataFrame:
     that excludes zero.
     """
     rows = {}
-    for metric in PUBLISHED if published else METRICS:
-        found = (published_cells if published else cells)(frame, metric)
+    asked, values = (PUBLISHED, published_cells) if published else (METRICS, cells)
+    each = {metric: values(frame, metric) for metric in asked}
+    tests = sum(len(found) > 0 for found in each.values())
+    for metric, found in each.items():
         better = quantities.of(metric).lower_is_better is False
         every, outside = (
-            answer(part, higher_is_better=better) for part in (found, found[~found.alike.astype(bool)])
+            answer(part, higher_is_better=better, tests=tests)
+            for part in (found, found[~found.alike.astype(bool)])
         )
         counts = {"alike": int(found.alike.sum()), "below": int((found.value < found.floor_low).sum())}
         further = {f"outside_{name}": value for name, value in outside._asdict().items()}

@@ -66,7 +66,8 @@ def within(record, steps: int | None):
     curves["time"] = curves["time"][kept]
     if "rdf_blocks" in curves:
         blocks = max(1, int(averages.BLOCKS * steps / record.parameters["steps"]))
-        curves |= {name: curves[name][:, :blocks] for name in ("rdf_blocks", "block_frames")}
+        cut = ["block_frames", *(f"{name}_blocks" for name in averages.STRUCTURE)]
+        curves |= {name: curves[name][:, :blocks] for name in cut if name in curves}
     values = averages.block_values(curves)
     fresh = {name: averages.summary(name, values[name]) for name in values if name != "stable_steps"}
     found = replace(record, metrics=[fresh.get(metric.name, metric) for metric in record.metrics])

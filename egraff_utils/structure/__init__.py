@@ -1,5 +1,12 @@
 """Where are the atoms? Radial distributions, bonds, and the rules by which a trajectory counts as broken."""
 
+from egraff_utils.structure.bonded import (
+    angles,
+    bond_angles,
+    bonded_distributions,
+    bonded_kinds,
+    intact_bonds,
+)
 from egraff_utils.structure.distributions import (
     RadialDistributions,
     as_coded_r_max,
@@ -30,9 +37,14 @@ __all__ = [
     "RDF_RANGE",
     "RDF_TOLERANCE",
     "RadialDistributions",
+    "angles",
     "as_coded_r_max",
+    "bond_angles",
     "bond_lengths",
+    "bonded_distributions",
+    "bonded_kinds",
     "bonds",
+    "intact_bonds",
     "nearest_distances",
     "radial_distribution",
     "radial_distributions",

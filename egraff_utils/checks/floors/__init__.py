@@ -12,7 +12,7 @@ import time
 import numpy as np
 from ase import units
 
-from egraff_utils import cards, data, records, statistics, structure
+from egraff_utils import cards, data, quantities, records, statistics, structure
 from egraff_utils.checks import audit
 from egraff_utils.checks.floors.levels import (
     displacement_floor,
@@ -32,6 +32,7 @@ from egraff_utils.checks.floors.nulls import (
 )
 from egraff_utils.checks.floors.sample import Extent, Sample, energies_of
 from egraff_utils.config import Key
+from egraff_utils.md import averages
 from egraff_utils.quantities import SATURATING
 from egraff_utils.records import Metric
 
@@ -103,8 +104,8 @@ def _sizes(frames, compositions, energies, forces, seed):
         low, high = statistics.bootstrap_interval(virial)
         measured.append(Metric.of("virial_temperature", virial.mean(), low, high, len(virial)))
     found = [noise_floors(part, seed=seed) for part in compositions]
-    for same in zip(*found, strict=True):
-        measured.append(Metric.of(same[0].name, np.mean([m.value for m in same])))
+    for name in dict.fromkeys(metric.name for part in found for metric in part):
+        measured.append(Metric.of(name, np.mean([m.value for part in found for m in part if m.name == name])))
     return records.Outcome(measured)
 
 
@@ -112,7 +113,8 @@ def noise_floors(frames, *, seed=0):
     """Floors of the structure and dynamics metrics, a list of :class:`~egraff_utils.records.Metric`.
 
     ``floor_wf`` (%), ``floor_jsd`` and ``floor_jsd_raw`` (nats) compare the first half of the frames with the
-    second, over the range of the published evaluation. ``floor_ev_root`` and ``floor_fv`` are geometric means
+    second, over the range of the published evaluation, and for molecules with bonds ``floor_bond_jsd`` and
+    ``floor_angle_jsd`` (nats). ``floor_ev_root`` and ``floor_fv`` are geometric means
     over pairs of frames drawn at random, the values that two trajectories reach once they are independent.
 
     Parameters
@@ -128,6 +130,10 @@ def noise_floors(frames, *, seed=0):
     forces = np.stack([atoms.get_forces() for atoms in frames])
     box = {"cell": first.cell.array, "pbc": first.pbc, "r_max": structure.as_coded_r_max(first)}
     found = statistics.floor_rdf(positions, first.numbers, **box)
+    bonded = structure.bonded_distributions(positions, first.numbers, structure.intact_bonds(frames))
+    for name, distribution in bonded.items():
+        compared = averages.STRUCTURE[name].items()
+        found |= {metric: statistics.floor(distribution, compare) for metric, compare in compared}
     found |= statistics.floor_ev_fv(energies, forces, seed=seed)
     return [Metric.of(f"floor_{name}", found[name]) for name in SATURATING if name in found]
 
@@ -178,12 +184,13 @@ def of_rollout(config):
     -------
     list of Record
         Kind ``floor`` or ``floor_<shift>``, seed 0, with that of the model ``reference`` first. Metrics
-        ``wf`` (%), ``jsd``, ``jsd_raw`` (nats), ``ev_root``, ``fv``, ``rmsd`` (Å), each the mean and the 95 %
-        range of the value of one rollout. Curves: ``draws_<metric>`` (D,), the values that the range is taken
-        from; for the floor of structure also ``exponent_<metric>`` and ``scale_<metric>``, the measured p and
-        the factor that it gives, and ``rdf_spread`` (2, B), the scatter of g(r). Stored records are
-        returned if parameters and frames are the same. For a split of several compositions, records of each
-        are written, and those over all replicas are returned.
+        ``wf`` (%), ``jsd``, ``jsd_raw`` and, of molecules, ``bond_jsd``, ``angle_jsd`` (nats), ``ev_root``,
+        ``fv``, ``rmsd`` (Å), each the mean and the 95 % range of the value of one rollout. Curves:
+        ``draws_<metric>`` (D,), the values that the range is taken from; for the floor of structure also
+        ``exponent_<metric>`` and ``scale_<metric>``, the measured p and the factor that it gives, and
+        ``rdf_spread`` (2, B), the scatter of g(r). Stored records are returned if parameters and frames are
+        the same. For a split of several compositions, records of each are written, and those over all
+        replicas are returned.
 
     Raises
     ------
@@ -269,6 +276,8 @@ def _stored(config, parameters, digest):
 def _record(config, parameters, model, values, message, started, digest):
     measured = []
     for name in SATURATING:
+        if quantities.of(name).average in averages.STRUCTURE and f"draws_{name}" not in values:
+            continue  # a system without bonds
         draws = values.get(f"draws_{name}", np.empty(0))
         draws = draws[np.isfinite(draws)]
         bounds = np.quantile(draws, [0.025, 0.975]) if len(draws) else (None, None)

@@ -14,7 +14,10 @@ def independent(sample, extent):
     total = len(sample.rdf)
     hidden = not sample.ordered and order_shows(sample.rdf)
     lengths = extent._replace(frames=total // 2, reference=total - total // 2) if hidden else extent
-    found = structure_floor(sample.rdf, lengths, ordered=sample.ordered or hidden)
+    found = {}
+    for name, frames in sample.distributions.items():
+        used = frames if name == "rdf" else frames[:, frames.any(0)]  # nine in ten bins are empty
+        found |= structure_floor(used, lengths, ordered=sample.ordered or hidden, distribution=name)
     apart = separation(sample.energies, sample.forces) if sample.ordered else None
     found |= violation_floor(sample.energies, sample.forces, extent, apart=apart)
     if sample.ordered:
@@ -42,21 +45,24 @@ def order_shows(rdf, *, draws=200, seed=0):
     if not half:
         return False
     stored = metrics.wright_factor(rdf[:half].mean(0), rdf[half:].mean(0))
-    shuffled = _scores(rdf, 1, half, len(rdf) - half, False, draws, seed)["wf"]
+    options = {"ordered": False, "distribution": "rdf", "draws": draws, "seed": seed}
+    shuffled = _scores(rdf, 1, half, len(rdf) - half, **options)["wf"]
     return bool(stored > np.quantile(shuffled, 0.975))
 
 
-def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
-    """Structure metrics of an independent trajectory, from g(r) of single frames.
+def structure_floor(rdf, extent, *, ordered, distribution="rdf", draws=DRAWS, seed=0):
+    """Structure metrics of an independent trajectory, from g(r), or another distribution, of single frames.
 
     Parameters
     ----------
     rdf
-        g(r) of every frame, shape ``(F, B)``, dimensionless.
+        Distribution of every frame, shape ``(F, B)``, dimensionless.
     extent
         :class:`Extent` of the rollout.
     ordered
         Whether the frames are ordered in time; otherwise they count as independent.
+    distribution
+        Name of the distribution, a key of ``egraff_utils.md.averages.STRUCTURE``.
     draws, seed
         Number of hypothetical rollouts, and seed of the places or draws of their blocks.
 
@@ -64,7 +70,7 @@ def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
     -------
     dict
         ``draws_<metric>`` (D,) in the unit of the metric (all nan if there are too few frames for R blocks),
-        ``exponent_<metric>``, ``scale_<metric>``, and ``rdf_spread`` (2, B), the scatter of g(r).
+        ``exponent_<metric>``, ``scale_<metric>``, and of g(r) ``rdf_spread`` (2, B), its scatter.
 
     Examples
     --------
@@ -78,13 +84,18 @@ def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
     block = min(extent.frames, total // 2)
     sizes = [size for size in dict.fromkeys((total // 2, total // 4, total // 8)) if size]
     fewer = -(-draws // 5)  # for means, which need no tails
-    measured = {size: _scores(rdf, 1, size, total - size, ordered, fewer, seed) for size in {block, *sizes}}
+    options = {"ordered": ordered, "distribution": distribution}
+    measured = {
+        size: _scores(rdf, 1, size, total - size, draws=fewer, seed=seed, **options)
+        for size in {block, *sizes}
+    }
     share = min(1.0, total / (extent.replicas * extent.frames + extent.reference))
     scaled = max(1, int(share * extent.frames))
     rest = min(total - extent.replicas * scaled, max(1, round(share * extent.reference)))
-    several = _scores(rdf, extent.replicas, scaled, rest, ordered, draws, seed + 1) if rest > 0 else None
+    options |= {"draws": draws, "seed": seed + 1}
+    several = _scores(rdf, extent.replicas, scaled, rest, **options) if rest > 0 else None
     found = {}
-    for name in averages.STRUCTURE:
+    for name in averages.STRUCTURE[distribution]:
         means = {size: scores[name].mean() for size, scores in measured.items()}
         power = _power([1 / size + 1 / (total - size) for size in sizes], [means[size] for size in sizes])
         wanted, had = 1 / extent.frames + 1 / extent.reference, 1 / block + 1 / (total - block)
@@ -94,8 +105,8 @@ def structure_floor(rdf, extent, *, ordered, draws=DRAWS, seed=0):
             relative = relative * _level(measured[block][name], total // block - 1, draws, seed)
         found |= {f"draws_{name}": means[block] * scale * relative}
         found |= {f"exponent_{name}": power, f"scale_{name}": scale}
-    power = found["exponent_wf"]
-    if total >= 2:
+    if total >= 2 and distribution == "rdf":
+        power = found["exponent_wf"]
         found["rdf_spread"] = rdf_spread(rdf, extent, block, power, ordered=ordered, draws=draws, seed=seed)
     return found
 
@@ -147,16 +158,17 @@ def _order(rng, total, ordered):
     return np.roll(np.arange(total), -rng.integers(total)) if ordered else rng.permutation(total)
 
 
-def _scores(rdf, replicas, block, rest, ordered, draws, seed):
+def _scores(rdf, replicas, block, rest, *, ordered, distribution, draws, seed):
     """Mean scores of blocks against a separate rest, ``{metric: (draws,)}``."""
     rng, total = np.random.default_rng(seed), len(rdf)
-    rows = np.empty((draws, len(averages.STRUCTURE)))
+    compare = averages.STRUCTURE[distribution]
+    rows = np.empty((draws, len(compare)))
     for draw in range(draws):
         order = _order(rng, total, ordered)
         inside, outside = order[: replicas * block], order[replicas * block :][:rest]
         blocks, reference = rdf[inside].reshape(replicas, block, -1).mean(1), rdf[outside].mean(0)
-        rows[draw] = [np.mean([f(g, reference) for g in blocks]) for f in averages.STRUCTURE.values()]
-    return dict(zip(averages.STRUCTURE, rows.T, strict=True))
+        rows[draw] = [np.mean([f(g, reference) for g in blocks]) for f in compare.values()]
+    return dict(zip(compare, rows.T, strict=True))
 
 
 def _level(scores, apart, draws, seed):

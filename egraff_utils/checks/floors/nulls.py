@@ -11,16 +11,18 @@ from egraff_utils.md import averages
 STAYS = 1 / 3
 """Largest root mean square displacement of an atom that stays at its site, as a fraction of the distance to
 its nearest neighbour. Melting begins near 0.15 (Lindemann); a rotating methyl group reaches 0.6."""
+GAS_FRAMES = 2000
+"""Number of frames of an ideal gas from which its bond lengths and angles are taken."""
 
 
 def frozen(sample, extent, *, draws=DRAWS, seed=0):
     """Scores of a frame that does not move, for starts drawn at random."""
     rng, total = np.random.default_rng(seed), len(sample.energies)
     starts = rng.integers(total, size=(draws, extent.replicas))
-    reference = sample.rdf.mean(0)
-    found = {}
-    for name, compare in averages.STRUCTURE.items():
-        found[f"draws_{name}"] = np.array([compare(g, reference) for g in sample.rdf])[starts].mean(1)
+    distributions = sample.distributions
+    reference = _means(distributions)
+    scores = [_scores({n: f[t] for n, f in distributions.items()}, reference) for t in range(total)]
+    found = {f"draws_{name}": np.array([s[name] for s in scores])[starts].mean(1) for name in scores[0]}
 
     def pairs(start, count):
         ahead = np.arange(1, count + 1) if sample.ordered else rng.integers(1, total, size=(draws, count))
@@ -71,10 +73,15 @@ def recalled_errors(atoms, kept, asked):
 
 
 def ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
-    """Scores of atoms anywhere in the cell, with the mean energy, no forces, and g(r) without noise."""
+    """Scores of atoms anywhere in the cell, with the mean energy, no forces, and g(r) without noise.
+
+    Bond lengths and angles are those of the same pairs and triples of atoms, over ``GAS_FRAMES`` draws.
+    """
     atoms = sample.atoms
-    g, reference = ideal_gas_rdf(atoms, sample.rdf.shape[1]), sample.rdf.mean(0)
-    found = {f"draws_{name}": np.full(draws, f(g, reference)) for name, f in averages.STRUCTURE.items()}
+    anywhere = np.random.default_rng(seed + 1).random((GAS_FRAMES, len(atoms), 3)) @ atoms.cell.array
+    g = {"rdf": ideal_gas_rdf(atoms, sample.rdf.shape[1])} | _means(sample.bonded(anywhere))
+    scores = _scores(g, _means(sample.distributions))
+    found = {f"draws_{name}": np.full(draws, value) for name, value in scores.items()}
     rng, energy = np.random.default_rng(seed), sample.energies
     log = np.log(
         np.maximum(metrics.energy_violation_root(np.full(len(energy), energy.mean()), energy), 1e-300)
@@ -131,21 +138,34 @@ def einstein(sample, extent, atoms, sites, widths, temperature, *, draws=DRAWS, 
     rng, size = np.random.default_rng(seed), len(atoms)
     frames = int(np.clip(4_000_000 // size**2, 50, extent.frames))
     box = {"cell": atoms.cell.array, "pbc": atoms.pbc, "r_max": structure.as_coded_r_max(atoms)}
-    reference, rows = sample.rdf.mean(0), []
+    reference, rows = _means(sample.distributions), []
     stiffness = (temperature * units.kB / widths**2)[:, None]
     for _ in range(2 * extent.replicas):
         moved = rng.normal(size=(frames, size, 3)) * widths[:, None]
-        g = structure.radial_distributions(sites + moved, atoms.numbers, **box).total
+        g = {"rdf": structure.radial_distributions(sites + moved, atoms.numbers, **box).total}
         excess = 0.5 * (stiffness * moved**2).sum((1, 2)) - 1.5 * size * units.kB * temperature
         picks = rng.integers(len(sample.energies), size=frames)
         pair = metrics.energy_violation_root(sample.energies.mean() + excess, sample.energies[picks])
         force = metrics.force_violation(-stiffness * moved, sample.forces[picks])
         rmsd = np.sqrt(np.square(moved[1:] - moved[0]).sum(-1).mean(-1)).mean()
-        scores = [compare(g, reference) for compare in averages.STRUCTURE.values()]
-        rows.append([*scores, metrics.geometric_mean(pair), metrics.geometric_mean(force), rmsd])
+        scores = _scores(g | _means(sample.bonded(sites + moved)), reference)
+        rows.append([*scores.values(), metrics.geometric_mean(pair), metrics.geometric_mean(force), rmsd])
     picked = np.array(rows)[rng.integers(len(rows), size=(draws, extent.replicas))].mean(1)
-    names = [*averages.STRUCTURE, "ev_root", "fv", "rmsd"]
+    names = [*scores, "ev_root", "fv", "rmsd"]
     return {f"draws_{name}": values for name, values in zip(names, picked.T, strict=True)}
+
+
+def _means(distributions):
+    return {name: frames.mean(0) for name, frames in distributions.items()}
+
+
+def _scores(found, reference):
+    """Metrics of structure of distributions ``{name: (B,)}``, ``{metric: value}``."""
+    return {
+        metric: compare(found[name], expected)
+        for name, expected in reference.items()
+        for metric, compare in averages.STRUCTURE[name].items()
+    }
 
 
 def displacements(frames):

@@ -26,6 +26,8 @@ class Sample(NamedTuple):
     """Time between two frames, fs; None if they have no order in time."""
     atoms: object
     """First frame, which gives cell and elements."""
+    bonds: np.ndarray = np.empty((0, 2), dtype=int)
+    """Bonds of a molecule, shape ``(P, 2)``."""
 
     @classmethod
     def of(cls, frames, interval):
@@ -34,7 +36,17 @@ class Sample(NamedTuple):
         box = {"cell": first.cell.array, "pbc": first.pbc, "r_max": structure.as_coded_r_max(first)}
         rdf = [structure.radial_distributions(a.positions[None], a.numbers, **box).total for a in frames]
         forces = np.stack([atoms.get_forces() for atoms in frames])
-        return cls(np.stack(rdf), energies_of(frames), forces, analysis.unwrap(frames), interval, first)
+        energies, path, bonds = energies_of(frames), analysis.unwrap(frames), structure.intact_bonds(frames)
+        return cls(np.stack(rdf), energies, forces, path, interval, first, bonds)
+
+    def bonded(self, positions):
+        """Distributions of bond lengths and angles of frames ``(T, N, 3)``, ``{name: (T, B)}``."""
+        return structure.bonded_distributions(positions, self.atoms.numbers, self.bonds)
+
+    @property
+    def distributions(self):
+        """Distributions of every frame that metrics of structure compare, ``{name: (F, B)}``."""
+        return {"rdf": self.rdf} | self.bonded(self.path)
 
     @property
     def ordered(self):
