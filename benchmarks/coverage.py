@@ -15,7 +15,7 @@ from egraff_utils.md.rollout import RolloutConfig, roll_out
 TITLE = "Coverage: the same perfect model from the same starts, with other noise"
 LENGTHS = {"ethanol_xtb": 400, "copper_emt": 100}
 """Dataset -> steps of every replica."""
-REPETITIONS = 40
+REPETITIONS = 20
 KEPT = ("temperature", "wf", "jsd", "ev_root", "fv", "rmsd")
 
 
