@@ -38,7 +38,7 @@ lock: setup  ## resolve requirements.txt anew into requirements.lock, which hold
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
 	echo $(MACE) | $(BIN)/uv pip compile requirements.txt - --override requirements.overrides --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --quiet --output-file requirements.lock
-	sed -i 's/^torch==.*/&\n    --hash=sha256:$(TORCH_CPU) \\/' requirements.lock
+	grep -q $(TORCH_CPU) requirements.lock || sed -i 's/^torch==.*/&\n    --hash=sha256:$(TORCH_CPU) \\/' requirements.lock
 
 demo: setup  ## train and roll out six models on two systems, build the book on it (10 min, 2 cores)
 	$(BIN)/egraff demo $(PARALLEL)

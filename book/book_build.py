@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import re
 import shutil
 import sys
@@ -18,6 +19,22 @@ from egraff_utils import schema
 
 CSV, PLOTLY = "application/vnd.egraff.points+json", "application/vnd.plotly.v1+json"  # as in egraff_utils.report.drawn
 SORTABLE = 'class="dataframe sortable"'
+
+
+def link_repository(app, config):
+    """Add buttons for source, issues, edits and Binder to every page, if the book is built for a repository.
+
+    Its address is that in ``EGRAFF_REPOSITORY``, or that of the repository in whose workflow the build runs.
+    """
+    workflow = [os.environ.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY")]
+    if not (address := os.environ.get("EGRAFF_REPOSITORY") or "/".join(filter(None, workflow))):
+        return
+    buttons = dict.fromkeys(("use_repository_button", "use_issues_button", "use_edit_page_button"), True)
+    config.html_theme_options |= buttons | {
+        "repository_url": address,
+        "repository_branch": "main",
+        "launch_buttons": {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"},
+    }
 
 
 def remove_thebe(app, pagename, templatename, context, doctree):
@@ -175,6 +192,7 @@ def leave_out_fields(app, what, name, obj, skip, options):
 
 
 def setup(app):
+    app.connect("config-inited", link_repository, priority=400)
     app.connect("html-page-context", remove_thebe, priority=900)
     app.connect("doctree-resolved", describe_images)
     app.connect("doctree-resolved", explain_terms)

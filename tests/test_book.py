@@ -5,6 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import ase.io
 import numpy as np
@@ -260,3 +261,25 @@ def test_every_entry_is_cited():
 def _cited(text):
     keys = re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text)
     return {key.strip() for group in keys for key in group.split(",")}
+
+
+def test_pages_have_buttons_where_there_is_a_repository(monkeypatch):
+    monkeypatch.syspath_prepend(BOOK)
+    from book_build import link_repository
+
+    def options(**variables):
+        for name in ("EGRAFF_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REPOSITORY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        config = SimpleNamespace(html_theme_options={"show_toc_level": 2})
+        link_repository(None, config)
+        return config.html_theme_options
+
+    assert options() == {"show_toc_level": 2}
+    given = options(EGRAFF_REPOSITORY="https://example.org/a/b")
+    assert given["repository_url"] == "https://example.org/a/b"
+    assert given["use_edit_page_button"]
+    assert given["launch_buttons"]["binderhub_url"]
+    made = options(GITHUB_SERVER_URL="https://github.com", GITHUB_REPOSITORY="a/b")
+    assert made["repository_url"] == "https://github.com/a/b"
