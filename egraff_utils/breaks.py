@@ -35,7 +35,7 @@ class Cause(StrEnum):
             Cause.CONTACT: f"two atoms came closer than {MINIMUM_DISTANCE} Å",
             Cause.CONTACT_OR_ESCAPE: "an atom came too close to another or left the molecule",
             Cause.STRUCTURE: f"the radial distribution left the reference's by more than {RDF_TOLERANCE} Å",
-            Cause.HEATED: "it became hotter than the reference ever is",
+            Cause.HEATED: "it became hotter than the thermostat explains",
             Cause.MOVE: f"an atom moved more than {FARTHEST_MOVE} Å in a step",
             Cause.NOT_FINITE: "energy or forces not finite",
         }[self]

@@ -529,3 +529,12 @@ def _luminance(color):
     text = names.get(color.strip(), color.strip()).lstrip("#")
     rgb = np.array([int(text[i : i + 2], 16) for i in (0, 2, 4)]) / 255
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+
+def test_a_periodic_system_has_no_bonds_rather_than_a_failure():
+    rows = [("rollout", name, "mace", "unstable") for name in ("lips", "ethanol")]
+    frame = pd.DataFrame(rows, columns=["kind", "dataset", "model", "status"])
+    keys = [row[:3] for row in rows]
+    (bulk, _), (molecule, dagger) = table_cells.marks_of(frame, keys, bonded=True)
+    assert (bulk, molecule) == (table_cells.NO_VALUE, table_cells.FAILED + dagger)
+    assert table_cells.marks_of(frame, keys)[0][0] == table_cells.FAILED + dagger

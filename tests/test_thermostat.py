@@ -233,3 +233,11 @@ def test_figures_of_records():
     assert labels == ["mine", "mine, as coded"]
     thermostat_figures.equipartition_grid(thermostat.equipartition(records))
     plt.close("all")
+
+
+def test_models_that_are_too_hot_and_too_cold_are_counted_apart():
+    rows = [("nequip", "too hot", 0.9), ("mace", "too cold", -0.2), ("botnet", "too cold", -0.1)]
+    index = pd.MultiIndex.from_tuples([("rollout", "ethanol", model) for model, *_ in rows])
+    table = pd.DataFrame([row[1:] for row in rows], index.set_names(["kind", "dataset", "model"]))
+    table.columns = ["surprise", "excess"]
+    assert thermostat._surprises(table) == "Ethanol: 2 models, -0.15; Ethanol: 1 model, +0.90"

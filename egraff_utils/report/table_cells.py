@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
-from egraff_utils import paths
+from egraff_utils import cards, paths
 from egraff_utils.config import FAILURES
 from egraff_utils.report.beside import (
     BOUND,
@@ -92,7 +92,7 @@ def cell_texts(numbers, layout, frames, *, letters=True):
         signs, marks = [""] * len(values), [(NO_VALUE, "")] * len(values)
         if source in frames:
             keys = record_keys(column, layout, numbers.index)
-            marks = marks_of(frames[source], keys)
+            marks = marks_of(frames[source], keys, bonded=column.average in ("bonds", "angles"))
             signs = _signs(column, keys, values, frames[source], frames[OURS], letters=letters)
         rows = zip(values, marks, signs, _spread(numbers, head, source, column.digits), strict=True)
         texts = [cell_text(value, column.digits, *mark, sign, end) for value, mark, sign, end in rows]
@@ -149,17 +149,25 @@ def _found_letters(files, metric):
     return significance.letters([stored(file) for file in files], metric)
 
 
-def marks_of(frame, keys):
-    """By (kind, dataset, model), the text for a missing value, and a dagger if a replica broke."""
+def marks_of(frame, keys, *, bonded=False):
+    """By (kind, dataset, model), the text for a missing value, and a dagger if a replica broke.
+
+    Of a metric of bonds a periodic system has no value, whatever became of its runs.
+    """
     found = frame.groupby(["kind", "dataset", "model"])["status"].agg(set).to_dict()
     failed = {key[1:] for key, status in found.items() if key[0] in FAILING and "failed" in status}
     marks = []
     for key in keys:
         status = found.get(key, set())
         dagger = f"\u00a0{UNSTABLE}" if "unstable" in status else ""
-        missing = NOT_RUN if not status else NO_VALUE if status == {"complete"} else FAILED + dagger
+        none = status == {"complete"} or (bonded and _is_periodic(key[1]))
+        missing = NOT_RUN if not status else NO_VALUE if none else FAILED + dagger
         marks.append((FAILED if key[1:] in failed else missing, dagger))
     return marks
+
+
+def _is_periodic(dataset):
+    return cards.is_dataset(dataset) and cards.dataset(dataset).system == "bulk"
 
 
 def _spread(numbers, head, source, digits):

@@ -322,11 +322,12 @@ def page_values(table: pd.DataFrame, shares: pd.DataFrame, pair: pd.DataFrame) -
     kinds, datasets = (table.index.get_level_values(name) for name in ("kind", "dataset"))
     home = [survival.setting(k, d) == survival.HOME for k, d in zip(kinds, datasets, strict=True)]
     home = table[np.array(home, dtype=bool)]
-    known, coded = home.surprise[home.surprise != NO_VERDICT], table.ratio[kinds == AS_CODED]
+    known = home.surprise[home.surprise != NO_VERDICT]
+    sound = table.low.notna()  # a single replica that did not break tells no range
     ethanol = table[(kinds == "rollout") & (datasets == "ethanol")]
     values = {
-        "coded": span(coded, missing=NOT_RUN),
-        "corrected": span(home.ratio, missing=NOT_RUN),
+        "coded": span(table.ratio[(kinds == AS_CODED) & sound], missing=NOT_RUN),
+        "corrected": span(home.ratio[home.low.notna()], missing=NOT_RUN),
         "expected": count(known == AT_TARGET),
         "surprises": _surprises(table[kinds != AS_CODED]),
         "ethanol": COLD.format(*ethanol[["ratio", "start", "expected"]].mean()) if len(ethanol) else "",
@@ -341,12 +342,16 @@ def page_values(table: pd.DataFrame, shares: pd.DataFrame, pair: pd.DataFrame) -
 
 
 def _surprises(table):
-    """Datasets whose temperature is not the expected one, with the number of models and the mean excess."""
+    """Datasets whose temperature is not the expected one, with the number of models and the mean excess.
+
+    Models that are too hot and models that are too cold are counted apart.
+    """
     off = table[table.surprise.isin([TOO_COLD, TOO_HOT])]
-    words = [
-        f"{short_title(d)}{'' if k == 'rollout' else f' ({k[8:]})'}: {n:.0f} models, {mean:+.2f}"
-        for (k, d), mean, n in off.excess.groupby(["kind", "dataset"]).agg(["mean", "size"]).itertuples()
-    ]
+    found = off.groupby(["kind", "dataset", "surprise"]).excess.agg(["mean", "size"])
+    words = []
+    for (kind, dataset, _), mean, n in found.itertuples():
+        task = "" if kind == "rollout" else f" ({kind[8:]})"
+        words.append(f"{short_title(dataset)}{task}: {n:.0f} model{'s' * (n > 1)}, {mean:+.2f}")
     return "; ".join(words) or "none"
 
 
