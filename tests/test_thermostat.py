@@ -32,7 +32,8 @@ def rollout(temperature, *, target=500.0, kind="rollout", model="mace", breaks=(
     record = Record(kind, "demo", dataset, model, 0, given, metrics, status, breaks=list(breaks))
     time = 0.5 * np.arange(temperature.shape[1])
     stable = np.full(len(temperature), given["steps"])
-    record.__dict__["curves"] = {"temperature": temperature, "time": time, "stable_step": stable, **more}
+    curves = {"temperature": temperature, "start_temperature": temperature[:, 0], "time": time}
+    record.__dict__["curves"] = curves | {"stable_step": stable, **more}
     return record
 
 
