@@ -13,12 +13,9 @@ from pathlib import Path
 
 import torch
 from ase.calculators.calculator import Calculator, all_changes
-from ase.data import chemical_symbols
 
-from egraff_utils import models
+from egraff_utils import export
 from egraff_utils.graph import build_graph
-from egraff_utils.models import frozen
-from egraff_utils.models.nequip import nequip_state
 
 
 def calculators(force_field, count, *, device="cpu"):
@@ -46,27 +43,15 @@ def calculators(force_field, count, *, device="cpu"):
     name = force_field.build_arguments.get("name")
     if name not in _MAKERS:
         raise ValueError(f"no upstream calculator is known for {name}; there are {', '.join(_MAKERS)}")
-    plain = _plain_copy(force_field)
+    plain = export.plain_copy(force_field)
     make = _MAKERS[name](plain, device)
     return [make() for _ in range(count)]
-
-
-def _plain_copy(force_field):
-    """The force field with the same weights, but without any optimisation for speed."""
-    arguments = {**force_field.build_arguments, "dtype": force_field.dtype}
-    with torch.random.fork_rng(), frozen.plain():
-        plain = models.build(**arguments)
-    plain.load_state_dict(force_field.state_dict())
-    return plain
 
 
 def _mace(force_field, device):
     from mace.calculators import MACECalculator
 
-    model, elements = force_field.network.model.eval(), force_field.elements
-    energies = model.atomic_energies_fn.atomic_energies
-    energies[..., : len(elements)] = force_field.reference_energies[elements].to(energies.dtype)
-    model.scale_shift.scale.fill_(float(force_field.scale))
+    model = export.mace_model(force_field)
     options = {"device": device, "default_dtype": _dtype_name(force_field)}
 
     def make():
@@ -97,48 +82,19 @@ def compiled_calculators(force_field, count, atoms, path):
         If there is no C++ compiler, or it fails.
     """
     from nequip.integrations.ase import NequIPCalculator
-    from nequip.nn.compile import DictInputOutputWrapper
-    from nequip.scripts._compile_utils import ASE_TARGET
 
-    (eager,) = calculators(force_field, 1)
     if not Path(path).is_file():
-        _compile(eager.model, eager.atoms_to_data(atoms), ASE_TARGET, path)
-    library = torch._inductor.aoti_load_package(str(path))
-    model = DictInputOutputWrapper(library, ASE_TARGET["input"], ASE_TARGET["output"]).eval()
-    return [NequIPCalculator(model, "cpu", transforms=eager.transforms) for _ in range(count)]
-
-
-def _compile(model, data, target, path):
-    from nequip.utils.aot import aot_export_model
-
-    size, data = torch.export.Dim, target["data_settings"](dict(data))
-    sizes = {"graph": size("num_frames", min=2), "node": size("num_nodes", min=2)}
-    sizes = target["batch_map_settings"](sizes | {"edge": size("num_edges", min=2)})
-    with nequip_state():
-        aot_export_model(
-            model, torch.device("cpu"), target["input"], target["output"], data, sizes, str(path)
-        )
+        model = export.nequip_model(export.plain_copy(force_field))
+        export.compile_nequip(model, force_field, atoms, "ase", path)
+    return [NequIPCalculator.from_compiled_model(path) for _ in range(count)]
 
 
 def _nequip(force_field, device):
     from nequip.integrations.ase import NequIPCalculator
-    from nequip.integrations.utils import basic_transforms
 
-    model, elements = force_field.network.model.eval(), force_field.elements
-    shift = model.model.func.per_type_energy_scale_shift
-    shift.scales = force_field.scale.reshape(1, 1).clone()
-    shift.shifts = force_field.reference_energies[elements].reshape(-1, 1).clone()
-    shift.shifts_shortcut = len(elements) == 1
-    model.model.do_derivatives = True
-    symbols = [chemical_symbols[z] for z in elements]
-    same_names = {symbol: symbol for symbol in symbols}
-    model.to(device)
-
-    def make():
-        transforms = basic_transforms(model.metadata, force_field.cutoff, symbols, same_names)
-        return NequIPCalculator(model, device, transforms=transforms)
-
-    return make
+    model = export.nequip_model(force_field).to(device)
+    transforms = export.nequip_transforms(model, force_field)
+    return lambda: NequIPCalculator(model, device, transforms=transforms)
 
 
 def _torchmd_net(force_field, device):
@@ -146,7 +102,7 @@ def _torchmd_net(force_field, device):
 
     folder = tempfile.TemporaryDirectory()
     file = Path(folder.name) / "model.ckpt"
-    torch.save(_checkpoint(force_field), file)
+    torch.save(export.torchmd_checkpoint(force_field), file)
 
     def make():
         made = TMDNETCalculator(str(file), device, dtype=force_field.dtype, remove_ref_energy=False)
@@ -154,36 +110,6 @@ def _torchmd_net(force_field, device):
         return made
 
     return make
-
-
-def _checkpoint(force_field):
-    """Checkpoint as ``torchmd-train`` would have written it, a dictionary."""
-    arguments = force_field.build_arguments
-    chosen = {**models.card("torchmd_net").network(arguments["preset"]), **arguments}
-    hyperparameters = {name: chosen[name] for name in ("num_layers", "embedding_dimension", "num_heads")}
-    hyperparameters |= {name: chosen[name] for name in ("num_rbf", "trainable_rbf", "neighbor_embedding")}
-    hyperparameters |= {
-        "model": "equivariant-transformer",
-        "precision": 64 if force_field.dtype == torch.float64 else 32,
-        "rbf_type": "expnorm",
-        "activation": "silu",
-        "attn_activation": "silu",
-        "distance_influence": "both",
-        "vector_cutoff": chosen.get("smooth_cutoff", False),
-        "cutoff_lower": 0.0,
-        "cutoff_upper": force_field.cutoff,
-        "max_z": chosen.get("max_z", 100),
-        "max_num_neighbors": 64,
-        "derivative": False,
-        "remove_ref_energy": False,
-        "atom_filter": -1,
-        "prior_model": None,
-        "output_model": "Scalar",
-        "reduce_op": "sum",
-    }
-    weights = {f"model.{name}": value for name, value in force_field.network.state_dict().items()}
-    weights |= {"model.mean": torch.zeros(()), "model.std": force_field.scale.clone()}
-    return {"hyper_parameters": hyperparameters, "state_dict": weights}
 
 
 class BareCalculator(Calculator):

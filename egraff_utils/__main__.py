@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
+from egraff_utils import options
+
 SINGLE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-OWN = "mine"
-"""Campaign of runs that are asked for one by one."""
 
 
 def main(arguments=None):
@@ -33,76 +33,6 @@ def main(arguments=None):
     except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def _completed(list_names):
-    """Completion of an argument by names that are listed when they are asked for."""
-    return lambda context, parameter, start: [name for name in list_names() if name.startswith(start)]
-
-
-def _campaigns():
-    from egraff_utils import campaign
-
-    return campaign.names()
-
-
-def _datasets():
-    from egraff_utils import cards
-
-    return cards.datasets()
-
-
-def _models():
-    from egraff_utils import cards
-
-    return [*cards.models(), *cards.calculators()]
-
-
-def _presets():
-    from egraff_utils import cards
-
-    return cards.presets()
-
-
-class _Preset(click.Option):
-    """Option whose help names what there is when it is asked for."""
-
-    def get_help_record(self, context):
-        self.help = f"Size, a preset of the model's card; all models have {', '.join(_presets())}."
-        return super().get_help_record(context)
-
-
-CAMPAIGN = click.argument("name", metavar="CAMPAIGN", shell_complete=_completed(_campaigns))
-MODEL = click.argument("model", metavar="MODEL|CARD", shell_complete=_completed(_models))
-DATASET = click.argument("dataset", shell_complete=_completed(_datasets))
-JOBS = click.option("--jobs", type=click.IntRange(1), help="Number of notebooks at a time.")
-
-
-def _options(*more):
-    """Decorator with the options of a single run, and more."""
-    common = (
-        click.option("--campaign", default=OWN, show_default=True, help="Where the record is stored."),
-        click.option("--seed", default=0, show_default=True),
-        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
-        click.option("--threads", default=1, show_default=True),
-    )
-
-    def decorate(function):
-        for option in reversed((*more, *common)):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-def _hyperparameters(_context, _option, words):
-    """Dictionary of the words ``KEY=VALUE``."""
-    pairs = [word.partition("=") for word in words]
-    if bare := [word for word, (key, sign, value) in zip(words, pairs, strict=True) if not (key and value)]:
-        raise click.BadParameter(f"'{bare[0]}' is not of the form KEY=VALUE, such as batch_size=2")
-    from egraff_utils import schema
-
-    return schema.guess({key: schema.Plain(value) for key, _, value in pairs})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -131,9 +61,9 @@ def campaign_group():
 
 
 @campaign_group.command("run", context_settings={"ignore_unknown_options": True})
-@CAMPAIGN
+@options.CAMPAIGN
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[SNAKEMAKE ARGUMENTS]...")
-@JOBS
+@options.JOBS
 @click.option("--only", metavar="DATASET,...", help="Run the cells of these datasets, without reports.")
 def campaign_run(name, extra, jobs, only):
     """Run the cells of a campaign that are not done, then its reports; further arguments go to Snakemake.
@@ -158,8 +88,8 @@ def campaign_run(name, extra, jobs, only):
 
 
 @campaign_group.command("plan")
-@CAMPAIGN
-@JOBS
+@options.CAMPAIGN
+@options.JOBS
 @click.option("--budget", metavar="TIME", help="Time for the whole campaign, such as 25m or 1h30m.")
 def campaign_plan(name, jobs, budget):
     """Time a step of every cell, and write budgets with which the campaign fits a time.
@@ -173,7 +103,7 @@ def campaign_plan(name, jobs, budget):
 
 
 @campaign_group.command("status")
-@CAMPAIGN
+@options.CAMPAIGN
 def campaign_status(name):
     """Show which cells are done, running, failed or waiting, why some failed, and files that are damaged.
 
@@ -216,7 +146,7 @@ def run(notebook, output, given, quiet):
         os.environ.setdefault(variable, "1")
     start, notebook = time.monotonic(), batch.located(notebook)
     parameters = batch.typed(notebook, dict(given))
-    campaign = (batch.parameters_of(notebook) | parameters).get("campaign", OWN)
+    campaign = (batch.parameters_of(notebook) | parameters).get("campaign", options.OWN)
     output = output or paths.runs() / campaign / notebook.parent.name / notebook.name
     batch.execute(notebook, output, parameters=parameters, quiet=quiet)
     print(f"{output.parent.name}/{output.stem}: {time.monotonic() - start:.0f} s", flush=True)
@@ -252,8 +182,10 @@ def book(campaign):
 
 
 @egraff.command()
-@click.argument("name", default="demo", metavar="[CAMPAIGN]", shell_complete=_completed(_campaigns))
-@JOBS
+@click.argument(
+    "name", default="demo", metavar="[CAMPAIGN]", shell_complete=options.completed(options.campaigns)
+)
+@options.JOBS
 def demo(name, jobs):
     """Run a campaign in a folder of its own, and build the book on it.
 
@@ -292,8 +224,10 @@ def data_list():
 
 
 @data_group.command("check")
-@click.argument("dataset", metavar="DATASET|CARD|FILE", shell_complete=_completed(_datasets))
-@click.option("--campaign", default=OWN, show_default=True, help="Where the record of an audit is stored.")
+@click.argument("dataset", metavar="DATASET|CARD|FILE", shell_complete=options.completed(options.datasets))
+@click.option(
+    "--campaign", default=options.OWN, show_default=True, help="Where the record of an audit is stored."
+)
 @click.option("--write-card", is_flag=True, help="Write the card of a FILE of frames beside it.")
 @click.option("--temperature", type=float, default=300.0, show_default=True, help="K, for the card.")
 @click.option("--timestep", type=float, default=0.5, show_default=True, help="fs, for the card.")
@@ -327,7 +261,7 @@ def data_check(dataset, campaign, write_card, temperature, timestep):
 
 
 @data_group.command("croissant")
-@click.argument("dataset", metavar="DATASET|CARD", shell_complete=_completed(_datasets))
+@click.argument("dataset", metavar="DATASET|CARD", shell_complete=options.completed(options.datasets))
 @click.option("--output", type=click.File("w", atomic=True), default="-", help="File to write.")
 def data_croissant(dataset, output):
     """Show or write a dataset's card as metadata in the format Croissant, which search engines read.
@@ -350,15 +284,15 @@ def _is_frames(text):
 
 
 @egraff.command()
-@MODEL
-@DATASET
-@_options(
+@options.MODEL
+@options.DATASET
+@options.options(
     click.option(
         "--preset",
-        cls=_Preset,
+        cls=options.Preset,
         default="small",
         show_default=True,
-        shell_complete=_completed(_presets),
+        shell_complete=options.completed(options.presets),
     ),
     click.option("--max-seconds", type=float, help="Limit of the time, s; without any limit 60."),
     click.option("--max-steps", type=int),
@@ -368,7 +302,7 @@ def _is_frames(text):
         "training",
         multiple=True,
         metavar="KEY=VALUE",
-        callback=_hyperparameters,
+        callback=options.hyperparameters,
         help="A training hyperparameter that replaces that of the preset; as often as wanted.",
     ),
 )
@@ -391,9 +325,33 @@ def train(**asked):
 
 
 @egraff.command()
-@MODEL
-@DATASET
-@_options(
+@options.MODEL
+@options.DATASET
+@click.option("--output", type=click.Path(path_type=Path), help="File to write; by default MODEL-DATASET.")
+@click.option("--target", default="ase", help="Of NequIP and Allegro: ase, pair_nequip or pair_allegro.")
+@click.option("--double", is_flag=True, help="In double precision.")
+@click.option("--campaign", default=options.OWN, show_default=True, help="Where the training is stored.")
+@click.option("--seed", default=0, show_default=True, help="Of the training.")
+def export(model, dataset, output, target, double, campaign, seed):
+    """Write a trained model for the package that its network is from: mace, NequIP, Allegro, TorchMD-Net.
+
+    \b
+    egraff export mace ethanol --campaign cpu
+    egraff export allegro lips --campaign cpu --target pair_allegro    for LAMMPS; takes minutes
+    """
+    from egraff_utils import cards, config, weights
+    from egraff_utils import export as files
+
+    name = cards.dataset(dataset).name
+    force_field = weights.load(config.Key("training", campaign, name, model, seed))
+    output = output or Path(f"{model}-{name}{files.FORMATS.get(model, '')}")
+    print(files.export(force_field.double() if double else force_field, output, target=target))
+
+
+@egraff.command()
+@options.MODEL
+@options.DATASET
+@options.options(
     click.option("--protocol", type=click.Choice(["corrected", "as_coded"]), default="corrected"),
     click.option("--replicas", type=int, default=5, show_default=True),
     click.option("--steps", type=int, default=1000, show_default=True),
@@ -420,9 +378,9 @@ def rollout(**asked):
 
 
 @egraff.command()
-@MODEL
-@DATASET
-@_options(click.option("--split", default="test", show_default=True))
+@options.MODEL
+@options.DATASET
+@options.options(click.option("--split", default="test", show_default=True))
 def gate(**asked):
     """Check the physics of a trained model: symmetries, gradients, smoothness, conservation.
 
@@ -440,7 +398,7 @@ def _shown(record):
 
 
 @egraff.command()
-@CAMPAIGN
+@options.CAMPAIGN
 def leaderboard(name):
     """Print the leaderboard of a campaign.
 
@@ -456,7 +414,9 @@ def leaderboard(name):
 
 
 @egraff.command()
-@click.argument("name", metavar="[CAMPAIGN]", required=False, shell_complete=_completed(_campaigns))
+@click.argument(
+    "name", metavar="[CAMPAIGN]", required=False, shell_complete=options.completed(options.campaigns)
+)
 @click.option("--dataset", help="Periodic dataset; by default lips.")
 @click.option("--sizes", hidden=True, help="Settings of a measurement, for a process of its own.")
 def cost(name, dataset, sizes):

@@ -16,9 +16,9 @@ SEAM = "egraff_utils.models.frozen"
 INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
 ROOMS = (
     "paths units schema sources hyperparameters cards config structure metrics statistics quantities",
-    "breaks provenance records campaign paper allocator",
+    "breaks provenance records campaign options paper allocator",
     "graph reference files readers data croissant",
-    "models calculated weights accuracy train",
+    "models calculated weights accuracy export train",
     "md",
     "checks",
     "report",

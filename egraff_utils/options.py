@@ -1,0 +1,76 @@
+"""Which arguments and options do commands share? Those of the command line, with the names they complete."""
+
+import click
+
+OWN = "mine"
+"""Campaign of runs that are asked for one by one."""
+
+
+def completed(list_names):
+    """Completion of an argument by names that are listed when they are asked for."""
+    return lambda context, parameter, start: [name for name in list_names() if name.startswith(start)]
+
+
+def campaigns():
+    from egraff_utils import campaign
+
+    return campaign.names()
+
+
+def datasets():
+    from egraff_utils import cards
+
+    return cards.datasets()
+
+
+def models():
+    from egraff_utils import cards
+
+    return [*cards.models(), *cards.calculators()]
+
+
+def presets():
+    from egraff_utils import cards
+
+    return cards.presets()
+
+
+class Preset(click.Option):
+    """Option whose help names what there is when it is asked for."""
+
+    def get_help_record(self, context):
+        self.help = f"Size, a preset of the model's card; all models have {', '.join(presets())}."
+        return super().get_help_record(context)
+
+
+CAMPAIGN = click.argument("name", metavar="CAMPAIGN", shell_complete=completed(campaigns))
+MODEL = click.argument("model", metavar="MODEL|CARD", shell_complete=completed(models))
+DATASET = click.argument("dataset", shell_complete=completed(datasets))
+JOBS = click.option("--jobs", type=click.IntRange(1), help="Number of notebooks at a time.")
+
+
+def options(*more):
+    """Decorator with the options of a single run, and more."""
+    common = (
+        click.option("--campaign", default=OWN, show_default=True, help="Where the record is stored."),
+        click.option("--seed", default=0, show_default=True),
+        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option("--threads", default=1, show_default=True),
+    )
+
+    def decorate(function):
+        for option in reversed((*more, *common)):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def hyperparameters(_context, _option, words):
+    """Dictionary of the words ``KEY=VALUE``."""
+    pairs = [word.partition("=") for word in words]
+    if bare := [word for word, (key, sign, value) in zip(words, pairs, strict=True) if not (key and value)]:
+        raise click.BadParameter(f"'{bare[0]}' is not of the form KEY=VALUE, such as batch_size=2")
+    from egraff_utils import schema
+
+    return schema.guess({key: schema.Plain(value) for key, _, value in pairs})
