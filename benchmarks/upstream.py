@@ -86,7 +86,10 @@ def compiled_calculators(force_field, count, atoms, path):
     if not Path(path).is_file():
         model = export.nequip_model(export.plain_copy(force_field))
         export.compile_nequip(model, force_field, atoms, "ase", path)
-    return [NequIPCalculator.from_compiled_model(path) for _ in range(count)]
+    return [
+        NequIPCalculator.from_compiled_model(path, chemical_species_to_atom_type_map=True)
+        for _ in range(count)
+    ]
 
 
 def _nequip(force_field, device):

@@ -38,7 +38,7 @@ def calculator(name, path):
         return TMDNETCalculator(str(path), "cpu", dtype=torch.float64, remove_ref_energy=False)
     from nequip.integrations.ase import NequIPCalculator
 
-    return NequIPCalculator.from_compiled_model(path)
+    return NequIPCalculator.from_compiled_model(path, chemical_species_to_atom_type_map=True)
 
 
 @pytest.mark.parametrize("name", export.FORMATS)
