@@ -124,6 +124,7 @@ class Quantity:
 
 _ERROR = {"kind": "errors", "group": "accuracy"}
 _RDF = {"group": "structure", "average": "rdf", "interval": "log", "best_at_zero": True, "leaderboard": True}
+_BONDED = _RDF | {"leaderboard": False}  # the board is as wide as a page
 _VIOLATION = {"average": "geometric", "interval": "log", "leaderboard": True}
 _HORIZON = {"kind": "horizon", "lower_is_better": False}
 _COST = {"group": "cost"}
@@ -151,9 +152,9 @@ QUANTITIES = (
     Quantity("jsd", "nats", "JSD", **_RDF, digits=5, spoke="JSD", saturation="JSD, half against half"),
     Quantity("jsd_raw", "nats", "JSD as published", **_RDF, spoke="JSD",
              saturation="JSD as published, half against half", published=Published("2", "jsd")),
-    Quantity("bond_jsd", "nats", "JSD of bond lengths", **_RDF | {"average": "bonds"}, digits=5,
+    Quantity("bond_jsd", "nats", "JSD of bond lengths", **_BONDED | {"average": "bonds"}, digits=5,
              saturation="JSD of bond lengths, half against half"),
-    Quantity("angle_jsd", "nats", "JSD of bond angles", **_RDF | {"average": "angles"}, digits=5,
+    Quantity("angle_jsd", "nats", "JSD of bond angles", **_BONDED | {"average": "angles"}, digits=5,
              saturation="JSD of bond angles, half against half"),
     Quantity("ev", "1", "EV", long="Energy violation EV", average="run", interval="log"),
     Quantity("ev_root", "1", "Root EV", **_VIOLATION, long="Root energy violation", spoke="EV",
