@@ -465,18 +465,16 @@ def dataset(name):
             raise ValueError(f"{path}: the name '{card.name}' is taken by a dataset of the project")
         _registered[card.name], _dataset_files[card.name] = card, path
         return card
-    if name not in _registered and name not in (*datasets(), EXAMPLE):
-        _read_kept(name)
     return _registered[name] if name in _registered else _shipped(name)
 
 
-def _read_kept(name):
-    """Read the card of a dataset that a campaign of a user's has kept with its records, if there is one."""
+def _kept(name):
+    """Card of a dataset that a campaign of a user's has kept with its records."""
     for path in sorted(paths.results().glob("*/*.yml"), key=lambda path: -path.stat().st_mtime):
         values = read_yaml(path)
         if isinstance(values, dict) and values.get("name") == name and "splits" in values:
-            dataset(path)
-            return
+            return dataset(path)
+    raise unknown("dataset", name, [*datasets(), *_registered])
 
 
 def dataset_file(name):
@@ -492,7 +490,7 @@ def dataset_spelling(name):
 @cache
 def _shipped(name):
     if not is_dataset(name):
-        raise unknown("dataset", name, [*datasets(), *_registered])
+        return _kept(name)
     folder = FOLDER / ("examples" if name == EXAMPLE else "datasets")
     path = folder / f"{name}.yml"
     own = {"folder": folder} if name == EXAMPLE else {}  # its file stands beside it

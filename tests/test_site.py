@@ -70,12 +70,18 @@ def window(request, browser, address):
     page.close()
 
 
-@pytest.mark.parametrize("name", pages.contents())
-def test_a_page_can_be_read_without_a_network(name, window, address):
+def opened(window, address):
+    """The window at a page, with nothing said or asked before."""
     page, said, asked = window
     said.clear()
     asked.clear()
-    page.goto(f"{address}{name}.html", wait_until="load")
+    page.goto(address, wait_until="load")
+    return window
+
+
+@pytest.mark.parametrize("name", pages.contents())
+def test_a_page_can_be_read_without_a_network(name, window, address):
+    page, said, asked = opened(window, f"{address}{name}.html")
     page.wait_for_timeout(100)
     assert not said, "errors in the console"
     assert not asked, "requests that leave the machine"
@@ -106,10 +112,7 @@ def test_a_term_shows_its_definition(window, address):
 
 @pytest.mark.parametrize("name", ["question", "leaderboard"])
 def test_a_point_shows_its_values_and_leads_to_a_page(name, window, address):
-    page, said, asked = window
-    said.clear()
-    asked.clear()
-    page.goto(f"{address}book/report/{name}.html", wait_until="load")
+    page, said, asked = opened(window, f"{address}book/report/{name}.html")
     page.wait_for_selector(".interactive .point")
     plot = page.query_selector(".interactive")
     points = plot.evaluate(
@@ -130,10 +133,7 @@ def _column(table, place):
 
 
 def test_the_leaderboard_can_be_sorted_and_filtered(window, address):
-    page, said, asked = window
-    said.clear()
-    asked.clear()
-    page.goto(f"{address}book/report/leaderboard.html", wait_until="load")
+    page, said, asked = opened(window, f"{address}book/report/leaderboard.html")
     page.wait_for_selector("input.filter")
     table = page.query_selector("table.sortable")
     rows = len(_column(table, 2))

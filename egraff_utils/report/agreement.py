@@ -18,6 +18,7 @@ from egraff_utils import cards, metrics, quantities, statistics
 from egraff_utils.report import beside, look
 from egraff_utils.report.beside import BOUND, OURS, PAPER
 from egraff_utils.report.ranks import chance_of, rank_correlation
+from egraff_utils.report.values import count, span
 
 AS_PUBLISHED, REVERSED, UNDECIDED = "as published", "reversed", "not told from chance"
 NOT_COMPARED = "not run"
@@ -312,9 +313,8 @@ def protocol_texts(table: pd.DataFrame) -> dict[str, str]:
     for metric in PROTOCOL_METRICS:
         rows = table[table.index.get_level_values(0) == beside.column_of(metric).head]
         for name, column in (("cold", "as coded / corrected"), ("left", "paper / as coded")):
-            span = f"{rows[column].min():.2g} to {rows[column].max():.2g}"
-            texts[f"{metric}_{name}"] = span if len(rows) else "(not run)"
-        texts[f"{metric}_near"] = f"{rows['paper / as coded'].between(0.5, 2).sum()} of {len(rows)}"
+            texts[f"{metric}_{name}"] = span(rows[column], ".2g", missing="(not run)")
+        texts[f"{metric}_near"] = count(rows["paper / as coded"].between(0.5, 2))
     return texts
 
 

@@ -22,6 +22,7 @@ from egraff_utils.report.beside import (
     short_title,
 )
 from egraff_utils.report.levels import is_alike
+from egraff_utils.report.values import span
 
 ENSEMBLE = "Temperature of the ensemble"
 METRICS = quantities.SATURATING
@@ -316,11 +317,7 @@ def coverage_texts(table: pd.DataFrame) -> dict[str, str]:
         return dict.fromkeys(("coverage_runs", "coverage_same", "coverage_ensemble"), "(not measured)")
     same = table.drop(columns=["Repetitions (count)", ENSEMBLE])
     parts = {"runs": table["Repetitions (count)"], "same": same, "ensemble": table[ENSEMBLE]}
-    texts = {}
-    for name, values in parts.items():
-        low, high = (f"{end:.0f}" for end in (np.nanmin(values), np.nanmax(values)))
-        texts[f"coverage_{name}"] = low if low == high else f"{low} to {high}"
-    return texts
+    return {f"coverage_{name}": span(np.ravel(values), ".0f") for name, values in parts.items()}
 
 
 def _covered(intervals, truth=None):
