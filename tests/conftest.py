@@ -1,7 +1,9 @@
-"""Skips what needs the public datasets where they are not available, and lets tests be interrupted."""
+"""Skips what lacks its data and what is of another day, and lets tests be interrupted."""
 
 import os
 import signal
+from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,23 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
+    skip_without_data(items)
+    if not os.environ.get("EGRAFF_TEST_ALL"):
+        skip_of_other_days(items, date.today().toordinal())
+
+
+def skip_of_other_days(items, today):
+    """Leave of the tests marked ``rare(days)`` those of today, so that all of them run within these days."""
+    found = Counter()
+    for item in items:
+        if marker := item.get_closest_marker("rare"):
+            (days,) = marker.args
+            if (found[days] - today) % days:
+                item.add_marker(pytest.mark.skip(reason="is of another day; EGRAFF_TEST_ALL=1 runs all"))
+            found[days] += 1
+
+
+def skip_without_data(items):
     folder = os.environ.get("EGRAFF_DATA")
     if folder and Path(folder).is_dir():
         return

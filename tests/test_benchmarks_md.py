@@ -66,6 +66,8 @@ def test_upstream_is_made_of_upstream_modules(force_field):
     assert not [m for m in model.modules() if type(m).__module__.startswith("egraff_utils")]
 
 
+@pytest.mark.rare(3)
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_a_compiled_network_has_our_forces(tmp_path):
     """Also with other numbers of edges than those it was compiled with."""

@@ -158,6 +158,7 @@ def test_our_side_reports_the_gradients_of_its_first_batch(plan, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.rare(3)
 def test_our_compiled_side_has_the_gradients_of_the_plain_one(plan):
     with Program(plan, training._ours) as ours, Program(plan, training._plain) as plain:
         same(ours.receive(), plain.receive(), relative=training.GRADIENT_ROUNDING)
@@ -207,6 +208,7 @@ def test_an_optimizer_is_not_charged_with_its_closure():
 
 
 @pytest.mark.slow
+@pytest.mark.rare(3)
 def test_the_parts_of_a_step_add_up(plan):
     cell = "mace", plan.dataset, Settings(), training.TRAINING
     value = {m.name: m.value for m in one_step._measure(*cell, preset="tiny")[0]}

@@ -1,8 +1,5 @@
 """The compiled training step: ghosts change nothing, and weights are those of training by operators."""
 
-import os
-from datetime import date
-
 import numpy as np
 import pytest
 import torch
@@ -160,6 +157,7 @@ class Wanted:
 
 
 @pytest.mark.slow
+@pytest.mark.rare(3)
 def test_many_messages_are_compiled_correctly():
     """Compiling checks the gradients itself; those of TorchMD-NET were once wrong from two blocks on."""
     torch.manual_seed(0)
@@ -173,13 +171,10 @@ def test_many_messages_are_compiled_correctly():
     stepped(large, loader)
 
 
-CASES = [(name, dtype) for name in models.NAMES for dtype in DIFFERENCE]
-TODAY = CASES if os.environ.get("EGRAFF_TEST_ALL") else [CASES[date.today().toordinal() % len(CASES)]]
-"""Compiling takes a minute or two for each case: without the variable, one a day."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "dtype"), TODAY)
+@pytest.mark.rare(12)
+@pytest.mark.parametrize("dtype", DIFFERENCE)
+@pytest.mark.parametrize("name", models.NAMES)
 def test_fifty_compiled_steps(name, dtype):
     _compare_fifty_steps(name, dtype)
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -140,3 +141,28 @@ def test_reasons_are_rows_of_what_was_tried(path):
 @pytest.mark.parametrize("path", files(FROZEN))
 def test_frozen_networks_open_with_their_equations(path):
     assert ".. math::" in ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("today", [739_000, 739_001])
+def test_each_rare_test_runs_once_in_its_days(today, request):
+    """Of seven tests and three days; a test without the mark runs every day."""
+    conftest = request.config.pluginmanager.getplugin(f"{paths.ROOT}/tests/conftest.py")
+    runs = Counter()
+    for day in range(3):
+        items = [Item(pytest.mark.rare(3).mark) for _ in range(7)] + [Item(None)]
+        conftest.skip_of_other_days(items, today + day)
+        runs.update(place for place, item in enumerate(items) if not item.skips)
+    assert [runs[place] for place in range(8)] == [1] * 7 + [3]
+
+
+class Item:
+    """A collected test with one mark."""
+
+    def __init__(self, mark):
+        self.mark, self.skips = mark, []
+
+    def get_closest_marker(self, name):
+        return self.mark
+
+    def add_marker(self, mark):
+        self.skips.append(mark)
