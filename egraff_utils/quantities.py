@@ -67,8 +67,8 @@ class Quantity:
     average: str = ""
     """How the value of a replica is obtained: as the ``geometric`` mean of the curve of this name over all
     frames but the first, which is the shared start; as its ``arithmetic`` mean over all frames; as its mean
-    over the last tenth (``late``), as a function of its distribution of this name, g(r) (``rdf``), ``bonds``
-    or ``angles``, or in another way (``run``). Empty if a replica has no value."""
+    over the last tenth (``late``), as a function of its distribution of this name, g(r) (``rdf``), ``bonds``,
+    ``angles`` or ``spectrum``, or in another way (``run``). Empty if a replica has no value."""
     interval: str = "linear"
     """Scale of the interval over replicas: ``linear``, ``log``, or ``fraction`` for the share of a run; empty
     if there is no interval."""
@@ -156,6 +156,7 @@ QUANTITIES = (
              saturation="JSD of bond lengths, half against half"),
     Quantity("angle_jsd", "nats", "JSD of bond angles", **_BONDED | {"average": "angles"}, digits=5,
              saturation="JSD of bond angles, half against half"),
+    Quantity("spectrum_jsd", "nats", "JSD of vibrational spectra", digits=4, average="spectrum", interval="log"),
     Quantity("ev", "1", "EV", long="Energy violation EV", average="run", interval="log"),
     Quantity("ev_root", "1", "Root EV", **_VIOLATION, long="Root energy violation", spoke="EV",
              column_unit="1e-5", factor=1e5, saturation="Root EV, random pairs",
@@ -255,7 +256,7 @@ def averaged() -> dict[str, str]:
     Examples
     --------
     >>> list(averaged().items())[4:8]
-    [('angle_jsd', 'angles'), ('ev', 'run'), ('ev_root', 'geometric'), ('fv', 'geometric')]
+    [('angle_jsd', 'angles'), ('spectrum_jsd', 'spectrum'), ('ev', 'run'), ('ev_root', 'geometric')]
     """
     return {quantity.metric: quantity.average for quantity in QUANTITIES if quantity.average}
 

@@ -5,6 +5,7 @@ K blocks of equal time. Curves are NaN after the last valid frame of a replica a
 frame.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,8 @@ from egraff_utils.units import EV_TO_MEV
 
 MOST_FRAMES = 1001
 """Largest number of frames in a stored curve; longer curves are thinned after the metrics are computed."""
+SHORTEST_WINDOW = 100.0
+"""Time that a window of a spectrum covers at least, fs; its bins are 334 / cm wide."""
 LAST_FRAMES = 10
 """Number of last valid frames that are stored for a replica that broke."""
 
@@ -41,6 +44,10 @@ class Reference:
     """Bonds of a molecule (:func:`~egraff_utils.structure.intact_bonds`), shape ``(P, 2)``."""
     bonded: dict = field(default_factory=dict)
     """Distributions of bond lengths and angles over all reference frames, ``{name: (B,)}``."""
+    paths: Sequence = ()
+    """Unwrapped positions of uninterrupted stretches of the reference, each ``(F, N, 3)``, Å."""
+    stride: int = 1
+    """Recorded frames of a rollout from one frame of ``paths`` to the next."""
 
     @classmethod
     def from_frames(cls, frames, index, *, contiguous):
@@ -51,13 +58,14 @@ class Reference:
         forces = np.stack([results["forces"] for results in stored]).astype(np.float32)[index]
         energy[missing], forces[missing] = np.nan, np.nan
         path = unwrap(frames)
-        moved = None
+        moved, paths, stride = None, (), 1
         if contiguous:
+            paths, stride = (path,), int(np.argmax(index[0, 1:] >= 0)) + 1
             moved = (path[index] - path[index[:, :1]]).astype(np.float32)
             moved[missing] = np.nan
         positions, bonds = np.stack([atoms.positions for atoms in frames]), structure.intact_bonds(frames)
         rdf, bonded = _rdf(positions, frames[0]), _bonded(positions, frames[0], bonds)
-        return cls(energy, forces, rdf, contiguous, moved, bonds, bonded)
+        return cls(energy, forces, rdf, contiguous, moved, bonds, bonded, paths, stride)
 
     @classmethod
     def from_trajectory(cls, trajectory, frames):
@@ -66,9 +74,10 @@ class Reference:
         ``frames`` are those of the split, which say what is bonded.
         """
         moved = trajectory.positions - trajectory.positions[:, :1]
-        positions, bonds = _valid_positions(trajectory), structure.intact_bonds(frames)
+        paths, bonds = _valid_positions(trajectory), structure.intact_bonds(frames)
+        positions = np.concatenate(paths)
         rdf, bonded = _rdf(positions, frames[0]), _bonded(positions, frames[0], bonds)
-        return cls(trajectory.energy, trajectory.forces, rdf, True, moved, bonds, bonded)
+        return cls(trajectory.energy, trajectory.forces, rdf, True, moved, bonds, bonded, paths)
 
 
 def unwrap(frames):
@@ -136,7 +145,9 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
         ``block_frames`` (R, K), ``rdf_blocks`` (R, K, B), ``temperature_species`` (R, K, S) K, of the
         elements ``species`` (S,). For a molecule with bonds ``bonds_blocks`` (R, K, B), ``bonds_reference``
         (B,) and ``bonds_kinds`` (S,), and likewise for ``angles``, the distributions and kinds of
-        :func:`~egraff_utils.structure.bonded_distributions`. For L replicas that broke, with indices
+        :func:`~egraff_utils.structure.bonded_distributions`. Where the reference continues in time
+        ``spectrum`` (R, B), ``spectrum_reference`` (B,) and ``spectrum_wavenumbers`` (B,), 1/cm
+        (:func:`~egraff_utils.structure.vibrational_spectrum`). For L replicas that broke, with indices
         ``broken`` (L,): ``last_positions`` (L, :data:`LAST_FRAMES`, N, 3) Å, and ``last_energy``
         (L, :data:`LAST_FRAMES`) eV, up to the last valid frame.
     """
@@ -147,6 +158,7 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
     blocks = _blocks(trajectory, asked=steps // _every(trajectory, steps) + 1)
     structures = _rdf_curves(trajectory.positions, blocks, atoms, reference.rdf)
     structures |= _bonded_curves(trajectory.positions, blocks, atoms, reference)
+    structures |= _spectrum_curves(trajectory, atoms, reference, timestep=timestep, steps=steps)
     structures |= _species_curves(trajectory, blocks, atoms) | _last_frames(trajectory)
     structures["stable_step"] = trajectory.stable_step
     values = block_values(curves | structures)
@@ -255,6 +267,30 @@ def _bonded_curves(positions, blocks, atoms, reference):
     return curves
 
 
+def _spectrum_curves(trajectory, atoms, reference, *, timestep, steps):
+    """Vibrational spectra of replicas and reference, with windows of half the requested time.
+
+    A run of which half is too short, or whose reference does not continue in time, has none.
+    """
+    stride = _every(trajectory, steps) * reference.stride  # steps
+    interval, window = stride * timestep, steps // stride // 2
+    if not len(reference.paths) or window * interval < SHORTEST_WINDOW:
+        return {}
+    options = {"masses": atoms.get_masses(), "interval": interval, "window": window}
+    own = [path[:: reference.stride] for path in _valid_positions(trajectory)]
+    found, expected = (
+        np.stack([structure.vibrational_spectrum(path, **options) for path in paths])
+        for paths in (own, reference.paths)
+    )
+    if not (whole := expected[expected.any(1)]).size:
+        return {}
+    return {
+        "spectrum_wavenumbers": structure.wavenumbers(window, interval).astype(np.float32),
+        "spectrum": found.astype(np.float32),
+        "spectrum_reference": whole.mean(0).astype(np.float32),
+    }
+
+
 def _species_curves(trajectory, blocks, atoms):
     """Temperature of every element, averaged over the frames of every block."""
     empty = np.full(trajectory.temperature_species.shape[-1], np.nan)
@@ -294,9 +330,8 @@ def _bonded(positions, atoms, bonds):
 
 
 def _valid_positions(trajectory):
-    """Positions in the valid frames of all replicas, concatenated, shape ``(F, N, 3)``, Å."""
-    replicas = range(len(trajectory.energy))
-    return np.concatenate([trajectory.positions[r, : trajectory.frames(r)] for r in replicas])
+    """Positions in the valid frames of every replica, each ``(F, N, 3)``, Å."""
+    return [trajectory.positions[r, : trajectory.frames(r)] for r in range(len(trajectory.energy))]
 
 
 def _thin(curve, name=""):

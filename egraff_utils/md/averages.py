@@ -14,6 +14,7 @@ STRUCTURE = {
     "rdf": {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw},
     "bonds": {"bond_jsd": metrics.jsd},
     "angles": {"angle_jsd": metrics.jsd},
+    "spectrum": {"spectrum_jsd": metrics.jsd},
 }
 """Distribution -> metric -> function that compares it with that of the reference, each of shape ``(B,)``."""
 
@@ -31,8 +32,8 @@ def replica_values(curves):
     dict of ndarray
         Shape ``(R,)``: geometric means over time, without the start, of ``ev``, ``ev_root``, ``fv``; means
         over the last tenth of the time of ``rmsd`` and ``deviation`` (Å); mean ``temperature`` (K); ``wf``
-        (%), ``jsd``, ``jsd_raw`` and, of molecules, ``bond_jsd`` and ``angle_jsd`` (nats); ``stable_steps``.
-        NaN where a replica has no value.
+        (%), ``jsd``, ``jsd_raw``, of molecules ``bond_jsd`` and ``angle_jsd``, and ``spectrum_jsd`` where there
+        is a spectrum (nats); ``stable_steps``. NaN where a replica has no value.
     """
     return {name: _row_means(values) for name, values in block_values(curves).items()}
 

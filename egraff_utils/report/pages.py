@@ -114,7 +114,7 @@ def check_rollout(record) -> None:
     """
     assert np.all(np.diff(record.curves["time"]) > 0), "time runs backwards"
     assert record["fv"] is None or 0 <= record["fv"] <= 1, "force violation lies between 0 and 1"
-    for name in {"jsd", "bond_jsd", "angle_jsd"} & {metric.name for metric in record.metrics}:
+    for name in {"jsd", "bond_jsd", "angle_jsd", "spectrum_jsd"} & {metric.name for metric in record.metrics}:
         assert record[name] is None or 0 <= record[name] <= np.log(2), "the divergence is bounded by ln 2"
     assert 0 <= record["stable_fraction"] <= 1, "a fraction lies between 0 and 1"
     assert record.status in ("complete", "unstable"), record.message

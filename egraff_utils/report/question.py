@@ -25,6 +25,7 @@ METRICS = (
     "jsd",
     "bond_jsd",
     "angle_jsd",
+    "spectrum_jsd",
     "fv",
     "ev_root",
     "deviation",

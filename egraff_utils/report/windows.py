@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from egraff_utils import cards, paths, records
+from egraff_utils import cards, paths, quantities, records
 from egraff_utils.md import averages
 
 TIMED = ("energy", "energy_reference", "temperature", "ev_root", "fv", "rmsd", "rmsd_reference", "deviation")
@@ -48,8 +48,9 @@ def _is_cut(record):
 def within(record, steps: int | None):
     """A rollout up to a step: the record with cut curves, and metrics and intervals of that part.
 
-    Curves over time end at the step; radial distributions are those of the whole blocks before it. Metrics of
-    the end of a run, of stability and of cost stay as they are.
+    Curves over time end at the step; radial distributions are those of the whole blocks before it. Vibrational
+    spectra, which are stored of the whole run only, are left out. Metrics of the end of a run, of stability and
+    of cost stay as they are.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def within(record, steps: int | None):
     """
     if steps is None or record["steps"] <= steps:
         return record
-    curves = dict(record.curves)
+    curves = {name: curve for name, curve in record.curves.items() if not name.startswith("spectrum")}
     kept = curves["time"] <= curves["time"][-1] * steps / record["steps"] * (1 + 1e-6)
     curves |= {name: curves[name][:, kept] for name in TIMED if name in curves}
     curves["time"] = curves["time"][kept]
@@ -70,7 +71,8 @@ def within(record, steps: int | None):
         curves |= {name: curves[name][:, :blocks] for name in cut if name in curves}
     values = averages.block_values(curves)
     fresh = {name: averages.summary(name, values[name]) for name in values if name != "stable_steps"}
-    found = replace(record, metrics=[fresh.get(metric.name, metric) for metric in record.metrics])
+    left = [metric for metric in record.metrics if quantities.of(metric.name).average != "spectrum"]
+    found = replace(record, metrics=[fresh.get(metric.name, metric) for metric in left])
     found.__dict__["curves"] = curves
     return found
 

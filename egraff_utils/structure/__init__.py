@@ -1,4 +1,4 @@
-"""Where are the atoms? Radial distributions, bonds, and the rules by which a trajectory counts as broken."""
+"""Where are the atoms? Radial distributions, bonds, vibrations, and the rules by which a trajectory is broken."""
 
 from egraff_utils.structure.bonded import (
     angles,
@@ -13,6 +13,7 @@ from egraff_utils.structure.distributions import (
     radial_distribution,
     radial_distributions,
 )
+from egraff_utils.structure.spectrum import vibrational_spectrum, wavenumbers
 from egraff_utils.structure.stability import (
     BOND_TOLERANCE,
     MAXIMUM_DISTANCE,
@@ -54,4 +55,6 @@ __all__ = [
     "unstable_contacts",
     "unstable_step_bulk",
     "unstable_step_molecule",
+    "vibrational_spectrum",
+    "wavenumbers",
 ]
