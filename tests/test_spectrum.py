@@ -1,5 +1,7 @@
 """Vibrational spectra against frequencies by hand and by ASE, and their divergences in rollouts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -13,7 +15,7 @@ from egraff_utils import structure
 from egraff_utils.md import analysis
 from egraff_utils.md.dynamics import Trajectory
 from egraff_utils.records import Record
-from egraff_utils.report import windows
+from egraff_utils.report import vibrations, windows
 from egraff_utils.structure.spectrum import PER_CM
 
 TIME = np.arange(1001.0)  # fs
@@ -26,7 +28,7 @@ def vibrating(*lines):
 
 
 def test_atoms_of_equal_kinetic_energy_have_equal_shares():
-    """m (a nu)^2 is 1 for both: an atom of 1 u at 2000 / cm, and one of 16 u at 1000 / cm and half as wide."""
+    """m (a nu)^2 is 1 for both: an atom of 1 u at 2000 / cm, one of 16 u at 1000 / cm, half as wide."""
     spectrum = structure.vibrational_spectrum(
         vibrating((2000, 1.0), (1000, 0.5)), [1, 16], interval=1, window=500
     )
@@ -58,7 +60,8 @@ def test_too_few_frames_and_still_atoms_have_no_spectrum():
     short = structure.vibrational_spectrum(vibrating((1000, 1.0))[:500], **options)
     still = structure.vibrational_spectrum(np.ones((600, 1, 3)), **options)
     assert len(short) == len(still) == len(structure.wavenumbers(500, 1))
-    assert not short.any() and not still.any()
+    assert not short.any()
+    assert not still.any()
 
 
 def measured(paths, reference, *, stable=1000, stride=1, timestep=1.0):
@@ -113,3 +116,23 @@ def test_a_short_run_and_a_cut_one_have_no_spectrum():
     cut = windows.within(whole, 500)
     assert "spectrum_jsd" in {metric.name for metric in whole.metrics}
     assert "spectrum_jsd" not in {metric.name for found in (short, cut) for metric in found.metrics}
+
+
+def test_the_page_says_who_is_beyond_a_perfect_model():
+    """Bands at 3000 and 3100 / cm of a reference at 3000; the perfect model's divergence is zero."""
+    base = measured([vibrating((3000, 1.0))] * 2, vibrating((3000, 1.0)))
+    off = measured([vibrating((3100, 1.0))] * 2, vibrating((3000, 1.0)))
+    records = [replace(base, model="reference"), replace(off, model="mace"), replace(base, model="nequip")]
+    for record, source in zip(records, (base, off, base), strict=True):
+        record.__dict__["curves"] = source.curves
+    found = vibrations.table(records)
+    assert [model for _, model in found.index] == ["nequip", "mace", "reference"]
+    assert (found[vibrations.BAND] - found[vibrations.EXPECTED]).to_list() == pytest.approx(
+        [0, 100, 0], abs=8
+    )
+    said = vibrations.values(found)
+    assert (said["count"], said["datasets"], said["beyond"], said["softer"]) == ("2", "1", "1 of 2", "0 of 2")
+    assert said["shift"].endswith(" to 100") or said["shift"].endswith(" to 99")
+    figure = vibrations.spectrum_grid(records)
+    assert len(figure.axes[0].lines) == 3
+    assert vibrations.values(vibrations.table([]))["count"] == "0"

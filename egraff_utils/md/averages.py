@@ -32,8 +32,8 @@ def replica_values(curves):
     dict of ndarray
         Shape ``(R,)``: geometric means over time, without the start, of ``ev``, ``ev_root``, ``fv``; means
         over the last tenth of the time of ``rmsd`` and ``deviation`` (Å); mean ``temperature`` (K); ``wf``
-        (%), ``jsd``, ``jsd_raw``, of molecules ``bond_jsd`` and ``angle_jsd``, and ``spectrum_jsd`` where there
-        is a spectrum (nats); ``stable_steps``. NaN where a replica has no value.
+        (%), ``jsd``, ``jsd_raw``, of molecules ``bond_jsd`` and ``angle_jsd``, and where there is a spectrum
+        ``spectrum_jsd`` (nats); ``stable_steps``. NaN where a replica has no value.
     """
     return {name: _row_means(values) for name, values in block_values(curves).items()}
 

@@ -48,9 +48,9 @@ def _is_cut(record):
 def within(record, steps: int | None):
     """A rollout up to a step: the record with cut curves, and metrics and intervals of that part.
 
-    Curves over time end at the step; radial distributions are those of the whole blocks before it. Vibrational
-    spectra, which are stored of the whole run only, are left out. Metrics of the end of a run, of stability and
-    of cost stay as they are.
+    Curves over time end at the step; radial distributions are those of the whole blocks before it.
+    Vibrational spectra, which are stored of the whole run only, are left out. Metrics of the end of a run, of
+    stability and of cost stay as they are.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Where are the atoms? Radial distributions, bonds, vibrations, and the rules by which a trajectory is broken."""
+"""Where are the atoms? Radial distributions, bonds, vibrations, and the rules by which a run is broken."""
 
 from egraff_utils.structure.bonded import (
     angles,

@@ -42,7 +42,8 @@ def vibrational_spectrum(
               \mathrm e^{-2 \pi \mathrm i b \tau / W} \Big|^2
 
     Windows of W velocities begin at s, a quarter of a window apart; w is that of Hann, and Z gives unit sum
-    (Welch 1967). It is the Fourier transform of the velocity autocorrelation function, with lines as wide as
+    (Welch 1967, IEEE Trans. Audio
+    Electroacoust. 15, 70). It is the Fourier transform of the velocity autocorrelation function, with lines as wide as
     1.4 bins. Velocities are differences of consecutive positions, which lack the part
     :math:`(\omega\, \Delta t)^2 / 24` of a vibration: at 3000 / cm and 0.5 fs, a third of a percent.
 
@@ -67,7 +68,8 @@ def vibrational_spectrum(
     --------
     >>> time = np.arange(401.0)  # fs; 1000 / cm is a period of 33.4 fs
     >>> x = np.sin(2 * np.pi * time * 1000 / PER_CM)
-    >>> spectrum = vibrational_spectrum(np.stack([x, 0 * x, 0 * x], -1)[:, None], [1.0], interval=1, window=200)
+    >>> path = np.stack([x, 0 * x, 0 * x], axis=-1)[:, None]
+    >>> spectrum = vibrational_spectrum(path, [1.0], interval=1, window=200)
     >>> float(wavenumbers(200, 1.0)[spectrum.argmax()].round())
     1001.0
     """

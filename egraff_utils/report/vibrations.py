@@ -1,0 +1,128 @@
+"""At which wavenumbers do atoms move? Vibrational spectra of simulations beside those of their references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from egraff_utils.cards import REFERENCE
+from egraff_utils.report import look, plots
+from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report.look import REFERENCE_COLOR
+from egraff_utils.report.panels import by_model, dataset_names, grid, label_axes, select, stack_curves
+from egraff_utils.report.values import count, span
+
+SHOWN = 0.002
+"""Share of the highest bin at which the axis of a panel ends."""
+
+
+def simulated(records: Iterable) -> list:
+    """Rollouts of a campaign that have a spectrum."""
+    return [record for record in records if record.kind == "rollout" and "spectrum" in record.curves]
+
+
+def spectrum_grid(records: Iterable) -> Figure:
+    """Vibrational spectra, with one panel per dataset, one line per model and the reference in black.
+
+    A line is the mean over the replicas that did not break within the first window.
+
+    Parameters
+    ----------
+    records
+        Records of one campaign or more, as returned by `records.read_all`.
+    """
+    records = simulated(records)
+
+    def draw(ax, dataset):
+        found = by_model(select(records, "rollout", dataset))
+        nu, reference = (
+            plots.read_curve(next(iter(found.values()))[0], f"spectrum_{name}")
+            for name in ("wavenumbers", "reference")
+        )
+        ax.plot(nu, reference, color=REFERENCE_COLOR, linewidth=2.6, alpha=0.85)
+        for model, runs in found.items():
+            ax.plot(nu, plots.replica_mean(_spectra(runs)), **look.model_line(model), linewidth=1.1)
+        last = np.flatnonzero(reference > SHOWN * reference.max())[-1]
+        ax.set(xlim=(0, nu[min(last + 1, len(nu) - 1)]), ylim=(0, None))
+        return list(found)
+
+    figure = grid(dataset_names(records, "rollout", None), draw, reference=True, height=2.2)
+    return label_axes(figure, "Wavenumber (1/cm)", "Share of the kinetic energy (dimensionless)")
+
+
+def _spectra(runs):
+    """Spectra of all replicas (R, B), NaN for those that broke within the first window."""
+    values = stack_curves(runs, "spectrum")
+    values[~values.any(1)] = np.nan
+    return values
+
+
+JSD, LOW, HIGH = "JSD (nats)", "from", "to"
+BAND, EXPECTED, BIN = "band (1/cm)", "reference (1/cm)", "bin (1/cm)"
+
+
+def table(records: Iterable) -> pd.DataFrame:
+    """Divergences of spectra from those of the references, and where the bands of stiff bonds lie.
+
+    Returns
+    -------
+    DataFrame with the index (dataset, model), the reference with noise of its own behind the models, and the
+    columns ``JSD (nats)`` with its 95 % interval ``from``, ``to``, :func:`band` of both spectra in
+    ``band (1/cm)`` and ``reference (1/cm)``, and the width of a bin, ``bin (1/cm)``; means over seeds.
+    """
+    rows = []
+    for record in simulated(records):
+        metric, nu = record.metric("spectrum_jsd"), record.curves["spectrum_wavenumbers"]
+        own = plots.replica_mean(_spectra([record]))
+        bands = [band(nu, spectrum) for spectrum in (own, record.curves["spectrum_reference"])]
+        rows.append([record.dataset, record.model, metric.value, metric.low, metric.high, *bands, nu[1]])
+    columns = ["dataset", "model", JSD, LOW, HIGH, BAND, EXPECTED, BIN]
+    found = pd.DataFrame(rows, columns=columns).groupby(["dataset", "model"]).mean()
+    models = [name for name in order_models(found.index.unique("model")) if name != REFERENCE]
+    order = [
+        (name, model)
+        for name in order_datasets(found.index.unique("dataset"))
+        for model in (*models, REFERENCE)
+    ]
+    return found.reindex([pair for pair in order if pair in found.index])
+
+
+def band(nu: np.ndarray, spectrum: np.ndarray, *, least: float = 2000.0) -> float:
+    """Mean wavenumber of the part of a spectrum above ``least``, 1/cm: of a molecule, its stretches of X-H.
+
+    NaN if less than a hundredth of the spectrum lies there.
+
+    Examples
+    --------
+    >>> band(np.array([1000.0, 3000.0, 3200.0]), np.array([0.5, 0.25, 0.25]))
+    3100.0
+    """
+    part = np.where(nu > least, spectrum, 0.0)
+    return float(part @ nu / part.sum()) if part.sum() > 0.01 * np.sum(spectrum) else np.nan
+
+
+def values(found: pd.DataFrame) -> dict:
+    """What a page says of :func:`table`: how many rollouts, their divergences, and by how much bands are off.
+
+    ``perfect`` is the range of the divergences of references with noise of their own, ``beyond`` the number
+    of the models on their datasets whose interval lies above, and ``shift`` the range of band less that of
+    the reference, 1/cm.
+    """
+    perfect = found[found.index.get_level_values("model") == REFERENCE].droplevel("model")[JSD]
+    models = found.drop(index=REFERENCE, level="model", errors="ignore")
+    against = perfect.reindex(models.index.get_level_values("dataset")).to_numpy()
+    beside = models[np.isfinite(against)]
+    shift = models[BAND] - models[EXPECTED]
+    return {
+        "count": str(models[JSD].notna().sum()),
+        "datasets": str(len(models.index.unique("dataset"))),
+        "span": span(models[JSD], ".2g"),
+        "perfect": span(perfect, ".2g"),
+        "beyond": count(beside[LOW] > against[np.isfinite(against)]),
+        "shift": span(shift, ".0f"),
+        "softer": count(shift.dropna() < 0),
+        "bin": span(models[BIN], ".0f"),
+    }
