@@ -113,7 +113,7 @@ def values(found: pd.DataFrame) -> dict:
     """
     perfect = found[found.index.get_level_values("model") == REFERENCE].droplevel("model")[JSD]
     models = found.drop(index=REFERENCE, level="model", errors="ignore")
-    against = perfect.reindex(models.index.get_level_values("dataset")).to_numpy()
+    against = perfect.reindex(models.index.get_level_values("dataset")).to_numpy(dtype=float)
     beside = models[np.isfinite(against)]
     shift = models[BAND] - models[EXPECTED]
     return {
