@@ -43,8 +43,9 @@ def vibrational_spectrum(
 
     Windows of W velocities begin at s, a quarter of a window apart; w is that of Hann, and Z gives unit sum
     (Welch 1967, IEEE Trans. Audio Electroacoust. 15, 70). It is the Fourier transform of the velocity
-    autocorrelation function, with lines as wide as 1.4 bins. Velocities are differences of consecutive positions, which lack the part
-    :math:`(\omega\, \Delta t)^2 / 24` of a vibration: at 3000 / cm and 0.5 fs, a third of a percent.
+    autocorrelation function, with lines as wide as 1.4 bins. Velocities are differences of consecutive
+    positions, which lack the part :math:`(\omega\, \Delta t)^2 / 24` of a vibration: at 3000 / cm and 0.5 fs,
+    a third of a percent.
 
     Parameters
     ----------
