@@ -96,8 +96,8 @@ def bands(nu: np.ndarray, spectrum: np.ndarray, reference: np.ndarray) -> tuple[
     """Mean wavenumbers of two spectra about the highest bin of the reference above 2000 / cm.
 
     Of a molecule that is the stretching of its C-H bonds. Two bins to either side count, so that another
-    band, which may hold more or less energy by chance, does not. NaN if the reference has less than a hundredth of
-    its spectrum there.
+    band, which may hold more or less energy by chance, does not. NaN if the reference has less than a
+    hundredth of its spectrum there.
 
     Examples
     --------
