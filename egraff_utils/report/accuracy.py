@@ -10,6 +10,7 @@ from egraff_utils.report import agreement
 from egraff_utils.report.beside import MODELS, OURS, PAPER, winners
 from egraff_utils.report.comparison import mean_rank_correlation
 from egraff_utils.report.titles import dataset_title, model_title
+from egraff_utils.report.values import count, span
 
 FORCE, ENERGY = (quantities.of(metric).head for metric in ("force_mae", "energy_mae"))
 
@@ -50,6 +51,25 @@ def page_values(found, here: pd.DataFrame, errors: pd.DataFrame, ratios: pd.Data
 def _mean_ratio(cells):
     """Geometric mean of our values over published ones."""
     return float(np.exp(np.log(cells[OURS] / cells[PAPER]).mean()))
+
+
+def against_paper(errors: pd.DataFrame, campaign: str) -> str:
+    """How far the force errors of a campaign are from the published ones, cell by cell, as text.
+
+    Examples
+    --------
+    >>> columns = pd.MultiIndex.from_tuples([(FORCE, PAPER), (FORCE, "day")])
+    >>> errors = pd.DataFrame([[10.0, 10.0], [10.0, 14.0], [10.0, 28.0], [10.0, None]], columns=columns)
+    >>> print(against_paper(errors, "day"))
+    in campaign day they are 1.00 to 2.80 times the published ones (3 cells), at most 1.5 times in 2 of 3,
+    at or below in 1 of 3
+    """
+    both = errors[FORCE][[PAPER, campaign]].astype(float).dropna()
+    ratio = both[campaign] / both[PAPER]
+    return (
+        f"in campaign {campaign} they are {span(ratio)} times the published ones ({len(ratio)} cells), "
+        f"at most 1.5 times in {count(ratio <= 1.5)}, at or below in {count(ratio <= 1)}"
+    )
 
 
 def _best_at_both(errors):

@@ -15,7 +15,7 @@ PER_CM = 1e13 / c
 
 
 def wavenumbers(window: int, interval: float) -> np.ndarray:
-    """Wavenumbers of the bins of a spectrum, shape ``(B,)``, 1/cm, up to :data:`HIGHEST`.
+    """Wavenumbers of the bins of a spectrum, shape ``(B,)``, 1/cm, up to ``HIGHEST``.
 
     Parameters
     ----------
