@@ -52,9 +52,9 @@ HEADS = {
     "force_difference_over_error_tf32": "TF32 difference over it (×)",
     "speed_float32": "float32, speed (×)",
     "speed_tf32": "TF32, speed (×)",
-    "drift_float64": "Drift in float64 (meV/atom/ps)",
-    "drift_float32": "Drift in float32 (meV/atom/ps)",
-    "drift_tf32": "Drift in TF32 (meV/atom/ps)",
+    "drift_float64": "Drift in float64 (meV / atom / ps)",  # spaces, so that a head can break
+    "drift_float32": "Drift in float32 (meV / atom / ps)",
+    "drift_tf32": "Drift in TF32 (meV / atom / ps)",
     "plain_difference_float64": "Fast beside plain in float64, relative (×)",
     "plain_difference_over_error_float32": "In float32, over the error (×)",
     "imports_torch": "Imports torch (1: yes)",
