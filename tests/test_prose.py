@@ -44,6 +44,7 @@ ALLOWED = {
     "four times as many": "Ge40Te160",
     "83 times as wide": "83 atoms",
     "ten times as long": "what the source of the rule used",
+    "covers 100 fs at least": "a rule of the metric",
     "of 1 fs": "a condition of a simulation",
     "0.5 fs": "interval of the frames, on their cards",
     "1.2 fs": "interval of the frames, on their cards",
