@@ -48,10 +48,10 @@ def _body(script):
 
 
 def describe_images(app, doctree, docname):
-    """Give each image without an alternative text the caption of its figure, else the heading above it."""
+    """Give each image without an alternative text the caption of its figure, else the paragraph below it."""
     for image in doctree.findall(nodes.image):
         if not image.get("alt"):
-            image["alt"] = _caption(image) or _heading(image)
+            image["alt"] = _caption(image) or _below(image)
 
 
 def _caption(image):
@@ -62,11 +62,12 @@ def _caption(image):
     return next((caption.astext() for caption in captions), None)
 
 
-def _heading(image):
-    section = image.parent
-    while not isinstance(section, nodes.section | nodes.document):
-        section = section.parent
-    return next((f"Figure: {title.astext()}" for title in section.findall(nodes.title)), "Figure")
+def _below(image):
+    while not isinstance(image.parent, nodes.section | nodes.document):
+        image = image.parent
+    siblings = image.parent.children
+    below = siblings[siblings.index(image) + 1 :]
+    return next((part.astext() for part in below if isinstance(part, nodes.paragraph)), "Figure")
 
 
 def add_points(app, doctree, docname):

@@ -37,6 +37,12 @@ def test_executed_without_errors(page):
         assert not [output for output in cell.outputs if output.output_type == "error"]
 
 
+def test_no_output_is_a_bare_text_or_list(page):
+    shown = [output.data for cell in code_cells(page[1]) for output in cell.outputs if "data" in output]
+    plain = [data["text/plain"] for data in shown if set(data) == {"text/plain"}]
+    assert not [text for text in plain if re.match(r"['\"\[]", text)]
+
+
 def test_equal_to_the_notebook_apart_from_parameters(page):
     name, notebook = page
     twin = nbformat.read(batch.NOTEBOOKS / f"{name}.ipynb", as_version=4)

@@ -31,6 +31,20 @@ ALLOWED = {
     "26 meV": "kT at 300 K",
     "27 %": "sqrt(2/3N) of nine atoms, in the same sentence",
     "0.009 %": "0.043364 over 0.04336 eV, in the same sentence",
+    "by less than 0.1 %": "test_equiformer holds it",
+    "93 to 97 %": "found by test_statistics, which holds it to the wider range behind it",
+    "90 to 98 %": "limits of test_statistics",
+    "fewer than 6 %": "test_statistics holds it",
+    "28 % of those": "edges without periodic images, a fact of the data",
+    "some 50 fs apart": "start frames of MD17, by the rule that spreads them",
+    "2 meV": "single precision at total energies",
+    "one every 16 fs": "how the frames were made, on their cards",
+    "one every 20 fs": "how the frames were made, on their cards",
+    "at 2 fs": "interval of the frames, on their cards",
+    "four times as many": "Ge40Te160",
+    "83 times as wide": "83 atoms",
+    "ten times as long": "what the source of the rule used",
+    "covers 100 fs at least": "a rule of the metric",
     "of 1 fs": "a condition of a simulation",
     "0.5 fs": "interval of the frames, on their cards",
     "1.2 fs": "interval of the frames, on their cards",
@@ -64,6 +78,16 @@ ALLOWED = {
     "compares, for every model": "what a test does",
     "every model gets the same": "one graph for all, tested",
     "for all six models": "one rule for all, tested",
+    "in one place for all six": "what the package does",
+    "gives every model the same": "a rule of campaigns",
+    "of the best of short trainings": "how rates were chosen",
+    "noise is the same for every model": "a rule",
+    "reported and never mixed": "a rule",
+    "never redistributed": "a rule",
+    "never averaged over": "a rule",
+    "must never be averaged": "a rule",
+    "never trained on": "a split",
+    "of the graph here, for every model": "one graph for all, tested",
     "All six are graph networks": "what they are",
     # logic
     "no model can move": "scales come from the data",
@@ -73,11 +97,23 @@ ALLOWED = {
     "no model reached the end": "a rule",
     "None of this makes": "an argument",
     "never leave the 5 Å": "what the architecture is",
-    "it has never seen": "what it was trained on",
+    "never seen": "what it was trained on",
+    "no model is to blame": "both sides are the reference",
+    "no model can know": "a constant of the labels",
+    "no model can fit both": "forces that are not the gradient of the energies",
+    "no model trained on the others": "a constant of the labels",
+    "No force field, however good": "frames that are not of the labels' potential",
+    "Forces are always the gradient": "what they are, tested",
+    "so none of the models": "follows from it",
+    "numbers never change": "of one molecule",
+    "cannot be told from an independent": "definition of saturation",
+    "the largest of the molecules here": "number of electrons",
+    "multiples of a shortest one": "what a step is",
     "cannot be told apart": "definition of the letters",
 }
-ROOMS = ("report", "ood", "checks", "training", "rollout", "yours")
-PAGES = [path for room in ROOMS for path in sorted((batch.NOTEBOOKS / room).glob("*.ipynb"))]
+PAGES = sorted(batch.NOTEBOOKS.glob("*/*.ipynb"))
+TEXTS = [paths.ROOT / "book" / f"{name}.md" for name in ("intro", "method", "glossary")]
+"""Pages without results of ours, such as those on how to run it, are left out."""
 
 
 def sentences(text):
@@ -104,16 +140,19 @@ def typed(text):
     return found
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_no_result_is_typed(path):
+def prose(path):
+    """Text of a page, of a notebook that of its markdown cells."""
+    if path.suffix == ".md":
+        return path.read_text()
     cells = nbformat.read(path, as_version=4).cells
-    found = typed("\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+@pytest.mark.parametrize("path", [*PAGES, *TEXTS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_result_is_typed(path):
+    found = typed(prose(path))
     advice = "glue what a record says, say less, or allow the phrase with its reason"
     assert not found, "\n".join([advice, *found])
-
-
-def test_no_result_is_typed_on_the_first_page():
-    assert not typed((paths.ROOT / "book" / "intro.md").read_text())
 
 
 @pytest.mark.parametrize(
@@ -143,6 +182,5 @@ def test_what_is_glued_or_allowed_or_the_papers_passes(sentence):
 
 
 def test_every_allowed_phrase_is_used():
-    text = " ".join(cell.source for path in PAGES for cell in nbformat.read(path, as_version=4).cells)
-    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+", " ", " ".join(map(prose, [*PAGES, *TEXTS])))
     assert not [phrase for phrase in ALLOWED if phrase not in text]

@@ -177,6 +177,8 @@ def test_a_constant_offset_does_not_change_a_profile():
     assert list(found["less the reference's (meV)"]) == [0.0, 1000.0, 0.0]
     assert set(found["Place (°)"]) == {90.0}
     assert found.loc["wrong", "End of the path (meV)"] == 1000.0
+    html = shifted_sets.barrier_table(found, "made").to_html()
+    assert ">Reference<" in html, "the reference of a path has no noise"
 
 
 def test_no_profiles_are_no_error():

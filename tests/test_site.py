@@ -30,6 +30,11 @@ OVERFLOWING = """() => {
 }"""
 """What reaches over the right edge of the window and has no scroll bar of its own."""
 
+SCROLLING = """() => [...document.querySelectorAll('main table.dataframe')]
+  .filter(table => [table, table.parentElement].some(e => e.scrollWidth > e.clientWidth + 1))
+  .map(table => table.id)"""
+"""Tables that are wider than the text."""
+
 pytestmark = [
     pytest.mark.site,
     pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium"),
@@ -86,6 +91,7 @@ def test_a_page_can_be_read_without_a_network(name, window, address):
     assert not said, "errors in the console"
     assert not asked, "requests that leave the machine"
     assert page.evaluate(OVERFLOWING) == []
+    assert page.viewport_size["width"] < 1400 or page.evaluate(SCROLLING) == []
     texts = page.eval_on_selector_all("main img", "images => images.map(image => image.alt)")
     assert not [text for text in texts if len(text) < 10 or text.endswith((".png", ".svg"))]
 

@@ -6,6 +6,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from ase import Atoms
 
@@ -242,3 +243,9 @@ def test_a_failure_is_drawn_with_its_offender():
     rings = [p for p in figure.axes[0].patches if p.get_edgecolor()[0] > 0.8 and not p.get_fill()]
     assert len(rings) == 2
     plt.close("all")
+
+
+def test_the_most_broken_are_named_by_what_they_ran_on():
+    rows = [("mace", "ethanol", "another molecule")] * 3 + [("mace", "ethanol", survival.HOME)]
+    table = pd.DataFrame(rows, columns=["model", "dataset", "setting"]).assign(broke=True)
+    assert survival.most_broken(table) == "MACE on Ethanol → another molecule (3) and MACE on Ethanol (1)"

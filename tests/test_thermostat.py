@@ -210,6 +210,18 @@ def test_protocols_side_by_side():
     assert np.isnan(thermostat.protocol_ratio(table, "fv"))
 
 
+def test_spreads_of_the_models_by_protocol():
+    values = {
+        ("ethanol", "mace"): (2.0, 8.0),
+        ("ethanol", "nequip"): (3.0, 8.0),
+        ("gete", "mace"): (1.0, 4.0),
+    }
+    kinds = ("rollout", "rollout_as_coded")
+    rows = [(k, *at, "wf", v) for at, two in values.items() for k, v in zip(kinds, two, strict=True)]
+    found = thermostat._spreads(thermostat.protocols(frame_of(rows)))
+    assert found == "1.0 to 1.5 corrected and 1.0 as coded"
+
+
 def test_nothing_gives_empty_tables_and_figures():
     table, shares = thermostat.temperatures([]), thermostat.equipartition([])
     pair = thermostat.protocols(frame_of([]))

@@ -63,7 +63,10 @@ def test_a_gain_is_of_cells_where_both_arrive():
     assert time_to_accuracy.gain(found, 50) == "2.5 to 4"
     assert time_to_accuracy.gain(found, 50, compiled=True) == "0.4 to 0.455"
     assert time_to_accuracy.gain(found, 20) == "3"
-    assert time_to_accuracy.gain(found, 10) == "(not measured yet)"
+    none = "no cell, reached by ours in 1 of 2 and by the command in 0 of 2"
+    assert time_to_accuracy.gain([*found, record("equiformer", theirs=None)], 10) == none
+    assert time_to_accuracy.gain(found, 10, compiled=True) == "none"
+    assert time_to_accuracy.gain([], 10) == "(not measured yet)"
 
 
 def test_the_figure_has_a_line_for_every_program_and_one_for_every_target():

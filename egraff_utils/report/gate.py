@@ -93,9 +93,9 @@ def verdict_table(record):
 
 
 def table(found):
-    """Table of models and checks, with the worst value over all datasets, and the number of datasets passed.
+    """Table of checks and models, with the worst value over all datasets, and the number of datasets passed.
 
-    A cross marks a value for which some dataset failed; the last row is the tolerance.
+    A cross marks a value for which some dataset failed; the last column is the tolerance.
     """
     values, rows = worst(found), {}
     for model, row in values.iterrows():
@@ -105,10 +105,10 @@ def table(found):
         cells = {name: _cell(row[name], name in failures) for name in gate.CHECKS}
         rows[model] = {"passed": passed} | cells
     limits = {name: f"{check.tolerance:g}" for name, check in gate.CHECKS.items()}
-    shown = pd.DataFrame.from_dict(rows | {"tolerance": {"passed": ""} | limits}, orient="index")
+    shown = pd.DataFrame(rows | {"tolerance": {"passed": ""} | limits})
     units = {name: check.unit for name, check in gate.CHECKS.items() if check.unit != "1"}
-    shown.columns = [f"{name} ({units[name]})" if name in units else name for name in shown.columns]
-    return tables.plain(shown.rename_axis("model"), "gate-checks")
+    shown.index = [f"{name} ({units[name]})" if name in units else name for name in shown.index]
+    return tables.plain(shown.rename_axis(columns="model"), "gate-checks")
 
 
 def verdicts(found):

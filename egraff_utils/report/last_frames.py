@@ -5,6 +5,7 @@ Symbols: L last frames, N atoms.
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -19,7 +20,7 @@ from egraff_utils import structure
 from egraff_utils.breaks import Cause
 from egraff_utils.md.stability import distances
 from egraff_utils.report import look, structures
-from egraff_utils.report.survival import COLUMNS, conditions, reference_frames, rows_of, runs
+from egraff_utils.report.survival import COLUMNS, conditions, place_name, reference_frames, rows_of, runs
 from egraff_utils.report.titles import model_title, short_title
 
 MOVED_ON = "H now nearer to another"
@@ -249,10 +250,10 @@ def plot_last_frame(failure: Failure, *, ax=None):
         ax.plot(*points[ring, :2].T, color="#d1001f", linewidth=2.2, linestyle=":", zorder=9)
     for i in ring:
         ax.add_patch(Circle(points[i, :2], 0.55, fill=False, edgecolor="#d1001f", linewidth=1.8, zorder=9))
-    place = failure.row.composition or short_title(failure.row.dataset)
+    where = failure.row.composition or place_name(failure.row.dataset, failure.row.setting)
     what = f"{found.name.split(',')[0]} {found.length:.2f} Å" if found else failure.row.cause.words
-    text = f"{model_title(failure.row.model)}, {place}, step {failure.row.step}\n{what}"
-    ax.set_title(text, fontsize="small", loc="left")
+    lines = [f"{model_title(failure.row.model)}, step {failure.row.step}", where, what]
+    ax.set_title("\n".join(fill(line, 26) for line in lines), fontsize="small", loc="left")
     return ax
 
 

@@ -278,7 +278,8 @@ def displacement_table(values: pd.DataFrame, name: str):
 def barrier_table(values: pd.DataFrame, name: str):
     """`barriers` as a styled table with this name."""
     formats = {head: "{:g}" if head.startswith("Place") else "{:,.1f}" for head in values}
-    styler = values.style.format(formats).format_index(titles.model_title, axis="index")
+    names = {"reference": "Reference"}  # which has no noise here
+    styler = values.style.format(formats).format_index(lambda m: names.get(m) or titles.model_title(m))
     return finished(styler, name)
 
 

@@ -12,6 +12,7 @@ from egraff_utils.report.comparison import mean_rank_correlation, order_datasets
 from egraff_utils.report.leaderboards import stable_replicas
 from egraff_utils.report.levels import floor_of
 from egraff_utils.report.titles import model_title, short_title
+from egraff_utils.report.values import span
 
 FORCE, WF, JSD, RAW, EV, FV = (
     quantities.of(metric).head for metric in ("force_mae", "wf", "jsd", "jsd_raw", "ev_root", "fv")
@@ -117,6 +118,7 @@ def dynamics_values(found, here: pd.DataFrame, values: pd.DataFrame, times: pd.D
         "whole": whole,
         "replicas": replicas,
         "early": mean_rank_correlation(here[FORCE, OURS], times.stack()),
+        "apart": span((times.max(axis=1) - times.min(axis=1)).dropna(), ".1f"),
         "late": _order(here, FORCE, FV),
         "rmsd": np.nanmedian(moved) if moved else np.nan,
         "best": winners(here, FV),

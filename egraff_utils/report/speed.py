@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -48,15 +48,15 @@ HEADS = {
     "ms_per_atom": "Time per atom there (ms)",
     "operators_per_step": "Operators per step (count)",
     "force_error": "Model's force error (meV/Å)",
-    "force_difference_over_error_float32": "float32 difference over it (dimensionless)",
-    "force_difference_over_error_tf32": "TF32 difference over it (dimensionless)",
-    "speed_float32": "float32, speed (dimensionless)",
-    "speed_tf32": "TF32, speed (dimensionless)",
-    "drift_float64": "Drift in float64 (meV/atom/ps)",
-    "drift_float32": "Drift in float32 (meV/atom/ps)",
-    "drift_tf32": "Drift in TF32 (meV/atom/ps)",
-    "plain_difference_float64": "Fast beside plain in float64, relative (dimensionless)",
-    "plain_difference_over_error_float32": "In float32, over the error (dimensionless)",
+    "force_difference_over_error_float32": "float32 difference over it (×)",
+    "force_difference_over_error_tf32": "TF32 difference over it (×)",
+    "speed_float32": "float32, speed (×)",
+    "speed_tf32": "TF32, speed (×)",
+    "drift_float64": "Drift in float64 (meV / atom / ps)",  # spaces, so that a head can break
+    "drift_float32": "Drift in float32 (meV / atom / ps)",
+    "drift_tf32": "Drift in TF32 (meV / atom / ps)",
+    "plain_difference_float64": "Fast beside plain in float64, relative (×)",
+    "plain_difference_over_error_float32": "In float32, over the error (×)",
     "imports_torch": "Imports torch (1: yes)",
     "notebooks": "Notebooks of the demo (count)",
     "ratio_rdf": "RDF, ratio (dimensionless)",
@@ -226,7 +226,7 @@ def show(table: pd.DataFrame, name: str, empty: str = NOT_YET) -> None:
     if len(table):
         tables.show(tables.plain(table, name, missing=tables.NO_VALUE), name)
     else:
-        display(empty)
+        display(Markdown(empty))
 
 
 def gains(table: pd.DataFrame, **chosen) -> str:

@@ -183,7 +183,7 @@ def _parts(shift):
 
 
 def most_broken(table: pd.DataFrame, *, most: int = 2) -> str:
-    """Models and datasets with the most broken replicas and their numbers, as text.
+    """Models, datasets and settings with the most broken replicas and their numbers, as text.
 
     Parameters
     ----------
@@ -192,9 +192,21 @@ def most_broken(table: pd.DataFrame, *, most: int = 2) -> str:
     most
         Largest number of pairs.
     """
-    counts = table[table.broke].groupby(["model", "dataset"]).size().sort_values(ascending=False)[:most]
-    words = [f"{model_title(m)} on {short_title(d)} ({n})" for (m, d), n in counts.items()]
+    names = ["model", "dataset", "setting"]
+    counts = table[table.broke].groupby(names).size().sort_values(ascending=False)[:most]
+    words = [f"{model_title(model)} on {place_name(*where)} ({n})" for (model, *where), n in counts.items()]
     return " and ".join(words) or "none"
+
+
+def place_name(dataset: str, setting: str) -> str:
+    """Dataset that a model was trained on, and what else it was simulated on, if it was.
+
+    Examples
+    --------
+    >>> place_name("ethanol", "another molecule"), place_name("lips", HOME)
+    ('Ethanol → another molecule', 'LiPS')
+    """
+    return short_title(dataset) + (f" → {setting}" if setting in SETTINGS.values() else "")
 
 
 def told_apart(compared: dict, *, level: float = 0.05) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from egraff_utils import statistics
 from egraff_utils.breaks import Cause
-from egraff_utils.report import survival
+from egraff_utils.report import survival, windows
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.relaxation import (
     expected_temperature,
@@ -273,7 +273,7 @@ def _element_ratios(record):
 
 
 def protocols(frame: pd.DataFrame, metrics=("wf", "ev_root", "fv", "temperature")) -> pd.DataFrame:
-    """Metrics of both protocols, for the datasets and models that have both.
+    """Metrics of both protocols where both were run, over the time that all runs of a dataset reached.
 
     Parameters
     ----------
@@ -287,6 +287,7 @@ def protocols(frame: pd.DataFrame, metrics=("wf", "ev_root", "fv", "temperature"
     DataFrame with the index (dataset, model) and the columns (metric, ``"as coded"`` or ``"corrected"``), in
     the units of the records.
     """
+    frame = windows.common(frame)
     rows = frame[frame.kind.isin(PROTOCOLS) & frame.metric.isin(metrics) & (frame.model != "reference")]
     wide = rows.pivot_table(index=["dataset", "model"], columns=["metric", "kind"], values="value")
     columns = pd.MultiIndex.from_product([metrics, PROTOCOLS])
@@ -356,10 +357,12 @@ def _surprises(table):
 
 
 def _spreads(pair):
-    """Ratio of the largest WF of a model to the smallest, by dataset."""
-    wf = pair["wf"]["corrected"].groupby("dataset") if len(pair) else ()
-    words = [f"a factor of {part.max() / part.min():.1f} on {short_title(name)}" for name, part in wf]
-    return ", ".join(words) or MISSING
+    """Ratio of the largest WF of a model on a dataset to the smallest, range over datasets by protocol."""
+    if not len(pair):
+        return MISSING
+    by = pair["wf"].groupby("dataset")
+    ratios = by.max() / by.min()
+    return " and ".join(f"{span(ratios[name], '.1f')} {name}" for name in reversed(PROTOCOLS.values()))
 
 
 def coded_ratio(found, dataset: str) -> float | None:

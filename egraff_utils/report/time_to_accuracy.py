@@ -19,7 +19,7 @@ from egraff_utils import records
 from egraff_utils.report import look, speed, table_cells, tables
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.titles import model_title, short_title
-from egraff_utils.report.values import span
+from egraff_utils.report.values import count, span
 
 KIND = "bench_accuracy"
 EQUAL = "bench_equal"
@@ -97,6 +97,8 @@ def equal_table(found: Iterable) -> pd.DataFrame:
 def gain(found: Iterable, target: float, *, compiled: bool = False) -> str:
     """Range of the ratio of their time to ours until an error, over the cells where both reach it, as text.
 
+    Where there is no such cell the text says in how many each of the two does.
+
     Parameters
     ----------
     found
@@ -107,10 +109,14 @@ def gain(found: Iterable, target: float, *, compiled: bool = False) -> str:
         Whether the compilation is included in our time.
     """
     rows = times(found)
-    rows = rows[rows.target == target]
-    ratios = rows.theirs / (rows.ours + rows.compilation * compiled)
-    ratios = ratios[(rows.theirs < math.inf) & (rows.ours < math.inf)]
-    return speed._span(list(ratios)) or f"({speed.NOT_YET})"
+    rows = rows[rows.target == target].dropna()  # without a program there is nothing to compare
+    arrived = rows[list(SIDES)] < math.inf
+    both = rows[arrived.all(axis=1)]
+    if rows.empty or len(both):
+        ratios = both.theirs / (both.ours + both.compilation * compiled)
+        return speed._span(list(ratios)) or f"({speed.NOT_YET})"
+    ours, theirs = (count(arrived[side]) for side in SIDES)
+    return "none" if compiled else f"no cell, reached by ours in {ours} and by the command in {theirs}"
 
 
 def curve_grid(found: Iterable) -> Figure:
