@@ -1,0 +1,111 @@
+"""How do the other models do on this page's dataset? The simulations of all of them, a tab for each."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+from PIL import Image
+
+from egraff_utils import quantities, records
+from egraff_utils.quantities import shown
+from egraff_utils.report import plots
+from egraff_utils.report.comparison import order_models
+from egraff_utils.report.titles import model_title, short_title
+
+TOLD = ("stable_fraction", "wf", "jsd", "fv", "ev_root", "temperature")
+"""Metrics that a tab gives in words."""
+STYLE = """<style>
+.model-tabs { display: flex; flex-wrap: wrap; margin: 1em 0; }
+.model-tabs > input { position: absolute; opacity: 0; }
+.model-tabs > label { padding: .3em .7em; cursor: pointer; border-bottom: 2px solid transparent; }
+.model-tabs > input:checked + label { border-color: #0b5394; font-weight: 600; }
+.model-tabs > input:focus-visible + label { outline: 2px solid #0b5394; }
+.model-tabs > div { display: none; order: 1; width: 100%; padding-top: .5em; }
+.model-tabs > input:checked + label + div { display: block; }
+.model-tabs img { max-width: 100%; }
+</style>"""
+
+
+def every_model(record, *, floor=None) -> HTML:
+    """Tabs with figures and metrics of all models that the campaign has simulated as it did that of a record.
+
+    They have the same dataset, kind and seed, and the tab of the record itself is open. Tabs need no script.
+
+    Parameters
+    ----------
+    record
+        Record of a rollout.
+    floor
+        Record of the saturation level, as for `plots.plot_rdf` and `plots.plot_violations`.
+    """
+    found = {other.model: other for other in records.read_all(record.campaign) if _alike(other, record)}
+    found |= {record.model: record}
+    tabs = [_tab(found[name], record, floor) for name in order_models(found)]
+    return HTML(f'{STYLE}<div class="model-tabs">{"".join(tabs)}</div>')
+
+
+def _alike(other, record):
+    same = ("kind", "dataset", "seed")
+    return all(getattr(other, name) == getattr(record, name) for name in same) and "fv" in other.curves
+
+
+def _tab(record, own, floor):
+    name, title = f"{own.dataset}-{own.kind}", model_title(record.model)
+    checked = " checked" if record.model == own.model else ""
+    key = f"{name}-{record.model}"
+    drawn = f"Structure, force violation and temperature of {title} on {short_title(own.dataset)}"
+    return (
+        f'<input type="radio" name="{escape(name)}" id="{escape(key)}"{checked}>'
+        f'<label for="{escape(key)}">{escape(title)}</label><div><p>{escape(told(record))}</p>'
+        f'<img alt="{escape(drawn)}" src="data:image/png;base64,{_figure(record, floor)}"></div>'
+    )
+
+
+def told(record) -> str:
+    """Metrics of a rollout in words, with their units.
+
+    Examples
+    --------
+    >>> from egraff_utils.records import Metric, Record
+    >>> metrics = [Metric.of("wf", 0.5), Metric.of("fv", None)]
+    >>> told(Record("rollout", "demo", "ethanol", "mace", 0, {}, metrics))
+    'WF 0.5 %, FV —'
+    """
+    measured = {metric.name: metric for metric in record.metrics}
+    return ", ".join(
+        f"{quantities.of(name).short_name} {shown(measured[name].value)} {_unit(measured[name])}".strip()
+        for name in TOLD
+        if name in measured
+    )
+
+
+def _unit(metric):
+    return "" if metric.value is None or metric.unit == "1" else metric.unit
+
+
+def _figure(record, floor):
+    """PNG of the panels that a record has curves for, as base64; compositions have targets of their own."""
+    target = record.parameters.get("temperature")
+    panels = [lambda ax: plots.plot_rdf(record, floor=floor, ax=ax)] if "rdf" in record.curves else []
+    panels += [lambda ax: plots.plot_violations(record, "fv", floor=floor, ax=ax)]
+    panels += [lambda ax: plots.plot_temperature(record, target, ax=ax)] if target else []
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.6), squeeze=False)
+    for ax, draw in zip(np.ravel(axes), panels, strict=True):
+        draw(ax)
+    return _png(figure)
+
+
+def _png(figure):
+    """Picture of a figure as base64, of few colours, since a page has one for every model."""
+    picture, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(picture, format="png", dpi=80)
+    plt.close(figure)
+    Image.open(picture).convert("P", palette=Image.Palette.ADAPTIVE, colors=32).save(
+        packed, "png", optimize=True
+    )
+    return base64.b64encode(packed.getvalue()).decode()
