@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.metadata
+import math
 import subprocess
 import sys
 import time
@@ -446,6 +447,15 @@ def test_unknown_names_are_refused_before_any_work(dataset):
         fit(config(dataset, training={"batchsize": 3}))
     with pytest.raises(ValueError, match="unknown dataset 'etanol'; did you mean 'ethanol'"):
         fit(config("etanol"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_steps": 0}, {"max_steps": 1.5}, {"max_epochs": -1}, {"max_seconds": math.inf},
+              {"max_seconds": math.nan}, {"threads": 0}, {"seed": -1}], ids=str,
+)  # fmt: skip
+def test_a_training_without_a_sensible_limit_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must"):
+        config("ethanol", **wrong)
 
 
 def test_frames_that_cannot_be_learnt_from_are_refused_before_any_work(dataset, tmp_path, monkeypatch):
