@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ase.md.velocitydistribution import Stationary
 from filelock import FileLock
 
 from egraff_utils import cards, data, paths, records, reference, weights
@@ -21,7 +20,7 @@ from egraff_utils.config import AS_CODED, Config, Kind
 from egraff_utils.md import analysis, averages, own_frames, stability
 from egraff_utils.md.calculator import ReplicaCalculator, calculator_of, difference
 from egraff_utils.md.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
-from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, stationary_ratio
+from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, rest, stationary_ratio
 
 PROTOCOLS = ("corrected", AS_CODED)
 VERSION = 2
@@ -384,7 +383,7 @@ def _start(config, card, frames, index, replica):
         atoms.set_momenta(np.zeros((len(atoms), 3)))
     elif config.split in card.time_ordered:
         atoms.set_velocities(reference.velocities(frames, index, card.time_ordered[config.split]))
-        Stationary(atoms, preserve_temperature=False)
+        rest(atoms)
     else:
         draw_velocities(atoms, config.temperature, np.random.default_rng([config.seed, replica, 0]))
     return atoms
