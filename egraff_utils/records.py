@@ -186,6 +186,7 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     _note(key)
     if record := find(key, parameters, **digests) or bring_back(key, parameters, **digests):
         return record
+    key.path.parent.mkdir(parents=True, exist_ok=True)  # raises before the work if it cannot be written later
     started = time.time()
     outcome = make()
     if record := find(key, parameters, **digests):  # another process was faster, and its files may be in use
