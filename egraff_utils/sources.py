@@ -75,7 +75,7 @@ def oracle_title(value):
 def _inside(path):
     if "://" in path:
         raise ValueError(f"'{path}' is an address; write it as url, and a path under which it is kept")
-    if Path(path).is_absolute() or ".." in Path(path).parts or not path.strip():
+    if Path(path).is_absolute() or path.startswith("~") or ".." in Path(path).parts or not path.strip():
         raise ValueError(
             f"'{path}' must lie in the folder of the card or a data folder: write the path relative to it, "
             "and set EGRAFF_DATA=<folder> if the file lies elsewhere"
