@@ -321,14 +321,25 @@ def reference_of(card, *, split="test"):
     """
     skipped = card.first_contiguous.get(split, 0)
     frames = data.checked(card, (split,))[split][skipped:]
+    check_alike(frames, f"{card.name}/{split}", skipped)
+    return frames
+
+
+def check_alike(frames, where, skipped=0):
+    """Reject frames that are not copies of one system; ``where`` is ``dataset/split``.
+
+    Raises
+    ------
+    ValueError
+        The message names the first frame that differs, in what, and the remedy.
+    """
     for index, atoms in enumerate(frames):
         if unlike := difference(atoms, frames[0]):
             raise ValueError(
-                f"{card.name}/{split}: frame {index + skipped} {unlike}, as frame {skipped} does; a rollout "
-                "needs frames of one composition, cell, periodicity and masses. Name a split for each in the "
-                f"card, with `subset_of: [{split}]`"
+                f"{where}: frame {index + skipped} {unlike}, as frame {skipped} does; replicas "
+                "need frames of one composition, cell, periodicity and masses. Name a split for each in the "
+                f"card, with `subset_of: [{where.rpartition('/')[2]}]`"
             )
-    return frames
 
 
 def _scene(config, card):
