@@ -104,10 +104,10 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 def reader_of(path):
     """Reader of a file by its ending, or None.
 
-    >>> reader_of("water.xyz.gz"), reader_of("runs/md.traj"), reader_of("OUTCAR")
+    >>> reader_of("water.xyz.gz"), reader_of("runs/MD.TRAJ"), reader_of("OUTCAR")
     ('extxyz', 'ase', None)
     """
-    endings = [ending for ending in Path(path).suffixes if ending not in COMPRESSED]
+    endings = [ending for ending in map(str.lower, Path(path).suffixes) if ending not in COMPRESSED]
     return ENDINGS.get(endings[-1]) if endings else None
 
 

@@ -486,7 +486,7 @@ def test_masses_momenta_stress_and_virial_of_a_file_are_kept(tmp_path):
 # -- files as users have them -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["box.traj", "box.db", "box.xyz.gz", "box.extxyz"])
+@pytest.mark.parametrize("name", ["box.traj", "box.db", "box.xyz.gz", "box.EXTXYZ"])
 def test_files_that_ase_writes_are_read_by_their_ending(tmp_path, name):
     frames = [labelled(molecule(kind), -energy) for kind, energy in (("H2O", 1.5), ("CH4", 2.5))]
     card = box_card(tmp_path, frames, files={"all": name})
