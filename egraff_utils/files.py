@@ -103,6 +103,9 @@ def _download(card, key):
 class _Bounded(tqdm):
     """Progress of a download, which ends where it becomes too large, as a server need not say the size."""
 
+    def __bool__(self):  # pooch asks whether there is one; tqdm would answer whether its size is known
+        return True
+
     def update(self, n=1):
         if self.n + n > MOST_BYTES:
             raise OSError(f"the file holds more than {MOST_BYTES} bytes; fetch it by hand")
