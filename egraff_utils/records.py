@@ -371,7 +371,7 @@ def _fitting(path, parameters, digests):
 
 def _older(record, name):
     """Whether a record was made before this digest was stored; the reference once had none of its own."""
-    once_unknown = name == "frames" or (name == "weights" and record.model == "reference")
+    once_unknown = name in ("frames", "conditions") or (name == "weights" and record.model == "reference")
     return once_unknown and record.provenance.get(name) is None
 
 
