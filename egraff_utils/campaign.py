@@ -342,16 +342,28 @@ def keep(name):
 
     The cards of its datasets and calculators and of the targets of its tasks are copied with it. Data are
     not, so that what shows frames is made while the campaign runs.
+
+    Raises
+    ------
+    ValueError
+        If two of these files have one name, so that the copy of one would take the place of the other.
     """
     path, campaign = path_of(name), load(name, planned=False)
     own = campaign.name
     if path.parent != paths.ROOT / "params" and path != kept_path(own):
         named = "name" in schema.read(path)
+        targets = [Path(task.target).resolve() for task in campaign.ood.values() if _is_path(task.target)]
+        own_cards = [*map(cards.model_file, campaign.models), *map(cards.dataset_file, campaign.datasets)]
+        files = dict.fromkeys([*filter(None, own_cards), *targets])
+        taken = ["campaign.yml", "plan.yml", *(file.name for file in files)]
+        if twice := [name for name in taken if taken.count(name) > 1]:
+            raise ValueError(
+                f"{path}: copies of its cards are kept in one folder, and two files there would be "
+                f"{twice[0]}; give each card a name of its own"
+            )
         with paths.written(kept_path(own)) as temporary:
             temporary.write_text(("" if named else f"name: {own}\n") + path.read_text())
-        targets = [Path(task.target) for task in campaign.ood.values() if _is_path(task.target)]
-        own_cards = [*map(cards.model_file, campaign.models), *map(cards.dataset_file, campaign.datasets)]
-        for file in [*filter(None, own_cards), *targets]:
+        for file in files:
             with paths.written(kept_path(own).with_name(file.name)) as temporary:
                 temporary.write_bytes(file.read_bytes())
 
