@@ -192,6 +192,20 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset, scheduler, monke
         assert torch.equal(value, resumed[name]), name
 
 
+def test_a_run_killed_after_its_last_step_makes_no_step_more(dataset, monkeypatch):
+    def killed(*args):
+        raise ProcessLookupError
+
+    monkeypatch.setattr(callbacks, "CHECKPOINT_INTERVAL", 0.0)
+    whole = fit(config(dataset, campaign="through"))
+    with monkeypatch.context() as patch, pytest.raises(ProcessLookupError):
+        patch.setattr(train.accuracy, "compare", killed)
+        fit(config(dataset))
+    record = fit(config(dataset))
+    assert record["steps"] == whole["steps"] == 12
+    np.testing.assert_array_equal(record.curves["train_loss"], whole.curves["train_loss"])
+
+
 def test_a_checkpoint_of_other_parameters_is_not_used(dataset, monkeypatch):
     monkeypatch.setattr(callbacks, "CHECKPOINT_INTERVAL", 0.0)
     monkeypatch.setattr(train.records, "write", lambda *a: (_ for _ in ()).throw(ProcessLookupError))
@@ -228,7 +242,7 @@ def test_a_training_without_its_weights_is_made_again(dataset, capsys):
     kept = path.read_bytes()
     for harm in (path.unlink, lambda: path.write_bytes(flipped(kept))):
         harm()
-        with pytest.raises(FileNotFoundError, match=f"{path.name}.*egraff train"):
+        with pytest.raises(FileNotFoundError, match=f"{path.name}.*egraff train mace \\S*card.yml"):
             trained.load(run)
         assert fit(run).files[".safetensors"] == records.digest(path)
         assert path.read_bytes() == kept
