@@ -198,9 +198,10 @@ def test_a_run_killed_after_its_last_step_makes_no_step_more(dataset, monkeypatc
 
     monkeypatch.setattr(callbacks, "CHECKPOINT_INTERVAL", 0.0)
     whole = fit(config(dataset, campaign="through"))
-    with monkeypatch.context() as patch, pytest.raises(ProcessLookupError):
+    with monkeypatch.context() as patch:
         patch.setattr(train.accuracy, "compare", killed)
-        fit(config(dataset))
+        with pytest.raises(ProcessLookupError):
+            fit(config(dataset))
     record = fit(config(dataset))
     assert record["steps"] == whole["steps"] == 12
     np.testing.assert_array_equal(record.curves["train_loss"], whole.curves["train_loss"])
