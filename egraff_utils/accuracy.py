@@ -170,6 +170,9 @@ class TransferConfig(Config):
     device: str = "cpu"
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        self.require_positive("frames", "threads", whole=True)
+
     @property
     def kind(self) -> Kind:  # type: ignore[override]
         """:class:`~egraff_utils.config.Kind` ``errors`` with the name of the shift."""

@@ -1,14 +1,15 @@
 """What does a campaign run? One YAML file in ``params/`` is expanded to the parameters of notebooks."""
 
+import re
 from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from egraff_utils import cards, config, paths, schema
 from egraff_utils.config import AS_CODED, Kind
-from egraff_utils.schema import AtLeastOne, Count, Name, Positive, Value, checked
+from egraff_utils.schema import AtLeastOne, Count, Distinct, Name, Positive, Value, checked
 
 FOLDERS = {"corrected": "rollout", AS_CODED: str(Kind("rollout", AS_CODED))}
 """Protocol -> folder of its executed notebooks in ``runs/<campaign>/``."""
@@ -45,7 +46,7 @@ class RolloutBudget:
     keep: Literal["xyz", "traj"] | None = None
     """Format in which trajectories are kept in ``runs/<campaign>/trajectories/``, extended xyz or that of
     ASE; by default they are not kept."""
-    protocols: tuple[Literal["corrected", "as_coded"], ...] = ("corrected",)
+    protocols: Annotated[tuple[Literal["corrected", "as_coded"], ...], Distinct] = ("corrected",)
     """How they are run, see :mod:`egraff_utils.md.rollout`."""
 
 
@@ -57,7 +58,7 @@ class Override:
     """Keys of the training budget."""
     rollout: dict[str, Value] = field(default_factory=dict)
     """Keys of the rollout budget."""
-    seeds: tuple[Count, ...] | None = None
+    seeds: Annotated[tuple[Count, ...], Distinct] | None = None
     """Seeds, in place of those of the campaign."""
 
 
@@ -65,7 +66,7 @@ class Override:
 class Task:
     """A task out of distribution: that of a notebook, or one of your own, which names a target or a split."""
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    datasets: Annotated[tuple[str, ...], Field(min_length=1), Distinct]
     """Datasets whose models it takes."""
     target: str | None = None
     """Dataset that the models are put to: its name, or the path of its card, relative to this file."""
@@ -88,6 +89,12 @@ def _task(value):
     return {"datasets": value} if isinstance(value, list | tuple) else value
 
 
+def _device(text):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise ValueError(f"'{text}' is no device; write cpu, cuda or, of several, such as cuda:1")
+    return text
+
+
 @checked()
 class Campaign:
     """A matrix of datasets, models and seeds with their budgets."""
@@ -99,9 +106,9 @@ class Campaign:
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of datasets; of one of your own the path of its card, relative to this file. Elsewhere in
     the file it goes by the name in its card."""
-    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    models: Annotated[tuple[str, ...], Field(min_length=1), Distinct]
     """Names of models; of a calculator also the path of its card, relative to this file."""
-    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1), Distinct] = (0,)
     """Seeds, one training of every model and dataset each."""
     preset: Name = "small"
     """Size of the networks, a preset of the models' cards."""
@@ -116,11 +123,11 @@ class Campaign:
     """``{task: [datasets]}``: notebooks in ``notebooks/ood/`` that are run for models trained on these
     datasets; their rollouts are as long as those of the dataset. A task of your own has any name and, in
     place of the list, the keys ``datasets`` and ``target`` or ``split``."""
-    checks: dict[Name, tuple[str, ...]] = field(default_factory=dict)
+    checks: dict[Name, Annotated[tuple[str, ...], Distinct]] = field(default_factory=dict)
     """``{task: [datasets]}``: notebooks in ``notebooks/checks/``, likewise."""
     ood_frames: AtLeastOne = 200
     """Largest number of frames of every composition for static errors out of distribution."""
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
     """``cpu``, ``cuda`` or, of several, such as ``cuda:1``."""
     threads: AtLeastOne = 1
     """Number of threads of one run."""
@@ -262,7 +269,9 @@ class Campaign:
 
 
 def _checked_name(model):
-    """Name of a model given by it or by the path of a card."""
+    """Name of a model given by it or by the path of a card, of which one must exist."""
+    if model != cards.REFERENCE:
+        cards.model(model)
     return schema.check_name(cards.model_name(model), "name of a model")
 
 
@@ -333,16 +342,28 @@ def keep(name):
 
     The cards of its datasets and calculators and of the targets of its tasks are copied with it. Data are
     not, so that what shows frames is made while the campaign runs.
+
+    Raises
+    ------
+    ValueError
+        If two of these files have one name, so that the copy of one would take the place of the other.
     """
     path, campaign = path_of(name), load(name, planned=False)
     own = campaign.name
     if path.parent != paths.ROOT / "params" and path != kept_path(own):
         named = "name" in schema.read(path)
+        targets = [Path(task.target).resolve() for task in campaign.ood.values() if _is_path(task.target)]
+        own_cards = [*map(cards.model_file, campaign.models), *map(cards.dataset_file, campaign.datasets)]
+        files = dict.fromkeys([*filter(None, own_cards), *targets])
+        taken = ["campaign.yml", "plan.yml", *(file.name for file in files)]
+        if twice := [name for name in taken if taken.count(name) > 1]:
+            raise ValueError(
+                f"{path}: copies of its cards are kept in one folder, and two files there would be "
+                f"{twice[0]}; give each card a name of its own"
+            )
         with paths.written(kept_path(own)) as temporary:
             temporary.write_text(("" if named else f"name: {own}\n") + path.read_text())
-        targets = [Path(task.target) for task in campaign.ood.values() if _is_path(task.target)]
-        own_cards = [*map(cards.model_file, campaign.models), *map(cards.dataset_file, campaign.datasets)]
-        for file in [*filter(None, own_cards), *targets]:
+        for file in files:
             with paths.written(kept_path(own).with_name(file.name)) as temporary:
                 temporary.write_bytes(file.read_bytes())
 

@@ -293,7 +293,8 @@ class DatasetCard:
     reference_energies: dict[AtomicNumber, Number] = field(default_factory=dict)
     """Atomic number -> prior energy of an atom, eV (Table 13); may be empty."""
     cell: Cell | None = None
-    """Cell vectors, Å, for files that hold none."""
+    """Cell vectors, Å, for files that hold none; that of a molecule, by default a cube of 20 Å, sets the
+    height of g(r)."""
     oracle: str | dict[str, Value] | None = None
     """Calculator that gives energies and forces of any structure: a name in :data:`ORACLES`, the fields of an
     :class:`Oracle`, or None."""

@@ -1,5 +1,6 @@
 """Which run is this? A configuration says what is run, and a key says where its record is stored."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,19 +114,23 @@ class Config:
         return Key(str(self.kind), self.campaign, self.card.name, model, self.seed)
 
     def require_positive(self, *names: str, whole: bool = False) -> None:
-        """Reject fields that are not positive, or not whole numbers; ``None`` is a field that is not set.
+        """Reject fields that are not positive and finite, or not whole; ``None`` is a field that is not set.
+
+        The seed, which every configuration has, must not be negative.
 
         Raises
         ------
         ValueError
             The message names the field and its value.
         """
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, not {self.seed}")
         for name in names:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, not {value}")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {value}")
             if whole and int(value) != value:
                 raise ValueError(f"{name} must be a whole number, not {value}")
 

@@ -203,7 +203,8 @@ def check_splits(name, splits, *, forces=True, across=True):
     ------
     ValueError
         If a split is empty; if a frame has no forces of shape ``(N, 3)``, is periodic with a cell of zero
-        volume, holds a number that is not finite, two atoms closer than :data:`COINCIDENT`, or an element
+        volume, holds a number that is not finite, a stress or virial of another shape, an atom without mass,
+        two atoms closer than :data:`COINCIDENT`, or an element
         that the card does not list or that is absent from ``train``; if the card lists an element that no
         frame of ``train`` has; if two splits share a frame, and none is a ``subset_of`` the other; if frames
         that the card calls ordered in time are not. The message names split, frame and remedy.
@@ -239,19 +240,29 @@ def _first(wrong):
 
 
 def _not_finite(frames, card, forces):
-    for name in ("positions", "a cell", "energy", "forces"):
-        wrong = [not np.isfinite(values).all() for values in _values(frames, name)]
+    for name in ("positions", "a cell", "energy", "forces", "stress", "virial", "masses", "momenta"):
+        wrong = [not np.isfinite(_values(atoms, name)).all() for atoms in frames]
         if (index := _first(wrong)) is not None:
             return index, f"holds {name} not finite everywhere"
     return None
 
 
-def _values(frames, name):
-    if name == "positions":
-        return [atoms.positions for atoms in frames]
+def _values(atoms, name, missing=0.0):
     if name == "a cell":
-        return [atoms.cell.array for atoms in frames]
-    return [atoms.calc.results.get(name, 0.0) for atoms in frames]
+        return atoms.cell.array
+    known = {**atoms.arrays, "virial": atoms.info.get("virial", missing), **atoms.calc.results}
+    return known.get(name, missing)
+
+
+def _misshapen(frames, card, forces):
+    for index, atoms in enumerate(frames):
+        for name, size in (("stress", 6), ("virial", 9)):
+            found = _values(atoms, name, missing=None)
+            if found is not None and np.size(found) != size:
+                return index, f"holds a {name} of {np.size(found)} numbers, not {size}"
+        if np.min(_values(atoms, "masses", missing=1.0)) <= 0:
+            return index, "holds an atom without a mass"
+    return None
 
 
 def _without_forces(frames, card, forces):
@@ -299,7 +310,7 @@ def _coincident(frames, card, forces):
     return None
 
 
-FRAME_CHECKS = (_not_finite, _without_forces, _without_volume, _not_listed, _coincident)
+FRAME_CHECKS = (_not_finite, _without_forces, _misshapen, _without_volume, _not_listed, _coincident)
 """Checks of the frames of a split: functions of frames, card and whether forces are needed, which give the
 index of the first bad frame and what is wrong with it, or None."""
 

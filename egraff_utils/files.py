@@ -6,6 +6,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 import pooch
+from tqdm import tqdm
 
 from egraff_utils import cards, paths, reference
 
@@ -64,8 +65,14 @@ def _folders(card):
 
 
 def identity(card, key):
-    """Hash of a file, as given in the card or else computed from its content."""
-    return card.files[key].hash or file_hash(locate(card, key))
+    """Hash of a file, as given in the card or else computed from its content.
+
+    That of a file beside a user's card is compared with the content, which may have been edited.
+    """
+    file = card.files[key]
+    beside = card.folder and (card.folder / file.path).is_file()
+    found = locate(card, key) if beside or not file.hash else None
+    return file.hash or file_hash(found)
 
 
 def _download(card, key):
@@ -78,7 +85,8 @@ def _download(card, key):
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         _check_address(url)
-        pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None)
+        with _Bounded(unit="B", unit_scale=True) as progress:
+            pooch.HTTPDownloader(progressbar=progress)(url, str(temporary), None)
         if file_hash(temporary, file.hash.split(":")[0]) != file.hash:
             bad = path.with_name(f"{path.name}.bad")
             os.replace(temporary, bad)
@@ -90,6 +98,18 @@ def _download(card, key):
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+class _Bounded(tqdm):
+    """Progress of a download, which ends where it becomes too large, as a server need not say the size."""
+
+    def __bool__(self):  # pooch asks whether there is one; tqdm would answer whether its size is known
+        return True
+
+    def update(self, n=1):
+        if self.n + n > MOST_BYTES:
+            raise OSError(f"the file holds more than {MOST_BYTES} bytes; fetch it by hand")
+        return super().update(n)
 
 
 def _check_address(url):

@@ -36,6 +36,8 @@ NAMES = {
     "virial": ("virial", "REF_virial", "virials", "REF_virials", "dft_virial"),
 }
 """Quantity -> its names in files, of which the first is taken that a frame has and the card names none."""
+BOX = 20.0
+"""Edge of the cube around a molecule where neither file nor card gives a cell, Å; sets the height of g(r)."""
 CONTACT = 4.0
 """Distance below which atoms of a molecule count as neighbours, through the boundary of a cell too, Å."""
 
@@ -151,6 +153,8 @@ def _convert(frame, energy, length, force):
     """The frame converted to eV and Å; velocities are already stored in ASE units."""
     scaled = {"forces": force, "stress": energy / length**3, "virial": energy}
     optional = {name: getattr(frame, name) for name in scaled if getattr(frame, name) is not None}
+    if np.size(optional.get("stress")) == 9:
+        optional["stress"] = full_3x3_to_voigt_6_stress(np.reshape(optional["stress"], (3, 3)))
     return frame._replace(
         positions=np.asarray(frame.positions, dtype=float) * length,
         cell=np.asarray(frame.cell, dtype=float) * length,
@@ -174,17 +178,28 @@ def _settled(frame, cell, periodic, where):
         raise ValueError(
             f"{where} is not periodic (pbc {words}), but the card says system: bulk; correct one"
         )
-    if pbc.any() and not periodic:
+    if frame.cell.any() and not periodic and (pbc.any() or frame.pbc is None):
         try:
             frame = frame._replace(positions=whole(frame.positions, frame.cell))
         except ValueError as error:
-            raise ValueError(
-                f"{where} is periodic (pbc {words}), but the card says system: molecule, and {error}; write "
-                "system: bulk"
-            ) from None
-    if cell is not None:
-        frame = frame._replace(cell=np.array(cell, dtype=float))
-    return frame._replace(pbc=np.full(3, periodic))
+            if frame.pbc is not None:
+                raise ValueError(
+                    f"{where} is periodic (pbc {words}), but the card says system: molecule, and {error}; "
+                    "write system: bulk"
+                ) from None
+    return frame._replace(cell=_cell(frame.cell, cell, periodic, where), pbc=np.full(3, periodic))
+
+
+def _cell(own, cell, periodic, where):
+    """Cell of a frame: its own or that of the card, which may not differ where they are periodic."""
+    if cell is None:
+        return own if periodic or own.any() else BOX * np.eye(3)
+    if periodic and own.any() and not np.allclose(own, cell, rtol=0, atol=1e-5):
+        raise ValueError(
+            f"{where} has the cell {own.tolist()}, but the card says {np.array(cell).tolist()}; "
+            "take cell out of the card"
+        )
+    return np.array(cell, dtype=float)
 
 
 def whole(positions, cell):
@@ -259,9 +274,16 @@ def _read_npz(paths, *, source, keys):
             raise ValueError(f"its {name} has the shape {values.shape}, its positions {positions.shape}")
     cells = np.broadcast_to(arrays.get("cell", np.zeros((3, 3))), (len(energy), 3, 3))
     numbers = np.broadcast_to(numbers, positions.shape[:2])
-    pbc = np.broadcast_to(arrays["pbc"], (len(energy), 3)) if "pbc" in arrays else [None] * len(energy)
-    rows = zip(numbers, positions, cells, energy, forces, pbc, strict=True)
-    return [Frame(*row, pbc=p) for *row, p in rows]
+    shapes = {"pbc": (len(energy), 3), "masses": numbers.shape}
+    more = {name: np.broadcast_to(arrays[name], shape) for name, shape in shapes.items() if name in arrays}
+    for quantity in ("stress", "virial"):
+        if (name := _name(quantity, keys, arrays, paths[0])) in arrays:
+            more[quantity] = arrays[name]
+    rows = zip(numbers, positions, cells, energy, forces, strict=True)
+    return [
+        Frame(*row)._replace(**{name: values[index] for name, values in more.items()})
+        for index, row in enumerate(rows)
+    ]
 
 
 def _read_generated(paths, *, source, keys):
@@ -287,27 +309,28 @@ def _read_rmd17(paths, *, source, keys):
 
 def _read_deepmd(paths, *, source, keys):
     """Frames of a DeePMD folder: types, and a row per frame in ``box``, ``coord``, ``energy``, ``force`` and,
-    if the card names it, ``virial``."""
+    if the card names it, ``virial``; they are periodic unless it names ``nopbc``."""
     named = {path.stem: path for path in paths}
     symbols = _get(named, "type_map").read_text().split()
     atoms = Atoms([symbols[int(kind)] for kind in _get(named, "type").read_text().split()])
     shape = {"box": (-1, 3, 3), "coord": (-1, len(atoms), 3), "energy": (-1,), "force": (-1, len(atoms), 3)}
     shape |= {"virial": (-1, 3, 3)} if "virial" in named else {}
     rows = [np.load(_get(named, name), allow_pickle=False).reshape(shape[name]) for name in shape]
+    pbc = np.full(3, "nopbc" not in named)
     return [
-        Frame(atoms.numbers, p, box, e, f, virial=virial[0] if virial else None)
+        Frame(atoms.numbers, p, box, e, f, pbc=pbc, virial=virial[0] if virial else None)
         for box, p, e, f, *virial in zip(*rows, strict=True)
     ]
 
 
 def _read_extxyz(paths, *, source, keys):
     """Frames of an extended xyz file, which may be compressed."""
-    return [_of_atoms(atoms, keys, paths[0]) for atoms in ase.io.iread(paths[0], index=":", format="extxyz")]
+    return _of_all(ase.io.iread(paths[0], index=":", format="extxyz"), keys, paths[0])
 
 
 def _read_ase(paths, *, source, keys):
     """Frames of any file that ASE reads, such as a trajectory or a database."""
-    return [_of_atoms(atoms, keys, paths[0]) for atoms in structures(paths[0])]
+    return _of_all(structures(paths[0]), keys, paths[0])
 
 
 def structures(path):
@@ -320,12 +343,22 @@ def structures(path):
             yield row.toatoms(add_additional_information=True)
 
 
-def _of_atoms(atoms, keys, path):
-    known = labels(atoms)
-    energy = _get(known, _name("energy", keys, known, path))
-    found = {name: known.get(_name(name, keys, known, path)) for name in ("forces", "stress", "virial")}
-    if found["stress"] is not None and np.size(found["stress"]) == 9:
-        found["stress"] = full_3x3_to_voigt_6_stress(np.reshape(found["stress"], (3, 3)))
+def _of_all(structures, keys, path):
+    """Frames of a file, in which a quantity has one name: that of the first frame which has it."""
+    frames, keys = [], dict(keys)
+    for index, atoms in enumerate(structures):
+        known = labels(atoms)
+        keys |= {q: name for q in NAMES if (name := _name(q, keys, known, path)) in known}
+        try:
+            frames.append(_of_atoms(atoms, keys, known))
+        except ValueError as error:
+            raise ValueError(f"frame {index}: {error}") from None
+    return frames
+
+
+def _of_atoms(atoms, keys, known):
+    energy = _get(known, keys.get("energy", "energy"))
+    found = {name: known.get(keys.get(name)) for name in ("forces", "stress", "virial")}
     velocities = atoms.get_velocities() if atoms.has("momenta") else None
     masses = atoms.get_masses() if atoms.has("masses") else None
     return Frame(

@@ -186,6 +186,7 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     _note(key)
     if record := find(key, parameters, **digests) or bring_back(key, parameters, **digests):
         return record
+    key.path.parent.mkdir(parents=True, exist_ok=True)  # raises before the work if it cannot be written later
     started = time.time()
     outcome = make()
     if record := find(key, parameters, **digests):  # another process was faster, and its files may be in use
@@ -370,7 +371,7 @@ def _fitting(path, parameters, digests):
 
 def _older(record, name):
     """Whether a record was made before this digest was stored; the reference once had none of its own."""
-    once_unknown = name == "frames" or (name == "weights" and record.model == "reference")
+    once_unknown = name in ("frames", "conditions") or (name == "weights" and record.model == "reference")
     return once_unknown and record.provenance.get(name) is None
 
 

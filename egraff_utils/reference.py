@@ -17,6 +17,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from egraff_utils import cards, paths
+from egraff_utils.provenance import digest
 
 
 def calculator(card, atoms=None):
@@ -117,26 +118,42 @@ def make_dataset(card):
     Path
         An npz file in ``paths.generated()`` with ``numbers``, ``cell`` (Å) and, per split, ``positions``
         (T, N, 3) Å, ``energy`` (T,) eV, ``forces`` (T, N, 3) eV/Å and ``velocities`` (T, N, 3) in ASE units.
-        A JSON file beside it holds the parameters and the package versions.
+        A JSON file beside it holds the parameters, the package versions and the digest of the frames; a file
+        that no longer has it is set aside and generated anew.
     """
     parameters = specification(card)
     text = json.dumps(parameters, sort_keys=True)
     path = paths.generated() / f"{card.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.npz"
-    if paths.readable(path):
+    if _intact(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if not paths.readable(path):
+        if not _intact(path):
             arrays = _simulate(card)
             oracle = cards.oracle(card.oracle, where=f"of the card of {card.name}")
             names = ("ase", "numpy", *packages(oracle))
             versions = {name: importlib.metadata.version(name) for name in names}
             record = {"dataset": card.name, "parameters": parameters, "versions": versions}
-            with paths.written(path.with_suffix(".json")) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n")
             with paths.written(path) as temporary:
                 np.savez(temporary, **arrays)
+                record["frames"] = digest(temporary)
+                with paths.written(path.with_suffix(".json")) as beside:
+                    beside.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def _intact(path):
+    """Whether a generated dataset is there as it was generated; one that was changed is set aside."""
+    if not paths.readable(path):
+        return False
+    try:
+        expected = json.loads(path.with_suffix(".json").read_text()).get("frames")
+    except (FileNotFoundError, ValueError):  # the frames themselves are whole
+        return True
+    if expected not in (None, digest(path)):
+        paths.set_aside(path, "it was changed after it was generated")
+        return False
+    return True
 
 
 def packages(oracle):

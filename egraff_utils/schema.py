@@ -130,8 +130,18 @@ AtomicNumber = Annotated[StrictInt, BeforeValidator(_atomic_number), Field(ge=1,
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 
 
+def _distinct(values):
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]} is given twice")
+    return values
+
+
+Distinct = AfterValidator(_distinct)
+"""Mark of a list in which nothing stands twice."""
+
+
 def _slice_text(text):
-    if not re.fullmatch(r"\s*(-?\d+)?\s*(:\s*(-?\d+)?\s*){1,2}", text):
+    if not re.fullmatch(r"\s*(-?\d+)?\s*(:\s*(-?\d+)?\s*){1,2}", text) or re.search(r":.*:\s*-?0+\s*$", text):
         raise ValueError(f'\'{text}\' is no slice; write "start:stop" or "start:stop:step"')
     return text
 
@@ -303,7 +313,7 @@ def _text(error):
 def _shown(value):
     if value is None:
         return "empty"
-    text = f"'{value}'" if isinstance(value, str) else str(guess(value))
+    text = f"'{value}'".replace("\n", "\\n") if isinstance(value, str) else str(guess(value))
     return text if len(text) < 60 else f"{text[:56]} ..."
 
 

@@ -75,7 +75,7 @@ def oracle_title(value):
 def _inside(path):
     if "://" in path:
         raise ValueError(f"'{path}' is an address; write it as url, and a path under which it is kept")
-    if Path(path).is_absolute() or ".." in Path(path).parts or not path.strip():
+    if Path(path).is_absolute() or path.startswith("~") or ".." in Path(path).parts or not path.strip():
         raise ValueError(
             f"'{path}' must lie in the folder of the card or a data folder: write the path relative to it, "
             "and set EGRAFF_DATA=<folder> if the file lies elsewhere"
@@ -104,10 +104,10 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 def reader_of(path):
     """Reader of a file by its ending, or None.
 
-    >>> reader_of("water.xyz.gz"), reader_of("runs/md.traj"), reader_of("OUTCAR")
+    >>> reader_of("water.xyz.gz"), reader_of("runs/MD.TRAJ"), reader_of("OUTCAR")
     ('extxyz', 'ase', None)
     """
-    endings = [ending for ending in Path(path).suffixes if ending not in COMPRESSED]
+    endings = [ending for ending in map(str.lower, Path(path).suffixes) if ending not in COMPRESSED]
     return ENDINGS.get(endings[-1]) if endings else None
 
 

@@ -113,7 +113,7 @@ def _key(run):
 
 
 def _untrained(key, reason):
-    model = cards.model_spelling(key.model)
-    words = ["egraff", "train", model, key.dataset, "--campaign", key.campaign, "--seed", str(key.seed)]
+    spelled = cards.model_spelling(key.model), cards.dataset_spelling(key.dataset)
+    words = ["egraff", "train", *spelled, "--campaign", key.campaign, "--seed", str(key.seed)]
     run = f"{key.model} is not trained on {key.dataset}, seed {key.seed}, in campaign {key.campaign}"
     return f"{run}: {reason}. Train it first: {shlex.join(words)}"

@@ -198,6 +198,18 @@ def test_errors_name_the_cause():
         pair.get_forces()
 
 
+@pytest.mark.parametrize("pbc", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_atoms_in_one_place_are_named(pbc):
+    ff = tiny(0)
+    pair = join_replicas([molecule("H2O", cell=9 * np.eye(3), pbc=pbc) for _ in range(2)])
+    pair.calc = ForceFieldCalculator(ff, replicas=2)
+    pair.get_forces()
+    pair.positions[4:] = [[4, 4, 0], [4, 4, 9 * pbc]]
+    with pytest.raises(UserWarning, match="forces of replica 1 are not finite: its atoms 1 and 2 are 0 Å"):
+        pair.get_forces()
+
+
 def tiny(seed):
     torch.manual_seed(seed)
     return models.build("botnet", "tiny", [1, 6, 8], dtype=torch.float64)

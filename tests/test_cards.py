@@ -82,6 +82,8 @@ MISTAKES = [
     ("w.xyz", "{path: w.xyz, url: 'file:///w'}", "w.yml:6: files.all.url: 'file:///w' is no address"),
     ("w.xyz", "w.dat", "w.yml:6: files.all: its ending does not tell how it is read; name a reader"),
     ('":4"', "10:20", 'w.yml:8: slice: YAML reads 10:20 in base 60; write "10:20"'),
+    ('":4"', '"::0"', "w.yml:8: splits.train.slice: '::0' is no slice"),
+    ("w.xyz", "~/w.xyz", "w.yml:6: files.all: '~/w.xyz' must lie in the folder of the card"),
     ('":4"', "5", "w.yml:8: splits.train.slice: '5' is no slice; write \"start:stop\""),
     ('source: all, slice: ":4"', "source: al", "w.yml:8: splits.train: unknown source of w 'al'; did"),
     ("splits:", "splits: [a]\nmore:", "w.yml:8: unknown key 'more'"),
@@ -114,7 +116,11 @@ CAMPAIGN_MISTAKES = {
     "preset: smal": "unknown preset of mace 'smal'; did you mean 'small'?",
     "seeds: 3": "mine.yml:4: seeds: must be a list",
     "seeds: [-1]": "mine.yml:4: seeds.0: input should be greater than or equal to 0",
-    "device: tpu": "mine.yml:4: device: ",
+    "device: tpu": "mine.yml:4: device: 'tpu' is no device; write cpu, cuda or",
+    "seeds: [0, 1, 0]": "mine.yml:4: seeds: 0 is given twice",
+    "checks: {gate: [ethanol, ethanol]}": "mine.yml:4: checks.gate: ethanol is given twice",
+    "rollout: {protocols: [corrected, corrected]}": "rollout.protocols: corrected is given twice",
+    "overrides: {ethanol: {seeds: [1, 1]}}": "overrides.ethanol.seeds: 1 is given twice",
 }
 
 

@@ -271,6 +271,20 @@ def test_a_campaign_of_any_place_is_found_by_its_name_once_it_ran(workplace):
     assert titles.budget("mine").startswith("campaign mine: preset small, the published number of epochs")
 
 
+def test_cards_of_one_file_name_are_refused_as_their_copies_would_be_one_file(workplace):
+    for name in ("a", "b"):
+        (workplace / name).mkdir()
+        (workplace / name / "card.yml").write_text(
+            f"name: {name}\nsystem: molecule\ntemperature: 300\ntimestep: 0.5\nelements: [1, 8]\n"
+            "files: {all: water.xyz}\nsplits: {train: all, val: all, test: all}\n"
+        )
+    file = workplace / "mine.yml"
+    file.write_text("description: d\ndatasets: [a/card.yml, b/card.yml]\nmodels: [mace]\n")
+    with pytest.raises(ValueError, match=r"mine.yml: copies .* two files there would be card.yml; give each"):
+        campaign.keep(file)
+    assert not list((workplace / "results").rglob("*.yml"))
+
+
 def test_a_cell_whose_process_was_killed_leaves_a_failure(workplace):
     file = workplace / "mine.yml"
     file.write_text("description: d\ndatasets: [lips]\nmodels: [mace]\n")

@@ -277,7 +277,7 @@ def test_errors_name_what_is_wrong():
         look(calculator, [crystal(), cluster()])
     with pytest.raises(ValueError, match="unknown check 'jumps'; did you mean 'jump'"):
         look(calculator, crystal(), tolerances={"jumps": 1.0})
-    with pytest.raises(ValueError, match="run_steps must be positive, not 0"):
+    with pytest.raises(ValueError, match="run_steps must be positive and finite, not 0"):
         GateConfig("mace", "copper_emt", run_steps=0)
     with pytest.raises(FileNotFoundError, match="is not trained on"):
         gate.check(GateConfig("mace", "copper_emt", campaign="nowhere"))

@@ -219,3 +219,6 @@ def test_a_live_reference_is_run_again_and_the_record_kept(tmp_path, monkeypatch
     assert 0 < record["fv_start"] < 1
     again = horizon.horizon(config, force_field=SoftSpheres([29]))
     assert again.provenance["started"] == record.provenance["started"]
+    (tmp_path / "copper.yml").write_text(yaml.safe_dump(card | {"temperatures": {"test": 600}}))
+    colder = horizon.horizon(config, force_field=SoftSpheres([29]))
+    assert not np.array_equal(colder.curves["fv_langevin"], record.curves["fv_langevin"])

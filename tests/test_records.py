@@ -207,6 +207,8 @@ def test_a_campaign_expands_with_overrides(tmp_path):
         ("overrides: {lips", "overrides: {lipz", "did you mean 'lips'"),
         ("{replicas: 2}", "{replica: 2}", "did you mean 'replicas'"),
         ("[ethanol, lips]", "[ethanoll, lips]", "did you mean 'ethanol'"),
+        ("[mace]", "[mase]", "unknown model 'mase'; did you mean 'mace'"),
+        ("[mace]", "[mace, mace]", "models: mace is given twice"),
     ],
 )
 def test_a_misspelled_campaign_is_refused(tmp_path, old, new, message):

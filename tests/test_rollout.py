@@ -15,6 +15,7 @@ from test_calculator import SoftSpheres
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, data, models, records
+from egraff_utils.checks import gate
 from egraff_utils.md import rollout, stability
 from egraff_utils.md.rollout import RolloutConfig, match_frames, roll_out, start_frames
 from egraff_utils.md.temperature import kinetic_temperature
@@ -412,11 +413,10 @@ def _frames(folder, name, change):
 
 def test_frames_of_another_cell_are_refused_before_the_first_step(folder):
     dataset = _frames(folder, "cells_test", lambda atoms: atoms.set_cell([11, 10, 10]))
-    message = (
-        r"cells_test/test: frame 4 has the cell \[\[11.*, as frame 0 does; a rollout needs frames of one"
-    )
-    with pytest.raises(ValueError, match=message):
-        roll_out(config(dataset), force_field=SoftSpheres([1, 8]))
+    message = r"cells_test/test: frame 4 has the cell \[\[11.*, as frame 0 does; replicas need frames of one"
+    for act, asked in ((roll_out, config(dataset)), (gate.check, gate.GateConfig("mace", dataset))):
+        with pytest.raises(ValueError, match=message):
+            act(asked, force_field=SoftSpheres([1, 8]))
 
 
 def test_masses_of_the_frames_reach_the_dynamics(copper, monkeypatch):

@@ -17,6 +17,8 @@ import yaml
 from egraff_utils import paths, records
 
 SYSTEM = Path("/etc/slurm/slurm.conf")
+PATIENCE = 1800
+"""Time after which a test gives up waiting, s: other programs may share the processors."""
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIGURATION = """
 ClusterName=one
@@ -48,7 +50,7 @@ class Cluster:
     """A cluster of one node, this machine, without an accounting database."""
 
     def __init__(self, folder):
-        self.folder, self.running = folder, {}
+        self.folder, self.running, self.commands = folder, {}, []
         folder.chmod(0o755)  # munged wants a folder that others can enter
         for name in ("state", "spool"):
             (folder / name).mkdir()
@@ -60,7 +62,7 @@ class Cluster:
         self.start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *own)
         self.start("slurmctld", "-D")
         self.start("slurmd", "-D", "-N", "localhost")
-        wait(lambda: "idle" in self.ask("sinfo", "-h"), 60)
+        wait(lambda: "idle" in self.ask("sinfo", "-h"))
 
     def start(self, name, *arguments):
         with open(self.folder / f"{name}.out", "a") as log:
@@ -75,15 +77,19 @@ class Cluster:
         return set(self.ask("squeue", "-h", "-t", state, "-o", "%i").split())
 
     def stop(self):
+        for command in self.commands:  # of a test that failed
+            if command.poll() is None:
+                os.killpg(command.pid, signal.SIGKILL)
+        self.ask("scancel", *self.jobs("R,PD"))
         for process in reversed(self.running.values()):
             process.kill()
             process.wait()
         SYSTEM.unlink()
 
 
-def wait(condition, seconds):
+def wait(condition):
     """Wait until a condition holds, and return its value."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.5)
@@ -136,7 +142,8 @@ def test_a_campaign_survives_what_happens_on_a_cluster(cluster, tmp_path, monkey
         home = {"EGRAFF_RESULTS": str(folder / "results"), "EGRAFF_RUNS": str(folder / "runs")}
         words = [sys.executable, "-m", "egraff_utils", "campaign", "run", "tiny", "--only", "ethanol_xtb"]
         options = {"cwd": paths.ROOT, "env": os.environ | home, "start_new_session": True}
-        return subprocess.Popen([*words, *arguments], **options)
+        cluster.commands.append(subprocess.Popen([*words, *arguments], **options))
+        return cluster.commands[-1]
 
     here, there = tmp_path / "local", tmp_path / "cluster"
     on_cluster = ("--profile", profile(tmp_path / "profile"))
@@ -144,22 +151,22 @@ def test_a_campaign_survives_what_happens_on_a_cluster(cluster, tmp_path, monkey
 
     submitter = command(there, *on_cluster)
     dataset = there / "runs" / "tiny" / "datasets" / "ethanol_xtb.ipynb"
-    wait(dataset.is_file, 300)
-    cancelled = wait(cluster.jobs, 120)
+    wait(dataset.is_file)
+    cancelled = wait(cluster.jobs)
     cluster.ask("scancel", *cancelled)
-    again = wait(lambda: cluster.jobs() - cancelled, 120)
+    again = wait(lambda: cluster.jobs() - cancelled)
     cluster.running["slurmd"].kill()
     cluster.running["slurmd"].wait()
     cluster.start("slurmd", "-D", "-N", "localhost")
-    wait(lambda: cluster.jobs() - cancelled - again or not cluster.jobs("R,PD"), 300)
+    wait(lambda: cluster.jobs() - cancelled - again or not cluster.jobs("R,PD"))
     submitter.send_signal(signal.SIGINT)
-    assert submitter.wait(120) in (0, 1, 130)
-    wait(lambda: not cluster.jobs("R,PD"), 60)
+    assert submitter.wait(PATIENCE) in (0, 1, 130)
+    wait(lambda: not cluster.jobs("R,PD"))
 
     for output in (there / "runs" / "tiny" / "rollout").glob("*.ipynb"):
         output.unlink()
     submitter = command(there, *on_cluster)
-    wait(cluster.jobs, 120)
+    wait(cluster.jobs)
     os.killpg(submitter.pid, signal.SIGKILL)
     assert command(there, *on_cluster, "--unlock").wait() == 0
     assert command(there, *on_cluster).wait() == 0

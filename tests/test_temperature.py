@@ -13,6 +13,7 @@ from egraff_utils.md.temperature import (
     first_too_hot,
     hottest,
     kinetic_temperature,
+    rest,
 )
 
 
@@ -27,6 +28,12 @@ def test_drawn_velocities_have_the_temperature_over_their_own_degrees_of_freedom
     assert kinetic_temperature(momenta, masses).mean() == pytest.approx(300.0, abs=4 * error)
     if count > 1:
         assert np.abs(momenta.sum(1)).max() < 1e-12
+
+
+def test_a_single_atom_keeps_its_velocity_and_others_their_relative_ones():
+    one, two = Atoms("Ar", momenta=[[40.0, 0, 0]]), Atoms("Ar2", momenta=[[40.0, 0, 0], [0, 0, 0]])
+    assert rest(one).get_momenta().tolist() == [[40, 0, 0]]
+    np.testing.assert_allclose(rest(two).get_momenta(), [[20, 0, 0], [-20, 0, 0]])
 
 
 def test_the_limit_is_what_one_perfect_run_in_ten_thousand_exceeds():

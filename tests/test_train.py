@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.metadata
+import math
 import subprocess
 import sys
 import time
@@ -191,6 +192,21 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset, scheduler, monke
         assert torch.equal(value, resumed[name]), name
 
 
+def test_a_run_killed_after_its_last_step_makes_no_step_more(dataset, monkeypatch):
+    def killed(*args):
+        raise ProcessLookupError
+
+    monkeypatch.setattr(callbacks, "CHECKPOINT_INTERVAL", 0.0)
+    whole = fit(config(dataset, campaign="through"))
+    with monkeypatch.context() as patch:
+        patch.setattr(train.accuracy, "compare", killed)
+        with pytest.raises(ProcessLookupError):
+            fit(config(dataset))
+    record = fit(config(dataset))
+    assert record["steps"] == whole["steps"] == 12
+    np.testing.assert_array_equal(record.curves["train_loss"], whole.curves["train_loss"])
+
+
 def test_a_checkpoint_of_other_parameters_is_not_used(dataset, monkeypatch):
     monkeypatch.setattr(callbacks, "CHECKPOINT_INTERVAL", 0.0)
     monkeypatch.setattr(train.records, "write", lambda *a: (_ for _ in ()).throw(ProcessLookupError))
@@ -227,7 +243,7 @@ def test_a_training_without_its_weights_is_made_again(dataset, capsys):
     kept = path.read_bytes()
     for harm in (path.unlink, lambda: path.write_bytes(flipped(kept))):
         harm()
-        with pytest.raises(FileNotFoundError, match=f"{path.name}.*egraff train"):
+        with pytest.raises(FileNotFoundError, match=f"{path.name}.*egraff train mace \\S*card.yml"):
             trained.load(run)
         assert fit(run).files[".safetensors"] == records.digest(path)
         assert path.read_bytes() == kept
@@ -446,6 +462,15 @@ def test_unknown_names_are_refused_before_any_work(dataset):
         fit(config(dataset, training={"batchsize": 3}))
     with pytest.raises(ValueError, match="unknown dataset 'etanol'; did you mean 'ethanol'"):
         fit(config("etanol"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_steps": 0}, {"max_steps": 1.5}, {"max_epochs": -1}, {"max_seconds": math.inf},
+              {"max_seconds": math.nan}, {"threads": 0}, {"seed": -1}], ids=str,
+)  # fmt: skip
+def test_a_training_without_a_sensible_limit_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must"):
+        config("ethanol", **wrong)
 
 
 def test_frames_that_cannot_be_learnt_from_are_refused_before_any_work(dataset, tmp_path, monkeypatch):

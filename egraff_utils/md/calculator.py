@@ -5,17 +5,20 @@ as R*N atoms. Each calculator here also returns the energy of every replica, in
 ``results["energies_of_replicas"]``, shape ``(R,)``, eV.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import ase
 import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.neighborlist import neighbor_list
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from egraff_utils import cards, weights
 from egraff_utils.calculated import Calculated
 from egraff_utils.config import Key
+from egraff_utils.data import COINCIDENT
 from egraff_utils.graph import SkinList
 from egraff_utils.models import ForceField
 
@@ -115,7 +118,8 @@ class ForceFieldCalculator(Calculator):
     ------
     ValueError
         On calculation, if an element is unknown to the force field, the atoms are not R copies of one system,
-        or a position is not finite.
+        or a position is not finite. Forces that are not finite, as of atoms in one place, are results, and
+        a warning names the replica and the atoms.
     PropertyNotImplementedError
         If the stress is asked for of several replicas, of a system that is not periodic in all directions, or
         of a force field without ``with_virials``.
@@ -173,6 +177,16 @@ class ForceFieldCalculator(Calculator):
         if "stress" in properties:
             self._check_stress(atoms)
         self.results = self._results(self._graph(atoms))
+        if not np.isfinite(self.results["forces"]).all():
+            self._warn(atoms)
+
+    def _warn(self, atoms):
+        """Say which replica has forces that are not finite; atoms in one place are the usual reason."""
+        wrong = ~np.isfinite(self.results["forces"]).all(1).reshape(self.replicas, -1).all(1)
+        replica = int(np.argmax(wrong))
+        first, second, apart = neighbor_list("ijd", split_replicas(atoms, self.replicas)[replica], COINCIDENT)
+        near = f": its atoms {first[0]} and {second[0]} are {apart[0]:.2g} Å apart" if len(apart) else ""
+        warnings.warn(f"the forces of replica {replica} are not finite{near}", stacklevel=3)
 
     def _results(self, graph):
         return _as_results(*self._evaluated(self.ff, graph))

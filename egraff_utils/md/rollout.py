@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ase.md.velocitydistribution import Stationary
 from filelock import FileLock
 
 from egraff_utils import cards, data, paths, records, reference, weights
@@ -21,7 +20,7 @@ from egraff_utils.config import AS_CODED, Config, Kind
 from egraff_utils.md import analysis, averages, own_frames, stability
 from egraff_utils.md.calculator import ReplicaCalculator, calculator_of, difference
 from egraff_utils.md.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
-from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, stationary_ratio
+from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, rest, stationary_ratio
 
 PROTOCOLS = ("corrected", AS_CODED)
 VERSION = 2
@@ -322,14 +321,25 @@ def reference_of(card, *, split="test"):
     """
     skipped = card.first_contiguous.get(split, 0)
     frames = data.checked(card, (split,))[split][skipped:]
+    check_alike(frames, f"{card.name}/{split}", skipped)
+    return frames
+
+
+def check_alike(frames, where, skipped=0):
+    """Reject frames that are not copies of one system; ``where`` is ``dataset/split``.
+
+    Raises
+    ------
+    ValueError
+        The message names the first frame that differs, in what, and the remedy.
+    """
     for index, atoms in enumerate(frames):
         if unlike := difference(atoms, frames[0]):
             raise ValueError(
-                f"{card.name}/{split}: frame {index + skipped} {unlike}, as frame {skipped} does; a rollout "
-                "needs frames of one composition, cell, periodicity and masses. Name a split for each in the "
-                f"card, with `subset_of: [{split}]`"
+                f"{where}: frame {index + skipped} {unlike}, as frame {skipped} does; replicas "
+                "need frames of one composition, cell, periodicity and masses. Name a split for each in the "
+                f"card, with `subset_of: [{where.rpartition('/')[2]}]`"
             )
-    return frames
 
 
 def _scene(config, card):
@@ -384,7 +394,7 @@ def _start(config, card, frames, index, replica):
         atoms.set_momenta(np.zeros((len(atoms), 3)))
     elif config.split in card.time_ordered:
         atoms.set_velocities(reference.velocities(frames, index, card.time_ordered[config.split]))
-        Stationary(atoms, preserve_temperature=False)
+        rest(atoms)
     else:
         draw_velocities(atoms, config.temperature, np.random.default_rng([config.seed, replica, 0]))
     return atoms

@@ -60,6 +60,14 @@ def draw_velocities(atoms, temperature, rng):
     True
     """
     MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+    return rest(atoms)
+
+
+def rest(atoms):
+    """Subtract the velocity of the centre of mass in place, without rescaling; a single atom keeps its own.
+
+    Returns the same ``ase.Atoms``.
+    """
     if len(atoms) > 1:
         Stationary(atoms, preserve_temperature=False)
     return atoms

@@ -66,6 +66,10 @@ class TrainConfig(Config):
     """Whether the training step is compiled (:mod:`egraff_utils.train.compiled`); with ``None`` it is if the
     budget is long enough to repay it."""
 
+    def __post_init__(self):
+        self.require_positive("max_seconds")
+        self.require_positive("max_steps", "max_epochs", "threads", whole=True)
+
     def parameters(self):
         """What determines the result, as stored in the record.
 

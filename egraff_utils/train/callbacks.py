@@ -94,8 +94,8 @@ class Checkpoint(lightning.Callback):
         self.last = time.perf_counter()
 
     def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
-        if time.perf_counter() - self.last < CHECKPOINT_INTERVAL:
-            return
+        if trainer.should_stop or time.perf_counter() - self.last < CHECKPOINT_INTERVAL:
+            return  # a run that went on from its end would make a step too many
         with paths.written(self.path) as temporary:
             trainer.save_checkpoint(temporary)
         self.last = time.perf_counter()

@@ -33,6 +33,7 @@ from egraff_utils.checks.gate.guises import GUISES
 from egraff_utils.checks.gate.smoothness import jumps
 from egraff_utils.config import Config
 from egraff_utils.md.calculator import calculator_of
+from egraff_utils.md.rollout import check_alike
 from egraff_utils.md.temperature import draw_velocities
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
@@ -307,6 +308,7 @@ def _settled(config):
     card = cards.dataset(config.dataset)
     parts = {part: data.checked(card, (part,))[part] for part in card.parts(config.split)}
     split = min(parts, key=lambda part: _richness(parts[part][0]))
+    check_alike(parts[split], f"{card.name}/{split}")
     temperature, timestep = card.conditions(split)
     defaults = {"temperature": temperature, "timestep": timestep}
     defaults |= {"runs": 5, "run_steps": 400} if card.system == "molecule" else {"runs": 3, "run_steps": 200}

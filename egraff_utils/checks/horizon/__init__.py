@@ -104,6 +104,7 @@ def horizon(config, *, force_field=None):
         "weights": weights.digest(config, force_field),
         "data": records.digest(analysis.unwrap(frames), forces_of(frames)),
         "frames": data.scene_digest(config.dataset, config.split),
+        "conditions": records.digest(config.card.conditions(config.split)),
     }
     return records.run(config, lambda: _followed(config, frames, interval, force_field), **digests)
 
