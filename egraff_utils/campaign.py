@@ -17,6 +17,8 @@ KEYS = "% keys, by python -m egraff_utils.campaign"
 """Line of a page before and after the table of all keys."""
 CELL = "{dataset}-{model}-s{seed}.ipynb"
 """Name of the executed notebook of a cell."""
+CELL_PARTS = ("dataset", "model", "seed")
+"""What a cell is named by."""
 TASKS = ("ood", "checks")
 """Folders of the notebooks of tasks, which use a trained model; also keys of a campaign."""
 
@@ -308,6 +310,34 @@ def load(name, *, planned=True):
     campaign = schema.validated(Campaign, mapping, where=path)
     plan = plan_path(campaign.name)
     return _planned(campaign, cards.read_yaml(plan)) if planned and plan.is_file() else campaign
+
+
+def of_records(name, found):
+    """The campaign with this name, or, without a file, what the records of runs made one by one show.
+
+    Parameters
+    ----------
+    name
+        Name of the campaign.
+    found
+        Its records.
+
+    Raises
+    ------
+    ValueError
+        If there is neither a file nor the record of a training.
+    """
+    trained = [record for record in found if record.kind == "training"]
+    try:
+        path_of(name)
+    except ValueError:
+        if not trained:
+            raise
+    else:
+        return load(name)
+    parts = {f"{part}s": tuple(dict.fromkeys(getattr(r, part) for r in trained)) for part in CELL_PARTS}
+    presets = [record.parameters["preset"] for record in trained if "preset" in record.parameters]
+    return Campaign(name, "Runs that were made one by one.", **parts, preset=(presets or ["small"])[0])
 
 
 def _located(name, folder):
