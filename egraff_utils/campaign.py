@@ -139,7 +139,9 @@ class Campaign:
             raise ValueError(f"campaign {self.name} has two datasets of the name {twice[0]}")
         object.__setattr__(self, "models", tuple(map(_checked_name, self.models)))
         built = {model for model in self.models if cards.model_builder(model)}
-        for model in {*self.calculators, *(m for m in built if cards.model(m).pretrained)} - {cards.REFERENCE}:
+        for model in {*self.calculators, *(m for m in built if cards.model(m).pretrained)} - {
+            cards.REFERENCE
+        }:
             for dataset in self.datasets:
                 cards.model(model).check_covers(cards.dataset(dataset))
         for model in built | set(self.models) & set(cards.models()):

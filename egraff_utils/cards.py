@@ -97,7 +97,7 @@ class ModelCard:
 
     By default all are taken."""
     facts: dict[str, str] = field(default_factory=dict)
-    """What is to be known about weights that come with a package: hash, licence, what they were trained on."""
+    """What is to be known about weights that come with a package: hash, licence, training set."""
     folder: Path | None = field(default=None, metadata={"internal": True})
     """Folder of a user's card."""
     file: Path | None = field(default=None, metadata={"internal": True})

@@ -40,7 +40,9 @@ def build_network(elements, *, cutoff, average_neighbors, length):
 """
 CARD = {"name": "spring", "package": "none", "builder": "own_spring.build_network", "pretrained": True}
 CARD |= {"elements": [1], "systems": ["molecule"]}
-CARD["presets"] = {"finetune": {"network": {"cutoff": 3.0, "length": 1.1}, "training": {"learning_rate": 0.01}}}
+CARD["presets"] = {
+    "finetune": {"network": {"cutoff": 3.0, "length": 1.1}, "training": {"learning_rate": 0.01}}
+}
 CARD["presets"]["finetune"]["training"] |= {"scheduler": "none", "max_epochs": 1000, "ema_decay": None}
 
 
@@ -60,7 +62,7 @@ def spring(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hydrogen(tmp_path):
-    """Path of the card of molecules with E = 2 (r - 1)^2 - 5, eV, in which both directions of the pair count."""
+    """Path of the card of molecules with E = 2 (r - 1)^2 - 5, eV; the pair counts in both directions."""
     frames = []
     for r in np.random.default_rng(0).uniform(0.8, 1.2, 24):
         atoms = Atoms("H2", [[0, 0, 0], [0, 0, r]], cell=[20, 20, 20])
@@ -183,7 +185,9 @@ def test_so3lr_is_that_of_its_authors_and_can_be_double():
     from egraff_utils import calculated
     from egraff_utils.graph import build_graph
 
-    atoms = Atoms("OCH4", [[0, 0, 0], [1.4, 0, 0], [1.8, 1, 0], [1.8, -0.5, 0.9], [1.8, -0.5, -0.9], [-0.3, 0.9, 0]])
+    atoms = Atoms(
+        "OCH4", [[0, 0, 0], [1.4, 0, 0], [1.8, 1, 0], [1.8, -0.5, 0.9], [1.8, -0.5, -0.9], [-0.3, 0.9, 0]]
+    )
     far = atoms.copy()
     far.rattle(0.1, seed=1)
     energies, forces = calculated.of("so3lr", "ethanol").predict([atoms, far])

@@ -80,7 +80,7 @@ def cells(campaign, datasets=()):
 
 
 def training_notebook(model):
-    """Notebook that trains a model, or takes the errors of a calculator; networks from elsewhere share one."""
+    """Notebook that trains a model or takes errors of a calculator; networks from elsewhere share one."""
     if cards.model_builder(model):
         return batch.NOTEBOOKS / "yours" / "training.ipynb"
     stem = "calculator" if cards.is_calculator(model) else model

@@ -116,8 +116,9 @@ def fit(config):
         (meV/atom) on the test split, ``zero_force_mae`` (meV/Å, the error of zero forces), ``steps``,
         ``epochs``, ``seconds``, ``seconds_per_epoch`` and ``parameters``. Curves: ``step``, ``seconds``,
         ``train_loss``, ``val_loss``, ``val_force_mae``, ``val_energy_mae``. If the stress is trained
-        (``virial_weight``), also ``stress_mae`` and ``zero_stress_mae`` (meV/Å^3). The status is ``failed``
-        if the loss became non-finite; the message then gives the step.
+        (``virial_weight``), also ``stress_mae`` and ``zero_stress_mae`` (meV/Å^3); of a network that came
+        with weights also ``force_slope``. The status is ``failed`` if the loss became non-finite; the message
+        then gives the step.
 
     Raises
     ------
@@ -144,7 +145,9 @@ def _fitted(config):
     if learner.best is not None:
         learner.force_field.load_state_dict(learner.best)
         models.round_large(learner.force_field, getattr(torch, hyperparameters.kept_as))
-        found, on_frames = accuracy.compare(test, *accuracy.predict(learner.force_field, test))
+        energies, forces = accuracy.predict(learner.force_field, test)
+        found, on_frames = accuracy.compare(test, energies, forces)
+        found += [accuracy.slope(test, forces)] if card.pretrained else []
         if hyperparameters.virial_weight:
             found += accuracy.stress_errors(learner.force_field, test)
         metrics, curves = found + metrics, curves | on_frames
@@ -201,7 +204,9 @@ def new_learner(config, hyperparameters, train):
     neighbors = np.mean([_mean_neighbors(atoms, cutoff) for atoms in train[:: max(1, len(train) // 50)]])
     network = {"average_neighbors": round(float(neighbors), 3), **config.network}
     force_field = models.build(config.key.model, config.preset, elements, **network)
-    fitted = fit_shifts(force_field, train) if own.pretrained else fit_reference(train, card.reference_energies)
+    fitted = (
+        fit_shifts(force_field, train) if own.pretrained else fit_reference(train, card.reference_energies)
+    )
     force_field.set_reference(*fitted)
     limits = {"max_seconds": config.max_seconds, "max_steps": config.max_steps}
     epochs = config.max_epochs or hyperparameters.max_epochs
