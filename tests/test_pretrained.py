@@ -195,5 +195,13 @@ def test_so3lr_is_that_of_its_authors_and_can_be_double():
     found = ff(build_graph([atoms, far], ff.cutoff, dtype=torch.float32))
     assert found.energy.numpy() == pytest.approx(energies, abs=1e-3)
     assert found.forces.numpy() == pytest.approx(np.concatenate(forces), abs=1e-4)
-    exact = ff.double()(build_graph([atoms, far], ff.cutoff))
-    assert exact.energy.numpy() == pytest.approx(energies, abs=1e-3)
+    ff.double()
+
+    def exact(z):
+        moved = atoms.copy()
+        moved.positions[1, 2] += z
+        return ff(build_graph(moved, ff.cutoff))
+
+    assert exact(0).energy.item() == pytest.approx(energies[0], abs=1e-3)
+    slope = (exact(1e-4).energy - exact(-1e-4).energy) / 2e-4
+    assert exact(0).forces[1, 2].item() == pytest.approx(-slope.item(), rel=1e-5)

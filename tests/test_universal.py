@@ -82,3 +82,15 @@ def test_cards_name_the_weights_in_the_wheel(name):
         pytest.skip(f"{package} is not installed; see requirements-universal.txt")
     file = Path(importlib.util.find_spec(package).origin).parent / rest
     assert hashlib.sha256(file.read_bytes()).hexdigest() == facts["SHA-256"]
+
+
+def test_a_table_of_horizons_has_a_row_for_each_potential():
+    assert universal.horizons([]).empty
+    values = [
+        Metric("horizon_langevin", 80.0, "fs", 70.0, 90.0),
+        Metric("horizon_langevin_reached", 1.0, "1"),
+    ]
+    record = Record("horizon", "x", "ethanol", "so3lr", 0, {}, values)
+    table = universal.horizons([record])
+    assert table.index.tolist() == [("Ethanol", "SO3LR")]
+    assert table.iloc[0].iloc[0].startswith("80")

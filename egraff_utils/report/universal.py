@@ -172,7 +172,7 @@ def simulated(campaign: str, further: Iterable[str], levels: str) -> pd.DataFram
 
 
 def horizons(found: Iterable[Record]) -> pd.DataFrame:
-    """Horizon of the dynamics of rollouts and of those with the friction of the reference, fs."""
+    """Horizons with the thermostat of rollouts and without one, fs, of every potential and dataset."""
     rows = {}
     for record in horizon.following(list(found)):
         row = rows.setdefault((titles.short_title(record.dataset), titles.model_title(record.model)), {})
@@ -180,7 +180,8 @@ def horizons(found: Iterable[Record]) -> pd.DataFrame:
             f"Horizon, {horizon.TITLES[name]} (fs)": horizon.text(record, name)
             for name in ("langevin", "nve")
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["Dataset", "Potential"])
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.rename_axis(["Dataset", "Potential"]) if len(table) else table
 
 
 def facts(models: Iterable[str]) -> pd.DataFrame:
