@@ -253,13 +253,13 @@ def register(name: str, build_network: Callable[..., nn.Module], card: cards.Mod
     build_network
         ``build_network(elements, *, cutoff, average_neighbors, **hyperparameters) -> nn.Module``.
     card
-        Its :class:`~egraff_utils.cards.ModelCard`.
+        Its :class:`~egraff_utils.model_card.ModelCard`.
     """
     _registered[name] = (build_network, card, records.digest(_code(build_network)))
 
 
 def card(name: str) -> cards.ModelCard:
-    """:class:`~egraff_utils.cards.ModelCard` of a built-in or registered architecture."""
+    """:class:`~egraff_utils.model_card.ModelCard` of a built-in or registered architecture."""
     return _registered[name][1] if name in _registered else cards.model(name)
 
 
