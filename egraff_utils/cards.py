@@ -85,7 +85,7 @@ def pretrained():
 
 
 def model(name):
-    """:class:`~egraff_utils.model_card.ModelCard` of a model, by its name or by the path of a user's YAML file.
+    """:class:`~egraff_utils.model_card.ModelCard` of a model, by its name or a user's YAML file.
 
     Such a file is the card of a calculator, or of a network with its ``builder``.
 
