@@ -147,10 +147,13 @@ class Campaign:
         if twice := [name for name in self.datasets if self.datasets.count(name) > 1]:
             raise ValueError(f"campaign {self.name} has two datasets of the name {twice[0]}")
         object.__setattr__(self, "models", tuple(map(_checked_name, self.models)))
-        for model in set(self.calculators) - {cards.REFERENCE}:
+        built = {model for model in self.models if cards.model_builder(model)}
+        for model in {*self.calculators, *(m for m in built if cards.model(m).pretrained)} - {
+            cards.REFERENCE
+        }:
             for dataset in self.datasets:
                 cards.model(model).check_covers(cards.dataset(dataset))
-        for model in set(self.models) & set(cards.models()):
+        for model in built | set(self.models) & set(cards.models()):
             cards.model(model).training(self.preset)
         for _, task, datasets in self._tasks():
             for dataset in datasets:
@@ -228,10 +231,14 @@ class Campaign:
         return {} if dataset in cards.datasets() else {"dataset": cards.dataset_spelling(dataset)}
 
     def training_parameters(self, dataset, model, seed):
-        """Parameters of a training notebook, which knows its own model; that of calculators has no limits."""
+        """Parameters of a training notebook, which knows its own model unless several share it.
+
+        That of calculators has no limits.
+        """
         common = self._common(seed) | {"dataset": cards.dataset_spelling(dataset)}
         if cards.is_calculator(model):
             return common | {"model": cards.model_spelling(model)}
+        common |= {"model": cards.model_spelling(model)} if cards.model_builder(model) else {}
         return common | {"preset": self.preset} | asdict(self._budget("training", dataset))
 
     def rollout_parameters(self, dataset, model, seed, protocol):
