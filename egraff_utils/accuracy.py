@@ -256,7 +256,7 @@ def judge(config: Config) -> records.Outcome:
         subject.shifts = calculated.fit_shifts(train, subject.predict(train)[0])
     energies, forces = subject.predict(test)
     metrics, curves = compare(test, energies, forces)
-    metrics.append(Metric("force_slope", force_slope(test, forces), "1", n=len(test)))
+    metrics.append(slope(test, forces))
     by_name = {metric.name: metric.value for metric in compare(validation, *subject.predict(validation))[0]}
     metrics += [Metric.of(name, 0.0) for name in ("steps", "epochs", "seconds", "parameters")]
     curves |= {name: np.zeros(1) for name in ("step", "seconds")}
@@ -264,6 +264,11 @@ def judge(config: Config) -> records.Outcome:
     shifts = {str(number): shift for number, shift in subject.shifts.items()}
     made = {"shifts": shifts, "calculator": subject.specification()}
     return records.Outcome(metrics, curves, provenance=made)
+
+
+def slope(frames: Sequence[Atoms], forces: Sequence[np.ndarray]) -> Metric:
+    """Metric ``force_slope`` of :func:`force_slope`."""
+    return Metric("force_slope", force_slope(frames, forces), "1", n=len(frames))
 
 
 def force_slope(frames: Sequence[Atoms], forces: Sequence[np.ndarray]) -> float:

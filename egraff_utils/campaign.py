@@ -17,6 +17,8 @@ KEYS = "% keys, by python -m egraff_utils.campaign"
 """Line of a page before and after the table of all keys."""
 CELL = "{dataset}-{model}-s{seed}.ipynb"
 """Name of the executed notebook of a cell."""
+CELL_PARTS = ("dataset", "model", "seed")
+"""What a cell is named by."""
 TASKS = ("ood", "checks")
 """Folders of the notebooks of tasks, which use a trained model; also keys of a campaign."""
 
@@ -145,10 +147,13 @@ class Campaign:
         if twice := [name for name in self.datasets if self.datasets.count(name) > 1]:
             raise ValueError(f"campaign {self.name} has two datasets of the name {twice[0]}")
         object.__setattr__(self, "models", tuple(map(_checked_name, self.models)))
-        for model in set(self.calculators) - {cards.REFERENCE}:
+        built = {model for model in self.models if cards.model_builder(model)}
+        for model in {*self.calculators, *(m for m in built if cards.model(m).pretrained)} - {
+            cards.REFERENCE
+        }:
             for dataset in self.datasets:
                 cards.model(model).check_covers(cards.dataset(dataset))
-        for model in set(self.models) & set(cards.models()):
+        for model in built | set(self.models) & set(cards.models()):
             cards.model(model).training(self.preset)
         for _, task, datasets in self._tasks():
             for dataset in datasets:
@@ -226,10 +231,14 @@ class Campaign:
         return {} if dataset in cards.datasets() else {"dataset": cards.dataset_spelling(dataset)}
 
     def training_parameters(self, dataset, model, seed):
-        """Parameters of a training notebook, which knows its own model; that of calculators has no limits."""
+        """Parameters of a training notebook, which knows its own model unless several share it.
+
+        That of calculators has no limits.
+        """
         common = self._common(seed) | {"dataset": cards.dataset_spelling(dataset)}
         if cards.is_calculator(model):
             return common | {"model": cards.model_spelling(model)}
+        common |= {"model": cards.model_spelling(model)} if cards.model_builder(model) else {}
         return common | {"preset": self.preset} | asdict(self._budget("training", dataset))
 
     def rollout_parameters(self, dataset, model, seed, protocol):
@@ -308,6 +317,34 @@ def load(name, *, planned=True):
     campaign = schema.validated(Campaign, mapping, where=path)
     plan = plan_path(campaign.name)
     return _planned(campaign, cards.read_yaml(plan)) if planned and plan.is_file() else campaign
+
+
+def of_records(name, found):
+    """The campaign with this name, or, without a file, what the records of runs made one by one show.
+
+    Parameters
+    ----------
+    name
+        Name of the campaign.
+    found
+        Its records.
+
+    Raises
+    ------
+    ValueError
+        If there is neither a file nor the record of a training.
+    """
+    trained = [record for record in found if record.kind == "training"]
+    try:
+        path_of(name)
+    except ValueError:
+        if not trained:
+            raise
+    else:
+        return load(name)
+    parts = {f"{part}s": tuple(dict.fromkeys(getattr(r, part) for r in trained)) for part in CELL_PARTS}
+    presets = [record.parameters["preset"] for record in trained if "preset" in record.parameters]
+    return Campaign(name, "Runs that were made one by one.", **parts, preset=(presets or ["small"])[0])
 
 
 def _located(name, folder):

@@ -10,7 +10,7 @@ from ase.data import chemical_symbols
 from pydantic import Field
 
 from egraff_utils import paths
-from egraff_utils.hyperparameters import TrainingHyperparameters
+from egraff_utils.model_card import ModelCard
 from egraff_utils.schema import (
     AtomicNumber,
     Count,
@@ -18,7 +18,6 @@ from egraff_utils.schema import (
     Number,
     Positive,
     Value,
-    Whole,
     at,
     checked,
     guess,
@@ -51,92 +50,6 @@ REFERENCE = "reference"
 _registered_models = {}
 
 
-@checked()
-class ModelCard:
-    """Card of a model: an architecture with hyperparameters at every preset, or an ASE calculator.
-
-    A card with ``calculator`` is a model that is not trained here (:mod:`egraff_utils.calculated`).
-    """
-
-    name: Name
-    """Name of the model, which is part of the names of its records."""
-    title: str = ""
-    """Name for readers."""
-    citation: str = ""
-    """Key in ``book/references.bib``."""
-    table: Whole = 0
-    """Table of the paper that lists its hyperparameters."""
-    package: str = ""
-    parameters_paper: Whole = 0
-    """Trainable parameters at preset ``paper`` for the elements H, C, O."""
-    presets: dict[str, dict[str, dict[str, Value]]] = field(default_factory=dict)
-    """Size -> hyperparameters of a network and of its training."""
-    notes: list[str] = field(default_factory=list)
-    """Remarks on where today's names of hyperparameters differ from those in the table."""
-    version: Whole = 1
-    """Number to raise when the same weights give other energies; models are then trained anew."""
-    calculator: ClassPath | None = None
-    """Class of an ASE calculator, ``package.module.Class``, that is the model."""
-    arguments: dict[str, Value] = field(default_factory=dict)
-    """Keyword arguments of the class; a file beside the card may be given by its name."""
-    elements: list[AtomicNumber] = field(default_factory=list)
-    """Atomic numbers of the elements that the calculator knows."""
-    systems: list[Literal["molecule", "bulk"]] = field(default_factory=lambda: ["molecule", "bulk"])
-    """Kinds of systems that the calculator can treat."""
-    cutoff: Positive | None = None
-    """Cutoff of the calculator, Å, across which the gate moves atoms; may be missing."""
-    frames: Count | None = None
-    """Largest number of frames of a split on which errors of the calculator are taken, evenly spaced.
-
-    By default all are taken."""
-    folder: Path | None = field(default=None, metadata={"internal": True})
-    """Folder of a user's card."""
-    file: Path | None = field(default=None, metadata={"internal": True})
-    """File of a user's card."""
-
-    def __post_init__(self):
-        object.__setattr__(self, "title", self.title or self.name)
-        if bool(self.presets) == bool(self.calculator):
-            raise ValueError("give either presets, of a network, or a calculator")
-        if self.calculator and not self.elements:
-            raise ValueError("elements is missing: list the atomic numbers that the calculator knows")
-
-    def check_covers(self, dataset):
-        """Reject a dataset with elements or periodicity that the calculator does not know.
-
-        Raises
-        ------
-        ValueError
-            The message names card, dataset and elements.
-        """
-        if unknown_elements := sorted(set(dataset.elements) - set(self.elements)):
-            names = ", ".join(chemical_symbols[number] for number in unknown_elements)
-            raise ValueError(
-                f"the card of the model {self.name} lists no {names}, which {dataset.name} holds; add it to "
-                f"elements if {self.calculator} knows it, or leave out the dataset"
-            )
-        if dataset.system not in self.systems:
-            raise ValueError(
-                f"the card of the model {self.name} is for {' and '.join(self.systems)} alone, and "
-                f"{dataset.name} is a {dataset.system}; leave out the dataset"
-            )
-
-    def network(self, preset, **overrides):
-        """Keyword arguments of ``build_network`` at a preset, with overrides."""
-        return {**self._preset(preset)["network"], **overrides}
-
-    def training(self, preset, **overrides):
-        """:class:`~egraff_utils.hyperparameters.TrainingHyperparameters` at a preset, with overrides."""
-        mapping = {**self._preset(preset)["training"], **overrides}
-        where = f"training parameters of {self.name}"
-        return validated(TrainingHyperparameters, mapping, where=where)
-
-    def _preset(self, preset):
-        if preset not in self.presets:
-            raise unknown(f"preset of {self.name}", preset, self.presets)
-        return self.presets[preset]
-
-
 def read_yaml(path):
     """Content of a YAML file without a schema, a dictionary."""
     return guess(read(path))
@@ -162,8 +75,19 @@ def calculators():
     return sorted(path.stem for path in (FOLDER / "calculators").glob("*.yml"))
 
 
+def pretrained():
+    """Names of the networks that come with weights from elsewhere.
+
+    >>> pretrained()
+    ['so3lr_tuned']
+    """
+    return sorted(path.stem for path in (FOLDER / "pretrained").glob("*.yml"))
+
+
 def model(name):
-    """:class:`ModelCard` of a model, by its name or by the path of a user's YAML file of a calculator.
+    """:class:`~egraff_utils.model_card.ModelCard` of a model, by its name or a user's YAML file.
+
+    Such a file is the card of a calculator, or of a network with its ``builder``.
 
     Once read from a path, a card can also be found by the name in it.
 
@@ -171,7 +95,7 @@ def model(name):
     ------
     ValueError
         If there is no card of this name; the message names the nearest. If a user's card has the name of a
-        model of the project, or has no calculator.
+        model of the project, or has neither calculator nor builder.
     FileNotFoundError
         If a path is given and there is no file.
     """
@@ -186,12 +110,12 @@ def _is_path(name):
 
 def _own_model(path):
     values = read(path)
-    for key in ("folder", "file", "presets"):
+    for key in ("folder", "file", *(["presets"] if "builder" not in values else [])):
         if key in values:
             raise ValueError(f"{path}: unknown key '{key}' of the card of a calculator")
     values |= {"folder": path.parent, "file": path}
     card = validated(ModelCard, values, where=path)
-    if card.name in (REFERENCE, *models(), *calculators()):
+    if card.name in (REFERENCE, *models(), *calculators(), *pretrained()):
         raise ValueError(f"{path}: the name '{card.name}' is taken by a model of the project")
     _registered_models[card.name] = card
     return card
@@ -199,7 +123,8 @@ def _own_model(path):
 
 @cache
 def _shipped_model(name):
-    folders = dict.fromkeys(models(), "models") | dict.fromkeys(calculators(), "calculators")
+    rooms = {"models": models(), "calculators": calculators(), "pretrained": pretrained()}
+    folders = {own: room for room, names in rooms.items() for own in names}
     if name not in folders:
         raise unknown("model", name, [*folders, *_registered_models])
     path = FOLDER / folders[name] / f"{name}.yml"
@@ -226,13 +151,25 @@ def model_spelling(name):
     return str(model_file(name) or name)
 
 
+def model_builder(name):
+    """Function that builds a network from elsewhere, from its card; None for other models.
+
+    >>> model_builder("mace"), model_builder("so3lr_tuned")
+    (None, 'egraff_utils.models.so3lr.build_network')
+    """
+    own = _is_path(name) or name in _registered_models or name in pretrained()
+    return model(name).builder if own else None
+
+
 def is_calculator(name):
     """Whether a model is not trained: the card of a calculator, or the reference itself.
 
     >>> is_calculator("reference"), is_calculator("gfn1"), is_calculator("mace"), is_calculator("unheard-of")
     (True, True, False, False)
     """
-    return name == REFERENCE or _is_path(name) or name in _registered_models or name in calculators()
+    if _is_path(name) or name in _registered_models:
+        return model(name).calculator is not None
+    return name == REFERENCE or name in calculators()
 
 
 def shift(split, target=None):

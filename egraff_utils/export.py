@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from egraff_utils import cards, models
+from egraff_utils import cards, models, paths
 from egraff_utils.models import frozen
 from egraff_utils.models.nequip import nequip_state
 
@@ -61,12 +61,11 @@ def export(force_field, path, *, target="ase"):
     if compiled and force_field.dtype != torch.float32:
         raise ValueError(f"libraries of {name} are in single precision; export force_field.float()")
     plain = plain_copy(force_field)
-    if name == "torchmd_net":
-        torch.save(torchmd_checkpoint(plain), path)
-    elif compiled:
+    if compiled:
         compile_nequip(nequip_model(plain), force_field, _example(force_field), target, path)
-    else:
-        torch.save(mace_model(plain), path)
+        return path
+    with paths.written(path) as file:
+        torch.save(torchmd_checkpoint(plain) if name == "torchmd_net" else mace_model(plain), file)
     return path
 
 

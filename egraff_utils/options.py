@@ -26,7 +26,7 @@ def datasets():
 def models():
     from egraff_utils import cards
 
-    return [*cards.models(), *cards.calculators()]
+    return [*cards.models(), *cards.calculators(), *cards.pretrained()]
 
 
 def presets():

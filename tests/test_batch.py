@@ -15,6 +15,7 @@ from jupyter_client.connect import LocalPortCache
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from egraff_utils import campaign, paths, records
+from egraff_utils import campaign as campaigns
 from egraff_utils.__main__ import main
 from egraff_utils.running import batch, pages
 
@@ -299,6 +300,20 @@ def test_a_report_of_an_empty_campaign_says_so(workplace):
     records.write(records.Record("training", "some", "lips", "mace", 0))
     with pytest.raises(RuntimeError, match="IndexError"):
         batch.execute(notebook, workplace / "p.ipynb", parameters={"campaign": "some"}, quiet=True)
+
+
+def test_a_campaign_without_a_file_is_what_its_records_show():
+    found = [
+        records.Record("training", "mine", "lips", model, seed, {"preset": "tiny"})
+        for model in ("mace", "nequip")
+        for seed in (0, 3)
+    ]
+    campaign = campaigns.of_records("mine", [*found, records.Record("gate", "mine", "gete", "allegro", 0)])
+    assert (campaign.datasets, campaign.models, campaign.seeds) == (("lips",), ("mace", "nequip"), (0, 3))
+    assert campaign.preset == "tiny"
+    assert campaigns.of_records("demo", found) == campaigns.load("demo")
+    with pytest.raises(ValueError, match="unknown campaign 'mine'"):
+        campaigns.of_records("mine", [])
 
 
 def test_sockets_of_killed_processes_are_swept():

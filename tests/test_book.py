@@ -89,7 +89,7 @@ def test_the_card_of_a_model_that_is_kept_is_one(monkeypatch):
 
     names = {"__name__": "example"}
     exec(_blocks("add_model.md", "python")[0], names)
-    text = dedent(_blocks("add_model.md", "yaml")[3])
+    text = dedent(_blocks("add_model.md", "yaml")[4])
     card = schema.validated(cards.ModelCard, schema.parse(text), where="radial.yml")
     monkeypatch.setattr(models, "_registered", {})
     models.register("radial", names["build_network"], card)

@@ -16,8 +16,8 @@ MODELS, FROZEN = PACKAGE / "models", PACKAGE / "models" / "frozen"
 SEAM = "egraff_utils.models.frozen"
 INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
 ROOMS = (
-    "paths units schema sources hyperparameters cards config structure metrics statistics quantities",
-    "breaks provenance records campaign options paper allocator",
+    "paths units schema sources hyperparameters model_card cards config structure metrics statistics",
+    "quantities breaks provenance records campaign options paper allocator",
     "graph reference files readers data croissant",
     "models calculated weights accuracy export train",
     "md",

@@ -253,26 +253,28 @@ def register(name: str, build_network: Callable[..., nn.Module], card: cards.Mod
     build_network
         ``build_network(elements, *, cutoff, average_neighbors, **hyperparameters) -> nn.Module``.
     card
-        Its :class:`~egraff_utils.cards.ModelCard`.
+        Its :class:`~egraff_utils.model_card.ModelCard`.
     """
     _registered[name] = (build_network, card, records.digest(_code(build_network)))
 
 
 def card(name: str) -> cards.ModelCard:
-    """:class:`~egraff_utils.cards.ModelCard` of a built-in or registered architecture."""
+    """:class:`~egraff_utils.model_card.ModelCard` of a built-in or registered architecture."""
     return _registered[name][1] if name in _registered else cards.model(name)
 
 
 def version(name: str) -> str:
     """Version of the network of an architecture, a text that changes when the network does.
 
-    It holds the package and version of the card and, for a registered architecture, the hash of its code.
+    It holds the package and version of the card and, for an architecture from outside, the hash of its code.
 
     >>> version("mace")
     'mace-torch 0.3.16, version 1'
     """
     text = f"{card(name).package}, version {card(name).version}"
-    return f"{text}, code {_registered[name][2]}" if name in _registered else text
+    if name in _registered:
+        return f"{text}, code {_registered[name][2]}"
+    return f"{text}, code {records.digest(_code(_builder(name)))}" if card(name).file else text
 
 
 def _code(build_network):
@@ -345,7 +347,7 @@ def build(
             raise cards.unknown(f"hyperparameter of {name}", key, hyperparameters)
     hyperparameters |= overrides
     with default_dtype(dtype):
-        network = _builder(name)(elements, **hyperparameters)
+        network = _built(name, elements, hyperparameters)
         frozen.speed_up(network)
         network = network.to(dtype)
     arguments = {"name": name, "preset": preset, "elements": elements, "dtype": str(dtype), **overrides}
@@ -420,17 +422,24 @@ def _rebuild(arguments):
     return build(**{**arguments, "dtype": getattr(torch, arguments["dtype"].removeprefix("torch."))})
 
 
-def _builder(name):
-    if name in _registered:
-        return _registered[name][0]
-    if name not in NAMES:
-        raise cards.unknown("model", name, [*NAMES, *_registered])
+def _built(name, elements, hyperparameters):
     try:
-        return importlib.import_module(f"egraff_utils.models.{name}").build_network
+        return _builder(name)(elements, **hyperparameters)
     except ModuleNotFoundError as error:
         package = card(name).package.replace(" ", "==")
         text = f"{name} needs the package {error.name}: run pip install --no-deps {package}"
         raise RuntimeError(text) from error
+
+
+def _builder(name):
+    if name in _registered:
+        return _registered[name][0]
+    if name in NAMES:
+        return importlib.import_module(f"egraff_utils.models.{name}").build_network
+    module, _, function = (card(name).builder or "").rpartition(".")
+    if not module:
+        raise ValueError(f"{name} has no network: its card has no builder")
+    return getattr(importlib.import_module(module), function)
 
 
 @contextmanager

@@ -38,8 +38,8 @@ class Cell(NamedTuple):
 
     def parameters(self, campaign):
         """Parameters of the notebook."""
-        identity, folder = (self.dataset, self.model, self.seed), self.notebook.parent.name
-        if folder == "training":
+        identity = (self.dataset, self.model, self.seed)
+        if self.output.parent.name == "training":
             return campaign.training_parameters(*identity)
         if self.protocol:
             return campaign.rollout_parameters(*identity, self.protocol)
@@ -80,7 +80,9 @@ def cells(campaign, datasets=()):
 
 
 def training_notebook(model):
-    """Notebook that trains a model, or takes the errors of a calculator."""
+    """Notebook that trains a model or takes errors of a calculator; networks from elsewhere share one."""
+    if cards.model_builder(model):
+        return batch.NOTEBOOKS / "yours" / "training.ipynb"
     stem = "calculator" if cards.is_calculator(model) else model
     return batch.NOTEBOOKS / "training" / f"{stem}.ipynb"
 

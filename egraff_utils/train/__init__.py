@@ -33,6 +33,8 @@ __all__ = [
     "new_learner",
 ]
 
+SHIFT_FRAMES = 100
+"""Largest number of training frames to whose energies those of a network with weights are shifted."""
 COMPILED_FROM, COMPILED_FROM_STEPS = 300.0, 5000
 """Budgets, s and steps, above which the training step is compiled; compiling takes one to five minutes."""
 
@@ -86,7 +88,7 @@ class TrainConfig(Config):
             "hyperparameters": records.digest(network, training),
             "network": models.version(self.model),
         }
-        return super().parameters() | {"dataset": dataset.name, "inputs": inputs}
+        return super().parameters() | {"model": self.key.model, "dataset": dataset.name, "inputs": inputs}
 
     def _calculator_parameters(self):
         key, subject = self.key, calculated.of(self.model, self.dataset)
@@ -118,8 +120,9 @@ def fit(config):
         (meV/atom) on the test split, ``zero_force_mae`` (meV/Å, the error of zero forces), ``steps``,
         ``epochs``, ``seconds``, ``seconds_per_epoch`` and ``parameters``. Curves: ``step``, ``seconds``,
         ``train_loss``, ``val_loss``, ``val_force_mae``, ``val_energy_mae``. If the stress is trained
-        (``virial_weight``), also ``stress_mae`` and ``zero_stress_mae`` (meV/Å^3). The status is ``failed``
-        if the loss became non-finite; the message then gives the step.
+        (``virial_weight``), also ``stress_mae`` and ``zero_stress_mae`` (meV/Å^3); of a network that came
+        with weights also ``force_slope``. The status is ``failed`` if the loss became non-finite; the message
+        then gives the step.
 
     Raises
     ------
@@ -132,7 +135,10 @@ def fit(config):
 
 
 def _fitted(config):
-    hyperparameters = models.card(config.model).training(config.preset, **config.training)
+    card = models.card(config.model)
+    hyperparameters = card.training(config.preset, **config.training)
+    if card.pretrained:
+        card.check_covers(config.card)
     splits = data.checked(config.dataset, ("train", "val", "test"))
     if hyperparameters.virial_weight:
         data.check_stress(config.dataset, splits)
@@ -143,7 +149,9 @@ def _fitted(config):
     if learner.best is not None:
         learner.force_field.load_state_dict(learner.best)
         models.round_large(learner.force_field, getattr(torch, hyperparameters.kept_as))
-        found, on_frames = accuracy.compare(test, *accuracy.predict(learner.force_field, test))
+        energies, forces = accuracy.predict(learner.force_field, test)
+        found, on_frames = accuracy.compare(test, energies, forces)
+        found += [accuracy.slope(test, forces)] if card.pretrained else []
         if hyperparameters.virial_weight:
             found += accuracy.stress_errors(learner.force_field, test)
         metrics, curves = found + metrics, curves | on_frames
@@ -189,18 +197,36 @@ def fit_reference(frames, prior=None):
 
 
 def new_learner(config, hyperparameters, train):
-    """Learner of a new force field: weights drawn with the seed, elements and scales of these frames."""
-    card = cards.dataset(config.dataset)
+    """Learner of a new force field: weights drawn with the seed, elements and scales of these frames.
+
+    A network that comes with weights keeps them and its scale, and its energies get a shift per element.
+    """
+    card, own = cards.dataset(config.dataset), models.card(config.model)
     elements = np.unique(np.concatenate([atoms.numbers for atoms in train]))
     torch.manual_seed(config.seed)
-    cutoff = models.card(config.model).network(config.preset, **config.network)["cutoff"]
+    cutoff = own.network(config.preset, **config.network)["cutoff"]
     neighbors = np.mean([_mean_neighbors(atoms, cutoff) for atoms in train[:: max(1, len(train) // 50)]])
     network = {"average_neighbors": round(float(neighbors), 3), **config.network}
-    force_field = models.build(config.model, config.preset, elements, **network)
-    force_field.set_reference(*fit_reference(train, card.reference_energies))
+    force_field = models.build(config.key.model, config.preset, elements, **network)
+    fitted = (
+        fit_shifts(force_field, train) if own.pretrained else fit_reference(train, card.reference_energies)
+    )
+    force_field.set_reference(*fitted)
     limits = {"max_seconds": config.max_seconds, "max_steps": config.max_steps}
     epochs = config.max_epochs or hyperparameters.max_epochs
     return Learner(force_field.to(config.device), hyperparameters, max_epochs=epochs, **limits)
+
+
+def fit_shifts(force_field, frames):
+    """Reference energies of a network with weights, ``{atomic number: eV}``, and its scale, which is one.
+
+    The energies are fitted to those of 100 evenly spaced frames at most, after those of the network
+    (:func:`egraff_utils.calculated.fit_shifts`).
+    """
+    frames = data.thinned(frames, SHIFT_FRAMES)
+    energies = accuracy.predict(force_field, frames)[0]
+    force_field.train()
+    return calculated.fit_shifts(frames, energies), 1.0
 
 
 def _mean_neighbors(atoms, cutoff):
@@ -316,7 +342,7 @@ def _quiet():
 
 def _checkpoint_path(config):
     parameters = config.parameters()
-    name = f"{parameters['dataset']}-{config.model}-s{config.seed}-{records.digest(parameters)[:8]}.ckpt"
+    name = f"{config.key.path.stem}-{records.digest(parameters)[:8]}.ckpt"
     return paths.runs() / config.campaign / "checkpoints" / name
 
 

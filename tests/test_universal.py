@@ -1,0 +1,96 @@
+"""Does the page on universal potentials say what the records say?"""
+
+import pytest
+
+from egraff_utils import cards, records
+from egraff_utils.records import Metric, Record
+from egraff_utils.report import universal
+
+
+def training(model, dataset="ethanol", campaign="x", seconds=None, force=10.0, steps=5):
+    values = {"force_mae": force, "zero_force_mae": 500.0, "energy_mae_per_atom": 1.0, "steps": steps}
+    metrics = [Metric(name, value, "1") for name, value in values.items()]
+    metrics.append(Metric("force_slope", 0.9, "1", n=7))
+    return Record("training", campaign, dataset, model, 0, {"max_seconds": seconds}, metrics)
+
+
+def found():
+    own = [training("so3lr", force=170.0, steps=0)]
+    further = universal.tuned(
+        [training("so3lr_tuned", seconds=s, force=f) for s, f in ((120, 9.2), (15, 12.2))]
+    )
+    networks = [training("mace", seconds=300, force=25.0), training("nequip", seconds=300, force=41.0)]
+    return own, further, {"cpu": [*networks, *further, *own]}
+
+
+def test_errors_stand_beside_each_other_by_time():
+    own, further, others = found()
+    (row,) = universal.errors(own, others, further).to_dict("records")
+    assert row["From nothing, cpu (300 s)"] == "25 to 41"
+    assert row["SO3LR, fine-tuned 15 s"] == "12.2"
+    assert row["SO3LR"] == "170"
+    assert list(row).index("SO3LR, fine-tuned 15 s") < list(row).index("SO3LR, fine-tuned 120 s")
+
+
+def test_the_gain_is_told_in_words():
+    own, further, others = found()
+    text = universal.gained(further, own, others)
+    assert text == (
+        "on Ethanol 170 as it came, 12.2 after 15 s, 9.2 after 120 s; networks from nothing 25 to 41 (cpu)"
+    )
+    assert universal.gained([], own, others) == "not run"
+
+
+def test_details_tell_fine_tuned_ones_apart():
+    own, further, _ = found()
+    assert universal.details([*own, *further]).Potential.tolist() == [
+        "SO3LR",
+        "SO3LR, fine-tuned 15 s",
+        "SO3LR, fine-tuned 120 s",
+    ]
+
+
+def test_simulations_are_shown_where_potentials_were_simulated(monkeypatch):
+    def rolled(campaign, model, dataset, kind="rollout"):
+        return Record(kind, campaign, dataset, model, 0, {}, [Metric("wf", 0.1, "1")])
+
+    held = {
+        "universal": [rolled("universal", "so3lr", "ethanol"), training("so3lr", "aspirin", steps=0)],
+        "cpu": [rolled("cpu", "mace", d) for d in ("ethanol", "aspirin")],
+    }
+    held["cpu"].append(rolled("cpu", "reference", "ethanol", "floor"))
+    monkeypatch.setattr(records, "read_all", held.__getitem__)
+    shown = universal.simulated("universal", [], "cpu")
+    assert set(zip(shown.model, shown.kind, strict=True)) == {
+        ("so3lr", "rollout"),
+        ("mace", "rollout"),
+        ("reference", "floor"),
+    }
+
+
+@pytest.mark.parametrize("name", [n for n in cards.calculators() if cards.model(n).facts])
+def test_cards_name_the_weights_in_the_wheel(name):
+    """The hash in the card is that of the file, where the package is installed."""
+    import hashlib
+    import importlib.util
+    from pathlib import Path
+
+    facts = cards.model(name).facts
+    assert {"Weights", "SHA-256", "Licence", "Trained on", "Functional", "Overlap"} <= set(facts)
+    package, _, rest = facts["Weights"].partition("/")
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed; see requirements-universal.txt")
+    file = Path(importlib.util.find_spec(package).origin).parent / rest
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == facts["SHA-256"]
+
+
+def test_a_table_of_horizons_has_a_row_for_each_potential():
+    assert universal.horizons([]).empty
+    values = [
+        Metric("horizon_langevin", 80.0, "fs", 70.0, 90.0),
+        Metric("horizon_langevin_reached", 1.0, "1"),
+    ]
+    record = Record("horizon", "x", "ethanol", "so3lr", 0, {}, values)
+    table = universal.horizons([record])
+    assert table.index.tolist() == [("Ethanol", "SO3LR")]
+    assert table.iloc[0].iloc[0].startswith("80")
