@@ -32,7 +32,9 @@ def test_halves_of_all_values_on_two_datasets():
     long = campaign("abc", 10.0, lambda dataset, model: 1.0 + model / 2, stable=0.75)
     found = longer.answers(short, long)
     wf, stable = found.loc["wf"], found.loc["stable_fraction"]
-    assert (wf.cells, wf.datasets, wf.better, wf.alike_long) == (6, 2, 6, 0)
+    assert (wf.cells, wf.datasets, wf.better, wf.worse, wf.alike_long) == (6, 2, 6, 0, 0)
+    assert (wf.low, wf.high) == pytest.approx((0.5, 0.5)), "the range of two datasets"
+    assert np.isnan(stable.alike), "it has no saturation level"
     assert (wf.change, wf.order, wf.order_long) == pytest.approx((0.5, 1, 1))
     assert (wf.chance, wf.adjusted) == (0.5, 1.0)
     assert (stable.change, stable.better) == (0.25, 6)

@@ -130,9 +130,9 @@ def test_the_page_says_who_is_beyond_a_perfect_model():
     assert (found[vibrations.BAND] - found[vibrations.EXPECTED]).to_list() == pytest.approx(
         [0, 100, 0], abs=8
     )
-    said = vibrations.values(found)
+    said = vibrations.values([found])
     assert (said["count"], said["datasets"], said["beyond"]) == ("2", "1", "1 of 2")
     assert 80 < float(said["shift"].partition(" to ")[2]) < 120
     figure = vibrations.spectrum_grid(records)
     assert len(figure.axes[0].lines) == 3
-    assert vibrations.values(vibrations.table([]))["count"] == "0"
+    assert vibrations.values([vibrations.table([])])["count"] == "0"

@@ -20,6 +20,9 @@ from egraff_utils.report.panels import WIDTH, add_legend, dataset_handles, datas
 from egraff_utils.report.values import MISSING, count, say, span
 
 BETTER, WORSE, OPEN = "better", "worse", "not told from no change"
+ENOUGH = 5
+"""Number of datasets from which an interval over them is given: of normal values it holds the mean in 92 % of
+cases for five, in 86 % for four and in 71 % for three."""
 
 
 def pairs(short: pd.DataFrame, long: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -61,11 +64,12 @@ def answers(short: pd.DataFrame, long: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame with one row per metric: ``cells`` and ``datasets``; ``change``, the geometric mean of the
     ratios of the longer to the shorter training, or the mean difference, over the means of the datasets, with
-    the 95 % interval ``low``, ``high`` of `statistics.bootstrap_interval` over datasets; ``better``, the
-    number of cells that improve; ``alike`` and ``alike_long``, the numbers of saturated cells; ``order`` and
-    ``order_long``, the rank correlations of test error and metric within datasets (`question.answer`), over
-    these cells; ``chance``, the p value of :func:`chance_of`, ``adjusted``, the same with Holm's correction
-    over the metrics; and ``verdict``, which takes an adjusted p value below 5 %.
+    the 95 % interval ``low``, ``high`` of `statistics.bootstrap_interval` over datasets, or, of fewer than
+    :data:`ENOUGH`, the range of their means; ``better`` and ``worse``, the numbers of cells that improve and
+    that do not; ``alike`` and ``alike_long``, the numbers of saturated cells, NaN without a saturation level;
+    ``order`` and ``order_long``, the rank correlations of test error and metric within datasets
+    (`question.answer`), over these cells; ``chance``, the p value of :func:`chance_of`, ``adjusted``, the
+    same with Holm's correction over the metrics; and ``verdict``, which takes an adjusted p value below 5 %.
     """
     rows = {}
     for metric in question.METRICS:
@@ -97,7 +101,9 @@ def chance_of(changes: np.ndarray) -> float:
 def _row(found, metric):
     up = quantities.of(metric).lower_is_better is False
     means = found.change.groupby(level="dataset").mean()
-    ends = np.array([means.mean(), *statistics.bootstrap_interval(means)])
+    bounds = statistics.bootstrap_interval(means) if len(means) >= ENOUGH else (means.min(), means.max())
+    ends = np.array([means.mean(), *bounds])
+    known = found.floor_high.notna().any()
     change, low, high = np.exp(ends) if is_ratio(metric) else ends
     return {
         "cells": len(found),
@@ -106,8 +112,9 @@ def _row(found, metric):
         "low": low,
         "high": high,
         "better": int((found.change > 0 if up else found.change < 0).sum()),
-        "alike": int(found.alike.sum()),
-        "alike_long": int(found.alike_long.sum()),
+        "worse": int((found.change < 0 if up else found.change > 0).sum()),
+        "alike": int(found.alike.sum()) if known else np.nan,
+        "alike_long": int(found.alike_long.sum()) if known else np.nan,
         "order": _order(found, "", up),
         "order_long": _order(found, "_long", up),
         "chance": chance_of(means),
@@ -128,8 +135,8 @@ def readable(found: pd.DataFrame) -> pd.DataFrame:
         {
             "Cells": f"{row.cells:.0f}",
             "Longer over shorter": _change(row),
-            "Better in": f"{row.better:.0f} of {row.cells:.0f}",
-            "Saturated": f"{row.alike:.0f}, then {row.alike_long:.0f}",
+            "Better, worse": f"{row.better:.0f}, {row.worse:.0f}",
+            "Saturated": "–" if np.isnan(row.alike) else f"{row.alike:.0f}, then {row.alike_long:.0f}",
             "Order by test error": f"{say(row.order)}, then {say(row.order_long)}",
             "p, adjusted": f"{row.adjusted:.2g}",
             "Longer training": row.verdict,
@@ -157,7 +164,7 @@ def values(short: pd.DataFrame, long: pd.DataFrame, found: pd.DataFrame) -> dict
     return texts | {
         "cells": str(len(errors)),
         "datasets": str(few),
-        "error": say(np.exp(np.log(ratio).mean()) if len(ratio) else np.nan, ".1f"),
+        "error": say(np.exp(np.log(ratio).groupby(level="dataset").mean().mean()), ".1f"),
         "error_span": span(ratio, ".1f"),
         "error_better": count(ratio > 1),
         "asked": str(len(found)),

@@ -9,7 +9,7 @@ import pandas as pd
 
 from egraff_utils import cards, paper, records
 from egraff_utils.records import Record
-from egraff_utils.report import catalogue, horizon, titles
+from egraff_utils.report import catalogue, horizon, leaderboards, titles
 from egraff_utils.report.values import span
 
 ZERO, PAPER = "Zero force", "Paper, six models"
@@ -119,6 +119,13 @@ def ratios(own: Iterable[Record], others: dict[str, list[Record]], system: str) 
     return " and ".join(parts) or "not compared with networks"
 
 
+def unlike(own: Iterable[Record], others: dict[str, list[Record]]) -> str:
+    """Range of the zero-force errors of few frames over those of the whole test sets, as a text."""
+    whole = {r.dataset: r["zero_force_mae"] for found in others.values() for r in _networks(found)}
+    apart = [100 * (r["zero_force_mae"] / whole[r.dataset] - 1) for r in own if r.dataset in whole]
+    return f"{span(apart, '+.0f')} %"
+
+
 def details(own: Iterable[Record]) -> pd.DataFrame:
     """Frames, energy error after the shift and slope of the forces of every potential on every dataset.
 
@@ -156,6 +163,8 @@ def gained(further: Iterable[Record], own: Iterable[Record], others: dict[str, l
 def simulated(campaign: str, further: Iterable[str], levels: str) -> pd.DataFrame:
     """Rows of a leaderboard: potentials, fine-tuned ones and networks where potentials were simulated.
 
+    A rollout of fewer steps than those of the networks does not compare with them, and is left out.
+
     Parameters
     ----------
     campaign
@@ -166,9 +175,34 @@ def simulated(campaign: str, further: Iterable[str], levels: str) -> pd.DataFram
         Campaign of networks and of saturation levels.
     """
     own = pd.concat([records.read(name) for name in dict.fromkeys((campaign, *further))])
-    own = own[own.kind.isin(["rollout", "gate", "horizon"])]
-    found = pd.concat([own, records.read(levels)]) if levels != campaign else own
+    own, networks = own[own.kind.isin(["rollout", "gate", "horizon"])], records.read(levels)
+    own = own[~own.path.isin(_shorter(own, networks))]
+    found = pd.concat([own, networks]) if levels != campaign else own
     return found[found.dataset.isin(own.dataset[own.kind == "rollout"].unique())]
+
+
+def _shorter(own, networks):
+    """Paths of rollouts with fewer steps than those of the networks on their dataset."""
+    steps, most = (frame[(frame.kind == "rollout") & (frame.metric == "steps")] for frame in (own, networks))
+    return set(steps.path[steps.value < steps.dataset.map(most.groupby("dataset").value.max())])
+
+
+def endurance(rollouts: Iterable[Record]) -> str:
+    """How many replicas of each rollout were stable to its end, in words."""
+    parts = [
+        "{} of {} of {} on {} ({} steps)".format(
+            *leaderboards.stable_replicas(record),
+            titles.model_title(record.model) + (f", {record.campaign}" if not _came(record) else ""),
+            titles.short_title(record.dataset),
+            record.parameters["steps"],
+        )
+        for record in rollouts
+    ]
+    return ", ".join(parts) or "none was simulated"
+
+
+def _came(record):
+    return cards.is_calculator(record.model)
 
 
 def horizons(found: Iterable[Record]) -> pd.DataFrame:

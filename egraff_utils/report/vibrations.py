@@ -95,9 +95,9 @@ def table(records: Iterable) -> pd.DataFrame:
 def bands(nu: np.ndarray, spectrum: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Mean wavenumbers of two spectra about the highest bin of the reference above 2000 / cm.
 
-    Of a molecule that is the stretching of its C-H bonds. Two bins to either side count, so that another
-    band, which may hold more or less energy by chance, does not. NaN if the reference has less than a
-    hundredth of its spectrum there.
+    Of a molecule that is the stretching of bonds to hydrogen, of C-H where bins are narrow. Two bins to
+    either side count, so that a shift by more is understated. NaN if the reference has less than a hundredth
+    of its spectrum there.
 
     Examples
     --------
@@ -114,25 +114,27 @@ def bands(nu: np.ndarray, spectrum: np.ndarray, reference: np.ndarray) -> tuple[
     return ours, theirs
 
 
-def values(found: pd.DataFrame) -> dict:
-    """What a page says of :func:`table`: how many rollouts, their divergences, and by how much bands are off.
+def values(tables: Iterable[pd.DataFrame]) -> dict:
+    """What a page says of the :func:`table` of every campaign, each of which counts by itself.
 
-    ``perfect`` is the range of the divergences of references with noise of their own, ``beyond`` the number
-    of the models on their datasets whose interval lies above, and ``shift`` and ``median`` are of band less
-    that of the reference, 1/cm.
+    ``perfect`` and ``perfect_shift`` are ranges over the references with noise of their own, ``beyond`` the
+    number of the models on their datasets whose interval lies above. ``shift`` and ``median`` are of band
+    less that of the reference, 1/cm.
     """
-    perfect = found[found.index.get_level_values("model") == REFERENCE].droplevel("model")[JSD]
-    models = found.drop(index=REFERENCE, level="model", errors="ignore")
-    against = perfect.reindex(models.index.get_level_values("dataset")).to_numpy(dtype=float)
-    beside = models[np.isfinite(against)]
-    shift = models[BAND] - models[EXPECTED]
+    found = pd.concat(dict(enumerate(tables)), names=["campaign"])
+    shift, name = found[BAND] - found[EXPECTED], found.index.get_level_values("model")
+    models, perfect = found[name != REFERENCE], found[name == REFERENCE].droplevel("model")[JSD]
+    level = perfect.reindex(models.index.droplevel("model")).to_numpy(dtype=float)
+    known = np.isfinite(level)
+    off = shift[name != REFERENCE]
     return {
         "count": str(models[JSD].notna().sum()),
         "datasets": str(len(models.index.unique("dataset"))),
         "span": span(models[JSD], ".2g"),
         "perfect": span(perfect, ".2g"),
-        "beyond": count(beside[LOW] > against[np.isfinite(against)]),
-        "shift": span(shift, ".0f"),
-        "median": say(shift.median(), ".0f"),
+        "perfect_shift": span(shift[name == REFERENCE], ".0f"),
+        "beyond": count((models[LOW].to_numpy(dtype=float) > level)[known]),
+        "shift": span(off, ".0f"),
+        "median": say(off.median(), ".0f"),
         "bin": span(models[BIN], ".0f"),
     }
