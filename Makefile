@@ -71,7 +71,7 @@ check: lint  ## for the loop of work, under 3 min: lint and the fast tests
 
 test: lint  ## ruff, pytest, notebooks, a tiny campaign, and the book with warnings as errors, read in a browser
 	rm -rf $(SCRATCH)
-	$(BIN)/python -m pytest -n $(strip $(WORKERS)) --dist loadfile --no-loadscope-reorder -m "not site"
+	$(BIN)/python -m pytest -n $(strip $(WORKERS)) --dist loadfile -m "not site"
 	ls notebooks/datasets/*.ipynb | xargs -P 2 -n 4 env $(NBVAL)
 	ls $(wildcard $(TRAINED:%=notebooks/%/*.ipynb)) | xargs -P 2 -n 1 env $(NBVAL)
 	ls notebooks/report/*.ipynb | xargs -P 2 -n 5 env $(NBVAL)
