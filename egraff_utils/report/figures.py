@@ -39,6 +39,7 @@ from egraff_utils.report.panels import (
     label_axes,
     legend_entries,
     longest_time,
+    mean_distribution,
     offset,
     part_names,
     part_title,
@@ -103,13 +104,13 @@ def _draw_rdfs(ax, found):
             reference = plots.read_curve(records[0], "rdf_reference")
             ax.plot(r, reference, color=REFERENCE_COLOR, linewidth=2.6, alpha=0.85)
             ax.set(xlim=(0, r[np.flatnonzero(reference > 0.003 * reference.max())[-1]]))
-        ax.plot(r, _mean_rdf(records), **look.model_line(model), linewidth=1.1)
+        ax.plot(r, mean_distribution(records, "rdf"), **look.model_line(model), linewidth=1.1)
     ax.set(ylim=(0, None))
 
 
 def _draw_rdf_differences(ax, found):
     for model, records in found.items():
-        difference = _mean_rdf(records) - plots.read_curve(records[0], "rdf_reference")
+        difference = mean_distribution(records, "rdf") - plots.read_curve(records[0], "rdf_reference")
         r = plots.read_curve(records[0], "rdf_r")
         ax.plot(r, difference, **look.model_line(model), linewidth=0.9)
     ax.axhline(0, color=REFERENCE_COLOR, linewidth=0.8)
@@ -121,12 +122,6 @@ def _draw_rdf_floor(ax, found, records):
     for floor in (r for r in records if (r.kind, r.dataset, r.model) == place):
         r = plots.read_curve(run, "rdf_r")
         plots.plot_rdf_floor(ax, r, np.zeros(len(r)), floor, mean=True)
-
-
-def _mean_rdf(records):
-    values = stack_curves(records, "rdf")
-    values[~values.any(1)] = np.nan  # g(r) of a replica that broke before its first frame is zero throughout
-    return plots.replica_mean(values)
 
 
 # Figure 4: mean violations

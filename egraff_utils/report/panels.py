@@ -175,6 +175,13 @@ def stack_curves(records, name):
     return np.concatenate(padded)
 
 
+def mean_distribution(records, name):
+    """Mean over replicas and seeds of a distribution (R, B), zero throughout for one that ended too early."""
+    values = stack_curves(records, name)
+    values[~values.any(1)] = np.nan
+    return plots.replica_mean(values)
+
+
 def longest_time(records):
     """Times of the longest run, shape ``(T,)``, fs."""
     return max((plots.read_curve(record, "time") for record in records), key=len)

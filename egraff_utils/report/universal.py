@@ -192,17 +192,14 @@ def endurance(rollouts: Iterable[Record]) -> str:
     parts = [
         "{} of {} of {} on {} ({} steps)".format(
             *leaderboards.stable_replicas(record),
-            titles.model_title(record.model) + (f", {record.campaign}" if not _came(record) else ""),
+            titles.model_title(record.model)
+            + (f", {record.campaign}" if not cards.is_calculator(record.model) else ""),
             titles.short_title(record.dataset),
             record.parameters["steps"],
         )
         for record in rollouts
     ]
     return ", ".join(parts) or "none was simulated"
-
-
-def _came(record):
-    return cards.is_calculator(record.model)
 
 
 def horizons(found: Iterable[Record]) -> pd.DataFrame:

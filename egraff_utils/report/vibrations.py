@@ -12,7 +12,7 @@ from egraff_utils.cards import REFERENCE
 from egraff_utils.report import look, plots
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.look import REFERENCE_COLOR
-from egraff_utils.report.panels import by_model, dataset_names, grid, label_axes, select, stack_curves
+from egraff_utils.report.panels import by_model, dataset_names, grid, label_axes, mean_distribution, select
 from egraff_utils.report.values import count, say, span
 
 SHOWN = 0.002
@@ -44,20 +44,13 @@ def spectrum_grid(records: Iterable) -> Figure:
         )
         ax.plot(nu, reference, color=REFERENCE_COLOR, linewidth=2.6, alpha=0.85)
         for model, runs in found.items():
-            ax.plot(nu, plots.replica_mean(_spectra(runs)), **look.model_line(model), linewidth=1.1)
+            ax.plot(nu, mean_distribution(runs, "spectrum"), **look.model_line(model), linewidth=1.1)
         last = np.flatnonzero(reference > SHOWN * reference.max())[-1]
         ax.set(xlim=(0, nu[min(last + 1, len(nu) - 1)]), ylim=(0, None))
         return list(found)
 
     figure = grid(dataset_names(records, "rollout", None), draw, reference=True, height=2.2)
     return label_axes(figure, "Wavenumber (1/cm)", "Share of the kinetic energy (dimensionless)")
-
-
-def _spectra(runs):
-    """Spectra of all replicas (R, B), NaN for those that broke within the first window."""
-    values = stack_curves(runs, "spectrum")
-    values[~values.any(1)] = np.nan
-    return values
 
 
 STIFF = 2000.0
@@ -78,7 +71,7 @@ def table(records: Iterable) -> pd.DataFrame:
     rows = []
     for record in simulated(records):
         metric, nu = record.metric("spectrum_jsd"), record.curves["spectrum_wavenumbers"]
-        own = plots.replica_mean(_spectra([record]))
+        own = mean_distribution([record], "spectrum")
         both = bands(nu, own, record.curves["spectrum_reference"])
         rows.append([record.dataset, record.model, metric.value, metric.low, metric.high, *both, nu[1]])
     columns = ["dataset", "model", JSD, LOW, HIGH, BAND, EXPECTED, BIN]
