@@ -1,6 +1,9 @@
 """Are the notebooks in the shape that pages need? Read, not run."""
 
+import importlib.util
 import re
+from collections import Counter
+from unittest.mock import Mock
 
 import nbformat
 import pytest
@@ -25,6 +28,18 @@ def test_every_notebook_is_a_page_and_the_reverse():
 def test_every_model_has_a_training_notebook():
     stems = {path.stem for path in NOTEBOOKS if path.parent.name == "training"}
     assert stems == {*cards.models(), "calculator"}
+
+
+def test_nbval_runs_each_notebook_once_in_its_days():
+    spec = importlib.util.spec_from_file_location("conftest_of_notebooks", batch.NOTEBOOKS / "conftest.py")
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+    runs = Counter()
+    for day in range(6):
+        items = [Mock(path=path) for path in NOTEBOOKS]
+        conftest.skip_of_other_days(items, 739_001 + day)
+        runs.update(NAMES[k] for k, item in enumerate(items) if not item.add_marker.called)
+    assert runs == {name: 6 // conftest.DAYS.get(name.partition("/")[0], 1) for name in NAMES}
 
 
 def test_stripped(notebook):
