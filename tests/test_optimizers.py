@@ -5,10 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from e3nn import o3
 from torch import nn
 
 from egraff_utils import models
+from egraff_utils.graph import build_graph
 from egraff_utils.hyperparameters import TrainingHyperparameters
 from egraff_utils.train import optimizers
 
@@ -111,3 +113,36 @@ def test_every_network_has_matrices_and_learns_by_them(name):
     assert 0.05 < share < 1
     optimizers.make(filled(network), HYPER).step()
     assert all(torch.isfinite(w).all() for w in network.parameters())
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "muon"])
+@pytest.mark.parametrize(
+    ("name", "preset"), [*((name, "tiny") for name in models.NAMES), ("torchmd_net", "small")]
+)
+def test_the_fast_network_follows_every_step(name, preset, kind):
+    """A validation after steps of a compiled training, which never calls the network itself."""
+    hyper = TrainingHyperparameters(optimizer=kind, learning_rate=0.01, amsgrad=False)
+    force_field = models.build(name, preset, [1, 6, 8]).eval()
+    optimizer = optimizers.make(force_field.network, hyper)
+    assert_follows(force_field, optimizer, between=lambda graph: None)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_the_fast_network_follows_the_fused_steps_of_others(name):
+    """An optimiser of one's own, in a loop that calls the network with weights that can change."""
+    force_field = models.build(name, "tiny", [1, 6, 8]).eval()
+    optimizer = torch.optim.AdamW(force_field.network.parameters(), lr=0.01, fused=True)
+    assert_follows(force_field, optimizer, between=force_field)
+
+
+def assert_follows(force_field, optimizer, between):
+    """Frozen energies after a step, before which `between` is called, are those of a copy without caches."""
+    graph = build_graph([molecule("CH3CH2OH")] * 10, force_field.cutoff)
+    before = force_field.requires_grad_(False)(graph).energy
+    force_field.requires_grad_()
+    between(graph)
+    filled(force_field.network)
+    optimizer.step()
+    after = force_field.requires_grad_(False)(graph).energy
+    assert (after - before).abs().min() > 1e-4
+    torch.testing.assert_close(after, copy.deepcopy(force_field)(graph).energy)

@@ -130,6 +130,7 @@ class Kept:
         state = [(weight.requires_grad, weight.data_ptr(), weight._version) for weight in self.weights]
         if state != self._state:
             if any(wants for wants, *_ in state):
+                self._state = self._made = None  # they may change without a new version, as fused steps do
                 return None
             with torch.no_grad():
                 self._state, self._made = state, make()
