@@ -56,7 +56,7 @@ def test_units_are_guessed_and_said(tmp_path, case):
     assert train[0].get_potential_energy() == pytest.approx(FREE["H2O"] * HARTREE, rel=0.01)
     assert 0.5 < np.sqrt(np.mean(train[0].get_forces() ** 2)) < 2
     assert "# guessed: energy:" in (tmp_path / "mine.yml").read_text()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="is there already"):
         found.write_card()
 
 
@@ -116,6 +116,18 @@ def test_labels_in_the_data_of_a_database_are_found(tmp_path, form):
     last = data.load(cards.dataset(found.write_card()), "test")[-1]
     assert np.allclose(last.get_forces(), atoms.calc.results["forces"])
     assert last.get_potential_energy() == atoms.calc.results["energy"]
+
+
+def test_a_card_that_cannot_be_written_whole_is_not_there(tmp_path, monkeypatch):
+    ase.io.write(tmp_path / "mine.xyz", frames(HARTREE), format="extxyz")
+    found = own_data.describe(tmp_path / "mine.xyz")
+    whole = found.card_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(own_data.Description, "card_text", lambda self: f"{whole}# \ud800")  # no such character
+        with pytest.raises(UnicodeEncodeError):
+            found.write_card()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.xyz"]
+    assert found.write_card().read_text() == whole
 
 
 def test_names_that_are_known_to_the_card_alone_are_taken_from_it(tmp_path):

@@ -11,7 +11,7 @@ import yaml
 from ase import Atoms
 from ase.data import covalent_radii
 
-from egraff_utils import cards, data, readers, units
+from egraff_utils import cards, data, paths, readers, units
 from egraff_utils.checks import audit
 from egraff_utils.sources import reader_of
 
@@ -82,8 +82,10 @@ class Description:
         path = Path(path) if path else self.path.with_name(f"{self.card.name}.yml")
         if path.resolve().parent != self.path.resolve().parent:
             raise ValueError(f"{path}: a card stands in the folder of its file, {self.path.parent}")
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(self.card_text())
+        if path.exists():
+            raise FileExistsError(f"{path} is there already and is not overwritten; move it away, or edit it")
+        with paths.written(path) as temporary:
+            temporary.write_text(self.card_text(), encoding="utf-8")
         return path
 
 
