@@ -158,13 +158,7 @@ def file_hash(path, algorithm="sha256"):
     """
     if algorithm not in ("sha256", "git"):
         raise cards.unknown("hash algorithm", algorithm, ["sha256", "git"])
-    return _file_hash(path, algorithm, stamp(path))
-
-
-def stamp(path):
-    """Time of change and size of a file, by which caches notice that it has changed."""
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return _file_hash(path, algorithm, paths.stamp(path))
 
 
 @lru_cache(maxsize=4096)

@@ -132,6 +132,12 @@ def set_aside(path, reason):
         print(f"{path} cannot be used ({reason}); it is now {aside.name} and is made anew", file=sys.stderr)
 
 
+def stamp(path):
+    """Time of change, size and number of a file, by which caches notice that it has changed."""
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def readable(path):
     """Whether there is a zip archive, such as an ``.npz`` file, that is whole; a damaged one is set aside."""
     path = Path(path)

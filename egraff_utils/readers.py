@@ -16,7 +16,8 @@ from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 from matscipy.neighbours import neighbour_list
 
-from egraff_utils import files, units
+from egraff_utils import units
+from egraff_utils.paths import stamp
 
 NAMES = {
     "positions": ("pos", "coords", "R", "positions"),
@@ -105,7 +106,7 @@ def read(card, source, found):
             "make a source of each, and list them in the split"
         )
     (reader,) = kinds
-    stamps = tuple((found[key], files.stamp(found[key])) for key in keys)
+    stamps = tuple((found[key], stamp(found[key])) for key in keys)
     energy = card.energy_factor or units.ENERGY[card.units["energy"]]
     length = units.LENGTH[card.units["length"]]
     forces = card.units.get("forces")

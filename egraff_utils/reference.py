@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+from functools import lru_cache
 
 import numpy as np
 from ase import Atoms, units
@@ -126,24 +127,45 @@ def make_dataset(card):
     path = paths.generated() / f"{card.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.npz"
     if _intact(path):
         return path
+    names = ("ase", "numpy", *packages(cards.oracle(card.oracle, where=f"of the card of {card.name}")))
+    versions = {name: importlib.metadata.version(name) for name in names}
+    facts = {"dataset": card.name, "parameters": parameters, "versions": versions}
+    return made_once(path, lambda temporary: np.savez(temporary, **_simulate(card)), **facts)
+
+
+def made_once(path, make, **facts):
+    """Path of a file of frames that is made on first use and then kept.
+
+    Parameters
+    ----------
+    path
+        Path of the file, an ``npz``.
+    make
+        Function that computes the frames and writes them to the path that it is given.
+    facts
+        What the JSON file beside it says in addition to ``frames``, the digest of the file. A file that no
+        longer has this digest is set aside and made anew.
+    """
+    if _intact(path):
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not _intact(path):
-            arrays = _simulate(card)
-            oracle = cards.oracle(card.oracle, where=f"of the card of {card.name}")
-            names = ("ase", "numpy", *packages(oracle))
-            versions = {name: importlib.metadata.version(name) for name in names}
-            record = {"dataset": card.name, "parameters": parameters, "versions": versions}
             with paths.written(path) as temporary:
-                np.savez(temporary, **arrays)
-                record["frames"] = digest(temporary)
+                make(temporary)
                 with paths.written(path.with_suffix(".json")) as beside:
-                    beside.write_text(json.dumps(record, indent=1) + "\n")
+                    beside.write_text(json.dumps(facts | {"frames": digest(temporary)}, indent=1) + "\n")
     return path
 
 
 def _intact(path):
-    """Whether a generated dataset is there as it was generated; one that was changed is set aside."""
+    files = [file for file in (path, path.with_suffix(".json")) if file.is_file()]
+    return path in files and _compared(path, *map(paths.stamp, files))
+
+
+@lru_cache(maxsize=256)  # a rollout asks several times, and hashing takes longer than reading
+def _compared(path, *stamps):
+    """Whether a file is as it was made; one that was changed is set aside."""
     if not paths.readable(path):
         return False
     try:
@@ -151,7 +173,7 @@ def _intact(path):
     except (FileNotFoundError, ValueError):  # the frames themselves are whole
         return True
     if expected not in (None, digest(path)):
-        paths.set_aside(path, "it was changed after it was generated")
+        paths.set_aside(path, "it was changed after it was made")
         return False
     return True
 

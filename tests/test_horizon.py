@@ -217,6 +217,8 @@ def test_a_live_reference_is_run_again_and_the_record_kept(tmp_path, monkeypatch
     assert record["horizon_driven"] == record["horizon_nve"]
     assert record.curves["fv_nve"].shape == (2, 21)
     assert 0 < record["fv_start"] < 1
+    courses = (tmp_path / "GENERATED" / "trajectories").glob("*.json")
+    assert sorted("langevin" in path.name for path in courses) == [False, True]
     again = horizon.horizon(config, force_field=SoftSpheres([29]))
     assert again.provenance["started"] == record.provenance["started"]
     (tmp_path / "copper.yml").write_text(yaml.safe_dump(card | {"temperatures": {"test": 600}}))

@@ -57,6 +57,37 @@ def test_lost_or_torn_it_is_made_again_and_the_same(tiny, lose):
         np.testing.assert_array_equal(values, first[name])
 
 
+def test_a_live_reference_that_was_changed_is_made_again(tmp_path, capsys):
+    made = []
+
+    def make(path):
+        made.append(path)
+        np.savez(path, forces=np.zeros(3))
+
+    path = tmp_path / "new" / "live.npz"
+    for _ in range(2):
+        assert reference.made_once(path, make) == path
+    assert len(made) == 1
+    np.savez(path, forces=np.ones(3))  # a whole archive, but another
+    reference.made_once(path, make)
+    assert len(made) == 2
+    assert not np.load(path)["forces"].any()
+    assert "live.npz cannot be used (it was changed after it was made)" in capsys.readouterr().err
+    assert sorted(file.name for file in path.parent.glob("l*.[nj]*")) == [
+        "live.json",
+        "live.npz",
+        "live.npz.unreadable",
+    ]
+
+
+def test_a_file_that_did_not_change_is_hashed_once(tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(reference, "digest", lambda path: hashed.append(path) or "same")
+    for _ in range(4):
+        reference.made_once(tmp_path / "f.npz", lambda path: np.savez(path, a=np.zeros(3)))
+    assert len(hashed) == 2  # when it was written, and when it was first found
+
+
 def test_made_once_by_two_at_once(tiny, monkeypatch):
     calls = []
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from egraff_utils import cards, data, paths, records, reference, weights
 from egraff_utils.breaks import account
@@ -449,11 +448,10 @@ def _live(config, card, frames, starts, digest):
     settings = asdict(dynamics["thermostat"]) | {"steps": config.steps, "every": config.record_every}
     mark = records.digest(card.oracle, digest, settings, config.checkpoint_every, PER_FRAME)
     path = paths.generated() / "trajectories" / f"{card.name}-{mark}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not paths.readable(path):
-            label = f"reference of {card.name}" if config.progress else None
-            simulate(starts, _oracles(card), progress=label, **dynamics).save(path)
+    label = f"reference of {card.name}" if config.progress else None
+    reference.made_once(
+        path, lambda temporary: simulate(starts, _oracles(card), progress=label, **dynamics).save(temporary)
+    )
     return analysis.Reference.from_trajectory(Trajectory.load(path), frames)
 
 

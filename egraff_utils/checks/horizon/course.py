@@ -1,10 +1,10 @@
 """Which path should a model follow? Starts are taken from the reference, along with what comes after them."""
 
 from dataclasses import asdict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
 from egraff_utils import paths, records, reference
 from egraff_utils.checks.horizon.following import DYNAMICS, run
@@ -88,11 +88,9 @@ def live_course(card, frames, interval, config, thermostat, steps):
         what = [asdict(thermostat) if name == "langevin" else interval, steps, first]
         mark = records.digest(card.oracle, name, *what, *[a.positions for a in starts])
         path = paths.generated() / "trajectories" / f"{card.name}-{name}-{mark}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not paths.readable(path):
-                label = f"reference of {card.name}" if config.progress else None
-                run(starts, lambda n: _oracles(card, n), dynamics, steps, label).save(path)
+        label = f"reference of {card.name}" if config.progress else None
+        make = partial(run, starts, partial(_oracles, card), dynamics, steps, label)
+        reference.made_once(path, lambda temporary, make=make: make().save(temporary))
         runs[name] = Trajectory.load(path)
     moved = {name: found.positions - found.positions[:, :1] for name, found in runs.items()}
     return Course(starts, first, interval, moved, {name: found.forces for name, found in runs.items()})
