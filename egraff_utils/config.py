@@ -62,9 +62,11 @@ class Key(NamedTuple):
     @property
     def path(self) -> Path:
         """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``; raises ValueError for a bad name."""
-        for field in ("kind", "campaign", "dataset", "model"):
+        for field in ("kind", "campaign", "dataset"):
             if name := getattr(self, field):
                 schema.check_name(name, f"name of a {field}")
+        if self.model:
+            schema.check_model_name(self.model)
         name = f"{self.dataset}-{self.model}-s{self.seed}.json"
         return paths.results() / self.campaign / self.kind / name
 

@@ -10,7 +10,7 @@ from egraff_utils.hyperparameters import TrainingHyperparameters
 from egraff_utils.schema import (
     AtomicNumber,
     Count,
-    Name,
+    ModelName,
     Positive,
     Value,
     Whole,
@@ -29,8 +29,8 @@ class ModelCard:
     ``builder`` is a network from elsewhere, which is.
     """
 
-    name: Name
-    """Name of the model, which is part of the names of its records."""
+    name: ModelName
+    """Name of the model without ``-``, which is part of the names of its records."""
     title: str = ""
     """Name for readers."""
     citation: str = ""

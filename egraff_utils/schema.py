@@ -66,6 +66,21 @@ def check_name(name, kind="name"):
     return name
 
 
+def check_model_name(name):
+    """The name of a model, in which no ``-`` may stand: it follows that of the dataset in a record's name.
+
+    Otherwise dataset ``a-b`` with model ``c`` and dataset ``a`` with model ``b-c`` would have one record.
+
+    >>> check_model_name("my_emt")
+    'my_emt'
+    """
+    if "-" in str(check_name(name, "name of a model")):
+        raise ValueError(
+            f"'{name}' is no name of a model, as names of records are divided at -; use _ for it"
+        )
+    return name
+
+
 # -- values ---------------------------------------------------------------------------------------------
 
 
@@ -128,6 +143,10 @@ Count = Annotated[Whole, Field(ge=0)]
 AtLeastOne = Annotated[Whole, Field(ge=1)]
 AtomicNumber = Annotated[StrictInt, BeforeValidator(_atomic_number), Field(ge=1, le=118)]
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+
+
+ModelName = Annotated[Name, AfterValidator(check_model_name)]
+"""See :func:`check_model_name`."""
 
 
 def _distinct(values):

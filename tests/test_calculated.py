@@ -144,6 +144,7 @@ MISTAKES = {
     "both": ({"presets": {"small": {}}}, "unknown key 'presets'"),
     "neither": ({"calculator": None}, "give either presets, of a network, or a calculator"),
     "taken": ({"name": "mace"}, "the name 'mace' is taken by a model of the project"),
+    "hyphen": ({"name": "my-emt"}, "name: 'my-emt' is no name of a model, as .*; use _ for it"),
     "no path": ({"calculator": "EMT"}, r"write the calculator as package\.module\.Class"),
 }
 

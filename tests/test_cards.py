@@ -145,6 +145,13 @@ def test_a_record_stays_in_the_folder_of_results():
         _ = Key("training", "../x", "ethanol", "mace").path
 
 
+def test_no_two_runs_have_one_record():
+    """Dataset a-b with model c, and dataset a with model b-c: the second is refused."""
+    assert Key("training", "mine", "a-b", "c").path.name == "a-b-c-s0.json"
+    with pytest.raises(ValueError, match="'b-c' is no name of a model, as names of records are divided at -"):
+        _ = Key("training", "mine", "a", "b-c").path
+
+
 def test_a_split_may_be_a_list_of_sources(tmp_path):
     found = card(tmp_path, 'files: {all: w.xyz}\nsplits:\n  train: {source: all, slice: ":4"}',
                  "files: {all: w.xyz, more: v.traj}\nsplits:\n  train: [all, more]")  # fmt: skip

@@ -20,7 +20,7 @@ from ase.data import chemical_symbols
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from egraff_utils import allocator, cards, paths, records
+from egraff_utils import allocator, cards, paths, records, schema
 from egraff_utils.graph import AtomicGraph
 from egraff_utils.models import frozen
 
@@ -255,7 +255,7 @@ def register(name: str, build_network: Callable[..., nn.Module], card: cards.Mod
     card
         Its :class:`~egraff_utils.model_card.ModelCard`.
     """
-    _registered[name] = (build_network, card, records.digest(_code(build_network)))
+    _registered[schema.check_model_name(name)] = (build_network, card, records.digest(_code(build_network)))
 
 
 def card(name: str) -> cards.ModelCard:
