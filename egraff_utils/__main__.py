@@ -405,11 +405,16 @@ def leaderboard(name):
     \b
     egraff leaderboard cpu
     """
-    from egraff_utils import records
+    from egraff_utils import campaign, paths, records
     from egraff_utils.running import cells
 
+    known = name in campaign.names() or (paths.results() / name).is_dir()
     if records.read(name).empty:
-        raise ValueError(f"campaign {name} has no records; make them: egraff campaign run {name}")
+        missing = f"campaign {name} has no records; make them: egraff campaign run {name}"
+        if not known:
+            raise ValueError(missing)
+        print(missing)
+        return
     print(cells.leaderboard_text(name))
 
 

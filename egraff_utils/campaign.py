@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import asdict, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -281,7 +282,7 @@ def _checked_name(model):
     """Name of a model given by it or by the path of a card, of which one must exist."""
     if model != cards.REFERENCE:
         cards.model(model)
-    return schema.check_name(cards.model_name(model), "name of a model")
+    return schema.check_model_name(cards.model_name(model))
 
 
 def names():
@@ -319,8 +320,28 @@ def load(name, *, planned=True):
     return _planned(campaign, cards.read_yaml(plan)) if planned and plan.is_file() else campaign
 
 
+class OneByOne(NamedTuple):
+    """What the records of runs that were made one by one show, in the place of a :class:`Campaign`."""
+
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    preset: str
+    description: str = "Runs that were made one by one."
+
+    def cells(self):
+        """All (dataset, model, seed), a list."""
+        return list(product(self.datasets, self.models, self.seeds))
+
+    def task_cells(self):
+        """Such runs belong to no task."""
+        return []
+
+
 def of_records(name, found):
-    """The campaign with this name, or, without a file, what the records of runs made one by one show.
+    """The campaign with this name, or, without a file, what its records show (:class:`OneByOne`).
+
+    These are the records of trainings or, if there are none, all others, such as those of failures.
 
     Parameters
     ----------
@@ -332,19 +353,19 @@ def of_records(name, found):
     Raises
     ------
     ValueError
-        If there is neither a file nor the record of a training.
+        If there is neither a file nor a record.
     """
-    trained = [record for record in found if record.kind == "training"]
+    shown = [record for record in found if record.kind == "training"] or list(found)
     try:
         path_of(name)
     except ValueError:
-        if not trained:
+        if not shown:
             raise
     else:
         return load(name)
-    parts = {f"{part}s": tuple(dict.fromkeys(getattr(r, part) for r in trained)) for part in CELL_PARTS}
-    presets = [record.parameters["preset"] for record in trained if "preset" in record.parameters]
-    return Campaign(name, "Runs that were made one by one.", **parts, preset=(presets or ["small"])[0])
+    parts = {f"{part}s": tuple(dict.fromkeys(getattr(r, part) for r in shown)) for part in CELL_PARTS}
+    presets = [record.parameters["preset"] for record in shown if "preset" in record.parameters]
+    return OneByOne(**parts, preset=(presets or ["small"])[0])
 
 
 def _located(name, folder):

@@ -320,6 +320,11 @@ def test_wrong_input_ends_in_one_line_with_a_remedy(workplace, words, status, re
     assert said[-1].startswith(("error: ", "Error: "))
 
 
+def test_a_campaign_that_has_not_begun_is_no_mistake(workplace, capsys):
+    assert main(["leaderboard", "tiny"]) == 0
+    assert capsys.readouterr().out == "campaign tiny has no records; make them: egraff campaign run tiny\n"
+
+
 def test_datasets_are_listed_and_checked(workplace, capsys):
     assert main(["data", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == cards.datasets()

@@ -31,6 +31,19 @@ def test_the_table_of_contents_lists_every_page():
     assert not missing
 
 
+def test_a_page_that_fails_does_not_stop_those_after_it(monkeypatch, capsys):
+    def execute(notebook, *_, **__):
+        if notebook.stem == "cost":
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(batch, "execute", execute)
+    assert pages.make_pages(["report/cost", "report/gate"], jobs=1) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "page 1 of 2: report/cost: OSError: no space left on device",
+        "page 2 of 2: report/gate",
+    ]
+
+
 def test_executed_without_errors(page):
     for cell in code_cells(page[1]):
         assert cell.execution_count is not None, f"cell {cell.id} was not run"

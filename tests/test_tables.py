@@ -474,6 +474,12 @@ def test_text_leaderboard_is_ordered_by_force_error(frame):
     assert "17.93" not in ethanol  # ours only
 
 
+def test_text_leaderboard_without_values_says_so(frame, empty):
+    failed = frame[frame.kind == "failure"]
+    assert leaderboards.text_leaderboard(failed).endswith("\nno values yet: BOTNet")
+    assert leaderboards.text_leaderboard(empty) == "no model has been trained or simulated yet"
+
+
 def test_csv_link_holds_the_numbers(frame):
     values = leaderboards.leaderboard_values(frame, "ethanol")
     link = tables.csv_link(values, "leaderboard").data

@@ -114,8 +114,9 @@ def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROU
         cells = cell_texts(ours, _leaderboard_layout(ours), {OURS: frame}, letters=False)
         cells.columns = [head.replace(" (dimensionless)", "") for head, _ in cells.columns]
         cells.index = [model_title(model) for _, model in cells.index]
-        blocks.append(f"{dataset_title(dataset)}\n{cells.to_string()}")
-    text = "\n\n".join(blocks)
+        shown = cells.to_string() if cells.size else f"no values yet: {', '.join(cells.index)}"
+        blocks.append(f"{dataset_title(dataset)}\n{shown}")
+    text = "\n\n".join(blocks) or "no model has been trained or simulated yet"
     return "\n".join([text, *(LEGEND[mark] for mark in (ALIKE, UNSTABLE) if mark in text)])
 
 

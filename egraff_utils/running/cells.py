@@ -292,7 +292,7 @@ def _reports_of_what_there_is(campaign):
         )
         try:
             batch.execute(notebook, output, parameters={"campaign": campaign.name}, quiet=True)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, OSError) as error:
             print(f"report/{page} could not be made: {error}", file=sys.stderr)
             failed += 1
     return failed

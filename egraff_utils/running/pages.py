@@ -118,16 +118,16 @@ def write_headline():
 def _make_page(name):
     book = pages()
     settings = book["pages"][name] or {}
-    campaign = campaigns.load(settings.get("campaign", book["reference"]))
     try:
+        campaign = campaigns.load(settings.get("campaign", book["reference"]))
         batch.execute(
             batch.NOTEBOOKS / f"{name}.ipynb",
             BOOK / f"{name}.ipynb",
             parameters=page_parameters(name, settings, campaign),
             quiet=True,
         )
-    except (RuntimeError, ValueError) as error:
-        return f": {error}"
+    except Exception as error:  # whatever it is, the pages after it are made
+        return f": {type(error).__name__}: {error}"
     return ""
 
 
