@@ -1,5 +1,6 @@
 """Does a notebook run whole or not at all, and a campaign end to end?"""
 
+import re
 import shlex
 import shutil
 import socket
@@ -57,6 +58,7 @@ def test_a_copied_training_notebook_that_names_two_models_is_refused(workplace, 
     notebook.parent.mkdir()
     shutil.copy(paths.ROOT / "notebooks" / "training" / "nequip.ipynb", notebook)
     copy = nbformat.read(notebook, as_version=4)
+    copy.cells[0].source = copy.cells[0].source.replace("NequIP", "mine")
     for cell in copy.cells:
         cell.metadata.pop("mystnb", None)
         cell.source = cell.source.replace("TrainConfig(card.name", 'TrainConfig("nequip"')
@@ -71,6 +73,41 @@ def test_a_copied_training_notebook_that_names_two_models_is_refused(workplace, 
     with pytest.raises(ValueError, match=text):
         batch.execute(notebook, workplace / "out.ipynb")
     assert not list(workplace.rglob("out*"))
+
+
+@pytest.mark.parametrize("where", ["training", "elsewhere"])
+def test_a_copy_in_which_one_place_was_missed_is_refused(workplace, monkeypatch, where):
+    """Places are labels, headings, captions, glued values and code; prose may compare models."""
+    monkeypatch.setattr(batch, "NOTEBOOKS", workplace)
+    text = (paths.ROOT / "notebooks" / "training" / "mace.ipynb").read_text()
+    places = [
+        found.span()
+        for found in re.finditer(
+            r'(?<=training-)mace|MACE(?= \w+ \w+ in|.* on the val)|(?<=model\(\\")mace', text
+        )
+    ]
+    assert len(places) > 15
+    copy = workplace / where / "nequip.ipynb"
+    copy.parent.mkdir()
+    for missed in [None, *places]:
+        changed = text
+        for start, end in reversed([place for place in places if place != missed]):
+            new = "NequIP" if text[start:end] == "MACE" else "nequip"
+            changed = f"{changed[:start]}{new}{changed[end:]}"
+        copy.write_text(changed)
+        if missed is None:
+            batch.check_names(copy)
+            assert batch.model_of(copy) == "nequip"
+            continue
+        with pytest.raises(ValueError, match="is of the model '.*', but names '.*' in cell"):
+            batch.check_names(copy)
+
+
+def test_a_failure_is_that_of_the_model_in_the_code(workplace):
+    notebook = write_notebook(workplace / "training" / "nequip.ipynb", 'TrainConfig("mace", dataset); 1 / 0')
+    with pytest.raises(RuntimeError, match="ZeroDivisionError|NameError"):
+        batch.execute(notebook, workplace / "o.ipynb", quiet=True)
+    assert [record.model for record in records.read_all("demo")] == ["mace"]
 
 
 def test_a_training_notebook_elsewhere_may_have_any_name_but_has_one_model(workplace):
@@ -314,6 +351,13 @@ def test_a_campaign_without_a_file_is_what_its_records_show():
     assert campaigns.of_records("demo", found) == campaigns.load("demo")
     with pytest.raises(ValueError, match="unknown campaign 'mine'"):
         campaigns.of_records("mine", [])
+
+
+def test_a_failure_alone_shows_which_run_is_wanted():
+    failed = records.Record(
+        "failure_training", "mine", "water", "mace", 2, {"preset": "tiny"}, status="failed"
+    )
+    assert campaigns.of_records("mine", [failed]).cells() == [("water", "mace", 2)]
 
 
 def test_sockets_of_killed_processes_are_swept():

@@ -31,7 +31,8 @@ NONE = ("None", "null")
 """Texts that stand for no value, as papermill and YAML write it."""
 
 NAMED = re.compile(
-    r"""(?:cards\.model|TrainConfig)\(\s*["']([^"']+)|(?:{glue:\w+}`|["'])(?:fig-)?training-([\w-]+)"""
+    r"""(?:(?:cards\.model|TrainConfig)\((?:\s*name=)?\s*|\bmodel=)["']([^"']+)"""
+    r"""|(?<!\w)(?<!{ref}`sec-)training-([\w-]+)"""
 )
 """Where a training notebook names its model: as a card, in a training, or in a glued value or a label."""
 
@@ -100,39 +101,56 @@ def check_names(notebook):
     Raises
     ------
     ValueError
-        If a cell names another one, as a card, a training or the beginning of a glued value, which would then
-        be that of another page. The message gives both names and all such cells.
+        If a cell names another one, as a card, a training, the beginning of a label or of a glued value,
+        which would then be that of another page, or with its title in the heading or a caption. The message
+        gives both names and all such cells.
     """
     notebook = Path(notebook).resolve()
-    if "model" in parameters_of(notebook):
+    if "model" in parameters_of(notebook) or not any(
+        "TrainConfig(" in cell.source for cell in _cells(notebook)
+    ):
         return
-    named = _named_models(notebook)
-    in_code = [found[1] for found, _ in named if found[1]]
-    at_home = [notebook.stem] if notebook.parent == NOTEBOOKS / "training" else []
-    model = next(iter(at_home + in_code), None)
-    wrong = [(_first_model(found[1] or found[2]), index) for found, index in named if _other(found, model)]
-    if model and wrong:
-        cells = ", ".join(str(index) for index in dict.fromkeys(index for _, index in wrong))
+    model = model_of(notebook)
+    found = [(_of_a_model(name, model), index) for name, index in _named_models(notebook)]
+    if model and (wrong := [(name, index) for name, index in found if name != model]):
+        cells = ", ".join(str(index) for index in sorted({index for _, index in wrong}))
         raise ValueError(
             f"{notebook.name} is of the model '{model}', but names '{wrong[0][0]}' in cell {cells}, counted "
             f"from 0; write '{model}' there"
         )
 
 
+def model_of(notebook):
+    """Model that a training notebook is of (:func:`check_names`); None if its code names none."""
+    notebook = Path(notebook).resolve()
+    if notebook.parent == NOTEBOOKS / "training" or not notebook.is_file():
+        return notebook.stem
+    found = (NAMED.search(cell.source) for cell in _cells(notebook) if cell.cell_type == "code")
+    return next((match[1] for match in found if match and match[1]), None)
+
+
+def _cells(notebook):
+    return nbformat.read(notebook, as_version=4).cells
+
+
 def _named_models(notebook):
-    """Matches of :data:`NAMED` in a notebook, each with the index of its cell."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    texts = [f"{cell.source}\n{json.dumps(cell.metadata)}" for cell in cells]
-    return [(found, index) for index, text in enumerate(texts) for found in NAMED.finditer(text)]
+    """Names of models in a notebook, or what begins with one, each with the index of its cell."""
+    titles = {cards.model(name).title: name for name in cards.models()}
+    titled = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, titles))})(?![\w-])")
+    found = []
+    for index, cell in enumerate(_cells(notebook)):
+        text = f"{cell.source}\n{json.dumps(cell.metadata)}"
+        found += [(match[1] or match[2], index) for match in NAMED.finditer(text)]
+        heading = re.findall("^# .*", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
+        caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "")
+        found += [(titles[name], index) for name in titled.findall(" ".join([*heading, caption]))]
+    return found
 
 
-def _other(found, model):
-    return found[1] != model if found[1] else not f"{found[2]}-".startswith(f"{model}-")
-
-
-def _first_model(name):
-    """Model that a glued name begins with; the name itself if that is none of the project's."""
-    return next((model for model in cards.models() if f"{name}-".startswith(f"{model}-")), name)
+def _of_a_model(name, own=None):
+    """Longest name of a model, ``own`` or one of the project's, that a name begins with; else the name."""
+    known = [model for model in (own, *cards.models()) if model and f"{name}-".startswith(f"{model}-")]
+    return max(known, key=len, default=name)
 
 
 def typed(notebook, texts):
@@ -404,7 +422,7 @@ def run_key(notebook, parameters):
         "datasets": {"dataset": stem, "model": "reference"},
         "training": {
             "dataset": values.get("dataset"),
-            "model": values.get("model") if stem == "calculator" else stem,
+            "model": values.get("model") or model_of(notebook) or stem,
         },
         "rollout": {"dataset": stem, "model": values.get("model")},
         "yours": {"dataset": values.get("dataset"), "model": values.get("model", "reference")},
@@ -420,7 +438,7 @@ def _name(name_of, spelling):
     try:
         return name_of(str(spelling))
     except (ValueError, OSError):
-        return Path(str(spelling)).stem
+        return Path(str(spelling)).stem.replace("-", "_")
 
 
 def failure_key(notebook, parameters):
