@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from egraff_utils import campaign, paths, records
 from egraff_utils import campaign as campaigns
 from egraff_utils.__main__ import main
-from egraff_utils.running import batch, pages
+from egraff_utils.running import batch, naming, pages
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 WRITE_ADDRESS = """from pathlib import Path
@@ -53,7 +53,7 @@ def test_unknown_parameter_is_refused_before_anything_runs(workplace):
 
 @pytest.mark.parametrize("kept", ["cards.model", "TrainConfig", "glue_all", "{glue:text}"])
 def test_a_copied_training_notebook_that_names_two_models_is_refused(workplace, kept, monkeypatch):
-    monkeypatch.setattr(batch, "NOTEBOOKS", workplace)
+    monkeypatch.setattr(naming, "NOTEBOOKS", workplace)
     notebook = workplace / "training" / "mine.ipynb"
     notebook.parent.mkdir()
     shutil.copy(paths.ROOT / "notebooks" / "training" / "nequip.ipynb", notebook)
@@ -78,7 +78,7 @@ def test_a_copied_training_notebook_that_names_two_models_is_refused(workplace, 
 @pytest.mark.parametrize("where", ["training", "elsewhere"])
 def test_a_copy_in_which_one_place_was_missed_is_refused(workplace, monkeypatch, where):
     """Places are labels, headings, captions, glued values and code; prose may compare models."""
-    monkeypatch.setattr(batch, "NOTEBOOKS", workplace)
+    monkeypatch.setattr(naming, "NOTEBOOKS", workplace)
     text = (paths.ROOT / "notebooks" / "training" / "mace.ipynb").read_text()
     places = [
         found.span()
@@ -96,11 +96,11 @@ def test_a_copy_in_which_one_place_was_missed_is_refused(workplace, monkeypatch,
             changed = f"{changed[:start]}{new}{changed[end:]}"
         copy.write_text(changed)
         if missed is None:
-            batch.check_names(copy)
-            assert batch.model_of(copy) == "nequip"
+            naming.check_names(copy)
+            assert naming.model_of(copy) == "nequip"
             continue
         with pytest.raises(ValueError, match="is of the model '.*', but names '.*' in cell"):
-            batch.check_names(copy)
+            naming.check_names(copy)
 
 
 def test_a_failure_is_that_of_the_model_in_the_code(workplace):
@@ -112,9 +112,9 @@ def test_a_failure_is_that_of_the_model_in_the_code(workplace):
 
 def test_a_training_notebook_elsewhere_may_have_any_name_but_has_one_model(workplace):
     source = 'cards.model("mace"); TrainConfig("{}", dataset); glue_all("training-mace-", {{}})'
-    batch.check_names(write_notebook(workplace / "a.ipynb", source.format("mace")))
+    naming.check_names(write_notebook(workplace / "a.ipynb", source.format("mace")))
     with pytest.raises(ValueError, match="of the model 'mace', but names 'botnet' in cell 1,"):
-        batch.check_names(write_notebook(workplace / "a.ipynb", source.format("botnet")))
+        naming.check_names(write_notebook(workplace / "a.ipynb", source.format("botnet")))
 
 
 def test_command_line_refuses_with_status_2(workplace, capsys):

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from egraff_utils import campaign, cards, paths
-from egraff_utils.running import batch, pages
+from egraff_utils.running import batch, naming, pages
 from egraff_utils.running import cells as running
 
 NOTEBOOKS = sorted(path for path in batch.NOTEBOOKS.glob("*/*.ipynb"))
@@ -57,7 +57,7 @@ def test_one_parameters_cell_that_readers_do_not_see(notebook):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_names_one_model(path):
-    batch.check_names(path)
+    naming.check_names(path)
 
 
 def test_begins_with_a_label_and_a_question(notebook):

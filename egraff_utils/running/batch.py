@@ -25,16 +25,10 @@ from traitlets.config import Config
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paths, records
 from egraff_utils.config import AS_CODED, Key, Kind
+from egraff_utils.running.naming import NOTEBOOKS, check_names, model_of
 
-NOTEBOOKS = paths.ROOT / "notebooks"
 NONE = ("None", "null")
 """Texts that stand for no value, as papermill and YAML write it."""
-
-NAMED = re.compile(
-    r"""(?:(?:cards\.model|TrainConfig)\((?:\s*name=)?\s*|\bmodel=)["']([^"']+)"""
-    r"""|(?<!\w)(?<!{ref}`sec-)training-([\w-]+)"""
-)
-"""Where a training notebook names its model: as a card, in a training, or in a glued value or a label."""
 
 
 class Terminated(BaseException):
@@ -90,67 +84,6 @@ def check_parameters(notebook, parameters):
     for name in parameters:
         if name not in known:
             raise cards.unknown(f"parameter of {Path(notebook).name}", name, known)
-
-
-def check_names(notebook):
-    """Reject a training notebook in which two models are named, as in a copy that was changed in part.
-
-    Its model is the one that its file is named after if it stands in ``notebooks/training``, else the first
-    one that its code names. A notebook with a parameter ``model`` may name any.
-
-    Raises
-    ------
-    ValueError
-        If a cell names another one, as a card, a training, the beginning of a label or of a glued value,
-        which would then be that of another page, or with its title in the heading or a caption. The message
-        gives both names and all such cells.
-    """
-    notebook = Path(notebook).resolve()
-    if "model" in parameters_of(notebook) or not any(
-        "TrainConfig(" in cell.source for cell in _cells(notebook)
-    ):
-        return
-    model = model_of(notebook)
-    found = [(_of_a_model(name, model), index) for name, index in _named_models(notebook)]
-    if model and (wrong := [(name, index) for name, index in found if name != model]):
-        cells = ", ".join(str(index) for index in sorted({index for _, index in wrong}))
-        raise ValueError(
-            f"{notebook.name} is of the model '{model}', but names '{wrong[0][0]}' in cell {cells}, counted "
-            f"from 0; write '{model}' there"
-        )
-
-
-def model_of(notebook):
-    """Model that a training notebook is of (:func:`check_names`); None if its code names none."""
-    notebook = Path(notebook).resolve()
-    if notebook.parent == NOTEBOOKS / "training" or not notebook.is_file():
-        return notebook.stem
-    found = (NAMED.search(cell.source) for cell in _cells(notebook) if cell.cell_type == "code")
-    return next((match[1] for match in found if match and match[1]), None)
-
-
-def _cells(notebook):
-    return nbformat.read(notebook, as_version=4).cells
-
-
-def _named_models(notebook):
-    """Names of models in a notebook, or what begins with one, each with the index of its cell."""
-    titles = {cards.model(name).title: name for name in cards.models()}
-    titled = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, titles))})(?![\w-])")
-    found = []
-    for index, cell in enumerate(_cells(notebook)):
-        text = f"{cell.source}\n{json.dumps(cell.metadata)}"
-        found += [(match[1] or match[2], index) for match in NAMED.finditer(text)]
-        heading = re.findall("^# .*", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
-        caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "")
-        found += [(titles[name], index) for name in titled.findall(" ".join([*heading, caption]))]
-    return found
-
-
-def _of_a_model(name, own=None):
-    """Longest name of a model, ``own`` or one of the project's, that a name begins with; else the name."""
-    known = [model for model in (own, *cards.models()) if model and f"{name}-".startswith(f"{model}-")]
-    return max(known, key=len, default=name)
 
 
 def typed(notebook, texts):
