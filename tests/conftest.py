@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections import Counter
+from collections import defaultdict
 from datetime import date
 from pathlib import Path
 
@@ -24,14 +24,17 @@ def pytest_collection_modifyitems(items):
 
 
 def skip_of_other_days(items, today):
-    """Leave of the tests marked ``rare(days)`` those of today, so that all of them run within these days."""
-    found = Counter()
+    """Leave of the tests marked ``rare(days)`` those of today, so that all of them run within these days.
+
+    Tests with one name behind the days, ``rare(days, name)``, run on the same day.
+    """
+    places = defaultdict(dict)
     for item in items:
         if marker := item.get_closest_marker("rare"):
-            (days,) = marker.args
-            if (found[days] - today) % days:
+            days, *name = marker.args
+            place = places[days].setdefault(name[0] if name else item, len(places[days]))
+            if (place - today) % days:
                 item.add_marker(pytest.mark.skip(reason="is of another day; EGRAFF_TEST_ALL=1 runs all"))
-            found[days] += 1
 
 
 def skip_without_data(items):

@@ -101,8 +101,9 @@ def test_no_frame_in_two_splits(name):
 
 
 def time_ordered():
+    made = lambda name: [pytest.mark.slow, pytest.mark.rare(3, name)]  # noqa: E731  # acac_xtb takes minutes
     return [
-        pytest.param(name, split, marks=pytest.mark.slow if card.generate else pytest.mark.data)
+        pytest.param(name, split, marks=made(name) if card.generate else pytest.mark.data)
         for name in cards.datasets()
         for card in [cards.dataset(name)]
         for split in card.time_ordered

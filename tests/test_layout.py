@@ -145,14 +145,16 @@ def test_frozen_networks_open_with_their_equations(path):
 
 @pytest.mark.parametrize("today", [739_000, 739_001])
 def test_each_rare_test_runs_once_in_its_days(today, request):
-    """Of seven tests and three days; a test without the mark runs every day."""
+    """Of seven tests and three days; two with one name run together, and one without the mark every day."""
     conftest = request.config.pluginmanager.getplugin(f"{paths.ROOT}/tests/conftest.py")
     runs = Counter()
     for day in range(3):
         items = [Item(pytest.mark.rare(3).mark) for _ in range(7)] + [Item(None)]
+        items += [Item(pytest.mark.rare(3, "together").mark) for _ in range(2)]
         conftest.skip_of_other_days(items, today + day)
         runs.update(place for place, item in enumerate(items) if not item.skips)
-    assert [runs[place] for place in range(8)] == [1] * 7 + [3]
+        assert items[-1].skips == items[-2].skips
+    assert [runs[place] for place in range(10)] == [1] * 7 + [3, 1, 1]
 
 
 class Item:
