@@ -202,10 +202,6 @@ class SkinList:
         self._built_at = None
         self.rebuilds = 0
 
-    def rebuild(self) -> None:
-        """Discard the neighbour list, so that the next update builds it anew."""
-        self._built_at = None
-
     def update(self, positions: np.ndarray) -> AtomicGraph:
         """Graph at new positions, shape ``(N, 3)``, Å.
 

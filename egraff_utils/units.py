@@ -4,7 +4,6 @@ from ase import units as _ase
 
 EV_TO_MEV = 1000.0
 KCAL_PER_MOL = _ase.kcal / _ase.mol  # eV
-FEMTOSECOND = _ase.fs  # ASE time units
 
 ENERGY = {
     "eV": 1.0,

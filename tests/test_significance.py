@@ -95,14 +95,6 @@ def test_drawing_blocks_and_scoring_anew_would_miss_the_value():
     anew = [np.mean([metrics.wright_factor(g, curves["rdf_reference"]) for g in gs]) for gs in drawn]
     value = averages.replica_values(curves)["wf"].mean()
     assert np.mean(anew) > 1.5 * value
-    assert np.median(averages.resamples(curves, "wf")) == pytest.approx(value, rel=0.02)
-
-
-def test_resamples_name_what_there_is():
-    with pytest.raises(
-        KeyError, match="no curves of 'wfx'; there are those of wf, jsd, jsd_raw, ev_root, fv"
-    ):
-        averages.resamples(curves_of(0), "wfx")
 
 
 def test_letters_of_records():

@@ -126,17 +126,6 @@ def test_missing_blocks_and_replicas_are_left_out():
     assert low < np.nanmean(values, axis=1).mean() < high
 
 
-def test_resamples_have_the_interval_as_percentiles_and_are_paired():
-    values = 5 + blocks_of_replicas(np.random.default_rng(0), 5, 1000, tau=5, apart=1, draws=2)
-    found = statistics.replica_resamples(values[0], positive=True, resamples=20_000)
-    ends = statistics.replica_interval(values[0], positive=True)
-    assert np.quantile(found, [0.025, 0.975]) == pytest.approx(ends, rel=0.01)
-    shifted = statistics.replica_resamples(values[0] + 3) - statistics.replica_resamples(values[0])
-    assert shifted == pytest.approx(3)
-    other = statistics.replica_resamples(values[1]) - statistics.replica_resamples(values[0])
-    assert other.std() > 0.1
-
-
 def test_interval_of_a_fraction():
     """Binomial: 5 of 5 has the lower end 0.025**(1/5), 0 of 3 the upper end 1 - 0.025**(1/3)."""
     assert statistics.fraction_interval(np.ones(5)) == pytest.approx((0.025**0.2, 1.0))
@@ -201,12 +190,6 @@ def test_a_model_that_scatters_more_raises_no_alarm():
     values = equal_models(1000)
     values[:, 0] *= 10
     assert alarms(values) < 0.1
-
-
-def test_detectable_difference_is_found_in_four_of_five_cases():
-    values = equal_models(1, draws=100)
-    values[:, 0] += statistics.detectable_difference(6, 5) * np.sqrt(2) * values.mean(-1).std()
-    assert 0.6 < found(values) < 0.9
 
 
 def test_pairing_tells_apart_what_intervals_alone_do_not():

@@ -162,36 +162,6 @@ def _pseudo_values(sums, counts, score):
     return np.where(counts > 0, whole + moved, np.nan)
 
 
-def resamples(curves, metric, resamples=1000):
-    """Resampled means over replicas of a metric, paired between models with the same number of replicas.
-
-    Parameters
-    ----------
-    curves
-        Curves of the record of a rollout.
-    metric
-        Name of a metric in :func:`block_values`.
-    resamples
-        Number of resamples.
-
-    Returns
-    -------
-    ndarray
-        Means by :func:`~egraff_utils.statistics.replica_resamples`, shape ``(resamples,)``, in the unit of
-        the metric.
-
-    Raises
-    ------
-    KeyError
-        If the curves do not hold the metric; the message lists those that they hold.
-    """
-    values = block_values(curves)
-    if metric not in values:
-        raise KeyError(f"no curves of '{metric}'; there are those of {', '.join(values)}")
-    options = {"positive": quantities.of(metric).interval == "log", "resamples": resamples}
-    return statistics.replica_resamples(values[metric], groups=curves.get("composition"), **options)
-
-
 def summary(name, values, *, groups=None):
     """Mean over replicas with its 95 % interval, a :class:`~egraff_utils.records.Metric`.
 

@@ -62,11 +62,6 @@ def at_hand(name, split="test"):
     return all(any((folder / card.files[key].path).exists() for folder in folders) for key in keys)
 
 
-def first_frame(name, split="test"):
-    """First frame of a split, or None if its files are not available."""
-    return data.load(name, split)[0] if at_hand(name, split) else None
-
-
 def overview(names=None):
     """Atoms, elements, frames, conditions, order in time, reference and licence of all datasets.
 

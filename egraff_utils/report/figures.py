@@ -428,15 +428,3 @@ def learning_curves(
         floor="predicting zero" if metric == "val_force_mae" else False,
     )
     return label_axes(figure, CURVE_LABELS.get(x, x), CURVE_LABELS.get(metric, metric))
-
-
-# Figures 6 and 7: metrics against each other
-
-
-# cost against size
-
-
-# order and looks
-
-
-# records

@@ -369,6 +369,3 @@ def coded_ratio(found, dataset: str) -> float | None:
     """`stationary_ratio` of the first rollout as coded on a dataset; ``None`` without one."""
     runs = [r for kind, r in survival.runs(found) if kind == AS_CODED and r.dataset == dataset]
     return stationary_ratio(runs[0]) if runs else None
-
-
-# -- figures --------------------------------------------------------------------------------------------

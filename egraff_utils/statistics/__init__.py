@@ -3,7 +3,7 @@
 Symbols: R replicas, K blocks of equal time, T frames.
 """
 
-from egraff_utils.statistics.comparison import compact_letters, detectable_difference, holm, told_apart
+from egraff_utils.statistics.comparison import compact_letters, holm, told_apart
 from egraff_utils.statistics.intervals import (
     autocorrelation_time,
     block_bootstrap_interval,
@@ -11,7 +11,6 @@ from egraff_utils.statistics.intervals import (
     expanded_tail,
     fraction_interval,
     replica_interval,
-    replica_resamples,
     standard_error,
 )
 from egraff_utils.statistics.saturation import floor, floor_ev_fv, floor_rdf
@@ -21,7 +20,6 @@ __all__ = [
     "block_bootstrap_interval",
     "bootstrap_interval",
     "compact_letters",
-    "detectable_difference",
     "expanded_tail",
     "floor",
     "floor_ev_fv",
@@ -29,7 +27,6 @@ __all__ = [
     "fraction_interval",
     "holm",
     "replica_interval",
-    "replica_resamples",
     "standard_error",
     "told_apart",
 ]

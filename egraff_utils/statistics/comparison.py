@@ -9,7 +9,6 @@ from string import ascii_lowercase
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri
 from scipy.stats import studentized_range
 
 
@@ -155,19 +154,3 @@ def critical_range(names, degrees, level=0.95):
     4.45
     """
     return float(studentized_range.ppf(level, names, degrees))
-
-
-def detectable_difference(names, replicas, *, level=0.95):
-    r"""Difference of two means that is found in about 80 % of cases, in standard deviations of a difference.
-
-    .. math:: \frac{1}{\sqrt R} \left( \frac{q_{M, (R - 1)(M - 1)}}{\sqrt 2} + 0.84 \right)
-
-    in units of the standard deviation of the difference of two models in one replica.
-
-    Examples
-    --------
-    >>> round(detectable_difference(6, 5), 1), round(detectable_difference(6, 20), 1)
-    (1.8, 0.8)
-    """
-    limit = critical_range(names, (replicas - 1) * (names - 1), level)
-    return float((limit / np.sqrt(2) + ndtri(0.8)) / np.sqrt(replicas))

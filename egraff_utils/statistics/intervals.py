@@ -3,8 +3,6 @@
 Symbols: R replicas, K blocks of equal time, T frames.
 """
 
-from functools import lru_cache
-
 import numpy as np
 from scipy import special
 
@@ -127,8 +125,8 @@ def replica_interval(values, *, groups=None, positive=False, level=0.95):
 
     .. math:: \bar x \pm t_\nu s
 
-    where the error s and the degrees of freedom :math:`\nu` are those of :func:`standard_error`. It is the
-    limit of many :func:`replica_resamples`. For positive quantities it is taken on a logarithmic scale,
+    where the error s and the degrees of freedom :math:`\nu` are those of :func:`standard_error`. For
+    positive quantities it is taken on a logarithmic scale,
     :math:`\bar x \exp(\pm t_\nu s / \bar x)`.
 
     Parameters
@@ -151,8 +149,8 @@ def replica_interval(values, *, groups=None, positive=False, level=0.95):
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
     """
-    parts = _parts(values, groups)
-    mean, half = parts["mean"], _quantile(parts["degrees"], level) * parts["error"]
+    mean, error, degrees = _parts(values, groups)
+    half = _quantile(degrees, level) * error
     if not positive or not mean > 0:
         return mean - half, mean + half
     return float(mean * np.exp(-half / mean)), float(mean * np.exp(half / mean))
@@ -196,92 +194,34 @@ def standard_error(values, *, groups=None):
     >>> round(error, 4), degrees
     (0.5774, 2.0)
     """
-    parts = _parts(values, groups)
-    return parts["error"], parts["degrees"]
-
-
-def replica_resamples(values, *, groups=None, positive=False, resamples=1000, seed=0):
-    """Resampled means over replicas, by a wild bootstrap over replicas and blocks.
-
-    Five replicas drawn with replacement give only 126 different means, and too small a spread. Therefore
-    every deviation of a replica, and of a block within it, is multiplied by a random normal weight instead of
-    a random count (Wu 1986; Shao 2010). The weights are scaled to the variance of :func:`standard_error` and
-    to Student's quantile, so that the 2.5th and 97.5th percentiles are the ends of :func:`replica_interval`.
-    They depend only on the shape and the seed: models that were run from the same starts share them, which
-    pairs the resamples.
-
-    Parameters
-    ----------
-    values, groups, positive
-        As in :func:`replica_interval`.
-    resamples
-        Number of resamples, which is even because each has its mirror image.
-    seed
-        Seed of the weights.
-
-    Returns
-    -------
-    ndarray
-        Resampled means, shape ``(resamples,)``, in the unit of the values; nan for a single replica.
-    """
-    parts = _parts(values, groups)
-    rows, blocks = _weights(*_rows(values).shape, resamples, seed)
-    scale = _quantile(parts["degrees"], 0.95) / _quantile(np.inf, 0.95)
-    moved = rows[:, parts["kept"]] @ parts["between"]
-    moved = scale * (moved + np.einsum("srk,rk->s", blocks[:, parts["kept"]], parts["within"]))
-    mean = parts["mean"]
-    return mean * np.exp(moved / mean) if positive and mean > 0 else mean + moved
-
-
-@lru_cache(maxsize=32)
-def _weights(replicas, blocks, resamples, seed):
-    """Normal weights of replicas (S, R) and of their blocks (S, R, K); the second half mirrors the first."""
-    rng = np.random.default_rng(seed)
-    half = -(-resamples // 2)
-    drawn = [rng.standard_normal((half, *shape)) for shape in ((replicas,), (replicas, blocks))]
-    return [np.concatenate([found, -found])[:resamples] for found in drawn]
-
-
-def _rows(values):
-    """Values of blocks, shape (R, K), with one row per replica."""
-    values = np.asarray(values, dtype=float)
-    return values if values.ndim == 2 else values[:, None]
+    return _parts(values, groups)[1:]
 
 
 def _parts(values, groups):
-    """Deviations of the mean by replica (R,) and by block (R, K), its error and its degrees of freedom."""
-    values = _rows(values)
+    """Mean over replicas, its error and its degrees of freedom."""
+    values = np.asarray(values, dtype=float)
+    values = values if values.ndim == 2 else values[:, None]
     kept = np.isfinite(values).any(1)
     names = np.zeros(len(values)) if groups is None else np.asarray(groups)
     values, names = values[kept], names[kept]
-    total = len(values)
-    between, within = np.zeros(total), np.zeros(values.shape)
-    sizes = {"between": [], "within": []}
-    for name in np.unique(names):
-        here = names == name
-        rows, blocks, degrees = _deviations(values[here])
-        between[here], within[here] = rows / total, blocks / total
-        sizes["between"].append((np.square(between[here]).sum(), here.sum() - 1))
-        sizes["within"].append((np.square(within[here]).sum(), degrees))
-    (v_between, n_between), (v_within, n_within) = _sum(sizes["between"]), _sum(sizes["within"])
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    mean = float(np.nanmean(values, axis=1).mean())
+    found = [_variances(values[names == name]) for name in np.unique(names)]
+    (v_between, n_between), (v_within, n_within) = map(_sum, zip(*found, strict=True))
+    if not n_between:
+        return mean, np.nan, np.nan
     share = max(0.0, 1 - v_within / v_between) if v_between > 0 else 0.0
     weight = np.sqrt(share) if n_within else 1.0
     inverse = weight / max(1, n_between) + (1 - weight) / max(1, n_within)
-    return {
-        "mean": float(np.nanmean(values, axis=1).mean()) if total else np.nan,
-        "kept": kept,
-        "between": between * np.sqrt(share),
-        "within": within,
-        "error": float(np.sqrt(max(v_between, v_within))) if n_between else np.nan,
-        "degrees": float(1 / inverse) if n_between else np.nan,
-    }
+    return mean, float(np.sqrt(max(v_between, v_within))) / len(values), float(1 / inverse)
 
 
-def _deviations(values):
-    """Deviations of replicas (R,) and blocks (R, K); squares sum to variances of the sum over replicas."""
+def _variances(values):
+    """Variances of the sum over replicas, by their spread and by that of blocks, with degrees of freedom."""
     count = len(values)
     means = np.nanmean(values, axis=1)
-    rows = (means - means.mean()) * np.sqrt(count / max(1, count - 1))
+    between = np.square(means - means.mean()).sum() * count / max(1, count - 1)
     apart = values - means[:, None]
     present = np.isfinite(values)
     course = np.where(present, apart, 0).sum(0) / np.maximum(1, present.sum(0))
@@ -289,11 +229,8 @@ def _deviations(values):
     apart = np.nan_to_num(apart - np.nanmean(apart, axis=1, keepdims=True))
     degrees = present.sum() - count - (present.any(0).sum() - 1)
     if degrees <= 0:
-        return rows, np.zeros_like(apart), 0
-    variance = np.square(apart).sum() / degrees * (1 / present.sum(1)).sum()
-    blocks = apart / present.sum(1, keepdims=True)
-    size = np.square(blocks).sum()
-    return rows, blocks * np.sqrt(variance / size) if size > 0 else blocks, degrees
+        return (between, count - 1), (0.0, 0)
+    return (between, count - 1), (np.square(apart).sum() / degrees * (1 / present.sum(1)).sum(), degrees)
 
 
 def _sum(parts):
