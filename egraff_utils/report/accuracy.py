@@ -86,9 +86,9 @@ def _progress(found):
     """What the second half of a training gains (%), and whether the first tells the order of the models."""
     trainings = [r for r in found if r.kind == "training" and len(r.curves.get("val_force_mae", ()))]
     rows = {(r.dataset, r.model): errors_on_the_way(r) for r in trainings}
-    index = pd.MultiIndex.from_tuples(rows, names=["dataset", "model"]) if rows else None
+    index = pd.MultiIndex.from_tuples(rows, names=["dataset", "model"])
     halves = pd.DataFrame(list(rows.values()), index=index, columns=["half", "end"])
-    order = mean_rank_correlation(halves.half, halves.end) if rows else np.nan
+    order = mean_rank_correlation(halves.half, halves.end)
     return {"count": len(rows), "gain": 100 * (1 - (halves.end / halves.half).median()), "half": order}
 
 

@@ -376,7 +376,7 @@ def standings(frame: pd.DataFrame) -> pd.DataFrame:
             quantities.of("stable_fraction").head: values.stable_fraction.groupby("model").mean(),
         }
     )
-    table = table.reindex(sorted(ran, key=beside._model_place)).rename_axis("model")
+    table = table.reindex(sorted(ran, key=beside.model_place)).rename_axis("model")
     return table.fillna({"Force error, datasets won (count)": 0})
 
 

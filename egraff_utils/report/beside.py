@@ -176,7 +176,7 @@ def literature_values(frame: pd.DataFrame, *, beside: tuple[str, ...] = ()) -> p
     sources = dict.fromkeys(["EGraFFBench", *ours, *table.source])
     order = pd.MultiIndex.from_product([blocks, datasets, sources], names=values.index.names)
     values = values.reindex(order[order.isin(values.index)])
-    return values[sorted(values.columns, key=_model_place)].rename_axis(columns=None)
+    return values[sorted(values.columns, key=model_place)].rename_axis(columns=None)
 
 
 def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
@@ -196,7 +196,9 @@ def bound_ratios(values: pd.DataFrame, head: str) -> pd.DataFrame:
     names = ["source", "model"]
     here = values[head] if head in values.columns.get_level_values(0) else pd.DataFrame(index=values.index)
     if BOUND not in here:
-        return pd.DataFrame(index=values.index.unique(0), columns=_no_rows(names), dtype=float)
+        return pd.DataFrame(
+            index=values.index.unique(0), columns=pd.MultiIndex.from_tuples([], names=names), dtype=float
+        )
     sources = [s for s in here if not s.startswith((BOUND, PERFECT)) and not s.endswith(SPREAD)]
     ratios = here[sources].div(here[BOUND], axis=0).rename_axis(columns="source")
     models = values.index.unique("model")
@@ -256,6 +258,17 @@ def _listed(names):
 def dataset_place(name: str) -> tuple:
     """Sorting key of a dataset: first the paper's order, then others by name."""
     return (DATASETS.index(name) if name in DATASETS else len(DATASETS), name)
+
+
+def model_place(name: str) -> tuple:
+    """Sorting key of a model: first the paper's order, then others by name."""
+    return (MODELS.index(name) if name in MODELS else len(MODELS), name)
+
+
+def cell_place(cell: tuple) -> tuple:
+    """Sorting key of a dataset and a model, and of what follows them."""
+    dataset, model, *rest = cell
+    return (*dataset_place(dataset), *model_place(model), *rest)
 
 
 def campaign_name(frame: pd.DataFrame) -> str:
@@ -358,13 +371,8 @@ def _index(frames, layout):
         for frame in frames.values():
             here = _runs(frame, [kind, "training", *FAILURES]) & (frame.dataset == dataset)
             models |= set(frame.model[here])
-        keys += [(*label, model) for model in sorted(models, key=_model_place)]
-    names = [*layout.names, "model"]
-    return pd.MultiIndex.from_tuples(keys, names=names) if keys else _no_rows(names)
-
-
-def _no_rows(names):
-    return pd.MultiIndex.from_arrays([[] for _ in names], names=names)
+        keys += [(*label, model) for model in sorted(models, key=model_place)]
+    return pd.MultiIndex.from_tuples(keys, names=[*layout.names, "model"])
 
 
 def _runs(frame, kinds):
@@ -412,7 +420,8 @@ def _published(column, layout, index):
 
 def _published_at_600K(column):
     """Published values of 3BPA at the temperature of our test set, without errors, index (dataset, model)."""
-    values = pd.DataFrame(columns=["value", "std"], index=_no_rows(["dataset", "model"]), dtype=float)
+    nothing = pd.MultiIndex.from_tuples([], names=["dataset", "model"])
+    values = pd.DataFrame(columns=["value", "std"], index=nothing, dtype=float)
     place = column.published
     if number := AT_600K.get(place.table):
         table = paper.table(number).query("temperature_k == 600").set_index(["dataset", "model"])
@@ -457,10 +466,6 @@ def _bound(column, kind, dataset, frame):
 
 def _is_main(layout):
     return all(kind in PROTOCOLS for kind, _ in layout.rows.values())
-
-
-def _model_place(name):
-    return (MODELS.index(name) if name in MODELS else len(MODELS), name)
 
 
 def main_rows(frame: pd.DataFrame) -> pd.DataFrame:

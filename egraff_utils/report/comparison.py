@@ -16,7 +16,6 @@ import pandas as pd
 from egraff_utils import paper, quantities
 from egraff_utils.quantities import COLUMNS, SATURATING
 from egraff_utils.report import beside
-from egraff_utils.report.beside import DATASETS, MODELS
 from egraff_utils.report.levels import floor_of
 
 
@@ -331,7 +330,7 @@ def order_datasets(names: Iterable[str]) -> list[str]:
     >>> order_datasets({"mine", "lips", "acac"})
     ['acac', 'lips', 'mine']
     """
-    return sorted(names, key=lambda name: (_place(name, DATASETS), name))
+    return sorted(names, key=beside.dataset_place)
 
 
 def order_models(names: Iterable[str]) -> list[str]:
@@ -342,16 +341,8 @@ def order_models(names: Iterable[str]) -> list[str]:
     >>> order_models(["mine", "mace", "nequip"])
     ['nequip', 'mace', 'mine']
     """
-    return sorted(names, key=lambda name: (_place(name, MODELS), name))
-
-
-def _place(name, known):
-    return known.index(name) if name in known else len(known)
+    return sorted(names, key=beside.model_place)
 
 
 def _in_order(values):
-    values = values.reset_index()
-    for name, order in (("model", order_models), ("dataset", order_datasets)):
-        places = {key: place for place, key in enumerate(order(values[name].unique()))}
-        values = values.sort_values(name, key=lambda column, places=places: column.map(places), kind="stable")
-    return values.set_index(["dataset", "model"])
+    return values.reindex(sorted(values.index, key=beside.cell_place))

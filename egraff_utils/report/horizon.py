@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from egraff_utils import quantities
 from egraff_utils.checks.horizon import divergence
 from egraff_utils.report import look, plots
-from egraff_utils.report.beside import short_title
+from egraff_utils.report.beside import cell_place, short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.ranks import rank_correlation
 
@@ -35,10 +35,8 @@ LINES = {"driven": "-", "nve": "--", "langevin": ":"}
 
 def following(found: list) -> list:
     """Records of kind ``horizon``, in the book's order of datasets and models."""
-    datasets = order_datasets({r.dataset for r in found if r.kind == "horizon"})
-    models = order_models({r.model for r in found if r.kind == "horizon"})
     kept = [r for r in found if r.kind == "horizon"]
-    return sorted(kept, key=lambda r: (datasets.index(r.dataset), models.index(r.model), r.seed))
+    return sorted(kept, key=lambda r: cell_place((r.dataset, r.model, r.seed)))
 
 
 def value(record, name: str) -> float:
@@ -99,11 +97,7 @@ def table(found: list, names=("driven", "nve", "langevin")) -> pd.DataFrame:
 
 
 def _frame(rows, levels):
-    index = (
-        pd.MultiIndex.from_tuples(rows, names=levels)
-        if rows
-        else pd.MultiIndex.from_arrays([[], []], names=levels)
-    )
+    index = pd.MultiIndex.from_tuples(rows, names=levels)
     models = order_models({model for row in rows.values() for model in row})
     made = pd.DataFrame(
         [list(map(row.get, models)) for row in rows.values()], index=index, columns=models, dtype=object

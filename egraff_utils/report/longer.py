@@ -186,14 +186,8 @@ def change_grid(short: pd.DataFrame, long: pd.DataFrame, metrics: tuple, *, wide
     found = {metric: part for metric in metrics if len(part := pairs(short, long, metric))}
     rows = max(1, -(-len(found) // wide))
     figure, axes = plt.subplots(rows, wide, figsize=(WIDTH, 2.5 * rows + 0.6), squeeze=False)
-    index = (
-        pd.MultiIndex.from_tuples(
-            [key for part in found.values() for key in part.index], names=["dataset", "model"]
-        )
-        if found
-        else pd.MultiIndex.from_arrays([[], []], names=["dataset", "model"])
-    )
-    markers = dataset_markers(set(index.unique("dataset")))
+    keys = [key for part in found.values() for key in part.index]
+    markers = dataset_markers({dataset for dataset, _ in keys})
     for ax in axes.flat[len(found) :]:
         ax.set_axis_off()
     for ax, (metric, part) in zip(axes.flat, found.items(), strict=False):
@@ -213,5 +207,5 @@ def change_grid(short: pd.DataFrame, long: pd.DataFrame, metrics: tuple, *, wide
         positive = is_ratio(metric) and (part[["value", "value_long"]] > 0).all(axis=None)
         for axis in "xy" if positive else "x":
             look.set_log_scale(ax, axis)
-    handles = legend_entries(order_models(set(index.unique("model"))))
+    handles = legend_entries(order_models({model for _, model in keys}))
     return add_legend(figure, handles + dataset_handles(markers), columns=5)

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from egraff_utils import cards, models
 from egraff_utils.report import look
-from egraff_utils.report.beside import MODELS
-from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report.beside import MODELS, cell_place
+from egraff_utils.report.comparison import order_models
 from egraff_utils.report.titles import model_title
 from egraff_utils.train import optimizers as optim
 
@@ -204,9 +204,7 @@ def costs(found: Iterable) -> pd.DataFrame:
 
 
 def _in_order(found):
-    found = list(found)
-    datasets, models = order_datasets({r.dataset for r in found}), order_models({r.model for r in found})
-    return sorted(found, key=lambda r: (datasets.index(r.dataset), models.index(r.model)))
+    return sorted(found, key=lambda r: cell_place((r.dataset, r.model)))
 
 
 def _table(rows):

@@ -268,16 +268,9 @@ def survivors(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     """
     grouped = table.groupby(["setting", "dataset", "model"]).broke
     text = (grouped.size() - grouped.sum()).astype(str) + " of " + grouped.size().astype(str)
-    wide = text.unstack("model") if len(text) else pd.DataFrame(index=_no_rows())
     order = [(s, d) for s in settings(table) for d in order_datasets(set(table.dataset[table.setting == s]))]
-    wide = wide.reindex(
-        pd.MultiIndex.from_tuples(order, names=["setting", "dataset"]) if order else _no_rows()
-    )
+    wide = text.unstack("model").reindex(pd.MultiIndex.from_tuples(order, names=["setting", "dataset"]))
     return wide.reindex(columns=order_models({*MODELS, *table.model})).fillna("not run")
-
-
-def _no_rows():
-    return pd.MultiIndex.from_arrays([[], []], names=["setting", "dataset"])
 
 
 def settings(table: pd.DataFrame) -> list[str]:
@@ -310,7 +303,7 @@ def lengths(table: pd.DataFrame) -> pd.DataFrame:
             counts = (int(own.sum()), int(here.broke[own].sum()))
             rows[name, model] = (*counts, *(float(line[at]) for line in curve[1:]), *mean, limit)
     columns = ["replicas", "broke", "sound", "low", "high", "mean", "mean low", "mean high", "limit"]
-    index = pd.MultiIndex.from_tuples(rows, names=["setting", "model"]) if rows else _no_rows()
+    index = pd.MultiIndex.from_tuples(rows, names=["setting", "model"])
     return pd.DataFrame(list(rows.values()), index=index, columns=columns)
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from egraff_utils import statistics
 from egraff_utils.breaks import Cause
 from egraff_utils.report import survival, windows
+from egraff_utils.report.beside import cell_place
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.relaxation import (
     expected_temperature,
@@ -117,17 +118,13 @@ def temperatures(found) -> pd.DataFrame:
             groups.setdefault((kind, record.dataset, record.model), []).append(_replica_ratios(record))
     rows = [_reached(parts) for parts in groups.values()]
     names = ["kind", "dataset", "model"]
-    index = pd.MultiIndex.from_tuples(groups, names=names) if groups else _no_rows(names)
+    index = pd.MultiIndex.from_tuples(groups, names=names)
     columns = ["replicas", "broke", "cut", "start", "ratio", "low", "high", "expected", "excess"]
     table = pd.DataFrame(rows, index=index, columns=[*columns, "excess low", "excess high"], dtype=float)
     table["verdict"] = [verdict(low, high, 1.0) for low, high in zip(table.low, table.high, strict=True)]
     pairs = zip(table["excess low"], table["excess high"], strict=True)
     table["surprise"] = [verdict(low, high, 0.0) for low, high in pairs]
     return table
-
-
-def _no_rows(names):
-    return pd.MultiIndex.from_arrays([[] for _ in names], names=names)
 
 
 def _replica_ratios(record):
@@ -251,7 +248,7 @@ def equipartition(found, *, level: float = 0.95) -> pd.DataFrame:
         mean = ratios.mean() if len(ratios) else np.nan
         rows.append((mean, low, high, len(ratios), bool(low <= 1 <= high)))
     names = ["kind", "dataset", "model", "element"]
-    index = pd.MultiIndex.from_tuples(groups, names=names) if groups else _no_rows(names)
+    index = pd.MultiIndex.from_tuples(groups, names=names)
     table = pd.DataFrame(rows, index=index, columns=["ratio", "low", "high", "replicas", "equal"])
     return table.astype({"ratio": float, "low": float, "high": float, "equal": bool})
 
@@ -295,12 +292,7 @@ def protocols(frame: pd.DataFrame, metrics=("wf", "ev_root", "fv", "temperature"
     wide.columns = pd.MultiIndex.from_product([metrics, PROTOCOLS.values()], names=["metric", "protocol"])
     both = wide.notna().T.groupby(level="protocol").any().T.all(axis=1)
     wide = wide[both] if len(wide) else wide
-    order = [
-        (d, m)
-        for d in order_datasets(set(wide.index.get_level_values(0)))
-        for m in order_models(set(wide.loc[d].index))
-    ]
-    return wide.reindex(order) if order else wide
+    return wide.reindex(sorted(wide.index, key=cell_place))
 
 
 def protocol_ratio(values: pd.DataFrame, metric: str) -> float:

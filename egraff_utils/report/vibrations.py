@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from egraff_utils.cards import REFERENCE
 from egraff_utils.report import look, plots
-from egraff_utils.report.comparison import order_datasets, order_models
+from egraff_utils.report.beside import dataset_place, model_place
 from egraff_utils.report.look import REFERENCE_COLOR
 from egraff_utils.report.panels import by_model, dataset_names, grid, label_axes, mean_distribution, select
 from egraff_utils.report.values import count, say, span
@@ -76,13 +76,11 @@ def table(records: Iterable) -> pd.DataFrame:
         rows.append([record.dataset, record.model, metric.value, metric.low, metric.high, *both, nu[1]])
     columns = ["dataset", "model", JSD, LOW, HIGH, BAND, EXPECTED, BIN]
     found = pd.DataFrame(rows, columns=columns).groupby(["dataset", "model"]).mean()
-    models = [name for name in order_models(found.index.unique("model")) if name != REFERENCE]
-    order = [
-        (name, model)
-        for name in order_datasets(found.index.unique("dataset"))
-        for model in (*models, REFERENCE)
-    ]
-    return found.reindex([pair for pair in order if pair in found.index])
+
+    def place(cell):
+        return dataset_place(cell[0]), cell[1] == REFERENCE, model_place(cell[1])
+
+    return found.reindex(sorted(found.index, key=place))
 
 
 def bands(nu: np.ndarray, spectrum: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
