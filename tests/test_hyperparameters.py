@@ -4,19 +4,18 @@ import pytest
 
 from egraff_utils import cards, paper
 from egraff_utils.report import hyperparameters
-from egraff_utils.report.hyperparameters import TERMS
 
 
-@pytest.mark.parametrize("model", TERMS)
+@pytest.mark.parametrize("model", paper.HYPERPARAMETERS)
 def test_every_term_is_known_and_every_keyword_exists(model):
     frame = hyperparameters.compare(model)
     published = paper.table(paper.HYPERPARAMETERS[model])
     assert list(frame.parameter[: len(published)]) == list(published.parameter)
-    assert set(TERMS[model]) <= set(published.parameter)
+    assert set(hyperparameters.terms(model)) <= set(published.parameter)
     assert (frame.note[frame.agreement.isin(["differs", "other form", "no keyword"])] != "").all()
 
 
-@pytest.mark.parametrize("model", TERMS)
+@pytest.mark.parametrize("model", paper.HYPERPARAMETERS)
 def test_keywords_of_the_card_stand_once(model):
     frame = hyperparameters.compare(model)
     rest = list(frame.keyword[frame.agreement == "not in the table"])
@@ -25,7 +24,7 @@ def test_keywords_of_the_card_stand_once(model):
 
 
 def test_what_differs_from_the_paper():
-    frames = [hyperparameters.compare(model).assign(model=model) for model in TERMS]
+    frames = [hyperparameters.compare(model).assign(model=model) for model in paper.HYPERPARAMETERS]
     differing = {
         (row.model, row.parameter) for f in frames for row in f[f.agreement == "differs"].itertuples()
     }
@@ -71,7 +70,7 @@ def test_sheet_shows_notes_and_numbers():
 
 
 def test_shape_and_packages_hold_every_model():
-    assert set(hyperparameters.packages().index) == set(TERMS)
+    assert set(hyperparameters.packages().index) == set(paper.HYPERPARAMETERS)
     assert set(hyperparameters.packages().licence) == {"MIT"}
     shape = hyperparameters.shape()
     assert shape.loc[("mace", "paper"), "reach (Å)"] == 10

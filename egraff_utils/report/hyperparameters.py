@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Callable
+from functools import cache
 from html import escape
 from math import isclose
-from typing import Any, NamedTuple
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML
@@ -24,190 +24,16 @@ NOT_GIVEN = "–"
 PRESETS = ("paper", "small")
 
 
-class Term(NamedTuple):
-    """Counterpart in a card of a term of a published table."""
+TERMS = Path(__file__).with_name("terms.csv")
+"""Counterparts in the cards of the terms of the published tables, by model and parameter: a ``keyword``,
+``network.<name>`` or ``training.<name>``, several of them joined by ``+``, empty if there is none; the
+``form`` of its value in the table; and a ``note``, the reason why the value differs, has another form or has
+no keyword."""
 
-    keyword: str = ""
-    """``network.<name>`` or ``training.<name>``, several of them joined by ``+``; empty if there is none."""
-    note: str = ""
-    """Reason why the value differs, has another form or has no keyword."""
-    take: Callable[[Any], Any] = lambda value: value
-    """Function that converts the value in the card to the form of the table."""
-    comparable: bool = True
-    """Whether the values can be compared number by number; False if the card has another form."""
+FORMS = {"largest": max, "count": len, "ones": lambda values: [1] * len(values)}
+"""Form of a value in a table -> function that converts the value in the card to it. Values of the form
+``other`` cannot be compared number by number; those without a form are as in the card."""
 
-
-DEFAULT = Term(note="the package's default")
-CAMPAIGN = Term(note="left to the campaign")
-STAGE = "training.second_stage"
-
-PLATEAU = {
-    "LR Scheduler Name": Term("training.scheduler"),
-    "LR Scheduler Patience": Term("training.plateau_patience"),
-    "LR Scheduler Factor": Term("training.plateau_factor"),
-    "Learning Rate": Term("training.learning_rate"),
-    "Batch Size": Term("training.batch_size"),
-    "EMA Decay": Term("training.ema_decay"),
-    "Optimizer Name": Term("training.optimizer"),
-}
-
-MACE = {
-    "R_max": Term("network.cutoff", "8 Å for GeTe in the paper's scripts: an override of the campaign"),
-    "Correlation order": Term("network.correlation"),
-    "Number of Radial basis": Term("network.num_bessels"),
-    "Number of Cutoff basis": Term("network.polynomial_cutoff"),
-    "L_max": Term("network.l_max"),
-    "Number of Interactions": Term("network.num_interactions"),
-    "MLP Irreps": Term("network.readout_width"),
-    "Hidden Irreps": Term("network.num_channels+network.hidden_l_max"),
-    "Gate": DEFAULT,
-    "E_0s": Term(note="fitted to each training set, since the published ones do not fit LiPS"),
-    "Forces weight": Term("training.force_weight"),
-    "SWA Forces Weight": Term(f"{STAGE}.force_weight"),
-    "Energy Weight": Term("training.energy_weight"),
-    "SWA Energy Weight": Term(f"{STAGE}.energy_weight"),
-    "Virials Weight": Term(note="virials are not trained"),
-    "SWA Virials Weight": Term(note="virials are not trained"),
-    "Config type Weights": Term(note="all frames weigh the same"),
-    "optimizer": Term("training.optimizer+training.amsgrad"),
-    "Batch Size": Term("training.batch_size"),
-    "Validation Batch Size": Term(note="changes no number"),
-    "Learning rate": Term("training.learning_rate"),
-    "SWA learning rate": Term(f"{STAGE}.learning_rate"),
-    "Weight decay": Term("training.weight_decay"),
-    "EMA Decay": Term("training.ema_decay"),
-    "Scheduler": Term("training.scheduler"),
-    "LR factor": Term("training.plateau_factor"),
-    "Scheduler patience": Term("training.plateau_patience"),
-    "LR Scheduler gamma": Term(note="belongs to the exponential scheduler, which is not the one named"),
-    "SWA": Term(STAGE),
-    "Max number of epochs": Term("training.max_epochs"),
-    "Clip gradients": Term("training.clip_norm"),
-}
-
-TERMS = {
-    "nequip": PLATEAU
-    | {
-        "R max": Term("network.cutoff"),
-        "Number of Layers": Term("network.num_layers"),
-        "L max": Term("network.l_max"),
-        "Number of Features": Term("network.num_features"),
-        "Nonlinearity Type": DEFAULT,
-        "Nonlinearity Scalars (e)": DEFAULT,
-        "Nonlinearity Scalars (o)": DEFAULT,
-        "Nonlinearity Gates (e)": DEFAULT,
-        "Nonlinearity Gates (o)": DEFAULT,
-        "Number of Basis": Term("network.num_bessels"),
-        "BesselBasis Trainable": Term("network.bessel_trainable"),
-        "Polynomial Cutoff": Term("network.polynomial_cutoff"),
-        "Invariant Layers": Term("network.radial_layers"),
-        "Invariant Neurons": Term("network.radial_width"),
-        "EMA Use Num Updates": Term(note="always so here"),
-        "Early Stopping Patiences (Validation Loss)": Term("training.early_stopping_patience"),
-        "Early Stopping Lower Bounds (LR)": Term("training.stop_learning_rate"),
-        "Early Stopping Upper Bounds (Cumulative Wall)": CAMPAIGN,
-        "Loss Coeffs (Forces)": Term("training.force_weight"),
-        "Loss Coeffs (Total Energy)": Term("training.energy_weight"),
-    },
-    "allegro": PLATEAU
-    | {
-        "R Max": Term("network.cutoff"),
-        "PolynomialCutoff": Term("network.polynomial_cutoff"),
-        "L Max": Term("network.l_max"),
-        "Num Layers": Term("network.num_layers"),
-        "Env Embed Multiplicity": Term("network.num_tensor_features"),
-        "Embed Initial Edge": DEFAULT,
-        "Two Body Latent MLP Dimensions": Term(
-            "network.num_scalar_features+network.two_body_layers+network.two_body_width",
-            "today's network has layers of one width",
-            comparable=False,
-        ),
-        "Two Body Latent MLP Nonlinearity": DEFAULT,
-        "Latent MLP Latent Dimensions": Term(
-            "network.latent_layers+network.latent_width",
-            "hidden layers between features of 128",
-            comparable=False,
-        ),
-        "Latent MLP Nonlinearity": DEFAULT,
-        "Latent Resnet": Term(note="today's scalar track is concatenated over the layers"),
-        "Edge Eng MLP Latent Dimensions": Term("network.readout_width"),
-        "Edge Eng MLP Nonlinearity": DEFAULT,
-        "Max Epochs": Term("training.max_epochs"),
-        "Early Stopping Patiences(Validation loss)": Term("training.early_stopping_patience"),
-        "Early Stopping Lower Bounds(LR)": Term("training.stop_learning_rate"),
-        "Early Stopping Upper Bounds(Cumulative wall)": CAMPAIGN,
-        "Loss Coefficients(Forces)": Term("training.force_weight"),
-        "Loss Coefficients(Total energy)": Term("training.energy_weight"),
-    },
-    "botnet": MACE
-    | {
-        "Correlation order": Term(note="1 by definition: what makes it BOTNet"),
-        "EMA": Term("training.ema_decay"),
-    },
-    "mace": MACE,
-    "equiformer": {
-        "Optimizer": Term("training.optimizer"),
-        "Learning rate scheduling": Term("training.scheduler"),
-        "Warmup epochs": Term("training.warmup_epochs"),
-        "Maximum learning rate": Term("training.learning_rate"),
-        "Batch size": Term("training.batch_size"),
-        "Number of epochs": Term("training.max_epochs"),
-        "Weight decay": Term("training.weight_decay"),
-        "Energy weight": Term("training.energy_weight"),
-        "Force weight": Term("training.force_weight", "the paper's script has 80, not 1; as coded here"),
-        "Dropout rate": Term(note="no dropout"),
-        "Cutoff radius (Å)": Term("network.cutoff"),
-        "Number of radial basis": Term("network.radial_basis"),
-        "Hidden size of radial function": Term("network.radial_hidden", take=max),
-        "Number of hidden layers in radial function": Term("network.radial_hidden", take=len),
-        "Number of Transformer blocks": Term("network.blocks"),
-        "Embedding dimension d_embed": Term("network.channels"),
-        "Spherical harmonics embedding dimension d_sh": Term(
-            "network.channels", "one of each degree that the features have", take=lambda c: [1] * len(c)
-        ),
-        "Number of attention heads h": Term("network.heads"),
-        "Attention head dimension d_head": Term("network.head_channels"),
-        "Hidden dimension in feed forward networks d_ffn": Term("network.feed_forward_channels"),
-        "Output feature dimension d_feature": Term("network.features"),
-    },
-    "torchmd_net": {
-        "Activation": DEFAULT,
-        "Aggregation": DEFAULT,
-        "Attention Activation": DEFAULT,
-        "Batch Size": Term("training.batch_size"),
-        "Radius Cutoff Lower": DEFAULT,
-        "Radius Cutoff Upper": Term("network.cutoff"),
-        "Derivative": Term(note="forces are the gradient of the energy, for every model here"),
-        "Early Stopping Patience": Term("training.early_stopping_patience"),
-        "EMA Alpha Force": Term(note="1 means no smoothing"),
-        "EMA Alpha Energy": Term("training.energy_loss_ema"),
-        "Embedding Dimension": Term("network.embedding_dimension"),
-        "Energy Weight": Term("training.energy_weight"),
-        "Force Weight": Term("training.force_weight"),
-        "Inference Batch Size": Term(note="changes no number"),
-        "Learning Rate": Term("training.learning_rate"),
-        "Learning Rate Factor": Term("training.plateau_factor"),
-        "Minimum Learning Rate": Term("training.min_learning_rate"),
-        "Learning Rate Patience": Term("training.plateau_patience"),
-        "Learning Rate Warmup Steps": Term("training.warmup_steps"),
-        "Max Number of Neighbors": Term(note="the graph holds all neighbours"),
-        "Max Z": Term("network.max_z"),
-        "Neighbor Embedding": Term("network.neighbor_embedding"),
-        "Number of Epochs": Term("training.max_epochs"),
-        "Number of Heads": Term("network.num_heads"),
-        "Number of Layers": Term("network.num_layers"),
-        "Number of Nodes": CAMPAIGN,
-        "Number of Radial basis function": Term("network.num_rbf"),
-        "Number of Workers": CAMPAIGN,
-        "Output Model": DEFAULT,
-        "Precision": Term(note="single precision, for every model here"),
-        "Radial basis function Type": DEFAULT,
-        "Reduce Operation": Term(note="energies of atoms are summed, for every model here"),
-        "Train Size": Term(note="set by the dataset"),
-        "Weight Decay": Term("training.weight_decay"),
-    },
-}
-"""Model -> term of its published table -> :class:`Term`."""
 
 WORDS = {
     "True": True,
@@ -219,6 +45,13 @@ WORDS = {
     "Cosine learning rate with linear warmup": "cosine",
 }
 """Published text -> value in the form of the cards."""
+
+
+@cache
+def terms(model):
+    """Rows of :data:`TERMS` of a model by parameter, a dictionary of named tuples."""
+    table = pd.read_csv(TERMS, keep_default_na=False)
+    return {row.parameter: row for row in table[table.model == model].itertuples(index=False)}
 
 
 def read(text):
@@ -278,16 +111,16 @@ def compare(model):
     ValueError
         If the paper has no such model, or its table holds a term that is missing in :data:`TERMS`.
     """
-    if model not in TERMS:
-        raise cards.unknown("model of the paper", model, TERMS)
-    card = cards.model(model)
+    if model not in paper.HYPERPARAMETERS:
+        raise cards.unknown("model of the paper", model, paper.HYPERPARAMETERS)
+    card, known = cards.model(model), terms(model)
     ours = {preset: _values(card, preset) for preset in PRESETS}
     rows = []
     for parameter, text in paper.table(paper.HYPERPARAMETERS[model]).itertuples(index=False):
-        if parameter not in TERMS[model]:
-            raise cards.unknown(f"term of {card.title}", parameter, TERMS[model])
-        rows.append(_row(parameter, text, TERMS[model][parameter], ours))
-    named = {name for term in TERMS[model].values() for name in term.keyword.split("+")}
+        if parameter not in known:
+            raise cards.unknown(f"term of {card.title}", parameter, known)
+        rows.append(_row(parameter, text, known[parameter], ours))
+    named = {name for term in known.values() for name in term.keyword.split("+")}
     for keyword in ours["paper"]:
         if not any(name == keyword or name.startswith(f"{keyword}.") for name in named):
             values = [ours[preset].get(keyword) for preset in PRESETS]
@@ -301,9 +134,10 @@ def _row(parameter, text, term, ours):
         return [parameter, text, NOT_GIVEN, NOT_GIVEN, NOT_GIVEN, "no keyword", term.note]
     names = term.keyword.split("+")
     found = {preset: _single([_lookup(values, name) for name in names]) for preset, values in ours.items()}
-    taken = {preset: None if value is None else term.take(value) for preset, value in found.items()}
+    take = FORMS.get(term.form, lambda value: value)
+    taken = {preset: None if value is None else take(value) for preset, value in found.items()}
     verdict = "same" if agree(read(text), taken["paper"]) else "differs"
-    verdict = verdict if term.comparable else "other form"
+    verdict = "other form" if term.form == "other" else verdict
     return [parameter, text, term.keyword.replace("+", ", "), *map(_text, taken.values()), verdict, term.note]
 
 
@@ -368,7 +202,7 @@ def agreement():
     pandas.DataFrame
         Counts, with one row per model and one column per verdict of :func:`compare`.
     """
-    counts = {model: compare(model).agreement.value_counts() for model in TERMS}
+    counts = {model: compare(model).agreement.value_counts() for model in paper.HYPERPARAMETERS}
     order = ["same", "differs", "other form", "no keyword", "not in the table"]
     table = pd.DataFrame(counts).T.reindex(columns=order).fillna(0).astype(int)
     return table.rename_axis(index="model", columns=None)
@@ -390,7 +224,7 @@ def packages(campaigns=()):
     """
     rows = {}
     trained = {name: _trained_parameters(name) for name in campaigns}
-    for model in TERMS:
+    for model in paper.HYPERPARAMETERS:
         card = cards.model(model)
         package, _, version = card.package.partition(" ")
         rows[model] = {
@@ -445,7 +279,7 @@ def shape():
         weights of the loss in its first stage.
     """
     rows = {}
-    for model in TERMS:
+    for model in paper.HYPERPARAMETERS:
         for preset in PRESETS:
             network, training = cards.model(model).network(preset), cards.model(model).training(preset)
             layers = _first(network, "num_layers", "num_interactions", "blocks")
@@ -472,14 +306,14 @@ def changes(preset):
         to them, and ``changed``, the keywords with both values.
     """
     rows = {}
-    for model in TERMS:
+    for model in paper.HYPERPARAMETERS:
         card = cards.model(model)
-        paper, ours = card.network("paper"), card.network(preset)
+        published, ours = card.network("paper"), card.network(preset)
         parameters = models.build(model, preset).num_parameters()
         rows[model] = {
             "parameters": parameters,
             "factor": card.parameters_paper / parameters,
-            "changed": ", ".join(f"{k} {paper[k]} → {v}" for k, v in ours.items() if v != paper[k])
+            "changed": ", ".join(f"{k} {published[k]} → {v}" for k, v in ours.items() if v != published[k])
             or "nothing",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
