@@ -18,36 +18,12 @@ from matplotlib.figure import Figure
 from egraff_utils import quantities
 from egraff_utils.config import changed
 from egraff_utils.quantities import DIMENSIONLESS
-from egraff_utils.report import beside, look, plots, titles
+from egraff_utils.report import beside, look, panels, plots, titles
 from egraff_utils.report.comparison import (
     order_datasets,
     order_models,
 )
 from egraff_utils.report.levels import floor_of
-from egraff_utils.report.look import FLOOR_COLOR, REFERENCE_COLOR
-from egraff_utils.report.panels import (
-    WIDTH,
-    add_legend,
-    by_model,
-    dataset_handles,
-    dataset_markers,
-    dataset_names,
-    dataset_value,
-    floor_range,
-    grid,
-    is_wide,
-    label_axes,
-    legend_entries,
-    longest_time,
-    mean_distribution,
-    offset,
-    part_names,
-    part_title,
-    point_style,
-    running_mean,
-    select,
-    stack_curves,
-)
 from egraff_utils.report.plots import CURVE_LABELS, VIOLATIONS
 from egraff_utils.report.table_cells import NOT_RUN
 from egraff_utils.report.titles import short_title
@@ -76,16 +52,16 @@ def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: 
         Kind of the rollouts, such as ``"rollout_600K"``.
     """
     records = list(records)
-    panels = {}
-    for name in dataset_names(records, kind, datasets):
-        chosen = select(records, kind, name)
-        parts = part_names(chosen)
-        panels |= {(name, ""): chosen} if not parts else {}
+    shown = {}
+    for name in panels.dataset_names(records, kind, datasets):
+        chosen = panels.select(records, kind, name)
+        parts = panels.part_names(chosen)
+        shown |= {(name, ""): chosen} if not parts else {}
         for part in parts:
-            panels[name, part] = select(records, changed(kind, shift=part), name)
+            shown[name, part] = panels.select(records, changed(kind, shift=part), name)
 
     def draw(ax, key):
-        found = by_model(r for r in panels[key] if "rdf" in r.curves)
+        found = panels.by_model(r for r in shown[key] if "rdf" in r.curves)
         _draw_rdfs(ax[0], found)
         _draw_rdf_differences(ax[1], found)
         _draw_rdf_floor(ax[1], found, records)
@@ -93,8 +69,8 @@ def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: 
         ax[1].set(xlim=ax[0].get_xlim())
         return list(found)
 
-    figure = grid(panels, draw, title=part_title, reference=True, height=2.4, ratios=(2.4, 1))
-    return label_axes(figure, "Distance r (Å)", f"g(r), and difference ({DIMENSIONLESS})")
+    figure = panels.grid(shown, draw, title=panels.part_title, reference=True, height=2.4, ratios=(2.4, 1))
+    return panels.label_axes(figure, "Distance r (Å)", f"g(r), and difference ({DIMENSIONLESS})")
 
 
 def _draw_rdfs(ax, found):
@@ -102,18 +78,18 @@ def _draw_rdfs(ax, found):
         r = plots.read_curve(records[0], "rdf_r")
         if not place:
             reference = plots.read_curve(records[0], "rdf_reference")
-            ax.plot(r, reference, color=REFERENCE_COLOR, linewidth=2.6, alpha=0.85)
+            ax.plot(r, reference, color=look.REFERENCE_COLOR, linewidth=2.6, alpha=0.85)
             ax.set(xlim=(0, r[np.flatnonzero(reference > 0.003 * reference.max())[-1]]))
-        ax.plot(r, mean_distribution(records, "rdf"), **look.model_line(model), linewidth=1.1)
+        ax.plot(r, panels.mean_distribution(records, "rdf"), **look.model_line(model), linewidth=1.1)
     ax.set(ylim=(0, None))
 
 
 def _draw_rdf_differences(ax, found):
     for model, records in found.items():
-        difference = mean_distribution(records, "rdf") - plots.read_curve(records[0], "rdf_reference")
+        difference = panels.mean_distribution(records, "rdf") - plots.read_curve(records[0], "rdf_reference")
         r = plots.read_curve(records[0], "rdf_r")
         ax.plot(r, difference, **look.model_line(model), linewidth=0.9)
-    ax.axhline(0, color=REFERENCE_COLOR, linewidth=0.8)
+    ax.axhline(0, color=look.REFERENCE_COLOR, linewidth=0.8)
 
 
 def _draw_rdf_floor(ax, found, records):
@@ -156,13 +132,13 @@ def plot_mean(
     means = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
     for (dataset, model), row in means.iterrows():
         ax.errorbar(
-            datasets.index(dataset) + offset(models.index(model), len(models)),
+            datasets.index(dataset) + panels.offset(models.index(model), len(models)),
             row.value,
             yerr=look.error_bar(row.value, row.low, row.high),
-            **point_style(model),
+            **panels.point_style(model),
         )
     drawn = [_draw_floor(ax, place, frame, name, metric) for place, name in enumerate(datasets)]
-    if (means.value > 0).all() and is_wide(means.value):
+    if (means.value > 0).all() and panels.is_wide(means.value):
         look.set_log_scale(ax, "y")
     for place in set(range(len(datasets))) - {datasets.index(name) for name, _ in means.index}:
         ax.text(place, 0.5, NOT_RUN, transform=ax.get_xaxis_transform(), ha="center", color="0.4", size=8)
@@ -170,7 +146,7 @@ def plot_mean(
     ax.set(ylabel=plots.metric_label(frame, metric))
     if own_figure:
         ax.set(xlabel="Dataset (name)")
-        handles = legend_entries(models, marker=True, floor=any(drawn))
+        handles = panels.legend_entries(models, marker=True, floor=any(drawn))
         ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
@@ -192,7 +168,7 @@ def mean_grid(
     datasets
         Datasets that have a place, in this order; by default those that have one of the metrics.
     """
-    size = (WIDTH, 0.7 + 2.1 * len(metrics))
+    size = (panels.WIDTH, 0.7 + 2.1 * len(metrics))
     figure, axes = plt.subplots(len(metrics), sharex=True, squeeze=False, figsize=size)
     rows = _metric_rows(frame, metrics)
     models = order_models(rows.model.unique())
@@ -200,7 +176,9 @@ def mean_grid(
     for metric, ax in zip(metrics, axes[:, 0], strict=True):
         plot_mean(frame, metric, datasets=datasets, models=models, ax=ax)
     floors = [floor_of(frame, "rollout", name, metric)[0] for name in datasets for metric in metrics]
-    return add_legend(figure, legend_entries(models, marker=True, floor=bool(np.isfinite(floors).any())))
+    return panels.add_legend(
+        figure, panels.legend_entries(models, marker=True, floor=bool(np.isfinite(floors).any()))
+    )
 
 
 def _metric_rows(frame, metrics):
@@ -213,9 +191,9 @@ def _draw_floor(ax, place, frame, dataset, metric):
     floor = floor_of(frame, "rollout", dataset, metric)
     ends = place - 0.42, place + 0.42
     if np.isfinite(floor).all():
-        ax.fill_between(ends, *floor[1:], color=FLOOR_COLOR, alpha=0.35, linewidth=1.5, zorder=0)
+        ax.fill_between(ends, *floor[1:], color=look.FLOOR_COLOR, alpha=0.35, linewidth=1.5, zorder=0)
     elif np.isfinite(floor[0]):
-        ax.hlines(floor[0], *ends, color=FLOOR_COLOR, linewidth=5, alpha=0.45)
+        ax.hlines(floor[0], *ends, color=look.FLOOR_COLOR, linewidth=5, alpha=0.45)
     return bool(np.isfinite(floor[0]))
 
 
@@ -267,19 +245,19 @@ def violation_grid(
     records = list(records)
 
     def draw(ax, dataset):
-        found = by_model(r for r in select(records, kind, dataset) if name in r.curves)
+        found = panels.by_model(r for r in panels.select(records, kind, dataset) if name in r.curves)
         for model, runs in found.items():
-            values = stack_curves(runs, name)
+            values = panels.stack_curves(runs, name)
             mean = plots.replica_mean(np.where(values > 0, values, np.nan), geometric=True)
-            _draw_run(ax, model, runs, np.exp(running_mean(np.log(mean), window)))
+            _draw_run(ax, model, runs, np.exp(panels.running_mean(np.log(mean), window)))
         if found:
-            plots.plot_floor(ax, floor_range(records, kind, dataset, name))
+            plots.plot_floor(ax, panels.floor_range(records, kind, dataset, name))
         if found:
             look.set_log_scale(ax, "y")
         return list(found)
 
-    figure = grid(dataset_names(records, kind, datasets), draw, floor=True, sharey=name == "fv")
-    return label_axes(figure, "Time (fs)", quantities.of(name).written_out)
+    figure = panels.grid(panels.dataset_names(records, kind, datasets), draw, floor=True, sharey=name == "fv")
+    return panels.label_axes(figure, "Time (fs)", quantities.of(name).written_out)
 
 
 def rmsd_grid(
@@ -310,55 +288,62 @@ def rmsd_grid(
         If `by` is neither of these.
     """
     records = list(records)
-    datasets = dataset_names(records, kind, datasets)
+    datasets = panels.dataset_names(records, kind, datasets)
     if by == "dataset":
-        figure = grid(
+        figure = panels.grid(
             datasets, lambda ax, key: _draw_rmsds(ax, records, kind, key), reference=True, floor=True
         )
     elif by == "model":
         figure = _rmsd_by_model(records, kind, datasets)
     else:
         raise ValueError(f"{by=} is neither 'dataset' nor 'model'")
-    return label_axes(figure, "Time (fs)", quantities.of("rmsd").written_out)
+    return panels.label_axes(figure, "Time (fs)", quantities.of("rmsd").written_out)
 
 
 def _draw_rmsds(ax, records, kind, dataset):
-    found = by_model(r for r in select(records, kind, dataset) if "rmsd" in r.curves)
+    found = panels.by_model(r for r in panels.select(records, kind, dataset) if "rmsd" in r.curves)
     for place, (model, runs) in enumerate(found.items()):
         if not place and "rmsd_reference" in runs[0].curves:
-            values = stack_curves(runs[:1], "rmsd_reference")
-            ax.plot(longest_time(runs[:1]), plots.replica_mean(values), color=REFERENCE_COLOR, linewidth=2.6)
-        _draw_run(ax, model, runs, plots.replica_mean(stack_curves(runs, "rmsd")))
-    low, high = floor_range(records, kind, dataset, "rmsd")
+            values = panels.stack_curves(runs[:1], "rmsd_reference")
+            ax.plot(
+                panels.longest_time(runs[:1]),
+                plots.replica_mean(values),
+                color=look.REFERENCE_COLOR,
+                linewidth=2.6,
+            )
+        _draw_run(ax, model, runs, plots.replica_mean(panels.stack_curves(runs, "rmsd")))
+    low, high = panels.floor_range(records, kind, dataset, "rmsd")
     if found and np.isfinite(low):
-        ends = np.quantile(np.concatenate([longest_time(runs) for runs in found.values()]), [0.9, 1.0])
-        ax.fill_between(ends, low, high, color=FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0)
+        ends = np.quantile(np.concatenate([panels.longest_time(runs) for runs in found.values()]), [0.9, 1.0])
+        ax.fill_between(ends, low, high, color=look.FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0)
     ax.set(ylim=(0, None))
     return list(found)
 
 
 def _rmsd_by_model(records, kind, datasets):
-    markers = dataset_markers(datasets)
+    markers = panels.dataset_markers(datasets)
 
     def draw(ax, model):
         drawn = []
         for dataset in datasets:
-            runs = [r for r in select(records, kind, dataset) if r.model == model and "rmsd" in r.curves]
+            runs = [
+                r for r in panels.select(records, kind, dataset) if r.model == model and "rmsd" in r.curves
+            ]
             if runs:
-                mean = plots.replica_mean(stack_curves(runs, "rmsd"))
+                mean = plots.replica_mean(panels.stack_curves(runs, "rmsd"))
                 _draw_run(ax, model, runs, mean, marker=markers[dataset], markevery=(0.05, 0.19))
                 drawn.append(dataset)
         return drawn
 
     models = order_models({r.model for r in records if r.kind == kind and r.model != "reference"})
-    figure = grid(models, draw, title=titles.model_title, sharey=True, legend=False, noun="datasets")
+    figure = panels.grid(models, draw, title=titles.model_title, sharey=True, legend=False, noun="datasets")
     figure.axes[0].set(ylim=(0, None))  # after the last panel, as it ends autoscaling of the shared axis
-    return add_legend(figure, dataset_handles(markers))
+    return panels.add_legend(figure, panels.dataset_handles(markers))
 
 
 def _draw_run(ax, model, runs, mean, **line):
     """Draw the line of a model over the frames that have a value, and a dagger at each break of a replica."""
-    time, own, known = longest_time(runs), look.model_line(model), np.isfinite(mean)
+    time, own, known = panels.longest_time(runs), look.model_line(model), np.isfinite(mean)
     style = {"linewidth": 1.3, "markersize": 4.5, "markeredgecolor": "0.2", "markeredgewidth": 0.5} | line
     ax.plot(time[known], mean[known], **own, **style)
     for step, steps in _breaks(runs):
@@ -406,14 +391,14 @@ def learning_curves(
     records = list(records)
 
     def draw(ax, dataset):
-        found = by_model(
-            r for r in select(records, "training", dataset) if x in r.curves and metric in r.curves
+        found = panels.by_model(
+            r for r in panels.select(records, "training", dataset) if x in r.curves and metric in r.curves
         )
         for runs in found.values():
             for record in runs:
                 plots.plot_learning_curve(record, x, metric=metric, ax=ax)
                 ax.lines[-1].set(markersize=4, linewidth=1.2)
-        zero = dataset_value(records, dataset, "zero_force_mae")
+        zero = panels.dataset_value(records, dataset, "zero_force_mae")
         if found and metric == "val_force_mae" and zero is not None:
             plots.plot_floor(ax, (zero, zero))
         if found:
@@ -421,10 +406,10 @@ def learning_curves(
         ax.set(xlabel="", ylabel="")
         return list(found)
 
-    figure = grid(
-        dataset_names(records, "training", datasets),
+    figure = panels.grid(
+        panels.dataset_names(records, "training", datasets),
         draw,
         marker=True,
         floor="predicting zero" if metric == "val_force_mae" else False,
     )
-    return label_axes(figure, CURVE_LABELS.get(x, x), CURVE_LABELS.get(metric, metric))
+    return panels.label_axes(figure, CURVE_LABELS.get(x, x), CURVE_LABELS.get(metric, metric))

@@ -13,16 +13,9 @@ import pandas as pd
 
 from egraff_utils import statistics
 from egraff_utils.breaks import Cause
-from egraff_utils.report import survival, windows
+from egraff_utils.report import relaxation, survival, windows
 from egraff_utils.report.beside import cell_place
 from egraff_utils.report.comparison import order_datasets, order_models
-from egraff_utils.report.relaxation import (
-    expected_temperature,
-    friction_rate,
-    start_temperatures,
-    stationary_ratio,
-    velocity_temperatures,
-)
 from egraff_utils.report.titles import short_title
 from egraff_utils.report.values import MISSING, count, span
 
@@ -134,7 +127,7 @@ def _replica_ratios(record):
     targets = np.array([survival.conditions(record, str(name))[0] or np.nan for name in names])
     sound = np.ones(len(curve), bool)
     sound[[end.replica for end in record.breaks if end.cause != Cause.HEATED]] = False  # heat is the question
-    start = start_temperatures(record, targets[0]) / targets[0]
+    start = relaxation.start_temperatures(record, targets[0]) / targets[0]
     counts = {"broke": int((~sound).sum())}
     ratios = curve[sound] / targets[sound, None]
     ends = np.isfinite(ratios).all(0)
@@ -142,10 +135,10 @@ def _replica_ratios(record):
         return counts | {"cut": 0.0} | dict.fromkeys(("reached", "expected", "start"), np.empty(0))
     ratios, time = ratios[:, ends], time[ends]
     cut = equilibration(ratios.mean(0)).start
-    given = {"target": stationary_ratio(record), "friction": friction_rate(record)}
-    first = velocity_temperatures(record)[sound] / targets[sound]
+    given = {"target": relaxation.stationary_ratio(record), "friction": relaxation.friction_rate(record)}
+    first = relaxation.velocity_temperatures(record)[sound] / targets[sound]
     expected = [
-        expected_temperature(time[cut:], kinetic=kinetic, potential=warm, **given).mean()
+        relaxation.expected_temperature(time[cut:], kinetic=kinetic, potential=warm, **given).mean()
         for kinetic, warm in zip(first, start[sound], strict=True)
     ]
     reached = ratios[:, cut:].mean(1)
@@ -360,4 +353,4 @@ def _spreads(pair):
 def coded_ratio(found, dataset: str) -> float | None:
     """`stationary_ratio` of the first rollout as coded on a dataset; ``None`` without one."""
     runs = [r for kind, r in survival.runs(found) if kind == AS_CODED and r.dataset == dataset]
-    return stationary_ratio(runs[0]) if runs else None
+    return relaxation.stationary_ratio(runs[0]) if runs else None

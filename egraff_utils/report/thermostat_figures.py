@@ -9,15 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from egraff_utils import quantities
-from egraff_utils.report import look, plots, survival
+from egraff_utils.report import look, plots, relaxation, survival
 from egraff_utils.report.comparison import order_datasets, order_models
-from egraff_utils.report.relaxation import (
-    expected_temperature,
-    friction_rate,
-    start_temperatures,
-    stationary_ratio,
-    velocity_temperatures,
-)
 from egraff_utils.report.thermostat import AS_CODED, CORRECTED, PROTOCOLS
 from egraff_utils.report.titles import short_title
 
@@ -85,10 +78,15 @@ def _draw_temperatures(ax, records, window):
         return
     record = max(records, key=lambda r: len(r.curves["time"]))
     target, time = record.parameters["temperature"], record.curves["time"]
-    given = {"target": target * stationary_ratio(record), "friction": friction_rate(record)}
-    given["potential"] = start_temperatures(record, target).mean()
-    kinetic = float(np.nanmean(velocity_temperatures(record)))
-    ax.plot(time, expected_temperature(time, kinetic=kinetic, **given), color="black", linewidth=1.6)
+    given = {
+        "target": target * relaxation.stationary_ratio(record),
+        "friction": relaxation.friction_rate(record),
+    }
+    given["potential"] = relaxation.start_temperatures(record, target).mean()
+    kinetic = float(np.nanmean(relaxation.velocity_temperatures(record)))
+    ax.plot(
+        time, relaxation.expected_temperature(time, kinetic=kinetic, **given), color="black", linewidth=1.6
+    )
     ax.axhline(target, color="black", linestyle="--", linewidth=1)
 
 

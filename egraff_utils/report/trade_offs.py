@@ -11,39 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egraff_utils import quantities
+from egraff_utils.report import comparison, look, panels
 from egraff_utils.report.beside import main_rows
-from egraff_utils.report.comparison import (
-    PAIRS,
-    PAPER_SPOKES,
-    SCALES,
-    floor_places,
-    order_datasets,
-    order_models,
-    published_values,
-    scaled_values,
-)
 from egraff_utils.report.levels import floor_of
-from egraff_utils.report.look import (
-    FLOOR_COLOR,
-    MARKERS,
-    error_bar,
-    model_color,
-    model_place,
-    set_log_scale,
-    take_axes,
-)
-from egraff_utils.report.panels import (
-    WIDTH,
-    add_legend,
-    by_model,
-    dataset_handles,
-    dataset_markers,
-    grid,
-    is_wide,
-    legend_entries,
-    point_style,
-    say_not_run,
-)
 from egraff_utils.report.plots import metric_label
 from egraff_utils.report.titles import dataset_title, model_title, short_title
 
@@ -70,19 +40,21 @@ def radar_grid(
     beside
         Values of further campaigns by name, drawn with broken lines.
     """
-    scaled = {name: scaled_values(found, scale) for name, found in {"": values, **(beside or {})}.items()}
+    scaled = {
+        name: comparison.scaled_values(found, scale) for name, found in {"": values, **(beside or {})}.items()
+    }
     lines = dict(zip(scaled, ("-", "--", ":", "-."), strict=False))
-    labels = PAPER_SPOKES if scale == "paper" else {s.metric: s.label for s in SCALES}
+    labels = comparison.PAPER_SPOKES if scale == "paper" else {s.metric: s.label for s in comparison.SCALES}
     labels = {metric: label for metric, label in labels.items() if any(metric in s for s in scaled.values())}
     angles = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
 
-    floors = floor_places(values, scale)
+    floors = comparison.floor_places(values, scale)
 
     def draw(ax, dataset):
         drawn = {}
         for metric, angle in zip(labels, angles, strict=True):
             if ends := floors.get((dataset, metric)):
-                ax.plot([angle] * 2, ends, color=FLOOR_COLOR, alpha=0.45, linewidth=5, zorder=0)
+                ax.plot([angle] * 2, ends, color=look.FLOOR_COLOR, alpha=0.45, linewidth=5, zorder=0)
         for name, line in lines.items():
             here = scaled[name].reindex(columns=list(labels)).dropna(how="all")
             here = here[here.index.get_level_values("dataset") == dataset].droplevel("dataset")
@@ -92,14 +64,23 @@ def radar_grid(
         _mark_spokes(ax, angles, list(labels.values()))
         return list(drawn)
 
-    datasets = order_datasets(set(values.index.get_level_values(0))) if datasets is None else list(datasets)
+    datasets = (
+        comparison.order_datasets(set(values.index.get_level_values(0)))
+        if datasets is None
+        else list(datasets)
+    )
     bars = bool(floors)
-    return grid(datasets, draw, marker=True, lines=lines, floor=bars, projection="polar", height=2.1)
+    return panels.grid(datasets, draw, marker=True, lines=lines, floor=bars, projection="polar", height=2.1)
 
 
 def _draw_polygon(ax, angles, radii, model, line):
     """Draw a line from spoke to spoke, with gaps next to spokes without a value."""
-    style = point_style(model) | {"markersize": 3.5, "linestyle": line, "linewidth": 1.2, "clip_on": False}
+    style = panels.point_style(model) | {
+        "markersize": 3.5,
+        "linestyle": line,
+        "linewidth": 1.2,
+        "clip_on": False,
+    }
     ax.plot(np.append(angles, angles[:1]), np.append(radii, radii[:1]), **style)
 
 
@@ -118,7 +99,7 @@ def pairs_grid(
     values: pd.DataFrame,
     published: pd.DataFrame | None = None,
     *,
-    pairs: Sequence[tuple[str, str]] = PAIRS,
+    pairs: Sequence[tuple[str, str]] = comparison.PAIRS,
 ) -> Figure:
     """Figure 7, pairs of metrics against each other, with one point per dataset and model.
 
@@ -135,11 +116,11 @@ def pairs_grid(
     pairs
         Pairs of metrics on the horizontal and the vertical axis.
     """
-    published = published_values() if published is None else published
+    published = comparison.published_values() if published is None else published
     sides = (("ours", values), ("paper", published))
-    size = (WIDTH, 0.6 + 2.35 * len(pairs))
+    size = (panels.WIDTH, 0.6 + 2.35 * len(pairs))
     figure, axes = plt.subplots(len(pairs), 2, sharex="row", sharey="row", squeeze=False, figsize=size)
-    markers = dataset_markers({name for _, side in sides for name in side.index.get_level_values(0)})
+    markers = panels.dataset_markers({name for _, side in sides for name in side.index.get_level_values(0)})
     for (x, y), row in zip(pairs, axes, strict=True):
         for (title, side), ax in zip(sides, row, strict=True):
             _draw_floor_crosses(ax, values, x, y)
@@ -147,14 +128,16 @@ def pairs_grid(
             ax.set_xlabel(quantities.of(x).label)
         row[0].set_ylabel(quantities.of(y).label)
         for axis, name in (("x", x), ("y", y)):
-            if is_wide(pd.concat([side.get(name, pd.Series(dtype=float)) for _, side in sides])):
+            if panels.is_wide(pd.concat([side.get(name, pd.Series(dtype=float)) for _, side in sides])):
                 for ax in row:
-                    set_log_scale(ax, axis)
+                    look.set_log_scale(ax, axis)
     for (title, _), ax in zip(sides, axes[0], strict=True):
         ax.set_title(title, fontsize="medium", loc="left")
-    models = order_models({name for _, side in sides for name in side.index.get_level_values(1)})
+    models = comparison.order_models({name for _, side in sides for name in side.index.get_level_values(1)})
     floor = any(f"floor_{metric}_low" in values for pair in pairs for metric in pair)
-    return add_legend(figure, legend_entries(models, floor=floor) + dataset_handles(markers), columns=5)
+    return panels.add_legend(
+        figure, panels.legend_entries(models, floor=floor) + panels.dataset_handles(markers), columns=5
+    )
 
 
 def _draw_floor_crosses(ax, values, x, y):
@@ -162,7 +145,7 @@ def _draw_floor_crosses(ax, values, x, y):
     for a, a_low, a_high, b, b_low, b_high in (
         values.reindex(columns=names).dropna().drop_duplicates().to_numpy()
     ):
-        style = {"color": FLOOR_COLOR, "alpha": 0.6, "linewidth": 3, "zorder": 0}
+        style = {"color": look.FLOOR_COLOR, "alpha": 0.6, "linewidth": 3, "zorder": 0}
         ax.plot([a_low, a_high], [b, b], **style)
         ax.plot([a, a], [b_low, b_high], **style)
 
@@ -171,12 +154,12 @@ def _draw_pairs(ax, values, pair, markers, *, hollow):
     points = values.reindex(columns=list(pair)).dropna()
     points = points[(points > 0).all(axis=1)]
     for (dataset, model), (x, y) in points.iterrows():
-        color = model_color(model)
+        color = look.model_color(model)
         face, edge = ("none", color) if hollow else (color, "0.2")
         style = {"markersize": 5.5, "markerfacecolor": face, "markeredgecolor": edge}
         ax.plot(x, y, markers[dataset], markeredgewidth=1.2 if hollow else 0.5, **style)
     if points.empty:
-        say_not_run(ax)
+        panels.say_not_run(ax)
 
 
 def cost_grid(records: Iterable, kind: str = "cost") -> Figure:
@@ -190,24 +173,24 @@ def cost_grid(records: Iterable, kind: str = "cost") -> Figure:
     kind
         ``"cost"`` of a campaign, or ``"bench_scaling"``.
     """
-    found = by_model(r for r in records if r.kind == kind and "atoms" in r.curves)
-    datasets = order_datasets({r.dataset for runs in found.values() for r in runs})
+    found = panels.by_model(r for r in records if r.kind == kind and "atoms" in r.curves)
+    datasets = comparison.order_datasets({r.dataset for runs in found.values() for r in runs})
     lines = dict(zip(datasets, ("-", "--", ":", "-."), strict=False))
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4))
+    figure, axes = plt.subplots(1, 2, figsize=(panels.WIDTH, 3.4))
     labels = {"milliseconds": "Time per MD step (ms)", "memory": "Memory of an MD step (MB)"}
     for ax, (name, label) in zip(axes, labels.items(), strict=True):
         drawn = [r for runs in found.values() for r in runs if name in r.curves]
         for record in drawn:
-            style = point_style(record.model) | {"linestyle": lines[record.dataset], "linewidth": 1.4}
+            style = panels.point_style(record.model) | {"linestyle": lines[record.dataset], "linewidth": 1.4}
             ax.plot(record.curves["atoms"], record.curves[name], **style)
         ax.set(xlabel="Atoms (count)", ylabel=label)
         for axis in "xy" if drawn else "":
-            set_log_scale(ax, axis)
+            look.set_log_scale(ax, axis)
         if not drawn:
-            say_not_run(ax, "not measured")
+            panels.say_not_run(ax, "not measured")
             ax.set(xticks=[], yticks=[])
     named = {short_title(name): line for name, line in lines.items()} if len(lines) > 1 else {}
-    return add_legend(figure, legend_entries(found, marker=True, lines=named))
+    return panels.add_legend(figure, panels.legend_entries(found, marker=True, lines=named))
 
 
 def plot_leaderboard(
@@ -242,15 +225,15 @@ def plot_leaderboard(
     """
     frame = frame if dataset is None else frame[frame.dataset == dataset]
     points = _pair_metrics(frame, x, y)
-    ax = take_axes(ax)
-    markers = dict(zip(sorted(points.dataset.unique()), MARKERS * 4, strict=False))
+    ax = look.take_axes(ax)
+    markers = dict(zip(sorted(points.dataset.unique()), look.MARKERS * 4, strict=False))
     for row in points.itertuples():
         ax.errorbar(
             row.x,
             row.y,
-            xerr=error_bar(row.x, row.x_low, row.x_high),
-            yerr=error_bar(row.y, row.y_low, row.y_high),
-            color=model_color(row.model),
+            xerr=look.error_bar(row.x, row.x_low, row.x_high),
+            yerr=look.error_bar(row.y, row.y_low, row.y_high),
+            color=look.model_color(row.model),
             marker=markers[row.dataset],
             markeredgecolor="0.2",
             markeredgewidth=0.6,
@@ -261,15 +244,15 @@ def plot_leaderboard(
         _, low, high = floor_of(frame, "rollout", name, y)
         if np.isfinite([low, high]).all():
             ends = here.x.min() / 1.1, here.x.max() * 1.1
-            ax.fill_between(ends, low, high, color=FLOOR_COLOR, alpha=0.35, linewidth=1.5, zorder=0)
-    for model in sorted(points.model.unique(), key=model_place):
-        ax.plot([], [], "o", color=model_color(model), label=f"{label or ''}{model_title(model)}")
+            ax.fill_between(ends, low, high, color=look.FLOOR_COLOR, alpha=0.35, linewidth=1.5, zorder=0)
+    for model in sorted(points.model.unique(), key=look.model_place):
+        ax.plot([], [], "o", color=look.model_color(model), label=f"{label or ''}{model_title(model)}")
     for name, marker in markers.items():
         if len(markers) > 1:
             ax.plot([], [], marker, color="0.5", linestyle="none", label=dataset_title(name))
     for axis, values in (("x", points.x), ("y", points.y)):
         if (values > 0).all() and values.max() > 3 * values.min():
-            set_log_scale(ax, axis)
+            look.set_log_scale(ax, axis)
     ax.set(xlabel=metric_label(frame, x), ylabel=metric_label(frame, y))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
