@@ -78,7 +78,7 @@ GRIDS = {
     "ev_root": lambda records: figures.violation_grid(records, "ev_root"),
     "rmsd": figures.rmsd_grid,
     "rmsd by model": lambda records: figures.rmsd_grid(records, by="model"),
-    "learning": figures.learning_curves,
+    "learning": lambda records: figures.learning_curves(records, "seconds"),
     "cost": trade_offs.cost_grid,
 }
 
@@ -100,7 +100,9 @@ def test_a_grid_without_records_says_so(draw):
 
 
 def test_a_missing_model_is_counted_and_a_missing_dataset_said(records):
-    figure = figures.violation_grid(records, datasets=["ethanol", "lips", "gete"])
+    bare = _rollout("gete", "mace")
+    del bare.curves["fv"]
+    figure = figures.violation_grid([*records, bare])
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["Ethanol", "LiPS, 1 of 2 models", "GeTe"]
     assert _texts(figure) == ["not run"]
@@ -119,8 +121,8 @@ def test_a_break_is_marked_and_the_mean_goes_on(records):
 
 def test_floor_and_reference_keep_their_colours(records):
     colors = [line.get_color() for line in figures.violation_grid(records).axes[0].lines]
-    assert figures.FLOOR_COLOR in colors
-    assert figures.REFERENCE_COLOR in [line.get_color() for line in figures.rdf_grid(records).axes[0].lines]
+    assert look.FLOOR_COLOR in colors
+    assert look.REFERENCE_COLOR in [line.get_color() for line in figures.rdf_grid(records).axes[0].lines]
 
 
 def test_a_floor_with_a_range_is_a_band(records):
@@ -163,17 +165,17 @@ def test_replicas_of_several_seeds_are_joined():
 
 
 def test_mean_with_floor(frame):
-    ax = figures.plot_mean(frame, "fv")
+    ax = figures.mean_grid(frame, ["fv"]).axes[0]
     assert ax.get_ylabel() == "FV (dimensionless)"
     assert len(ax.containers) == 3
     bands = [c for c in ax.collections if c.get_alpha() == 0.45]
     assert [path.vertices[0, 1] for path in bands[0].get_paths()] == [0.7]  # an older record, without a range
     row = {"kind": "floor", "dataset": "ethanol", "model": "reference", "metric": "fv"}
     row = pd.DataFrame([row | {"value": 0.69, "low": 0.6, "high": 0.78}])
-    ax = figures.plot_mean(pd.concat([frame, row]), "fv")
+    ax = figures.mean_grid(pd.concat([frame, row]), ["fv"]).axes[0]
     (band,) = [c for c in ax.collections if c.get_alpha() == 0.35]
     assert {0.6, 0.78} == set(band.get_paths()[0].vertices[:, 1])
-    assert figures.plot_mean(frame, "nothing").get_ylabel() == "nothing (dimensionless)"
+    assert figures.mean_grid(frame, ["nothing"]).axes[0].get_ylabel() == "nothing (dimensionless)"
     assert len(figures.mean_grid(frame, ("fv", "force_mae")).legends) == 1
 
 

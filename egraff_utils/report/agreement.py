@@ -69,11 +69,12 @@ class Agreement(NamedTuple):
     """Geometric standard deviation of that ratio, which is 1 if it is the same in all cells."""
 
 
-def table_cells(frame: pd.DataFrame, *, tables: tuple[str, ...] = TABLES) -> dict:
-    """Cells of every column of some tables: (table, head with unit) -> cells of `matched`."""
-    values = {number: beside.paper_values(frame, number) for number in tables}
-    heads = {number: found.columns.unique(0) for number, found in values.items()}
-    return {(n, head): matched(values[n], head) for n in tables for head in heads[n]}
+def table_cells(frame: pd.DataFrame) -> dict:
+    """Cells of every column of :data:`TABLES`: (table, head with unit) -> cells of `matched`."""
+    values = {number: beside.paper_values(frame, number) for number in TABLES}
+    return {
+        (n, head): matched(found, head) for n, found in values.items() for head in found.columns.unique(0)
+    }
 
 
 def matched(values: pd.DataFrame, head, *, source: str = OURS) -> pd.DataFrame:
@@ -438,7 +439,7 @@ def floor_ratios(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=[PAPER, OURS])
 
 
-def plot_agreement(columns: dict, *, wide: int = 3) -> Figure:
+def plot_agreement(columns: dict) -> Figure:
     """Our values against the published ones, with one panel per column and logarithmic axes.
 
     The colour denotes the model; the two values are equal on the black diagonal. Cells with a zero are left
@@ -448,13 +449,11 @@ def plot_agreement(columns: dict, *, wide: int = 3) -> Figure:
     ----------
     columns
         (table, head with unit) -> cells, as returned by `table_cells`.
-    wide
-        Number of panels in a row.
     """
     shown = {name: cells[(cells > 0).all(axis=1)] for name, cells in columns.items()}
     shown = {name: cells for name, cells in shown.items() if len(cells)}
-    rows = max(1, -(-len(shown) // wide))
-    figure, axes = plt.subplots(rows, wide, figsize=(2.5 * wide, 2.7 * rows), squeeze=False)
+    rows = max(1, -(-len(shown) // 3))
+    figure, axes = plt.subplots(rows, 3, figsize=(7.5, 2.7 * rows), squeeze=False)
     for ax, (name, cells) in zip(axes.flat, shown.items(), strict=False):
         _plot_cells(ax, name, cells)
     for ax in axes.flat[len(shown) :]:

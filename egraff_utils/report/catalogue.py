@@ -332,23 +332,16 @@ def _differences(temperature, timestep, ours, interval, step):
         yield f"the frames come from a simulation of {step:g} fs steps"
 
 
-def plot_datasets(names=None, *, columns=4):
+def plot_datasets():
     """Figure 2, a picture of every dataset whose files are available, with scale bars.
-
-    Parameters
-    ----------
-    names
-        Datasets, or pairs of a dataset and one of its splits; by default all datasets.
-    columns
-        Number of pictures in a row.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    pairs = [(name, "test") if isinstance(name, str) else name for name in names or pictured()]
-    rows = max(1, ceil(len(pairs) / columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.5 * rows), squeeze=False)
+    pairs = pictured()
+    rows = max(1, ceil(len(pairs) / 4))
+    figure, axes = plt.subplots(rows, 4, figsize=(9.2, 2.5 * rows), squeeze=False)
     for ax in axes.ravel()[len(pairs) :]:
         ax.set_axis_off()
     handles = {}

@@ -90,6 +90,9 @@ position of another. Zero, the centre, is the best value; values outside a scale
 PAPER_SPOKES = {column.metric: column.spoke for column in COLUMNS if column.published}
 """Spokes for the paper's scaling, the eight metrics of Tables 1 to 4."""
 
+ALIKE = 0.01
+"""Fraction of a scale within which models count as alike."""
+
 PAIRS = (
     ("ev_root", "fv"),
     ("jsd_raw", "wf"),
@@ -211,18 +214,16 @@ def spreads(values: pd.DataFrame) -> pd.Series:
     return ranges.median().dropna()
 
 
-def best_counts(values: pd.DataFrame, *, alike: float = 0.01) -> pd.DataFrame:
+def best_counts(values: pd.DataFrame) -> pd.DataFrame:
     """Number of spokes of the fixed scales on which each model is the best on its dataset.
 
-    Spokes on which all models are alike, or that only one model has, do not count. A shared best value counts
-    for every model that has it.
+    Spokes on which all models are alike, to :data:`ALIKE`, or that only one model has, do not count. A shared
+    best value counts for every model that has it.
 
     Parameters
     ----------
     values
         Values as returned by `metric_values`.
-    alike
-        Fraction of a scale within which models count as alike.
 
     Returns
     -------
@@ -231,7 +232,7 @@ def best_counts(values: pd.DataFrame, *, alike: float = 0.01) -> pd.DataFrame:
     """
     scaled = scaled_values(values)
     groups = scaled.groupby(level="dataset")
-    counts = groups.transform("max") - groups.transform("min") > alike
+    counts = groups.transform("max") - groups.transform("min") > ALIKE
     best = (scaled == groups.transform("min")) & counts
     table = best.sum(axis=1).unstack("model")
     table = table.reindex(index=order_datasets(table.index), columns=order_models(table.columns))
@@ -268,13 +269,11 @@ def roster_effects(values: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=index, columns=["change", "reordered"])
 
 
-def rank_correlations(
-    values: pd.DataFrame, *, pairs: Sequence[tuple[str, str]] = PAIRS, least: int = 3
-) -> pd.DataFrame:
+def rank_correlations(values: pd.DataFrame, *, pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:
     """Spearman's rank correlation of pairs of metrics within the datasets.
 
     Datasets differ in size and scale more than models do, which would dominate a correlation over all points.
-    So values are first ranked in each dataset; only datasets with at least `least` models count.
+    So values are first ranked in each dataset; only datasets with three models or more count.
 
     Parameters
     ----------
@@ -282,8 +281,6 @@ def rank_correlations(
         Values as returned by `metric_values` or `published_values`.
     pairs
         Pairs of metrics.
-    least
-        Smallest number of models of a dataset.
 
     Returns
     -------
@@ -293,7 +290,7 @@ def rank_correlations(
     rows = []
     for x, y in pairs:
         points = values.reindex(columns=[x, y]).dropna()
-        counted = points.groupby(level="dataset").filter(lambda group: len(group) >= least)
+        counted = points.groupby(level="dataset").filter(lambda group: len(group) >= 3)
         ranks = counted.groupby(level="dataset").rank()
         centred = ranks - ranks.groupby(level="dataset").transform("mean")
         datasets = counted.index.get_level_values(0).nunique()

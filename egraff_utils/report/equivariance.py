@@ -137,7 +137,7 @@ def table(force_fields, atoms, *, number=10, seed=0):
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
-def plot_rotation(force_field, atoms, *, angle=75.0, model="", label=None):
+def plot_rotation(force_field, atoms, *, model):
     """Figure 1, a molecule with its forces, and the same molecule rotated in the plane of the picture.
 
     The molecule is seen along the direction in which it is flattest. Coloured arrows are the forces of the
@@ -150,19 +150,15 @@ def plot_rotation(force_field, atoms, *, angle=75.0, model="", label=None):
         :class:`~egraff_utils.models.ForceField`.
     atoms
         Structure of N atoms, positions in Å.
-    angle
-        Angle of the rotation, degrees.
     model
         Name of the model, for its colour.
-    label
-        Entry of the legend; the model's title by default.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     view = _flat(atoms)
-    matrix = Rotation.from_euler("z", angle, degrees=True).as_matrix()
+    matrix = Rotation.from_euler("z", 75, degrees=True).as_matrix()
     left = turned(atoms, view)
     left.positions -= left.positions.mean(0)
     right, forces = turned(left, matrix), predict(force_field, left)[1]
@@ -173,7 +169,7 @@ def plot_rotation(force_field, atoms, *, angle=75.0, model="", label=None):
         structures.plot_structure(shown, rotation=(0, 0), ax=ax)
         ax.get_legend().remove()
         found = predict(force_field, shown)[1]
-        _arrows(ax, shown, length * found, color=color, width=0.012, label=label or titles.model_title(model))
+        _arrows(ax, shown, length * found, color=color, width=0.012, label=titles.model_title(model))
     _arrows(
         axes[1], right, length * forces @ matrix.T, color="black", width=0.003, label="turned from the left"
     )

@@ -8,11 +8,11 @@ that do, and a panel without any says "not run". Symbols: R replicas, T frames, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egraff_utils import quantities
@@ -35,7 +35,7 @@ BREAK = {"marker": r"$\dagger$", "markersize": 10, "markeredgewidth": 0.3, "zord
 # Figure 3: structure
 
 
-def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: str = "rollout") -> Figure:
+def rdf_grid(records: Iterable) -> Figure:
     """Figure 3, radial distribution functions, with one panel per dataset and one line per model.
 
     Below each panel, on a separate scale, are the differences of the models' functions from the reference;
@@ -46,19 +46,15 @@ def rdf_grid(records: Iterable, *, datasets: Sequence[str] | None = None, kind: 
     ----------
     records
         Records of a campaign, as returned by `records.read_all`.
-    datasets
-        Panels that are shown, in this order; by default all with such records.
-    kind
-        Kind of the rollouts, such as ``"rollout_600K"``.
     """
     records = list(records)
     shown = {}
-    for name in panels.dataset_names(records, kind, datasets):
-        chosen = panels.select(records, kind, name)
+    for name in panels.dataset_names(records, "rollout"):
+        chosen = panels.select(records, "rollout", name)
         parts = panels.part_names(chosen)
         shown |= {(name, ""): chosen} if not parts else {}
         for part in parts:
-            shown[name, part] = panels.select(records, changed(kind, shift=part), name)
+            shown[name, part] = panels.select(records, changed("rollout", shift=part), name)
 
     def draw(ax, key):
         found = panels.by_model(r for r in shown[key] if "rdf" in r.curves)
@@ -103,33 +99,32 @@ def _draw_rdf_floor(ax, found, records):
 # Figure 4: mean violations
 
 
-def plot_mean(
-    frame: pd.DataFrame,
-    metric: str,
-    *,
-    datasets: Sequence[str] | None = None,
-    models: Sequence[str] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Figure 4, a metric of every dataset and model with its interval, and the range of the floor in grey.
+def mean_grid(frame: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """Figure 4, metrics of every dataset and model with intervals, one above the other, with one legend.
 
-    The axis is logarithmic if the values are positive and span more than a factor of three.
+    The range of the floor is grey. An axis is logarithmic if the values are positive and span more than a
+    factor of three.
 
     Parameters
     ----------
     frame
         One row per metric, as returned by `records.read`; several seeds are averaged.
-    metric
-        Name of the metric, such as ``"fv"``.
-    datasets, models
-        Datasets and models that have a place, in this order; by default those that have the metric.
+    metrics
+        Names of the metrics, such as ``"fv"``.
     """
-    own_figure, ax = ax is None, look.take_axes(ax)
-    rows = _metric_rows(frame, [metric])
-    datasets = order_datasets(rows.dataset.unique()) if datasets is None else list(datasets)
-    models = order_models(rows.model.unique()) if models is None else list(models)
-    rows = rows[rows.dataset.isin(datasets) & rows.model.isin(models)]
-    means = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
+    size = (panels.WIDTH, 0.7 + 2.1 * len(metrics))
+    figure, axes = plt.subplots(len(metrics), sharex=True, squeeze=False, figsize=size)
+    rows = _metric_rows(frame, metrics)
+    models, datasets = order_models(rows.model.unique()), order_datasets(rows.dataset.unique())
+    for metric, ax in zip(metrics, axes[:, 0], strict=True):
+        _draw_means(ax, frame, metric, datasets, models)
+    floors = [floor_of(frame, "rollout", name, metric)[0] for name in datasets for metric in metrics]
+    entries = panels.legend_entries(models, marker=True, floor=bool(np.isfinite(floors).any()))
+    return panels.add_legend(figure, entries)
+
+
+def _draw_means(ax, frame, metric, datasets, models):
+    means = _metric_rows(frame, [metric]).groupby(["dataset", "model"])[["value", "low", "high"]].mean()
     for (dataset, model), row in means.iterrows():
         ax.errorbar(
             datasets.index(dataset) + panels.offset(models.index(model), len(models)),
@@ -137,48 +132,14 @@ def plot_mean(
             yerr=look.error_bar(row.value, row.low, row.high),
             **panels.point_style(model),
         )
-    drawn = [_draw_floor(ax, place, frame, name, metric) for place, name in enumerate(datasets)]
+    for place, name in enumerate(datasets):
+        _draw_floor(ax, place, frame, name, metric)
     if (means.value > 0).all() and panels.is_wide(means.value):
         look.set_log_scale(ax, "y")
     for place in set(range(len(datasets))) - {datasets.index(name) for name, _ in means.index}:
         ax.text(place, 0.5, NOT_RUN, transform=ax.get_xaxis_transform(), ha="center", color="0.4", size=8)
     _mark_groups(ax, [short_title(name) for name in datasets])
     ax.set(ylabel=plots.metric_label(frame, metric))
-    if own_figure:
-        ax.set(xlabel="Dataset (name)")
-        handles = panels.legend_entries(models, marker=True, floor=any(drawn))
-        ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return ax
-
-
-def mean_grid(
-    frame: pd.DataFrame,
-    metrics: Sequence[str] = ("ev_root", "fv"),
-    *,
-    datasets: Sequence[str] | None = None,
-) -> Figure:
-    """Figure 4 for several metrics, one above the other, with one legend.
-
-    Parameters
-    ----------
-    frame
-        One row per metric, as returned by `records.read`.
-    metrics
-        Names of the metrics.
-    datasets
-        Datasets that have a place, in this order; by default those that have one of the metrics.
-    """
-    size = (panels.WIDTH, 0.7 + 2.1 * len(metrics))
-    figure, axes = plt.subplots(len(metrics), sharex=True, squeeze=False, figsize=size)
-    rows = _metric_rows(frame, metrics)
-    models = order_models(rows.model.unique())
-    datasets = order_datasets(rows.dataset.unique()) if datasets is None else list(datasets)
-    for metric, ax in zip(metrics, axes[:, 0], strict=True):
-        plot_mean(frame, metric, datasets=datasets, models=models, ax=ax)
-    floors = [floor_of(frame, "rollout", name, metric)[0] for name in datasets for metric in metrics]
-    return panels.add_legend(
-        figure, panels.legend_entries(models, marker=True, floor=bool(np.isfinite(floors).any()))
-    )
 
 
 def _metric_rows(frame, metrics):
@@ -187,14 +148,13 @@ def _metric_rows(frame, metrics):
 
 
 def _draw_floor(ax, place, frame, dataset, metric):
-    """Draw a grey band over the range of a floor, or a grey line at its value; returns whether it exists."""
+    """Draw a grey band over the range of a floor, or a grey line at its value."""
     floor = floor_of(frame, "rollout", dataset, metric)
     ends = place - 0.42, place + 0.42
     if np.isfinite(floor).all():
         ax.fill_between(ends, *floor[1:], color=look.FLOOR_COLOR, alpha=0.35, linewidth=1.5, zorder=0)
     elif np.isfinite(floor[0]):
         ax.hlines(floor[0], *ends, color=look.FLOOR_COLOR, linewidth=5, alpha=0.45)
-    return bool(np.isfinite(floor[0]))
 
 
 def _mark_groups(ax, names):
@@ -210,14 +170,7 @@ def _mark_groups(ax, names):
 # Figures 5, 8 and 9: along the run
 
 
-def violation_grid(
-    records: Iterable,
-    name: str = "fv",
-    *,
-    datasets: Sequence[str] | None = None,
-    kind: str = "rollout",
-    window: int = 21,
-) -> Figure:
+def violation_grid(records: Iterable, name: str = "fv", *, window: int = 21) -> Figure:
     """Figure 5, energy or force violation along the run, with one panel per dataset and one line per model.
 
     A line is the geometric mean over the replicas that have not broken and over `window` frames; a dagger
@@ -230,8 +183,6 @@ def violation_grid(
         Records of a campaign, including those of the floors.
     name
         ``"fv"``, ``"ev"`` or ``"ev_root"``.
-    datasets, kind
-        As in `rdf_grid`.
     window
         Number of frames in the running mean; 1 shows every frame.
 
@@ -245,28 +196,21 @@ def violation_grid(
     records = list(records)
 
     def draw(ax, dataset):
-        found = panels.by_model(r for r in panels.select(records, kind, dataset) if name in r.curves)
+        found = panels.by_model(r for r in panels.select(records, "rollout", dataset) if name in r.curves)
         for model, runs in found.items():
             values = panels.stack_curves(runs, name)
             mean = plots.replica_mean(np.where(values > 0, values, np.nan), geometric=True)
             _draw_run(ax, model, runs, np.exp(panels.running_mean(np.log(mean), window)))
         if found:
-            plots.plot_floor(ax, panels.floor_range(records, kind, dataset, name))
-        if found:
+            plots.plot_floor(ax, panels.floor_range(records, "rollout", dataset, name))
             look.set_log_scale(ax, "y")
         return list(found)
 
-    figure = panels.grid(panels.dataset_names(records, kind, datasets), draw, floor=True, sharey=name == "fv")
+    figure = panels.grid(panels.dataset_names(records, "rollout"), draw, floor=True, sharey=name == "fv")
     return panels.label_axes(figure, "Time (fs)", quantities.of(name).written_out)
 
 
-def rmsd_grid(
-    records: Iterable,
-    by: str = "dataset",
-    *,
-    datasets: Sequence[str] | None = None,
-    kind: str = "rollout",
-) -> Figure:
+def rmsd_grid(records: Iterable, by: str = "dataset") -> Figure:
     """Figures 8 and 9, root mean square displacement from the start, with one panel per dataset or model.
 
     A line is the mean over the replicas that have not broken; a dagger marks where one broke. The reference
@@ -279,8 +223,6 @@ def rmsd_grid(
         Records of a campaign with curves ``time`` (T,) fs and ``rmsd`` (R, T) Å.
     by
         ``"dataset"`` (Figure 8, colours denote models) or ``"model"`` (Figure 9, markers denote datasets).
-    datasets, kind
-        As in `rdf_grid`.
 
     Raises
     ------
@@ -288,20 +230,18 @@ def rmsd_grid(
         If `by` is neither of these.
     """
     records = list(records)
-    datasets = panels.dataset_names(records, kind, datasets)
+    datasets = panels.dataset_names(records, "rollout")
     if by == "dataset":
-        figure = panels.grid(
-            datasets, lambda ax, key: _draw_rmsds(ax, records, kind, key), reference=True, floor=True
-        )
+        figure = panels.grid(datasets, partial(_draw_rmsds, records), reference=True, floor=True)
     elif by == "model":
-        figure = _rmsd_by_model(records, kind, datasets)
+        figure = _rmsd_by_model(records, datasets)
     else:
         raise ValueError(f"{by=} is neither 'dataset' nor 'model'")
     return panels.label_axes(figure, "Time (fs)", quantities.of("rmsd").written_out)
 
 
-def _draw_rmsds(ax, records, kind, dataset):
-    found = panels.by_model(r for r in panels.select(records, kind, dataset) if "rmsd" in r.curves)
+def _draw_rmsds(records, ax, dataset):
+    found = panels.by_model(r for r in panels.select(records, "rollout", dataset) if "rmsd" in r.curves)
     for place, (model, runs) in enumerate(found.items()):
         if not place and "rmsd_reference" in runs[0].curves:
             values = panels.stack_curves(runs[:1], "rmsd_reference")
@@ -312,7 +252,7 @@ def _draw_rmsds(ax, records, kind, dataset):
                 linewidth=2.6,
             )
         _draw_run(ax, model, runs, plots.replica_mean(panels.stack_curves(runs, "rmsd")))
-    low, high = panels.floor_range(records, kind, dataset, "rmsd")
+    low, high = panels.floor_range(records, "rollout", dataset, "rmsd")
     if found and np.isfinite(low):
         ends = np.quantile(np.concatenate([panels.longest_time(runs) for runs in found.values()]), [0.9, 1.0])
         ax.fill_between(ends, low, high, color=look.FLOOR_COLOR, alpha=0.35, linewidth=0, zorder=0)
@@ -320,22 +260,21 @@ def _draw_rmsds(ax, records, kind, dataset):
     return list(found)
 
 
-def _rmsd_by_model(records, kind, datasets):
+def _rmsd_by_model(records, datasets):
     markers = panels.dataset_markers(datasets)
 
     def draw(ax, model):
         drawn = []
         for dataset in datasets:
-            runs = [
-                r for r in panels.select(records, kind, dataset) if r.model == model and "rmsd" in r.curves
-            ]
+            runs = panels.select(records, "rollout", dataset)
+            runs = [r for r in runs if r.model == model and "rmsd" in r.curves]
             if runs:
                 mean = plots.replica_mean(panels.stack_curves(runs, "rmsd"))
                 _draw_run(ax, model, runs, mean, marker=markers[dataset], markevery=(0.05, 0.19))
                 drawn.append(dataset)
         return drawn
 
-    models = order_models({r.model for r in records if r.kind == kind and r.model != "reference"})
+    models = order_models({r.model for r in records if r.kind == "rollout" and r.model != "reference"})
     figure = panels.grid(models, draw, title=titles.model_title, sharey=True, legend=False, noun="datasets")
     figure.axes[0].set(ylim=(0, None))  # after the last panel, as it ends autoscaling of the shared axis
     return panels.add_legend(figure, panels.dataset_handles(markers))
@@ -366,16 +305,10 @@ def _breaks(runs):
 # learning curves
 
 
-def learning_curves(
-    records: Iterable,
-    x: str = "seconds",
-    *,
-    metric: str = "val_force_mae",
-    datasets: Sequence[str] | None = None,
-) -> Figure:
-    """Validation error against the cost of training, with one panel per dataset and one line per model.
+def learning_curves(records: Iterable, x: str) -> Figure:
+    """Validation force error against the cost of training, one panel per dataset and one line per model.
 
-    The grey line is the force error of predicting zero.
+    The grey line is the error of predicting zero.
 
     Parameters
     ----------
@@ -383,33 +316,23 @@ def learning_curves(
         Records of a campaign, of which those of kind ``training`` are drawn.
     x
         ``"seconds"`` (s) or ``"step"``.
-    metric
-        ``"val_force_mae"`` (meV/Å) or ``"val_energy_mae"`` (meV).
-    datasets
-        As for `rdf_grid`.
     """
     records = list(records)
 
     def draw(ax, dataset):
-        found = panels.by_model(
-            r for r in panels.select(records, "training", dataset) if x in r.curves and metric in r.curves
-        )
+        found = panels.by_model(r for r in panels.select(records, "training", dataset) if x in r.curves)
         for runs in found.values():
             for record in runs:
-                plots.plot_learning_curve(record, x, metric=metric, ax=ax)
+                plots.plot_learning_curve(record, x, ax=ax)
                 ax.lines[-1].set(markersize=4, linewidth=1.2)
         zero = panels.dataset_value(records, dataset, "zero_force_mae")
-        if found and metric == "val_force_mae" and zero is not None:
+        if found and zero is not None:
             plots.plot_floor(ax, (zero, zero))
         if found:
             look.set_log_scale(ax, "x")
         ax.set(xlabel="", ylabel="")
         return list(found)
 
-    figure = panels.grid(
-        panels.dataset_names(records, "training", datasets),
-        draw,
-        marker=True,
-        floor="predicting zero" if metric == "val_force_mae" else False,
-    )
-    return panels.label_axes(figure, CURVE_LABELS.get(x, x), CURVE_LABELS.get(metric, metric))
+    names = panels.dataset_names(records, "training")
+    figure = panels.grid(names, draw, marker=True, floor="predicting zero")
+    return panels.label_axes(figure, CURVE_LABELS[x], CURVE_LABELS["val_force_mae"])

@@ -152,8 +152,8 @@ def below(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, in
     return int((rows[source] < rows.low).sum()), len(rows)
 
 
-def known_perfect(found: pd.DataFrame, metric: str = "fv") -> str:
-    """The sets whose perfect level is known, with it, as text.
+def known_perfect(found: pd.DataFrame) -> str:
+    """The sets whose perfect level of FV is known, with it, as text.
 
     Examples
     --------
@@ -162,7 +162,7 @@ def known_perfect(found: pd.DataFrame, metric: str = "fv") -> str:
     >>> known_perfect(pd.DataFrame(rows)), known_perfect(pd.DataFrame(rows[2:]))
     ('A (0) and B (0.3)', 'no set here, as none has a reference that can be run')
     """
-    rows = found[found.metric == metric].drop_duplicates("place").dropna(subset=[PERFECT])
+    rows = found[found.metric == "fv"].drop_duplicates("place").dropna(subset=[PERFECT])
     words = [f"{row.place} ({row.perfect:.2g})" for row in rows.itertuples()]
     if not words:
         return "no set here, as none has a reference that can be run"
@@ -220,16 +220,15 @@ def _span(low, high):
     return "–" if pd.isna(low) else _text(low) if low == high else f"{_text(low)} to {_text(high)}"
 
 
-def plot_ranges(found: pd.DataFrame, metrics: tuple[str, ...] = ("wf", "ev_root", "fv")) -> Figure:
+def plot_ranges(found: pd.DataFrame) -> Figure:
     """Range of the saturation level, ceilings, published values and ours on each set, one panel per metric.
 
     Parameters
     ----------
     found
         DataFrame of `scores`.
-    metrics
-        Names of the metrics.
     """
+    metrics = ("wf", "ev_root", "fv")
     places = list(dict.fromkeys(found.place))
     height = 1.6 + 0.3 * max(len(places), 1)
     figure, axes = plt.subplots(1, len(metrics), figsize=(10, height), sharey=True, squeeze=False)

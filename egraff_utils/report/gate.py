@@ -5,11 +5,10 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
 
 from egraff_utils import quantities
 from egraff_utils.checks import gate
-from egraff_utils.report import figures, look, plots, tables, titles
+from egraff_utils.report import figures, look, panels, plots, tables, titles
 from egraff_utils.report.values import MISSING
 
 SMOOTH = "cpu_smooth"
@@ -195,7 +194,7 @@ def plot_energy(record, *, label=None, color=None, ax=None):
     return ax
 
 
-def pair_grid(found, smooth, draw, datasets=("ethanol", "lips")):
+def pair_grid(found, smooth, draw):
     """One panel for each dataset and architecture, with the published form in colour, the smooth one dark.
 
     Parameters
@@ -204,11 +203,10 @@ def pair_grid(found, smooth, draw, datasets=("ethanol", "lips")):
         Records of the two campaigns.
     draw
         :func:`plot_crossing` or :func:`plot_energy`.
-    datasets
-        Datasets that are shown; if the campaign has none of them, its own are.
     """
-    own = [name for name in datasets if select(found, dataset=name)]
-    names = own or figures.order_datasets({record.dataset for record in select(found)}) or list(datasets)
+    wanted = ["ethanol", "lips"]
+    own = [name for name in wanted if select(found, dataset=name)]
+    names = own or figures.order_datasets({record.dataset for record in select(found)}) or wanted
     models = ("equiformer", "torchmd_net")
     figure, axes = plt.subplots(len(names), 2, figsize=(9, 2.7 * len(names)), squeeze=False)
     for (row, column), ax in np.ndenumerate(axes):
@@ -234,7 +232,7 @@ def drift_against_jump(found, smooth=()):
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.7))
     drawn = [(record, "full") for record in select(found)] + [(record, "none") for record in select(smooth)]
-    markers = figures.dataset_markers({record.dataset for record, _ in drawn})
+    markers = panels.dataset_markers({record.dataset for record, _ in drawn})
     for record, fill in drawn:
         jump = value(record, "jump")
         color = look.model_color(record.model)
@@ -251,10 +249,7 @@ def drift_against_jump(found, smooth=()):
             ax.axvline(gate.CHECKS["jump"].tolerance, color="0.6", linestyle=":", linewidth=1)
     models = figures.order_models({record.model for record, _ in drawn})
     handles = look.model_handles(models)
-    handles += [
-        Line2D([], [], marker=marker, color="0.4", linestyle="none", label=tables.short_title(name))
-        for name, marker in markers.items()
-    ]
+    handles += panels.dataset_handles(markers)
     if handles:
         axes[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     return figure

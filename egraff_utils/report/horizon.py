@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from egraff_utils import quantities
 from egraff_utils.checks.horizon import divergence
-from egraff_utils.report import look, plots
+from egraff_utils.report import look, panels, plots
 from egraff_utils.report.beside import cell_place, short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.ranks import rank_correlation
@@ -266,10 +266,7 @@ def plot_errors(pairs: pd.DataFrame) -> Figure:
         look.set_log_scale(ax, axis)
     models = order_models(pairs.model.unique())
     handles = look.model_handles(models, linewidth=2.2)
-    style = {"color": "0.45", "linestyle": "none"}
-    handles += [
-        Line2D([], [], marker=look.MARKERS[i], label=short_title(n), **style) for i, n in enumerate(names)
-    ]
+    handles += panels.dataset_handles(dict(zip(names, look.MARKERS, strict=False)))
     if handles:
         ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     else:

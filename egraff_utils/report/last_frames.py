@@ -279,12 +279,12 @@ def _view(positions, ring):
     return axes if np.linalg.det(axes) > 0 else axes * np.array([[1], [1], [-1]])
 
 
-def failure_grid(kept, *, most: int = 4) -> Figure:
+def failure_grid(kept) -> Figure:
     """Last valid frames of a few failures, and below each the energy of its last frames against time.
 
     The energy is relative to the mean of the run before those frames, whose standard deviation is a band.
     """
-    chosen = pick(kept, most=most)
+    chosen = pick(kept)
     columns = max(len(chosen), 1)
     figure, axes = plt.subplots(2, columns, figsize=(7.5, 4.6), squeeze=False, height_ratios=[1.6, 1])
     for (top, bottom), failure in zip(axes.T, chosen, strict=False):

@@ -103,11 +103,11 @@ def _link(room, name, title, known):
     return f'<a href="../{room}/{name}.ipynb">{escape(title)}</a>' if name in known else escape(title)
 
 
-def text_leaderboard(frame: pd.DataFrame, *, groups: tuple[str, ...] = TEXT_GROUPS) -> str:
+def text_leaderboard(frame: pd.DataFrame) -> str:
     """The leaderboard as plain text, with our values only, one block per dataset, sorted by force error."""
     blocks = []
     for dataset in main_rows(frame).dataset.sort_values().unique():
-        values = leaderboard_values(frame, dataset, groups=groups)
+        values = leaderboard_values(frame, dataset, groups=TEXT_GROUPS)
         ours = values.loc[:, [key for key in values.columns if key[1] == OURS]]
         if (key := (quantities.of("force_mae").head, OURS)) in ours:
             ours = ours.sort_values(key)

@@ -13,8 +13,8 @@ import pandas as pd
 from scipy import stats
 
 
-def kaplan_meier(steps, broke, *, level: float = 0.95):
-    r"""Kaplan-Meier curve of the fraction of valid replicas, with its interval.
+def kaplan_meier(steps, broke):
+    r"""Kaplan-Meier curve of the fraction of valid replicas, with its 95 % interval.
 
     .. math:: S(t) = \prod_{t_i \le t} \Big(1 - \frac{d_i}{n_i}\Big), \qquad
        \log(-\log S) \pm \frac{z}{|\log S|} \sqrt{\sum_{t_i \le t} \frac{d_i}{n_i (n_i - d_i)}}
@@ -30,8 +30,6 @@ def kaplan_meier(steps, broke, *, level: float = 0.95):
         Last valid step of each replica, or its time, in any unit, shape ``(R,)``. The curve falls after it.
     broke
         Whether the replica broke there, shape ``(R,)``; the others are censored.
-    level
-        Nominal coverage, between 0 and 1.
 
     Returns
     -------
@@ -54,10 +52,9 @@ def kaplan_meier(steps, broke, *, level: float = 0.95):
     survival = stats.ecdf(stats.CensoredData(uncensored=steps[broke], right=steps[~broke])).sf
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # on ends without a width, which are replaced below
-        interval = survival.confidence_interval(level, method="log-log")
+        interval = survival.confidence_interval(0.95, method="log-log")
     fraction, low, high = (curve.evaluate(ends) for curve in (survival, interval.low, interval.high))
-    rare = (1 - level) / 2
-    remaining = np.maximum(at_risk, 1)
+    rare, remaining = 0.025, np.maximum(at_risk, 1)
     low = np.where(fraction == 1, rare ** (1 / remaining), np.where(fraction == 0, 0.0, low))
     high = np.where(fraction == 1, 1.0, np.where(fraction == 0, 1 - rare ** (1 / max(len(steps), 1)), high))
     return ends, fraction, low, high

@@ -177,15 +177,15 @@ def errors_of(short: pd.DataFrame, long: pd.DataFrame) -> pd.DataFrame:
     return pairs(short, long, "stable_fraction")[["error", "error_long"]]
 
 
-def change_grid(short: pd.DataFrame, long: pd.DataFrame, metrics: tuple, *, wide: int = 3) -> Figure:
+def change_grid(short: pd.DataFrame, long: pd.DataFrame, metrics: tuple) -> Figure:
     """Metric against test error of every cell, a line from the shorter training to the longer one.
 
     The marker, which stands at the longer training and denotes the dataset, is open where the value is
     saturated; the colour denotes the model.
     """
     found = {metric: part for metric in metrics if len(part := pairs(short, long, metric))}
-    rows = max(1, -(-len(found) // wide))
-    figure, axes = plt.subplots(rows, wide, figsize=(WIDTH, 2.5 * rows + 0.6), squeeze=False)
+    rows = max(1, -(-len(found) // 3))
+    figure, axes = plt.subplots(rows, 3, figsize=(WIDTH, 2.5 * rows + 0.6), squeeze=False)
     keys = [key for part in found.values() for key in part.index]
     markers = dataset_markers({dataset for dataset, _ in keys})
     for ax in axes.flat[len(found) :]:

@@ -207,7 +207,7 @@ def plot_errors(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout") -> Figure:
+def along_grid(records, name: str = "oracle_force_mae") -> Figure:
     """Errors on own frames along the rollouts, means over replicas, with one panel per dataset.
 
     Parameters
@@ -217,10 +217,8 @@ def along_grid(records, name: str = "oracle_force_mae", *, kind: str = "rollout"
     name
         ``"oracle_force_mae"`` (meV/Å), ``"oracle_energy_error"`` (meV/atom, model minus reference) or
         ``"oracle_fv"``.
-    kind
-        Kind of the rollouts.
     """
-    found = [r for r in records if r.kind == kind and r.model != "reference" and name in r.curves]
+    found = [r for r in records if r.kind == "rollout" and r.model != "reference" and name in r.curves]
     datasets = order_datasets({record.dataset for record in found}) or [None]
     figure, axes = plt.subplots(1, len(datasets), figsize=(7.4, 2.9), squeeze=False)
     for ax, dataset in zip(axes[0], datasets, strict=True):

@@ -141,9 +141,7 @@ def select(records, kind, dataset):
     return [r for r in records if r.kind == kind and r.dataset == dataset and r.model != "reference"]
 
 
-def dataset_names(records, kind, datasets):
-    if datasets is not None:
-        return list(datasets)
+def dataset_names(records, kind):
     return order_datasets({r.dataset for r in records if r.kind == kind and r.model != "reference"})
 
 

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from scipy.special import ndtri
 
 from egraff_utils import paper, quantities, statistics
-from egraff_utils.report import beside, levels, look, windows
+from egraff_utils.report import beside, levels, look, panels, windows
 from egraff_utils.report.ranks import chance_of, rank_correlation, rank_correlations
 
 METRICS = (
@@ -122,9 +122,7 @@ def _with_floors(values, frame, metric, places):
     return values[COLUMNS]
 
 
-def answer(
-    found: pd.DataFrame, *, higher_is_better: bool = False, tests: int = len(METRICS), seed: int = 0
-) -> Answer:
+def answer(found: pd.DataFrame, *, higher_is_better: bool = False, tests: int = len(METRICS)) -> Answer:
     """Rank correlations of test error and metric, their intervals, and a test against chance.
 
     The 95 % intervals combine two sources. Datasets are drawn with replacement, together with their models,
@@ -141,8 +139,6 @@ def answer(
         Whether larger values of the metric are better.
     tests
         Number of metrics that are tested together, for the power.
-    seed
-        Seed of the draws.
 
     Examples
     --------
@@ -154,7 +150,7 @@ def answer(
     """
     if found.empty:
         return Answer(0, 0, *[np.nan] * (len(Answer._fields) - 2))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     sign = -1.0 if higher_is_better else 1.0
     groups = [part for _, part in found.groupby(level="dataset")]
     pairs = [(part.error.to_numpy(), sign * part.value.to_numpy()) for part in groups]
@@ -338,7 +334,7 @@ def told(table: pd.DataFrame, verdict: str) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names) or "none"
 
 
-def plot_question(found: dict, *, wide: int = 3) -> Figure:
+def plot_question(found: dict) -> Figure:
     """Metric against test error, with one panel per metric and saturation levels as grey boxes.
 
     The colour denotes the model, the marker the dataset. Open markers are saturated. The box of a dataset
@@ -348,12 +344,10 @@ def plot_question(found: dict, *, wide: int = 3) -> Figure:
     ----------
     found
         Metric -> DataFrame of `cells`.
-    wide
-        Number of panels in a row.
     """
     shown = {metric: part for metric, part in found.items() if len(part)}
-    rows = max(1, -(-len(shown) // wide))
-    figure, axes = plt.subplots(rows, wide, figsize=(2.6 * wide, 2.5 * rows), squeeze=False)
+    rows = max(1, -(-len(shown) // 3))
+    figure, axes = plt.subplots(rows, 3, figsize=(7.8, 2.5 * rows), squeeze=False)
     names = list(dict.fromkeys(n for part in shown.values() for n in part.index.get_level_values("dataset")))
     markers = dict(zip(names, look.MARKERS * 4, strict=False))
     for ax, (metric, part) in zip(axes.flat, shown.items(), strict=False):
@@ -361,19 +355,13 @@ def plot_question(found: dict, *, wide: int = 3) -> Figure:
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
     models = {model for part in shown.values() for model in part.index.get_level_values("model")}
-    handles = [
-        _key("o", look.model_color(m), beside.model_title(m)) for m in sorted(models, key=look.model_place)
-    ]
-    handles += [_key(marker, "0.5", beside.short_title(name)) for name, marker in markers.items()]
+    handles = look.model_handles(sorted(models, key=look.model_place), marker="o", linestyle="")
+    handles += panels.dataset_handles(markers)
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=8)
     else:
         axes[0, 0].text(0, 0.5, "not run")
     return figure
-
-
-def _key(marker, color, label):
-    return plt.Line2D([], [], marker=marker, linestyle="", color=color, label=label)
 
 
 def _plot_cells(ax, metric, part, markers):

@@ -153,10 +153,10 @@ def taken_over(found: Iterable) -> list:
     return [name for name, ratio in table.loc[(ALL, "")].items() if ratio < GAIN] if len(table) else []
 
 
-def best_rates(found: Iterable, optimizer: str = "muon") -> pd.Series:
-    """Rate at which an optimiser reached its lowest error in the short trainings, by dataset and model."""
+def best_rates(found: Iterable) -> pd.Series:
+    """Rate at which Muon reached its lowest error in the short trainings, by dataset and model."""
     frame = candidates(found)
-    frame = frame[(frame.optimizer == optimizer) & frame.force_mae.notna()]
+    frame = frame[(frame.optimizer == "muon") & frame.force_mae.notna()]
     best = frame.groupby(["dataset", "model"], sort=False).force_mae.idxmin()
     return frame.rate[best].set_axis(best.index)
 

@@ -182,18 +182,16 @@ def _parts(shift):
 # -- survival -------------------------------------------------------------------------------------------
 
 
-def most_broken(table: pd.DataFrame, *, most: int = 2) -> str:
-    """Models, datasets and settings with the most broken replicas and their numbers, as text.
+def most_broken(table: pd.DataFrame) -> str:
+    """The two models, datasets and settings with the most broken replicas and their numbers, as text.
 
     Parameters
     ----------
     table
         Rows of `replicas`.
-    most
-        Largest number of pairs.
     """
     names = ["model", "dataset", "setting"]
-    counts = table[table.broke].groupby(names).size().sort_values(ascending=False)[:most]
+    counts = table[table.broke].groupby(names).size().sort_values(ascending=False)[:2]
     words = [f"{model_title(model)} on {place_name(*where)} ({n})" for (model, *where), n in counts.items()]
     return " and ".join(words) or "none"
 
@@ -209,20 +207,18 @@ def place_name(dataset: str, setting: str) -> str:
     return short_title(dataset) + (f" → {setting}" if setting in SETTINGS.values() else "")
 
 
-def told_apart(compared: dict, *, level: float = 0.05) -> str:
-    """Pairs of models that differ, as text.
+def told_apart(compared: dict) -> str:
+    """Pairs of models that differ at 5 %, as text.
 
     Parameters
     ----------
     compared
         Setting -> pairs of `compare_models`.
-    level
-        Bound of the p value.
     """
     words = [
         f"{model_title(row.first)} and {model_title(row.second)} ({name}, p = {row.p:.3f})"
         for name, pairs in compared.items()
-        for row in pairs[pairs.p < level].itertuples(index=False)
+        for row in pairs[pairs.p < 0.05].itertuples(index=False)
     ]
     return "; ".join(words) or "none"
 
@@ -261,7 +257,7 @@ def compare_models(table: pd.DataFrame, **options) -> tuple[LogRank, pd.DataFram
 # -- tables ---------------------------------------------------------------------------------------------
 
 
-def survivors(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+def survivors(table: pd.DataFrame) -> pd.DataFrame:
     """Number of valid replicas, as ``4 of 5``, by setting and dataset (rows) and model (columns).
 
     A cell without replicas has ``not run``.

@@ -89,7 +89,7 @@ def beside(frame: pd.DataFrame, metrics: tuple[str, ...], *, name: str | None = 
     return _styled(numbers, layout, frames, name or "-".join(["beside", kind, *metrics]))
 
 
-def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bounds: bool = True):
+def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = ()):
     """A table of the paper, with our values next to the published ones; marks as in `beside`.
 
     In Tables 3 and 18 a smaller ± after the published value gives its standard deviation. In Table 17 rows
@@ -97,7 +97,7 @@ def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bo
 
     Parameters
     ----------
-    frame, beside, bounds
+    frame, beside
         As in `beside_values`.
     number
         1 to 6, ``"7a"``, ``"7b"`` (without published values), 17, 18 or 19.
@@ -106,7 +106,7 @@ def paper_table(frame: pd.DataFrame, number, *, beside: tuple[str, ...] = (), bo
     if str(number) == "17":
         return _styled_literature(literature_values(frame, beside=beside), name)
     frames, layout = campaign_frames(frame, beside), paper_layout(number)
-    numbers = layout_values(frames, layout, bounds=bounds, spread=True)
+    numbers = layout_values(frames, layout, bounds=True, spread=True)
     return _styled(numbers, layout, frames, name)
 
 
@@ -244,7 +244,7 @@ def provenance(record) -> HTML:
     return HTML(f"<details>{summary}<table class='dataframe'>{body}</table></details>")
 
 
-def runs(found: list, *, name: str = "runs"):
+def runs(found: list):
     """Number and wall time (h) of the runs that a page uses, by kind (without suffix), hardware and device.
 
     Parameters
@@ -263,7 +263,7 @@ def runs(found: list, *, name: str = "runs"):
     total = made.groupby(columns[:3], dropna=False).wall_time.agg(["count", "sum"]).reset_index()
     heads = ["Kind", "Hardware", "Device", "Runs (count)", "Wall time (h)"]
     table = total.set_axis(heads, axis=1).set_index("Kind")
-    return finish(table.style.format({"Wall time (h)": "{:.2f}"}), name)
+    return finish(table.style.format({"Wall time (h)": "{:.2f}"}), "runs")
 
 
 def show(table, name: str, *, of: str = "", **formats) -> None:

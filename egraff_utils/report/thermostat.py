@@ -30,10 +30,6 @@ COLD = (
     "trajectory that began at the minimum, hold {:.2f} of the energy, and let expect {:.2f}."
 )
 
-LATEST_START = 0.5
-"""Largest fraction of a run that may be cut as equilibration."""
-
-
 # -- theory ---------------------------------------------------------------------------------------------
 
 
@@ -42,27 +38,22 @@ class Equilibration(NamedTuple):
 
     start: int
     """First frame of the equilibrated part."""
-    inefficiency: float
-    """Statistical inefficiency of that part, frames."""
     effective: float
     """Number of independent samples in it."""
 
 
-def equilibration(series, *, latest: float = LATEST_START, trials: int = 40) -> Equilibration:
+def equilibration(series) -> Equilibration:
     r"""Cut that leaves the most independent samples (Chodera, J. Chem. Theory Comput. 12, 1799, 2016).
 
     .. math:: t_0 = \arg\max_t \frac{T - t}{g(t)}
 
-    where g is the statistical inefficiency of the series from t onwards.
+    where g is the statistical inefficiency of the series from t onwards. Forty equally spaced cuts are tried,
+    of at most half of the series.
 
     Parameters
     ----------
     series
         Values in any unit, shape ``(T,)``.
-    latest
-        Largest fraction of the series that may be cut.
-    trials
-        Number of equally spaced cuts that are tried.
 
     Raises
     ------
@@ -72,12 +63,12 @@ def equilibration(series, *, latest: float = LATEST_START, trials: int = 40) -> 
     series = np.asarray(series, dtype=float)
     if len(series) < 4 or not np.isfinite(series).all():
         raise ValueError(f"a series of four finite values or more is needed, not {len(series)} with gaps")
-    best = Equilibration(0, float(len(series)), 1.0)
-    for start in np.unique(np.linspace(0, latest * len(series), trials).astype(int)):
+    best = Equilibration(0, 1.0)
+    for start in np.unique(np.linspace(0, 0.5 * len(series), 40).astype(int)):
         time = statistics.autocorrelation_time(series[start:])
         time = time if np.isfinite(time) else len(series) - start
         if (len(series) - start) / time > best.effective:
-            best = Equilibration(int(start), float(time), float((len(series) - start) / time))
+            best = Equilibration(int(start), float((len(series) - start) / time))
     return best
 
 
@@ -212,7 +203,7 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
 # -- equipartition --------------------------------------------------------------------------------------
 
 
-def equipartition(found, *, level: float = 0.95) -> pd.DataFrame:
+def equipartition(found) -> pd.DataFrame:
     r"""Ratio of the temperature of each element to that of all atoms, which is one by equipartition.
 
     .. math:: q_s = \frac{\langle T_s \rangle}{\langle T \rangle}
@@ -237,7 +228,7 @@ def equipartition(found, *, level: float = 0.95) -> pd.DataFrame:
     for key, parts in groups.items():
         ratios = np.concatenate(parts)
         which = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
-        low, high = _interval(ratios, which, level=1 - (1 - level) / elements[key[:3]])
+        low, high = _interval(ratios, which, level=1 - 0.05 / elements[key[:3]])
         mean = ratios.mean() if len(ratios) else np.nan
         rows.append((mean, low, high, len(ratios), bool(low <= 1 <= high)))
     names = ["kind", "dataset", "model", "element"]
@@ -262,21 +253,20 @@ def _element_ratios(record):
 # -- the two protocols ----------------------------------------------------------------------------------
 
 
-def protocols(frame: pd.DataFrame, metrics=("wf", "ev_root", "fv", "temperature")) -> pd.DataFrame:
+def protocols(frame: pd.DataFrame) -> pd.DataFrame:
     """Metrics of both protocols where both were run, over the time that all runs of a dataset reached.
 
     Parameters
     ----------
     frame
         One row per metric, as returned by `records.read`.
-    metrics
-        Names of the metrics.
 
     Returns
     -------
     DataFrame with the index (dataset, model) and the columns (metric, ``"as coded"`` or ``"corrected"``), in
     the units of the records.
     """
+    metrics = ("wf", "ev_root", "fv", "temperature")
     frame = windows.common(frame)
     rows = frame[frame.kind.isin(PROTOCOLS) & frame.metric.isin(metrics) & (frame.model != "reference")]
     wide = rows.pivot_table(index=["dataset", "model"], columns=["metric", "kind"], values="value")

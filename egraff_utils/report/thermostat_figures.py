@@ -9,26 +9,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from egraff_utils import quantities
-from egraff_utils.report import look, plots, relaxation, survival
+from egraff_utils.report import look, panels, plots, relaxation, survival
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.thermostat import AS_CODED, CORRECTED, PROTOCOLS
 from egraff_utils.report.titles import short_title
 
 
-def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
+def temperature_grid(found) -> Figure:
     """Temperature against time, as coded (left) and corrected (right), with one row per dataset.
 
-    Curves are means over valid replicas and over a window of time; the target is dashed, the expectation
+    Curves are means over valid replicas and over 20 fs; the two datasets are those with both protocols, or
+    the first ones if none has both; the target is dashed, the expectation
     black.
 
     Parameters
     ----------
     found
         Records, as returned by `records.read_all`.
-    most
-        Largest number of datasets, which are those with both protocols, or the first ones if none has both.
-    window
-        Length of the window, fs.
     """
     runs = [
         (kind, r)
@@ -38,7 +35,7 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
     runs = [(kind, r) for kind, r in runs if r.parameters.get("temperature")]
     kinds = {name: {kind for kind, r in runs if r.dataset == name} for name in {r.dataset for _, r in runs}}
     both = [name for name in order_datasets(kinds) if len(kinds[name]) == len(PROTOCOLS)]
-    shown = (both or order_datasets(kinds))[:most]
+    shown = (both or order_datasets(kinds))[:2]
     figure, axes = plt.subplots(
         max(len(shown), 1), 2, figsize=(7.5, 0.8 + 2.2 * max(len(shown), 1)), sharey="row", squeeze=False
     )
@@ -47,7 +44,7 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
         for ax, (protocol, title) in zip(row, PROTOCOLS.items(), strict=True):
             here = [r for kind, r in runs if kind == protocol and r.dataset == dataset]
             models |= dict.fromkeys(r.model for r in here)
-            _draw_temperatures(ax, here, window)
+            _draw_temperatures(ax, here)
             ax.set_title(f"{short_title(dataset)}, {title}", fontsize="small", loc="left")
     if not shown:
         axes[0, 0].text(0.5, 0.5, "not run", ha="center", va="center", color="0.4")
@@ -60,7 +57,7 @@ def temperature_grid(found, *, most: int = 2, window: float = 20.0) -> Figure:
     return figure
 
 
-def _draw_temperatures(ax, records, window):
+def _draw_temperatures(ax, records):
     for record in records:
         time, curve = record.curves["time"], np.asarray(record.curves["temperature"], float)
         broke = [end.replica for end in record.breaks]
@@ -69,7 +66,7 @@ def _draw_temperatures(ax, records, window):
             if len(broke) < len(curve)
             else curve[0] * np.nan
         )
-        length = max(1, min(round(window / (time[1] - time[0])), len(time))) if len(time) > 1 else 1
+        length = max(1, min(round(20 / (time[1] - time[0])), len(time))) if len(time) > 1 else 1
         smooth = np.convolve(mean, np.ones(length) / length, mode="valid")
         middle = time[: len(smooth)] + (time[length - 1] - time[0]) / 2
         ax.plot(middle, smooth, **look.model_line(record.model), linewidth=1.2)
@@ -127,7 +124,7 @@ def _marks(model):
     return {"color": look.model_color(model), "marker": look.model_marker(model)}
 
 
-def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figure:
+def equipartition_grid(table: pd.DataFrame) -> Figure:
     """Ratio of the temperature of each element to that of all atoms, in one panel per protocol with values.
 
     Intervals are cut at 0.3 and 1.9.
@@ -136,10 +133,8 @@ def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figu
     ----------
     table
         DataFrame of `equipartition`.
-    kinds
-        Kinds of the rollouts.
     """
-    kinds = [kind for kind in kinds if kind in table.index.get_level_values("kind")] or [None]
+    kinds = [kind for kind in (CORRECTED, AS_CODED) if kind in table.index.get_level_values("kind")] or [None]
     figure, axes = plt.subplots(len(kinds), 1, figsize=(7.5, 0.6 + 2.2 * len(kinds)), squeeze=False)
     models = order_models(set(table.index.get_level_values("model")))
     for ax, kind in zip(axes[:, 0], kinds, strict=True):
@@ -173,24 +168,28 @@ def equipartition_grid(table: pd.DataFrame, kinds=(CORRECTED, AS_CODED)) -> Figu
     return figure
 
 
-def protocol_plot(values: pd.DataFrame, metrics=("wf", "ev_root", "fv")) -> Figure:
+def protocol_plot(values: pd.DataFrame) -> Figure:
     """A metric as coded against the corrected one, with one panel per metric; markers denote datasets.
 
     Parameters
     ----------
     values
         DataFrame of `protocols`.
-    metrics
-        Names of the metrics.
     """
+    metrics = ("wf", "ev_root", "fv")
     figure, axes = plt.subplots(1, len(metrics), figsize=(7.5, 3.0), squeeze=False)
-    datasets = list(dict.fromkeys(values.index.get_level_values(0)))
+    markers = dict(zip(dict.fromkeys(values.index.get_level_values(0)), look.MARKERS * 9, strict=False))
     for ax, metric in zip(axes[0], metrics, strict=True):
         quantity = quantities.of(metric)
         pair = values[metric].dropna() * quantity.factor if len(values) else pd.DataFrame()
         for (dataset, model), row in pair.iterrows():
-            marker = look.MARKERS[datasets.index(dataset) % len(look.MARKERS)]
-            ax.plot(row["corrected"], row["as coded"], marker, color=look.model_color(model), markersize=5)
+            ax.plot(
+                row["corrected"],
+                row["as coded"],
+                markers[dataset],
+                color=look.model_color(model),
+                markersize=5,
+            )
         if len(pair):
             ends = [pair.to_numpy().min() * 0.9, pair.to_numpy().max() * 1.1]
             ax.plot(ends, ends, color="0.4", linewidth=0.9, zorder=0)
@@ -201,17 +200,7 @@ def protocol_plot(values: pd.DataFrame, metrics=("wf", "ev_root", "fv")) -> Figu
     axes[0, 0].set_ylabel("as coded")
     models = order_models(set(values.index.get_level_values(1)))
     handles = look.model_handles(models, marker="s", linestyle="none")
-    handles += [
-        Line2D(
-            [],
-            [],
-            color="0.4",
-            marker=look.MARKERS[i % len(look.MARKERS)],
-            linestyle="none",
-            label=short_title(d),
-        )
-        for i, d in enumerate(datasets)
-    ]
+    handles += panels.dataset_handles(markers)
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure

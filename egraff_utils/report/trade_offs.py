@@ -22,7 +22,6 @@ def radar_grid(
     values: pd.DataFrame,
     *,
     scale: str = "fixed",
-    datasets: Sequence[str] | None = None,
     beside: Mapping[str, pd.DataFrame] | None = None,
 ) -> Figure:
     """Figure 6, radial plots of the metrics, with one panel per dataset; values near the centre are better.
@@ -35,8 +34,6 @@ def radar_grid(
         Values as returned by `comparison.metric_values` or `comparison.published_values`.
     scale
         As in `comparison.scaled_values`.
-    datasets
-        Panels that are shown, in this order; by default all of `values`.
     beside
         Values of further campaigns by name, drawn with broken lines.
     """
@@ -64,11 +61,7 @@ def radar_grid(
         _mark_spokes(ax, angles, list(labels.values()))
         return list(drawn)
 
-    datasets = (
-        comparison.order_datasets(set(values.index.get_level_values(0)))
-        if datasets is None
-        else list(datasets)
-    )
+    datasets = comparison.order_datasets(set(values.index.get_level_values(0)))
     bars = bool(floors)
     return panels.grid(datasets, draw, marker=True, lines=lines, floor=bars, projection="polar", height=2.1)
 
@@ -193,15 +186,7 @@ def cost_grid(records: Iterable, kind: str = "cost") -> Figure:
     return panels.add_legend(figure, panels.legend_entries(found, marker=True, lines=named))
 
 
-def plot_leaderboard(
-    frame: pd.DataFrame,
-    x: str = "force_mae",
-    y: str = "wf",
-    *,
-    dataset: str | None = None,
-    label: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+def plot_leaderboard(frame: pd.DataFrame, x: str = "force_mae", y: str = "wf") -> Axes:
     """One metric against another, with a point and the intervals over replicas for every model and dataset.
 
     The colour denotes the model, the marker the dataset; a grey band shows the floor of `y` on a dataset, as
@@ -213,19 +198,14 @@ def plot_leaderboard(
         One row per metric, as `records.read` returns it.
     x, y
         Names of the two metrics, for example ``"force_mae"`` (meV/Å) and ``"wf"`` (%).
-    dataset
-        Only dataset that is shown; by default all are.
-    label
-        Prefix of all entries of the legend.
 
     Raises
     ------
     ValueError
         If no model has both metrics.
     """
-    frame = frame if dataset is None else frame[frame.dataset == dataset]
     points = _pair_metrics(frame, x, y)
-    ax = look.take_axes(ax)
+    _, ax = plt.subplots()
     markers = dict(zip(sorted(points.dataset.unique()), look.MARKERS * 4, strict=False))
     for row in points.itertuples():
         ax.errorbar(
@@ -246,7 +226,7 @@ def plot_leaderboard(
             ends = here.x.min() / 1.1, here.x.max() * 1.1
             ax.fill_between(ends, low, high, color=look.FLOOR_COLOR, alpha=0.35, linewidth=1.5, zorder=0)
     for model in sorted(points.model.unique(), key=look.model_place):
-        ax.plot([], [], "o", color=look.model_color(model), label=f"{label or ''}{model_title(model)}")
+        ax.plot([], [], "o", color=look.model_color(model), label=model_title(model))
     for name, marker in markers.items():
         if len(markers) > 1:
             ax.plot([], [], marker, color="0.5", linestyle="none", label=dataset_title(name))

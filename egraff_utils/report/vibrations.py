@@ -49,7 +49,7 @@ def spectrum_grid(records: Iterable) -> Figure:
         ax.set(xlim=(0, nu[min(last + 1, len(nu) - 1)]), ylim=(0, None))
         return list(found)
 
-    figure = grid(dataset_names(records, "rollout", None), draw, reference=True, height=2.2)
+    figure = grid(dataset_names(records, "rollout"), draw, reference=True, height=2.2)
     return label_axes(figure, "Wavenumber (1/cm)", "Share of the kinetic energy (dimensionless)")
 
 
