@@ -9,7 +9,7 @@ import pandas as pd
 from egraff_utils import quantities
 from egraff_utils.checks import gate
 from egraff_utils.report import figures, look, panels, plots, tables, titles
-from egraff_utils.report.values import MISSING
+from egraff_utils.report.values import MISSING, value
 
 SMOOTH = "cpu_smooth"
 """Name of the campaign of the variants that are smooth at the cutoff."""
@@ -253,12 +253,6 @@ def drift_against_jump(found, smooth=()):
     if handles:
         axes[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     return figure
-
-
-def value(record, name):
-    """Value of a metric, NaN if it is missing."""
-    found = {metric.name: metric.value for metric in record.metrics}
-    return np.nan if found.get(name) is None else found[name]
 
 
 def _cell(value, bad):

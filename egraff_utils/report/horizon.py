@@ -19,6 +19,7 @@ from egraff_utils.report import look, panels, plots
 from egraff_utils.report.beside import cell_place, short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.ranks import rank_correlation
+from egraff_utils.report.values import value
 
 TITLES = {
     "driven": "reference's friction",
@@ -37,12 +38,6 @@ def following(found: list) -> list:
     """Records of kind ``horizon``, in the book's order of datasets and models."""
     kept = [r for r in found if r.kind == "horizon"]
     return sorted(kept, key=lambda r: cell_place((r.dataset, r.model, r.seed)))
-
-
-def value(record, name: str) -> float:
-    """Value of a metric in a record; nan if it is missing."""
-    held = {m.name: m.value for m in record.metrics}.get(name)
-    return np.nan if held is None else float(held)
 
 
 def curve(record, quantity: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:

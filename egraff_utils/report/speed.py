@@ -23,6 +23,7 @@ from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.speed_goals import GOALS, Goal
 from egraff_utils.report.titles import model_title, short_title
 from egraff_utils.report.values import span as range_text
+from egraff_utils.report.values import value
 
 TRIED = paths.ROOT / "benchmarks" / "tried.csv"
 LEVELS = ("dataset", "model", "preset", "device")
@@ -253,7 +254,7 @@ def limit_reached(found: Iterable) -> pd.Series:
 
 def span(found: Iterable, kind: str, metric: str) -> str:
     """Range of the absolute value of a metric over the records of a kind, as text."""
-    values = [abs(_value(r, metric)) for r in of_kind(found, kind) if metric in {m.name for m in r.metrics}]
+    values = [abs(value(r, metric)) for r in of_kind(found, kind) if metric in {m.name for m in r.metrics}]
     return _span(values) or NOT_MEASURED
 
 
@@ -414,7 +415,7 @@ def _order(values):
 
 def _column(found, metric, unit):
     """Head with unit, and values of a metric, which are scaled if they are large."""
-    values = np.array([_value(r, metric) for r in found], dtype=float)
+    values = np.array([value(r, metric) for r in found], dtype=float)
     largest = np.nanmax(np.abs(values), initial=0)
     prefix = "" if unit in ("1", "") else "G" if largest >= 1e9 else "M" if largest >= 1e6 else ""
     values = values / {"": 1, "M": 1e6, "G": 1e9}[prefix]
@@ -427,11 +428,6 @@ def _plain(value):
     if 0 < abs(value) < TINY:
         return f"{value:.0e}"
     return f"{value:,.0f}" if value == np.round(value) and abs(value) >= 100 else value
-
-
-def _value(record, metric):
-    found = [m.value for m in record.metrics if m.name == metric and m.value is not None]
-    return found[0] if found else math.nan
 
 
 def _with_failures(wide, found):
@@ -452,19 +448,19 @@ def _without_silent_levels(wide):
 def _cells(goal, found):
     """Title -> value of every cell to which a goal applies; NaN for failed ones."""
     chosen = [
-        (_key(r), _value(r, goal.metric))
+        (_key(r), value(r, goal.metric))
         for r in of_kind(found, goal.kind)
         if r.status == "failed" or goal.metric in {m.name for m in r.metrics}
     ]
     presets, cells = {preset for (_, _, preset, _), _ in chosen}, {}
-    for (dataset, model, preset, device), value in chosen:
+    for (dataset, model, preset, device), reached in chosen:
         if device == goal.device and goal.dataset in ("", dataset):
             words = [
                 model_title(model) if model != "-" else "",
                 short_title(dataset) if dataset not in ("-", goal.dataset) else "",
                 f"({preset})" if len(presets) > 1 else "",
             ]
-            cells[" ".join(word for word in words if word)] = value
+            cells[" ".join(word for word in words if word)] = reached
     return cells
 
 

@@ -45,6 +45,19 @@ def metrics(record, *names: str, prefix: str = "") -> dict:
     return {prefix + name.replace("_", "-"): record[name] for name in names}
 
 
+def value(record, name: str) -> float:
+    """Value of a metric of a record; NaN if it is missing.
+
+    Examples
+    --------
+    >>> from egraff_utils.records import Metric, Record
+    >>> value(Record("gate", "demo", "ethanol", "mace", 0, {}, [Metric("jump", 0.5, "meV")]), "jump")
+    0.5
+    """
+    held = {metric.name: metric.value for metric in record.metrics}.get(name)
+    return np.nan if held is None else float(held)
+
+
 def say(value, spec: str = ".2f") -> str:
     """Text of a number on a page; ``no value`` if it is missing or not finite; a text is returned unchanged.
 
