@@ -15,6 +15,7 @@ from tqdm import tqdm
 from egraff_utils import cards, records, weights
 from egraff_utils.config import Config, Key
 from egraff_utils.records import Metric
+from egraff_utils.running import cost
 
 FRAMES = 40  # frames of the training set, spread over it; they give eight steps per epoch
 EPOCHS = 4  # the first one does not count, as everything is compiled in it
@@ -171,7 +172,7 @@ def _timed(config):
     """:class:`Cost` from a short training on a thinned dataset and a short simulation with its weights."""
     import torch
 
-    from egraff_utils import data, train
+    from egraff_utils import accuracy, data, train
 
     torch.set_num_threads(config.threads)
     card, clock = cards.dataset(config.dataset), records.clock(config.device)
@@ -181,7 +182,7 @@ def _timed(config):
     sample = data.load(_thin(card), "train")[: FRAMES // 4]
     marks = [clock()]
     for _ in range(2):
-        _predict(force_field, sample)
+        accuracy.predict(force_field, sample, batch_size=len(sample))
         marks.append(clock())
     train.Batches(sample, 5, cutoff=force_field.cutoff, device=config.device)
     first, again, prepared = np.diff([*marks, clock()])
@@ -207,14 +208,6 @@ def _briefly_trained(config, card):
         training = train.fit(few)
         force_field = weights.load(few)
         return training, force_field.to(config.device)
-
-
-def _predict(force_field, frames):
-    from egraff_utils.graph import build_graph
-
-    force_field.eval()
-    graph = build_graph(frames, force_field.cutoff)
-    return force_field(graph.to(force_field.scale.device, dtype=force_field.dtype)).forces.cpu()
 
 
 class _elsewhere:
@@ -273,24 +266,20 @@ def _train_step(record):
 
 def _simulated(config, card, force_field, clock):
     """Seconds of an MD step, and additional seconds of the first steps."""
-    from egraff_utils.md.calculator import ForceFieldCalculator
-    from egraff_utils.md.dynamics import Thermostat, simulate
+    from egraff_utils import data
 
     split = _typical_part(card)
     temperature, timestep = card.conditions(split)
-    starts = _starts(card, split, config.replicas, temperature, config.seed)
-    trajectory = simulate(
-        starts,
-        lambda n: ForceFieldCalculator(force_field, config.device, replicas=n),
-        thermostat=Thermostat(temperature, timestep),
-        steps=STEPS,
-        max_seconds=MOST_SECONDS,
-        clock=clock,
-    )
-    times = trajectory.step_times
-    settled = times[min(WARM_UP, len(times) - 1) :]
-    step = float(np.mean(settled))
-    return step, max(0.0, float(times.sum()) - step * len(times))
+    options = {"replicas": config.replicas, "device": config.device, "seed": config.seed}
+    options |= {"temperature": temperature, "timestep": timestep}
+    step = cost.stepper(force_field, data.load(card, split)[0], **options)
+    marks = [clock()]
+    while len(marks) <= STEPS and marks[-1] - marks[0] < MOST_SECONDS:
+        step()
+        marks.append(clock())
+    times = np.diff(marks)
+    settled = float(np.mean(times[min(WARM_UP, len(times) - 1) :]))
+    return settled, max(0.0, float(times.sum()) - settled * len(times))
 
 
 def _typical_part(card):
@@ -299,14 +288,3 @@ def _typical_part(card):
 
     sizes = {part: len(data.load(card, part)[0]) for part in card.parts("test")}
     return min(sizes, key=lambda part: abs(sizes[part] - np.mean(list(sizes.values()))))
-
-
-def _starts(card, split, replicas, temperature, seed):
-    from egraff_utils import data
-    from egraff_utils.md.temperature import draw_velocities
-
-    frames = data.load(card, split)
-    starts = [atoms.copy() for atoms in frames if np.array_equal(atoms.numbers, frames[0].numbers)][:replicas]
-    for replica, atoms in enumerate(starts):
-        draw_velocities(atoms, temperature, np.random.default_rng([seed, replica]))
-    return starts
