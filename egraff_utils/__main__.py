@@ -234,8 +234,8 @@ def data_list():
 def data_check(dataset, campaign, write_card, temperature, timestep):
     """Show the card of a dataset, or what a file of frames holds, and audit the frames.
 
-    Of a file it is said what was understood, which units were guessed and why, and what has to be mended
-    before a training; this ends with exit code 1.
+    For a file, the command says what it understood, which units it guessed and why, and what has to be mended
+    before a training; the last ends with exit code 1.
 
     \b
     egraff data check ethanol
@@ -309,7 +309,7 @@ def _is_frames(text):
 def train(**asked):
     """Train a model on a dataset, given by name or by the path of a card, and show its errors.
 
-    Of a calculator, given by name or by the path of a card, the errors are taken without training.
+    For a calculator, given by name or by the path of a card, only its errors are computed.
 
     \b
     egraff train mace ethanol --max-seconds 60

@@ -264,7 +264,7 @@ def averaged() -> dict[str, str]:
 
 @dataclass
 class Metric:
-    """One number with its unit and, where known, its 95 % interval and the number of values behind it."""
+    """One number with its unit and, where known, its 95 % interval and how many values it averages."""
 
     name: str
     value: float

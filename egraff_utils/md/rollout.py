@@ -311,7 +311,7 @@ class Scene(NamedTuple):
 def reference_of(card, *, split="test"):
     """Frames that a rollout starts from and is compared with, a list of ``ase.Atoms``.
 
-    Of a time-ordered split, only the frames after its last jump are returned.
+    If the split is ordered in time, only the frames after its last jump are returned.
 
     Raises
     ------

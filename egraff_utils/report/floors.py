@@ -197,7 +197,7 @@ def ranges(found: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def main_levels(found: pd.DataFrame, metrics: tuple[str, ...], columns: tuple[str, ...]) -> pd.DataFrame:
-    """Some columns of `ranges` for the sets behind Tables 1 to 3 of the paper, by metric.
+    """Some columns of `ranges` for the sets of Tables 1 to 3 of the paper, by metric.
 
     Parameters
     ----------

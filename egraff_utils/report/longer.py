@@ -38,7 +38,7 @@ def pairs(short: pd.DataFrame, long: pd.DataFrame, metric: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame with the index (dataset, model) and the columns of `question.cells` for each campaign, the
-    second ones with ``_long`` behind their names; ``change``, the logarithm of the second value over the
+    second ones with ``_long`` after their names; ``change``, the logarithm of the second value over the
     first one, or their difference where a value may be zero (:func:`is_ratio`).
     """
     found = question.cells(short, metric).join(question.cells(long, metric), rsuffix="_long", how="inner")

@@ -41,7 +41,7 @@ MARKERS = "osD^vPX*<>ph"
 
 
 DASHES = ("-", (0, (5, 1.2)), (0, (1, 1)), (0, (6, 1.2, 1, 1.2)), (0, (3, 1)), (0, (4, 1, 1, 1, 1, 1)))
-"""Dashes of lines, so that models can be told apart without their colours."""
+"""Dashes of lines, so that models can be distinguished without their colours."""
 
 
 def style():

@@ -62,7 +62,7 @@ class Answer(NamedTuple):
     """Fraction of the pairs of models of a dataset that the test error orders correctly, of those that the
     metric orders; 0.5 is chance."""
     detectable: float
-    """Mean correlation that would be told from chance in 80 % of cases, by a test of one of `METRICS`."""
+    """Mean correlation that a test of one of `METRICS` would distinguish from chance in 80 % of cases."""
 
 
 def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:

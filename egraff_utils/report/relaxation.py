@@ -1,4 +1,4 @@
-"""Which temperature is to be expected? A harmonic system under Langevin dynamics, from any start.
+"""Which temperature does theory predict? A harmonic system under Langevin dynamics, from any start.
 
 Symbols: T frames, R replicas.
 """

@@ -150,9 +150,9 @@ def _found_letters(files, metric):
 
 
 def marks_of(frame, keys, *, bonded=False):
-    """By (kind, dataset, model), the text for a missing value, and a dagger if a replica broke.
+    """The text for a missing value, and a dagger if a replica broke, by (kind, dataset, model).
 
-    Of a metric of bonds a periodic system has no value, whatever became of its runs.
+    A periodic system has no value of a metric of bonds, whatever became of its runs.
     """
     found = frame.groupby(["kind", "dataset", "model"])["status"].agg(set).to_dict()
     failed = {key[1:] for key, status in found.items() if key[0] in FAILING and "failed" in status}

@@ -27,7 +27,7 @@ PROTOCOLS = {AS_CODED: "as coded", CORRECTED: "corrected"}
 NOT_RUN = f"{MISSING} (not run)"
 COLD = (
     "Ethanol stands at {:.2f} of its target, means over models: its starts lie in the first half of a "
-    "trajectory that began at the minimum, hold {:.2f} of the energy, and let expect {:.2f}."
+    "trajectory that began at the minimum, hold {:.2f} of the energy, which predicts {:.2f}."
 )
 
 # -- theory ---------------------------------------------------------------------------------------------

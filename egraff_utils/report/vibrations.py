@@ -64,7 +64,7 @@ def table(records: Iterable) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with the index (dataset, model), the reference with noise of its own behind the models, and the
+    DataFrame with the index (dataset, model), the reference with noise of its own after the models, and the
     columns ``JSD (nats)`` with its 95 % interval ``from``, ``to``, :func:`bands` of both spectra in
     ``band (1/cm)`` and ``reference (1/cm)``, and the width of a bin, ``bin (1/cm)``; means over seeds.
     """
@@ -86,7 +86,7 @@ def table(records: Iterable) -> pd.DataFrame:
 def bands(nu: np.ndarray, spectrum: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Mean wavenumbers of two spectra about the highest bin of the reference above 2000 / cm.
 
-    Of a molecule that is the stretching of bonds to hydrogen, of C-H where bins are narrow. Two bins to
+    In a molecule these are the stretches of bonds to hydrogen, of C-H where bins are narrow. Two bins to
     either side count, so that a shift by more is understated. NaN if the reference has less than a hundredth
     of its spectrum there.
 

@@ -12,7 +12,7 @@ MEASURED = ("1", "2", "3", "4", "5", "6", "7a", "7b", "18", "19")
 
 
 def states(frame: pd.DataFrame) -> dict[str, str]:
-    """For each table of results, how many of its published cells have a value of ours.
+    """How many published cells of each table of results have a value of ours.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ class Cell(NamedTuple):
     model: str
     seed: int
     protocol: str = ""
-    """Of a rollout."""
+    """Protocol of a rollout."""
 
     def parameters(self, campaign):
         """Parameters of the notebook."""

@@ -101,7 +101,7 @@ class TrainConfig(Config):
 def fit(config):
     """Train a force field and test it, or return the stored record of the same parameters.
 
-    Of a model that is a calculator only the errors are taken (:func:`egraff_utils.accuracy.judge`).
+    For a model that is a calculator, only its errors are computed (:func:`egraff_utils.accuracy.judge`).
 
     The weights with the lowest validation loss are written beside the record as ``.safetensors`` and tested
     once. A run that was killed continues from its last checkpoint. An existing record with other parameters

@@ -1,4 +1,4 @@
-"""In which forms is a frame the same? Each function makes one, a guise, with what is required of it."""
+"""In which forms is a frame the same? Each function makes a guise of it, with what is required of that."""
 
 from typing import NamedTuple
 

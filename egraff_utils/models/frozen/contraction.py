@@ -91,7 +91,7 @@ class OfContraction(NamedTuple):
     factors: torch.Tensor
     """Numbers n, shape ``(F, 1, 1)``."""
     steps: list[list[torch.Tensor]]
-    """For each number of factors above zero, indices of the products with one factor less, and of the last
+    """Indices, for each number of factors above zero, of the products with one factor less, and of the last
     component."""
     counts: list[int]
     """Number of atoms of each element."""
