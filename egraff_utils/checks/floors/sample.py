@@ -1,5 +1,7 @@
 """From what are floors computed? The arrays of a reference, and the violations of all pairs of its frames."""
 
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,8 @@ DRAWS = 500
 """Number of hypothetical simulations that are drawn for an interval."""
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """Arrays of the reference that floors are computed from: F frames, N atoms, B bins."""
 
     rdf: np.ndarray
@@ -26,7 +29,7 @@ class Sample(NamedTuple):
     """Time between two frames, fs; None if they have no order in time."""
     atoms: object
     """First frame, which gives cell and elements."""
-    bonds: np.ndarray = np.empty((0, 2), dtype=int)
+    bonds: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=int))
     """Bonds of a molecule, shape ``(P, 2)``."""
 
     @classmethod
@@ -43,7 +46,7 @@ class Sample(NamedTuple):
         """Distributions of bond lengths and angles of frames ``(T, N, 3)``, ``{name: (T, B)}``."""
         return structure.bonded_distributions(positions, self.atoms.numbers, self.bonds)
 
-    @property
+    @cached_property
     def distributions(self):
         """Distributions of every frame that metrics of structure compare, ``{name: (F, B)}``."""
         return {"rdf": self.rdf} | self.bonded(self.path)
