@@ -30,6 +30,8 @@ SETTINGS = {
     "benzene": "another molecule",
 }
 """Task out of distribution -> what is new to the model."""
+ORDER = (HOME, *SETTINGS.values(), AS_CODED)
+"""All settings in the order of tables."""
 
 COLUMNS = (
     "kind",
@@ -271,7 +273,7 @@ def survivors(table: pd.DataFrame) -> pd.DataFrame:
 
 def settings(table: pd.DataFrame) -> list[str]:
     """Settings that occur in a table, in a fixed order."""
-    return [name for name in (HOME, *SETTINGS.values(), AS_CODED) if (table.setting == name).any()]
+    return [name for name in ORDER if (table.setting == name).any()]
 
 
 def lengths(table: pd.DataFrame) -> pd.DataFrame:

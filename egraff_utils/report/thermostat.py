@@ -191,9 +191,8 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
         if np.isfinite(row.low):
             text += f" ({row.low:.2f} to {row.high:.2f})"
         texts.setdefault((survival.setting(kind, dataset), dataset), {})[model] = text
-    settings = (survival.HOME, *survival.SETTINGS.values(), survival.AS_CODED)
     names = {name for _, name in texts}
-    order = [(s, d) for s in settings for d in order_datasets(names) if (s, d) in texts]
+    order = [(s, d) for s in survival.ORDER for d in order_datasets(names) if (s, d) in texts]
     index = pd.MultiIndex.from_tuples(order, names=["setting", "dataset"]) if order else None
     columns = order_models({model for row in texts.values() for model in row})
     wide = pd.DataFrame([texts[key] for key in order], index=index, columns=columns)

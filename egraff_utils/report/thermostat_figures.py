@@ -96,9 +96,8 @@ def reached_plot(table: pd.DataFrame) -> Figure:
         DataFrame of `temperatures`.
     """
     keys = list(dict.fromkeys((survival.setting(k, d), d, k) for k, d, _ in table.index))
-    settings = (survival.HOME, *survival.SETTINGS.values(), survival.AS_CODED)
     names = order_datasets({d for _, d, _ in keys})
-    keys.sort(key=lambda key: (settings.index(key[0]), names.index(key[1])))
+    keys.sort(key=lambda key: (survival.ORDER.index(key[0]), names.index(key[1])))
     figure, ax = plt.subplots(figsize=(7.5, 1.0 + 0.32 * max(len(keys), 3)))
     models = order_models(set(table.index.get_level_values("model")))
     for place, (_, dataset, kind) in enumerate(keys):
