@@ -284,7 +284,7 @@ def lengths(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with the index (setting, model): ``replicas``, ``broke`` (counts), ``sound`` (valid fraction at
+    DataFrame with the index (setting, model): ``replicas``, ``broke`` (counts), ``valid`` (valid fraction at
     the limit by Kaplan and Meier), ``low``, ``high`` (its 95 % interval), ``mean``, ``mean low``, ``mean
     high`` (restricted mean) and ``limit`` (all in units of the requested steps).
     """
@@ -300,7 +300,7 @@ def lengths(table: pd.DataFrame) -> pd.DataFrame:
             mean = restricted_mean(part[own], here.broke[own], limit)
             counts = (int(own.sum()), int(here.broke[own].sum()))
             rows[name, model] = (*counts, *(float(line[at]) for line in curve[1:]), *mean, limit)
-    columns = ["replicas", "broke", "sound", "low", "high", "mean", "mean low", "mean high", "limit"]
+    columns = ["replicas", "broke", "valid", "low", "high", "mean", "mean low", "mean high", "limit"]
     index = pd.MultiIndex.from_tuples(rows, names=["setting", "model"])
     return pd.DataFrame(list(rows.values()), index=index, columns=columns)
 
@@ -348,7 +348,7 @@ def survival_grid(table: pd.DataFrame, by: str = "setting", *, x: str = "step") 
     figure.supxlabel(
         "Time (fs)" if x == "time" else "Steps over those asked for (dimensionless)", fontsize="medium"
     )
-    figure.supylabel("Sound replicas (fraction)", fontsize="medium")
+    figure.supylabel("Valid replicas (fraction)", fontsize="medium")
     if models:
         names = order_models(models)
         handles = [models[name] for name in names]
