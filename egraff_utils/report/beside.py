@@ -20,6 +20,7 @@ from egraff_utils.quantities import COLUMNS, Quantity
 from egraff_utils.report import windows
 from egraff_utils.report.levels import PROTOCOLS, floor_of, is_alike, perfect_of
 from egraff_utils.report.titles import model_title, short_title
+from egraff_utils.report.values import listed
 
 PAPER, OURS, BOUND, PERFECT = "paper", "ours", "bound", "perfect"
 SPREAD = (" std", " low", " high")
@@ -248,11 +249,7 @@ def winners(values: pd.DataFrame, head: str, source: str = OURS) -> str:
     places = {}
     for dataset, model in found.groupby("dataset", sort=False).idxmin() if len(found) else ():
         places.setdefault(model_title(model), []).append(short_title(dataset))
-    return "; ".join(f"{model} on {_listed(names)}" for model, names in places.items()) or "none"
-
-
-def _listed(names):
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+    return "; ".join(f"{model} on {listed(names)}" for model, names in places.items()) or "none"
 
 
 def dataset_place(name: str) -> tuple:

@@ -22,7 +22,7 @@ from egraff_utils.report.beside import (
     short_title,
 )
 from egraff_utils.report.levels import is_alike
-from egraff_utils.report.values import span
+from egraff_utils.report.values import listed, span
 
 ENSEMBLE = "Temperature of the ensemble"
 METRICS = quantities.SATURATING
@@ -164,9 +164,7 @@ def known_perfect(found: pd.DataFrame) -> str:
     """
     rows = found[found.metric == "fv"].drop_duplicates("place").dropna(subset=[PERFECT])
     words = [f"{row.place} ({row.perfect:.2g})" for row in rows.itertuples()]
-    if not words:
-        return "no set here, as none has a reference that can be run"
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return listed(words) or "no set here, as none has a reference that can be run"
 
 
 def ranges(found: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from scipy.special import ndtri
 from egraff_utils import paper, quantities, statistics
 from egraff_utils.report import beside, levels, look, panels, windows
 from egraff_utils.report.ranks import chance_of, rank_correlation, rank_correlations
+from egraff_utils.report.values import listed
 
 METRICS = (
     "wf",
@@ -331,7 +332,7 @@ def _text(value, form):
 def told(table: pd.DataFrame, verdict: str) -> str:
     """Heads, without units, of the metrics that have this verdict, as text; ``none`` if there are none."""
     names = [quantities.of(name).short_name for name in table.index[table.verdict == verdict]]
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names) or "none"
+    return listed(names) or "none"
 
 
 def plot_question(found: dict) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 
 import numpy as np
@@ -93,3 +93,14 @@ def count(cases) -> str:
     '2 of 3'
     """
     return f"{np.sum(np.asarray(cases, dtype=bool))} of {len(cases)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence; empty without any.
+
+    Examples
+    --------
+    >>> listed(["WF", "FV", "EV"]), listed(["WF"])
+    ('WF, FV and EV', 'WF')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
