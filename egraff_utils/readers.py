@@ -230,6 +230,9 @@ def whole(positions, cell):
     """
     if not np.isfinite(positions).all() or abs(np.linalg.det(cell)) < 1e-6:
         return positions  # reported by the checks of the frames
+    inverse = np.linalg.inv(cell)  # its columns are as long as the cell is high, inverted
+    if (np.ptp(positions @ inverse, axis=0) + CONTACT * np.linalg.norm(inverse, axis=0) < 1).all():
+        return positions  # no atom is near an image; a list of neighbours in a huge cell takes gigabytes
     atoms = Atoms(numbers=np.ones(len(positions), int), positions=positions, cell=cell, pbc=True)
     first, second, images = neighbour_list("ijS", atoms, CONTACT)
     if not images.any():
@@ -280,6 +283,12 @@ def _read_npz(paths, *, source, keys):
     for quantity in ("stress", "virial"):
         if (name := _name(quantity, keys, arrays, paths[0])) in arrays:
             more[quantity] = arrays[name]
+    for name in {"velocities", "momenta"} & set(arrays):
+        warnings.warn(
+            f"{paths[0]}: its {name} are not read, as an npz file does not say their unit; write frames with "
+            "velocities as .traj or .extxyz by ASE",
+            stacklevel=2,
+        )
     rows = zip(numbers, positions, cells, energy, forces, strict=True)
     return [
         Frame(*row)._replace(**{name: values[index] for name, values in more.items()})
@@ -346,14 +355,21 @@ def structures(path):
 
 def _of_all(structures, keys, path):
     """Frames of a file, in which a quantity has one name: that of the first frame which has it."""
-    frames, keys = [], dict(keys)
+    frames, keys, held = [], dict(keys), 0
     for index, atoms in enumerate(structures):
+        held += bool(atoms.constraints)
         known = labels(atoms)
         keys |= {q: name for q in NAMES if (name := _name(q, keys, known, path)) in known}
         try:
             frames.append(_of_atoms(atoms, keys, known))
         except ValueError as error:
             raise ValueError(f"frame {index}: {error}") from None
+    if held:
+        warnings.warn(
+            f"{path}: {held} of {len(frames)} frames have constraints, such as fixed atoms, not kept: "
+            "forces are those without them, and all atoms move in simulations",
+            stacklevel=2,
+        )
     return frames
 
 

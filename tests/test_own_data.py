@@ -60,9 +60,9 @@ def test_units_are_guessed_and_said(tmp_path, case):
         found.write_card()
 
 
-def along_a_path(energy, force, length, count=30):
+def along_a_path(energy, force, length, count=30, repeat=2):
     """Copper at the energies of EMT, moved in small steps, as in a relaxation; labels times factors."""
-    rng, atoms, found = np.random.default_rng(0), bulk("Cu", cubic=True) * 2, []
+    rng, atoms, found = np.random.default_rng(0), bulk("Cu", cubic=True) * repeat, []
     shift = 0.002 * rng.normal(size=atoms.positions.shape)
     for _ in range(count):
         atoms.positions += shift + 0.0005 * rng.normal(size=shift.shape)
@@ -90,6 +90,54 @@ def test_units_follow_from_the_work_of_forces_of_unusual_size(tmp_path, energy, 
     ratio = own_data.work_ratio(readers.raw("extxyz", [tmp_path / "mine.xyz"]))
     assert ratio == pytest.approx(energy / force / length, rel=0.05)
     assert found.card.units == expected, found
+
+
+def test_forces_with_the_sign_of_the_gradient_are_a_problem(tmp_path):
+    ase.io.write(tmp_path / "mine.xyz", along_a_path(1.0, -1.0, 1.0), format="extxyz")
+    found = own_data.describe(tmp_path / "mine.xyz")
+    assert "the energy rises along the forces" in found.problems[-1]
+    assert found.card.units == {"energy": "eV", "length": "Å"}
+
+
+def test_energies_per_atom_are_asked_for(tmp_path):
+    ase.io.write(tmp_path / "mine.xyz", along_a_path(1 / 4, 1.0, 1.0, repeat=1), format="extxyz")
+    found = own_data.describe(tmp_path / "mine.xyz")
+    assert "check both units; are these energies per atom?" in found.guesses["forces"]
+
+
+def test_the_work_of_forces_outweighs_the_size_of_energies(tmp_path):
+    """Copper by EMT, moved to the total of free atoms in Rydberg, which are eV nevertheless."""
+    moved = along_a_path(1.0, 1.0, 1.0)
+    for atoms in moved:
+        atoms.calc.results["energy"] -= 32 * 29**2.41
+    ase.io.write(tmp_path / "mine.xyz", moved, format="extxyz")
+    found = own_data.describe(tmp_path / "mine.xyz")
+    assert found.card.units == {"energy": "eV", "length": "Å"}
+    assert "eV; by the work of the forces, though as Rydberg" in found.guesses["energy"]
+
+
+def test_free_atoms_among_the_frames_are_read(tmp_path):
+    """As in files for mace, whose first frames give the energies of the elements."""
+    rows = [Atoms(symbol) for symbol in "HCO"] + frames(HARTREE)
+    for atoms in rows:
+        results = atoms.calc.results if atoms.calc else {"energy": -13.0, "forces": np.zeros((1, 3))}
+        atoms.info |= {"REF_energy": results["energy"], "config_type": "any"}
+        atoms.arrays["REF_forces"] = results["forces"]
+        atoms.calc = None
+    ase.io.write(tmp_path / "mine.xyz", rows, format="extxyz")
+    found = own_data.describe(tmp_path / "mine.xyz")
+    assert not found.problems
+    assert "energies are taken from 'REF_energy'" in found.remarks[0]
+
+
+def test_of_few_frames_no_split_is_empty(tmp_path):
+    rows = frames(HARTREE, kinds=("H2O",))
+    for count in (3, 5, 9):
+        ase.io.write(tmp_path / "few.xyz", rows[:count], format="extxyz")
+        assert not own_data.describe(tmp_path / "few.xyz").problems
+    ase.io.write(tmp_path / "few.xyz", rows[:2], format="extxyz")
+    with pytest.raises(ValueError, match="few.xyz holds 2 frames; train, val and test need one each"):
+        own_data.describe(tmp_path / "few.xyz")
 
 
 def test_independent_frames_show_no_work():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 
 from egraff_utils import cards, data, readers
 
@@ -69,6 +70,35 @@ def test_masses_stress_and_virial_of_an_npz_file_are_kept(tmp_path):
     np.testing.assert_array_equal(atoms.get_masses(), [16, 2, 2])
     np.testing.assert_array_equal(atoms.get_stress(), np.ones(6))
     np.testing.assert_array_equal(atoms.info["virial"], 2 * np.ones(9))
+
+
+def test_a_molecule_in_a_huge_cell_stays_as_it_is():
+    """A list of neighbours would need 2500^3 boxes."""
+    positions = molecule("H2O").positions + 5000
+    assert readers.whole(positions, 1e4 * np.eye(3)) is positions
+
+
+@pytest.mark.parametrize("name", ["f.traj", "f.db", "f.xyz"])
+def test_fixed_atoms_are_not_kept_and_it_is_said(tmp_path, name):
+    frames = water()
+    for atoms in frames[1:]:
+        atoms.set_constraint(FixAtoms([0]))
+    columns = {"columns": ["symbols", "positions", "forces", "move_mask"]} if name == "f.xyz" else {}
+    card = written(tmp_path, frames, name)
+    ase.io.write(tmp_path / name, frames[1:], **columns)
+    with pytest.warns(
+        UserWarning, match=f"{name}: 2 of 2 frames have constraints, .* not kept: .* all atoms move"
+    ):
+        found = data.load(card, "train")
+    assert not found[0].constraints
+    np.testing.assert_array_equal(found[0].get_forces(), np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("quantity", ["velocities", "momenta"])
+def test_velocities_of_an_npz_file_are_not_read_and_it_is_said(tmp_path, quantity):
+    card = written(tmp_path, arrays(water(), **{quantity: np.ones((3, 3, 3))}), "f.npz")
+    with pytest.warns(UserWarning, match=f"f.npz: its {quantity} are not read, .* unit; write .*traj"):
+        assert not data.load(card, "train")[0].has("momenta")
 
 
 @pytest.mark.parametrize("name", ["f.xyz", "f.traj"])

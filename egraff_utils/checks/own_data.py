@@ -1,6 +1,7 @@
 """What does a file of frames hold? It is read, described and checked before anything is trained on it."""
 
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -36,6 +37,8 @@ class Description:
     """Key of the card -> its guessed value, and the reason."""
     problems: list[str] = field(default_factory=list)
     """What must be mended before a training."""
+    remarks: list[str] = field(default_factory=list)
+    """What the reader did not take as it stands in the file."""
     findings: list[str] = field(default_factory=list)
     """What the audit remarks."""
 
@@ -45,6 +48,7 @@ class Description:
         for title, rows in (
             ("guessed, to be checked by you", [f"{k}: {v}" for k, v in self.guesses.items()]),
             ("to be mended before a training", self.problems),
+            ("remarks of the reader", self.remarks),
             ("remarks of the audit", self.findings),
         ):
             lines += [f"{title}:", *(f"  - {row}" for row in rows)] if rows else [f"{title}: nothing"]
@@ -118,9 +122,13 @@ def describe(path, *, keys=None, temperature=300.0, timestep=0.5):
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     reader = reader_of(path) or "ase"
-    frames = readers.raw(reader, [path], keys=tuple((keys or {}).items()))
-    if not frames:
-        raise ValueError(f"{path} holds no frames")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        frames = readers.raw(reader, [path], keys=tuple((keys or {}).items()))
+    if len(frames) < 3:
+        raise ValueError(
+            f"{path} holds {len(frames) or 'no'} frames; train, val and test need one each, three"
+        )
     chosen, why = guess_units(frames)
     system, periodicity = _system(frames, units.LENGTH[chosen.get("length", "Å")])
     card = cards.DatasetCard(
@@ -143,12 +151,18 @@ def describe(path, *, keys=None, temperature=300.0, timestep=0.5):
     }
     found = Description(path, card, len(frames), _facts(path, reader, frames), why)
     found.facts["periodicity"] = periodicity
+    found.remarks = [str(warning.message) for warning in said if issubclass(warning.category, UserWarning)]
     _check(found)
+    if (ratio := work_ratio(frames)) is not None and ratio < 0:
+        found.problems.append(
+            "the energy rises along the forces, which therefore are gradients; change their sign in the file"
+        )
     return found
 
 
 def _splits(total):
-    a, b = max(1, int(0.8 * total)), max(2, int(0.9 * total))
+    a = max(1, min(int(0.8 * total), total - 2))  # of three frames or more, none is empty
+    b = max(2, min(int(0.9 * total), total - 1))
     slices = {"train": f":{a}", "val": f"{a}:{b}", "test": f"{b}:"}
     return {name: {"source": "all", "slice": text} for name, text in slices.items()}
 
@@ -224,6 +238,8 @@ def guess_units(frames):
     energy, unit = _likeliest(known, length, size, ratio)
     if not known:
         said["energy"] = f"{energy}; as that of the forces, since {said['energy']}"
+    elif energy != known:
+        said["energy"] = f"{energy}; by the work of the forces, though as {said['energy']}"
     said["forces"] = f"{unit}; a component is {size:.3g} on average (root mean square)"
     low, high = FORCES.get(unit, (0, 0))
     if not low <= size < high:
@@ -231,22 +247,29 @@ def guess_units(frames):
     if ratio is not None:
         work = ratio * _per_work(energy, length, unit)
         said["forces"] += f"; the energy changes by {work:.2f} of their work between frames"
-        said["forces"] += "" if abs(work - 1) < SAME else ": check both units"
+        said["forces"] += "" if abs(work - 1) < SAME else ": check both units" + _remark(work, frames)
     chosen = {"energy": energy, "length": length}
     return chosen if unit == f"{energy}/{length}" else chosen | {"forces": unit}, said
 
 
+def _remark(work, frames):
+    """What energies may be that change by another number than the work of the forces, in words."""
+    atoms = np.mean([len(frame.numbers) for frame in frames])
+    return "; are these energies per atom?" if abs(work * atoms - 1) < SAME else ""
+
+
 def _likeliest(known, length, size, ratio):
-    """Units of energy and of forces that fit best."""
+    """Units of energy and of forces that fit best; the work of the forces outweighs the energy's size."""
 
     def misfit(pair):
         energy, unit = pair
         low, high = FORCES[unit]
-        wrong = ratio is not None and abs(ratio * _per_work(energy, length, unit) - 1) > SAME
+        wrong = ratio is not None and abs(abs(ratio) * _per_work(energy, length, unit) - 1) > SAME
         unusual = max(0.0, np.log(low / size), np.log(size / high)) if size else 0.0
-        return wrong, unusual, unit != f"{energy}/{length}", energy != unit.rpartition("/")[0]
+        other = known is not None and energy != known
+        return wrong, other, unusual, unit != f"{energy}/{length}", energy != unit.rpartition("/")[0]
 
-    energies = [known] if known else dict.fromkeys(unit.rpartition("/")[0] for unit in FORCES)
+    energies = dict.fromkeys([*([known] if known else []), *(unit.rpartition("/")[0] for unit in FORCES)])
     return min(((energy, unit) for energy in energies for unit in FORCES), key=misfit)
 
 
@@ -271,7 +294,8 @@ def work_ratio(frames):
     -------
     float or None
         ``None`` if fewer than ten pairs of neighbours are of the same atoms, or the energy does not follow
-        the work (correlation below 0.9), as between independent frames.
+        the work (correlation below 0.9), as between independent frames. Negative where forces have the sign
+        of the gradient.
     """
     pairs = [
         (second.energy - first.energy, -0.5 * np.sum((first.forces + second.forces) * step))
@@ -283,7 +307,7 @@ def work_ratio(frames):
     if len(pairs) < 10:
         return None
     changes, works = np.array(pairs, dtype=float).T
-    if not np.std(works) or not np.std(changes) or np.corrcoef(works, changes)[0, 1] < 0.9:
+    if not np.std(works) or not np.std(changes) or abs(np.corrcoef(works, changes)[0, 1]) < 0.9:
         return None
     return float(np.polyfit(works, changes, 1)[0])
 

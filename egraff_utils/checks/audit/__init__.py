@@ -59,7 +59,10 @@ def inspect(card, frames, *, raw=None):
         ``list`` of :class:`Finding`, ``list`` of :class:`~egraff_utils.records.Metric`, ``{check: word}``.
     """
     series = [
-        Series.of(part, name) for source in frames for name, part in _compositions(frames[source], source)
+        Series.of(part, name)
+        for source in frames
+        for name, part in _compositions(frames[source], source)
+        if len(part[0]) > 1  # free atoms, given for their energies, have no geometry to be looked at
     ]
     splits = {
         name: _split_series(card, name, series) for name in card.splits if not card.split(name).subset_of
