@@ -14,6 +14,7 @@ SCRATCH := runs/test
 MACE := mace-torch==0.3.16
 # The build without CUDA, torch 2.13.0+cpu for Python 3.11 on Linux, which lies in another index.
 TORCH_CPU := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+ASKS_FOR_CUDA := 'import importlib.metadata as m, sys; sys.exit("nvidia" not in str(m.requires("torch")))'
 NBVAL := EGRAFF_RESULTS="$(CURDIR)/$(SCRATCH)/results" EGRAFF_RUNS="$(CURDIR)/$(SCRATCH)/runs" \
   $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout 600
 
@@ -25,19 +26,24 @@ help:  ## this list
 
 setup: .venv/installed  ## make .venv and install the pinned environment
 
-.venv/installed: requirements.lock requirements.txt pyproject.toml
+.venv/installed: requirements.lock requirements-cuda.lock requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13; use: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "no venv module; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
+	! $(BIN)/python -c $(ASKS_FOR_CUDA) \
+	  || $(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r requirements-cuda.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-index -r requirements.txt  # checks, installs nothing
+	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-lock: setup  ## resolve requirements.txt anew into requirements.lock, which holds the hashes of all files
+lock: setup  ## resolve requirements.txt anew into the locks, which hold the hashes of all files
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
 	echo $(MACE) | $(BIN)/uv pip compile requirements.txt - --override requirements.overrides --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --quiet --output-file requirements.lock
+	grep -o '^torch==[0-9.]*' requirements.lock | $(BIN)/uv pip compile - --constraint requirements.lock --universal \
+	  --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --output-file requirements-cuda.lock \
+	  $$(sed -n 's/==.*//p' requirements.lock | sed 's/^/--no-emit-package /')
 	grep -q $(TORCH_CPU) requirements.lock || sed -i 's/^torch==.*/&\n    --hash=sha256:$(TORCH_CPU) \\/' requirements.lock
 
 demo: setup  ## train and roll out six models on two systems, build the book on it (10 min, 2 cores)

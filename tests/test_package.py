@@ -1,10 +1,12 @@
 """Is the installed package whole, and does it write where its user is?"""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import requires
 
 import pytest
 from packaging.requirements import Requirement
@@ -65,6 +67,28 @@ def test_pinned_versions_are_those_of_the_lock_and_within_the_ranges_of_the_pack
         assert f"\n{pinned.name.lower().replace('_', '-')}=={version} " in "\n" + lock
         if pinned.name.lower() in ranges:
             assert ranges[pinned.name.lower()].specifier.contains(version), pinned
+
+
+LOCKS = ("requirements.lock", "requirements-cuda.lock")
+
+
+def test_what_torch_asks_for_is_locked_with_hashes():
+    locks = "\n".join((paths.ROOT / name).read_text() for name in LOCKS)
+    pinned = re.findall(r"^([\w.-]+)==([\w.+]+) .*\\\n +--hash=sha256:", locks, re.MULTILINE)
+    assert len(pinned) == len(re.findall("^[^ #\n]", locks, re.MULTILINE))
+    locked = dict(pinned)
+    for asked in map(Requirement, requires("torch")):
+        if asked.marker is None or asked.marker.evaluate({"extra": ""}):
+            assert asked.specifier.contains(locked[asked.name.lower().replace("_", "-")]), asked
+
+
+def test_set_up_installs_nothing_without_a_hash():
+    """The last step only checks what is there, and that of the project itself takes no dependencies."""
+    text = (paths.ROOT / "Makefile").read_text().replace("\\\n", " ")
+    steps = re.findall(r"pip install (.*)", text.partition("\n.venv/installed:")[2].partition("\nlock:")[0])
+    assert len(steps) == 4
+    checked = ("--require-hashes", "--no-index", "--no-build-isolation --no-deps -e .")
+    assert all(any(words in step for words in checked) for step in steps), steps
 
 
 def test_a_missing_upstream_package_is_named_with_its_remedy(monkeypatch):
