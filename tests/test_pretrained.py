@@ -18,6 +18,7 @@ from egraff_utils import campaign, cards, config, data, models, paths, records, 
 from egraff_utils.__main__ import main
 from egraff_utils.checks import gate
 from egraff_utils.md.rollout import RolloutConfig, roll_out
+from egraff_utils.models import so3lr
 from egraff_utils.running import cells
 from egraff_utils.train import TrainConfig, fit
 
@@ -205,3 +206,13 @@ def test_so3lr_is_that_of_its_authors_and_can_be_double():
     assert exact(0).energy.item() == pytest.approx(energies[0], abs=1e-3)
     slope = (exact(1e-4).energy - exact(-1e-4).energy) / 2e-4
     assert exact(0).forces[1, 0].item() == pytest.approx(-slope.item(), rel=1e-5)
+
+
+def test_nothing_but_networks_is_unpickled(tmp_path):
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.SiLU())
+    torch.save(layers, tmp_path / "a.model")
+    assert torch.equal(so3lr.load_network(tmp_path / "a.model")[0].weight, layers[0].weight)
+    layers.then = os.system
+    torch.save(layers, tmp_path / "a.model")
+    with pytest.raises(ValueError, match=r"a\.model names \w+\.system, which is no network, and"):
+        so3lr.load_network(tmp_path / "a.model")

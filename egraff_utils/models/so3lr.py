@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from copy import copy
 from importlib import resources
+from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from egraff_utils.graph import AtomicGraph
 
 SHORT_RANGE, DAMPING = 4.5, 2.0  # Å, of the network, and the damping of the dispersion at its cutoff
 ELEMENTS = 118
+PACKAGES = ("so3krates_torch.", "torch.nn.modules.")
 
 
 class SO3LRNetwork(nn.Module):
@@ -67,6 +70,23 @@ def build_network(elements: Sequence[int], *, cutoff: float, average_neighbors: 
     """
     file = resources.files("so3krates_torch.pretrained.so3lr").joinpath("so3lr.model")
     with resources.as_file(file) as path:
-        model = torch.load(path, map_location="cpu", weights_only=False)
+        model = load_network(path)
     model.r_max_lr, model.dispersion_energy_cutoff_lr_damping = float(cutoff), DAMPING
     return SO3LRNetwork(model)
+
+
+def load_network(path: Path) -> nn.Module:
+    """A network that was saved whole, of which nothing but networks is unpickled.
+
+    Raises
+    ------
+    ValueError
+        If the file names anything but subclasses of ``torch.nn.Module`` in torch or ``so3krates_torch``.
+    """
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    found = [resolve_name(name) if name.startswith(PACKAGES) else None for name in names]
+    for name, kind in zip(names, found, strict=True):
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise ValueError(f"{path} names {name}, which is no network, and is not loaded; install it anew")
+    with torch.serialization.safe_globals(found):
+        return torch.load(path, map_location="cpu", weights_only=True)
