@@ -13,6 +13,7 @@ import ase.db
 import ase.io
 import numpy as np
 from ase import Atoms
+from ase.io.formats import UnknownFileTypeError
 from ase.stress import full_3x3_to_voigt_6_stress
 from matscipy.neighbours import neighbour_list
 
@@ -140,10 +141,19 @@ def _read(reader, source, stamps, factors, keys, cell, periodic):
 def raw(reader, paths, source="all", keys=()):
     """Frames as stored, in the units of the file; every error of a reader becomes one that names the file."""
     keys = dict(keys)
+    if "grad" in keys.get("forces", "").lower():
+        raise ValueError(
+            f"{paths[0]}: '{keys['forces']}' is a gradient, and forces are minus that; store forces, and name "
+            "them under keys in the card"
+        )
     try:
         return READERS[reader](paths, source=source, keys=keys)
     except (FileNotFoundError, PermissionError):
         raise
+    except UnknownFileTypeError as error:
+        raise ValueError(
+            f"{paths[0]} is in no format that ASE reads ({error}); write its frames as .extxyz, .traj or .npz"
+        ) from error
     except Exception as error:  # readers raise errors of many types
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -340,7 +350,14 @@ def _read_extxyz(paths, *, source, keys):
 
 def _read_ase(paths, *, source, keys):
     """Frames of any file that ASE reads, such as a trajectory or a database."""
-    return _of_all(structures(paths[0]), keys, paths[0])
+    frames = _of_all(structures(paths[0]), keys, paths[0])
+    forces = any(np.any(frame.forces) for frame in frames if frame.forces is not None)
+    if forces and not any(frame.energy for frame in frames):
+        raise ValueError(
+            "its energies are all 0, which ASE fills in for a dump of LAMMPS; write frames with their energies "
+            "as .extxyz or .traj"
+        )
+    return frames
 
 
 def structures(path):

@@ -136,7 +136,7 @@ def test_of_few_frames_no_split_is_empty(tmp_path):
         ase.io.write(tmp_path / "few.xyz", rows[:count], format="extxyz")
         assert not own_data.describe(tmp_path / "few.xyz").problems
     ase.io.write(tmp_path / "few.xyz", rows[:2], format="extxyz")
-    with pytest.raises(ValueError, match="few.xyz holds 2 frames; train, val and test need one each"):
+    with pytest.raises(ValueError, match="few.xyz holds 2 frames, but train, val and test need one each"):
         own_data.describe(tmp_path / "few.xyz")
 
 

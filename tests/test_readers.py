@@ -94,6 +94,30 @@ def test_fixed_atoms_are_not_kept_and_it_is_said(tmp_path, name):
     np.testing.assert_array_equal(found[0].get_forces(), np.ones((3, 3)))
 
 
+def test_a_dump_of_lammps_has_no_energies(tmp_path):
+    """ASE gives its frames the energy 0, on which a training would go on."""
+    boxes = "ITEM: NUMBER OF ATOMS\n1\nITEM: BOX BOUNDS pp pp pp\n0 3\n0 3\n0 3\n"
+    rows = "ITEM: ATOMS id type x y z fx fy fz\n1 1 {0} 0 0 {0} 1 1\n"
+    text = "".join(f"ITEM: TIMESTEP\n{k}\n{boxes}{rows.format(k / 10)}" for k in range(3))
+    (tmp_path / "f.lammpstrj").write_text(text)
+    with pytest.raises(ValueError, match="f.lammpstrj cannot be read as ase: its energies are all 0"):
+        readers.raw("ase", [tmp_path / "f.lammpstrj"])
+
+
+def test_a_file_in_an_unknown_format_is_refused_with_a_remedy(tmp_path):
+    (tmp_path / "spice.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(ValueError, match="spice.hdf5 is in no format that ASE reads .* write its frames as"):
+        readers.raw("ase", [tmp_path / "spice.hdf5"])
+
+
+def test_a_gradient_is_not_taken_for_forces(tmp_path):
+    found = arrays(water())
+    found["dft_total_gradient"] = -found.pop("forces")
+    card = written(tmp_path, found, "f.npz", keys={"forces": "dft_total_gradient"})
+    with pytest.raises(ValueError, match="f.npz: 'dft_total_gradient' is a gradient, and forces are minus"):
+        data.load(card, "train")
+
+
 @pytest.mark.parametrize("quantity", ["velocities", "momenta"])
 def test_velocities_of_an_npz_file_are_not_read_and_it_is_said(tmp_path, quantity):
     card = written(tmp_path, arrays(water(), **{quantity: np.ones((3, 3, 3))}), "f.npz")

@@ -126,9 +126,7 @@ def describe(path, *, keys=None, temperature=300.0, timestep=0.5):
         warnings.simplefilter("always")
         frames = readers.raw(reader, [path], keys=tuple((keys or {}).items()))
     if len(frames) < 3:
-        raise ValueError(
-            f"{path} holds {len(frames) or 'no'} frames; train, val and test need one each, three"
-        )
+        raise ValueError(f"{path} holds {len(frames) or 'no'} frames, but train, val and test need one each")
     chosen, why = guess_units(frames)
     system, periodicity = _system(frames, units.LENGTH[chosen.get("length", "Å")])
     card = cards.DatasetCard(
