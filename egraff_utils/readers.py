@@ -143,8 +143,8 @@ def raw(reader, paths, source="all", keys=()):
     keys = dict(keys)
     if "grad" in keys.get("forces", "").lower():
         raise ValueError(
-            f"{paths[0]}: '{keys['forces']}' is a gradient, and forces are minus that; store forces, and name "
-            "them under keys in the card"
+            f"{paths[0]}: '{keys['forces']}' is a gradient, and forces are minus that; store forces, and "
+            "name them under keys in the card"
         )
     try:
         return READERS[reader](paths, source=source, keys=keys)
@@ -354,8 +354,8 @@ def _read_ase(paths, *, source, keys):
     forces = any(np.any(frame.forces) for frame in frames if frame.forces is not None)
     if forces and not any(frame.energy for frame in frames):
         raise ValueError(
-            "its energies are all 0, which ASE fills in for a dump of LAMMPS; write frames with their energies "
-            "as .extxyz or .traj"
+            "its energies are all 0, which ASE fills in for a dump of LAMMPS; write frames with their "
+            "energies as .extxyz or .traj"
         )
     return frames
 
