@@ -72,8 +72,9 @@ def test_masses_stress_and_virial_of_an_npz_file_are_kept(tmp_path):
     np.testing.assert_array_equal(atoms.info["virial"], 2 * np.ones(9))
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_molecule_in_a_huge_cell_stays_as_it_is():
-    """A list of neighbours would need 2500^3 boxes."""
+    """A list of neighbours would take gigabytes, of which matscipy warns."""
     positions = molecule("H2O").positions + 5000
     assert readers.whole(positions, 1e4 * np.eye(3)) is positions
 
