@@ -94,6 +94,30 @@ def equal_table(found: Iterable) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("Model")
 
 
+def equal_values(found: Iterable) -> dict[str, str]:
+    """What a page says of :func:`equal_table`, as texts by name.
+
+    Returns
+    -------
+    ``means``, the range over the models of the geometric means over seeds of our error over theirs;
+    ``pairs``, that over all pairs; ``sided``, the models whose seeds all give us the greater error, or all
+    the smaller one, with that side.
+    """
+    frame = pd.DataFrame([(r.model, r["ratio"]) for r in found], columns=["model", "ratio"])
+    logs = np.log(frame.ratio.astype(float)).groupby(frame.model)
+    sides = {"above one": logs.min() > 0, "below one": logs.max() < 0}
+    sided = [
+        f"{model_title(model)} ({side})"
+        for side, held in sides.items()
+        for model in order_models(held[held].index)
+    ]
+    return {
+        "means": span(np.exp(logs.mean())),
+        "pairs": span(frame.ratio),
+        "sided": ", ".join(sided) or "none",
+    }
+
+
 def gain(found: Iterable, target: float, *, compiled: bool = False) -> str:
     """Range of the ratio of their time to ours until an error, over the cells where both reach it, as text.
 
