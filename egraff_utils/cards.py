@@ -79,7 +79,7 @@ def pretrained():
     """Names of the networks that come with weights from elsewhere.
 
     >>> pretrained()
-    ['so3lr_tuned']
+    ['sevennet_0_tuned', 'so3lr_tuned']
     """
     return sorted(path.stem for path in (FOLDER / "pretrained").glob("*.yml"))
 

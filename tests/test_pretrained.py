@@ -216,3 +216,34 @@ def test_nothing_but_networks_is_unpickled(tmp_path):
     torch.save(layers, tmp_path / "a.model")
     with pytest.raises(ValueError, match=r"a\.model names \w+\.system, which is no network, and"):
         so3lr.load_network(tmp_path / "a.model")
+
+
+def test_sevennet_is_that_of_its_authors_and_can_be_double():
+    pytest.importorskip("sevenn", reason="requirements-universal.txt is not installed")
+    from egraff_utils import calculated
+    from egraff_utils.graph import build_graph
+
+    far = Atoms("Li2S2P", np.random.default_rng(0).uniform(0, 4, (5, 3)), cell=[4, 5, 6], pbc=True)
+    near = far.copy()
+    near.rattle(0.1, seed=1)
+    energies, forces = calculated.of("sevennet_0", "lips").predict([far, near])
+    ff = models.build("sevennet_0_tuned", "finetune", [3, 15, 16]).eval()
+    found = ff(build_graph([far, near], ff.cutoff, dtype=torch.float32))
+    assert found.energy.numpy() == pytest.approx(energies, abs=1e-4)
+    largest = np.abs(np.concatenate(forces)).max()
+    assert found.forces.numpy() == pytest.approx(np.concatenate(forces), abs=1e-5 * largest)
+    ff.double()
+
+    def exact(x):
+        moved = far.copy()
+        moved.positions[1, 0] += x
+        return ff(build_graph(moved, ff.cutoff))
+
+    slope = (exact(1e-4).energy - exact(-1e-4).energy) / 2e-4
+    assert exact(0).forces[1, 0].item() == pytest.approx(-slope.item(), rel=1e-5)
+
+
+def test_sevennet_has_the_cutoff_of_its_weights():
+    pytest.importorskip("sevenn", reason="requirements-universal.txt is not installed")
+    with pytest.raises(ValueError, match="trained with a cutoff of 5.0 Å, not 6.0 Å"):
+        models.build("sevennet_0_tuned", "finetune", [3, 15, 16], cutoff=6.0)
