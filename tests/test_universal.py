@@ -36,7 +36,8 @@ def test_the_gain_is_told_in_words():
     own, further, others = found()
     text = universal.gained(further, own, others)
     assert text == (
-        "on Ethanol 170 as it came, 12.2 after 15 s, 9.2 after 120 s; networks from nothing 25 to 41 (cpu)"
+        "SO3LR on Ethanol 170 as it came, 12.2 after 15 s, 9.2 after 120 s; "
+        "networks from nothing 25 to 41 (cpu)"
     )
     assert universal.gained([], own, others) == "not run"
 
@@ -50,22 +51,88 @@ def test_details_tell_fine_tuned_ones_apart():
     ]
 
 
-def test_simulations_are_shown_where_potentials_were_simulated(monkeypatch):
-    def rolled(campaign, model, dataset, kind="rollout"):
-        return Record(kind, campaign, dataset, model, 0, {}, [Metric("wf", 0.1, "1")])
+def rolled(campaign, model, dataset, kind="rollout"):
+    return Record(kind, campaign, dataset, model, 0, {}, [Metric("wf", 0.1, "1")])
 
-    held = {
-        "universal": [rolled("universal", "so3lr", "ethanol"), training("so3lr", "aspirin", steps=0)],
-        "cpu": [rolled("cpu", "mace", d) for d in ("ethanol", "aspirin")],
-    }
+
+@pytest.fixture
+def held(monkeypatch):
+    """Records by campaign, in place of those that are stored."""
+    found = {}
+    monkeypatch.setattr(records, "read_all", found.__getitem__)
+    return found
+
+
+def test_simulations_are_shown_where_potentials_were_simulated(held):
+    held["universal"] = [rolled("universal", "so3lr", "ethanol"), training("so3lr", "aspirin", steps=0)]
+    held["cpu"] = [rolled("cpu", "mace", dataset) for dataset in ("ethanol", "aspirin")]
     held["cpu"].append(rolled("cpu", "reference", "ethanol", "floor"))
-    monkeypatch.setattr(records, "read_all", held.__getitem__)
     shown = universal.simulated("universal", [], "cpu")
     assert set(zip(shown.model, shown.kind, strict=True)) == {
         ("so3lr", "rollout"),
         ("mace", "rollout"),
         ("reference", "floor"),
     }
+
+
+def test_simulations_after_different_times_are_not_averaged(held):
+    times = {"short": 15, "long": 120}
+    further = [training("so3lr_tuned", campaign=name, seconds=time) for name, time in times.items()]
+    for record in further:
+        held[record.campaign] = [record, rolled(record.campaign, "so3lr_tuned", "ethanol")]
+    held |= {"universal": [], "cpu": [rolled("cpu", "mace", "ethanol")]}
+    shown = universal.simulated("universal", universal.tuned(further), "cpu")
+    assert set(shown.model) == {"SO3LR, fine-tuned 15 s", "SO3LR, fine-tuned 120 s", "mace"}
+
+
+def test_horizons_and_verdicts_after_different_times_are_told_apart():
+    known = universal.names([training("so3lr_tuned", campaign=str(s), seconds=s) for s in (15, 120)])
+    horizons = [
+        Record("horizon", place, "ethanol", "so3lr_tuned", 0, {}, [Metric("horizon_nve", fs, "fs", fs, fs)])
+        for place, fs in (("15", 40.0), ("120", 60.0))
+    ]
+    rows = universal.horizons(horizons, known)
+    assert rows.index.get_level_values(1).tolist() == ["SO3LR, fine-tuned 15 s", "SO3LR, fine-tuned 120 s"]
+    gates = [
+        Record("gate", place, "ethanol", "so3lr_tuned", 0, {}, [Metric("passed", passed, "1")], message=why)
+        for place, passed, why in (("15", 1.0, ""), ("120", 0.0, "drift"))
+    ]
+    assert universal.verdicts(gates, known) == [
+        "SO3LR, fine-tuned 120 s on Ethanol: fails: drift",
+        "SO3LR, fine-tuned 15 s on Ethanol: pass",
+    ]
+
+
+def wrong(campaign, model, kind, force, seed=0):
+    return Record(kind, campaign, "3bpa", model, seed, {}, [Metric("force_mae", force, "meV/Å")])
+
+
+def test_shifted_errors_stand_beside_those_at_home():
+    found = [
+        wrong("universal", "so3lr", "errors_300K", 100.0),
+        wrong("universal", "so3lr", "errors_test", 150.0),
+    ]
+    networks = [
+        wrong("cpu", model, kind, force)
+        for model, home, away in (("mace", 20.0, 60.0), ("nequip", 40.0, 80.0))
+        for kind, force in (("errors_300K", home), ("errors_test", away))
+    ]
+    alone = wrong("cpu", "botnet", "errors_test", 500.0)  # nothing at home to compare with
+    table = universal.shifted(found, {"cpu": [*networks, alone]}, {})
+    assert table.drop(columns=["Dataset", "Shift"]).to_numpy().tolist() == [
+        ["SO3LR", "100", "150", "1.5"],
+        ["From nothing, cpu", "20 to 40", "60 to 80", "2.0 to 3.0"],
+    ]
+    assert universal.dearer(table) == "3BPA, 300 to 600 K: SO3LR 1.5, From nothing, cpu 2.0 to 3.0"
+    assert universal.shifted(networks, {"cpu": networks}, {}).empty
+    assert universal.dearer(universal.shifted([], {}, {})) == "not run"
+
+
+def test_frames_in_the_steps_of_a_training_are_counted():
+    further = [training("so3lr_tuned", seconds=15, steps=steps) for steps in (61, 117)]
+    for record in further:
+        record.provenance["hyperparameters"] = {"batch_size": 5}
+    assert universal.seen(further) == "SO3LR, fine-tuned 15 s 305 to 585"
 
 
 @pytest.mark.parametrize("name", [n for n in cards.calculators() if cards.model(n).facts])
@@ -85,12 +152,12 @@ def test_cards_name_the_weights_in_the_wheel(name):
 
 
 def test_a_table_of_horizons_has_a_row_for_each_potential():
-    assert universal.horizons([]).empty
+    assert universal.horizons([], {}).empty
     values = [
         Metric("horizon_langevin", 80.0, "fs", 70.0, 90.0),
         Metric("horizon_langevin_reached", 1.0, "1"),
     ]
     record = Record("horizon", "x", "ethanol", "so3lr", 0, {}, values)
-    table = universal.horizons([record])
+    table = universal.horizons([record], {})
     assert table.index.tolist() == [("Ethanol", "SO3LR")]
     assert table.iloc[0].iloc[0].startswith("80")

@@ -9,10 +9,14 @@ import pandas as pd
 
 from egraff_utils import cards, paper, records
 from egraff_utils.records import Record
-from egraff_utils.report import catalogue, horizon, leaderboards, titles
+from egraff_utils.report import catalogue, gate, horizon, leaderboards, shifts, titles
 from egraff_utils.report.values import span
 
 ZERO, PAPER = "Zero force", "Paper, six models"
+SHIFTS = {"temperature": "300 to 600 K", "benzene": "to benzene"}
+"""Tasks out of distribution on which potentials are judged, and their names in tables."""
+Names = dict[tuple[str, str, str], str]
+"""Names for readers by campaign, dataset and model (:func:`names`)."""
 
 
 def judged(found: Iterable[Record]) -> list[Record]:
@@ -30,9 +34,16 @@ def trained(found: Iterable[Record], dataset: str) -> list[float]:
 
 def _networks(found):
     """Finished trainings of networks that started from nothing."""
-    elsewhere = cards.pretrained()
-    own = [r for r in found if r.kind == "training" and r.status == "complete"]
-    return [r for r in own if r.model not in elsewhere and not cards.is_calculator(r.model)]
+    return [r for r in _from_nothing(found) if r.kind == "training" and r.status == "complete"]
+
+
+def _from_nothing(found):
+    """Records of networks that did not come with weights."""
+    return [r for r in found if not _is_potential(r.model)]
+
+
+def _is_potential(model):
+    return model in cards.pretrained() or cards.is_calculator(model)
 
 
 def published(dataset: str) -> list[float]:
@@ -90,6 +101,19 @@ def from_nothing(campaign: str, found: Iterable[Record]) -> str:
     limits = map(seconds, _networks(found))
     time = span(limits, ",.0f", missing="")
     return f"From nothing, {campaign}" + (f" ({time} s)" if time else "")
+
+
+def names(further: Iterable[Record]) -> Names:
+    """Names of fine-tuned potentials with their times, by campaign, dataset and model.
+
+    Campaigns differ in the time of training alone, so that the model does not tell their records apart.
+    """
+    return {(r.campaign, r.dataset, r.model): tuned_title(r.model, seconds(r)) for r in further}
+
+
+def name(record: Record, known: Names) -> str:
+    """Name of the model of a record for readers, one of :func:`names` if it has one there."""
+    return known.get((record.campaign, record.dataset, record.model)) or titles.model_title(record.model)
 
 
 def tuned_title(model: str, time: float) -> str:
@@ -150,17 +174,19 @@ def gained(further: Iterable[Record], own: Iterable[Record], others: dict[str, l
     """Force errors of further training beside those of nothing learnt and of networks, dataset by dataset."""
     parts, further = [], list(further)
     start = {(r.model, r.dataset): r["force_mae"] for r in own}
-    for dataset in dict.fromkeys(r.dataset for r in further):
-        mine = [r for r in further if r.dataset == dataset]
-        first = start.get((mine[0].model.removesuffix("_tuned"), dataset), math.nan)
+    for dataset, model in dict.fromkeys((r.dataset, r.model) for r in further):
+        mine = [r for r in further if (r.dataset, r.model) == (dataset, model)]
+        came = model.removesuffix("_tuned")
+        first = start.get((came, dataset), math.nan)
         steps = ", ".join(f"{r['force_mae']:.1f} after {seconds(r):.0f} s" for r in mine)
         nothing = [f"{span(trained(found, dataset), '.0f')} ({name})" for name, found in others.items()]
         beside = f"; networks from nothing {' and '.join(nothing)}" if nothing else ""
-        parts.append(f"on {titles.short_title(dataset)} {first:.0f} as it came, {steps}{beside}")
+        where = f"{titles.model_title(came)} on {titles.short_title(dataset)}"
+        parts.append(f"{where} {first:.0f} as it came, {steps}{beside}")
     return ". ".join(parts) or "not run"
 
 
-def simulated(campaign: str, further: Iterable[str], levels: str) -> pd.DataFrame:
+def simulated(campaign: str, further: Iterable[Record], levels: str) -> pd.DataFrame:
     """Rows of a leaderboard: potentials, fine-tuned ones and networks where potentials were simulated.
 
     A rollout of fewer steps than those of the networks does not compare with them, and is left out.
@@ -170,12 +196,18 @@ def simulated(campaign: str, further: Iterable[str], levels: str) -> pd.DataFram
     campaign
         Campaign of the potentials.
     further
-        Campaigns of fine-tuned ones.
+        Records of :func:`tuned`.
     levels
         Campaign of networks and of saturation levels.
     """
-    own = pd.concat([records.read(name) for name in dict.fromkeys((campaign, *further))])
-    own, networks = own[own.kind.isin(["rollout", "gate", "horizon"])], records.read(levels)
+    further = list(further)
+    known, networks = names(further), records.read(levels)
+    parts = [records.read(place) for place in dict.fromkeys([campaign, *(r.campaign for r in further)])]
+    own = pd.concat(parts)
+    places = own.path.str.partition("/")[0]
+    keys = zip(places, own.dataset, own.model, strict=True)
+    own = own.assign(model=[known.get(key, key[-1]) for key in keys])
+    own = own[own.kind.isin(["rollout", "gate", "horizon"])]
     own = own[~own.path.isin(_shorter(own, networks))]
     found = pd.concat([own, networks]) if levels != campaign else own
     return found[found.dataset.isin(own.dataset[own.kind == "rollout"].unique())]
@@ -187,13 +219,12 @@ def _shorter(own, networks):
     return set(steps.path[steps.value < steps.dataset.map(most.groupby("dataset").value.max())])
 
 
-def endurance(rollouts: Iterable[Record]) -> str:
+def endurance(rollouts: Iterable[Record], known: Names) -> str:
     """How many replicas of each rollout were stable to its end, in words."""
     parts = [
         "{} of {} of {} on {} ({} steps)".format(
             *leaderboards.stable_replicas(record),
-            titles.model_title(record.model)
-            + (f", {record.campaign}" if not cards.is_calculator(record.model) else ""),
+            name(record, known),
             titles.short_title(record.dataset),
             record.parameters["steps"],
         )
@@ -202,17 +233,97 @@ def endurance(rollouts: Iterable[Record]) -> str:
     return ", ".join(parts) or "none was simulated"
 
 
-def horizons(found: Iterable[Record]) -> pd.DataFrame:
+def verdicts(found: Iterable[Record], known: Names) -> list[str]:
+    """What the gate said of each potential on each dataset."""
+    said = {
+        f"{name(r, known)} on {titles.short_title(r.dataset)}": "pass"
+        if r["passed"]
+        else f"fails: {r.message}"
+        for r in gate.select(list(found))
+    }
+    return [f"{who}: {text}" for who, text in sorted(said.items())]
+
+
+def horizons(found: Iterable[Record], known: Names) -> pd.DataFrame:
     """Horizons with the thermostat of rollouts and without one, fs, of every potential and dataset."""
     rows = {}
     for record in horizon.following(list(found)):
-        row = rows.setdefault((titles.short_title(record.dataset), titles.model_title(record.model)), {})
+        row = rows.setdefault((titles.short_title(record.dataset), name(record, known)), {})
         row |= {
-            f"Horizon, {horizon.TITLES[name]} (fs)": horizon.text(record, name)
-            for name in ("langevin", "nve")
+            f"Horizon, {horizon.TITLES[kind]} (fs)": horizon.text(record, kind)
+            for kind in ("langevin", "nve")
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.rename_axis(["Dataset", "Potential"]) if len(table) else table
+
+
+def shifted(found: Iterable[Record], others: dict[str, list[Record]], known: Names) -> pd.DataFrame:
+    """Force errors on frames like those of a training and on shifted ones, meV/Å, and their ratio.
+
+    Parameters
+    ----------
+    found
+        Records, of which those of kind ``errors`` of potentials are taken.
+    others
+        As of :func:`errors`; the networks of a campaign are one row, with their range.
+    known
+        Names of :func:`names`.
+    """
+    rows, found = [], [r for r in found if _is_potential(r.model)]
+    for task, title in SHIFTS.items():
+        for shift in shifts.TASKS[task]:
+            own = [r for r in found if r.dataset == shift.dataset]
+            called = dict.fromkeys(name(r, known) for r in own)
+            groups = {who: _pairs([r for r in own if name(r, known) == who], shift) for who in called}
+            if not any(groups.values()):
+                continue
+            groups |= {
+                from_nothing(campaign, held): _pairs(_from_nothing(held), shift)
+                for campaign, held in others.items()
+            }
+            rows += [_shifted_row(shift, title, who, pairs) for who, pairs in groups.items() if pairs]
+    return pd.DataFrame(rows)
+
+
+def dearer(table: pd.DataFrame) -> str:
+    """Ratios of a table of :func:`shifted`, set by set, in words."""
+    parts = []
+    for (dataset, shift), rows in table.groupby(["Dataset", "Shift"], sort=False) if len(table) else ():
+        each = zip(rows["Potential"], rows["Ratio (×)"], strict=True)
+        parts.append(f"{dataset}, {shift}: {', '.join(f'{who} {ratio}' for who, ratio in each)}")
+    return "; ".join(parts) or "not run"
+
+
+def seen(further: Iterable[Record]) -> str:
+    """Number of frames in the steps of each training, repeated ones counted again, in words."""
+    frames: dict[str, list[float]] = {}
+    for record in further:
+        batch = record.provenance["hyperparameters"]["batch_size"]
+        frames.setdefault(tuned_title(record.model, seconds(record)), []).append(record["steps"] * batch)
+    return "; ".join(f"{who} {span(values, ',.0f')}" for who, values in frames.items()) or "none was made"
+
+
+def _pairs(found, shift):
+    """Force errors at home and away, meV/Å, of every model and seed that has both."""
+    sides = []
+    for side in (shifts.IN, shifts.OUT):
+        (kind, *_) = shift.kinds(side, rollout=False)
+        own = [r for r in found if (r.kind, r.dataset) == (kind, shift.dataset)]
+        sides.append({(r.campaign, r.model, r.seed): r["force_mae"] for r in own})
+    home, away = sides
+    return [(home[key], away[key]) for key in home if key in away]
+
+
+def _shifted_row(shift, title, who, pairs):
+    home, away = zip(*pairs, strict=True)
+    return {
+        "Dataset": titles.short_title(shift.dataset),
+        "Shift": title,
+        "Potential": who,
+        "At home (meV/Å)": span(home, ".0f"),
+        "Shifted (meV/Å)": span(away, ".0f"),
+        "Ratio (×)": span([far / near for near, far in pairs], ".1f"),
+    }
 
 
 def facts(models: Iterable[str]) -> pd.DataFrame:
