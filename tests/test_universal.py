@@ -23,13 +23,26 @@ def found():
     return own, further, {"cpu": [*networks, *further, *own]}
 
 
-def test_errors_stand_beside_each_other_by_time():
-    own, further, others = found()
-    (row,) = universal.errors(own, others, further).to_dict("records")
+def test_errors_stand_beside_each_other():
+    own, _, others = found()
+    (row,) = universal.errors(own, others).to_dict("records")
     assert row["From nothing, cpu (300 s)"] == "25 to 41"
-    assert row["SO3LR, fine-tuned 15 s"] == "12.2"
     assert row["SO3LR"] == "170"
-    assert list(row).index("SO3LR, fine-tuned 15 s") < list(row).index("SO3LR, fine-tuned 120 s")
+
+
+def test_errors_after_further_training_stand_in_the_order_of_time():
+    own, further, others = found()
+    further.append(training("sevennet_0_tuned", "lips", seconds=120, force=56.0))
+    table = universal.errors_by_time(universal.tuned(further), own, others)
+    assert table.columns.tolist() == [
+        "As it came",
+        "Fine-tuned 15 s",
+        "Fine-tuned 120 s",
+        "From nothing, cpu (300 s)",
+    ]
+    assert table.loc["Ethanol", "SO3LR"].tolist() == ["170", "12.2", "9.2", "25 to 41"]
+    assert table.loc["LiPS", "SevenNet-0"].tolist() == ["–", "–", "56.0", "–"]
+    assert universal.errors_by_time([], own, others).empty
 
 
 def test_the_gain_is_told_in_words():

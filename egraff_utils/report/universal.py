@@ -64,9 +64,7 @@ def seconds(record: Record) -> float:
     return record.parameters.get("max_seconds") or math.nan
 
 
-def errors(
-    own: Iterable[Record], others: dict[str, list[Record]], further: Iterable[Record] = ()
-) -> pd.DataFrame:
+def errors(own: Iterable[Record], others: dict[str, list[Record]]) -> pd.DataFrame:
     """Force errors by dataset, meV/Å, one column for every potential and for every campaign of networks.
 
     Parameters
@@ -75,25 +73,55 @@ def errors(
         Records of :func:`judged`.
     others
         Campaign -> its records.
-    further
-        Records of :func:`tuned`, with a column for every time.
     """
     rows: dict[str, dict[str, str]] = {}
-    own, further = list(own), list(further)
-    times = sorted({(r.model, seconds(r)) for r in further}, key=lambda pair: pair[1])
+    own = list(own)
     for record in own:
         row = rows.setdefault(titles.short_title(record.dataset), {})
         row[ZERO] = span([r["zero_force_mae"] for r in own if r.dataset == record.dataset], ",.0f")
         row[PAPER] = span(published(record.dataset), ".0f", missing="–")
-        for name, found in others.items():
-            row[from_nothing(name, found)] = span(trained(found, record.dataset), ".0f", missing="–")
-        for time in times:
-            mine = [
-                r["force_mae"] for r in further if (r.model, seconds(r), r.dataset) == (*time, record.dataset)
-            ]
-            row[tuned_title(*time)] = span(mine, ".1f", missing="–")
+        row |= _beside(others, record.dataset)
         row[titles.model_title(record.model)] = f"{record['force_mae']:.0f}"
     return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("Force MAE (meV/Å)")
+
+
+def errors_by_time(
+    further: Iterable[Record], own: Iterable[Record], others: dict[str, list[Record]]
+) -> pd.DataFrame:
+    """Force errors of potentials as they came and after further training, meV/Å, a column for every time.
+
+    Parameters
+    ----------
+    further
+        Records of :func:`tuned`.
+    own, others
+        As of :func:`errors`.
+    """
+    rows, further = {}, list(further)
+    start = {(r.model, r.dataset): r["force_mae"] for r in own}
+    times = sorted({seconds(record) for record in further})
+    for dataset, model in dict.fromkeys((r.dataset, r.model) for r in further):
+        came = model.removesuffix("_tuned")
+        row = {"As it came": span([start.get((came, dataset), math.nan)], ".0f", missing="–")}
+        for time in times:
+            mine = [r for r in further if (r.dataset, r.model, seconds(r)) == (dataset, model, time)]
+            row[f"Fine-tuned {time:.0f} s"] = span([r["force_mae"] for r in mine], ".1f", missing="–")
+        rows[titles.short_title(dataset), titles.model_title(came)] = row | _beside(others, dataset)
+    return _by_potential(rows)
+
+
+def _by_potential(rows):
+    """Table of rows by dataset and potential."""
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.rename_axis(["Dataset", "Potential"]) if rows else table
+
+
+def _beside(others, dataset):
+    """Force errors of the networks of every campaign on a dataset, meV/Å, as texts by head."""
+    return {
+        from_nothing(campaign, found): span(trained(found, dataset), ".0f", missing="–")
+        for campaign, found in others.items()
+    }
 
 
 def from_nothing(campaign: str, found: Iterable[Record]) -> str:
@@ -253,8 +281,7 @@ def horizons(found: Iterable[Record], known: Names) -> pd.DataFrame:
             f"Horizon, {horizon.TITLES[kind]} (fs)": horizon.text(record, kind)
             for kind in ("langevin", "nve")
         }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.rename_axis(["Dataset", "Potential"]) if len(table) else table
+    return _by_potential(rows)
 
 
 def shifted(found: Iterable[Record], others: dict[str, list[Record]], known: Names) -> pd.DataFrame:
