@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from egraff_utils.graph import AtomicGraph
@@ -25,15 +26,16 @@ class SevenNetwork(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.layers = nn.ModuleDict({k: m for k, m in model.named_children() if k not in REPLACED})
-        kinds = torch.full((max(model.type_map) + 1,), -1)
+        kinds = torch.full((len(chemical_symbols),), -1)
         for number, kind in model.type_map.items():
             kinds[number] = kind
+        self.num_kinds = int(kinds.max()) + 1
         self.register_buffer("kinds", kinds, persistent=False)
 
     def forward(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         """Energy of each atom, shape ``(N,)``, eV, from edge vectors, shape ``(E, 3)``, Å."""
         kinds = self.kinds[graph.species]
-        one_hot = nn.functional.one_hot(kinds, int(self.kinds.max()) + 1).to(vectors.dtype)
+        one_hot = nn.functional.one_hot(kinds, self.num_kinds).to(vectors.dtype)
         data = {
             "x": one_hot,
             "node_attr": one_hot,
