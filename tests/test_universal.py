@@ -46,13 +46,12 @@ def test_errors_after_further_training_stand_in_the_order_of_time():
 
 
 def test_the_gain_is_told_in_words():
-    own, further, others = found()
-    text = universal.gained(further, own, others)
-    assert text == (
-        "SO3LR on Ethanol 170 as it came, 12.2 after 15 s, 9.2 after 120 s; "
-        "networks from nothing 25 to 41 (cpu)"
+    _, further, others = found()
+    assert universal.gained(further, others, "molecule") == (
+        "after 15 s 0.5 times that of the best network of cpu, "
+        "after 120 s 0.4 times that of the best network of cpu"
     )
-    assert universal.gained([], own, others) == "not run"
+    assert universal.gained(further, others, "bulk") == "not run"
 
 
 def test_details_tell_fine_tuned_ones_apart():
@@ -136,9 +135,10 @@ def test_shifted_errors_stand_beside_those_at_home():
         ["SO3LR", "100", "150", "1.5"],
         ["From nothing, cpu", "20 to 40", "60 to 80", "2.0 to 3.0"],
     ]
-    assert universal.dearer(table) == "3BPA, 300 to 600 K: SO3LR 1.5, From nothing, cpu 2.0 to 3.0"
+    words = universal.dearer(found, {"cpu": [*networks, alone]}, {})
+    assert words == "300 to 600 K: SO3LR 1.5, From nothing, cpu 2.0 to 3.0"
     assert universal.shifted(networks, {"cpu": networks}, {}).empty
-    assert universal.dearer(universal.shifted([], {}, {})) == "not run"
+    assert universal.dearer(networks, {"cpu": networks}, {}) == "not run"
 
 
 def test_frames_in_the_steps_of_a_training_are_counted():

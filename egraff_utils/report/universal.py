@@ -198,20 +198,15 @@ def details(own: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gained(further: Iterable[Record], own: Iterable[Record], others: dict[str, list[Record]]) -> str:
-    """Force errors of further training beside those of nothing learnt and of networks, dataset by dataset."""
-    parts, further = [], list(further)
-    start = {(r.model, r.dataset): r["force_mae"] for r in own}
-    for dataset, model in dict.fromkeys((r.dataset, r.model) for r in further):
-        mine = [r for r in further if (r.dataset, r.model) == (dataset, model)]
-        came = model.removesuffix("_tuned")
-        first = start.get((came, dataset), math.nan)
-        steps = ", ".join(f"{r['force_mae']:.1f} after {seconds(r):.0f} s" for r in mine)
-        nothing = [f"{span(trained(found, dataset), '.0f')} ({name})" for name, found in others.items()]
-        beside = f"; networks from nothing {' and '.join(nothing)}" if nothing else ""
-        where = f"{titles.model_title(came)} on {titles.short_title(dataset)}"
-        parts.append(f"{where} {first:.0f} as it came, {steps}{beside}")
-    return ". ".join(parts) or "not run"
+def gained(further: Iterable[Record], others: dict[str, list[Record]], system: str) -> str:
+    """Force errors after every time of further training, as :func:`ratios` are, in words."""
+    further = [r for r in further if cards.dataset(r.dataset).system == system]
+    times = sorted({seconds(record) for record in further})
+    parts = [
+        f"after {time:.0f} s {ratios([r for r in further if seconds(r) == time], others, system)}"
+        for time in times
+    ]
+    return ", ".join(parts) or "not run"
 
 
 def simulated(campaign: str, further: Iterable[Record], levels: str) -> pd.DataFrame:
@@ -273,14 +268,13 @@ def verdicts(found: Iterable[Record], known: Names) -> list[str]:
 
 
 def horizons(found: Iterable[Record], known: Names) -> pd.DataFrame:
-    """Horizons with the thermostat of rollouts and without one, fs, of every potential and dataset."""
+    """Horizons under every dynamics that was measured, fs, of every potential and dataset."""
     rows = {}
     for record in horizon.following(list(found)):
         row = rows.setdefault((titles.short_title(record.dataset), name(record, known)), {})
-        row |= {
-            f"Horizon, {horizon.TITLES[kind]} (fs)": horizon.text(record, kind)
-            for kind in ("langevin", "nve")
-        }
+        for kind in ("driven", "langevin", "nve"):
+            if text := horizon.text(record, kind):
+                row[f"Horizon, {horizon.TITLES[kind]} (fs)"] = text
     return _by_potential(rows)
 
 
@@ -296,38 +290,44 @@ def shifted(found: Iterable[Record], others: dict[str, list[Record]], known: Nam
     known
         Names of :func:`names`.
     """
-    rows, found = [], [r for r in found if _is_potential(r.model)]
+    rows = [
+        {
+            "Dataset": titles.short_title(shift.dataset),
+            "Shift": title,
+            "Potential": who,
+            "At home (meV/Å)": span([home for home, _ in pairs], ".0f"),
+            "Shifted (meV/Å)": span([away for _, away in pairs], ".0f"),
+            "Ratio (×)": span(_ratios(pairs), ".1f"),
+        }
+        for shift, title, who, pairs in _shifted(found, others, known)
+    ]
+    return pd.DataFrame(rows)
+
+
+def dearer(found: Iterable[Record], others: dict[str, list[Record]], known: Names) -> str:
+    """Ratios of a table of :func:`shifted`, task by task over all datasets, in words."""
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for _, title, who, pairs in _shifted(found, others, known):
+        ratios.setdefault(title, {}).setdefault(who, []).extend(_ratios(pairs))
+    parts = []
+    for title, each in ratios.items():
+        texts = [f"{who} {span(values, '.1f')}" for who, values in each.items()]
+        parts.append(f"{title}: {', '.join(texts)}")
+    return "; ".join(parts) or "not run"
+
+
+def _shifted(found, others, known):
+    """Shift, title of its task, name of a potential or campaign, and pairs of its errors at home and away."""
+    found = [r for r in found if _is_potential(r.model)]
     for task, title in SHIFTS.items():
         for shift in shifts.TASKS[task]:
             own = [r for r in found if r.dataset == shift.dataset]
             called = dict.fromkeys(name(r, known) for r in own)
             groups = {who: _pairs([r for r in own if name(r, known) == who], shift) for who in called}
-            if not any(groups.values()):
-                continue
-            groups |= {
-                from_nothing(campaign, held): _pairs(_from_nothing(held), shift)
-                for campaign, held in others.items()
-            }
-            rows += [_shifted_row(shift, title, who, pairs) for who, pairs in groups.items() if pairs]
-    return pd.DataFrame(rows)
-
-
-def dearer(table: pd.DataFrame) -> str:
-    """Ratios of a table of :func:`shifted`, set by set, in words."""
-    parts = []
-    for (dataset, shift), rows in table.groupby(["Dataset", "Shift"], sort=False) if len(table) else ():
-        each = zip(rows["Potential"], rows["Ratio (×)"], strict=True)
-        parts.append(f"{dataset}, {shift}: {', '.join(f'{who} {ratio}' for who, ratio in each)}")
-    return "; ".join(parts) or "not run"
-
-
-def seen(further: Iterable[Record]) -> str:
-    """Number of frames in the steps of each training, repeated ones counted again, in words."""
-    frames: dict[str, list[float]] = {}
-    for record in further:
-        batch = record.provenance["hyperparameters"]["batch_size"]
-        frames.setdefault(tuned_title(record.model, seconds(record)), []).append(record["steps"] * batch)
-    return "; ".join(f"{who} {span(values, ',.0f')}" for who, values in frames.items()) or "none was made"
+            if any(groups.values()):
+                networks = {from_nothing(place, held): _from_nothing(held) for place, held in others.items()}
+                groups |= {who: _pairs(held, shift) for who, held in networks.items()}
+            yield from ((shift, title, who, pairs) for who, pairs in groups.items() if pairs)
 
 
 def _pairs(found, shift):
@@ -341,16 +341,17 @@ def _pairs(found, shift):
     return [(home[key], away[key]) for key in home if key in away]
 
 
-def _shifted_row(shift, title, who, pairs):
-    home, away = zip(*pairs, strict=True)
-    return {
-        "Dataset": titles.short_title(shift.dataset),
-        "Shift": title,
-        "Potential": who,
-        "At home (meV/Å)": span(home, ".0f"),
-        "Shifted (meV/Å)": span(away, ".0f"),
-        "Ratio (×)": span([far / near for near, far in pairs], ".1f"),
-    }
+def _ratios(pairs):
+    return [away / home for home, away in pairs]
+
+
+def seen(further: Iterable[Record]) -> str:
+    """Number of frames in the steps of each training, repeated ones counted again, in words."""
+    frames: dict[str, list[float]] = {}
+    for record in further:
+        batch = record.provenance["hyperparameters"]["batch_size"]
+        frames.setdefault(tuned_title(record.model, seconds(record)), []).append(record["steps"] * batch)
+    return "; ".join(f"{who} {span(values, ',.0f')}" for who, values in frames.items()) or "none was made"
 
 
 def facts(models: Iterable[str]) -> pd.DataFrame:
