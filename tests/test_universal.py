@@ -56,7 +56,7 @@ def test_the_gain_is_told_in_words():
 
 def test_details_tell_fine_tuned_ones_apart():
     own, further, _ = found()
-    assert universal.details([*own, *further]).Potential.tolist() == [
+    assert universal.details([*own, *further]).index.get_level_values("Potential").tolist() == [
         "SO3LR",
         "SO3LR, fine-tuned 15 s",
         "SO3LR, fine-tuned 120 s",
@@ -115,6 +115,18 @@ def test_horizons_and_verdicts_after_different_times_are_told_apart():
     ]
 
 
+def test_stable_replicas_are_summed_over_simulations_of_a_length(monkeypatch):
+    stable = {("so3lr", 50): (2, 2), ("so3lr", 100): (2, 2), ("so3lr_tuned", 100): (1, 2)}
+    runs = [Record("rollout", "x", "ethanol", model, 0, {"steps": steps}) for model, steps in stable]
+    replicas = lambda run: stable[run.model, run.parameters["steps"]]  # noqa: E731
+    monkeypatch.setattr(universal.leaderboards, "stable_replicas", replicas)
+    known = {("x", "ethanol", "so3lr_tuned"): "SO3LR, fine-tuned 15 s"}
+    assert universal.endurance(runs, known) == (
+        "3 of 4 over 100 steps, 2 of 2 over 50 steps, broken: SO3LR, fine-tuned 15 s on Ethanol"
+    )
+    assert universal.endurance([], known) == "none was simulated"
+
+
 def wrong(campaign, model, kind, force, seed=0):
     return Record(kind, campaign, "3bpa", model, seed, {}, [Metric("force_mae", force, "meV/Å")])
 
@@ -131,10 +143,10 @@ def test_shifted_errors_stand_beside_those_at_home():
     ]
     alone = wrong("cpu", "botnet", "errors_test", 500.0)  # nothing at home to compare with
     table = universal.shifted(found, {"cpu": [*networks, alone]}, {})
-    assert table.drop(columns=["Dataset", "Shift"]).to_numpy().tolist() == [
-        ["SO3LR", "100", "150", "1.5"],
-        ["From nothing, cpu", "20 to 40", "60 to 80", "2.0 to 3.0"],
-    ]
+    assert table.loc["3BPA", "300 to 600 K"].T.to_dict("list") == {
+        "SO3LR": ["100", "150", "1.5"],
+        "From nothing, cpu": ["20 to 40", "60 to 80", "2.0 to 3.0"],
+    }
     words = universal.dearer(found, {"cpu": [*networks, alone]}, {})
     assert words == "300 to 600 K: SO3LR 1.5, From nothing, cpu 2.0 to 3.0"
     assert universal.shifted(networks, {"cpu": networks}, {}).empty

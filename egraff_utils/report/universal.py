@@ -116,6 +116,11 @@ def _by_potential(rows):
     return table.rename_axis(["Dataset", "Potential"]) if rows else table
 
 
+def _indexed(rows, *names):
+    table = pd.DataFrame(rows)
+    return table.set_index(list(names)) if rows else table
+
+
 def _beside(others, dataset):
     """Force errors of the networks of every campaign on a dataset, meV/Å, as texts by head."""
     return {
@@ -195,7 +200,7 @@ def details(own: Iterable[Record]) -> pd.DataFrame:
         }
         for record in sorted(own, key=lambda r: catalogue.datasets().index(r.dataset))
     ]
-    return pd.DataFrame(rows)
+    return _indexed(rows, "Dataset", "Potential")
 
 
 def gained(further: Iterable[Record], others: dict[str, list[Record]], system: str) -> str:
@@ -243,17 +248,19 @@ def _shorter(own, networks):
 
 
 def endurance(rollouts: Iterable[Record], known: Names) -> str:
-    """How many replicas of each rollout were stable to its end, in words."""
-    parts = [
-        "{} of {} of {} on {} ({} steps)".format(
-            *leaderboards.stable_replicas(record),
-            name(record, known),
-            titles.short_title(record.dataset),
-            record.parameters["steps"],
-        )
-        for record in rollouts
-    ]
-    return ", ".join(parts) or "none was simulated"
+    """How many replicas were stable to the end, by the length of rollouts, and which broke, in words."""
+    counts: dict[int, list[tuple[int, int]]] = {}
+    broken = []
+    for record in rollouts:
+        stable, replicas = leaderboards.stable_replicas(record)
+        counts.setdefault(record.parameters["steps"], []).append((stable, replicas))
+        if stable < replicas:
+            broken.append(f"{name(record, known)} on {titles.short_title(record.dataset)}")
+    parts = []
+    for steps, pairs in sorted(counts.items(), reverse=True):
+        stable, replicas = map(sum, zip(*pairs, strict=True))
+        parts.append(f"{stable} of {replicas} over {steps} steps")
+    return ", ".join(parts + [f"broken: {', '.join(broken)}"] * bool(broken)) or "none was simulated"
 
 
 def verdicts(found: Iterable[Record], known: Names) -> list[str]:
@@ -301,7 +308,7 @@ def shifted(found: Iterable[Record], others: dict[str, list[Record]], known: Nam
         }
         for shift, title, who, pairs in _shifted(found, others, known)
     ]
-    return pd.DataFrame(rows)
+    return _indexed(rows, "Dataset", "Shift", "Potential")
 
 
 def dearer(found: Iterable[Record], others: dict[str, list[Record]], known: Names) -> str:
