@@ -115,6 +115,19 @@ def test_horizons_and_verdicts_after_different_times_are_told_apart():
     ]
 
 
+def test_potentials_follow_the_reference_beside_networks():
+    found = [
+        Record("horizon", "x", "ethanol", model, 0, {}, [Metric("horizon_driven", fs, "fs", fs - 5, fs + 5)])
+        for model, fs in (("so3lr_tuned", 150.0), ("mace", 120.0), ("nequip", 140.0))
+    ]
+    for record in found:
+        record.metrics.append(Metric("horizon_driven_reached", 1.0, "1"))
+    known = {("x", "ethanol", "so3lr_tuned"): "SO3LR, fine-tuned 15 s"}
+    words = universal.followed(found, known)
+    assert words == "Ethanol: SO3LR, fine-tuned 15 s 150 (145 to 155), networks 120 to 140"
+    assert universal.followed([], known) == "not measured"
+
+
 def test_stable_replicas_are_summed_over_simulations_of_a_length(monkeypatch):
     stable = {("so3lr", 50): (2, 2), ("so3lr", 100): (2, 2), ("so3lr_tuned", 100): (1, 2)}
     runs = [Record("rollout", "x", "ethanol", model, 0, {"steps": steps}) for model, steps in stable]

@@ -285,6 +285,18 @@ def horizons(found: Iterable[Record], known: Names) -> pd.DataFrame:
     return _by_potential(rows)
 
 
+def followed(found: Iterable[Record], known: Names) -> str:
+    """Horizons with the friction of the reference, fs, of potentials and of networks, dataset by dataset."""
+    parts, found = [], horizon.following(list(found))
+    for dataset in dict.fromkeys(record.dataset for record in found):
+        here = [record for record in found if record.dataset == dataset]
+        own = [f"{name(r, known)} {horizon.text(r, 'driven')}" for r in here if _is_potential(r.model)]
+        networks = [horizon.value(record, "horizon_driven") for record in _from_nothing(here)]
+        own += [f"networks {span(networks, '.0f')}"] if networks else []
+        parts.append(f"{titles.short_title(dataset)}: {', '.join(own)}")
+    return "; ".join(parts) or "not measured"
+
+
 def shifted(found: Iterable[Record], others: dict[str, list[Record]], known: Names) -> pd.DataFrame:
     """Force errors on frames like those of a training and on shifted ones, meV/Å, and their ratio.
 
