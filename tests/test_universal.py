@@ -125,6 +125,8 @@ def test_potentials_follow_the_reference_beside_networks():
     known = {("x", "ethanol", "so3lr_tuned"): "SO3LR, fine-tuned 15 s"}
     words = universal.followed(found, known)
     assert words == "Ethanol: SO3LR, fine-tuned 15 s 150 (145 to 155), networks 120 to 140"
+    found[2].metrics[1] = Metric("horizon_driven_reached", 0.0, "1")  # it had not left when the runs ended
+    assert universal.followed(found, known) == f"{words}, or more"
     assert universal.followed([], known) == "not measured"
 
 

@@ -291,8 +291,11 @@ def followed(found: Iterable[Record], known: Names) -> str:
     for dataset in dict.fromkeys(record.dataset for record in found):
         here = [record for record in found if record.dataset == dataset]
         own = [f"{name(r, known)} {horizon.text(r, 'driven')}" for r in here if _is_potential(r.model)]
-        networks = [horizon.value(record, "horizon_driven") for record in _from_nothing(here)]
-        own += [f"networks {span(networks, '.0f')}"] if networks else []
+        kinds = ("horizon_driven", "horizon_driven_reached")
+        networks = [[horizon.value(r, kind) for kind in kinds] for r in _from_nothing(here)]
+        if networks:
+            more = "" if all(reached for _, reached in networks) else ", or more"
+            own.append(f"networks {span([time for time, _ in networks], '.0f')}{more}")
         parts.append(f"{titles.short_title(dataset)}: {', '.join(own)}")
     return "; ".join(parts) or "not measured"
 
