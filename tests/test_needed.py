@@ -63,7 +63,7 @@ def test_hours_follow_from_the_power_law():
     along = needed.points([searched(10.0, 16.0), searched(40.0, 8.0)], [trained(160.0, [8.0])])
     said = needed.values(found, along)
     assert (said["cells"], said["near"], said["reached"]) == ("3", "1 of 3", "1 of 3")
-    assert (said["hours"], said["early"], said["late"]) == ("2.0", "0.50", "0.00")
+    assert (said["had"], said["hours"], said["early"], said["late"]) == ("0.50", "2.0", "0.50", "0.00")
 
 
 def test_a_campaign_without_records_says_so():

@@ -94,7 +94,7 @@ def test_errors_after_equal_epochs_are_shown_over_seeds():
             "ethanol",
             model,
             seed,
-            {},
+            {"epochs": 15, "preset": "small"},
             [*metrics, Metric("ratio", ours / theirs, "1")],
         )
 
@@ -104,5 +104,12 @@ def test_errors_after_equal_epochs_are_shown_over_seeds():
     assert list(table.loc["MACE"]) == ["40.0 to 50.0", "25.0 to 80.0", "0.50 to 2.00", "1.00", "2"]
     assert time_to_accuracy.equal_table([]).empty
     said = time_to_accuracy.equal_values([*found, *(trained("allegro", n, 33.0, 30.0) for n in range(2))])
-    assert said == {"means": "1.00 to 1.10", "pairs": "0.50 to 2.00", "sided": "Allegro (above one)"}
+    assert said == {
+        "means": "1.00 to 1.10",
+        "pairs": "0.50 to 2.00",
+        "greater": "3 of 5",
+        "epochs": "15",
+        "preset": "small",
+        "sided": "Allegro (above one)",
+    }
     assert time_to_accuracy.equal_values([])["sided"] == "none"

@@ -1,7 +1,7 @@
 """How far from the published errors is a campaign, and how long would its trainings have to be to reach them?
 
-The error of a recipe falls with the time that a training is given as a power law, which the searches of the
-recipe and the campaign's own trainings measure on one dataset.
+It is assumed that the error falls as a power of the length of a training. The searches of the recipe and the
+campaign's own trainings give two or three lengths on one dataset.
 """
 
 from __future__ import annotations
@@ -106,14 +106,16 @@ def distances(errors: pd.DataFrame, seconds: pd.Series, falls: pd.Series) -> pd.
     Returns
     -------
     DataFrame with the index (dataset, model) of the cells that both have: ``error`` and ``published``,
-    meV/Å; their ``ratio``; ``near`` and ``equal``, lengths in hours that a training needs for `NEAR` times
-    the published error and for that itself if the power law of its model goes on, NaN without a law.
+    meV/Å; their ``ratio``; ``hours``, the length of the training; ``near`` and ``equal``, lengths in hours
+    that it would need in all for `NEAR` times the published error and for that itself if the power law of
+    its model held, NaN without a law.
     """
     both = errors[FORCE][[OURS, PAPER]].astype(float).dropna()
     found = both.set_axis(["error", "published"], axis=1)
     found["ratio"] = found.error / found.published
     hours = seconds.reindex(found.index).astype(float) / 3600
     fall = pd.Series(found.index.get_level_values("model").map(falls), index=found.index, dtype=float)
+    found["hours"] = hours
     found["near"] = hours * (found.ratio / NEAR) ** (1 / fall)
     found["equal"] = hours * found.ratio ** (1 / fall)
     return found
@@ -130,10 +132,12 @@ def readable(found: pd.DataFrame) -> pd.DataFrame:
             "Force MAE (meV/Å)": found.error.map("{:.1f}".format),
             "Published": found.published.map("{:.1f}".format),
             "Ratio": found.ratio.map("{:.2f}".format),
-            f"Hours for {NEAR} times": [
+            f"Length for {NEAR} × published (h)": [
                 time(*row) for row in zip(found.near, found.ratio <= NEAR, strict=True)
             ],
-            "Hours to equal": [time(*row) for row in zip(found.equal, found.ratio <= 1, strict=True)],
+            "Length for published (h)": [
+                time(*row) for row in zip(found.equal, found.ratio <= 1, strict=True)
+            ],
         },
         index=found.index,
     )
@@ -153,6 +157,7 @@ def values(found: pd.DataFrame, along: pd.DataFrame) -> dict[str, str]:
         "late": span(steps.iloc[:, -1] if len(steps) else []),
         "slowed": str(len(steps)),
         "above": str(len(above)),
+        "had": span(found.hours),
         "hours": say(above.median() if len(above) else None, ".1f"),
         "hours_span": span(above, ".1f"),
     }

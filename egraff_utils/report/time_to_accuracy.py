@@ -100,8 +100,8 @@ def equal_values(found: Iterable) -> dict[str, str]:
     Returns
     -------
     ``means``, the range over the models of the geometric means over seeds of our error over theirs;
-    ``pairs``, that over all pairs; ``sided``, the models whose seeds all give us the greater error, or all
-    the smaller one, with that side.
+    ``pairs``, that over all pairs; ``greater``, in how many of these ours is the greater error; ``sided``,
+    the models for which that holds of all seeds, or of none; ``epochs`` and ``preset`` of the trainings.
     """
     frame = pd.DataFrame([(r.model, r["ratio"]) for r in found], columns=["model", "ratio"])
     logs = np.log(frame.ratio.astype(float)).groupby(frame.model)
@@ -114,6 +114,9 @@ def equal_values(found: Iterable) -> dict[str, str]:
     return {
         "means": span(np.exp(logs.mean())),
         "pairs": span(frame.ratio),
+        "greater": count(frame.ratio > 1),
+        "epochs": span([r.parameters["epochs"] for r in found], ".0f"),
+        "preset": ", ".join(dict.fromkeys(r.parameters["preset"] for r in found)),
         "sided": ", ".join(sided) or "none",
     }
 
