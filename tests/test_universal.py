@@ -30,6 +30,28 @@ def test_errors_stand_beside_each_other():
     assert row["SO3LR"] == "170"
 
 
+def test_a_row_of_another_temperature_has_no_value_of_table_1():
+    own = [training("so3lr", name, steps=0) for name in ("3bpa", "ethanol")]
+    table = universal.errors(own, {})
+    assert table.loc["3BPA, 300 to 600 K", universal.PAPER] == "–"
+    assert table.loc["Ethanol", universal.PAPER] == "3 to 10"
+
+
+def test_energies_that_further_training_made_worse_are_told():
+    own, further, _ = found()
+    assert universal.risen(own, further) == "none"
+    further[0].metrics[2] = Metric("energy_mae_per_atom", 3.0, "meV/atom")
+    assert universal.risen(own, further) == "SO3LR, fine-tuned on Ethanol 1.0 to 3.0 meV/atom"
+
+
+def test_the_pairs_with_the_fewest_frames_are_named():
+    own = [training("so3lr", name, steps=0) for name in ("ethanol", "aspirin")]
+    assert universal.fewest(own) == "SO3LR on Ethanol and SO3LR on Aspirin"
+    own[0].metrics[-1] = Metric("force_slope", 0.9, "1", n=8)
+    assert universal.fewest(own) == "SO3LR on Aspirin"
+    assert universal.fewest([]) == "none"
+
+
 def test_errors_after_further_training_stand_in_the_order_of_time():
     own, further, others = found()
     further.append(training("sevennet_0_tuned", "lips", seconds=120, force=56.0))
@@ -48,8 +70,8 @@ def test_errors_after_further_training_stand_in_the_order_of_time():
 def test_the_gain_is_told_in_words():
     _, further, others = found()
     assert universal.gained(further, others, "molecule") == (
-        "after 15 s 0.5 times that of the best network of cpu, "
-        "after 120 s 0.4 times that of the best network of cpu"
+        "after 15 s 0.5 (SO3LR, fine-tuned on Ethanol) times that of the best network of cpu, "
+        "after 120 s 0.4 (SO3LR, fine-tuned on Ethanol) times that of the best network of cpu"
     )
     assert universal.gained(further, others, "bulk") == "not run"
 
@@ -97,6 +119,16 @@ def test_simulations_after_different_times_are_not_averaged(held):
     assert set(shown.model) == {"SO3LR, fine-tuned 15 s", "SO3LR, fine-tuned 120 s", "mace"}
 
 
+def test_structure_of_potentials_stands_beside_that_of_networks(held):
+    held["universal"] = [rolled("universal", "so3lr", "ethanol")]
+    held["cpu"] = [rolled("cpu", "mace", "ethanol"), rolled("cpu", "nequip", "ethanol")]
+    held["universal"][0].metrics[0] = Metric("wf", 6.35, "%")
+    held["cpu"][0].metrics[0] = Metric("wf", 0.54, "%")
+    frame = universal.simulated("universal", [], "cpu")
+    assert universal.strayed(frame) == "Ethanol: SO3LR 6.35, networks 0.10 to 0.54"
+    assert universal.noise(frame) == "not measured twice"
+
+
 def test_horizons_and_verdicts_after_different_times_are_told_apart():
     known = universal.names([training("so3lr_tuned", campaign=str(s), seconds=s) for s in (15, 120)])
     horizons = [
@@ -106,12 +138,24 @@ def test_horizons_and_verdicts_after_different_times_are_told_apart():
     rows = universal.horizons(horizons, known)
     assert rows.index.get_level_values(1).tolist() == ["SO3LR, fine-tuned 15 s", "SO3LR, fine-tuned 120 s"]
     gates = [
-        Record("gate", place, "ethanol", "so3lr_tuned", 0, {}, [Metric("passed", passed, "1")], message=why)
-        for place, passed, why in (("15", 1.0, ""), ("120", 0.0, "drift"))
+        Record(
+            "gate",
+            place,
+            "ethanol",
+            "so3lr_tuned",
+            0,
+            {"tolerances": {"gradient": 1e-4}},
+            metrics,
+            message=why,
+        )
+        for place, metrics, why in (
+            ("15", [Metric("passed", 1.0, "1")], ""),
+            ("120", [Metric("passed", 0.0, "1"), Metric("gradient", 0.437, "1")], "gradient"),
+        )
     ]
     assert universal.verdicts(gates, known) == [
-        "SO3LR, fine-tuned 120 s on Ethanol: fails: drift",
-        "SO3LR, fine-tuned 15 s on Ethanol: pass",
+        "SO3LR, fine-tuned 120 s on Ethanol fails gradient 0.44 (tolerance 0.0001)",
+        "SO3LR, fine-tuned 15 s on Ethanol passes",
     ]
 
 
@@ -126,8 +170,11 @@ def test_potentials_follow_the_reference_beside_networks():
     words = universal.followed(found, known)
     assert words == "Ethanol: SO3LR, fine-tuned 15 s 150 (145 to 155), networks 120 to 140"
     found[2].metrics[1] = Metric("horizon_driven_reached", 0.0, "1")  # it had not left when the runs ended
-    assert universal.followed(found, known) == f"{words}, or more"
+    assert universal.followed(found, known) == f"{words} (1 of 2 stayed to the end of the runs)"
     assert universal.followed([], known) == "not measured"
+    found[0].metrics[0] = Metric("horizon_driven", 150.0, "fs", 145.0, None)
+    found[0].parameters["duration"] = 250.0
+    assert "SO3LR, fine-tuned 15 s 150 (145 to over 250)" in universal.followed(found, known)
 
 
 def test_stable_replicas_are_summed_over_simulations_of_a_length(monkeypatch):
@@ -137,7 +184,8 @@ def test_stable_replicas_are_summed_over_simulations_of_a_length(monkeypatch):
     monkeypatch.setattr(universal.leaderboards, "stable_replicas", replicas)
     known = {("x", "ethanol", "so3lr_tuned"): "SO3LR, fine-tuned 15 s"}
     assert universal.endurance(runs, known) == (
-        "3 of 4 over 100 steps, 2 of 2 over 50 steps, broken: SO3LR, fine-tuned 15 s on Ethanol"
+        "3 of 4 over 100 steps (SO3LR on Ethanol; SO3LR, fine-tuned 15 s on Ethanol (only 1 of 2)), "
+        "2 of 2 over 50 steps (SO3LR on Ethanol)"
     )
     assert universal.endurance([], known) == "none was simulated"
 
@@ -163,7 +211,10 @@ def test_shifted_errors_stand_beside_those_at_home():
         "From nothing, cpu": ["20 to 40", "60 to 80", "2.0 to 3.0"],
     }
     words = universal.dearer(found, {"cpu": [*networks, alone]}, {})
-    assert words == "300 to 600 K: SO3LR 1.5, From nothing, cpu 2.0 to 3.0"
+    assert words == (
+        "3BPA, 300 to 600 K: SO3LR 150 (100 at home, 1.5 times); "
+        "networks of cpu 60 to 80 (20 to 40 at home, 2.0 to 3.0 times)"
+    )
     assert universal.shifted(networks, {"cpu": networks}, {}).empty
     assert universal.dearer(networks, {"cpu": networks}, {}) == "not run"
 

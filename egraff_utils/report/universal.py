@@ -7,10 +7,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from egraff_utils import cards, paper, records
+from egraff_utils import cards, paper, quantities, records
 from egraff_utils.records import Record
-from egraff_utils.report import catalogue, gate, horizon, leaderboards, shifts, titles
-from egraff_utils.report.values import span
+from egraff_utils.report import catalogue, gate, horizon, leaderboards, shifts, titles, values
 
 ZERO, PAPER = "Zero force", "Paper, six models"
 SHIFTS = {"temperature": "300 to 600 K", "benzene": "to benzene"}
@@ -29,10 +28,10 @@ def judged(found: Iterable[Record]) -> list[Record]:
 
 def trained(found: Iterable[Record], dataset: str) -> list[float]:
     """Force errors of the networks of a campaign on a dataset, meV/Å."""
-    return [record["force_mae"] for record in _networks(found) if record.dataset == dataset]
+    return [record["force_mae"] for record in networks(found) if record.dataset == dataset]
 
 
-def _networks(found):
+def networks(found):
     """Finished trainings of networks that started from nothing."""
     return [r for r in _from_nothing(found) if r.kind == "training" and r.status == "complete"]
 
@@ -46,8 +45,31 @@ def _is_potential(model):
     return model in cards.pretrained() or cards.is_calculator(model)
 
 
+def where(dataset: str) -> str:
+    """Name of a dataset in tables, with the temperature of its test set if it was trained at another.
+
+    >>> where("3bpa"), where("ethanol")
+    ('3BPA, 300 to 600 K', 'Ethanol')
+    """
+    title, warm = titles.short_title(dataset), _warm(dataset)
+    return f"{title}, {cards.dataset(dataset).temperature:.0f} to {warm:.0f} K" if warm else title
+
+
+def _warm(dataset):
+    """Temperature of the test set, K, if it is not that of the training set; else ``None``."""
+    card = cards.dataset(dataset)
+    warm = card.temperatures.get("test")
+    return warm if warm != card.temperature else None
+
+
 def published(dataset: str) -> list[float]:
-    """Force errors of the paper's Table 1 on a dataset, meV/Å."""
+    """Force errors of the paper's Table 1 on the test set of a dataset, meV/Å.
+
+    Empty where our test set is at another temperature than the training set: Table 1 is of frames like those
+    of the training.
+    """
+    if _warm(dataset):
+        return []
     table = paper.table(1)
     return table.force_mae_mev_per_ang[table.dataset == dataset].dropna().tolist()
 
@@ -77,9 +99,9 @@ def errors(own: Iterable[Record], others: dict[str, list[Record]]) -> pd.DataFra
     rows: dict[str, dict[str, str]] = {}
     own = list(own)
     for record in own:
-        row = rows.setdefault(titles.short_title(record.dataset), {})
-        row[ZERO] = span([r["zero_force_mae"] for r in own if r.dataset == record.dataset], ",.0f")
-        row[PAPER] = span(published(record.dataset), ".0f", missing="–")
+        row = rows.setdefault(where(record.dataset), {})
+        row[ZERO] = values.span([r["zero_force_mae"] for r in own if r.dataset == record.dataset], ",.0f")
+        row[PAPER] = values.span(published(record.dataset), ".0f", missing="–")
         row |= _beside(others, record.dataset)
         row[titles.model_title(record.model)] = f"{record['force_mae']:.0f}"
     return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("Force MAE (meV/Å)")
@@ -102,11 +124,11 @@ def errors_by_time(
     times = sorted({seconds(record) for record in further})
     for dataset, model in dict.fromkeys((r.dataset, r.model) for r in further):
         came = model.removesuffix("_tuned")
-        row = {"As it came": span([start.get((came, dataset), math.nan)], ".0f", missing="–")}
+        row = {"As it came": values.span([start.get((came, dataset), math.nan)], ".0f", missing="–")}
         for time in times:
             mine = [r for r in further if (r.dataset, r.model, seconds(r)) == (dataset, model, time)]
-            row[f"Fine-tuned {time:.0f} s"] = span([r["force_mae"] for r in mine], ".1f", missing="–")
-        rows[titles.short_title(dataset), titles.model_title(came)] = row | _beside(others, dataset)
+            row[f"Fine-tuned {time:.0f} s"] = values.span([r["force_mae"] for r in mine], ".1f", missing="–")
+        rows[where(dataset), titles.model_title(came)] = row | _beside(others, dataset)
     return _by_potential(rows)
 
 
@@ -124,15 +146,15 @@ def _indexed(rows, *names):
 def _beside(others, dataset):
     """Force errors of the networks of every campaign on a dataset, meV/Å, as texts by head."""
     return {
-        from_nothing(campaign, found): span(trained(found, dataset), ".0f", missing="–")
+        from_nothing(campaign, found): values.span(trained(found, dataset), ".0f", missing="–")
         for campaign, found in others.items()
     }
 
 
 def from_nothing(campaign: str, found: Iterable[Record]) -> str:
     """Head of the networks of a campaign, with the limits of their processor time."""
-    limits = map(seconds, _networks(found))
-    time = span(limits, ",.0f", missing="")
+    limits = map(seconds, networks(found))
+    time = values.span(limits, ",.0f", missing="")
     return f"From nothing, {campaign}" + (f" ({time} s)" if time else "")
 
 
@@ -158,6 +180,30 @@ def tuned_title(model: str, time: float) -> str:
     return f"{titles.model_title(model)} {time:.0f} s"
 
 
+def ends(values: Iterable[tuple[str, float]], spec: str, unit: str = "") -> str:
+    """Smallest and largest of named values as words, each with its name.
+
+    Examples
+    --------
+    >>> ends([("MACE", 3.0), ("NequIP", 1.0), ("Allegro", 2.0)], ".1f", " %")
+    '1.0 % (NequIP) to 3.0 % (MACE)'
+    >>> ends([("MACE", 3.0)], ".1f"), ends([], ".1f")
+    ('3.0 (MACE)', 'no value')
+    """
+    ranked = sorted(values, key=lambda pair: pair[1])
+    texts = [f"{value:{spec}}{unit} ({who})" for who, value in (ranked[:1] + ranked[-1:])]
+    return " to ".join(dict.fromkeys(texts)) or "no value"
+
+
+def of_each(own: Iterable[Record], metric: str) -> list[tuple[str, float]]:
+    """Values of a metric of records, each with the names of its potential and dataset."""
+    return [(_pair(record), record[metric]) for record in own]
+
+
+def _pair(record):
+    return f"{titles.model_title(record.model)} on {where(record.dataset)}"
+
+
 def ratios(own: Iterable[Record], others: dict[str, list[Record]], system: str) -> str:
     """Force errors over those of the best network of a dataset, campaign by campaign, as words.
 
@@ -171,16 +217,34 @@ def ratios(own: Iterable[Record], others: dict[str, list[Record]], system: str) 
     own, parts = [r for r in own if cards.dataset(r.dataset).system == system], []
     for name, found in others.items():
         pairs = [(r, trained(found, r.dataset)) for r in own]
-        values = [record["force_mae"] / min(errors) for record, errors in pairs if errors]
-        parts += [f"{span(values, '.1f')} times that of the best network of {name}"] if values else []
+        over = [(_pair(record), record["force_mae"] / min(errors)) for record, errors in pairs if errors]
+        parts += [f"{ends(over, '.1f')} times that of the best network of {name}"] if over else []
     return " and ".join(parts) or "not compared with networks"
 
 
 def unlike(own: Iterable[Record], others: dict[str, list[Record]]) -> str:
-    """Range of the zero-force errors of few frames over those of the whole test sets, as a text."""
-    whole = {r.dataset: r["zero_force_mae"] for found in others.values() for r in _networks(found)}
-    apart = [100 * (r["zero_force_mae"] / whole[r.dataset] - 1) for r in own if r.dataset in whole]
-    return f"{span(apart, '+.0f')} %"
+    """Ends of the zero-force errors of few frames over those of the whole test sets, as a text."""
+    whole = {r.dataset: r["zero_force_mae"] for found in others.values() for r in networks(found)}
+    own = [r for r in own if r.dataset in whole]
+    return ends([(_pair(r), 100 * (r["zero_force_mae"] / whole[r.dataset] - 1)) for r in own], "+.0f", " %")
+
+
+def fewest(own: Iterable[Record]) -> str:
+    """Potentials and datasets that were judged on the fewest frames, as a text."""
+    frames = [(_pair(record), record.metric("force_slope").n) for record in own]
+    least = min((count for _, count in frames), default=0)
+    return values.listed([who for who, count in frames if count == least]) or "none"
+
+
+def risen(own: Iterable[Record], further: Iterable[Record]) -> str:
+    """Energy errors that further training made larger, meV/atom, as a text."""
+    start = {(r.model, r.dataset): r["energy_mae_per_atom"] for r in own}
+    parts = []
+    for record in further:
+        before = start.get((record.model.removesuffix("_tuned"), record.dataset), math.inf)
+        if (after := record["energy_mae_per_atom"]) > before:
+            parts.append(f"{_pair(record)} {before:.1f} to {after:.1f} meV/atom")
+    return "; ".join(parts) or "none"
 
 
 def details(own: Iterable[Record]) -> pd.DataFrame:
@@ -190,11 +254,12 @@ def details(own: Iterable[Record]) -> pd.DataFrame:
     """
     rows = [
         {
-            "Dataset": titles.short_title(record.dataset),
+            "Dataset": where(record.dataset),
             "Potential": tuned_title(record.model, seconds(record))
             if record["steps"]
             else titles.model_title(record.model),
             "Test frames": str(record.metric("force_slope").n),
+            "Zero of energy": "trained" if record["steps"] else "least squares",
             "Energy MAE (meV/atom)": f"{record['energy_mae_per_atom']:.1f}",
             "Slope of the forces": f"{record['force_slope']:.2f}",
         }
@@ -247,31 +312,74 @@ def _shorter(own, networks):
     return set(steps.path[steps.value < steps.dataset.map(most.groupby("dataset").value.max())])
 
 
-def endurance(rollouts: Iterable[Record], known: Names) -> str:
-    """How many replicas were stable to the end, by the length of rollouts, and which broke, in words."""
-    counts: dict[int, list[tuple[int, int]]] = {}
-    broken = []
-    for record in rollouts:
-        stable, replicas = leaderboards.stable_replicas(record)
-        counts.setdefault(record.parameters["steps"], []).append((stable, replicas))
-        if stable < replicas:
-            broken.append(f"{name(record, known)} on {titles.short_title(record.dataset)}")
+def strayed(frame: pd.DataFrame) -> str:
+    """Wright's factors of potentials beside those of networks, %, dataset by dataset, as words.
+
+    Parameters
+    ----------
+    frame
+        Rows of :func:`simulated`.
+    """
     parts = []
-    for steps, pairs in sorted(counts.items(), reverse=True):
-        stable, replicas = map(sum, zip(*pairs, strict=True))
-        parts.append(f"{stable} of {replicas} over {steps} steps")
-    return ", ".join(parts + [f"broken: {', '.join(broken)}"] * bool(broken)) or "none was simulated"
+    for who, wf in _simulated(frame, "wf"):
+        networks = [value for model, value in wf.items() if model in cards.models()]
+        own = [f"{titles.model_title(m)} {value:.2f}" for m, value in wf.items() if m not in cards.models()]
+        parts.append(f"{who}: {', '.join([*own, f'networks {values.span(networks)}'])}")
+    return "; ".join(parts) or "none was measured"
+
+
+def noise(frame: pd.DataFrame) -> str:
+    """Times per step of one network after different times of training, ms, as words."""
+    parts = []
+    for who, times in _simulated(frame, "ms_per_step"):
+        alike = {m: value for m, value in times.items() if m not in cards.models() and "fine-tuned" in m}
+        parts += [f"{values.span(alike.values(), '.1f')} ms on {who}"] if len(alike) > 1 else []
+    return "; ".join(parts) or "not measured twice"
+
+
+def _simulated(frame, metric):
+    """Title of a dataset and values of a metric of its rollouts by model, in the unit of tables."""
+    rows = frame[(frame.kind == "rollout") & (frame.metric == metric) & (frame.model != cards.REFERENCE)]
+    factor = quantities.of(metric).factor
+    for dataset, group in rows.groupby("dataset"):
+        yield titles.short_title(dataset), (factor * group.groupby("model").value.mean()).to_dict()
+
+
+def endurance(rollouts: Iterable[Record], known: Names) -> str:
+    """How many replicas were stable to the end, by the length of rollouts, of which potentials, in words."""
+    lengths: dict[int, dict[str, list[tuple[str, int, int]]]] = {}
+    for record in rollouts:
+        runs = lengths.setdefault(record.parameters["steps"], {}).setdefault(name(record, known), [])
+        runs.append((titles.short_title(record.dataset), *leaderboards.stable_replicas(record)))
+    parts = []
+    for steps, models in sorted(lengths.items(), reverse=True):
+        stable, replicas = (sum(run[i] for runs in models.values() for run in runs) for i in (1, 2))
+        who = [
+            f"{model} on {values.listed([_broken(*run) for run in runs])}" for model, runs in models.items()
+        ]
+        parts.append(f"{stable} of {replicas} over {steps} steps ({'; '.join(who)})")
+    return ", ".join(parts) or "none was simulated"
+
+
+def _broken(title, stable, replicas):
+    return title if stable == replicas else f"{title} (only {stable} of {replicas})"
 
 
 def verdicts(found: Iterable[Record], known: Names) -> list[str]:
-    """What the gate said of each potential on each dataset."""
+    """What the gate said of each potential on each dataset, with the size of each failure."""
     said = {
-        f"{name(r, known)} on {titles.short_title(r.dataset)}": "pass"
-        if r["passed"]
-        else f"fails: {r.message}"
+        f"{name(r, known)} on {titles.short_title(r.dataset)}": "passes" if r["passed"] else _failed(r)
         for r in gate.select(list(found))
     }
-    return [f"{who}: {text}" for who, text in sorted(said.items())]
+    return [f"{who} {text}" for who, text in sorted(said.items())]
+
+
+def _failed(record):
+    """Checks that a potential failed, with their values and tolerances."""
+    checks, limits = record.message.split(", "), record.parameters["tolerances"]
+    each = [f"{check} {record[check]:.2g}" for check in checks]
+    limit = values.span([limits[check] for check in checks], "g")
+    return f"fails {values.listed(each)} (tolerance {limit})"
 
 
 def horizons(found: Iterable[Record], known: Names) -> pd.DataFrame:
@@ -280,22 +388,32 @@ def horizons(found: Iterable[Record], known: Names) -> pd.DataFrame:
     for record in horizon.following(list(found)):
         row = rows.setdefault((titles.short_title(record.dataset), name(record, known)), {})
         for kind in ("driven", "langevin", "nve"):
-            if text := horizon.text(record, kind):
+            if text := _horizon(record, kind):
                 row[f"Horizon, {horizon.TITLES[kind]} (fs)"] = text
     return _by_potential(rows)
 
 
+def _horizon(record, kind):
+    """Horizon of a record in words, in which an open end of the interval is that of the runs."""
+    end = record.parameters.get("duration" if kind == "driven" else "short", math.nan)
+    return horizon.text(record, kind).replace("to more)", f"to over {end:.0f})")
+
+
 def followed(found: Iterable[Record], known: Names) -> str:
-    """Horizons with the friction of the reference, fs, of potentials and of networks, dataset by dataset."""
+    """Horizons with the friction of the reference, fs, of potentials and of networks, dataset by dataset.
+
+    Of the networks that did not leave the reference before the runs ended, the number is told.
+    """
     parts, found = [], horizon.following(list(found))
     for dataset in dict.fromkeys(record.dataset for record in found):
         here = [record for record in found if record.dataset == dataset]
-        own = [f"{name(r, known)} {horizon.text(r, 'driven')}" for r in here if _is_potential(r.model)]
+        own = [f"{name(r, known)} {_horizon(r, 'driven')}" for r in here if _is_potential(r.model)]
         kinds = ("horizon_driven", "horizon_driven_reached")
-        networks = [[horizon.value(r, kind) for kind in kinds] for r in _from_nothing(here)]
+        networks = [[values.value(r, kind) for kind in kinds] for r in _from_nothing(here)]
         if networks:
-            more = "" if all(reached for _, reached in networks) else ", or more"
-            own.append(f"networks {span([time for time, _ in networks], '.0f')}{more}")
+            beyond = [time for time, reached in networks if not reached]
+            more = f" ({len(beyond)} of {len(networks)} stayed to the end of the runs)" if beyond else ""
+            own.append(f"networks {values.span([time for time, _ in networks], '.0f')}{more}")
         parts.append(f"{titles.short_title(dataset)}: {', '.join(own)}")
     return "; ".join(parts) or "not measured"
 
@@ -317,9 +435,9 @@ def shifted(found: Iterable[Record], others: dict[str, list[Record]], known: Nam
             "Dataset": titles.short_title(shift.dataset),
             "Shift": title,
             "Potential": who,
-            "At home (meV/Å)": span([home for home, _ in pairs], ".0f"),
-            "Shifted (meV/Å)": span([away for _, away in pairs], ".0f"),
-            "Ratio (×)": span(_ratios(pairs), ".1f"),
+            "At home (meV/Å)": values.span([home for home, _ in pairs], ".0f"),
+            "Shifted (meV/Å)": values.span([away for _, away in pairs], ".0f"),
+            "Ratio (×)": values.span(_ratios(pairs), ".1f"),
         }
         for shift, title, who, pairs in _shifted(found, others, known)
     ]
@@ -327,15 +445,14 @@ def shifted(found: Iterable[Record], others: dict[str, list[Record]], known: Nam
 
 
 def dearer(found: Iterable[Record], others: dict[str, list[Record]], known: Names) -> str:
-    """Ratios of a table of :func:`shifted`, task by task over all datasets, in words."""
-    ratios: dict[str, dict[str, list[float]]] = {}
-    for _, title, who, pairs in _shifted(found, others, known):
-        ratios.setdefault(title, {}).setdefault(who, []).extend(_ratios(pairs))
-    parts = []
-    for title, each in ratios.items():
-        texts = [f"{who} {span(values, '.1f')}" for who, values in each.items()]
-        parts.append(f"{title}: {', '.join(texts)}")
-    return "; ".join(parts) or "not run"
+    """Errors of a table of :func:`shifted`, meV/Å, dataset by dataset, in words."""
+    parts: dict[str, list[str]] = {}
+    for shift, title, who, pairs in _shifted(found, others, known):
+        home, away = (values.span(side, ".0f") for side in zip(*pairs, strict=True))
+        who = who.replace("From nothing,", "networks of")
+        words = f"{who} {away} ({home} at home, {values.span(_ratios(pairs), '.1f')} times)"
+        parts.setdefault(f"{titles.short_title(shift.dataset)}, {title}", []).append(words)
+    return ". ".join(f"{task}: {'; '.join(texts)}" for task, texts in parts.items()) or "not run"
 
 
 def _shifted(found, others, known):
@@ -371,9 +488,9 @@ def seen(further: Iterable[Record]) -> str:
     """Number of frames in the steps of each training, repeated ones counted again, in words."""
     frames: dict[str, list[float]] = {}
     for record in further:
-        batch = record.provenance["hyperparameters"]["batch_size"]
-        frames.setdefault(tuned_title(record.model, seconds(record)), []).append(record["steps"] * batch)
-    return "; ".join(f"{who} {span(values, ',.0f')}" for who, values in frames.items()) or "none was made"
+        count = record["steps"] * record.provenance["hyperparameters"]["batch_size"]
+        frames.setdefault(tuned_title(record.model, seconds(record)), []).append(count)
+    return "; ".join(f"{who} {values.span(n, ',.0f')}" for who, n in frames.items()) or "none was made"
 
 
 def facts(models: Iterable[str]) -> pd.DataFrame:
