@@ -40,8 +40,16 @@ def test_a_row_of_another_temperature_has_no_value_of_table_1():
 def test_energies_that_further_training_made_worse_are_told():
     own, further, _ = found()
     assert universal.risen(own, further) == "none"
-    further[0].metrics[2] = Metric("energy_mae_per_atom", 3.0, "meV/atom")
-    assert universal.risen(own, further) == "SO3LR, fine-tuned on Ethanol 1.0 to 3.0 meV/atom"
+    more = {"energy_mae_per_atom": 3.0, "energy_mae": 27.0, "energy_mae_shifted": 9.0}
+    kept = [metric for metric in further[0].metrics if metric.name not in more]
+    further[0].metrics[:] = [*kept, *(Metric(key, value, "1") for key, value in more.items())]
+    words = "SO3LR, fine-tuned on Ethanol 1.0 to 3.0 meV/atom (1.0 without its mean error)"
+    assert universal.risen(own, further) == words
+
+
+def test_the_ends_of_a_range_are_named():
+    assert universal.ends([("MACE", 3.0)], ".1f") == "3.0 (MACE)"
+    assert universal.ends([], ".1f") == "no value"
 
 
 def test_the_pairs_with_the_fewest_frames_are_named():

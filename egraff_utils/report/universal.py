@@ -187,8 +187,6 @@ def ends(values: Iterable[tuple[str, float]], spec: str, unit: str = "") -> str:
     --------
     >>> ends([("MACE", 3.0), ("NequIP", 1.0), ("Allegro", 2.0)], ".1f", " %")
     '1.0 % (NequIP) to 3.0 % (MACE)'
-    >>> ends([("MACE", 3.0)], ".1f"), ends([], ".1f")
-    ('3.0 (MACE)', 'no value')
     """
     ranked = sorted(values, key=lambda pair: pair[1])
     texts = [f"{value:{spec}}{unit} ({who})" for who, value in (ranked[:1] + ranked[-1:])]
@@ -237,13 +235,15 @@ def fewest(own: Iterable[Record]) -> str:
 
 
 def risen(own: Iterable[Record], further: Iterable[Record]) -> str:
-    """Energy errors that further training made larger, meV/atom, as a text."""
+    """Energy errors that further training raised, meV/atom, and what the mean error leaves, as a text."""
     start = {(r.model, r.dataset): r["energy_mae_per_atom"] for r in own}
     parts = []
     for record in further:
         before = start.get((record.model.removesuffix("_tuned"), record.dataset), math.inf)
         if (after := record["energy_mae_per_atom"]) > before:
-            parts.append(f"{_pair(record)} {before:.1f} to {after:.1f} meV/atom")
+            rest = after * record["energy_mae_shifted"] / record["energy_mae"]
+            changed = f"{before:.1f} to {after:.1f} meV/atom ({rest:.1f} without its mean error)"
+            parts.append(f"{_pair(record)} {changed}")
     return "; ".join(parts) or "none"
 
 
@@ -259,7 +259,7 @@ def details(own: Iterable[Record]) -> pd.DataFrame:
             if record["steps"]
             else titles.model_title(record.model),
             "Test frames": str(record.metric("force_slope").n),
-            "Zero of energy": "trained" if record["steps"] else "least squares",
+            "Zero of energy": "fitted, then trained" if record["steps"] else "fitted",
             "Energy MAE (meV/atom)": f"{record['energy_mae_per_atom']:.1f}",
             "Slope of the forces": f"{record['force_slope']:.2f}",
         }
