@@ -65,7 +65,7 @@ class Key(NamedTuple):
         for field in ("kind", "campaign", "dataset"):
             if name := getattr(self, field):
                 schema.check_name(name, f"name of a {field}")
-        if self.model:
+        if self.model not in ("", "-"):  # a benchmark of no model
             schema.check_model_name(self.model)
         name = f"{self.dataset}-{self.model}-s{self.seed}.json"
         return paths.results() / self.campaign / self.kind / name

@@ -284,6 +284,7 @@ def test_commands_get_an_adam_that_the_card_knows(monkeypatch):
         accuracy.training("mace")
 
 
+@pytest.mark.rare(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("main", [accuracy.learn, accuracy.learn_upstream])
 def test_both_sides_report_their_learning_curves(plan, main):

@@ -203,7 +203,8 @@ def project(workplace):
     for name, source in sources.items():
         path = folder / "notebooks" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
-        head = new_code_cell(HEAD, metadata={"tags": ["parameters"]})
+        taken = HEAD if name.startswith("rollout") else HEAD.replace('model: str = "mace"  # m\n', "")
+        head = new_code_cell(taken, metadata={"tags": ["parameters"]})
         nbformat.write(new_notebook(cells=[head, new_code_cell(source)], metadata=KERNEL), path)
     (workplace / "mine.yml").write_text("description: d\ndatasets: [lips]\nmodels: [mace, nequip]\n")
     return folder
