@@ -144,7 +144,10 @@ def test_the_leaderboard_can_be_sorted_and_filtered(window, address):
     table = page.query_selector("table.sortable")
     rows = len(_column(table, 2))
     for reverse in (False, True):
-        table.query_selector("thead tr:last-child > :nth-child(4)").click()
+        head = table.query_selector("thead tr:last-child > :nth-child(4)")
+        head.click()
+        order = "descending" if reverse else "ascending"
+        page.wait_for_function("([head, order]) => head.ariaSort === order", arg=[head, order], timeout=5000)
         errors = [float(text) for text in _column(table, 4)]
         assert len(errors) > 20
         assert errors == sorted(errors, reverse=reverse)
