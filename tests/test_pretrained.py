@@ -17,6 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from egraff_utils import campaign, cards, config, data, models, paths, records, train, weights
 from egraff_utils.__main__ import main
 from egraff_utils.checks import gate
+from egraff_utils.graph import build_graph
 from egraff_utils.md.rollout import RolloutConfig, roll_out
 from egraff_utils.models import so3lr
 from egraff_utils.running import cells
@@ -181,10 +182,22 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
         models.build("so3lr_tuned", "finetune")
 
 
+def forces_are_slopes(ff, atoms):
+    """Energy of a structure in double precision, after a force was compared with finite differences."""
+
+    def exact(x):
+        moved = atoms.copy()
+        moved.positions[1, 0] += x
+        return ff(build_graph(moved, ff.cutoff))
+
+    slope = (exact(1e-4).energy - exact(-1e-4).energy) / 2e-4
+    assert exact(0).forces[1, 0].item() == pytest.approx(-slope.item(), rel=1e-5)
+    return exact(0).energy
+
+
 def test_so3lr_is_that_of_its_authors_and_can_be_double():
     pytest.importorskip("so3krates_torch", reason="requirements-universal.txt is not installed")
     from egraff_utils import calculated
-    from egraff_utils.graph import build_graph
 
     atoms = Atoms(
         "OCH4", [[0, 0, 0], [1.4, 0, 0], [1.8, 1, 0], [1.8, -0.5, 0.9], [1.8, -0.5, -0.9], [-0.3, 0.9, 0]]
@@ -196,16 +209,7 @@ def test_so3lr_is_that_of_its_authors_and_can_be_double():
     found = ff(build_graph([atoms, far], ff.cutoff, dtype=torch.float32))
     assert found.energy.numpy() == pytest.approx(energies, abs=1e-3)
     assert found.forces.numpy() == pytest.approx(np.concatenate(forces), abs=1e-4)
-    ff.double()
-
-    def exact(z):
-        moved = atoms.copy()
-        moved.positions[1, 0] += z
-        return ff(build_graph(moved, ff.cutoff))
-
-    assert exact(0).energy.item() == pytest.approx(energies[0], abs=1e-3)
-    slope = (exact(1e-4).energy - exact(-1e-4).energy) / 2e-4
-    assert exact(0).forces[1, 0].item() == pytest.approx(-slope.item(), rel=1e-5)
+    assert forces_are_slopes(ff.double(), atoms).item() == pytest.approx(energies[0], abs=1e-3)
 
 
 def test_nothing_but_networks_is_unpickled(tmp_path):
@@ -221,7 +225,6 @@ def test_nothing_but_networks_is_unpickled(tmp_path):
 def test_sevennet_is_that_of_its_authors_and_can_be_double():
     pytest.importorskip("sevenn", reason="requirements-universal.txt is not installed")
     from egraff_utils import calculated
-    from egraff_utils.graph import build_graph
 
     far = Atoms("Li2S2P", np.random.default_rng(0).uniform(0, 4, (5, 3)), cell=[4, 5, 6], pbc=True)
     near = far.copy()
@@ -232,15 +235,7 @@ def test_sevennet_is_that_of_its_authors_and_can_be_double():
     assert found.energy.numpy() == pytest.approx(energies, abs=1e-4)
     largest = np.abs(np.concatenate(forces)).max()
     assert found.forces.numpy() == pytest.approx(np.concatenate(forces), abs=1e-5 * largest)
-    ff.double()
-
-    def exact(x):
-        moved = far.copy()
-        moved.positions[1, 0] += x
-        return ff(build_graph(moved, ff.cutoff))
-
-    slope = (exact(1e-4).energy - exact(-1e-4).energy) / 2e-4
-    assert exact(0).forces[1, 0].item() == pytest.approx(-slope.item(), rel=1e-5)
+    forces_are_slopes(ff.double(), far)
 
 
 def test_sevennet_has_the_cutoff_of_its_weights():

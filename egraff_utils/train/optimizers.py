@@ -42,9 +42,10 @@ def make(network: nn.Module, hyperparameters: TrainingHyperparameters) -> torch.
         "amsgrad": hyper.amsgrad,
     }
     if hyper.optimizer == "muon":
-        return Muon(network, momentum=hyper.momentum, **options)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    optimizer = kinds[hyper.optimizer](network.parameters(), fused=True, **options)
+        optimizer: torch.optim.Adam = Muon(network, momentum=hyper.momentum, **options)
+    else:
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        optimizer = kinds[hyper.optimizer](network.parameters(), fused=True, **options)
     # A fused step leaves the versions of the weights as they are, by which caches know that weights changed.
     weights = list(network.parameters())
     optimizer.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(weights))
