@@ -46,6 +46,15 @@ def test_errors_fall_by_half_as_the_length_is_quadrupled():
     assert needed.exponents(found).to_dict() == pytest.approx({"mace": 0.5}), "botnet has one length"
 
 
+def test_seeds_are_one_length():
+    """Their lengths differ by parts of a second, over which no exponent can be taken."""
+    runs = [trained(159.0, [3.0]), trained(161.0, [5.0])]
+    found = needed.points([searched(10.0, 16.0), searched(40.0, 8.0)], runs)
+    assert found.seconds.tolist() == [10, 40, 160]
+    assert found.error.tolist() == [16, 8, 4]
+    assert needed.steps_of(found).loc["mace"].tolist() == pytest.approx([0.5, 0.5])
+
+
 def test_hours_follow_from_the_power_law():
     """Three times the published error: with the exponent 1/2, four times the length for 1.5, nine for it."""
     index = pd.MultiIndex.from_product(

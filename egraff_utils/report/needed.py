@@ -33,24 +33,26 @@ def points(searched: list, trained: list) -> pd.DataFrame:
     searched
         Records of a search; of the kinds ``SEARCHES`` on ``DATASET`` the least error of all tries counts.
     trained
-        Records of a campaign; those of trainings on ``DATASET`` count.
+        Records of a campaign; those of trainings on ``DATASET`` count, the seeds of a model as their mean.
 
     Returns
     -------
     DataFrame with ``model``, ``seconds`` and ``error``, the least validation error of the forces, meV/Å, in
     the order of models and seconds.
     """
-    rows = [
+    names = ["model", "seconds", "error"]
+    tries = [
         (r.model, float(r.parameters["seconds"]), r["best_force_mae"])
         for r in searched
         if r.kind in SEARCHES and r.dataset == DATASET
     ]
-    rows += [
+    runs = [
         (r.model, r["seconds"], float(np.nanmin(r.curves["val_force_mae"])))
         for r in trained
         if r.kind == "training" and r.dataset == DATASET and len(r.curves.get("val_force_mae", ()))
     ]
-    frame = pd.DataFrame(rows, columns=["model", "seconds", "error"]).dropna()
+    means = pd.DataFrame(runs, columns=names).groupby("model", as_index=False).mean()
+    frame = pd.concat([pd.DataFrame(tries, columns=names), means]).dropna()
     return frame.sort_values(["model", "seconds"], ignore_index=True)
 
 
