@@ -62,6 +62,8 @@ def curve(record, quantity: str, name: str) -> tuple[np.ndarray, np.ndarray] | N
 def text(record, name: str) -> str:
     """Text of a horizon with its 95 % interval, fs; with ``>`` if the simulations ended before it.
 
+    An open end of the interval is that of the runs.
+
     Examples
     --------
     >>> from egraff_utils.records import Metric, Record
@@ -77,7 +79,8 @@ def text(record, name: str) -> str:
         return f"> {here.value:.0f}" + (
             f" (from {here.low:.0f})" if (here.low or here.value) < here.value else ""
         )
-    high = "more" if here.high is None else f"{here.high:.0f}"
+    end = record.parameters.get("duration" if name == "driven" else "short", np.nan)
+    high = f"over {end:.0f}" if here.high is None else f"{here.high:.0f}"
     return f"{here.value:.0f} ({here.low:.0f} to {high})"
 
 

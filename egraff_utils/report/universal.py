@@ -388,15 +388,9 @@ def horizons(found: Iterable[Record], known: Names) -> pd.DataFrame:
     for record in horizon.following(list(found)):
         row = rows.setdefault((titles.short_title(record.dataset), name(record, known)), {})
         for kind in ("driven", "langevin", "nve"):
-            if text := _horizon(record, kind):
+            if text := horizon.text(record, kind):
                 row[f"Horizon, {horizon.TITLES[kind]} (fs)"] = text
     return _by_potential(rows)
-
-
-def _horizon(record, kind):
-    """Horizon of a record in words, in which an open end of the interval is that of the runs."""
-    end = record.parameters.get("duration" if kind == "driven" else "short", math.nan)
-    return horizon.text(record, kind).replace("to more)", f"to over {end:.0f})")
 
 
 def followed(found: Iterable[Record], known: Names) -> str:
@@ -407,7 +401,7 @@ def followed(found: Iterable[Record], known: Names) -> str:
     parts, found = [], horizon.following(list(found))
     for dataset in dict.fromkeys(record.dataset for record in found):
         here = [record for record in found if record.dataset == dataset]
-        own = [f"{name(r, known)} {_horizon(r, 'driven')}" for r in here if _is_potential(r.model)]
+        own = [f"{name(r, known)} {horizon.text(r, 'driven')}" for r in here if _is_potential(r.model)]
         kinds = ("horizon_driven", "horizon_driven_reached")
         networks = [[values.value(r, kind) for kind in kinds] for r in _from_nothing(here)]
         if networks:
