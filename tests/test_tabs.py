@@ -5,6 +5,7 @@ import io
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -55,3 +56,29 @@ def test_a_record_alone_has_one_tab_and_a_pooled_one_fewer_panels(left_out, monk
     assert html.count("<input") == 1
     picture = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", html)[1])))
     assert picture.width == pytest.approx((3 - len(left_out)) * 3.2 * 80, abs=2)
+
+
+def results(campaign, cells):
+    rows = [("rollout", dataset, model, "wf", 0.5) for dataset, model in cells]
+    frame = pd.DataFrame(rows, columns=["kind", "dataset", "model", "metric", "value"])
+    return frame.assign(path=f"{campaign}/rollout")
+
+
+def test_a_table_has_a_tab_for_each_campaign_but_not_for_a_few_simulations(monkeypatch):
+    cells = [("ethanol", model) for model in ("mace", "nequip", "allegro", "botnet", "equiformer")]
+    known = {"day": results("day", cells), "gpu": results("gpu", cells[:1]), "empty": results("empty", [])}
+    monkeypatch.setattr(records, "read", known.get)
+    asked = []
+
+    def table(rows, beside=()):
+        asked.append((rows.path.iloc[0], list(beside)))
+        return pd.DataFrame({"WF": rows.value}).style.set_uuid("wf")
+
+    html = tabs.every_campaign(table, results("cpu", cells), ["day", "gpu", "empty"]).data
+    assert asked == [("cpu/rollout", ["gpu"]), ("day/rollout", [])]
+    assert re.findall(r"<label[^>]*>([^<]*)</label>", html) == ["cpu", "day"]
+    assert re.findall(r'id="([^"]*)" checked', html) == ["wf-cpu"]
+    assert re.findall(r'<table id="([^"]*)"', html) == ["T_wf-cpu", "T_wf-day"]
+    alone = tabs.every_campaign(table, results("cpu", cells), ["gpu"]).data
+    assert "<label" not in alone
+    assert 'id="T_wf"' in alone

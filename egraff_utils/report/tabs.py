@@ -1,4 +1,4 @@
-"""How do the other models do on this page's dataset? The simulations of all of them, a tab for each."""
+"""How did the others do? Simulations of all models of a cell, or a table of all campaigns, a tab for each."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from PIL import Image
 from egraff_utils import quantities, records
 from egraff_utils.quantities import shown
 from egraff_utils.report import plots
+from egraff_utils.report.beside import campaign_name
 from egraff_utils.report.comparison import order_models
+from egraff_utils.report.tables import FEW
 from egraff_utils.report.titles import model_title, short_title
 
 TOLD = ("stable_fraction", "wf", "jsd", "fv", "ev_root", "temperature")
 """Metrics that a tab gives in words."""
 STYLE = """<style>
-.model-tabs { display: flex; flex-wrap: wrap; margin: 1em 0; }
-.model-tabs > input { position: absolute; opacity: 0; }
-.model-tabs > label { padding: .3em .7em; cursor: pointer; border-bottom: 2px solid transparent; }
-.model-tabs > input:checked + label { border-color: #0b5394; font-weight: 600; }
-.model-tabs > input:focus-visible + label { outline: 2px solid #0b5394; }
-.model-tabs > div { display: none; order: 1; width: 100%; padding-top: .5em; }
-.model-tabs > input:checked + label + div { display: block; }
-.model-tabs img { max-width: 100%; }
+.record-tabs { display: flex; flex-wrap: wrap; margin: 1em 0; }
+.record-tabs > input { position: absolute; opacity: 0; }
+.record-tabs > label { padding: .3em .7em; cursor: pointer; border-bottom: 2px solid transparent; }
+.record-tabs > input:checked + label { border-color: #0b5394; font-weight: 600; }
+.record-tabs > input:focus-visible + label { outline: 2px solid #0b5394; }
+.record-tabs > div { display: none; order: 1; width: 100%; padding-top: .5em; }
+.record-tabs > input:checked + label + div { display: block; }
+.record-tabs img { max-width: 100%; }
 </style>"""
 
 
@@ -45,8 +47,39 @@ def every_model(record, *, floor=None) -> HTML:
     """
     found = {other.model: other for other in records.read_all(record.campaign) if _alike(other, record)}
     found |= {record.model: record}
-    tabs = [_tab(found[name], record, floor) for name in order_models(found)]
-    return HTML(f'{STYLE}<div class="model-tabs">{"".join(tabs)}</div>')
+    contents = {name: (model_title(name), _simulation(found[name], floor)) for name in order_models(found)}
+    return _tabs(f"{record.dataset}-{record.kind}", contents, record.model)
+
+
+def every_campaign(table, frame, beside=()) -> HTML:
+    """Tabs with one table, as each of several campaigns gives it; the first one is open.
+
+    Parameters
+    ----------
+    table
+        Function that makes a Styler from a campaign's metrics, as `records.read` returns them, and from the
+        names of campaigns that stand ``beside`` it, such as `tables.paper_table`.
+    frame
+        Metrics of the campaign of the first tab.
+    beside
+        Names of further campaigns. One with at most `tables.FEW` simulations has no tab: it stands beside the
+        first campaign.
+    """
+    found = {name: rows for name in beside if len(rows := records.read(name))}
+    few = [name for name, rows in found.items() if _simulations(rows) <= FEW]
+    tables = {campaign_name(frame): table(frame, beside=few)}
+    tables |= {name: table(rows) for name, rows in found.items() if name not in few}
+    if len(tables) == 1:
+        return HTML(next(iter(tables.values())).to_html())
+    first, *_ = tables
+    name = tables[first].uuid
+    contents = {key: (key, styler.set_uuid(f"{name}-{key}").to_html()) for key, styler in tables.items()}
+    return _tabs(name, contents, first)
+
+
+def _simulations(rows):
+    """Number of cells, each a dataset and a model, that a campaign has simulated."""
+    return len(rows[rows.kind == "rollout"].groupby(["dataset", "model"]))
 
 
 def _alike(other, record):
@@ -54,15 +87,24 @@ def _alike(other, record):
     return all(getattr(other, name) == getattr(record, name) for name in same) and "fv" in other.curves
 
 
-def _tab(record, own, floor):
-    name, title = f"{own.dataset}-{own.kind}", model_title(record.model)
-    checked = " checked" if record.model == own.model else ""
-    key = f"{name}-{record.model}"
-    drawn = f"Structure, force violation and temperature of {title} on {short_title(own.dataset)}"
+def _tabs(name, contents, opened):
+    """Tabs of contents, key -> title and HTML, of which one is open."""
+    parts = []
+    for key, (title, content) in contents.items():
+        place, checked = escape(f"{name}-{key}"), " checked" if key == opened else ""
+        parts += [
+            f'<input type="radio" name="{escape(name)}" id="{place}"{checked}>',
+            f'<label for="{place}">{escape(title)}</label><div>{content}</div>',
+        ]
+    return HTML(f'{STYLE}<div class="record-tabs">{"".join(parts)}</div>')
+
+
+def _simulation(record, floor):
+    whose = f"{model_title(record.model)} on {short_title(record.dataset)}"
+    drawn = f"Structure, force violation and temperature of {whose}"
     return (
-        f'<input type="radio" name="{escape(name)}" id="{escape(key)}"{checked}>'
-        f'<label for="{escape(key)}">{escape(title)}</label><div><p>{escape(told(record))}</p>'
-        f'<img alt="{escape(drawn)}" src="data:image/png;base64,{_figure(record, floor)}"></div>'
+        f"<p>{escape(told(record))}</p>"
+        f'<img alt="{escape(drawn)}" src="data:image/png;base64,{_figure(record, floor)}">'
     )
 
 
