@@ -23,10 +23,11 @@ SHARES = {
     "precision": (10, 120),
     "accuracy": (0, 9000),
     "equal": (0, 3600),
+    "shuffled": (0, 1800),
     "coverage": (0, 7200),
 }
 """Benchmark -> time that it may take in a quick and in a full run, s."""
-BY_NAME = ("accuracy", "equal", "coverage")
+BY_NAME = ("accuracy", "equal", "shuffled", "coverage")
 """Benchmarks that take an hour or more, and run only if they are named."""
 
 

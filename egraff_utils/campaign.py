@@ -63,6 +63,9 @@ class Override:
     """Keys of the rollout budget."""
     seeds: Annotated[tuple[Count, ...], Distinct] | None = None
     """Seeds, in place of those of the campaign."""
+    further_steps: dict[str, AtLeastOne] = field(default_factory=dict)
+    """Model -> steps of its trainings with seeds after the first one, in place of the limits: those of the
+    first, so that seeds are alike though a machine or the code became faster in between."""
 
 
 @checked()
@@ -170,6 +173,9 @@ class Campaign:
                     f"dataset in the overrides of campaign {self.name}", dataset, self.datasets
                 )
             self._budget("training", dataset), self._budget("rollout", dataset)
+            for model in self.override(dataset).further_steps:
+                if model not in self.models:
+                    raise cards.unknown(f"model in the overrides of {dataset}", model, self.models)
 
     def _check_shift(self, task, dataset):
         config.check_shift(dataset, **task.shifted)
@@ -240,12 +246,12 @@ class Campaign:
         if cards.is_calculator(model):
             return common | {"model": cards.model_spelling(model)}
         common |= {"model": cards.model_spelling(model)} if cards.model_builder(model) else {}
-        return common | {"preset": self.preset} | asdict(self._budget("training", dataset))
+        return common | {"preset": self.preset} | self._limits(dataset, model, seed)
 
     def rollout_parameters(self, dataset, model, seed, protocol):
         """Parameters of a rollout notebook; that of a dataset of the project knows its dataset."""
         budget = self._budget("rollout", dataset)
-        limits = asdict(self._budget("training", dataset))
+        limits = self._limits(dataset, model, seed)
         return {
             **self._common(seed),
             **self._named(dataset),
@@ -271,6 +277,13 @@ class Campaign:
 
     def _common(self, seed):
         return {"campaign": self.name, "seed": seed, "device": self.device, "threads": self.threads}
+
+    def _limits(self, dataset, model, seed):
+        """Limits of one training, which may be the steps of that with the first seed."""
+        limits = asdict(self._budget("training", dataset))
+        steps = self.override(dataset).further_steps.get(model)
+        first = seed == self._seeds(dataset)[0]
+        return limits if first or steps is None else dict.fromkeys(limits) | {"max_steps": steps}
 
     def _budget(self, part, dataset):
         budget = getattr(self, part)

@@ -1,5 +1,6 @@
 """Does a campaign end with all its cells, whatever happened on the way?"""
 
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from egraff_utils import campaign, cards, paths, records
 from egraff_utils.__main__ import egraff, main
+from egraff_utils.config import Key
 from egraff_utils.report import titles
 from egraff_utils.running import batch, cells, pages
 
@@ -410,3 +412,29 @@ def test_a_dataset_may_have_seeds_of_its_own(tmp_path):
     (tmp_path / "mine.yml").write_text(text)
     cells = campaign.load(tmp_path / "mine.yml").cells()
     assert cells == [("ethanol", "mace", 0), ("ethanol", "mace", 1), ("lips", "mace", 0)]
+
+
+def test_further_seeds_may_take_the_steps_of_the_first(tmp_path):
+    (tmp_path / "mine.yml").write_text(
+        "description: d\ndatasets: [ethanol]\nmodels: [mace, nequip]\ntraining: {max_seconds: 300}\n"
+        "overrides: {ethanol: {seeds: [3, 4], further_steps: {mace: 50}}}\n"
+    )
+    mine = campaign.load(tmp_path / "mine.yml")
+    limits = {
+        (model, seed): [
+            mine.training_parameters("ethanol", model, seed)[k] for k in ("max_seconds", "max_steps")
+        ]
+        for model in ("mace", "nequip")
+        for seed in (3, 4)
+    }
+    timed, counted = [300, None], [None, 50]
+    assert limits == {("mace", 3): timed, ("mace", 4): counted, ("nequip", 3): timed, ("nequip", 4): timed}
+    assert mine.rollout_parameters("ethanol", "mace", 4, "corrected")["train_max_steps"] == 50
+
+
+def test_further_seeds_of_the_reference_take_the_steps_of_the_first():
+    cpu = campaign.load("cpu")
+    for dataset, override in cpu.overrides.items():
+        for model, steps in override.further_steps.items():
+            first = records.load(Key("training", "cpu", dataset, model).path)
+            assert first["steps"] == steps
