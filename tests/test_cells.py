@@ -1,6 +1,5 @@
 """Does a campaign end with all its cells, whatever happened on the way?"""
 
-import itertools
 import json
 import os
 import shutil
