@@ -16,7 +16,7 @@ from egraff_utils.records import Metric
 
 TITLE = "Shuffled: test errors of a network on LiPS20, split in blocks and at random"
 DATASET = "lips20"
-MODELS = ("torchmd_net", "mace")
+MODELS = ("torchmd_net",)
 PRESET = "day"
 SECONDS = 300.0
 SPLITS = {"train": slice(800), "val": slice(820, 890, 4), "test": slice(910, None)}
