@@ -127,6 +127,7 @@ _RDF = {"group": "structure", "average": "rdf", "interval": "log", "best_at_zero
 _BONDED = _RDF | {"leaderboard": False}  # the board is as wide as a page
 _VIOLATION = {"average": "geometric", "interval": "log", "leaderboard": True}
 _HORIZON = {"kind": "horizon", "lower_is_better": False}
+_SEEDS = {"kind": "committee", "group": "accuracy"}
 _COST = {"group": "cost"}
 _COUNT = {"count": True, "digits": 0}
 _DATASET = {"kind": "dataset", "lower_is_better": None}
@@ -180,6 +181,13 @@ QUANTITIES = (
     Quantity("energy_drift", "meV/atom/ps", "Slope of the potential energy", lower_is_better=None,
              average="run"),
     Quantity("reference_contiguous", "1", "Reference contiguous in time", lower_is_better=None),
+    # seeds of a model, as a committee
+    Quantity("members", "1", "Members of the committee", count=True, lower_is_better=None, kind="committee"),
+    Quantity("committee_mae", "meV/Å", "Force MAE of the committee", **_SEEDS, digits=1),
+    Quantity("member_mae", "meV/Å", "Force MAE of a member", **_SEEDS, digits=1),
+    Quantity("spread", "meV/Å", "Spread of the members", **_SEEDS, digits=1),
+    Quantity("spread_share", "1", "Share of the squared error that seeds differ in", **_SEEDS, digits=2),
+    Quantity("spread_correlation", "1", "Rank correlation of spread and error", **_SEEDS, digits=2),
     # a model on frames of its own simulations
     Quantity("oracle_force_mae", "meV/Å", "Force MAE on the model's own frames", group="accuracy"),
     Quantity("oracle_energy_mae_per_atom", "meV/atom", "Energy MAE per atom on the model's own frames",

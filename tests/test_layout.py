@@ -19,7 +19,7 @@ ROOMS = (
     "paths units schema sources hyperparameters model_card cards config structure metrics statistics",
     "quantities breaks provenance records campaign options paper allocator",
     "graph reference files readers data croissant",
-    "models calculated weights accuracy export train",
+    "models calculated weights accuracy committee export train",
     "md",
     "checks",
     "report",

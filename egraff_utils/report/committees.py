@@ -1,0 +1,65 @@
+"""Does the spread of seeds show a shift? Committees on frames like those trained on, and on shifted ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from egraff_utils import committee, quantities
+from egraff_utils.config import Kind
+from egraff_utils.report import shifts
+from egraff_utils.report.beside import cell_place
+
+SHOWN = ("member_mae", "committee_mae", "spread", "spread_share", "spread_correlation")
+"""Metrics that a table shows of both sides."""
+APART = ("Shifted frame has the larger spread (probability)", "")
+
+
+def values(found: list, task: str) -> pd.DataFrame:
+    """Metrics of the committees of a task.
+
+    Parameters
+    ----------
+    found
+        Records of a campaign.
+    task
+        Task out of distribution, such as ``"benzene"``.
+
+    Returns
+    -------
+    DataFrame with the index (dataset, model) and the columns (head with unit, side), where the side is ``in``
+    or ``out``, and the probability of `committee.told_apart`. It has a row for each model with both sides.
+    """
+    known = {(r.kind, r.dataset, r.model): r for r in found if Kind.parse(r.kind).act == "committee"}
+    rows = {}
+    for shift in shifts.shifts_of(task):
+        kinds = [_kind(shift, side) for side in (shifts.IN, shifts.OUT)]
+        for kind, dataset, model in known:
+            pair = [known.get((other, dataset, model)) for other in kinds]
+            if kind == kinds[1] and dataset == shift.dataset and None not in pair:
+                rows[dataset, model] = _row(*pair)
+    index = pd.MultiIndex.from_tuples(sorted(rows, key=cell_place), names=["dataset", "model"])
+    heads = [(quantities.of(name).head, side) for name in SHOWN for side in (shifts.IN, shifts.OUT)]
+    columns = pd.MultiIndex.from_tuples([*heads, APART])
+    return pd.DataFrame([rows[place] for place in index], index, columns, dtype=float)
+
+
+def summary(found: pd.DataFrame) -> dict:
+    """Number of committees, and ranges over them of what a page says of them, from `values`."""
+    share, apart = quantities.of("spread_share").head, found[APART]
+    numbers = {side: found[share, side] for side in (shifts.IN, shifts.OUT)} | {"apart": apart}
+    texts = {f"seeds-{name}": shifts.spread_of(column) for name, column in numbers.items()}
+    return {"seeds-count": len(found)} | texts
+
+
+def _kind(shift, side):
+    if side == shifts.IN:
+        config = committee.CommitteeConfig("", shift.dataset, split=shift.home)
+    else:
+        config = committee.CommitteeConfig("", shift.dataset, split=shift.away, target=shift.target)
+    return str(config.kind)
+
+
+def _row(home, away):
+    numbers = [record[name] for name in SHOWN for record in (home, away)]
+    return [np.nan if number is None else number for number in numbers] + [committee.told_apart(home, away)]
