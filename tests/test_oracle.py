@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from ase import Atoms
-from ase.calculators.calculator import Calculator, CalculatorError
+from ase.calculators.calculator import BaseCalculator, Calculator, CalculatorError
 from ase.calculators.singlepoint import SinglePointCalculator
 from test_calculator import SoftSpheres
 
@@ -28,6 +28,17 @@ class Spring(Calculator):
         if np.abs(atoms.positions).max() > 3:
             raise CalculatorError("too far")
         self.results = {"energy": float(np.square(atoms.positions).sum()), "forces": -2 * atoms.positions}
+
+
+class Cable(BaseCalculator):
+    """As :class:`Spring`, without what only a ``Calculator`` has, such as ``reset``."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def calculate(self, atoms, properties, system_changes):
+        spring = Spring()
+        spring.calculate(atoms, properties)
+        self.results = spring.results
 
 
 class Stiffer(ForceFieldCalculator):
@@ -108,9 +119,10 @@ def test_replicas_without_own_frames_have_no_error(positions):
     assert {(metric.value, metric.n) for metric in found} == {(None, 0)}
 
 
-def test_frames_that_the_reference_cannot_do_are_counted(positions):
+@pytest.mark.parametrize("calculator", [Spring(), Cable()], ids=["calculator", "without reset"])
+def test_frames_that_the_reference_cannot_do_are_counted(positions, calculator):
     positions[1, 20:] += 5
-    found, curves = own_frames.label(trajectory(positions, 0.4), Atoms("H2"), Spring())
+    found, curves = own_frames.label(trajectory(positions, 0.4), Atoms("H2"), calculator)
     assert np.isfinite(curves["oracle_energy_error"]).sum(1).tolist() == [20, 9]
     values = {metric.name: metric.value for metric in found}
     assert values["oracle_labelled"] == pytest.approx((1 + 9 / 20) / 2)

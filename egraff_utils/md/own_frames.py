@@ -7,7 +7,7 @@ atoms.
 """
 
 import numpy as np
-from ase.calculators.calculator import CalculatorError
+from ase.calculators.calculator import Calculator, CalculatorError
 
 from egraff_utils import metrics
 from egraff_utils.md import averages
@@ -127,7 +127,8 @@ def _labels(trajectory, atoms, calculator, chosen):
             energy[replica, column] = system.get_potential_energy()
         except (CalculatorError, RuntimeError):
             forces[replica, column] = np.nan
-            calculator.reset()  # so that the next frame does not start from the state of the failure
+            if isinstance(calculator, Calculator):  # others keep nothing of it
+                calculator.reset()  # so that the next frame does not start from the state of the failure
     return energy, forces
 
 
