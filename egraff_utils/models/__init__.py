@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +51,8 @@ class ForceField(nn.Module):
     one rule.
     """
 
+    known: Tensor
+    reference_energies: Tensor
     scale: Tensor
 
     def __init__(
@@ -60,7 +62,7 @@ class ForceField(nn.Module):
         *,
         cutoff: float = 5.0,
         build_arguments: dict | None = None,
-    ):
+    ) -> None:
         super().__init__()
         self.network = network
         self.elements = sorted(int(z) for z in elements)
@@ -78,7 +80,7 @@ class ForceField(nn.Module):
         """Floating-point type of the network, which ``float``, ``double`` and ``to`` change."""
         return next(p.dtype for p in self.network.parameters())
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ForceField":
         """Convert all tensors, as torch's ``to`` does; reference energies and scale stay in float64."""
         before, energies, scale = self.dtype, self.reference_energies, self.scale
         super()._apply(fn, recurse)
@@ -87,7 +89,7 @@ class ForceField(nn.Module):
             self._rebuild_network()
         return self
 
-    def _rebuild_network(self):
+    def _rebuild_network(self) -> None:
         """Replace the network by one built in today's type, whose parameters are the same objects.
 
         Some networks hold types that torch does not convert, and all hold constants, which are built anew
@@ -138,7 +140,7 @@ class ForceField(nn.Module):
         atomic, on_pairs = self._evaluated(graph)
         return *self._prediction(graph, atomic, on_pairs), self._virials(on_pairs, graph)
 
-    def _evaluated(self, graph):
+    def _evaluated(self, graph: AtomicGraph) -> tuple[Tensor, Tensor]:
         """Energies of the atoms without unit, and the gradient with respect to the vectors of pairs."""
         # Both conditions are joined in one tensor, so that a GPU is waited for only once.
         if not self.known[graph.species].all() & _both_directions(graph.edge_index):
@@ -153,12 +155,12 @@ class ForceField(nn.Module):
         with network.evaluation(graph):
             return network(graph, graph.pair_vectors().to(self.dtype))
 
-    def as_frozen(self) -> frozen.Frozen:
+    def as_frozen(self) -> frozen.Frozen | None:
         """The form of the network written for speed, a ``models.frozen.Frozen``.
 
         It is None while the weights can change, and for a network that has no such form.
         """
-        return self._freezer and self._freezer()
+        return self._freezer() if self._freezer else None
 
     @torch.enable_grad()
     def differentiated(self, graph: AtomicGraph, *, virials: bool = False) -> tuple[Tensor, ...]:
@@ -171,18 +173,18 @@ class ForceField(nn.Module):
         return (*prediction, self._virials(on_pairs, graph)) if virials else prediction
 
     @torch.enable_grad()
-    def _by_autograd(self, graph):
+    def _by_autograd(self, graph: AtomicGraph) -> tuple[Tensor, Tensor]:
         vectors = graph.edge_vectors().to(self.dtype).detach().requires_grad_()
         atomic = self.network(graph, vectors)
         there, back = self._edge_gradient(atomic, vectors).tensor_split(2)
         return atomic if self.training else atomic.detach(), there - back
 
-    def _prediction(self, graph, atomic, on_pairs):
+    def _prediction(self, graph: AtomicGraph, atomic: Tensor, on_pairs: Tensor) -> Prediction:
         energies = self.scale * atomic.double() + self.reference_energies[graph.species]
         energy = energies.new_zeros(graph.num_structures).index_add(0, graph.structure, energies)
         return Prediction(energy, self._forces(on_pairs, graph) * self.scale.to(on_pairs.dtype))
 
-    def _edge_gradient(self, atomic, vectors):
+    def _edge_gradient(self, atomic: Tensor, vectors: Tensor) -> Tensor:
         if not atomic.requires_grad:  # the graph has no edges and the energy uses no parameter
             return torch.zeros_like(vectors)
         options = {"create_graph": self.training, "allow_unused": True, "materialize_grads": True}
@@ -190,13 +192,13 @@ class ForceField(nn.Module):
         return gradient
 
     @staticmethod
-    def _forces(on_pairs, graph):
+    def _forces(on_pairs: Tensor, graph: AtomicGraph) -> Tensor:
         """Forces, minus the gradient with respect to positions; the vector of a pair is ``x_j - x_i``."""
         centre, neighbour = graph.edge_index[:, : len(on_pairs)]
         zero = on_pairs.new_zeros(len(graph.positions), 3)
         return zero.index_add(0, centre, on_pairs).index_add(0, neighbour, -on_pairs)
 
-    def _virials(self, on_pairs, graph):
+    def _virials(self, on_pairs: Tensor, graph: AtomicGraph) -> Tensor:
         gradient = self.scale * on_pairs.double()
         products = gradient.unsqueeze(2) * graph.pair_vectors().double().unsqueeze(1)
         owner = graph.structure[graph.edge_index[0, : len(on_pairs)]]
@@ -214,24 +216,24 @@ class ForceField(nn.Module):
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         name = self.build_arguments.get("name", type(self.network).__name__)
         symbols = "".join(chemical_symbols[z] for z in self.elements)
         return f"ForceField({name}, {symbols}, cutoff={self.cutoff} Å, {self.num_parameters():,} parameters)"
 
 
-def _learnt(state, network):
+def _learnt(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Tensors of a state without the constants of a network, which are equal up to single precision."""
     constants = dict(network.named_buffers())
     same = [name for name in state if name in constants and _close(constants[name], state[name])]
     return {name: value for name, value in state.items() if name not in same}
 
 
-def _close(one, other):
+def _close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one.double(), other.double(), rtol=1e-5, atol=1e-6)
 
 
-def _both_directions(edge_index):
+def _both_directions(edge_index: Tensor) -> Tensor:
     """Whether the second half of the edges is the first half reversed, a boolean tensor of shape ``()``."""
     there, back = edge_index.tensor_split(2, dim=1)
     if there.shape != back.shape:
@@ -314,7 +316,7 @@ def _bytecode(thing):
 def build(
     name: str,
     preset: str = "paper",
-    elements: Sequence[int] = (1, 6, 8),
+    elements: Iterable[int] = (1, 6, 8),
     *,
     dtype: torch.dtype = torch.float32,
     **overrides: object,
@@ -418,11 +420,11 @@ def load(path: Path | str, *, device: torch.device | str = "cpu") -> ForceField:
     return ff.to(device).eval()
 
 
-def _rebuild(arguments):
+def _rebuild(arguments: dict) -> ForceField:
     return build(**{**arguments, "dtype": getattr(torch, arguments["dtype"].removeprefix("torch."))})
 
 
-def _built(name, elements, hyperparameters):
+def _built(name: str, elements: list[int], hyperparameters: dict) -> nn.Module:
     try:
         return _builder(name)(elements, **hyperparameters)
     except ModuleNotFoundError as error:
@@ -431,7 +433,7 @@ def _built(name, elements, hyperparameters):
         raise RuntimeError(text) from error
 
 
-def _builder(name):
+def _builder(name: str) -> Callable[..., nn.Module]:
     if name in _registered:
         return _registered[name][0]
     if name in NAMES:

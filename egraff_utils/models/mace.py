@@ -30,7 +30,9 @@ class MACENetwork(nn.Module):
         Atomic numbers, in the order that the model uses.
     """
 
-    def __init__(self, model: nn.Module, elements: Sequence[int]):
+    one_hot: Tensor
+
+    def __init__(self, model: ScaleShiftMACE, elements: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         table = torch.zeros(len(chemical_symbols), len(elements))

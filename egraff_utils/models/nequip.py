@@ -27,7 +27,9 @@ class NequIPNetwork(nn.Module):
         Atomic numbers, in the order of the model's types.
     """
 
-    def __init__(self, model: nn.Module, elements: Sequence[int]):
+    types: Tensor
+
+    def __init__(self, model: nn.Module, elements: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         types = torch.full((len(chemical_symbols),), -1)

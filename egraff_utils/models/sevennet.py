@@ -23,7 +23,7 @@ class SevenNetwork(nn.Module):
         ``AtomGraphSequential`` of the package.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleDict({k: m for k, m in model.named_children() if k not in REPLACED})
         kinds = torch.full((len(chemical_symbols),), -1)

@@ -28,7 +28,7 @@ class SO3LRNetwork(nn.Module):
         ``SO3LR`` of the package.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
@@ -71,7 +71,7 @@ def build_network(elements: Sequence[int], *, cutoff: float, average_neighbors: 
     file = resources.files("so3krates_torch.pretrained.so3lr").joinpath("so3lr.model")
     with resources.as_file(file) as path:
         model = load_network(path)
-    model.r_max_lr, model.dispersion_energy_cutoff_lr_damping = float(cutoff), DAMPING
+    model.r_max_lr, model.dispersion_energy_cutoff_lr_damping = float(cutoff), DAMPING  # type: ignore[assignment]
     return SO3LRNetwork(model)
 
 
@@ -88,5 +88,5 @@ def load_network(path: Path) -> nn.Module:
     for name, kind in zip(names, found, strict=True):
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise ValueError(f"{path} names {name}, which is no network, and is not loaded; install it anew")
-    with torch.serialization.safe_globals(found):
+    with torch.serialization.safe_globals(found):  # type: ignore[arg-type]  # none is None
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -44,11 +44,11 @@ class EquivariantTransformer(nn.Module):
         Atomic numbers that the model covers.
     """
 
-    def __init__(self, representation: TorchMD_ET, output: EquivariantScalar, elements: tuple[int, ...]):
+    def __init__(
+        self, representation: TorchMD_ET, output: EquivariantScalar, elements: tuple[int, ...]
+    ) -> None:
         super().__init__()
-        self.elements = list(elements)
-        self.representation_model = representation
-        self.output_model = output
+        self.elements, self.representation_model, self.output_model = list(elements), representation, output
 
     def forward(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         """Dimensionless energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""

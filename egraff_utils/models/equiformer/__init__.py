@@ -6,11 +6,14 @@ package follows their model for MD17 (``graph_attention_transformer_nonlinear_ex
 its parameters. Section numbers are those of the paper.
 """
 
+from collections.abc import Sequence
+
 import torch
 from ase.data import chemical_symbols
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from egraff_utils.graph import AtomicGraph
 from egraff_utils.models.equiformer.blocks import Block, EdgeDegreeEmbedding
 from egraff_utils.models.equiformer.layers import (
     EquivariantLayerNorm,
@@ -25,22 +28,22 @@ AVERAGE_ATOMS = 18.03065905448718  # mean number of atoms of a QM9 molecule; the
 
 
 def build_network(
-    elements,
+    elements: Sequence[int],
     *,
-    cutoff,
-    average_neighbors,
-    channels=(128, 64, 32),
-    head_channels=(32, 16, 8),
-    feed_forward_channels=(384, 192, 96),
-    features=512,
-    blocks=6,
-    heads=4,
-    radial_basis=32,
-    radial_hidden=(64, 64),
-    atom_types=64,
-    parity=False,
-    smooth_cutoff=False,
-):
+    cutoff: float,
+    average_neighbors: float,
+    channels: Sequence[int] = (128, 64, 32),
+    head_channels: Sequence[int] = (32, 16, 8),
+    feed_forward_channels: Sequence[int] = (384, 192, 96),
+    features: int = 512,
+    blocks: int = 6,
+    heads: int = 4,
+    radial_basis: int = 32,
+    radial_hidden: Sequence[int] = (64, 64),
+    atom_types: int = 64,
+    parity: bool = False,
+    smooth_cutoff: bool = False,
+) -> "Equiformer":
     """The Equiformer network (EGraFFBench, Table 15), one dimensionless energy per atom.
 
     Parameters
@@ -103,7 +106,16 @@ def build_network(
 class Equiformer(nn.Module):
     """The whole network (Section 4.3, Figure 1): embeddings, transformer blocks, scalar head."""
 
-    def __init__(self, frames, basis, degree_embedding, blocks, *, atom_types, smooth_cutoff):
+    def __init__(
+        self,
+        frames: Frames,
+        basis: ExponentialNormalBasis,
+        degree_embedding: EdgeDegreeEmbedding,
+        blocks: Sequence[Block],
+        *,
+        atom_types: int,
+        smooth_cutoff: bool,
+    ) -> None:
         super().__init__()
         self.frames, self.basis, self.degree_embedding = frames, basis, degree_embedding
         self.blocks = nn.ModuleList(blocks)
@@ -115,7 +127,7 @@ class Equiformer(nn.Module):
         self.head = nn.ModuleList([Linear((features,), (features,)), Linear((features,), (1,))])
         self.activation = UnitVariance(silu)
 
-    def forward(self, graph, vectors):
+    def forward(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         """Energy of each atom, shape ``(N,)``, dimensionless, from edge vectors ``(E, 3)``, Å."""
         distances = vectors.norm(dim=1)
         rotations = self.frames(vectors / distances[:, None])

@@ -1,9 +1,10 @@
 """How do atoms send messages to each other? Equivariant attention, and the blocks that are made of it."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from egraff_utils.models import frozen
 from egraff_utils.models.equiformer.layers import (
@@ -14,7 +15,14 @@ from egraff_utils.models.equiformer.layers import (
     UnitVariance,
     smooth_leaky_relu,
 )
-from egraff_utils.models.equiformer.products import DepthwiseProduct
+from egraff_utils.models.equiformer.products import Degrees, DepthwiseProduct, Map
+
+Rotations = tuple[list[Tensor], list[Tensor]]
+"""Rotation matrices of the edges by degree, without and with the turned rows of :class:`.Frames`."""
+Geometry = tuple[Tensor, Rotations, Tensor, Tensor | None]
+"""Ends of the edges, ``(2, E)``, their rotations, radial basis, ``(E, K)``, and envelope, ``(E, 1)``."""
+Maps = tuple[list[list[Map]], list[Tensor]]
+"""Matrices of messages and of values, see :class:`.DepthwiseProduct`."""
 
 
 class EdgeDegreeEmbedding(nn.Module):
@@ -25,7 +33,13 @@ class EdgeDegreeEmbedding(nn.Module):
     agree.
     """
 
-    def __init__(self, channels, paths, radial, average_neighbors):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        paths: Sequence[Degrees],
+        radial: Sequence[int],
+        average_neighbors: float,
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.product = DepthwiseProduct(channels, paths)
@@ -34,7 +48,9 @@ class EdgeDegreeEmbedding(nn.Module):
         self.project = Linear(self.product.out_channels, channels)
         self.factor = average_neighbors**-0.5
 
-    def forward(self, atoms, edge_index, rotations, basis, envelope):
+    def forward(
+        self, atoms: int, edge_index: Tensor, rotations: Rotations, basis: Tensor, envelope: Tensor | None
+    ) -> list[Tensor]:
         width = self.channels[0]
         (constant,) = self.constant([basis.new_ones(1, 1)])
         weights = self.radial(basis)[:, None, : width * len(self.channels)].split(width, dim=-1)
@@ -50,7 +66,14 @@ class EdgeDegreeEmbedding(nn.Module):
 class Attention(nn.Module):
     """Equivariant graph attention with non-linear messages (Section 4.2, Figure 1b)."""
 
-    def __init__(self, channels, paths, head_channels, heads, radial):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        paths: Sequence[Degrees],
+        head_channels: Sequence[int],
+        heads: int,
+        radial: Sequence[int],
+    ) -> None:
         super().__init__()
         values = [heads * n for n in head_channels]
         self.heads = heads
@@ -67,9 +90,17 @@ class Attention(nn.Module):
         self.logit_weights = nn.Parameter(torch.empty(heads, head_channels[0]).uniform_(-bound, bound))
         self.value = Linear(self.product.out_channels, values, scaled=True)
         self.project = Linear(values, channels)
-        self._kept = frozen.Kept(self.message, self.value, self.radial[-1])
+        self._kept: frozen.Kept[Maps] = frozen.Kept(self.message, self.value, self.radial[-1])
 
-    def forward(self, x, edge_index, rotations, basis, envelope, largest):
+    def forward(
+        self,
+        x: Sequence[Tensor],
+        edge_index: Tensor,
+        rotations: Rotations,
+        basis: Tensor,
+        envelope: Tensor | None,
+        largest: int,
+    ) -> list[Tensor]:
         """Update of the node features up to degree ``largest``."""
         centre, neighbour = edge_index
         atoms, (message_maps, value_maps) = len(x[0]), self.maps(largest)
@@ -85,16 +116,16 @@ class Attention(nn.Module):
         weighted[1:] = [d.mT @ v for d, v in zip(rotations[0], weighted[1:], strict=False)]
         return self.project([sum_by_centre(v, centre, atoms) for v in weighted])
 
-    def maps(self, largest):
+    def maps(self, largest: int) -> Maps:
         """Matrices computed from the weights, cached between calls while the weights are frozen."""
         kept = self._kept.get(lambda: self._maps(largest))
         return self._maps(largest) if kept is None else kept
 
-    def _maps(self, largest):
+    def _maps(self, largest: int) -> Maps:
         messages = self.product.message_maps(self.message, self.radial, largest)
         return messages, self.product.value_maps(self.value, largest)
 
-    def gated(self, coupled):
+    def gated(self, coupled: Sequence[list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits, shape ``(E, heads * channels)``, and gated messages by order."""
         channels = self.gate.sizes
         (first, *zeroth), *higher = coupled
@@ -107,25 +138,25 @@ class Attention(nn.Module):
             gated.append(torch.cat(features, dim=-1) * gates[..., sum(channels[1:m]) :])
         return logits[:, 0], gated
 
-    def by_degree(self, values):
+    def by_degree(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Features by degree, with rows sorted by order, from features by order."""
         widths = [w.shape[1] for w in self.value.weights][: len(values)]
         by_order = [v.split(widths[m:], dim=-1) for m, v in enumerate(values)]
         degrees = range(len(widths))
         return [torch.cat([by_order[m][degree - m] for m in range(degree + 1)], dim=1) for degree in degrees]
 
-    def weights(self, logits, centre, atoms, envelope):
+    def weights(self, logits: Tensor, centre: Tensor, atoms: int, envelope: Tensor | None) -> Tensor:
         """Attention weights, shape ``(E, heads)``."""
         logits = self.logit_activation(logits.unflatten(-1, (self.heads, -1)))
         return softmax_by_centre((logits * self.logit_weights).sum(dim=-1), centre, atoms, envelope)
 
 
-def sum_by_centre(x, centre, atoms):
+def sum_by_centre(x: Tensor, centre: Tensor, atoms: int) -> Tensor:
     """Sum over the edges of each atom, shape ``(N, ...)``, of ``x``, shape ``(E, ...)``."""
     return x.new_zeros(atoms, *x.shape[1:]).index_add(0, centre, x)
 
 
-def softmax_by_centre(logits, centre, atoms, envelope=None):
+def softmax_by_centre(logits: Tensor, centre: Tensor, atoms: int, envelope: Tensor | None = None) -> Tensor:
     r"""Softmax over the edges of each atom, shape ``(E, heads)`` as ``logits``.
 
     With an envelope :math:`u`, shape ``(E, 1)``, the weights are
@@ -151,13 +182,15 @@ def softmax_by_centre(logits, centre, atoms, envelope=None):
 class FeedForward(nn.Module):
     """Feed-forward network on each atom: linear layer, gate, linear layer (Figure 1)."""
 
-    def __init__(self, channels, hidden_channels, out_channels):
+    def __init__(
+        self, channels: Sequence[int], hidden_channels: Sequence[int], out_channels: Sequence[int]
+    ) -> None:
         super().__init__()
         self.gate = Gate(hidden_channels)
         self.enter = Linear(channels, self.gate.in_channels)
         self.leave = Linear(hidden_channels, out_channels)
 
-    def forward(self, x):
+    def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
         return self.leave(self.gate(self.enter(x)))
 
 
@@ -167,7 +200,16 @@ class Block(nn.Module):
     Degrees that the block does not return are not computed.
     """
 
-    def __init__(self, channels, out_channels, paths, head_channels, hidden_channels, heads, radial):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        out_channels: Sequence[int],
+        paths: Sequence[Degrees],
+        head_channels: Sequence[int],
+        hidden_channels: Sequence[int],
+        heads: int,
+        radial: Sequence[int],
+    ) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.attention_norm = EquivariantLayerNorm(channels)
@@ -176,13 +218,13 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(channels, hidden_channels, out_channels)
         self.shortcut = Linear(channels, out_channels) if out_channels != channels else None
 
-    def forward(self, x, *geometry):
+    def forward(self, x: Sequence[Tensor], *geometry: *Geometry) -> list[Tensor]:
         largest = len(self.out_channels) - 1
         x = _add(x, self.attention(self.attention_norm(x), *geometry, largest))
         change = self.feed_forward(self.feed_forward_norm(x))
         return _add(x if self.shortcut is None else self.shortcut(x), change)
 
 
-def _add(x, y):
+def _add(x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
     """Sum of two features, up to the lower of their largest degrees."""
     return [a + b for a, b in zip(x, y, strict=False)]

@@ -1,14 +1,21 @@
 """How do features and harmonics couple? The depth-wise product of the paper, in the frames of the edges."""
 
+from collections.abc import Sequence
 from itertools import accumulate, product
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from egraff_utils.models.equiformer.layers import Linear, RadialFunction
 from egraff_utils.models.equiformer.rotations import wigner
 
+Degrees = tuple[int, int, int]
+"""Degrees (l1, l2, l3) of a path: of a feature, of harmonics, and of their product."""
+Map = tuple[Tensor, Tensor, Tensor]
+"""Matrix of a linear layer, and weight and bias of the path weights, of one part of a product."""
 
-def tensor_product_paths(largest, *, parity):
+
+def tensor_product_paths(largest: int, *, parity: bool) -> list[Degrees]:
     """Paths (l1, l2, l3) from a feature of degree l1 and harmonics of degree l2 to degree l3.
 
     >>> tensor_product_paths(1, parity=True)
@@ -27,7 +34,7 @@ class Part(nn.Module):
     Even paths, from ``m`` to ``m``, come before odd paths, from ``-m`` to ``m``; each are sorted by ``l1``.
     """
 
-    def __init__(self, channels, paths, degree, order):
+    def __init__(self, channels: Sequence[int], paths: Sequence[Degrees], degree: int, order: int) -> None:
         super().__init__()
         into = [k for k, path in enumerate(paths) if path[2] == degree]
         coupled = [k for k in into if paths[k][0] >= order and (order or not _is_odd(paths[k]))]
@@ -45,17 +52,17 @@ class Part(nn.Module):
         factors = factors.repeat_interleave(torch.tensor(self.widths))[:, None]
         self.register_buffer("factor", factors, persistent=False)
 
-    def _register(self, name, starts):
+    def _register(self, name: str, starts: Sequence[int]) -> None:
         """Register the indices of all channels of the paths, shape ``(K,)``, as a buffer."""
         index = [torch.arange(width) + start for width, start in zip(self.widths, starts, strict=True)]
         self.register_buffer(name, torch.cat(index), persistent=False)
 
 
-def _is_odd(path):
+def _is_odd(path: Degrees) -> bool:
     return sum(path) % 2 == 1
 
 
-def _factor(l1, l2, l3, order):
+def _factor(l1: int, l2: int, l3: int, order: int) -> float:
     """Matrix element of a path in an edge's frame, from ``m`` (even) or ``-m`` (odd path) to ``m``."""
     source = -order if _is_odd((l1, l2, l3)) else order
     return float(wigner(l1, l2, l3)[l1 + source, l2, l3 + order]) * ((2 * l3 + 1) * (2 * l2 + 1)) ** 0.5
@@ -73,7 +80,7 @@ class DepthwiseProduct(nn.Module):
     ``-m`` before ``m``; its channels are those of all degrees ``l >= m``, concatenated.
     """
 
-    def __init__(self, channels, paths):
+    def __init__(self, channels: Sequence[int], paths: Sequence[Degrees]) -> None:
         super().__init__()
         degrees = range(len(channels))
         self.channels = channels
@@ -83,22 +90,22 @@ class DepthwiseProduct(nn.Module):
             nn.ModuleList(Part(channels, paths, l3, m) for l3 in degrees[m:]) for m in degrees
         )
 
-    def message_maps(self, linear, radial, largest):
+    def message_maps(self, linear: Linear, radial: RadialFunction, largest: int) -> list[list[Map]]:
         """Matrix of the linear layer, and weight and bias of the path weights, of every part needed."""
         last = radial[-1]
         return [
-            [
+            [  # type: ignore[var-annotated]  # to torch, what a list of modules holds is any module
                 (linear.weights[l3][p.row] * p.factor, last.weight[p.column], last.bias[p.column])
-                for l3, p in enumerate(parts, m)
+                for l3, p in enumerate(parts, m)  # type: ignore[arg-type]
             ]
             for m, parts in enumerate(self.parts[: largest + 1])
         ]
 
-    def value_maps(self, linear, largest):
+    def value_maps(self, linear: Linear, largest: int) -> list[Tensor]:
         """One matrix per order for product and linear layer together, as no weight depends on the edge."""
         return [self._value_map(linear, m, largest) for m in range(largest + 1)]
 
-    def _value_map(self, linear, m, largest):
+    def _value_map(self, linear: Linear, m: int, largest: int) -> Tensor:
         evens, odds = [], []
         for l3, part in enumerate(self.parts[m][: largest + 1 - m], m):
             weights = (linear.weights[l3] * linear.scales[l3])[part.row] * part.factor
@@ -110,22 +117,32 @@ class DepthwiseProduct(nn.Module):
             return even
         return torch.cat([torch.cat([even, odd], dim=1), torch.cat([-odd, even], dim=1)])
 
-    def forward(self, x, rotations, hidden, maps):
+    def forward(
+        self, x: Sequence[Tensor], rotations: Sequence[Tensor], hidden: Tensor, maps: Sequence[Sequence[Map]]
+    ) -> list[list[Tensor]]:
         """Product by order, each entry a list of degrees, of ``x`` on edges with :meth:`message_maps`."""
         rows = self._rotate(x, rotations)
         return [
-            [self._couple(rows, m, part, hidden, *map_) for part, map_ in zip(parts, some, strict=True)]
+            [self._couple(rows, m, part, hidden, *map_) for part, map_ in zip(parts, some, strict=True)]  # type: ignore[call-overload]
             for m, (parts, some) in enumerate(zip(self.parts, maps, strict=False))
         ]
 
     @staticmethod
-    def _couple(rows, m, part, hidden, matrix, weight, bias):
+    def _couple(
+        rows: dict[tuple[int, int, bool], Tensor],
+        m: int,
+        part: Part,
+        hidden: Tensor,
+        matrix: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
         features = torch.cat([rows[degree, m, odd] for degree, odd in part.sources], dim=-1)
         weighted = features * nn.functional.linear(hidden, weight, bias)[:, None]
         return (weighted.flatten(0, 1) @ matrix).unflatten(0, weighted.shape[:2])
 
     @staticmethod
-    def _rotate(x, rotations):
+    def _rotate(x: Sequence[Tensor], rotations: Sequence[Tensor]) -> dict[tuple[int, int, bool], Tensor]:
         """Rows of the rotated features by (degree, order, whether the row is turned)."""
         rows = {(0, 0, False): x[0]}
         for degree, (feature, d) in enumerate(zip(x[1:], rotations, strict=True), 1):

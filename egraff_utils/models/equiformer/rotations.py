@@ -2,7 +2,7 @@
 
 import torch
 from e3nn.o3 import wigner_3j
-from torch import nn
+from torch import Tensor, nn
 
 
 class Frames(nn.Module):
@@ -17,21 +17,21 @@ class Frames(nn.Module):
     period.
     """
 
-    def __init__(self, largest, *, parity):
+    def __init__(self, largest: int, *, parity: bool) -> None:
         super().__init__()
         self.largest, self.parity = largest, parity
         for degree in range(2, largest + 1):
             self.register_buffer(f"raise_{degree}", self._recursion(degree), persistent=False)
 
     @staticmethod
-    def _recursion(degree):
+    def _recursion(degree: int) -> Tensor:
         """Map from products of entries of ``D_1`` and ``D_(degree-1)`` to those of ``D_degree``."""
         symbol = wigner(1, degree - 1, degree)
         rows = symbol[_by_order(1)][:, _by_order(degree - 1)][:, :, _by_order(degree)]
         entries = torch.einsum("abm,xyk->axbymk", rows, symbol) * (2 * degree + 1)
         return entries.reshape(9 * (2 * degree - 1) ** 2, (2 * degree + 1) ** 2)
 
-    def forward(self, directions):
+    def forward(self, directions: Tensor) -> list[Tensor]:
         """Rotation matrices of ``l = 1, 2, ...`` for unit vectors ``(E, 3)``, list of ``(E, 2l+1, 2l+1)``."""
         helper = torch.eye(3, dtype=directions.dtype, device=directions.device)[
             directions.abs().argmin(dim=1)
@@ -45,24 +45,24 @@ class Frames(nn.Module):
             rotations.append(entries.unflatten(1, (2 * degree + 1, 2 * degree + 1)))
         return rotations
 
-    def extend(self, rotations):
+    def extend(self, rotations: list[Tensor]) -> list[Tensor]:
         """The rotations with the turned rows appended."""
         if self.parity:
             return rotations
         return [torch.cat([d, self._turn(d)], dim=1) for d in rotations]
 
     @staticmethod
-    def _turn(d):
+    def _turn(d: Tensor) -> Tensor:
         pairs = d[:, 1:].unflatten(1, (-1, 2))
         return torch.stack([-pairs[:, :, 1], pairs[:, :, 0]], dim=2).flatten(1, 2)
 
 
-def wigner(l1, l2, l3):
+def wigner(l1: int, l2: int, l3: int) -> Tensor:
     """Wigner 3j symbols, shape ``(2 l1 + 1, 2 l2 + 1, 2 l3 + 1)``."""
     return wigner_3j(l1, l2, l3, dtype=torch.get_default_dtype())
 
 
-def _by_order(degree):
+def _by_order(degree: int) -> list[int]:
     """Positions of m = 0, -1, 1, -2, 2, ... among -l, ..., l.
 
     >>> _by_order(2)

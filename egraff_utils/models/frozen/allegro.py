@@ -34,24 +34,33 @@ Symbols: N atoms, E edges, T elements, B radial functions, S scalars, U channels
 R degrees, D = R^2 harmonics.
 """
 
+from collections.abc import Sequence
 from itertools import starmap
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from allegro.nn import Allegro_Module
+from allegro.nn._edgeembed import ProductTypeEmbedding
 from allegro.nn._strided import Contracter
+from nequip.nn import SequentialGraphNetwork
+from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from egraff_utils.graph import AtomicGraph
 from egraff_utils.models import frozen
 from egraff_utils.models.frozen import geometry, operators
 from egraff_utils.models.frozen.nequip import matrices, radial_basis
 
+if TYPE_CHECKING:
+    from egraff_utils.models.allegro import AllegroNetwork
 
-def freeze(network):
+
+def freeze(network: "AllegroNetwork") -> "Frozen":
     """:class:`Frozen` of the adapter's network, with its current weights."""
     return Frozen(network.model.model.func, network.types)
 
 
-def speed_up(network):
+def speed_up(network: nn.Module) -> None:
     """Make tensor products run as matrix products; the weights of the modules stay those of the package."""
     for part in network.modules():
         if isinstance(part, Contracter):
@@ -61,7 +70,7 @@ def speed_up(network):
 class Contraction(Contracter):
     """The package's tensor product of an edge and its centre, with a matrix product instead of a sum."""
 
-    def _contract_conv(self, x1, x2, idxs):
+    def _contract_conv(self, x1: Tensor, x2: Tensor, idxs: Tensor) -> Tensor:
         if self.w3j_is_ij_diagonal or not self.path_channel_coupling:
             return super()._contract_conv(x1, x2, idxs)
         weights = torch.einsum(self._weight_w3j_einstr, self.weights, self.w3j).flatten(1, 2)
@@ -80,7 +89,7 @@ class Frozen(frozen.Frozen):
         Types of the model, by atomic number.
     """
 
-    def __init__(self, model, types):
+    def __init__(self, model: SequentialGraphNetwork, types: Tensor) -> None:
         track, energy = model.allegro, model.per_type_energy_scale_shift
         self.scale = energy.scales * model.edge_eng_sum.norm_module.norm_const / 2**0.5
         self.shift, self.types = energy.shifts, types
@@ -102,7 +111,7 @@ class Frozen(frozen.Frozen):
         )
         self.products_of_edge = sum(weight.numel() for weight in model.parameters())
 
-    def __call__(self, graph, vectors):
+    def __call__(self, graph: AtomicGraph, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`egraff_utils.models.frozen.Frozen.__call__`."""
         types, (centre, neighbour) = self.types[graph.species], graph.edge_index
         pairs = types[centre] * self.num_types + types[neighbour]
@@ -119,17 +128,17 @@ class Frozen(frozen.Frozen):
         there, back = gradient.tensor_split(2)
         return (self.scale * torch.cat(energies) + self.shift).squeeze(1), self.scale * (there - back)
 
-    def has_threads(self, graph):
+    def has_threads(self, graph: AtomicGraph) -> bool:
         """Whether blocks are distributed to several threads."""
         return self.threads(graph.edge_index.shape[1]) > 1
 
-    def threads(self, edges):
+    def threads(self, edges: int) -> int:
         """Number of threads that share the work on a number of edges, all of which is done in them."""
         products = edges * self.products_of_edge
         return max(1, min(operators.threads(), int(products / LEAST))) if self.constants.radial.is_cpu else 1
 
 
-def _pairs(embed):
+def _pairs(embed: ProductTypeEmbedding) -> Tensor:
     """Embedding of every pair of elements, shape ``(T * T, S)``."""
     centre, neighbour = embed.center_embed.weight, embed.neighbor_embed.weight
     types = torch.arange(embed.num_types, device=centre.device)
@@ -137,7 +146,7 @@ def _pairs(embed):
     return torch.cat([centre[one], neighbour[other]], dim=1)
 
 
-def _scalar_track(track, leave, readout):
+def _scalar_track(track: Allegro_Module, leave: Tensor, readout: Tensor) -> dict[str, list]:
     """Matrices of the layers, a dictionary for :class:`Constants`.
 
     A linear layer that is not followed by a nonlinearity is multiplied by the next one (``tried.csv``:
@@ -177,7 +186,7 @@ def _scalar_track(track, leave, readout):
     }
 
 
-def _channels_last(matrix, channels):
+def _channels_last(matrix: Tensor, channels: int) -> Tensor:
     """Matrix with columns sorted by degree, then channel, from columns sorted by channel, then degree."""
     return matrix.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1)
 
@@ -205,7 +214,7 @@ class Product(NamedTuple):
     """Matrices by role, ``(components, terms)``: the coefficient if a component is in a term, else zero."""
 
     @classmethod
-    def of(cls, contracter, factor):
+    def of(cls, contracter: Contracter, factor: torch.Tensor) -> "Product":
         """Product of the package's ``Contracter``, with a factor of the sums at centres, shape ``(1, 1)``."""
         paths, diagonal = contracter.num_paths, contracter.w3j_is_ij_diagonal
         coefficients = contracter.w3j if paths > 1 else contracter.w3j[None]
@@ -268,7 +277,7 @@ class Block(NamedTuple):
     """Rows of ``Constants.pairs``, shape ``(E,)``."""
     centre: torch.Tensor
     """Centres of the edges, shape ``(E,)``."""
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's own, which counts equal values, has no use here
     """Number of atoms, N."""
 
 
@@ -282,7 +291,7 @@ LEAST = 4e7
 products a thread on")."""
 
 
-def _blocks(whole, count):
+def _blocks(whole: Block, count: int) -> tuple[list[Block], Sequence[Tensor | slice]]:
     """``count`` blocks with about equal numbers of edges, and the indices of their edges in the whole."""
     if count <= 1:
         return [whole], [slice(None)]

@@ -16,13 +16,17 @@ Symbols: N atoms, Z elements, U channels, D components of the features, M compon
 products.
 """
 
+from collections.abc import Sequence
 from itertools import combinations_with_replacement, permutations
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+if TYPE_CHECKING:
+    from mace.modules.symmetric_contraction import Contraction as MACEContraction
 
-def contraction_of(contractions):
+
+def contraction_of(contractions: "Sequence[MACEContraction]") -> "Weighting | Contraction":
     """:class:`Weighting` for a symmetric contraction of order one, else :class:`Contraction`."""
     orders = contractions[0].correlation
     degree = len(contractions) - 1
@@ -34,13 +38,13 @@ def contraction_of(contractions):
 class Weighting:
     """Contraction of order one, in which components are multiplied by weights of the element."""
 
-    def __init__(self, contractions):
+    def __init__(self, contractions: "Sequence[MACEContraction]") -> None:
         self.degrees = len(contractions)
         tensors = [_tensors(contraction)[0] for contraction in contractions]
         diagonal = [tensor[:, m, n**2 + m] for n, tensor in enumerate(tensors) for m in range(2 * n + 1)]
         self.weights = torch.cat(diagonal, dim=1)
 
-    def of_atoms(self, types, present):
+    def of_atoms(self, types: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Weights of the atoms, shape ``(N, D * U)``, and None in place of products."""
         return self.weights[types], None
 
@@ -54,13 +58,13 @@ class Contraction:
         Contractions of the package, one for each degree of the result, all with the same order.
     """
 
-    def __init__(self, contractions):
+    def __init__(self, contractions: "Sequence[MACEContraction]") -> None:
         size = contractions[0].coupling_irreps.dim
         self.degrees = contractions[0].coupling_irreps.lmax + 1
         self.steps = []
         per_degree = [_tensors(contraction) for contraction in contractions]
         rows, factors = [], []
-        before = {(): 0}
+        before: dict[tuple[int, ...], int] = {(): 0}
         for order in range(contractions[0].correlation):
             tensor = torch.cat([tensors[order] for tensors in per_degree], dim=1)  # (Z, M, D, ..., D, U)
             indices = list(combinations_with_replacement(range(size), order))
@@ -76,7 +80,7 @@ class Contraction:
         self.tensors = tensors.flatten(2, 3).contiguous()
         self.factors = self.tensors.new_tensor(factors).view(-1, 1, 1)
 
-    def of_atoms(self, types, present):
+    def of_atoms(self, types: torch.Tensor, present: torch.Tensor) -> tuple[None, "OfContraction"]:
         """None in place of weights, and :class:`OfContraction` for atoms sorted by these elements."""
         tensors = [self.tensors[element] for element in present.tolist()]
         counts = torch.bincount(types)[present].tolist()
@@ -137,7 +141,7 @@ def _monomials(of: OfContraction, x: torch.Tensor) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _tensors(contraction):
+def _tensors(contraction: "MACEContraction") -> list[torch.Tensor]:
     """Symmetrised tensors times weights for all orders, each of shape ``(Z, M, D, ..., D, U)``."""
     weights = [contraction.weights_max, *contraction.weights]
     found = []

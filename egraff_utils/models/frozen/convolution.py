@@ -14,14 +14,15 @@ and in its first and second derivatives.
 Symbols: N atoms, E edges, P paths, U channels, K components of all paths together.
 """
 
+from collections.abc import Iterator
 from itertools import groupby
 
 import torch
 from e3nn import o3
-from torch import nn
+from torch import Tensor, nn
 
 
-def share_directions(module):
+def share_directions(module: nn.Module) -> None:
     """Make a module that depends only on the lengths of edges evaluate one direction of every pair.
 
     The second half of the edges is the first reversed (:class:`~egraff_utils.graph.AtomicGraph`), so only the
@@ -31,12 +32,12 @@ def share_directions(module):
     module.register_forward_hook(_for_both)
 
 
-def _first_half(module, arguments):
+def _first_half(module: nn.Module, arguments: tuple[Tensor]) -> Tensor:
     (rows,) = arguments
     return rows[: len(rows) // 2]
 
 
-def _for_both(module, arguments, rows):
+def _for_both(module: nn.Module, arguments: tuple[Tensor], rows: Tensor) -> Tensor:
     return torch.cat([rows, rows])
 
 
@@ -60,7 +61,7 @@ class Convolution(nn.Module):
         If the product is of another kind.
     """
 
-    def __init__(self, product, dtype=None):
+    def __init__(self, product: o3.TensorProduct, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self._buffers.update(product._buffers)  # unused, but keeps the state dict of the upstream package
         self._modules.update(product._modules)
@@ -88,7 +89,7 @@ class Convolution(nn.Module):
         coupling = torch.cat([path_coupling(product, instructions[p], dtype) for p in order], dim=1)
         self.register_buffer("coupling", coupling.to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, x, harmonics, weights, edges):
+    def forward(self, x: Tensor, harmonics: Tensor, weights: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
         """Messages, shape ``(N, K * U)``, in the layout of the product's output.
 
         Parameters
@@ -109,7 +110,7 @@ class Convolution(nn.Module):
         parts = [paths[n].view(len(x), self.heights[n], self.channels).transpose(1, 2) for n in self.places]
         return torch.cat([part.reshape(len(x), -1) for part in parts], dim=1)
 
-    def _messages(self, x, harmonics, weights, neighbour):
+    def _messages(self, x: Tensor, harmonics: Tensor, weights: Tensor, neighbour: Tensor) -> Iterator[Tensor]:
         """Messages of all edges, ``(E, paths * k * U)``, for paths with the same input and k components."""
         u, dims = self.channels, [size // self.channels for size in self.sizes]
         couplings = (harmonics @ self.coupling).split(
@@ -117,7 +118,7 @@ class Convolution(nn.Module):
         )
         columns = weights.split(u, dim=1)
         ordered = torch.cat([columns[p] for p in self.order], dim=1)
-        weights = iter(ordered.split([paths * u for groups in self.groups for paths, _ in groups], dim=1))
+        factors = iter(ordered.split([paths * u for groups in self.groups for paths, _ in groups], dim=1))
         for part, coupling, d, groups in zip(
             x.split(self.sizes, 1), couplings, dims, self.groups, strict=True
         ):
@@ -128,11 +129,13 @@ class Convolution(nn.Module):
             for product, (paths, k) in zip(
                 products.split([p * k for p, k in groups], 1), groups, strict=True
             ):
-                weighted = product.view(-1, paths, k, u) * next(weights).view(-1, paths, 1, u)
+                weighted = product.view(-1, paths, k, u) * next(factors).view(-1, paths, 1, u)
                 yield weighted.flatten(1)
 
 
-def path_coupling(product, instruction, dtype=None):
+def path_coupling(
+    product: o3.TensorProduct, instruction: o3.Instruction, dtype: torch.dtype | None = None
+) -> Tensor:
     """Coefficients of a path, shape ``((l_max + 1)^2, k * a)``, which map harmonics to its matrices."""
     harmonics, i = product.irreps_in2, instruction
     x, y, out = (product.irreps_in1[i.i_in1].ir, harmonics[i.i_in2].ir, product.irreps_out[i.i_out].ir)

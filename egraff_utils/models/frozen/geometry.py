@@ -34,13 +34,17 @@ Networks from radial functions to weights of edges, one for each layer of a forc
     \qquad \bar h_n = \mathrm{silu}'(h_n) \circ (\bar h_{n+1} W_{n+1}^\top)
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from e3nn import o3
 from torch.nn.functional import silu
 
 from egraff_utils.models.frozen.operators import silu_backward
+
+if TYPE_CHECKING:
+    from egraff_utils.models.frozen.messages import Messages
 
 
 class RadialBasis(NamedTuple):
@@ -91,7 +95,7 @@ def on_vectors(
     return across.addcmul_(along, directions)
 
 
-def couplings(harmonics, like):
+def couplings(harmonics: o3.SphericalHarmonics, like: torch.Tensor) -> list[torch.Tensor]:
     """Matrices that map products of harmonics of one degree and of degree one to those of the next.
 
     Parameters
@@ -152,7 +156,9 @@ class RadialNetworks(NamedTuple):
     """Last matrix of each layer, for the paths that it needs."""
 
     @classmethod
-    def of(cls, networks, messages):
+    def of(
+        cls, networks: Sequence[Sequence[torch.Tensor]], messages: "Sequence[Messages]"
+    ) -> "RadialNetworks":
         """Networks from their matrices, with silus between them, and the :class:`Messages` of layers.
 
         All networks have the same depth and width.
@@ -182,7 +188,7 @@ def radial_weights(of: RadialNetworks, radial: torch.Tensor) -> tuple[list[torch
         for matrices in of.hidden:
             before.append(torch.bmm(x.transpose(0, 1), matrices))
             x = silu(before[-1]).transpose(0, 1)
-        parts = x.unbind(1)
+        parts = list(x.unbind(1))
     return [parts[n] @ last for n, last in enumerate(of.last)], before
 
 

@@ -30,31 +30,46 @@ Symbols: N atoms, E edges, Z elements, U channels, P paths of a convolution, K c
 together, D components of features, one for each degree and order.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from e3nn import o3
+from e3nn.nn import FullyConnectedNet
 from torch import nn
 from torch.nn.functional import silu
 
+from egraff_utils.graph import AtomicGraph
 from egraff_utils.models import frozen
 from egraff_utils.models.frozen import geometry, messages, operators
 from egraff_utils.models.frozen.contraction import OfContraction, contracted, contraction_of, on_contracted
 from egraff_utils.models.frozen.convolution import Convolution, share_directions
 
+if TYPE_CHECKING:
+    from mace.modules import (
+        EquivariantProductBasisBlock,
+        InteractionBlock,
+        LinearReadoutBlock,
+        NonLinearReadoutBlock,
+        ScaleShiftMACE,
+    )
 
-def freeze(network):
+    from egraff_utils.models.mace import MACENetwork
+
+
+def freeze(network: "MACENetwork") -> "Frozen":
     """:class:`Frozen` of the adapter's network, with its current weights."""
     return Frozen(network.model, network.one_hot)
 
 
-def speed_up(network):
+def speed_up(network: "MACENetwork") -> None:
     """Make radial networks run once per pair instead of per edge, and tensor products as matrix products."""
     for interaction in network.model.interactions:
-        share_directions(interaction.conv_tp_weights)
+        share_directions(interaction.conv_tp_weights)  # type: ignore[arg-type]
         if interaction.conv_tp.irreps_in2.lmax > 1:  # tried.csv: "where scalars and vectors are all there is"
             interaction.conv_tp = Convolution(interaction.conv_tp)
-            interaction.conv_fusion = True  # the package then passes the edges and expects sums of messages
+            # The package then passes the edges and expects sums of messages.
+            interaction.conv_fusion = True  # type: ignore[assignment]
 
 
 class Frozen(frozen.Frozen):
@@ -70,12 +85,12 @@ class Frozen(frozen.Frozen):
         Element of each atomic number, shape ``(119, Z)``.
     """
 
-    def __init__(self, model, one_hot):
+    def __init__(self, model: "ScaleShiftMACE", one_hot: torch.Tensor) -> None:
         basis, envelope = model.radial_embedding.bessel_fn, model.radial_embedding.cutoff_fn
         cutoff, exponent = envelope.r_max.item(), envelope.p.item()
         scale, shift = model.scale_shift.scale, model.scale_shift.shift
         parts = zip(model.interactions, model.products, model.readouts, strict=True)
-        self.layers = [Layer(*modules, scale) for modules in parts]
+        self.layers = [Layer(*modules, scale) for modules in parts]  # type: ignore[arg-type]
         networks = [_radial_matrices(interaction.conv_tp_weights) for interaction in model.interactions]
         self.geometry = geometry.Geometry(
             radial_basis=geometry.RadialBasis(basis.bessel_weights, basis.prefactor.item(), cutoff, exponent),
@@ -89,9 +104,9 @@ class Frozen(frozen.Frozen):
         self.near = features @ first.up[0][0]
         own = torch.bmm(features.unsqueeze(1), first.own[0][0]).squeeze(1)
         self.own = nn.functional.pad(own, (0, (first.size - 1) * own.shape[1]))
-        self._atoms = None
+        self._atoms: Atoms | None = None
 
-    def __call__(self, graph, vectors):
+    def __call__(self, graph: AtomicGraph, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`egraff_utils.models.frozen.Frozen.__call__`."""
         atoms, species = self._atoms, graph.species
         if atoms is None or atoms.species is not species or atoms.version != species._version:
@@ -110,7 +125,7 @@ class Atoms:
         :class:`Frozen`.
     """
 
-    def __init__(self, species, frozen):
+    def __init__(self, species: torch.Tensor, frozen: Frozen) -> None:
         self.species, self.version = species, species._version
         order = frozen.types[species].argsort(stable=True)
         types = frozen.types[species[order]]
@@ -126,7 +141,7 @@ class Atoms:
         )
 
 
-def _radial_matrices(network):
+def _radial_matrices(network: "FullyConnectedNet") -> list[torch.Tensor]:
     """Weights of an ``e3nn.nn.FullyConnectedNet``, times the factors of the layers and of their silu."""
     matrices, factor = [], 1.0
     for layer in network:
@@ -148,23 +163,31 @@ class Layer:
         Scale of the energies.
     """
 
-    def __init__(self, interaction, product, readout, scale):
-        irreps_in, irreps_out = interaction.node_feats_irreps, product.linear.irreps_out
+    def __init__(
+        self,
+        interaction: "InteractionBlock",
+        product: "EquivariantProductBasisBlock",
+        readout: "LinearReadoutBlock | NonLinearReadoutBlock",
+        scale: torch.Tensor,
+    ) -> None:
+        linear: o3.Linear = product.linear  # type: ignore[assignment]  # what mace's wrapper returns
+        irreps_in, irreps_out = interaction.node_feats_irreps, linear.irreps_out
         degrees, kept = range(irreps_in.lmax + 1), range(min(irreps_in.lmax, irreps_out.lmax) + 1)
-        self.contraction = contraction_of(product.symmetric_contractions.contractions)
+        contractions = product.symmetric_contractions.contractions  # type: ignore[attr-defined]
+        self.contraction = contraction_of(contractions)
         kinds = [o3.Irrep(n, (-1) ** n) for n in range(self.contraction.degrees)]
-        self.messages = messages.Messages(interaction.conv_tp, kinds, product.linear.weight)
+        self.messages = messages.Messages(interaction.conv_tp, kinds, linear.weight)
         mix = [_matrix(interaction.linear, n) / interaction.avg_num_neighbors for n in range(len(kinds))]
         self.mix = _by_component([self.messages.on_rows(matrix) for matrix in mix])
         self.up = _by_component([_matrix(interaction.linear_up, n) for n in degrees])
-        self.linear = _by_component([_matrix(product.linear, n) for n in range(irreps_out.lmax + 1)])
+        self.linear = _by_component([_matrix(linear, n) for n in range(irreps_out.lmax + 1)])
         self.size = (irreps_out.lmax + 1) ** 2
         skip = interaction.skip_tp
-        elements = product.linear.weight.new_ones(skip.irreps_in2.dim).diag()
+        elements = linear.weight.new_ones(skip.irreps_in2.dim).diag()
         self.own = _by_component([torch.stack([_matrix(skip, n, e) for e in elements]) for n in kept])
         self.readout = _readout(readout, scale)
 
-    def of_atoms(self, types, present):
+    def of_atoms(self, types: torch.Tensor, present: torch.Tensor) -> "OfLayer":
         """:class:`OfLayer` constants for atoms that are sorted by these elements."""
         mix, linear = self.mix, self.linear
         weights, contraction = self.contraction.of_atoms(types, present)
@@ -189,12 +212,12 @@ SMALL = 2**14
 (``tried.csv``: "one matrix of blocks mixes all paths")."""
 
 
-def _by_component(matrices):
+def _by_component(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Matrices of the degrees, repeated for their components, shape ``(2l + 1, ..., rows, columns)``."""
     return [matrix.expand(2 * n + 1, *matrix.shape) for n, matrix in enumerate(matrices)]
 
 
-def _joined(matrices):
+def _joined(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """A linear map of all components, as one matrix ``(1, rows, columns)`` if that is faster."""
     rows, columns = (sum(len(matrix) * matrix.shape[n] for matrix in matrices) for n in (1, 2))
     if not matrices or rows * columns > SMALL:
@@ -202,7 +225,9 @@ def _joined(matrices):
     return [torch.block_diag(*[part for matrix in matrices for part in matrix]).unsqueeze(0)]
 
 
-def _readout(readout, scale):
+def _readout(
+    readout: "LinearReadoutBlock | NonLinearReadoutBlock", scale: torch.Tensor
+) -> list[torch.Tensor]:
     """Matrices of a readout: one, or two with a silu between them."""
     if not hasattr(readout, "non_linearity"):
         return [_matrix(readout.linear, 0) * scale]
@@ -210,7 +235,7 @@ def _readout(readout, scale):
     return [_matrix(readout.linear_1, 0), _matrix(readout.linear_2, 0) * factor]
 
 
-def _channels(irreps, degree):
+def _channels(irreps: o3.Irreps, degree: int) -> list[int]:
     """Indices of the first components of all channels of a degree."""
     places = [
         range(part.start, part.stop, ir.dim)
@@ -220,7 +245,9 @@ def _channels(irreps, degree):
     return [place for part in places for place in part]
 
 
-def _matrix(linear, degree, *second):
+def _matrix(
+    linear: o3.Linear | o3.FullyConnectedTensorProduct, degree: int, *second: torch.Tensor
+) -> torch.Tensor:
     """Matrix that an e3nn linear module applies to each component of a degree, given its second argument."""
     irreps = linear.irreps_in1 if second else linear.irreps_in
     rows, columns = _channels(irreps, degree), _channels(linear.irreps_out, degree)

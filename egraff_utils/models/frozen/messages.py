@@ -23,11 +23,13 @@ of a pair are therefore computed for one direction, and the gradients of both di
 Symbols: N atoms, E edges, P paths, U channels, D components of features, K components of all paths together.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from e3nn import o3
 
-from egraff_utils.models.frozen.convolution import path_coupling
+from egraff_utils.models.frozen.convolution import Convolution, path_coupling
 
 
 class Messages:
@@ -52,7 +54,9 @@ class Messages:
     """Size of the largest array of a block, by device, so that it fits into the cache, or on a GPU into
     memory (``tried.csv``: "blocks of messages of 2^15 to 2^22 numbers", "One block of pairs of atoms")."""
 
-    def __init__(self, product, kinds, like):
+    def __init__(
+        self, product: o3.TensorProduct | Convolution, kinds: Sequence[o3.Irrep], like: torch.Tensor
+    ) -> None:
         inputs, harmonics = product.irreps_in1, product.irreps_in2
         paths = sorted(enumerate(product.instructions), key=lambda path: path[1].i_out)
         of_kind = [[(p, i) for p, i in paths if product.irreps_out[i.i_out].ir == kind] for kind in kinds]
@@ -85,7 +89,7 @@ class Messages:
             block=max(1, self.BLOCK[like.device.type] // (2 * sum(heights) * self.channels)),
         )
 
-    def on_rows(self, matrix):
+    def on_rows(self, matrix: torch.Tensor) -> torch.Tensor:
         """A matrix whose rows are paths and channels of a kind, with its rows arranged like the messages."""
         if not self.scalar:
             return matrix
@@ -93,7 +97,9 @@ class Messages:
         return matrix.unflatten(0, (-1, self.channels))[of_inputs].flatten(0, 1)
 
 
-def _couplings(product, paths, size):
+def _couplings(
+    product: o3.TensorProduct | Convolution, paths: Sequence[tuple[int, o3.Instruction]], size: int
+) -> torch.Tensor:
     """Coefficients of paths to a kind of ``size`` components, shape ``((l_max + 1)^2, D, size * paths)``."""
     dims = [ir.dim for _, ir in product.irreps_in1]
     couplings = torch.zeros(product.irreps_in2.dim, sum(dims), size, len(paths), dtype=torch.float64)
@@ -247,14 +253,14 @@ def _weights_by_kind(of: Sums, weights: torch.Tensor) -> list[torch.Tensor]:
     return list(weights.split(of.widths, 3)) if len(of.widths) > 1 else [weights]
 
 
-def _weigh(of: Sums, rows: torch.Tensor, weights: torch.Tensor, out: torch.Tensor):
+def _weigh(of: Sums, rows: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> None:
     """Multiply rows of edges, shape ``(E, K, U)``, by the weights of their pairs."""
     found, factors = _by_kind(of, out), _weights_by_kind(of, weights)
     for n, row in enumerate(_by_kind(of, rows)):
         torch.mul(row, factors[n], out=found[n])
 
 
-def _on_weights(of: Sums, rows: torch.Tensor, gradient: torch.Tensor, out: torch.Tensor):
+def _on_weights(of: Sums, rows: torch.Tensor, gradient: torch.Tensor, out: torch.Tensor) -> None:
     """Gradient with respect to the weights, from that of the weighted rows."""
     found, slopes = _weights_by_kind(of, out), _by_kind(of, gradient)
     for n, row in enumerate(_by_kind(of, rows)):

@@ -29,26 +29,33 @@ the package and its normalisations are one matrix for each kind of features (``t
 the self connection as one matrix for each kind of features").
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from e3nn import o3
-from nequip.nn import ConvNetLayer, InteractionBlock
-from nequip.nn.mlp import DeepLinearMLP
+from nequip.nn import ConvNetLayer, InteractionBlock, SequentialGraphNetwork
+from nequip.nn._tp_scatter_base import TensorProductScatter
+from nequip.nn.embedding import BesselEdgeLengthEncoding
+from nequip.nn.mlp import DeepLinearMLP, ScalarMLPFunction
 from torch import nn
 from torch.nn.functional import silu
 
+from egraff_utils.graph import AtomicGraph
 from egraff_utils.models import frozen
 from egraff_utils.models.frozen import geometry, messages, operators
 from egraff_utils.models.frozen.convolution import Convolution, share_directions
 
+if TYPE_CHECKING:
+    from egraff_utils.models.nequip import NequIPNetwork
 
-def freeze(network):
+
+def freeze(network: "NequIPNetwork") -> "Frozen":
     """:class:`Frozen` of the adapter's network, with its current weights."""
     return Frozen(network.model.model.func, network.types)
 
 
-def speed_up(network):
+def speed_up(network: nn.Module) -> None:
     """Make radial networks run once per pair instead of per edge, and tensor products as matrix products."""
     for block in [part for part in network.modules() if isinstance(part, InteractionBlock)]:
         share_directions(block.edge_mlp)
@@ -59,11 +66,18 @@ def speed_up(network):
 class Scatter(nn.Module):
     """``TensorProductScatter`` of the package, evaluated by a :class:`.Convolution`."""
 
-    def __init__(self, plain):
+    def __init__(self, plain: TensorProductScatter) -> None:
         super().__init__()
         self.tp = Convolution(plain.tp, torch.float64)  # the package computes its constants in float64 too
 
-    def forward(self, x, edge_attr, edge_weight, edge_dst, edge_src):
+    def forward(
+        self,
+        x: torch.Tensor,
+        edge_attr: torch.Tensor,
+        edge_weight: torch.Tensor,
+        edge_dst: torch.Tensor,
+        edge_src: torch.Tensor,
+    ) -> torch.Tensor:
         """Sums of messages from all neighbours; the arguments are those of the package."""
         return self.tp(x, edge_attr, edge_weight, (edge_src, edge_dst))
 
@@ -79,7 +93,7 @@ class Frozen(frozen.Frozen):
         Types of the model, by atomic number.
     """
 
-    def __init__(self, model, types):
+    def __init__(self, model: SequentialGraphNetwork, types: torch.Tensor) -> None:
         energy, embedding = model.per_type_energy_scale_shift, model.type_embed.embed_module.weight
         parts = [part for part in model.children() if isinstance(part, ConvNetLayer)]
         networks = [matrices(part.conv.edge_mlp) for part in parts]
@@ -104,18 +118,18 @@ class Frozen(frozen.Frozen):
             shift=energy.shifts,
         )
 
-    def __call__(self, graph, vectors):
+    def __call__(self, graph: AtomicGraph, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`egraff_utils.models.frozen.Frozen.__call__`."""
         types = self.types.index_select(0, graph.species)
         return operators.compiled(evaluate, vectors.device)(self.constants, vectors, graph.edge_index, types)
 
 
-def _messages(layer, like):
+def _messages(layer: ConvNetLayer, like: torch.Tensor) -> messages.Messages:
     product = layer.conv.tp_scatter.tp
     return messages.Messages(product, _kinds(product.irreps_out.simplify()), like)
 
 
-def _layer(layer, messages, embedding):
+def _layer(layer: ConvNetLayer, messages: messages.Messages, embedding: torch.Tensor) -> "Layer":
     """:class:`Layer` of a ``ConvNetLayer`` of the package, its messages and the embedding of elements."""
     block, gate, product = layer.conv, layer.equivariant_nonlin, layer.conv.tp_scatter.tp
     inputs, middle = product.irreps_in1, product.irreps_out.simplify()
@@ -336,34 +350,38 @@ def _on_gated(
     return on_scalars + on_gated
 
 
-def _targets(dense, irreps, outputs, ir):
+def _targets(
+    dense: Sequence[torch.Tensor], irreps: o3.Irreps, outputs: Sequence[o3.Irreps], ir: o3.Irrep
+) -> list[torch.Tensor]:
     """Parts of matrices from irreps to the scalars, gates and gated features of a kind; none if absent."""
     parts = zip(dense, outputs, strict=False)
     return [_channels(matrix, irreps, columns, ir) for matrix, columns in parts if ir in _kinds(columns)]
 
 
-def _kinds(irreps):
+def _kinds(irreps: o3.Irreps) -> list[o3.Irrep]:
     return [kind for _, kind in irreps]
 
 
-def _channels(matrix, rows, columns, ir):
+def _channels(matrix: torch.Tensor, rows: o3.Irreps, columns: o3.Irreps, ir: o3.Irrep) -> torch.Tensor:
     """The part of a matrix between irreps that maps a kind to the same kind, for one component."""
     part = [irreps.slices()[_kinds(irreps).index(ir)] for irreps in (rows, columns)]
     return matrix[tuple(part)][:: ir.dim, :: ir.dim].contiguous()
 
 
-def _eye(irreps, like):
+def _eye(irreps: o3.Irreps, like: torch.Tensor) -> torch.Tensor:
     return torch.eye(irreps.dim).to(like)
 
 
-def radial_basis(model, basis, factor=1.0):
+def radial_basis(
+    model: SequentialGraphNetwork, basis: BesselEdgeLengthEncoding, factor: float = 1.0
+) -> geometry.RadialBasis:
     """:class:`~egraff_utils.models.frozen.geometry.RadialBasis` of a basis of the package times a factor."""
     cutoff = 1 / model.edge_norm._rmax_recip.item()
     roots = basis.bessel_weights * (torch.pi / cutoff)
     return geometry.RadialBasis(roots, float(factor * cutoff / torch.pi), cutoff, float(basis.cutoff.p))
 
 
-def matrices(mlp):
+def matrices(mlp: ScalarMLPFunction) -> list[torch.Tensor]:
     """Scaled weights of all layers of a ``ScalarMLPFunction``, or their product if it is linear."""
     if isinstance(mlp.mlp, DeepLinearMLP):
         return [torch.linalg.multi_dot(list(mlp.mlp.weights)) * mlp.mlp.alpha]

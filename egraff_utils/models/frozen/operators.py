@@ -12,20 +12,23 @@ function ``on_x`` computes it from the gradients with respect to the quantities 
 
 import os
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import TypeVar
 
 import torch
 
-_threads = ContextVar("threads", default=None)
+Made = TypeVar("Made")
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)
 
 silu_backward = torch.ops.aten.silu_backward
 
 
 @contextmanager
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Context in which operators use one thread, so that arrays stay in the cache of one core.
 
     With two threads, each waits for what the other wrote. An idle thread also keeps its core busy for about 8
@@ -41,12 +44,12 @@ def one_thread():
         _threads.reset(token)
 
 
-def threads():
+def threads() -> int:
     """Number of torch's threads outside :func:`one_thread`."""
     return _threads.get() or torch.get_num_threads()
 
 
-def in_threads(function, calls):
+def in_threads(function: Callable[..., Made], calls: Sequence[tuple]) -> list[Made]:
     """Results of ``function(*arguments)`` for every call, each run in a Python thread with one torch thread.
 
     The function is compiled by TorchScript, so that its operators do not wait for the interpreter. It runs in
@@ -54,7 +57,7 @@ def in_threads(function, calls):
     """
     code = _compiled(function)
 
-    def call(arguments):
+    def call(arguments: tuple) -> Made:
         with one_thread(), torch.inference_mode():
             return code(*arguments)
 
@@ -63,7 +66,7 @@ def in_threads(function, calls):
         return [call(calls[0]), *(other.result() for other in others)]
 
 
-def compiled(function, device):
+def compiled(function: Callable[..., Made], device: torch.device) -> Callable[..., Made]:
     """The function compiled by TorchScript, whose operators do not wait for the interpreter.
 
     The operators keep their threads. On a GPU the function is returned unchanged, as the compiler would fuse
@@ -73,14 +76,14 @@ def compiled(function, device):
 
 
 @cache
-def _compiled(function):
+def _compiled(function: Callable[..., Made]) -> Callable[..., Made]:
     with warnings.catch_warnings():  # deprecated, but what replaces TorchScript holds the interpreter's lock
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(function)
 
 
 @cache
-def _pool():
+def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count())
 
 
@@ -89,7 +92,7 @@ LEAST = 128
 constant matrices kept in the order of oneDNN")."""
 
 
-def both(matrix):
+def both(matrix: torch.Tensor) -> list[torch.Tensor]:
     """A constant matrix and its transpose for :func:`times`, a list.
 
     On a CPU, large matrices are stored in the memory layout of oneDNN, which saves a copy in every product.
@@ -101,7 +104,7 @@ def both(matrix):
     return [matrix.contiguous(), matrix.T]
 
 
-def _packed(matrix):
+def _packed(matrix: torch.Tensor) -> torch.Tensor:
     """The matrix in the memory layout of oneDNN, whose operator multiplies rows by the transpose."""
     return torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous())
 

@@ -20,9 +20,13 @@ Filters depend only on lengths and are computed once for both directions of a pa
 for frozen weights is in :mod:`~egraff_utils.models.frozen.torchmd_net_gradient`.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 
+from egraff_utils.graph import AtomicGraph
 from egraff_utils.models.frozen.torchmd_net_gradient import freeze  # noqa: F401
 from egraff_utils.models.frozen.torchmd_net_messages import (
     Block,
@@ -35,21 +39,30 @@ from egraff_utils.models.frozen.torchmd_net_messages import (
 )
 from egraff_utils.models.torchmd_net import EquivariantTransformer
 
+if TYPE_CHECKING:
+    from torchmdnet.models.torchmd_et import EquivariantMultiHeadAttention
+    from torchmdnet.models.utils import GatedEquivariantBlock
 
-def speed_up(network):
+
+def speed_up(network: EquivariantTransformer) -> None:
     """Make layers and output run by the functions below; the weights stay where they are."""
     elements, network.__class__ = network.elements, Transformer
     kinds = torch.zeros(max(elements) + 1, dtype=torch.int64)
     kinds[elements] = torch.arange(len(elements))
     network.register_buffer("present", torch.tensor(elements), persistent=False)
     network.register_buffer("kinds", kinds, persistent=False)
-    network.attentions = [Attention(layer) for layer in network.representation_model.attention_layers]
+    layers = network.representation_model.attention_layers
+    network.attentions = [Attention(layer) for layer in layers]  # type: ignore[assignment]
 
 
 class Transformer(EquivariantTransformer):
     """The network of the adapter, evaluated with one direction of every pair."""
 
-    def forward(self, graph, vectors):
+    kinds: Tensor
+    present: Tensor
+    attentions: "list[Attention]"
+
+    def forward(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         """Dimensionless energy of each atom, shape ``(N,)``, from edge vectors, shape ``(E, 3)``, Å."""
         x, vector_features = self.features(graph, vectors)
         x = self.representation_model.out_norm(x)
@@ -57,7 +70,7 @@ class Transformer(EquivariantTransformer):
             x, vector_features = _gated(block, x, vector_features)
         return (x + 0 * vector_features.sum()).squeeze(-1)  # the zero term gives every weight a gradient
 
-    def features(self, graph, vectors):
+    def features(self, graph: AtomicGraph, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the atoms: scalars, shape ``(N, U)``, and vectors, shape ``(N, 3, U)``."""
         model = self.representation_model
         there = vectors[: len(vectors) // 2]
@@ -71,9 +84,9 @@ class Transformer(EquivariantTransformer):
         geometry = to_messages(torch.cat([envelope, directions], dim=1), [block])
         for attention in self.attentions:
             x, vector_features = attention(x, vector_features, radial, geometry, block)
-        return x, vector_features
+        return x, vector_features  # type: ignore[return-value]  # there is a layer at least
 
-    def embed(self, graph, lengths, radial):
+    def embed(self, graph: AtomicGraph, lengths: Tensor, radial: Tensor) -> Tensor:
         """Initial features of atoms, from their elements and those of their neighbours, shape ``(N, U)``.
 
         Lengths and radial functions are those of pairs. Neighbours are summed by element instead of being
@@ -93,7 +106,7 @@ class Transformer(EquivariantTransformer):
         return neighbors.combine(torch.cat([x, around], dim=1))
 
 
-def _gated(block, x, vectors):
+def _gated(block: "GatedEquivariantBlock", x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Output of a ``GatedEquivariantBlock``, by operators whose sizes do not depend on values.
 
     The vectors of an atom without neighbours are zero; their norm is zero and has no gradient.
@@ -118,10 +131,12 @@ class Attention:
         ``EquivariantMultiHeadAttention`` with distances in both keys and values.
     """
 
-    def __init__(self, layer):
+    def __init__(self, layer: "EquivariantMultiHeadAttention") -> None:
         self.layer = layer
 
-    def __call__(self, x, vectors, radial, geometry, block):
+    def __call__(
+        self, x: Tensor, vectors: Tensor | None, radial: Tensor, geometry: Tensor, block: Block
+    ) -> tuple[Tensor, Tensor]:
         """New scalars and vectors of the atoms, shapes ``(N, U)`` and ``(N, 3, U)``.
 
         Parameters
@@ -140,7 +155,8 @@ class Attention:
         normed = layer.layernorm(x)
         query, table = layer.q_proj(normed), linear(normed, *atoms)
         rows = None if vectors is None else vectors.flatten(1)
-        given = Given(query, table, rows, radial, geometry, *filters, heads, layer.vector_cutoff)
+        matrix, bias = filters
+        given = Given(query, table, rows, radial, geometry, matrix, bias, heads, layer.vector_cutoff)
         total = _sum(given, block)
         scalar, moved = total[:, :u], total[:, u:].unflatten(1, (3, u)).contiguous()
         first, second, third = layer.o_proj(scalar).split(u, dim=1)
@@ -150,7 +166,7 @@ class Attention:
         return x + (one * two).sum(1) * second + third, vectors + three * first.unsqueeze(1) + moved
 
 
-def _sum(given, block):
+def _sum(given: Given, block: Block) -> Tensor:
     """Sums of the messages to all atoms, shape ``(N, 4U)``, which can be differentiated twice."""
     messages = write_messages(rows_of_block(given, block, made_arrays(given, block, None, [])), None)
     total = given.query.new_zeros(len(given.query), 4 * given.heads.shape[1])

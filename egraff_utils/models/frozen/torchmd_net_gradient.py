@@ -19,37 +19,58 @@ The gradients with respect to the inputs of the messages, from those of their su
     \bar z = \bar \alpha\, u\, \mathrm{silu}'(z), \quad \bar u = \sum_h \bar \alpha\, \mathrm{silu}(z), \quad
     \bar q_i \mathrel{+}= \bar z\, k, \quad \bar k = \bar z\, q_i
 
-where :math:`z` is the sum of :math:`q k` over a head. The gradient through the update of an atom's features:
-
-.. math::
-
-    \bar m_i = (\textstyle\sum \bar v' \circ vC)\, O_1^\top + (\bar x' \circ (vA \cdot vB))\, O_2^\top
-        + \bar x' O_3^\top, \qquad \bar \mu_i = \bar v'
-
-    \bar v_i \mathrel{+}= \bar v' + (\bar x' m O_2 \circ vB)\, A^\top + (\bar x' m O_2 \circ vA)\, B^\top
-        + (\bar v' \circ m O_1)\, C^\top
+where :math:`z` is the sum of :math:`q k` over a head. What acts on each atom alone, before and after its
+messages, is in :mod:`.torchmd_net_atoms`.
 
 ``forward`` of each part returns its results and what its ``backward`` needs for the gradient with respect
 to the arguments. Gradients with respect to ``radial`` and ``geometry`` are accumulated in place.
 
-The file can be removed together with its import in :mod:`.torchmd_net`; forces are then computed by autograd.
-Its benefit is the ratio of the times of a step of :func:`egraff_utils.running.cost.stepper` with the force
-field's ``_freezer`` set to None and unchanged, on every system; the former also with a compiled network.
+This file and that can be removed together with the import in :mod:`.torchmd_net`; forces are then computed by
+autograd. Their benefit is the ratio of the times of a step of :func:`egraff_utils.running.cost.stepper` with
+the force field's ``_freezer`` set to None and unchanged, on every system; the former also with a compiled
+network.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch.nn.functional import linear, silu
+from torch import Tensor
+from torch.nn.functional import linear
 
+from egraff_utils.graph import AtomicGraph
 from egraff_utils.models import frozen
 from egraff_utils.models.frozen import operators
 from egraff_utils.models.frozen import torchmd_net_messages as messages
 from egraff_utils.models.frozen.operators import silu_backward
+from egraff_utils.models.frozen.torchmd_net_atoms import (
+    FirstUpdate,
+    Head,
+    Norm,
+    OfHead,
+    OfNorm,
+    OfUpdate,
+    Update,
+)
 from egraff_utils.models.frozen.torchmd_net_messages import Block, Given, Rows, joined_matrices
 
+if TYPE_CHECKING:
+    from torchmdnet.models.torchmd_et import EquivariantMultiHeadAttention
+    from torchmdnet.models.utils import ExpNormalSmearing
 
-def freeze(network):
+    from egraff_utils.models.frozen.torchmd_net import Transformer
+
+Made = TypeVar("Made")
+OfLengths = tuple[Tensor, ...]
+"""What the backward pass of :class:`Lengths` needs; the others are likewise named after their class."""
+OfEmbedding = tuple[Tensor | list[Tensor], Tensor, Tensor]
+OfMessages = tuple[Given, Callable[..., list], list[tuple[Sequence[Block], list[list[Tensor]]]]]
+OfLayer = tuple[OfNorm, OfMessages, OfUpdate | None]
+OfFrozen = tuple[Tensor, Tensor, list[Block], OfLengths, OfEmbedding | None, list[OfLayer], OfHead]
+
+
+def freeze(network: "Transformer") -> "Frozen":
     """:class:`Frozen` of the adapter's network, with its current weights."""
     return Frozen(network)
 
@@ -57,7 +78,7 @@ def freeze(network):
 class Frozen(frozen.Frozen):
     """TorchMD-NET with the weights that an ``EquivariantTransformer`` had when it was frozen."""
 
-    def __init__(self, network):
+    def __init__(self, network: "Transformer") -> None:
         model = network.representation_model
         first, *others = model.attention_layers
         self.lengths = Lengths(model.distance_expansion, smooth=first.vector_cutoff)
@@ -65,35 +86,38 @@ class Frozen(frozen.Frozen):
         self.layers = [Layer(first, parts=3), *(Layer(layer, parts=4) for layer in others)]
         self.head = Head(model.out_norm, network.output_model.output_network)
 
-    def __call__(self, graph, vectors):
+    def __call__(self, graph: AtomicGraph, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`egraff_utils.models.frozen.Frozen.__call__`."""
         energies, kept = self.forward(graph, vectors)
         return energies, self.backward(kept, torch.ones_like(energies))
 
-    def has_threads(self, graph):
+    def has_threads(self, graph: AtomicGraph) -> bool:
         """Whether there are several blocks, which are distributed to threads."""
         return Block.count(graph.edge_index.shape[1] // 2, self.embedding.own) > 1
 
-    def forward(self, graph, vectors):
+    def forward(self, graph: AtomicGraph, vectors: Tensor) -> tuple[Tensor, OfFrozen]:
         """Energies, ``(N,)``, and values for ``backward``, from vectors of pairs, shape ``(E / 2, 3)``."""
         edges = graph.edge_index[:, : len(vectors)]
         radial, geometry, of_lengths = self.lengths.forward(vectors)
         x, of_embedding = self.embedding.forward(graph.species, edges, radial, geometry[:, :1])
-        vectors, blocks, of_layers = None, Block.all_of(edges, x), []
+        features: Tensor | None = None
+        blocks, of_layers = Block.all_of(edges, x), []
         geometry = messages.to_messages(geometry, blocks)
         for layer in self.layers:
-            x, vectors, of_layer = layer.forward(x, vectors, radial, geometry, blocks)
+            x, features, of_layer = layer.forward(x, features, radial, geometry, blocks)
             of_layers.append(of_layer)
-        energies, of_head = self.head.forward(x, vectors)
+        energies, of_head = self.head.forward(x, features)  # type: ignore[arg-type]  # there is a layer
         return energies, (radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head)
 
-    def backward(self, kept, slope):
+    def backward(self, kept: OfFrozen, slope: Tensor) -> Tensor:
         """Gradient with respect to the vectors of pairs, shape ``(E / 2, 3)``."""
         radial, geometry, blocks, of_lengths, of_embedding, of_layers, of_head = kept
         on_radial, on_geometry = torch.zeros_like(radial), torch.zeros_like(geometry)
         on_x, on_vectors = self.head.backward(of_head, slope)
         for layer, of_layer in zip(self.layers[::-1], of_layers[::-1], strict=True):
-            on_x, on_vectors = layer.backward(of_layer, on_x, on_vectors, on_radial, on_geometry)
+            on_x, on_vectors = layer.backward(  # type: ignore[assignment]  # None for the first, which is last
+                of_layer, on_x, on_vectors, on_radial, on_geometry
+            )
         on_radial, on_geometry = on_radial[:-1], messages.to_pairs(on_geometry, blocks)
         self.embedding.backward(of_embedding, on_x, on_radial, on_geometry[:, :1])
         return self.lengths.backward(of_lengths, on_radial, on_geometry)
@@ -110,12 +134,12 @@ class Lengths:
         Whether the envelope multiplies directions.
     """
 
-    def __init__(self, basis, *, smooth):
+    def __init__(self, basis: "ExpNormalSmearing", *, smooth: bool) -> None:
         self.smooth, self.cutoff, self.alpha = smooth, basis.cutoff_upper, basis.alpha
         self.means, self.slopes = basis.means.detach(), 2 * self.alpha * basis.betas.detach()
         self.betas = basis.betas.detach() * (-1 / math.log(2))
 
-    def forward(self, vectors):
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, OfLengths]:
         """Functions ``(P + 1, B)``, and envelopes and directions ``(P, 4)``, of vectors, shape ``(P, 3)``."""
         pairs = len(vectors)
         lengths = vectors.new_zeros(pairs + 1, 1)
@@ -131,7 +155,7 @@ class Lengths:
         moved = directions * kept[2] if self.smooth else directions
         return radial, torch.cat([kept[2], moved], dim=1), (directions, *kept)
 
-    def backward(self, kept, on_radial, on_geometry):
+    def backward(self, kept: OfLengths, on_radial: Tensor, on_geometry: Tensor) -> Tensor:
         """Gradient with respect to the vectors, shape ``(P, 3)``."""
         directions, lengths, angles, envelope, decay, distance, bells = kept
         on_envelope, on_directions = on_geometry.split((1, 3), dim=1)
@@ -152,7 +176,7 @@ class Embedding:
     Radial functions are summed over neighbours of each of K elements; one matrix maps the sums to features.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: "Transformer") -> None:
         model, elements = network.representation_model, network.present
         neighbors = model.neighbor_embedding
         self.kinds, self.count, self.matrix = network.kinds, len(elements), None
@@ -164,7 +188,9 @@ class Embedding:
             near_elements = neighbors.embedding(elements).unsqueeze(1)
             self.matrix = ((filters * near_elements) @ near.T).flatten(0, 1)  # (K * (B + 1), U)
 
-    def forward(self, species, edges, radial, envelope):
+    def forward(
+        self, species: Tensor, edges: Tensor, radial: Tensor, envelope: Tensor
+    ) -> tuple[Tensor, OfEmbedding | None]:
         """Features, shape ``(N, U)``, for atomic numbers, ``(N,)``, and edges of pairs, ``(2, P)``."""
         kinds = self.kinds[species]
         own = self.own.index_select(0, kinds)
@@ -179,7 +205,9 @@ class Embedding:
         x = torch.addmm(own, around.view(len(own), -1), self.matrix)
         return x, (places, radial, envelope)
 
-    def backward(self, kept, slope, on_radial, on_envelope):
+    def backward(
+        self, kept: OfEmbedding | None, slope: Tensor, on_radial: Tensor, on_envelope: Tensor
+    ) -> None:
         """Add to the gradients with respect to radial functions and envelopes."""
         if kept is None:
             return
@@ -202,7 +230,7 @@ class Layer:
         Number of parts of the channels of messages: four, or three in the first layer, without vectors.
     """
 
-    def __init__(self, layer, *, parts):
+    def __init__(self, layer: "EquivariantMultiHeadAttention", *, parts: int) -> None:
         u = layer.hidden_channels
         atoms, filters, heads = joined_matrices(layer)
         atoms, filters = ([t[: parts * u] for t in pair] for pair in (atoms, filters))
@@ -210,9 +238,11 @@ class Layer:
         self.query = self.norm.before(layer.q_proj.weight, layer.q_proj.bias)
         self.table = self.norm.before(*atoms)
         self.constants = *filters, heads, layer.vector_cutoff
-        self.update = Update(layer) if parts == 4 else FirstUpdate(layer)
+        self.update: Update | FirstUpdate = Update(layer) if parts == 4 else FirstUpdate(layer)
 
-    def forward(self, x, vectors, radial, geometry, blocks):
+    def forward(
+        self, x: Tensor, vectors: Tensor | None, radial: Tensor, geometry: Tensor, blocks: Sequence[Block]
+    ) -> tuple[Tensor, Tensor, OfLayer]:
         """New features of the atoms, ``(N, U)`` and ``(N, 3, U)``; arguments as in :class:`Attention`."""
         normed, of_norm = self.norm.forward(x)
         query, table = linear(normed, *self.query), linear(normed, *self.table)
@@ -220,36 +250,19 @@ class Layer:
         total, of_messages = Messages.forward(
             Given(query, table, rows, radial, geometry, *self.constants), blocks
         )
-        x, vectors, of_update = self.update.forward(x, vectors, total)
+        x, vectors, of_update = self.update.forward(x, vectors, total)  # type: ignore[arg-type]
         return x, vectors, (of_norm, of_messages, of_update)
 
-    def backward(self, kept, on_x, on_vectors, on_radial, on_geometry):
+    def backward(
+        self, kept: OfLayer, on_x: Tensor, on_vectors: Tensor, on_radial: Tensor, on_geometry: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Gradients with respect to the features of the atoms, from those of the new features."""
         of_norm, of_messages, of_update = kept
-        on_total, own = self.update.backward(of_update, on_x, on_vectors)
+        on_total, own = self.update.backward(of_update, on_x, on_vectors)  # type: ignore[arg-type]
         on_query, on_table, *near = Messages.backward(of_messages, on_total, on_radial, on_geometry)
         on_normed = torch.mm(on_query, self.query[0]).addmm_(on_table, self.table[0])
         on_x = on_x + self.norm.backward(of_norm, on_normed)
-        return on_x, own.add_(near[0].view_as(own)) if near else None
-
-
-class Norm:
-    """Layer normalisation, whose weight and bias are merged into the matrices that follow."""
-
-    def __init__(self, norm):
-        self.norm = norm
-
-    def before(self, weight, bias):
-        """Weight and bias of a linear layer after the norm, with those of the norm merged in."""
-        return weight * self.norm.weight, torch.addmv(bias, weight, self.norm.bias)
-
-    def forward(self, x):
-        normed, mean, deviation = torch.native_layer_norm(x, x.shape[1:], None, None, self.norm.eps)
-        return normed, (x, x.shape[1:], mean, deviation)
-
-    def backward(self, kept, slope):
-        wanted = [True, False, False]
-        return torch.ops.aten.native_layer_norm_backward(slope, *kept, None, None, wanted)[0]
+        return on_x, own.add_(near[0].view_as(own)) if near else None  # type: ignore[arg-type]
 
 
 class Messages:
@@ -260,7 +273,7 @@ class Messages:
     """
 
     @staticmethod
-    def forward(given, blocks):
+    def forward(given: Given, blocks: Sequence[Block]) -> tuple[Tensor, OfMessages]:
         """Sums, shape ``(N, 4U)``, from :class:`Given` and a list of :class:`Block`."""
         count = max(1, min(operators.threads(), (len(blocks) + 1) // LEAST))
         shares = [blocks[::-1][k::count] for k in range(count)]  # the largest block, which is the last, first
@@ -269,14 +282,14 @@ class Messages:
         return sum(totals[1:], totals[0]), (given, run, list(zip(shares, kept, strict=True)))
 
     @staticmethod
-    def backward(kept, slope, on_radial, on_geometry):
+    def backward(kept: OfMessages, slope: Tensor, on_radial: Tensor, on_geometry: Tensor) -> list[Tensor]:
         """Gradients with respect to ``query``, ``table`` and, if there are any, ``vectors``."""
         given, run, shares = kept
         calls = [(given, *share, slope, on_radial, on_geometry) for share in shares]
         return [sum(parts[1:], parts[0]) for parts in zip(*run(_slopes, calls), strict=True)]
 
 
-def _at_once(function, calls):
+def _at_once(function: Callable[..., Made], calls: Sequence[tuple]) -> list[Made]:
     """Result of the single call, which runs with all threads of torch."""
     (arguments,) = calls
     return [operators.compiled(function, arguments[0].query.device)(*arguments)]
@@ -287,7 +300,7 @@ LEAST = 2
 (``tried.csv``: "a thread for every two blocks at least")."""
 
 
-def _total(given: Given, blocks: list[Block]):
+def _total(given: Given, blocks: list[Block]) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
     """Sums of the messages to all atoms, shape ``(N, 4U)``, and arrays of every block that are kept."""
     scratch: dict[str, torch.Tensor] = {}
     width = 4 * given.query.shape[1]
@@ -303,7 +316,14 @@ def _total(given: Given, blocks: list[Block]):
     return total, kept
 
 
-def _slopes(given: Given, blocks: list[Block], kept: list[list[torch.Tensor]], slope, radial, geometry):
+def _slopes(
+    given: Given,
+    blocks: list[Block],
+    kept: list[list[torch.Tensor]],
+    slope: torch.Tensor,
+    radial: torch.Tensor,
+    geometry: torch.Tensor,
+) -> list[torch.Tensor]:
     """Gradients with respect to ``query``, ``table`` and ``vectors``; the others are added in place."""
     scratch: dict[str, torch.Tensor] = {}
     slopes = [torch.zeros_like(given.query), torch.zeros_like(given.table)]
@@ -320,14 +340,14 @@ def _slopes(given: Given, blocks: list[Block], kept: list[list[torch.Tensor]], s
 
 def _add_slopes(
     slopes: list[torch.Tensor],
-    radial,
-    geometry,
+    radial: torch.Tensor,
+    geometry: torch.Tensor,
     given: Given,
     rows: Rows,
     block: Block,
-    slope,
+    slope: torch.Tensor,
     scratch: dict[str, torch.Tensor],
-):
+) -> None:
     """Add the contributions of a block to the gradients; ``slope`` is that of the sum, ``(N, 4U)``."""
     u, width = rows.query.shape[1], rows.near.shape[1]
     of_sum = messages.fetch(slope, block.centre, messages.take(scratch, "slope", rows.query, 4 * u)).split(
@@ -367,134 +387,7 @@ def _add_slopes(
     radial[block.start : block.start + pairs].addmm_(filters, given.weight)
 
 
-def _dot(first: list[torch.Tensor], second: list[torch.Tensor], out):
+def _dot(first: list[torch.Tensor], second: list[torch.Tensor], out: torch.Tensor) -> None:
     """Sum of the products of corresponding components, written to ``out``, shape ``(M, U)``."""
     torch.mul(first[0], second[0], out=out)
     out.addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
-
-
-class FirstUpdate:
-    """New features from the sum of messages in the first layer, where vectors are zero."""
-
-    def __init__(self, layer):
-        self.weight, self.bias = (t.chunk(3)[2] for t in (layer.o_proj.weight, layer.o_proj.bias))
-
-    def forward(self, x, vectors, total):
-        """Scalars ``(N, U)`` and vectors ``(N, 3, U)``, from scalars, ``None`` and a sum ``(N, 4U)``."""
-        u = x.shape[1]
-        return (
-            linear(total[:, :u], self.weight, self.bias).add_(x),
-            total[:, u:].contiguous().view(-1, 3, u),
-            None,
-        )
-
-    def backward(self, kept, on_x, on_vectors):
-        """Gradient with respect to the sum; there is none with respect to vectors."""
-        return torch.cat([torch.mm(on_x, self.weight), on_vectors.flatten(1)], dim=1), None
-
-
-class Update:
-    """New features from the sum of messages and the vectors of the atom."""
-
-    def __init__(self, layer):
-        self.weight, self.bias, self.vectors = layer.o_proj.weight, layer.o_proj.bias, layer.vec_proj.weight
-
-    def forward(self, x, vectors, total):
-        """New scalars ``(N, U)`` and vectors ``(N, 3, U)``, from the old ones and a sum ``(N, 4U)``."""
-        u = x.shape[1]
-        first, second, third = linear(total[:, :u], self.weight, self.bias).split(u, dim=1)
-        first = first.unsqueeze(1)
-        one, two, three = _turn(vectors, self.vectors).split(u, dim=2)
-        dots = (one * two).sum(1)
-        x = torch.addcmul(third, dots, second).add_(x)
-        vectors = torch.addcmul(total[:, u:].view(-1, 3, u), three, first).add_(vectors)
-        return x, vectors, (first, second, dots, one, two, three)
-
-    def backward(self, kept, on_x, on_vectors):
-        """Gradients with respect to the sum, and to the vectors apart from their contribution to the sum."""
-        u = on_x.shape[1]
-        first, second, dots, one, two, three = kept
-        on_dots = (on_x * second).unsqueeze(1)
-        on_scalars = torch.cat([(on_vectors * three).sum(1), on_x * dots, on_x], dim=1)
-        on_total = torch.cat([torch.mm(on_scalars, self.weight), on_vectors.flatten(1)], dim=1)
-        on_turned = torch.cat([on_dots * two, on_dots * one, on_vectors * first], dim=2)
-        own = torch.addmm(on_vectors.view(-1, u), on_turned.view(-1, 3 * u), self.vectors)
-        return on_total, own.view_as(on_vectors)
-
-
-class Head:
-    """Energies of the atoms from scalars and vectors, by a norm and two gated blocks of the package.
-
-    Parameters
-    ----------
-    norm, blocks
-        ``LayerNorm`` and two ``GatedEquivariantBlock``.
-    """
-
-    def __init__(self, norm, blocks):
-        one, two = blocks
-        self.norm = Norm(norm)
-        hidden, out = one.update_net.layers[0], one.update_net.layers[2]
-        self.gate = Gate(self._after_norm(hidden), (out.weight, out.bias))
-        hidden, out = two.update_net.layers[0], two.update_net.layers[2]
-        self.last = Gate((hidden.weight, hidden.bias), (out.weight[:1], out.bias[:1]))  # no vectors
-        self.vectors = torch.cat([one.vec1_proj.weight, one.vec2_proj.weight])
-        self.last_vectors = two.vec1_proj.weight.detach()
-
-    def _after_norm(self, hidden):
-        of_scalars, of_lengths = hidden.weight.chunk(2, dim=1)
-        of_scalars, bias = self.norm.before(of_scalars, hidden.bias)
-        return torch.cat([of_scalars, of_lengths], dim=1), bias
-
-    def forward(self, x, vectors):
-        """Energies, shape ``(N,)``, from features of shapes ``(N, U)`` and ``(N, 3, U)``."""
-        normed, of_norm = self.norm.forward(x)
-        first, second = _turn(vectors, self.vectors).tensor_split((x.shape[1],), dim=2)
-        found, of_gate = self.gate.forward(normed, first)
-        scalars, factors = found.chunk(2, dim=1)
-        factors = factors.unsqueeze(1)
-        gated = _turn(second * factors, self.last_vectors)
-        energies, of_last = self.last.forward(silu(scalars), gated)
-        return energies.squeeze(1), (of_norm, of_gate, scalars, factors, second, of_last)
-
-    def backward(self, kept, slope):
-        """Gradients with respect to scalars and vectors."""
-        of_norm, of_gate, scalars, factors, second, of_last = kept
-        on_scalars, on_gated = self.last.backward(of_last, slope.unsqueeze(1))
-        on_gated = _turn(on_gated, self.last_vectors.T)
-        on_found = torch.cat([silu_backward(on_scalars, scalars), (on_gated * second).sum(1)], dim=1)
-        on_normed, on_first = self.gate.backward(of_gate, on_found)
-        on_vectors = _turn(torch.cat([on_first, on_gated * factors], dim=2), self.vectors.T)
-        return self.norm.backward(of_norm, on_normed), on_vectors
-
-
-def _turn(vectors, weight):
-    """Linear map of the channels of vectors, shape ``(N, 3, U)`` -> ``(N, 3, V)``."""
-    return linear(vectors.flatten(0, 1), weight).view(len(vectors), 3, -1)
-
-
-class Gate:
-    """The network of a ``GatedEquivariantBlock`` on scalars and lengths of vectors.
-
-    Parameters
-    ----------
-    hidden, last
-        Weights and biases of the two layers.
-    """
-
-    def __init__(self, hidden, last):
-        self.hidden, self.last = hidden, last
-
-    def forward(self, x, vectors):
-        """Outputs, from features of shapes ``(N, U)`` and ``(N, 3, U)``."""
-        lengths = vectors.square().sum(1).sqrt_()  # tried.csv: "square, sum and root"
-        before = linear(torch.cat([x, lengths], dim=1), *self.hidden)
-        return linear(silu(before), *self.last), (before, vectors, lengths)
-
-    def backward(self, kept, slope):
-        """Gradients with respect to scalars and vectors; that of a zero vector is zero, as in the package."""
-        before, vectors, lengths = kept
-        on_before = silu_backward(torch.mm(slope, self.last[0]), before)
-        on_x, on_lengths = torch.mm(on_before, self.hidden[0]).chunk(2, dim=1)
-        least = torch.finfo(lengths.dtype).tiny ** 0.5  # so that its square does not underflow
-        return on_x, vectors * (on_lengths / lengths.clamp(min=least)).unsqueeze(1)

@@ -13,22 +13,29 @@ blocks of one megabyte an array", "blocks of half and of twice a megabyte an arr
 order key, scalar, vector along the edge, vector of the neighbour, each over all heads.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 from torch.nn.functional import linear, silu
 
+if TYPE_CHECKING:
+    from torchmdnet.models.torchmd_et import EquivariantMultiHeadAttention
 
-def joined_matrices(layer):
+
+def joined_matrices(
+    layer: "EquivariantMultiHeadAttention",
+) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """Weights and biases for atoms and for lengths, and the matrix that assigns channels to heads."""
     h, u = layer.num_heads, layer.hidden_channels
 
-    def by_part(rows):
+    def by_part(rows: torch.Tensor) -> list[torch.Tensor]:
         scalar, near, along = rows.unflatten(0, (h, 3, u // h)).unbind(1)
         return [part.flatten(0, 1) for part in (scalar, along, near)]
 
-    def joined(key, value):
+    def joined(key: nn.Linear, value: nn.Linear) -> list[torch.Tensor]:
         pairs = zip(key.parameters(), value.parameters(), strict=True)
         return [torch.cat([k, *by_part(v)]) for k, v in pairs]
 
@@ -51,7 +58,7 @@ class Block(NamedTuple):
     """Number of pairs, which come first."""
 
     @classmethod
-    def all_of(cls, edges, x):
+    def all_of(cls, edges: torch.Tensor, x: torch.Tensor) -> "list[Block]":
         """Blocks of P pairs, whose centres and neighbours are ``edges``, shape ``(2, P)``.
 
         ``x``, shape ``(N, U)``, determines the size of the arrays of a block; on a GPU there is one block.
@@ -64,18 +71,20 @@ class Block(NamedTuple):
         return [cls._of(*block) for block in zip(parts, starts, own, strict=False)]
 
     @classmethod
-    def of_all(cls, edges, x):
+    def of_all(cls, edges: torch.Tensor, x: torch.Tensor) -> "Block":
         """One block of all messages, for training, where blocks save nothing (``tried.csv``: "one block")."""
         return cls._of(edges, 0, torch.arange(len(x), device=x.device))
 
     @staticmethod
-    def count(pairs, x):
+    def count(  # type: ignore[override]  # a tuple's own, which counts equal values, has no use here
+        pairs: int, x: torch.Tensor
+    ) -> int:
         """Number of blocks for a number of pairs and features like ``x``, shape ``(..., U)``."""
         size = CACHE // (8 * x.shape[-1] * x.element_size())
         return max(1, round(pairs / size)) if x.device.type == "cpu" else 1
 
     @classmethod
-    def _of(cls, edges, start, loops):
+    def _of(cls, edges: torch.Tensor, start: int, loops: torch.Tensor) -> "Block":
         (one, other), pairs = edges, edges.shape[1]
         stop = start + pairs + bool(len(loops))
         return cls(torch.cat([one, other, loops]), torch.cat([other, one, loops]), start, stop, pairs)
@@ -85,7 +94,7 @@ CACHE = 2**20
 """Size of an array with all channels of a block's messages, bytes, which fits into the cache of a core."""
 
 
-def to_messages(geometry, blocks):
+def to_messages(geometry: torch.Tensor, blocks: Sequence[Block]) -> torch.Tensor:
     """Rows of all messages, block after block, from rows of P pairs, shape ``(P, 4)``."""
     back = torch.cat([geometry[:, :1], -geometry[:, 1:]], dim=1)
     sizes = [block.pairs for block in blocks]
@@ -95,7 +104,7 @@ def to_messages(geometry, blocks):
     return torch.cat([*halves, loops])
 
 
-def to_pairs(rows, blocks):
+def to_pairs(rows: torch.Tensor, blocks: Sequence[Block]) -> torch.Tensor:
     """Gradient with respect to the argument of :func:`to_messages`, ``(P, 4)``, from that of its result."""
     sizes = [block.pairs for block in blocks for _ in range(2)]
     halves = rows[: sum(sizes)].split(sizes)
@@ -155,11 +164,13 @@ class Rows(NamedTuple):
 # cache. In training the derivative needs all arrays, so ``scratch`` is None and operators allocate their own.
 
 
-def _place(scratch: dict[str, torch.Tensor] | None, name: str, like, columns: int):
+def _place(
+    scratch: dict[str, torch.Tensor] | None, name: str, like: torch.Tensor, columns: int
+) -> torch.Tensor | None:
     return None if scratch is None else take(scratch, name, like, columns)
 
 
-def take(scratch: dict[str, torch.Tensor], name: str, like, columns: int):
+def take(scratch: dict[str, torch.Tensor], name: str, like: torch.Tensor, columns: int) -> torch.Tensor:
     """Array of this name in ``scratch``, with the length and type of ``like``."""
     if name not in scratch or len(scratch[name]) < len(like):
         scratch[name] = torch.empty([len(like), columns], dtype=like.dtype, device=like.device)
@@ -167,21 +178,21 @@ def take(scratch: dict[str, torch.Tensor], name: str, like, columns: int):
     return found if len(found) == len(like) else found[: len(like)]
 
 
-def _mul(x, y, out: torch.Tensor | None):
+def _mul(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     return x * y if out is None else torch.mul(x, y, out=out)
 
 
-def fetch(table, index, out: torch.Tensor | None):
+def fetch(table: torch.Tensor, index: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     return table.index_select(0, index) if out is None else torch.index_select(table, 0, index, out=out)
 
 
-def _spread(rows, block: Block):
+def _spread(rows: torch.Tensor, block: Block) -> torch.Tensor:
     """Rows of all messages, shape ``(M, K)``, from rows of the lengths."""
     there, loop = rows[: block.pairs], rows[block.pairs :]
     return torch.cat([there, there, loop.expand(len(block.centre) - 2 * block.pairs, -1)])
 
 
-def times_rows(x, rows, block: Block, out: torch.Tensor | None):
+def times_rows(x: torch.Tensor, rows: torch.Tensor, block: Block, out: torch.Tensor | None) -> torch.Tensor:
     """Product of ``x``, shape ``(M, K)``, with the rows of all messages."""
     if out is None:
         return x * _spread(rows, block)
@@ -193,7 +204,7 @@ def times_rows(x, rows, block: Block, out: torch.Tensor | None):
 
 def made_arrays(
     given: Given, block: Block, scratch: dict[str, torch.Tensor] | None, kept: list[torch.Tensor]
-):
+) -> list[torch.Tensor]:
     """Arrays of :class:`Rows` that are not views, with those of values and vectors last.
 
     In the backward pass, ``kept`` holds the first two, which take longer to recompute than to read.
@@ -215,12 +226,12 @@ def made_arrays(
     return made
 
 
-def geometry_of_block(given: Given, block: Block):
+def geometry_of_block(given: Given, block: Block) -> list[torch.Tensor]:
     start = 2 * block.start
     return given.geometry[start : start + len(block.centre)].split(1, dim=1)
 
 
-def rows_of_block(given: Given, block: Block, made: list[torch.Tensor]):
+def rows_of_block(given: Given, block: Block, made: list[torch.Tensor]) -> Rows:
     """Rows of a block, with views of the results of :func:`made_arrays`."""
     before, logits, filters, query, near, attention, weights, together = made[:8]
     values, vectors = together.split(query.shape[1], dim=1), made[8:]
@@ -231,7 +242,7 @@ def rows_of_block(given: Given, block: Block, made: list[torch.Tensor]):
     return Rows(before, logits, filters, query, near, attention, weights, values, vectors, factor, geometry)
 
 
-def write_messages(rows: Rows, out: torch.Tensor | None):
+def write_messages(rows: Rows, out: torch.Tensor | None) -> list[torch.Tensor]:
     """Scalar and three vector components of messages, each ``(M, U)``, written to ``out``, ``(M, 4U)``."""
     u = rows.query.shape[1]
     messages = [_mul(rows.values[1], rows.weights, None if out is None else out[:, :u])]
