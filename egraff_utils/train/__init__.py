@@ -5,17 +5,21 @@ import math
 import sys
 import warnings
 import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
+from ase import Atoms
 
 from egraff_utils import accuracy, calculated, cards, data, models, paths, records
 from egraff_utils.config import Config
 from egraff_utils.graph import build_graph
-from egraff_utils.hyperparameters import changed
+from egraff_utils.hyperparameters import TrainingHyperparameters, changed
 from egraff_utils.train import compiled
 from egraff_utils.train.batches import Batches
 from egraff_utils.train.callbacks import Checkpoint, Watch, WeightAverage
@@ -68,11 +72,11 @@ class TrainConfig(Config):
     """Whether the training step is compiled (:mod:`egraff_utils.train.compiled`); with ``None`` it is if the
     budget is long enough to repay it."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.require_positive("max_seconds")
         self.require_positive("max_steps", "max_epochs", "threads", whole=True)
 
-    def parameters(self):
+    def parameters(self) -> dict:
         """What determines the result, as stored in the record.
 
         These are the fields, and hashes of the data, the hyperparameters and the network that the names in
@@ -90,15 +94,18 @@ class TrainConfig(Config):
         }
         return super().parameters() | {"model": self.key.model, "dataset": dataset.name, "inputs": inputs}
 
-    def _calculator_parameters(self):
+    def _calculator_parameters(self) -> dict:
         key, subject = self.key, calculated.of(self.model, self.dataset)
-        inputs = {"data": data.digest(self.card), "calculator": records.digest(subject.specification())}
+        inputs: dict[str, str | int] = {
+            "data": data.digest(self.card),
+            "calculator": records.digest(subject.specification()),
+        }
         if subject.frames:
             inputs["frames"] = subject.frames
         return {"model": key.model, "dataset": key.dataset, "seed": self.seed, "inputs": inputs}
 
 
-def fit(config):
+def fit(config: TrainConfig) -> records.Record:
     """Train a force field and test it, or return the stored record of the same parameters.
 
     For a model that is a calculator, only its errors are computed (:func:`egraff_utils.accuracy.judge`).
@@ -134,7 +141,7 @@ def fit(config):
     return records.run(config, lambda: make(config))
 
 
-def _fitted(config):
+def _fitted(config: TrainConfig) -> records.Outcome:
     card = models.card(config.model)
     hyperparameters = card.training(config.preset, **config.training)
     if card.pretrained:
@@ -156,7 +163,7 @@ def _fitted(config):
             found += accuracy.stress_errors(learner.force_field, test)
         metrics, curves = found + metrics, curves | on_frames
 
-    def save(path):
+    def save(path: Path) -> dict:
         if status != "complete":
             return {"weights": None}
         models.save(learner.force_field, path.with_suffix(".safetensors"))
@@ -168,7 +175,9 @@ def _fitted(config):
     )
 
 
-def fit_reference(frames, prior=None):
+def fit_reference(
+    frames: Sequence[Atoms], prior: Mapping[int, float] | None = None
+) -> tuple[dict[int, float], float]:
     """Reference energy of each element and force scale of a training set, in float64.
 
     The energies are the prior plus the least-squares fit of the total energies that has the smallest norm.
@@ -196,7 +205,7 @@ def fit_reference(frames, prior=None):
     return energies, float(np.sqrt(np.mean(forces**2)))
 
 
-def new_learner(config, hyperparameters, train):
+def new_learner(config: TrainConfig, hyperparameters: TrainingHyperparameters, train: list[Atoms]) -> Learner:
     """Learner of a new force field: weights drawn with the seed, elements and scales of these frames.
 
     A network that comes with weights keeps them and its scale, and its energies get a shift per element.
@@ -212,12 +221,12 @@ def new_learner(config, hyperparameters, train):
         fit_shifts(force_field, train) if own.pretrained else fit_reference(train, card.reference_energies)
     )
     force_field.set_reference(*fitted)
-    limits = {"max_seconds": config.max_seconds, "max_steps": config.max_steps}
+    limits: dict[str, Any] = {"max_seconds": config.max_seconds, "max_steps": config.max_steps}
     epochs = config.max_epochs or hyperparameters.max_epochs
     return Learner(force_field.to(config.device), hyperparameters, max_epochs=epochs, **limits)
 
 
-def fit_shifts(force_field, frames):
+def fit_shifts(force_field: models.ForceField, frames: list[Atoms]) -> tuple[dict[int, float], float]:
     """Reference energies of a network with weights, ``{atomic number: eV}``, and its scale, which is one.
 
     The energies are fitted to those of 100 evenly spaced frames at most, after those of the network
@@ -229,11 +238,17 @@ def fit_shifts(force_field, frames):
     return calculated.fit_shifts(frames, energies), 1.0
 
 
-def _mean_neighbors(atoms, cutoff):
+def _mean_neighbors(atoms: Atoms, cutoff: float) -> float:
     return build_graph(atoms, cutoff).edge_index.shape[1] / len(atoms)
 
 
-def learn(learner, config, parameters, train, validation):
+def learn(
+    learner: Learner,
+    config: TrainConfig,
+    parameters: dict,
+    train: Sequence[Atoms],
+    validation: Sequence[Atoms],
+) -> tuple[str, str]:
     """Train until the budget ends; a compiled step that the learner already has is used.
 
     Parameters
@@ -261,10 +276,14 @@ def learn(learner, config, parameters, train, validation):
     # Radial functions far from their centre give numbers below 1e-38, with which CPUs calculate slowly.
     torch.set_flush_denormal(True)
     size, cutoff = learner.hyper.batch_size, learner.force_field.cutoff
-    common = {"cutoff": cutoff, "device": config.device, "virials": learner.hyper.virial_weight > 0}
+    common: dict[str, Any] = {
+        "cutoff": cutoff,
+        "device": config.device,
+        "virials": learner.hyper.virial_weight > 0,
+    }
     steps_done = lambda: learner.global_step  # noqa: E731
     loader = Batches(train, size, seed=config.seed, steps_done=steps_done, **common)
-    validation = Batches(validation, max(size, 10), **common)
+    batches = Batches(validation, max(size, 10), **common)
     learner.batches_per_epoch = len(loader)
     learner.compiled = learner.compiled or _compiled(config, learner, loader)
     watch = Watch(progress=config.progress)
@@ -276,7 +295,7 @@ def learn(learner, config, parameters, train, validation):
         trainer = _trainer(config, learner, callbacks)
         try:
             checkpoint = _usable_checkpoint(config, parameters)
-            trainer.fit(learner, loader, validation, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(learner, loader, batches, ckpt_path=checkpoint, weights_only=True)
         except NonFiniteLossError as error:
             return "failed", str(error)
         finally:
@@ -287,7 +306,7 @@ def learn(learner, config, parameters, train, validation):
     return "complete", ""
 
 
-def _compiled(config, learner, loader):
+def _compiled(config: TrainConfig, learner: Learner, loader: Batches) -> compiled.Step | None:
     """Training step compiled for the shape of the batches; ``None`` if compiling fails or is not worth it."""
     long = (config.max_seconds or math.inf) > COMPILED_FROM and (
         config.max_steps or math.inf
@@ -308,7 +327,7 @@ def _compiled(config, learner, loader):
     return step
 
 
-def _trainer(config, learner, callbacks):
+def _trainer(config: TrainConfig, learner: Learner, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     gpu = str(config.device).startswith("cuda")
     return lightning.Trainer(
         accelerator="gpu" if gpu else "cpu",
@@ -327,7 +346,7 @@ def _trainer(config, learner, callbacks):
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Context without Lightning's announcements of hardware and its advice on worker processes."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
@@ -340,13 +359,13 @@ def _quiet():
             log.setLevel(level)
 
 
-def _checkpoint_path(config):
+def _checkpoint_path(config: TrainConfig) -> Path:
     parameters = config.parameters()
     name = f"{config.key.path.stem}-{records.digest(parameters)[:8]}.ckpt"
     return paths.runs() / config.campaign / "checkpoints" / name
 
 
-def _usable_checkpoint(config, parameters):
+def _usable_checkpoint(config: TrainConfig, parameters: dict) -> Path | None:
     """Path of the checkpoint of a run with the same parameters, else ``None``.
 
     A checkpoint that is truncated or changed is set aside, and training starts anew. It is a zip archive,
@@ -366,7 +385,7 @@ def _usable_checkpoint(config, parameters):
     return path if stored.get("parameters") == parameters else None
 
 
-def _costs(learner):
+def _costs(learner: Learner) -> list[records.Metric]:
     metric = records.Metric.of
     epochs = max(learner.steps / learner.batches_per_epoch, 1e-9)
     seconds = learner.history[-1]["seconds"] if learner.history else learner.seconds
@@ -380,7 +399,7 @@ def _costs(learner):
     ]
 
 
-def data_digest(frames):
+def data_digest(frames: Sequence[Atoms]) -> str:
     """Hash of the positions, forces and energies of frames."""
     arrays = [array for a in frames for array in (a.positions, a.get_forces(), a.get_potential_energy())]
     return records.digest(*arrays)

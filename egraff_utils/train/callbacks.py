@@ -1,15 +1,23 @@
 """What happens beside the steps? Learning curves and the best weights, checkpoints, averages of weights."""
 
+# Hooks of Lightning get any module and any outputs; these only those of a Learner.
+# mypy: disable-error-code="override"
+
 import math
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import lightning
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from egraff_utils import paths
+from egraff_utils.train.compiled import Batch
+from egraff_utils.train.learner import Learner
 from egraff_utils.units import EV_TO_MEV
 
 CHECKPOINT_INTERVAL = 20.0  # s
@@ -22,36 +30,52 @@ class Watch(lightning.Callback):
     the end of a validation.
     """
 
-    def __init__(self, *, progress):
+    def __init__(self, *, progress: bool) -> None:
         self.bar = tqdm(total=100, disable=not progress, file=sys.stderr, mininterval=1.0)
         self.bar.bar_format = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}"
-        self.losses, self.totals = [], {}
+        self.losses: list[Tensor] = []
+        self.totals: dict[str, Tensor | int] = {}
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Tensor]:
         return {"losses": torch.stack(self.losses) if self.losses else torch.empty(0)}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.losses = list(state["losses"])
 
-    def on_train_start(self, trainer, learner):
+    def on_train_start(self, trainer: lightning.Trainer, learner: Learner) -> None:
         learner.started = learner.clock()
         self.losses = [loss.to(learner.device) for loss in self.losses]
 
-    def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        learner: Learner,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
         self.losses.append(outputs["loss"].detach())
         used = learner.budget_used
         self.bar.update(min(100.0, 100 * used) - self.bar.n)
         if used >= 1:
             trainer.should_stop = True
 
-    def on_validation_epoch_start(self, trainer, learner):
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, learner: Learner) -> None:
         self.totals = {}
 
-    def on_validation_batch_end(self, trainer, learner, outputs, batch, batch_idx, dataloader_idx=0):
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        learner: Learner,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         for name, value in outputs.items():
             self.totals[name] = self.totals.get(name, 0) + value
 
-    def on_validation_epoch_end(self, trainer, learner):
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, learner: Learner) -> None:
         totals = {name: float(value) for name, value in self.totals.items()}
         loss = learner.validation_loss(totals)
         row = {
@@ -74,7 +98,7 @@ class Watch(lightning.Callback):
         if self._exhausted(learner):
             trainer.should_stop = True
 
-    def _exhausted(self, learner):
+    def _exhausted(self, learner: Learner) -> bool:
         losses = [row["val_loss"] for row in learner.history]
         patience, floor = learner.hyper.early_stopping_patience, learner.hyper.stop_learning_rate
         stale = len(losses) - 1 - int(np.argmin(losses))
@@ -89,18 +113,25 @@ class Checkpoint(lightning.Callback):
     its own step.
     """
 
-    def __init__(self, path, parameters):
+    def __init__(self, path: Path, parameters: dict) -> None:
         self.path, self.parameters = path, parameters
         self.last = time.perf_counter()
 
-    def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        learner: Learner,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
         if trainer.should_stop or time.perf_counter() - self.last < CHECKPOINT_INTERVAL:
             return  # a run that went on from its end would make a step too many
         with paths.written(self.path) as temporary:
             trainer.save_checkpoint(temporary)
         self.last = time.perf_counter()
 
-    def on_save_checkpoint(self, trainer, learner, checkpoint):
+    def on_save_checkpoint(self, trainer: lightning.Trainer, learner: Learner, checkpoint: dict) -> None:
         checkpoint["parameters"] = self.parameters
 
 
@@ -112,10 +143,12 @@ class WeightAverage(lightning.Callback):
     copy of the module, and a copy of e3nn's generated code has other buffers than the original.
     """
 
-    def __init__(self, decay):
-        self.decay, self.updates, self.average, self.current = decay, 0, None, None
+    def __init__(self, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.average: list[Tensor] | None = None
+        self.current: list[torch.nn.Parameter] | None = None
 
-    def on_train_start(self, trainer, learner):
+    def on_train_start(self, trainer: lightning.Trainer, learner: Learner) -> None:
         self.current = list(learner.parameters())  # listed once, since listing takes a millisecond
         stored = self.current if self.average is None else self.average
         self.average = [
@@ -123,26 +156,34 @@ class WeightAverage(lightning.Callback):
         ]
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        learner: Learner,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
-        torch._foreach_lerp_(self.average, self.current, 1 - kept)
+        torch._foreach_lerp_(self.average, self.current, 1 - kept)  # type: ignore[arg-type]  # set at the start
         self.updates += 1
 
-    def on_validation_epoch_start(self, trainer, learner):
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, learner: Learner) -> None:
         self._swap()
 
-    def on_validation_epoch_end(self, trainer, learner):
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, learner: Learner) -> None:
         self._swap()
 
     @torch.no_grad()
-    def _swap(self):
-        for parameter, average in zip(self.current, self.average, strict=True):
+    def _swap(self) -> None:
+        pairs = zip(self.current, self.average, strict=True)  # type: ignore[arg-type]  # set at the start
+        for parameter, average in pairs:
             last = parameter.clone()
             parameter.copy_(average)
             average.copy_(last)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"updates": self.updates, "average": self.average}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.updates, self.average = state["updates"], state["average"]

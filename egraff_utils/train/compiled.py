@@ -9,9 +9,9 @@ the loss.
 
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from torch.nn.functional import pad
 
 from egraff_utils import paths
 from egraff_utils.graph import AtomicGraph, collate
+
+if TYPE_CHECKING:
+    from egraff_utils.models import ForceField
 
 GHOST_VECTOR = (0.594, 0.4752, 0.6336)
 """Vector of the edges of a ghost, in cutoffs. At its length, 0.99, envelopes are almost zero, so that the
@@ -74,7 +77,7 @@ class Shape(NamedTuple):
         )
         return collate([graph, ghost])
 
-    def _missing(self, graph):
+    def _missing(self, graph: AtomicGraph) -> tuple[int, ...]:
         return tuple(wanted - there for wanted, there in zip(self, sizes(graph), strict=True))
 
 
@@ -106,14 +109,22 @@ class Step:
         Whether virials are trained.
     """
 
-    def __init__(self, force_field: nn.Module, errors: Callable, shape: Shape, *, virials: bool = False):
+    def __init__(
+        self,
+        force_field: "ForceField",
+        errors: Callable[..., tuple[Tensor, ...]],
+        shape: Shape,
+        *,
+        virials: bool = False,
+    ) -> None:
         self.network, self.cutoff = _Unchecked(force_field, virials), force_field.cutoff
         self.terms = 3 if virials else 2
         self.errors, self.shape = errors, shape
         named = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
         self.weights = {name: tensor for name, tensor in named.items() if tensor.requires_grad}
         self.constants = {name: tensor for name, tensor in named.items() if not tensor.requires_grad}
-        self.function, self.seconds = None, 0.0
+        self.function: Callable[..., tuple[Tensor, ...]] | None = None
+        self.seconds = 0.0
 
     def compile(self, batch: Batch) -> None:
         """Compile for batches of the shape, such as this one; ``seconds`` holds the processor time it took.
@@ -129,7 +140,7 @@ class Step:
         arguments = self._arguments(batch, [1.0] * self.terms)
         with _caches():
             graph = make_fx(lambda *given: self._written_down(*given))(*arguments)
-            options = {
+            options: dict[str, str | int | bool | Callable] = {
                 "cpp_wrapper": len(graph.graph.nodes) < WRAPPED,
                 "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # all batches have one shape
             }
@@ -139,13 +150,15 @@ class Step:
         _must_agree(made, self._written_down(*arguments), self.terms)
         self.seconds = _processor_time() - before
 
-    def __call__(self, batch, factors):
+    def __call__(self, batch: Batch, factors: Sequence[float]) -> tuple:
         """Errors of each term, and gradients of their weighted sum with respect to the weights."""
         with torch.no_grad():
-            found = self.function(*self._arguments(batch, factors))
+            found = self.function(*self._arguments(batch, factors))  # type: ignore[misc]  # compiled by now
         return *found[: self.terms], found[self.terms :]
 
-    def _arguments(self, batch, factors):
+    def _arguments(
+        self, batch: Batch, factors: Sequence[float]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         filled = self.shape.fill(batch.graph, self.cutoff)
         ghosts = filled.num_structures - batch.graph.num_structures
         energy = pad(batch.energy, (0, ghosts))
@@ -156,7 +169,9 @@ class Step:
         return list(self.weights.values()), list(self.constants.values()), inputs
 
     @torch.enable_grad()
-    def _written_down(self, weights, constants, inputs):
+    def _written_down(
+        self, weights: list[Tensor], constants: list[Tensor], inputs: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         named = zip([*self.weights, *self.constants], [*weights, *constants], strict=True)
         graph, (*labels, real, factors) = AtomicGraph(*inputs[:6]), inputs[6:]
         prediction = functional_call(self.network, dict(named), (graph,))
@@ -170,15 +185,15 @@ class Step:
 class _Unchecked(nn.Module):
     """A force field evaluated by autograd, without checks that depend on values in its graph."""
 
-    def __init__(self, force_field, virials):
+    def __init__(self, force_field: "ForceField", virials: bool) -> None:
         super().__init__()
         self.force_field, self.virials = force_field, virials
 
-    def forward(self, graph):
+    def forward(self, graph: AtomicGraph) -> tuple[Tensor, ...]:
         return self.force_field.differentiated(graph, virials=self.virials)
 
 
-def _must_agree(made, plain, terms):
+def _must_agree(made: Sequence[Tensor], plain: Sequence[Tensor], terms: int) -> None:
     """Raise ArithmeticError if compiled results are not those by operators, the errors and the gradients.
 
     The compiler can be wrong without a word (``tried.csv``: "one block").
@@ -194,7 +209,7 @@ def _must_agree(made, plain, terms):
 
 
 @contextmanager
-def _caches():
+def _caches() -> Iterator[None]:
     """Let the compiler keep its files in the project's cache folder, where later runs find them."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     given = os.environ.get(name)
@@ -206,7 +221,7 @@ def _caches():
             del os.environ[name]
 
 
-def _processor_time():
+def _processor_time() -> float:
     """Processor time of this process and of its finished child processes, s."""
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in spent)

@@ -1,15 +1,25 @@
 """What happens in a step? The loss, the rate and the history of a training, as a Lightning module."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 
 from egraff_utils import records
+from egraff_utils.graph import AtomicGraph
+from egraff_utils.hyperparameters import TrainingHyperparameters
+from egraff_utils.models import ForceField
 from egraff_utils.train import optimizers
+from egraff_utils.train.compiled import Batch, Step
 
 FINITE_CHECK_INTERVAL = 20  # steps; reading the loss on the host stalls a GPU
+
+Term = TypeVar("Term", Tensor, float)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -19,43 +29,55 @@ class NonFiniteLossError(RuntimeError):
 class Learner(lightning.LightningModule):
     """Loss, optimiser and schedule of one force field."""
 
-    def __init__(self, force_field, hyperparameters, *, max_seconds=None, max_steps=None, max_epochs=None):
+    steps: int
+
+    def __init__(
+        self,
+        force_field: ForceField,
+        hyperparameters: TrainingHyperparameters,
+        *,
+        max_seconds: float | None = None,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+    ) -> None:
         super().__init__()
         on_gpu = force_field.scale.is_cuda
         self.clock = records.clock("cuda" if on_gpu else "cpu")
         self.force_field = force_field
         self.hyper = hyperparameters
         self.limits = {"seconds": max_seconds, "steps": max_steps, "epochs": max_epochs}
-        self.batches_per_epoch = None
+        self.batches_per_epoch: int = None  # type: ignore[assignment]  # until a training sets it
         self.stage = 1
         self.seconds_before = 0.0
-        self.started = None
-        self.best, self.best_loss = None, math.inf
-        self.history = []
-        self.smoothed_energy_loss = None
-        self.compiled, self.gradients = None, None
+        self.started: float | None = None
+        self.best: dict[str, Tensor] | None = None
+        self.best_loss = math.inf
+        self.history: list[dict[str, float]] = []
+        self.smoothed_energy_loss: Tensor | None = None
+        self.compiled: Step | None = None
+        self.gradients: Sequence[Tensor] | None = None
 
     # progress
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Time in the training loop so far, over all restarts, s."""
         return self.seconds_before + (self.clock() - self.started if self.started else 0.0)
 
     @property
-    def epochs(self):
+    def epochs(self) -> float:
         """Passes over the training set so far, a real number."""
         return self.global_step / self.batches_per_epoch
 
     @property
-    def budget_used(self):
+    def budget_used(self) -> float:
         """Fraction of the budget used, the largest over its limits."""
         spent = {"seconds": self.seconds, "steps": self.global_step, "epochs": self.epochs}
         return max(spent[name] / limit for name, limit in self.limits.items() if limit)
 
     # optimisation
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = optimizers.make(self.force_field.network, self.hyper)
         if self.hyper.scheduler != "plateau":
             return optimizer
@@ -67,7 +89,7 @@ class Learner(lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
-    def on_train_batch_start(self, batch, batch_idx):
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         second = self.hyper.second_stage
         if self.stage == 1 and second and self.budget_used >= second.start:
             self.stage, self.best_loss = 2, math.inf
@@ -76,7 +98,7 @@ class Learner(lightning.LightningModule):
             for group in self.optimizers().optimizer.param_groups:
                 group["lr"] = rate
 
-    def _learning_rate(self):
+    def _learning_rate(self) -> float | None:
         """Learning rate of this step, or ``None`` where the plateau scheduler decides."""
         if self.stage == 2:
             return self.hyper.second_stage.learning_rate
@@ -89,7 +111,7 @@ class Learner(lightning.LightningModule):
             return low + (base - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.budget_used)))
         return base if self.hyper.scheduler == "none" or step == warmup else None
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.compiled
         if step and step.shape.holds(batch.graph):
             *errors, self.gradients = step(batch, self._factors())
@@ -100,7 +122,7 @@ class Learner(lightning.LightningModule):
             self._check(loss)
         return loss
 
-    def backward(self, loss):
+    def backward(self, loss: Tensor) -> None:
         """Fill the gradients of the weights.
 
         The weights are passed as ``inputs``, as autograd would otherwise compute the gradients with respect
@@ -112,14 +134,14 @@ class Learner(lightning.LightningModule):
         for weight, gradient in zip(self.compiled.weights.values(), self.gradients, strict=True):
             weight.grad = gradient
 
-    def _predict(self, graph):
+    def _predict(self, graph: AtomicGraph) -> tuple[Tensor, ...]:
         return (self.force_field.with_virials if self.hyper.virial_weight else self.force_field)(graph)
 
-    def loss(self, batch, prediction):
+    def loss(self, batch: Batch, prediction: Sequence[Tensor]) -> Tensor:
         """Weighted energy, force and virial errors of a training batch, a scalar."""
         return self._loss(*self.mean_errors(batch, prediction))
 
-    def _loss(self, energy_error, *others):
+    def _loss(self, energy_error: Tensor, *others: Tensor) -> Tensor:
         alpha, before = self.hyper.energy_loss_ema, self.smoothed_energy_loss
         if alpha is not None:
             if before is not None:
@@ -127,22 +149,25 @@ class Learner(lightning.LightningModule):
             self.smoothed_energy_loss = energy_error.detach()
         return self._weighted(energy_error, *others)
 
-    def _weighted(self, *errors):
+    def _weighted(self, *errors: Term) -> Term:
         """Sum of the terms of the loss, weighted as in the current stage."""
-        return sum(weight * error for weight, error in zip(self._weights(), errors, strict=True))
+        terms = (weight * error for weight, error in zip(self._weights(), errors, strict=True))
+        return sum(terms)  # type: ignore[return-value]  # there is a term at least
 
-    def _factors(self):
+    def _factors(self) -> tuple[float, ...]:
         """Factors that multiply the gradients of the mean errors in the gradient of the loss."""
         energy, *others = self._weights()
         share = self.hyper.energy_loss_ema if self.smoothed_energy_loss is not None else 1.0
         return share * energy, *others
 
-    def _weights(self):
+    def _weights(self) -> tuple[float, ...]:
         stage = self.hyper.second_stage if self.stage == 2 else self.hyper
         virial = [self.hyper.virial_weight] if self.hyper.virial_weight else []
         return stage.energy_weight, stage.force_weight, *virial
 
-    def mean_errors(self, batch, prediction, real=None):
+    def mean_errors(
+        self, batch: Batch, prediction: Sequence[Tensor], real: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Mean errors of energies, of forces and, if they are trained, of virials, the terms of the loss.
 
         Structures are left out where ``real``, shape ``(S,)``, is zero.
@@ -154,7 +179,7 @@ class Learner(lightning.LightningModule):
         means = [energies @ real / real.sum(), forces.view(len(atoms), -1).mean(1) @ atoms / atoms.sum()]
         return *means, *(errors.view(len(real), -1).mean(1) @ real / real.sum() for errors in virials)
 
-    def _errors(self, batch, prediction):
+    def _errors(self, batch: Batch, prediction: Sequence[Tensor]) -> list[Tensor]:
         """Errors whose means are the terms of the loss.
 
         The energy errors have shape ``(S,)``. The force errors have one value per component, shape ``(N,
@@ -175,21 +200,21 @@ class Learner(lightning.LightningModule):
             return [error.abs() for error in errors]
         return [errors[0].abs(), *(torch.linalg.vector_norm(error, dim=1) for error in errors[1:])]
 
-    def _check(self, loss):
+    def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the loss became {loss.item()} at step {self.global_step}")
 
     # validation; runs on the averaged weights
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         self.learnt = [p for p in self.force_field.parameters() if p.requires_grad]
         self.force_field.requires_grad_(False)  # with frozen weights the faster form of the network is used
 
-    def on_validation_epoch_end(self):
+    def on_validation_epoch_end(self) -> None:
         for weight in self.learnt:
             weight.requires_grad_()
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | int]:
         """Sums and counts over a batch; :meth:`validation_loss` divides their totals after the last batch."""
         energy, forces, *virials = self._predict(batch.graph)
         energy_errors, force_errors, *virial_errors = self._errors(batch, (energy, forces, *virials))
@@ -205,7 +230,7 @@ class Learner(lightning.LightningModule):
             "components": batch.forces.numel(),
         }
 
-    def validation_loss(self, totals):
+    def validation_loss(self, totals: Mapping[str, float]) -> float:
         """Loss of a set from the totals over its batches; it does not depend on how frames are batched."""
         terms = [
             totals[f"{name}_errors"] / totals["structures" if name == "energy" else f"{name}_terms"]
@@ -215,7 +240,7 @@ class Learner(lightning.LightningModule):
 
     # state
 
-    def on_save_checkpoint(self, checkpoint):
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["learner"] = {
             "stage": self.stage,
             "seconds": self.seconds,
@@ -225,13 +250,13 @@ class Learner(lightning.LightningModule):
             "smoothed_energy_loss": self.smoothed_energy_loss,
         }
 
-    def on_load_checkpoint(self, checkpoint):
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
         state = checkpoint["learner"]
         self.stage, self.best, self.best_loss = state["stage"], state["best"], state["best_loss"]
         self.history, self.seconds_before = state["history"], state["seconds"]
         self.smoothed_energy_loss = state["smoothed_energy_loss"]
 
-    def history_arrays(self):
+    def history_arrays(self) -> dict[str, np.ndarray]:
         """Learning curves, one array per column."""
         columns = (
             "step",

@@ -103,7 +103,7 @@ class Muon(torch.optim.Adam):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
-    ):
+    ) -> None:
         blocks = matrices(network)
         others = [p for p in network.parameters() if p not in blocks]
         groups: list[dict[str, Any]] = [{"params": others}, {"params": list(blocks), "momentum": momentum}]
