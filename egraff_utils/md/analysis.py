@@ -5,16 +5,24 @@ K blocks of equal time. Curves are NaN after the last valid frame of a replica a
 frame.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols
+from numpy.typing import ArrayLike
 
 from egraff_utils import metrics, quantities, structure
 from egraff_utils.md.averages import BLOCKS, STRUCTURE, block_values, summary
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
+
+if TYPE_CHECKING:  # which loads torch
+    from egraff_utils.md.dynamics import Trajectory
 
 MOST_FRAMES = 1001
 """Largest number of frames in a stored curve; longer curves are thinned after the metrics are computed."""
@@ -42,15 +50,15 @@ class Reference:
     contiguous."""
     bonds: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=int))
     """Bonds of a molecule (:func:`~egraff_utils.structure.intact_bonds`), shape ``(P, 2)``."""
-    bonded: dict = field(default_factory=dict)
+    bonded: dict[str, np.ndarray] = field(default_factory=dict)
     """Distributions of bond lengths and angles over all reference frames, ``{name: (B,)}``."""
-    paths: Sequence = ()
+    paths: Sequence[np.ndarray] = ()
     """Unwrapped positions of uninterrupted stretches of the reference, each ``(F, N, 3)``, Å."""
     stride: int = 1
     """Recorded frames of a rollout from one frame of ``paths`` to the next."""
 
     @classmethod
-    def from_frames(cls, frames, index, *, contiguous):
+    def from_frames(cls, frames: Sequence[Atoms], index: np.ndarray, *, contiguous: bool) -> Reference:
         """Reference from stored frames; ``index`` (R, T) gives the frame of each step, or -1 for none."""
         missing = index < 0
         stored = [atoms.calc.results for atoms in frames]  # ASE's getters are slow: they compare all atoms
@@ -58,7 +66,9 @@ class Reference:
         forces = np.stack([results["forces"] for results in stored]).astype(np.float32)[index]
         energy[missing], forces[missing] = np.nan, np.nan
         path = unwrap(frames)
-        moved, paths, stride = None, (), 1
+        moved: np.ndarray | None = None
+        paths: Sequence[np.ndarray] = ()
+        stride = 1
         if contiguous:
             paths, stride = (path,), int(np.argmax(index[0, 1:] >= 0)) + 1
             moved = (path[index] - path[index[:, :1]]).astype(np.float32)
@@ -68,7 +78,7 @@ class Reference:
         return cls(energy, forces, rdf, contiguous, moved, bonds, bonded, paths, stride)
 
     @classmethod
-    def from_trajectory(cls, trajectory, frames):
+    def from_trajectory(cls, trajectory: Trajectory, frames: Sequence[Atoms]) -> Reference:
         """Reference from a trajectory of the oracle that has the same starts as the rollout.
 
         ``frames`` are those of the split, which say what is bonded.
@@ -80,7 +90,7 @@ class Reference:
         return cls(trajectory.energy, trajectory.forces, rdf, True, moved, bonds, bonded, paths)
 
 
-def unwrap(frames):
+def unwrap(frames: Sequence[Atoms]) -> np.ndarray:
     """Unwrapped positions of consecutive frames, without jumps through the cell, shape ``(F, N, 3)``, Å.
 
     Examples
@@ -100,11 +110,12 @@ def unwrap(frames):
     return positions[0] + np.concatenate([np.zeros_like(positions[:1]), np.cumsum(moved, axis=0)])
 
 
-CURVES = []
+Curves = TypeVar("Curves", bound=Callable[..., dict[str, np.ndarray]])
+CURVES: list[Callable[..., dict[str, np.ndarray]]] = []
 """Functions that :func:`measure` calls for curves over time, see :func:`over_time`."""
 
 
-def over_time(function):
+def over_time(function: Curves) -> Curves:
     """Decorator that adds a function of (trajectory, atoms, reference) to those that :func:`measure` calls.
 
     The function returns a dict of curves, each of shape ``(R, T)`` and NaN after the last valid frame of a
@@ -114,7 +125,9 @@ def over_time(function):
     return function
 
 
-def measure(trajectory, atoms, reference, *, timestep, steps):
+def measure(
+    trajectory: Trajectory, atoms: Atoms, reference: Reference, *, timestep: float, steps: int
+) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Metrics and curves of a rollout.
 
     Parameters
@@ -152,7 +165,7 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
         (L, :data:`LAST_FRAMES`) eV, up to the last valid frame.
     """
     time = trajectory.steps * timestep
-    curves = {}
+    curves: dict[str, np.ndarray] = {}
     for function in CURVES:
         curves |= function(trajectory, atoms, reference)
     blocks = _blocks(trajectory, asked=steps // _every(trajectory, steps) + 1)
@@ -161,7 +174,7 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
     structures |= _spectrum_curves(trajectory, atoms, reference, timestep=timestep, steps=steps)
     structures |= _species_curves(trajectory, blocks, atoms) | _last_frames(trajectory)
     structures["stable_step"] = trajectory.stable_step
-    values = block_values(curves | structures)
+    values: dict[str, ArrayLike] = {**block_values(curves | structures)}
     values["stable_fraction"] = [
         stable / steps if cause else 1.0
         for stable, cause in zip(trajectory.stable_step, trajectory.causes, strict=True)
@@ -179,7 +192,7 @@ def measure(trajectory, atoms, reference, *, timestep, steps):
 
 
 @over_time
-def _violations(trajectory, atoms, reference):
+def _violations(trajectory: Trajectory, atoms: Atoms, reference: Reference) -> dict[str, np.ndarray]:
     energy, forces = (values[:, : len(trajectory.steps)] for values in (reference.energy, reference.forces))
     root = metrics.energy_violation_root(trajectory.energy, energy)
     force = [metrics.force_violation(f, g) for f, g in zip(trajectory.forces, forces, strict=True)]
@@ -187,13 +200,13 @@ def _violations(trajectory, atoms, reference):
 
 
 @over_time
-def _energies(trajectory, atoms, reference):
+def _energies(trajectory: Trajectory, atoms: Atoms, reference: Reference) -> dict[str, np.ndarray]:
     stored = {"energy": trajectory.energy, "temperature": trajectory.temperature}
     return stored | {"energy_reference": reference.energy[:, : len(trajectory.steps)]}
 
 
 @over_time
-def _displacements(trajectory, atoms, reference):
+def _displacements(trajectory: Trajectory, atoms: Atoms, reference: Reference) -> dict[str, np.ndarray]:
     """RMSD of the model and of the reference from the start, and of the model from the reference."""
     moved = trajectory.positions - trajectory.positions[:, :1]
     curves = {"rmsd": _over_atoms(moved)}
@@ -203,11 +216,11 @@ def _displacements(trajectory, atoms, reference):
     return curves
 
 
-def _over_atoms(moved):
+def _over_atoms(moved: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(moved).sum(-1).mean(-1))
 
 
-def _drift(time, energy):
+def _drift(time: np.ndarray, energy: np.ndarray) -> float:
     """Slope of the potential energy, meV/ps; time in fs, energy in eV, NaN after the end."""
     valid = np.isfinite(energy)
     if valid.sum() < 10:
@@ -215,12 +228,12 @@ def _drift(time, energy):
     return np.polyfit(time[valid] / 1000, energy[valid] - energy[0], 1)[0] * EV_TO_MEV
 
 
-def _every(trajectory, steps):
+def _every(trajectory: Trajectory, steps: int) -> int:
     """Steps between recorded frames."""
     return int(trajectory.steps[1]) if len(trajectory.steps) > 1 else steps
 
 
-def _blocks(trajectory, *, asked):
+def _blocks(trajectory: Trajectory, *, asked: int) -> list[list[slice]]:
     """Valid frames of every block of equal time, slices ``[replica][block]``; empty after a break."""
     bounds = np.linspace(0, asked, BLOCKS + 1).astype(int)
     return [
@@ -229,7 +242,9 @@ def _blocks(trajectory, *, asked):
     ]
 
 
-def _rdf_curves(positions, blocks, atoms, reference):
+def _rdf_curves(
+    positions: np.ndarray, blocks: list[list[slice]], atoms: Atoms, reference: structure.RadialDistributions
+) -> dict[str, np.ndarray]:
     """Radial distributions of every block, and their means over the frames of every replica."""
     frames = np.array([[b.stop - b.start for b in replica] for replica in blocks])
     total = np.full((*frames.shape, len(reference.r)), np.nan)
@@ -252,7 +267,9 @@ def _rdf_curves(positions, blocks, atoms, reference):
     }
 
 
-def _bonded_curves(positions, blocks, atoms, reference):
+def _bonded_curves(
+    positions: np.ndarray, blocks: list[list[slice]], atoms: Atoms, reference: Reference
+) -> dict[str, np.ndarray]:
     """Distributions of bond lengths and angles of every block, where the reference has them."""
     kinds, curves = structure.bonded_kinds(atoms.numbers, reference.bonds), {}
     for name, expected in reference.bonded.items():
@@ -267,7 +284,9 @@ def _bonded_curves(positions, blocks, atoms, reference):
     return curves
 
 
-def _spectrum_curves(trajectory, atoms, reference, *, timestep, steps):
+def _spectrum_curves(
+    trajectory: Trajectory, atoms: Atoms, reference: Reference, *, timestep: float, steps: int
+) -> dict[str, np.ndarray]:
     """Vibrational spectra of replicas and reference, with windows of half the requested time.
 
     A run of which half is too short, or whose reference does not continue in time, has none.
@@ -276,7 +295,7 @@ def _spectrum_curves(trajectory, atoms, reference, *, timestep, steps):
     interval, window = stride * timestep, steps // stride // 2
     if not len(reference.paths) or window * interval < SHORTEST_WINDOW:
         return {}
-    options = {"masses": atoms.get_masses(), "interval": interval, "window": window}
+    options: dict[str, Any] = {"masses": atoms.get_masses(), "interval": interval, "window": window}
     own = [path[:: reference.stride] for path in _valid_positions(trajectory)]
     found, expected = (
         np.stack([structure.vibrational_spectrum(path, **options) for path in paths])
@@ -291,7 +310,7 @@ def _spectrum_curves(trajectory, atoms, reference, *, timestep, steps):
     }
 
 
-def _species_curves(trajectory, blocks, atoms):
+def _species_curves(trajectory: Trajectory, blocks: list[list[slice]], atoms: Atoms) -> dict[str, np.ndarray]:
     """Temperature of every element, averaged over the frames of every block."""
     empty = np.full(trajectory.temperature_species.shape[-1], np.nan)
     means = [
@@ -302,7 +321,7 @@ def _species_curves(trajectory, blocks, atoms):
     return {"temperature_species": np.array(means, dtype=np.float32), "species": species}
 
 
-def _last_frames(trajectory):
+def _last_frames(trajectory: Trajectory) -> dict[str, np.ndarray]:
     """Positions and energies of the replicas that broke, up to their last valid frame."""
     broken = [r for r, cause in enumerate(trajectory.causes) if cause]
     if not broken:
@@ -317,30 +336,30 @@ def _last_frames(trajectory):
     }
 
 
-def _rdf(positions, atoms):
+def _rdf(positions: np.ndarray, atoms: Atoms) -> structure.RadialDistributions:
     r_max = structure.as_coded_r_max(atoms)
     box = {"cell": atoms.cell.array, "pbc": atoms.pbc}
     return structure.radial_distributions(positions, atoms.numbers, r_max=r_max, **box)
 
 
-def _bonded(positions, atoms, bonds):
+def _bonded(positions: np.ndarray, atoms: Atoms, bonds: np.ndarray) -> dict[str, np.ndarray]:
     """Distributions of bond lengths and angles, averaged over frames."""
     found = structure.bonded_distributions(positions, atoms.numbers, bonds)
     return {name: frames.mean(0) for name, frames in found.items()}
 
 
-def _valid_positions(trajectory):
+def _valid_positions(trajectory: Trajectory) -> list[np.ndarray]:
     """Positions in the valid frames of every replica, each ``(F, N, 3)``, Å."""
     return [trajectory.positions[r, : trajectory.frames(r)] for r in range(len(trajectory.energy))]
 
 
-def _thin(curve, name=""):
+def _thin(curve: np.ndarray, name: str = "") -> np.ndarray:
     """At most :data:`MOST_FRAMES` frames of a curve; float32 is enough for all but energies."""
     thinned = curve[..., :: -(-curve.shape[-1] // MOST_FRAMES)]
     return thinned if name.startswith("energy") else thinned.astype(np.float32)
 
 
-def _costs(trajectory):
+def _costs(trajectory: Trajectory) -> list[Metric]:
     """Median time of a step of all replicas, without the first steps, and throughput."""
     times = trajectory.step_times
     settled = times[3:] if len(times) > 3 else times

@@ -3,10 +3,13 @@
 Symbols: R replicas, T recorded frames, B bins, K blocks of equal time.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from egraff_utils import metrics, quantities, statistics
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 
 BLOCKS = 10
 """Number of blocks of equal time that a rollout is cut into; intervals are obtained by resampling them."""
@@ -19,7 +22,7 @@ STRUCTURE = {
 """Distribution -> metric -> function that compares it with that of the reference, each of shape ``(B,)``."""
 
 
-def replica_values(curves):
+def replica_values(curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One value per replica of every metric that the curves of a rollout determine.
 
     Parameters
@@ -38,13 +41,13 @@ def replica_values(curves):
     return {name: _row_means(values) for name, values in block_values(curves).items()}
 
 
-def _row_means(values):
+def _row_means(values: np.ndarray) -> np.ndarray:
     present = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(present, values, 0).sum(1) / present.sum(1)
 
 
-def block_values(curves):
+def block_values(curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     r"""Contribution of each block to a metric of its replica; the mean over blocks is the replica's value.
 
     A metric :math:`\theta` of a mean over time (of g(r) or of a logarithm) has no meaningful value for a
@@ -83,7 +86,9 @@ def block_values(curves):
     return found | {"stable_steps": np.asarray(curves["stable_step"], dtype=float)[:, None]}
 
 
-def _structure_values(curves, distribution, compare):
+def _structure_values(
+    curves: Mapping[str, np.ndarray], distribution: str, compare: Callable[[np.ndarray, np.ndarray], float]
+) -> np.ndarray:
     """Pseudo-values of a metric of a distribution; values of whole replicas where blocks are not stored."""
     reference = np.asarray(curves[f"{distribution}_reference"], dtype=float)
     if f"{distribution}_blocks" in curves:
@@ -93,17 +98,17 @@ def _structure_values(curves, distribution, compare):
         g = np.asarray(curves[distribution], dtype=float)[:, None]
         frames = g.any(-1).astype(float)
 
-    def score(means):
+    def score(means: np.ndarray) -> np.ndarray:
         return np.apply_along_axis(lambda g: compare(g, reference) if g.any() else np.nan, -1, means)
 
     return _pseudo_values(g * frames[..., None], frames, score)
 
 
-def _geometric(curve):
+def _geometric(curve: np.ndarray) -> np.ndarray:
     return _pseudo_values(*_block_sums(_simulated(curve), np.log), lambda logs: np.exp(logs[..., 0]))
 
 
-def _simulated(curve):
+def _simulated(curve: np.ndarray) -> np.ndarray:
     """The curve (R, T) without its first frame, unless there is no other.
 
     That frame is the start, which a model shares with its reference. Its violation is the error of the model
@@ -114,15 +119,15 @@ def _simulated(curve):
     return curve[:, 1:] if curve.shape[1] > 1 else curve
 
 
-def _arithmetic(curve):
+def _arithmetic(curve: np.ndarray) -> np.ndarray:
     return _pseudo_values(*_block_sums(curve), lambda means: means[..., 0])
 
 
-def _late(curve):
+def _late(curve: np.ndarray) -> np.ndarray:
     return np.array([[_late_mean(values)] for values in curve])
 
 
-def _late_mean(curve):
+def _late_mean(curve: np.ndarray) -> float:
     """Mean over the last tenth of the frames that have a value."""
     values = curve[np.isfinite(curve)]
     return values[-max(1, len(values) // 10) :].mean() if len(values) else np.nan
@@ -133,7 +138,9 @@ AVERAGES = {"geometric": _geometric, "arithmetic": _arithmetic, "late": _late}
 :attr:`~egraff_utils.quantities.Quantity.average`."""
 
 
-def _block_sums(curve, transform=lambda values: values):
+def _block_sums(
+    curve: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] = lambda values: values
+) -> tuple[np.ndarray, np.ndarray]:
     """Sums (R, K, 1) and counts (R, K) of the finite transformed values of a curve, in blocks.
 
     A zero, which has no logarithm, is left out. Where all values of a replica are zero, its sums are minus
@@ -150,7 +157,9 @@ def _block_sums(curve, transform=lambda values: values):
     return sums[..., None], np.stack([present[:, block].sum(1) for block in cut], axis=1).astype(float)
 
 
-def _pseudo_values(sums, counts, score):
+def _pseudo_values(
+    sums: np.ndarray, counts: np.ndarray, score: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """Pseudo-values (R, K) of a score of means, from the sums (R, K, D) and counts (R, K) of blocks."""
     blocks = (counts > 0).sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -162,7 +171,7 @@ def _pseudo_values(sums, counts, score):
     return np.where(counts > 0, whole + moved, np.nan)
 
 
-def summary(name, values, *, groups=None):
+def summary(name: str, values: ArrayLike, *, groups: Sequence[str] | np.ndarray | None = None) -> Metric:
     """Mean over replicas with its 95 % interval, a :class:`~egraff_utils.records.Metric`.
 
     :attr:`~egraff_utils.quantities.Quantity.interval` decides whether the interval is that of
@@ -187,7 +196,8 @@ def summary(name, values, *, groups=None):
     count = int(np.isfinite(means).sum())
     if not count:
         return Metric.of(name, None, n=0)
-    scale, bounds = quantities.of(name).interval, (None, None)
+    scale = quantities.of(name).interval
+    bounds: tuple[float | None, float | None] = (None, None)
     if scale == "fraction":
         bounds = statistics.fraction_interval(means)
     elif scale:
@@ -195,7 +205,7 @@ def summary(name, values, *, groups=None):
     return Metric.of(name, np.nanmean(means), *bounds, count)
 
 
-def pool(parts):
+def pool(parts: Mapping[str, Record]) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Metrics and curves over all replicas of one model's rollouts of several compositions.
 
     Parameters
@@ -231,11 +241,11 @@ def pool(parts):
         if name in values
     ]
     for name in ("ms_per_step", "replica_steps_per_second", "steps", "reference_contiguous"):
-        ordered.append(Metric.of(name, np.mean([record[name] for record in parts.values()])))
+        ordered.append(Metric.of(name, float(np.mean([record[name] for record in parts.values()]))))
     return ordered, curves
 
 
-def stable_fractions(record):
+def stable_fractions(record: Record) -> np.ndarray:
     """Stable fraction of every replica of a rollout, shape ``(R,)``, dimensionless.
 
     A replica that reached the end of the simulation is stable, even if the simulation ended early.
@@ -244,11 +254,11 @@ def stable_fractions(record):
     return np.where(stable < record["steps"], stable / record.parameters["steps"], 1.0)
 
 
-def stacked(parts):
+def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Values (R, K) of several records, concatenated along R; NaN where a record has fewer blocks."""
     return np.concatenate([_pad(part, max(p.shape[1] for p in parts)) for part in parts])
 
 
-def _pad(curve, length):
+def _pad(curve: np.ndarray, length: int) -> np.ndarray:
     """A curve (R, T), padded with NaN to ``length`` frames."""
     return np.pad(curve, [(0, 0), (0, length - curve.shape[1])], constant_values=np.nan)

@@ -7,11 +7,17 @@ as R*N atoms. Each calculator here also returns the energy of every replica, in
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import ase
 import numpy as np
 import torch
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import (
+    BaseCalculator,
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
 from ase.neighborlist import neighbor_list
 from ase.stress import full_3x3_to_voigt_6_stress
 
@@ -19,7 +25,7 @@ from egraff_utils import cards, weights
 from egraff_utils.calculated import Calculated
 from egraff_utils.config import Key
 from egraff_utils.data import COINCIDENT
-from egraff_utils.graph import SkinList
+from egraff_utils.graph import AtomicGraph, SkinList
 from egraff_utils.models import ForceField
 
 
@@ -134,12 +140,14 @@ class ForceFieldCalculator(Calculator):
         *,
         skin: float = 1.0,
         replicas: int = 1,
-    ):
+    ) -> None:
         super().__init__()
         self.ff = ff.to(device) if device is not None else ff
         self.ff.requires_grad_(False).eval()
         self.skin, self.replicas = skin, replicas
-        self._list = self._system = self._last = None
+        self._list: SkinList | None = None
+        self._system: tuple[bytes, bytes, bytes] | None = None
+        self._last: ase.Atoms | None = None
         self._stress = False
 
     def check_state(self, atoms: ase.Atoms, tol: float = 0.0) -> list[str]:
@@ -162,6 +170,7 @@ class ForceFieldCalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Fill ``results``; called by ASE."""
+        assert atoms is not None  # ASE gives them
         # By now ASE has dropped its copy of the atoms; updating the last one is quicker than a new copy.
         if self._last is not None and set(system_changes) <= {"positions"}:
             self.atoms = self._last
@@ -180,7 +189,7 @@ class ForceFieldCalculator(Calculator):
         if not np.isfinite(self.results["forces"]).all():
             self._warn(atoms)
 
-    def _warn(self, atoms):
+    def _warn(self, atoms: ase.Atoms) -> None:
         """Say which replica has forces that are not finite; atoms in one place are the usual reason."""
         wrong = ~np.isfinite(self.results["forces"]).all(1).reshape(self.replicas, -1).all(1)
         replica = int(np.argmax(wrong))
@@ -188,10 +197,10 @@ class ForceFieldCalculator(Calculator):
         near = f": its atoms {first[0]} and {second[0]} are {apart[0]:.2g} Å apart" if len(apart) else ""
         warnings.warn(f"the forces of replica {replica} are not finite{near}", stacklevel=3)
 
-    def _results(self, graph):
+    def _results(self, graph: AtomicGraph) -> dict[str, float | np.ndarray]:
         return _as_results(*self._evaluated(self.ff, graph))
 
-    def _check_stress(self, atoms):
+    def _check_stress(self, atoms: ase.Atoms) -> None:
         """Ask for the stress from now on, if there can be one."""
         if not hasattr(self.ff, "with_virials") or self.replicas > 1 or not atoms.pbc.all():
             raise PropertyNotImplementedError(
@@ -200,20 +209,20 @@ class ForceFieldCalculator(Calculator):
             )
         self._stress = True
 
-    def _evaluated(self, ff, graph):
+    def _evaluated(self, ff: ForceField, graph: AtomicGraph) -> tuple[np.ndarray, ...]:
         """Energies of replicas, ``(R,)``, eV, forces, ``(R N, 3)``, eV/Å, and, if asked for, the stress."""
         found = ff.with_virials(graph) if self._stress else ff(graph)
         energies, forces, *virials = [values.detach().double().cpu().numpy() for values in found]
         volume = self.atoms.get_volume() if virials else None
         return energies, forces, *(full_3x3_to_voigt_6_stress(virial[0] / volume) for virial in virials)
 
-    def _graph(self, atoms):
+    def _graph(self, atoms: ase.Atoms) -> AtomicGraph:
         system = (atoms.numbers.tobytes(), np.asarray(atoms.cell).tobytes(), atoms.pbc.tobytes())
         if system != self._system:
             structures = split_replicas(atoms, self.replicas)
             self._list = SkinList(structures, self.ff.cutoff, skin=self.skin, device=_device(self.ff))
             self._system = system
-        return self._list.update(atoms.positions)
+        return self._list.update(atoms.positions)  # type: ignore[union-attr]  # made with the system
 
 
 class CommitteeCalculator(ForceFieldCalculator):
@@ -243,7 +252,9 @@ class CommitteeCalculator(ForceFieldCalculator):
 
     implemented_properties = [*ForceFieldCalculator.implemented_properties, "energy_std", "forces_std"]
 
-    def __init__(self, members: Sequence[ForceField], device: torch.device | str | None = None, **options):
+    def __init__(
+        self, members: Sequence[ForceField], device: torch.device | str | None = None, **options: Any
+    ) -> None:
         if len(members) < 2:
             raise ValueError(f"a committee needs two members or more, not {len(members)}")
         for name in ("elements", "cutoff"):
@@ -255,7 +266,7 @@ class CommitteeCalculator(ForceFieldCalculator):
 
     @classmethod
     def of(
-        cls, campaign: str, dataset: str, model: str, seeds: Sequence[int] | None = None, **options
+        cls, campaign: str, dataset: str, model: str, seeds: Sequence[int] | None = None, **options: Any
     ) -> "CommitteeCalculator":
         """The committee of the seeds of a model and dataset in a campaign, by default all that are trained.
 
@@ -274,18 +285,26 @@ class CommitteeCalculator(ForceFieldCalculator):
         key = Key("training", campaign, cards.dataset(dataset).name, model)
         seeds = weights.seeds(key) if seeds is None else seeds
         wanted = [*seeds, *set(range(2)).difference(seeds)][: max(len(seeds), 2)]  # two at least
-        return cls([weights.load(key._replace(seed=seed)) for seed in wanted], **options)
+        members = [weights.load(key._replace(seed=seed)) for seed in wanted]
+        return cls(members, **options)  # type: ignore[arg-type]  # calculators are turned away above
 
-    def _results(self, graph):
+    def _results(self, graph: AtomicGraph) -> dict[str, float | np.ndarray]:
         evaluated = [self._evaluated(member, graph) for member in self.members]
         energies, forces, *stress = map(np.stack, zip(*evaluated, strict=True))
         spread = {"energy_std": float(energies.sum(1).std(ddof=1)), "forces_std": forces.std(0, ddof=1)}
         return _as_results(*(values.mean(0) for values in (energies, forces, *stress))) | spread
 
 
-def _as_results(energies, forces, stress=None):
+def _as_results(
+    energies: np.ndarray, forces: np.ndarray, stress: np.ndarray | None = None
+) -> dict[str, float | np.ndarray]:
     total = float(energies.sum())
-    results = {"energy": total, "free_energy": total, "forces": forces, "energies_of_replicas": energies}
+    results: dict[str, float | np.ndarray] = {
+        "energy": total,
+        "free_energy": total,
+        "forces": forces,
+        "energies_of_replicas": energies,
+    }
     return results if stress is None else results | {"stress": stress}
 
 
@@ -300,10 +319,10 @@ class ReplicaCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces"]
 
-    def __init__(self, calculators: Sequence[Calculator]):
+    def __init__(self, calculators: Sequence[BaseCalculator]) -> None:
         super().__init__()
         self.calculators = list(calculators)
-        self._systems = None
+        self._systems: list[ase.Atoms] | None = None
 
     def calculate(
         self,
@@ -312,6 +331,7 @@ class ReplicaCalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Fill ``results``; called by ASE."""
+        assert atoms is not None  # ASE gives them
         super().calculate(atoms, properties, system_changes)
         if self._systems is None or set(system_changes) - {"positions"}:
             self._systems = split_replicas(atoms, len(self.calculators))
@@ -336,6 +356,6 @@ def calculator_of(
     return ForceFieldCalculator(model, device, skin=skin, replicas=replicas)
 
 
-def _device(ff):
+def _device(ff: ForceField) -> torch.device | None:
     tensors = [*ff.parameters(), *ff.buffers()]
     return tensors[0].device if tensors else None

@@ -5,11 +5,15 @@ one replica.
 """
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
 from ase import Atoms, units
+from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from tqdm.auto import tqdm
 
@@ -17,10 +21,14 @@ from egraff_utils import paths
 from egraff_utils.breaks import Break, Cause
 from egraff_utils.md.calculator import join_replicas
 from egraff_utils.md.integrators import Noise, ReplicaLangevin, ReplicaVerlet
+from egraff_utils.md.stability import Rule
 from egraff_utils.md.temperature import kinetic_temperature, species_temperatures
 
 PER_FRAME = ("positions", "forces", "energy", "temperature", "temperature_species")
 """Names of the arrays of a :class:`Trajectory` that have an entry for every frame."""
+
+Fault = tuple[int, Cause, Sequence[int] | np.ndarray]
+"""Last valid step of a replica, why it cannot continue, and at which atoms."""
 
 
 @dataclass
@@ -46,23 +54,23 @@ class Trajectory:
     """:class:`~egraff_utils.breaks.Cause` of each replica's break; empty for those that did not break."""
     step_times: np.ndarray
     """Time that every step took, s."""
-    where: np.ndarray | None = None
+    where: np.ndarray = None  # type: ignore[assignment]  # set in __post_init__
     """Indices of the one or two atoms at which each replica broke, or -1, shape ``(R, 2)``; by default -1."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.where is None:
             self.where = np.full((len(self.stable_step), 2), -1)
 
     @property
-    def step(self):
+    def step(self) -> int:
         """Number of steps done."""
         return len(self.step_times)
 
-    def frames(self, replica):
+    def frames(self, replica: int) -> int:
         """Number of valid frames of a replica, at least one."""
         return int(np.searchsorted(self.steps, self.stable_step[replica], side="right"))
 
-    def until(self, frames):
+    def until(self, frames: int) -> "Trajectory":
         """The trajectory cut to its first ``frames`` frames."""
         cut = {f.name: getattr(self, f.name) for f in fields(self)}
         cut["steps"] = self.steps[:frames]
@@ -70,19 +78,20 @@ class Trajectory:
             cut[name] = cut[name][:, :frames]
         return Trajectory(**cut)
 
-    def save(self, path, **more):
+    def save(self, path: Path, **more: np.ndarray | float | str) -> None:
         """Write the trajectory and further arrays to an ``.npz`` file, atomically."""
         with paths.written(path) as temporary:
-            np.savez(temporary, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}, **more)
+            own = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+            np.savez(temporary, **own, **more)  # type: ignore[arg-type]  # arrays, by name
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: Path) -> "Trajectory":
         """The trajectory in a file written by :meth:`save`."""
         with np.load(path, allow_pickle=False) as stored:
             values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
         return cls(**values | {"causes": [str(cause) for cause in values["causes"]]})
 
-    def write(self, folder, start, timestep, ending):
+    def write(self, folder: Path, start: Atoms, timestep: float, ending: str) -> None:
         """Write the valid frames of every replica to a file that ASE reads, ``replica-<r>.<ending>``.
 
         Parameters
@@ -102,7 +111,7 @@ class Trajectory:
             with paths.written(folder / f"replica-{replica}.{ending}") as temporary:
                 ase.io.write(temporary, images, format={"xyz": "extxyz"}.get(ending, ending))
 
-    def _image(self, start, replica, frame, timestep):
+    def _image(self, start: Atoms, replica: int, frame: int, timestep: float) -> Atoms:
         masses = start.get_masses()
         image = Atoms(
             start.numbers, self.positions[replica, frame], cell=start.cell, pbc=start.pbc, masses=masses
@@ -116,11 +125,11 @@ class Trajectory:
         image.calc = SinglePointCalculator(image, **found)
         return image
 
-    def breaks(self, timestep):
+    def breaks(self, timestep: float) -> list[Break]:
         """Breaks of the replicas, a list of :class:`~egraff_utils.breaks.Break`; the timestep is in fs."""
         ends = zip(self.stable_step.tolist(), self.causes, self.where, strict=True)
         return [
-            Break(r, step, step * timestep, cause, atoms[atoms >= 0])
+            Break(r, step, step * timestep, Cause(cause), atoms[atoms >= 0])
             for r, (step, cause, atoms) in enumerate(ends)
             if cause
         ]
@@ -141,7 +150,7 @@ class Thermostat:
     seed: int = 0
     """Seed of the noise."""
 
-    def integrator(self, atoms, noise, step=0):
+    def integrator(self, atoms: Atoms, noise: Noise, step: int = 0) -> ReplicaLangevin:
         """:class:`ReplicaLangevin` for these atoms."""
         keywords = {k: v for k, v in asdict(self).items() if k in ("friction", "center_of_mass")}
         return ReplicaLangevin(
@@ -166,14 +175,21 @@ class Newtonian:
     seed: int = 0
     """Not used; it is here because a :class:`Thermostat` has a seed."""
 
-    def integrator(self, atoms, noise, step=0):
+    def integrator(self, atoms: Atoms, noise: Noise, step: int = 0) -> ReplicaVerlet:
         """:class:`ReplicaVerlet` for these atoms, starting at a step."""
         replicas = list(noise.generators)
         friction = None if self.friction is None else self.friction[replicas, step:] / units.fs
         return ReplicaVerlet(atoms, self.timestep * units.fs, replicas=len(replicas), friction=friction)
 
 
-def simulate(starts, make_calculator, *, thermostat, steps, **options):
+def simulate(
+    starts: Sequence[Atoms],
+    make_calculator: Callable[[int], Calculator],
+    *,
+    thermostat: "Thermostat | Newtonian",
+    steps: int,
+    **options: Any,
+) -> Trajectory:
     """Simulate replicas and return their trajectory.
 
     Parameters
@@ -220,20 +236,20 @@ class _Run:
 
     def __init__(
         self,
-        starts,
-        make_calculator,
-        thermostat,
-        steps,
+        starts: Sequence[Atoms],
+        make_calculator: Callable[[int], Calculator],
+        thermostat: "Thermostat | Newtonian",
+        steps: int,
         *,
-        record_every=1,
-        rule=None,
-        replicas=None,
-        checkpoint=None,
-        checkpoint_every=100,
-        max_seconds=None,
-        clock=time.perf_counter,
-        progress=None,
-    ):
+        record_every: int = 1,
+        rule: Rule | None = None,
+        replicas: Sequence[int] | None = None,
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 100,
+        max_seconds: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        progress: str | None = None,
+    ) -> None:
         self.make_calculator, self.thermostat, self.steps = make_calculator, thermostat, steps
         self.record_every, self.rule, self.progress = record_every, rule, progress
         self.checkpoint, self.checkpoint_every, self.max_seconds = checkpoint, checkpoint_every, max_seconds
@@ -245,7 +261,8 @@ class _Run:
         self.noise = Noise(thermostat.seed, self.names)
         self.data = _empty(starts, np.arange(0, steps + 1, record_every))
         self.step = self.judged = 0
-        self.times, self.elapsed = [], 0.0
+        self.times: list[float] = []
+        self.elapsed = 0.0
         resumed = checkpoint is not None and paths.readable(checkpoint)
         if resumed:
             self._restore()
@@ -254,7 +271,7 @@ class _Run:
             self._record()
             self._drop(self._faults())
 
-    def run(self):
+    def run(self) -> Trajectory:
         label = self.progress or ""
         with tqdm(
             total=self.steps,
@@ -272,7 +289,7 @@ class _Run:
         self.data.step_times = np.array(self.times)
         return self.data.until(self.step // self.record_every + 1)
 
-    def _advance(self):
+    def _advance(self) -> None:
         began = self.clock()
         self.integrator.step()
         self.step += 1
@@ -286,15 +303,15 @@ class _Run:
             self._refresh()
             self._save()
 
-    def _late(self):
+    def _late(self) -> bool:
         return self.max_seconds is not None and self.elapsed > self.max_seconds
 
-    def _faults(self):
+    def _faults(self) -> dict[int, Fault]:
         """Last valid step, cause and atoms of the replicas that cannot continue, by replica."""
         results, last = self.atoms.calc.results, max(self.step - 1, 0)
         finite = np.isfinite(results["forces"]).all(1).reshape(len(self.active), -1)
         sound = np.isfinite(results["energies_of_replicas"]) & finite.all(1)
-        faults = {}
+        faults: dict[int, Fault] = {}
         for place, (replica, escaped) in enumerate(zip(self.active, self.integrator.escaped, strict=True)):
             if escaped >= 0:
                 faults[replica] = last, Cause.MOVE, [escaped]
@@ -302,7 +319,7 @@ class _Run:
                 faults[replica] = last, Cause.NOT_FINITE, np.flatnonzero(~finite[place])[:2]
         return faults
 
-    def _drop(self, faults):
+    def _drop(self, faults: Mapping[int, Fault]) -> None:
         """Remove replicas from the batch."""
         if not faults:
             return
@@ -312,18 +329,18 @@ class _Run:
             self.data.where[replica, : len(atoms)] = atoms
             self._blank(replica, stable // self.record_every + 1)
         kept = [index for index, replica in enumerate(self.active) if replica not in faults]
-        atoms = [self.atoms[i * self.size : (i + 1) * self.size] for i in kept]
+        others = [self.atoms[i * self.size : (i + 1) * self.size] for i in kept]
         self.active = [self.active[i] for i in kept]
         self.noise.keep([self.names[r] for r in self.active])
         if self.active:
-            self.atoms = join_replicas(atoms)
+            self.atoms = join_replicas(others)
             self._refresh()
 
-    def _blank(self, replica, frame):
+    def _blank(self, replica: int, frame: int) -> None:
         for name in PER_FRAME:
             getattr(self.data, name)[replica, frame:] = np.nan
 
-    def _refresh(self):
+    def _refresh(self) -> None:
         """Replace calculator and integrator by new ones at the current positions, as after a restart."""
         if not self.active:
             return
@@ -331,7 +348,7 @@ class _Run:
         self.integrator = self.thermostat.integrator(self.atoms, self.noise, self.step)
         self.atoms.get_forces()
 
-    def _record(self):
+    def _record(self) -> None:
         if not self.active:
             return
         frame, shape = self.step // self.record_every, (len(self.active), self.size, 3)
@@ -344,12 +361,12 @@ class _Run:
         numbers = self.atoms.numbers[: self.size]
         self.data.temperature_species[self.active, frame] = species_temperatures(momenta, masses, numbers)
 
-    def _judge(self):
+    def _judge(self) -> None:
         """Apply the rule to the new frames of every replica that is still running."""
         if self.rule is None:
             return
         frames = self.step // self.record_every + 1
-        faults = {}
+        faults: dict[int, Fault] = {}
         for replica in self.active if frames > self.judged else ():
             new = self.data.positions[replica, self.judged : frames]
             if verdict := self.rule(new, self.data.temperature[replica, :frames]):
@@ -358,7 +375,7 @@ class _Run:
         self.judged = frames
         self._drop(faults)
 
-    def _save(self):
+    def _save(self) -> None:
         if self.checkpoint is None:
             return
         self.data.step_times = np.array(self.times)
@@ -371,9 +388,10 @@ class _Run:
             momenta=self.atoms.get_momenta(),
         )
 
-    def _restore(self):
-        self.data = Trajectory.load(self.checkpoint)
-        with np.load(self.checkpoint, allow_pickle=False) as stored:
+    def _restore(self) -> None:
+        checkpoint: Path = self.checkpoint  # type: ignore[assignment]  # there is one to restore from
+        self.data = Trajectory.load(checkpoint)
+        with np.load(checkpoint, allow_pickle=False) as stored:
             self.step, self.active = int(stored["step"]), [int(r) for r in stored["active"]]
             self.judged = self.step // self.record_every + 1
             self.noise.state = str(stored["noise"])
@@ -385,7 +403,7 @@ class _Run:
         self.elapsed = sum(self.times)
 
 
-def _empty(starts, steps):
+def _empty(starts: Sequence[Atoms], steps: np.ndarray) -> Trajectory:
     atoms, species = len(starts[0]), len(np.unique(starts[0].numbers))
     shape = (len(starts), len(steps))
     return Trajectory(

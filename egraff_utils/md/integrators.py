@@ -5,8 +5,11 @@ trajectory as the replica alone. Symbols: R replicas, N atoms of one replica.
 """
 
 import json
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
@@ -26,25 +29,25 @@ class Noise:
     True
     """
 
-    def __init__(self, seed, replicas):
+    def __init__(self, seed: int, replicas: Iterable[int]) -> None:
         self.generators = {int(r): np.random.default_rng([seed, int(r), 1]) for r in replicas}
 
-    def standard_normal(self, size):
+    def standard_normal(self, size: tuple[int, int]) -> np.ndarray:
         """Array of shape ``(R*N, 3)``."""
         atoms = size[0] // len(self.generators)
         return np.concatenate([g.standard_normal((atoms, 3)) for g in self.generators.values()])
 
-    def keep(self, replicas):
+    def keep(self, replicas: Iterable[int]) -> None:
         """Discard the generators of all replicas but these."""
         self.generators = {r: self.generators[r] for r in replicas}
 
     @property
-    def state(self):
+    def state(self) -> str:
         """State of all generators as JSON, which can also be set."""
         return json.dumps({r: g.bit_generator.state for r, g in self.generators.items()})
 
     @state.setter
-    def state(self, text):
+    def state(self, text: str) -> None:
         states = json.loads(text)
         self.keep([int(r) for r in states])
         for replica, generator in self.generators.items():
@@ -75,14 +78,16 @@ class ReplicaLangevin(Langevin):
         Arguments of ASE: temperature, K; friction, inverse ASE time units; :class:`Noise`.
     """
 
-    def __init__(self, atoms, timestep, *, replicas, center_of_mass="exact", **keywords):
+    def __init__(
+        self, atoms: Atoms, timestep: float, *, replicas: int, center_of_mass: str = "exact", **keywords: Any
+    ) -> None:
         super().__init__(atoms, timestep, fixcm=False, **keywords)
         self.replicas, self.center_of_mass = replicas, center_of_mass
         self.escaped = np.full(replicas, -1)
         """Atom of each replica that moved farther than :data:`~egraff_utils.breaks.FARTHEST_MOVE`, or -1.
         Such replicas are held."""
 
-    def step(self, forces=None):
+    def step(self, forces: np.ndarray | None = None) -> np.ndarray:
         """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""
         atoms, masses = self.atoms, self.masses
         forces = atoms.get_forces(md=True) if forces is None else forces
@@ -98,7 +103,7 @@ class ReplicaLangevin(Langevin):
         atoms.set_momenta(v * masses)
         return forces
 
-    def _centre(self, noise, *, mass_weighted=False):
+    def _centre(self, noise: np.ndarray, *, mass_weighted: bool = False) -> np.ndarray:
         """Noise without the motion of each replica's centre of mass."""
         noise = noise.reshape(self.replicas, -1, 3)
         masses = self.masses.reshape(self.replicas, -1, 1)
@@ -114,12 +119,12 @@ class ReplicaLangevin(Langevin):
         factor = np.sqrt(count / (count - 1)) if self.center_of_mass == "ase" else 1.0
         return factor * noise.reshape(-1, 3)
 
-    def _guard(self, move):
+    def _guard(self, move: np.ndarray) -> np.ndarray:
         move, self.escaped = hold_escaped(move, self.replicas)
         return move
 
 
-def hold_escaped(move, replicas):
+def hold_escaped(move: np.ndarray, replicas: int) -> tuple[np.ndarray, np.ndarray]:
     """Displacements, set to zero for replicas in which an atom would move farther than :data:`FARTHEST_MOVE`.
 
     Parameters
@@ -173,7 +178,9 @@ class ReplicaVerlet(VelocityVerlet):
         units; zero by default and after its end.
     """
 
-    def __init__(self, atoms, timestep, *, replicas, friction=None):
+    def __init__(
+        self, atoms: Atoms, timestep: float, *, replicas: int, friction: np.ndarray | None = None
+    ) -> None:
         super().__init__(atoms, timestep)
         self.replicas = replicas
         self.friction = np.zeros((replicas, 0)) if friction is None else np.asarray(friction)
@@ -182,7 +189,7 @@ class ReplicaVerlet(VelocityVerlet):
         self.escaped = np.full(replicas, -1)
         """Atom that escaped from each replica, as in :class:`ReplicaLangevin`."""
 
-    def step(self, forces=None):
+    def step(self, forces: np.ndarray | None = None) -> np.ndarray:
         """One step; the forces at the new positions, shape ``(R*N, 3)``, eV/Å."""
         atoms, half = self.atoms, self.dt / 2
         forces = atoms.get_forces(md=True) if forces is None else forces
@@ -195,7 +202,7 @@ class ReplicaVerlet(VelocityVerlet):
         atoms.set_momenta(self.masses * (v + half * forces / self.masses) / (1 + half * self._zeta()))
         return forces
 
-    def _zeta(self):
+    def _zeta(self) -> float | np.ndarray:
         """Friction of every atom at the current step, shape ``(R*N, 1)``, or a plain zero."""
         if self.done >= self.friction.shape[1]:
             return 0.0

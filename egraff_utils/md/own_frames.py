@@ -6,18 +6,30 @@ which the model's own dynamics has reached. Symbols: R replicas, T recorded fram
 atoms.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import numpy as np
-from ase.calculators.calculator import Calculator, CalculatorError
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator, Calculator, CalculatorError
 
 from egraff_utils import metrics
 from egraff_utils.md import averages
+from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
+
+if TYPE_CHECKING:  # which loads torch
+    from egraff_utils.md.dynamics import Trajectory
 
 FRAMES = 20
 """Largest number of frames that the reference labels per replica."""
 
 
-def label(trajectory, atoms, calculator, *, frames=FRAMES):
+def label(
+    trajectory: Trajectory, atoms: Atoms, calculator: BaseCalculator, *, frames: int = FRAMES
+) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Errors of a model on configurations of its own rollout, equally spaced in time.
 
     Positions and forces of a trajectory are stored in single precision, so errors below about 0.01 meV/atom
@@ -62,7 +74,7 @@ def label(trajectory, atoms, calculator, *, frames=FRAMES):
     return [averages.summary(name, found) for name, found in values.items()], curves
 
 
-def labelled_frames(total, count=FRAMES):
+def labelled_frames(total: int, count: int = FRAMES) -> np.ndarray:
     """Indices of every k-th of ``total`` frames without the start, at most ``count``, with the least k.
 
     The start is a frame of the reference, so it says nothing about the configurations that the model visits.
@@ -78,7 +90,7 @@ def labelled_frames(total, count=FRAMES):
     return np.arange(every, total, every)
 
 
-def replica_values(curves):
+def replica_values(curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One value per replica of every metric of this module.
 
     Parameters
@@ -106,7 +118,9 @@ def replica_values(curves):
     known = np.isfinite(error)
     offset = error[known].mean() if known.any() else np.nan
     sound = curves["oracle_sound"]
-    values = {name: [_geometric(curve) for curve in curves[name]] for name in ("oracle_fv", "oracle_ev_root")}
+    averaged = ("oracle_fv", "oracle_ev_root")
+    values: dict[str, list[float] | np.ndarray]
+    values = {name: [_geometric(curve) for curve in curves[name]] for name in averaged}
     values["oracle_force_mae"] = [_mean(curve) for curve in curves["oracle_force_mae"]]
     values["oracle_energy_mae_per_atom"] = [_mean(np.abs(row)) for row in error]
     values["oracle_energy_mae_shifted_per_atom"] = [_mean(np.abs(row - offset)) for row in error]
@@ -114,7 +128,9 @@ def replica_values(curves):
     return {name: np.array(value) for name, value in values.items()}
 
 
-def _labels(trajectory, atoms, calculator, chosen):
+def _labels(
+    trajectory: Trajectory, atoms: Atoms, calculator: BaseCalculator, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Energies (R, M), eV, and forces (R, M, N, 3), eV/Å, of the reference."""
     energy = np.full((len(trajectory.energy), len(chosen)), np.nan)
     forces = np.full((*energy.shape, len(atoms), 3), np.nan)
@@ -132,17 +148,17 @@ def _labels(trajectory, atoms, calculator, chosen):
     return energy, forces
 
 
-def _sound(trajectory, chosen):
+def _sound(trajectory: Trajectory, chosen: np.ndarray) -> np.ndarray:
     """Whether a replica was valid at each of the chosen frames, shape ``(R, M)``."""
     ends = [trajectory.frames(replica) for replica in range(len(trajectory.energy))]
     return chosen < np.array(ends)[:, None]
 
 
-def _mean(values):
+def _mean(values: np.ndarray) -> float:
     values = values[np.isfinite(values)]
     return values.mean() if len(values) else np.nan
 
 
-def _geometric(values):
+def _geometric(values: np.ndarray) -> float:
     values = values[np.isfinite(values)]
-    return metrics.geometric_mean(values) if len(values) else np.nan
+    return metrics.geometric_mean(values) if len(values) else np.nan  # type: ignore[return-value]

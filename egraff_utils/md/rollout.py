@@ -7,19 +7,26 @@ model receives the same noise, and a run is compared with the continuation of it
 one.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator
 
 from egraff_utils import cards, data, paths, records, reference, weights
-from egraff_utils.breaks import account
+from egraff_utils.breaks import Break, account
+from egraff_utils.calculated import Calculated
 from egraff_utils.config import AS_CODED, Config, Kind
 from egraff_utils.md import analysis, averages, own_frames, stability
-from egraff_utils.md.calculator import ReplicaCalculator, calculator_of, difference
+from egraff_utils.md.calculator import ReplicaCalculator, calculator_of
 from egraff_utils.md.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
+from egraff_utils.md.frames import match_frames, reference_of
 from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, rest, stationary_ratio
+from egraff_utils.models import ForceField
 
 PROTOCOLS = ("corrected", AS_CODED)
 VERSION = 2
@@ -77,7 +84,7 @@ class RolloutConfig(Config):
     """Format in which the trajectories are kept (:func:`kept`): ``xyz`` (extended xyz), ``traj`` (that of
     ASE), or None for not at all. A run whose record is stored without them is run again."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise cards.unknown("protocol", self.protocol, PROTOCOLS)
         self.require_positive("replicas", "steps", "record_every", "checkpoint_every", "threads", whole=True)
@@ -87,7 +94,7 @@ class RolloutConfig(Config):
         if self.keep not in (None, "xyz", "traj"):
             raise ValueError(f"trajectories are kept as xyz or traj, not as {self.keep}")
 
-    def parameters(self):
+    def parameters(self) -> dict:
         """What determines the result, as stored in the record, with :data:`VERSION`."""
         parameters = super().parameters() | {"version": VERSION}
         if self.target is None:
@@ -95,13 +102,13 @@ class RolloutConfig(Config):
         return parameters
 
     @property
-    def kind(self):
+    def kind(self) -> Kind:  # type: ignore[override]
         """:class:`~egraff_utils.config.Kind` ``rollout`` with the protocol and the shift."""
         protocol = self.protocol if self.protocol == AS_CODED else ""
         return Kind("rollout", protocol, cards.shift(self.split, self.target))
 
 
-def roll_out(config, *, force_field=None):
+def roll_out(config: RolloutConfig, *, force_field: ForceField | Calculated | None = None) -> records.Record:
     """Simulate replicas of a trained force field and compare them with the reference.
 
     A replica that breaks leaves the batch while the others continue; its metrics are those of its valid part.
@@ -144,12 +151,14 @@ def roll_out(config, *, force_field=None):
     return record
 
 
-def _digests(config, card, force_field=None):
+def _digests(
+    config: RolloutConfig, card: cards.DatasetCard, force_field: ForceField | Calculated | None = None
+) -> dict[str, str | None]:
     frames = data.scene_digest(card, config.split)
     return {"weights": weights.digest(config, force_field), "frames": frames}
 
 
-def kept(config, *, force_field=None):
+def kept(config: RolloutConfig, *, force_field: ForceField | Calculated | None = None) -> list[Path]:
     """Files of the trajectories that :func:`roll_out` has kept, a list of paths, one for every replica.
 
     They lie in ``runs/<campaign>/trajectories/``, since they are large and can be made again, and are read by
@@ -160,12 +169,12 @@ def kept(config, *, force_field=None):
     return [path for part in settled for path in _files(part, _digests(part, card, force_field))]
 
 
-def _files(config, digests):
+def _files(config: RolloutConfig, digests: Mapping[str, str | None]) -> list[Path]:
     found = _keeping(config, digests).glob(f"replica-*.{config.keep}")
     return sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
-def _keeping(config, digests):
+def _keeping(config: RolloutConfig, digests: Mapping[str, str | None]) -> Path:
     """Folder of kept trajectories, whose name has a digest of everything that determines them."""
     name = (
         f"{config.dataset}-{config.key.model}-s{config.seed}-{records.digest(config.parameters(), digests)}"
@@ -173,7 +182,12 @@ def _keeping(config, digests):
     return paths.runs() / config.campaign / "trajectories" / str(config.kind) / name
 
 
-def _rolled_out(config, card, force_field, digests):
+def _rolled_out(
+    config: RolloutConfig,
+    card: cards.DatasetCard,
+    force_field: ForceField | Calculated | None,
+    digests: Mapping[str, str | None],
+) -> records.Outcome:
     torch.set_num_threads(config.threads)
     make_calculator = _calculators(config, card, force_field)
     scene = _scene(config, card)
@@ -189,11 +203,12 @@ def _rolled_out(config, card, force_field, digests):
         **_dynamics(config, noise=OWN_NOISE if config.model == "reference" else 0),
     )
     if config.keep:
-        trajectory.write(_keeping(config, digests), scene.starts[0], config.timestep, config.keep)
+        folder, timestep = _keeping(config, digests), config.timestep
+        trajectory.write(folder, scene.starts[0], timestep, config.keep)  # type: ignore[arg-type]  # settled
     return replace(_judged(config, card, scene, trajectory), checkpoint=checkpoint.parent)
 
 
-def parts(config):
+def parts(config: RolloutConfig) -> list[RolloutConfig]:
     """Configs of the compositions of a split, a list; only the config itself if there is just one.
 
     Examples
@@ -205,14 +220,14 @@ def parts(config):
     return [replace(config, split=split) for split in card.parts(config.split)]
 
 
-def _pooled(config, found):
+def _pooled(config: RolloutConfig, found: Mapping[str, records.Record]) -> records.Record:
     """Record that pools the replicas of several compositions, or the stored one of the same parts."""
     config = replace(config, dataset=cards.dataset(config.dataset).name)
     parts = records.digest(*[record.path for record in found.values()])
     return records.run(config, lambda: _pool(found), parts=parts)
 
 
-def _pool(found):
+def _pool(found: Mapping[str, records.Record]) -> records.Outcome:
     metrics, curves = averages.pool(found)
     first, *_ = found.values()
     message = "; ".join(f"{name}: {record.message}" for name, record in found.items() if record.message)
@@ -231,7 +246,9 @@ def _pool(found):
 # -- what is rolled out ---------------------------------------------------------------------------------
 
 
-def _calculators(config, card, force_field):
+def _calculators(
+    config: RolloutConfig, card: cards.DatasetCard, force_field: ForceField | Calculated | None
+) -> Callable[[int], Calculator]:
     """Function that returns a calculator for n replicas."""
     model = weights.load(config) if force_field is None else force_field
     device, skin = torch.device(config.device), config.skin
@@ -239,12 +256,12 @@ def _calculators(config, card, force_field):
     return lambda n: calculator_of(model, device, skin=skin, replicas=n)
 
 
-def _oracles(card):
+def _oracles(card: cards.DatasetCard) -> Callable[[int], Calculator]:
     reference.calculator(card)  # so that an error is raised now rather than during the simulation
     return lambda n: ReplicaCalculator([reference.calculator(card) for _ in range(n)])
 
 
-def _settled(config, card):
+def _settled(config: RolloutConfig, card: cards.DatasetCard) -> RolloutConfig:
     """The config, with the temperature and timestep of the split where it does not set them."""
     temperature, timestep = card.conditions(config.split)
     return replace(
@@ -256,14 +273,14 @@ def _settled(config, card):
     )
 
 
-def _dynamics(config, *, noise=0):
+def _dynamics(config: RolloutConfig, *, noise: int = 0) -> dict[str, Any]:
     """Arguments of :func:`~egraff_utils.md.dynamics.simulate` that the model and a live reference share.
 
     ``noise`` is added to the seed of the noise.
     """
     thermostat = Thermostat(
-        temperature=config.temperature,
-        timestep=config.timestep,
+        temperature=config.temperature,  # type: ignore[arg-type]  # settled
+        timestep=config.timestep,  # type: ignore[arg-type]
         friction=config.friction,
         center_of_mass="ase" if config.protocol == AS_CODED else "exact",
         seed=config.seed + noise,
@@ -276,15 +293,16 @@ def _dynamics(config, *, noise=0):
     }
 
 
-def _rule(config, card, frames):
+def _rule(config: RolloutConfig, card: cards.DatasetCard, frames: Sequence[Atoms]) -> stability.Rule:
     """Stability rule; the noise as coded has a stationary temperature of its own."""
     as_coded = config.protocol == AS_CODED and len(frames[0]) > 1
-    warm = config.temperature * (stationary_ratio(frames[0].get_masses()) if as_coded else 1.0)
-    interval = config.timestep * config.record_every
+    ratio = stationary_ratio(frames[0].get_masses()) if as_coded else 1.0
+    warm = config.temperature * ratio  # type: ignore[operator]  # settled
+    interval = config.timestep * config.record_every  # type: ignore[operator]
     return stability.rule(card, frames, temperature=warm, interval=interval)
 
 
-def _checkpoint(config, weights, scene):
+def _checkpoint(config: RolloutConfig, weights: str | None, scene: "Scene") -> Path:
     """Path of the checkpoint; the name of its folder has a digest of everything that the run depends on."""
     mark = records.digest(config.parameters(), weights, scene.digest)
     name = f"{config.dataset}-{config.model}-s{config.seed}-{config.protocol}-{mark}"
@@ -297,51 +315,18 @@ def _checkpoint(config, weights, scene):
 class Scene(NamedTuple):
     """Starts of the replicas and their reference."""
 
-    frames: list
+    frames: list[Atoms]
     """Frames of the split, of one composition, starting with the first contiguous one."""
-    first: list
+    first: list[int]
     """Index in ``frames`` of the start of each replica."""
-    starts: list
+    starts: list[Atoms]
     """Starting structures with momenta, R ``ase.Atoms``."""
     reference: analysis.Reference
     digest: str
     """Hash of the starts."""
 
 
-def reference_of(card, *, split="test"):
-    """Frames that a rollout starts from and is compared with, a list of ``ase.Atoms``.
-
-    If the split is ordered in time, only the frames after its last jump are returned.
-
-    Raises
-    ------
-    ValueError
-        If the frames are not copies of one system, which all replicas and their reference are.
-    """
-    skipped = card.first_contiguous.get(split, 0)
-    frames = data.checked(card, (split,))[split][skipped:]
-    check_alike(frames, f"{card.name}/{split}", skipped)
-    return frames
-
-
-def check_alike(frames, where, skipped=0):
-    """Reject frames that are not copies of one system; ``where`` is ``dataset/split``.
-
-    Raises
-    ------
-    ValueError
-        The message names the first frame that differs, in what, and the remedy.
-    """
-    for index, atoms in enumerate(frames):
-        if unlike := difference(atoms, frames[0]):
-            raise ValueError(
-                f"{where}: frame {index + skipped} {unlike}, as frame {skipped} does; replicas "
-                "need frames of one composition, cell, periodicity and masses. Name a split for each in the "
-                f"card, with `subset_of: [{where.rpartition('/')[2]}]`"
-            )
-
-
-def _scene(config, card):
+def _scene(config: RolloutConfig, card: cards.DatasetCard) -> "Scene":
     frames = reference_of(card, split=config.split)
     first = start_frames(config, len(frames), ordered=config.split in card.time_ordered)
     starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
@@ -354,7 +339,7 @@ def _scene(config, card):
     return Scene(frames, first, starts, found, digest)
 
 
-def start_frames(config, total, *, ordered):
+def start_frames(config: RolloutConfig, total: int, *, ordered: bool) -> list[int]:
     """Indices of the starting frames of the replicas, among ``total`` frames.
 
     With ``as_coded`` these are the first frames. With ``corrected`` they are equally spaced; in a
@@ -383,7 +368,9 @@ def start_frames(config, total, *, ordered):
     return [ends + replica * span // replicas for replica in range(replicas)]
 
 
-def _start(config, card, frames, index, replica):
+def _start(
+    config: RolloutConfig, card: cards.DatasetCard, frames: Sequence[Atoms], index: int, replica: int
+) -> Atoms:
     """Starting structure with momenta.
 
     The momenta are zero with ``as_coded``, those of the reference in a time-ordered split, else thermal.
@@ -395,54 +382,38 @@ def _start(config, card, frames, index, replica):
         atoms.set_velocities(reference.velocities(frames, index, card.time_ordered[config.split]))
         rest(atoms)
     else:
-        draw_velocities(atoms, config.temperature, np.random.default_rng([config.seed, replica, 0]))
+        rng = np.random.default_rng([config.seed, replica, 0])
+        draw_velocities(atoms, config.temperature, rng)  # type: ignore[arg-type]  # settled
     return atoms
 
 
-def _stored(config, card, frames, first):
+def _stored(
+    config: RolloutConfig, card: cards.DatasetCard, frames: Sequence[Atoms], first: Sequence[int]
+) -> analysis.Reference:
     """Reference from the frames of the split, matched by time in a time-ordered split, else by index."""
     steps = np.arange(0, config.steps + 1, config.record_every)
     interval = card.time_ordered.get(config.split)
     contiguous = config.protocol == "corrected" and interval is not None
     if contiguous:
-        index = match_frames(first, steps, config.timestep, interval=interval, total=len(frames))
+        index = match_frames(
+            first,
+            steps,
+            config.timestep,  # type: ignore[arg-type]  # settled
+            interval=interval,  # type: ignore[arg-type]  # as contiguous says
+            total=len(frames),
+        )
     else:
         index = (np.array(first)[:, None] + steps) % len(frames)
     return analysis.Reference.from_frames(frames, index, contiguous=contiguous)
 
 
-def match_frames(first, steps, timestep, *, interval, total):
-    """Indices of the reference frames at the times of the recorded steps, -1 where there is none.
-
-    Parameters
-    ----------
-    first
-        Frame at which each replica starts, shape ``(R,)``.
-    steps
-        Recorded steps, shape ``(T,)``.
-    timestep, interval
-        Timestep of the rollout, and time between two reference frames, fs.
-    total
-        Number of reference frames.
-
-    Returns
-    -------
-    ndarray
-        Shape ``(R, T)``, int.
-
-    Examples
-    --------
-    >>> match_frames([0, 3], [0, 1, 2, 3, 4], 0.5, interval=1.0, total=5)
-    array([[ 0, -1,  1, -1,  2],
-           [ 3, -1,  4, -1, -1]])
-    """
-    ahead = np.asarray(steps) * timestep / interval
-    whole = np.rint(ahead).astype(int)
-    index = np.asarray(first)[:, None] + whole
-    return np.where((np.abs(ahead - whole) < 1e-6) & (index < total), index, -1)
-
-
-def _live(config, card, frames, starts, digest):
+def _live(
+    config: RolloutConfig,
+    card: cards.DatasetCard,
+    frames: Sequence[Atoms],
+    starts: Sequence[Atoms],
+    digest: str,
+) -> analysis.Reference:
     """Reference simulated by the dataset's oracle with the same starts and noise; cached for all models."""
     dynamics = _dynamics(config)
     settings = asdict(dynamics["thermostat"]) | {"steps": config.steps, "every": config.record_every}
@@ -458,10 +429,12 @@ def _live(config, card, frames, starts, digest):
 # -- the record -----------------------------------------------------------------------------------------
 
 
-def _judged(config, card, scene, trajectory):
+def _judged(
+    config: RolloutConfig, card: cards.DatasetCard, scene: "Scene", trajectory: Trajectory
+) -> records.Outcome:
     """Outcome of a rollout: metrics, curves and breaks of its trajectory."""
     start = scene.starts[0]
-    lengths = {"timestep": config.timestep, "steps": config.steps}
+    lengths: dict[str, Any] = {"timestep": config.timestep, "steps": config.steps}
     metrics, curves = analysis.measure(trajectory, start, scene.reference, **lengths)
     if card.oracle is not None:
         errors, labelled = own_frames.label(trajectory, start, reference.calculator(card))
@@ -469,12 +442,12 @@ def _judged(config, card, scene, trajectory):
     curves["start_frame"] = np.array(scene.first)
     momenta = np.stack([atoms.get_momenta() for atoms in scene.starts])
     curves["start_temperature"] = kinetic_temperature(momenta, start.get_masses())
-    breaks = trajectory.breaks(config.timestep)
+    breaks = trajectory.breaks(config.timestep)  # type: ignore[arg-type]  # settled
     message = _message(breaks, trajectory.step, config)
     return records.Outcome(metrics, curves, message=message, breaks=breaks, provenance={"data": scene.digest})
 
 
-def _message(breaks, step, config):
+def _message(breaks: Sequence[Break], step: int, config: RolloutConfig) -> str:
     """Message of the record: which replicas broke, when and why, and whether the time limit ended the run."""
     parts = [account(breaks, config.replicas)] if breaks else []
     if step < config.steps and len(breaks) < config.replicas:

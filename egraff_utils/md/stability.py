@@ -1,17 +1,24 @@
 """Is a replica still the system that it started as? The rules by which a simulation counts as broken."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+from ase import Atoms
 from ase.geometry import find_mic
 
 from egraff_utils import data, structure
 from egraff_utils.breaks import Cause, Verdict
+from egraff_utils.cards import DatasetCard
 from egraff_utils.md.temperature import first_too_hot, hottest
 
 RULE_WINDOW = 50
 """Smallest number of frames whose radial distribution is judged; that of fewer frames is too noisy."""
 
+Rule = Callable[[np.ndarray, np.ndarray], Verdict | None]
+"""Function of positions and temperatures, as :func:`~egraff_utils.md.dynamics.simulate` takes it."""
 
-def rule(card, frames, *, temperature, interval):
+
+def rule(card: DatasetCard, frames: Sequence[Atoms], *, temperature: float, interval: float) -> Rule:
     """Stability rule of a rollout, as :func:`~egraff_utils.md.dynamics.simulate` expects it.
 
     A replica is broken by its structure, by the rules of a molecule or of a bulk system (Fu et al. 2023), or
@@ -37,14 +44,16 @@ def rule(card, frames, *, temperature, interval):
     else:
         by_structure = bulk_rule(frames[0], positions)
 
-    def judge(new, temperatures):
+    def judge(new: np.ndarray, temperatures: np.ndarray) -> Verdict | None:
         found = by_structure(new), heat_rule(new, temperatures, temperature=temperature, interval=interval)
         return min(filter(None, found), key=lambda verdict: verdict.frame, default=None)
 
     return judge
 
 
-def heat_rule(new, temperatures, *, temperature, interval):
+def heat_rule(
+    new: np.ndarray, temperatures: np.ndarray, *, temperature: float, interval: float
+) -> Verdict | None:
     """Verdict on the first frame whose temperature has become too high.
 
     Parameters
@@ -63,7 +72,9 @@ def heat_rule(new, temperatures, *, temperature, interval):
     return None if frame is None else Verdict(frame - len(temperatures) + len(new), Cause.HEATED)
 
 
-def bond_rule(atoms, reference_positions, training_positions):
+def bond_rule(
+    atoms: Atoms, reference_positions: np.ndarray, training_positions: np.ndarray
+) -> Callable[..., Verdict | None]:
     """Rule of a molecule.
 
     A bond that breaks in the training frames, such as that of a hopping proton, does not count as fixed.
@@ -73,7 +84,7 @@ def bond_rule(atoms, reference_positions, training_positions):
     fixed = (change <= structure.BOND_TOLERANCE).all(axis=0)
     pairs, lengths = pairs[fixed], lengths[fixed]
 
-    def judge(positions, temperatures=None):
+    def judge(positions: np.ndarray, temperatures: np.ndarray | None = None) -> Verdict | None:
         frame = structure.unstable_step_molecule(positions, pairs, lengths)
         if frame is None:
             return None
@@ -84,13 +95,13 @@ def bond_rule(atoms, reference_positions, training_positions):
     return judge
 
 
-def bulk_rule(atoms, reference_positions):
+def bulk_rule(atoms: Atoms, reference_positions: np.ndarray) -> Callable[..., Verdict | None]:
     """Rule of a bulk system."""
     r_max = min(structure.as_coded_r_max(atoms), structure.RDF_RANGE)
     box = {"cell": atoms.cell.array, "pbc": atoms.pbc}
     g = structure.radial_distributions(reference_positions, atoms.numbers, r_max=r_max, **box).total
 
-    def judge(positions, temperatures=None):
+    def judge(positions: np.ndarray, temperatures: np.ndarray | None = None) -> Verdict | None:
         settings = {"g_ref": g, "r_max": r_max, "window": max(RULE_WINDOW, min(100, len(positions))), **box}
         frame = structure.unstable_step_bulk(positions, atoms.numbers, **settings)
         if frame is None:
@@ -105,7 +116,7 @@ def bulk_rule(atoms, reference_positions):
 # -- which atoms ----------------------------------------------------------------------------------------
 
 
-def worst_bond(positions, pairs, lengths):
+def worst_bond(positions: np.ndarray, pairs: np.ndarray, lengths: np.ndarray) -> tuple[int, int]:
     """Atoms of the bond that is farthest from its mean length, a tuple of two indices.
 
     Parameters
@@ -116,10 +127,11 @@ def worst_bond(positions, pairs, lengths):
         Bonds, as returned by :func:`~egraff_utils.structure.reference_bonds`.
     """
     change = np.abs(structure.bond_lengths(positions[None], pairs)[0] - lengths)
-    return tuple(map(int, pairs[change.argmax()]))
+    first, second = pairs[change.argmax()]
+    return int(first), int(second)
 
 
-def stray_atoms(positions, atoms, *, escape=True):
+def stray_atoms(positions: np.ndarray, atoms: Atoms, *, escape: bool = True) -> tuple[int, ...]:
     """The closest pair of atoms, or the loneliest atom if that is farther beyond its limit.
 
     Parameters
@@ -146,7 +158,7 @@ def stray_atoms(positions, atoms, *, escape=True):
     return tuple(sorted(map(int, np.unravel_index(apart.argmin(), apart.shape))))
 
 
-def distances(positions, atoms):
+def distances(positions: np.ndarray, atoms: Atoms) -> np.ndarray:
     """All distances by minimum image, shape ``(N, N)``, Å; infinite on the diagonal."""
     vectors = (positions[:, None] - positions).reshape(-1, 3)
     lengths = find_mic(vectors, atoms.cell, atoms.pbc)[1].reshape(len(positions), -1)

@@ -5,8 +5,9 @@ a molecule or periodic. Everything that draws velocities or states the temperatu
 """
 
 import numpy as np
-from ase import units
+from ase import Atoms, units
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from numpy.typing import ArrayLike
 from scipy.stats import gamma
 
 HEATING_WINDOW = 100.0
@@ -17,7 +18,7 @@ HEATING_CHANCE = 1e-4
 """Probability that a perfect model at equilibrium exceeds the limit of :func:`hottest`."""
 
 
-def degrees_of_freedom(atoms):
+def degrees_of_freedom(atoms: int) -> int:
     """Number of degrees of freedom of N atoms: 3N - 3, as the centre of mass rests, and 3 for a single atom.
 
     A single atom is its own centre of mass, and would have none. The thermostat lets it move
@@ -29,7 +30,7 @@ def degrees_of_freedom(atoms):
     return 3 * atoms - 3 if atoms > 1 else 3
 
 
-def draw_velocities(atoms, temperature, rng):
+def draw_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> Atoms:
     r"""Set velocities drawn at a temperature, without net momentum.
 
     They are drawn from the Maxwell-Boltzmann distribution, and the velocity of the centre of mass is
@@ -63,7 +64,7 @@ def draw_velocities(atoms, temperature, rng):
     return rest(atoms)
 
 
-def rest(atoms):
+def rest(atoms: Atoms) -> Atoms:
     """Subtract the velocity of the centre of mass in place, without rescaling; a single atom keeps its own.
 
     Returns the same ``ase.Atoms``.
@@ -73,7 +74,7 @@ def rest(atoms):
     return atoms
 
 
-def kinetic_temperature(momenta, masses):
+def kinetic_temperature(momenta: np.ndarray, masses: np.ndarray) -> np.ndarray:
     r"""Kinetic temperature, K, over the :func:`degrees_of_freedom` f.
 
     .. math:: T = \frac{1}{f k_B} \sum_i \frac{p_i^2}{m_i}
@@ -100,7 +101,7 @@ def kinetic_temperature(momenta, masses):
     return twice_kinetic / (degrees_of_freedom(len(masses)) * units.kB)
 
 
-def species_temperatures(momenta, masses, numbers):
+def species_temperatures(momenta: np.ndarray, masses: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     r"""Kinetic temperature of the atoms of each element, K.
 
     .. math:: T_s = \frac{\sum_{i \in s} p_i^2 / m_i}{3 k_B \sum_{i \in s} (1 - m_i / M)}
@@ -133,7 +134,7 @@ def species_temperatures(momenta, masses, numbers):
     return np.stack(found, axis=-1) / units.kB
 
 
-def centred_noise_factor(masses):
+def centred_noise_factor(masses: ArrayLike) -> np.ndarray:
     r"""Ratio to the target of the temperature that the as-coded noise imposes on each atom, shape ``(N,)``.
 
     .. math:: f_i = \frac{N}{N - 1} \Big(1 - \frac{2}{N} + \frac{1}{N^2} \sum_j \frac{m_j}{m_i}\Big)
@@ -151,7 +152,7 @@ def centred_noise_factor(masses):
     return n / (n - 1) * (1 - 2 / n + masses.sum() / (n**2 * masses))
 
 
-def stationary_ratio(masses):
+def stationary_ratio(masses: np.ndarray) -> float:
     r"""Ratio to the target of the stationary temperature of the as-coded noise.
 
     Over 3N - 3 degrees of freedom it is :math:`\sum_i f_i / (N - 1)` with the :func:`centred_noise_factor`,
@@ -163,7 +164,7 @@ def stationary_ratio(masses):
     return centred_noise_factor(masses).sum() / (len(masses) - 1)
 
 
-def hottest(temperature, atoms):
+def hottest(temperature: float, atoms: int) -> float:
     r"""Highest temperature, K, averaged over :data:`HEATING_WINDOW`, at which a run still counts as stable.
 
     In the canonical ensemble at temperature T, the total energy of f harmonic modes has a gamma distribution
@@ -188,7 +189,7 @@ def hottest(temperature, atoms):
     return temperature * gamma.isf(HEATING_CHANCE, freedom) / freedom
 
 
-def first_too_hot(temperatures, limit, *, interval):
+def first_too_hot(temperatures: np.ndarray, limit: float, *, interval: float) -> int | None:
     """Last frame of the first window whose mean temperature exceeds a limit; None if there is none.
 
     Parameters

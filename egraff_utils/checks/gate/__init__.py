@@ -11,12 +11,14 @@ component, eV/Å.
 """
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
 import torch
+from ase.calculators.calculator import Calculator
 
 from egraff_utils import cards, data, records, weights
 from egraff_utils.calculated import Calculated
@@ -33,8 +35,9 @@ from egraff_utils.checks.gate.guises import GUISES
 from egraff_utils.checks.gate.smoothness import jumps
 from egraff_utils.config import Config
 from egraff_utils.md.calculator import calculator_of
-from egraff_utils.md.rollout import check_alike
+from egraff_utils.md.frames import check_alike
 from egraff_utils.md.temperature import draw_velocities
+from egraff_utils.models import ForceField
 from egraff_utils.records import Metric
 from egraff_utils.units import EV_TO_MEV
 
@@ -109,16 +112,16 @@ class GateConfig(Config):
     device: str = "cpu"
     threads: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.require_positive("structures", "runs", "run_steps", "temperature", "timestep")
 
-    def parameters(self):
+    def parameters(self) -> dict:
         """What determines the result, as stored in the record, together with the tolerances."""
         tolerances = {name: check.tolerance for name, check in CHECKS.items()}
         return super().parameters() | {"tolerances": tolerances}
 
 
-def check(config, *, force_field=None):
+def check(config: GateConfig, *, force_field: ForceField | Calculated | None = None) -> records.Record:
     """Run all checks of a trained force field.
 
     Guises and NVE runs are evaluated in the precision of the model, as in rollouts; differences of energies
@@ -160,7 +163,9 @@ def check(config, *, force_field=None):
     return records.run(config, lambda: _checked(config, frames, force_field), **digests)
 
 
-def _checked(config, frames, force_field):
+def _checked(
+    config: GateConfig, frames: Sequence[ase.Atoms], force_field: ForceField | Calculated | None
+) -> records.Outcome:
     torch.set_num_threads(config.threads)
     force_field = (force_field or weights.load(config)).to(config.device)
     has_graph = not isinstance(force_field, Calculated)
@@ -176,19 +181,19 @@ def _checked(config, frames, force_field):
 
 
 def examine(
-    calculator,
-    atoms,
+    calculator: Calculator,
+    atoms: ase.Atoms | Sequence[ase.Atoms],
     *,
-    cutoff=None,
-    temperature=300.0,
-    timestep=0.5,
-    structures=3,
-    runs=2,
-    run_steps=200,
-    step=1e-4,
-    tolerances=None,
-    seed=0,
-):
+    cutoff: float | None = None,
+    temperature: float = 300.0,
+    timestep: float = 0.5,
+    structures: int = 3,
+    runs: int = 2,
+    run_steps: int = 200,
+    step: float = 1e-4,
+    tolerances: dict[str, float] | None = None,
+    seed: int = 0,
+) -> records.Record:
     """Run all checks that apply to any ASE calculator; nothing is stored.
 
     Parameters
@@ -226,7 +231,7 @@ def examine(
     """
     frames = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
     _check_input(calculator, frames, tolerances)
-    settings = {
+    settings: dict[str, Any] = {
         "temperature": temperature,
         "timestep": timestep,
         "structures": structures,
@@ -248,12 +253,12 @@ def examine(
     return record
 
 
-def failed(record):
+def failed(record: records.Record) -> list[str]:
     """Names of the checks that failed in a record, a list; a missing value counts as failed."""
     return _beyond(record.metrics, record.parameters["tolerances"])
 
 
-def badge(record):
+def badge(record: records.Record) -> str:
     """``pass``, or the names of the checks that failed.
 
     Examples
@@ -266,34 +271,34 @@ def badge(record):
     return ", ".join(failed(record)) or "pass"
 
 
-def _fails(metric, tolerance):
+def _fails(metric: Metric, tolerance: float) -> bool:
     return metric.value is None or abs(metric.value) > tolerance
 
 
-def _judged(metrics, limits):
+def _judged(metrics: Sequence[Metric], limits: Mapping[str, float]) -> tuple[list[Metric], str]:
     """The metrics preceded by the verdict ``passed``, and the message of a record."""
     bad = _beyond(metrics, limits)
     return [Metric("passed", float(not bad), "1"), *metrics], ", ".join(bad)
 
 
-def _beyond(metrics, limits):
+def _beyond(metrics: Sequence[Metric], limits: Mapping[str, float]) -> list[str]:
     return [m.name for m in metrics if m.name in limits and _fails(m, limits[m.name])]
 
 
 class Subject(NamedTuple):
     """A potential in the forms that the checks need."""
 
-    calculator: object
+    calculator: Calculator
     """ASE calculator in the precision of simulations."""
-    precise: object
+    precise: Calculator
     """ASE calculator in float64 where available, else the same one."""
     cutoff: float | None
     """Cutoff, Å."""
-    replicas: object
+    replicas: Callable[[int], Calculator] | None
     """Function that returns a calculator for n replicas; ``None`` if the potential has no batches."""
 
 
-def in_double(force_field):
+def in_double(force_field: ForceField | Calculated) -> ForceField | Calculated:
     """Copy of a force field with its network, including constants, in double precision.
 
     A calculator has the precision that it has, and is returned itself.
@@ -303,7 +308,7 @@ def in_double(force_field):
     return copy.deepcopy(force_field).double().eval()
 
 
-def _settled(config):
+def _settled(config: GateConfig) -> tuple[GateConfig, list[ase.Atoms]]:
     """The config with all fields set, and the frames."""
     card = cards.dataset(config.dataset)
     parts = {part: data.checked(card, (part,))[part] for part in card.parts(config.split)}
@@ -313,20 +318,24 @@ def _settled(config):
     defaults = {"temperature": temperature, "timestep": timestep}
     defaults |= {"runs": 5, "run_steps": 400} if card.system == "molecule" else {"runs": 3, "run_steps": 200}
     asked = {name: getattr(config, name) for name in defaults}
-    settled = {name: defaults[name] if value is None else value for name, value in asked.items()}
+    settled: dict[str, Any] = {
+        name: defaults[name] if value is None else value for name, value in asked.items()
+    }
     return replace(config, dataset=card.name, split=split, **settled), parts[split]
 
 
-def _richness(atoms):
+def _richness(atoms: ase.Atoms) -> tuple[int, int]:
     return -len(set(atoms.numbers)), len(atoms)
 
 
-def _measured(config):
+def _measured(config: GateConfig) -> dict[str, Any]:
     names = ("temperature", "timestep", "structures", "runs", "run_steps", "seed")
     return {name: getattr(config, name) for name in names}
 
 
-def _check_input(calculator, frames, tolerances):
+def _check_input(
+    calculator: Calculator, frames: Sequence[ase.Atoms], tolerances: Mapping[str, float] | None
+) -> None:
     if not hasattr(calculator, "get_potential_energy"):
         raise TypeError(f"{calculator!r} is no ASE calculator: it has no get_potential_energy")
     if not frames:
@@ -340,21 +349,32 @@ def _check_input(calculator, frames, tolerances):
             raise cards.unknown("check", name, CHECKS)
 
 
-def _measure(subject, frames, *, structures, seed, temperature, timestep, runs, run_steps, step=1e-4):
+def _measure(
+    subject: Subject,
+    frames: Sequence[ase.Atoms],
+    *,
+    structures: int,
+    seed: int,
+    temperature: float,
+    timestep: float,
+    runs: int,
+    run_steps: int,
+    step: float = 1e-4,
+) -> tuple[list[Metric], dict[str, np.ndarray], dict[str, str]]:
     """Metrics, curves, and the reasons for which checks were skipped, by check."""
     chosen = _spread(frames, structures)
     scale, skipped = force_scale(subject.calculator, chosen), _skipped(subject, chosen[0])
-    found = {"finite": not_finite(subject.calculator, _spread(frames, 20))}
+    found: dict[str, float] = {"finite": not_finite(subject.calculator, _spread(frames, 20))}
     found["gradient"] = max(gradient_error(subject.precise, a, step=step, seed=seed) for a in chosen)
     for name in (name for name in GUISES if name not in skipped):
         rng = np.random.default_rng([seed, len(name)])
         found[name] = max(deviation(subject.calculator, a, GUISES[name](a, rng), scale) for a in chosen)
     found["isolated"] = isolated_error(subject.calculator, chosen[0], scale)
     if "edges" not in skipped:
-        found["edges"] = max(edge_errors(a, subject.cutoff) for a in chosen)
+        found["edges"] = max(edge_errors(a, subject.cutoff) for a in chosen)  # type: ignore[arg-type]
     metrics = {name: Metric(name, float(value), CHECKS[name].unit) for name, value in found.items()}
     metrics["force_scale"] = Metric("force_scale", EV_TO_MEV * scale, "meV/Å")
-    curves = {}
+    curves: dict[str, np.ndarray] = {}
     if "jump" not in skipped:
         more, curves = jumps(subject, _spread(frames, 100 if len(frames[0]) < 50 else 10), scale)
         metrics |= more
@@ -367,7 +387,7 @@ def _measure(subject, frames, *, structures, seed, temperature, timestep, runs, 
     return [metrics[name] for name in order if name in metrics], curves, skipped
 
 
-def _skipped(subject, atoms):
+def _skipped(subject: Subject, atoms: ase.Atoms) -> dict[str, str]:
     """Reasons for which checks do not apply, by check."""
     reasons = {}
     if not atoms.pbc.any():
@@ -381,18 +401,18 @@ def _skipped(subject, atoms):
     return reasons
 
 
-def _start(atoms, temperature, seed, run):
+def _start(atoms: ase.Atoms, temperature: float, seed: int, run: int) -> ase.Atoms:
     """A frame with thermal velocities and its centre of mass at rest."""
     return draw_velocities(atoms.copy(), temperature, np.random.default_rng([seed, run, 2]))
 
 
-def _spread(frames, count):
+def _spread(frames: Sequence[ase.Atoms], count: int) -> list[ase.Atoms]:
     """``count`` equally spaced frames, or all if there are fewer."""
     places = np.linspace(0, len(frames) - 1, min(count, len(frames)))
     return [frames[i] for i in np.unique(places.astype(int))]
 
 
-def _repeated(frames, count):
+def _repeated(frames: Sequence[ase.Atoms], count: int) -> list[ase.Atoms]:
     """Exactly ``count`` frames, some of them repeated if there are fewer."""
     chosen = _spread(frames, count)
     return [chosen[i % len(chosen)] for i in range(count)]

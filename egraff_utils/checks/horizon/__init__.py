@@ -5,20 +5,24 @@ error of a single prediction to the floor of two unrelated frames; the time at w
 floor is the predictability horizon. Symbols: S starts, T frames, N atoms.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from ase import Atoms
 
 from egraff_utils import cards, data, records, statistics, weights
+from egraff_utils.calculated import Calculated
 from egraff_utils.checks.horizon.course import live_course, stored_course
 from egraff_utils.checks.horizon.divergence import measure
 from egraff_utils.checks.horizon.following import CONTROL_STARTS, follow
 from egraff_utils.checks.horizon.friction import check_reference, forces_of
 from egraff_utils.config import Config
 from egraff_utils.md import analysis
-from egraff_utils.md.calculator import calculator_of
+from egraff_utils.md.calculator import ForceFieldCalculator, ReplicaCalculator, calculator_of
 from egraff_utils.md.dynamics import Thermostat
-from egraff_utils.md.rollout import reference_of
+from egraff_utils.md.frames import reference_of
+from egraff_utils.models import ForceField
 from egraff_utils.records import Metric
 
 MOST_STARTS, MOST_ATOMS = 12, 400
@@ -52,11 +56,11 @@ class HorizonConfig(Config):
     threads: int = 1
     progress: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.require_positive("starts", "duration", "short", "friction")
 
 
-def datasets():
+def datasets() -> list[str]:
     """Names of the datasets with time-ordered test frames, which simulations can follow.
 
     LiPS20 is not among them, as its frames are draws from a trajectory, with gaps between them.
@@ -67,7 +71,7 @@ def datasets():
     return [name for name in cards.datasets() if "test" in cards.dataset(name).time_ordered]
 
 
-def horizon(config, *, force_field=None):
+def horizon(config: HorizonConfig, *, force_field: ForceField | Calculated | None = None) -> records.Record:
     """Measure how long a trained force field follows the reference.
 
     All starts run in one batch, under three dynamics: ``langevin`` has the thermostat of the rollouts and the
@@ -109,19 +113,26 @@ def horizon(config, *, force_field=None):
     return records.run(config, lambda: _followed(config, frames, interval, force_field), **digests)
 
 
-def _followed(config, frames, interval, force_field):
+def _followed(
+    config: HorizonConfig,
+    frames: Sequence[Atoms],
+    interval: float,
+    force_field: ForceField | Calculated | None,
+) -> records.Outcome:
     card = config.card
     torch.set_num_threads(config.threads)
     force_field = force_field or weights.load(config)
-    steps = [round(length / interval) for length in (config.duration, min(config.short, config.duration))]
+    duration: float = config.duration  # type: ignore[assignment]  # settled
+    starts: int = config.starts  # type: ignore[assignment]
+    steps = [round(length / interval) for length in (duration, min(config.short, duration))]
     thermostat = Thermostat(card.conditions(config.split)[0], interval, config.friction, seed=config.seed)
     label = f"{config.model} on {card.name}" if config.progress else None
     if card.oracle is None:
-        course = stored_course(frames, interval, starts=config.starts, steps=steps[0], short=steps[1])
+        course = stored_course(frames, interval, starts=starts, steps=steps[0], short=steps[1])
     else:
         course = live_course(card, frames, interval, config, thermostat, steps[0])
 
-    def make_calculator(replicas, skin=1.0):
+    def make_calculator(replicas: int, skin: float = 1.0) -> ForceFieldCalculator | ReplicaCalculator:
         return calculator_of(force_field, torch.device(config.device), skin=skin, replicas=replicas)
 
     runs = follow(course, make_calculator, thermostat=thermostat, progress=label)
@@ -139,7 +150,7 @@ def _followed(config, frames, interval, force_field):
     return records.Outcome(found, curves, status, message)
 
 
-def _frames(card, split):
+def _frames(card: cards.DatasetCard, split: str) -> tuple[list[Atoms], float]:
     """Consecutive frames of a time-ordered split, and the time between them, fs."""
     if split not in card.time_ordered:
         ordered = ", ".join(card.time_ordered) or "none"
@@ -149,7 +160,9 @@ def _frames(card, split):
     return reference_of(card, split=split), card.time_ordered[split]
 
 
-def _settled(config, card, frames, interval):
+def _settled(
+    config: HorizonConfig, card: cards.DatasetCard, frames: Sequence[Atoms], interval: float
+) -> HorizonConfig:
     """The config with default starts and duration where it does not set them."""
     stored = min(250.0, 2 * len(frames) // 3 * interval)
     duration = config.duration or (stored if card.oracle is None else 120.0)
@@ -157,7 +170,7 @@ def _settled(config, card, frames, interval):
     return replace(config, dataset=card.name, starts=starts, duration=duration)
 
 
-def _floor(frames):
+def _floor(frames: Sequence[Atoms]) -> float:
     """FV of pairs of frames of the reference that are at least a quarter of its length apart."""
     energy = [atoms.get_potential_energy() for atoms in frames]
     return statistics.floor_ev_fv(energy, forces_of(frames), separation=len(frames) // 4)["fv"]
