@@ -3,9 +3,11 @@
 import re
 import warnings
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -14,6 +16,7 @@ from ase.data import covalent_radii
 
 from egraff_utils import cards, data, paths, readers, units
 from egraff_utils.checks import audit
+from egraff_utils.readers import Frame
 from egraff_utils.sources import reader_of
 
 FORCES = {"eV/Å": (0.1, 8), "kcal/mol/Å": (8, 120), "Hartree/Bohr": (0.002, 0.1)}
@@ -42,7 +45,7 @@ class Description:
     findings: list[str] = field(default_factory=list)
     """What the audit remarks."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         lines = [f"{self.path.name}: {self.frames} frames"]
         lines += [f"  {name:<14}{text}" for name, text in self.facts.items()]
         for title, rows in (
@@ -54,7 +57,7 @@ class Description:
             lines += [f"{title}:", *(f"  - {row}" for row in rows)] if rows else [f"{title}: nothing"]
         return "\n".join(lines)
 
-    def card_text(self):
+    def card_text(self) -> str:
         """The card as YAML, with the guesses as comments."""
         card = self.card
         said = {
@@ -73,7 +76,7 @@ class Description:
         notes = "".join(f"# guessed: {key}: {text}\n" for key, text in self.guesses.items())
         return notes + yaml.safe_dump(said, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
-    def write_card(self, path=None):
+    def write_card(self, path: Path | str | None = None) -> Path:
         """Write the card beside the file, or to another path in that folder, and return its path.
 
         Raises
@@ -93,7 +96,13 @@ class Description:
         return path
 
 
-def describe(path, *, keys=None, temperature=300.0, timestep=0.5):
+def describe(
+    path: Path | str,
+    *,
+    keys: Mapping[str, str] | None = None,
+    temperature: float = 300.0,
+    timestep: float = 0.5,
+) -> Description:
     """Description of a file of frames.
 
     Parameters
@@ -129,19 +138,19 @@ def describe(path, *, keys=None, temperature=300.0, timestep=0.5):
         raise ValueError(f"{path} holds {len(frames) or 'no'} frames, but train, val and test need one each")
     chosen, why = guess_units(frames)
     system, periodicity = _system(frames, units.LENGTH[chosen.get("length", "Å")])
-    card = cards.DatasetCard(
-        name=re.sub(r"[^A-Za-z0-9_-]+", "-", path.name.partition(".")[0]) or "mine",
-        system=system,
-        elements=sorted({int(z) for frame in frames for z in frame.numbers}),
-        temperature=temperature,
-        timestep=timestep,
-        reader=reader,
-        units=chosen,
-        keys=dict(keys or {}),
-        files={"all": path.name},
-        splits=_splits(len(frames)),
-        folder=path.parent,
-    )
+    content: dict[str, Any] = {  # as in the file of a card, which is checked when the card is made
+        "name": re.sub(r"[^A-Za-z0-9_-]+", "-", path.name.partition(".")[0]) or "mine",
+        "system": system,
+        "elements": sorted({int(z) for frame in frames for z in frame.numbers}),
+        "temperature": temperature,
+        "timestep": timestep,
+        "reader": reader,
+        "units": chosen,
+        "keys": dict(keys or {}),
+        "files": {"all": path.name},
+        "splits": _splits(len(frames)),
+    }
+    card = cards.DatasetCard(**content, folder=path.parent)
     why |= {
         "temperature": f"{temperature:g} K; the file does not say",
         "timestep": f"{timestep:g} fs; the file does not say",
@@ -158,14 +167,14 @@ def describe(path, *, keys=None, temperature=300.0, timestep=0.5):
     return found
 
 
-def _splits(total):
+def _splits(total: int) -> dict[str, dict[str, str]]:
     a = max(1, min(int(0.8 * total), total - 2))  # of three frames or more, none is empty
     b = max(2, min(int(0.9 * total), total - 1))
     slices = {"train": f":{a}", "val": f"{a}:{b}", "test": f"{b}:"}
     return {name: {"source": "all", "slice": text} for name, text in slices.items()}
 
 
-def _facts(path, reader, frames):
+def _facts(path: Path, reader: str, frames: Sequence[Frame]) -> dict[str, str]:
     """What the file holds, by subject."""
     sizes = [len(frame.numbers) for frame in frames]
     kinds = Counter(Atoms(frame.numbers).get_chemical_formula() for frame in frames)
@@ -186,7 +195,7 @@ def _facts(path, reader, frames):
     }
 
 
-def _system(frames, length):
+def _system(frames: Sequence[Frame], length: float) -> tuple[str, str]:
     """``bulk`` or ``molecule``, and the reason."""
     stated = {tuple(map(bool, f.pbc)) for f in frames if f.pbc is not None and np.any(f.cell)}
     words = ", ".join(" ".join("FT"[side] for side in pbc) for pbc in sorted(stated))
@@ -203,7 +212,7 @@ def _system(frames, length):
     return "molecule", f"pbc {words}, but every frame is alone in its cell: taken as a molecule"
 
 
-def guess_units(frames):
+def guess_units(frames: Sequence[Frame]) -> tuple[dict[str, str], dict[str, str]]:
     """Units of length, forces and energy of frames as stored, and why they are taken to be these.
 
     The length follows from the shortest distances over covalent radii. The energy follows from that of free
@@ -250,16 +259,16 @@ def guess_units(frames):
     return chosen if unit == f"{energy}/{length}" else chosen | {"forces": unit}, said
 
 
-def _remark(work, frames):
+def _remark(work: float, frames: Sequence[Frame]) -> str:
     """What energies may be that change by another number than the work of the forces, in words."""
     atoms = np.mean([len(frame.numbers) for frame in frames])
     return "; are these energies per atom?" if abs(work * atoms - 1) < SAME else ""
 
 
-def _likeliest(known, length, size, ratio):
+def _likeliest(known: str | None, length: str, size: float, ratio: float | None) -> tuple[str, str]:
     """Units of energy and of forces that fit best; the work of the forces outweighs the energy's size."""
 
-    def misfit(pair):
+    def misfit(pair: tuple[str, str]) -> tuple:
         energy, unit = pair
         low, high = FORCES[unit]
         wrong = ratio is not None and abs(abs(ratio) * _per_work(energy, length, unit) - 1) > SAME
@@ -271,12 +280,12 @@ def _likeliest(known, length, size, ratio):
     return min(((energy, unit) for energy in energies for unit in FORCES), key=misfit)
 
 
-def _per_work(energy, length, force):
+def _per_work(energy: str, length: str, force: str) -> float:
     """Units of energy over units of force and length, by which :func:`work_ratio` is multiplied."""
     return units.ENERGY[energy] / (readers.force_factor(force) * units.LENGTH[length])
 
 
-def work_ratio(frames):
+def work_ratio(frames: Sequence[Frame]) -> float | None:
     r"""Change of energy between neighbouring frames over the work of the forces, in the units of the file.
 
     The slope, with an intercept, of :math:`E_{k+1} - E_k` over
@@ -310,7 +319,7 @@ def work_ratio(frames):
     return float(np.polyfit(works, changes, 1)[0])
 
 
-def _contact(frame):
+def _contact(frame: Frame) -> float:
     """Shortest distance over the sum of covalent radii in Å."""
     pbc = frame.pbc if frame.pbc is not None else np.any(frame.cell)
     atoms = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=pbc)
@@ -322,7 +331,7 @@ def _contact(frame):
     return (distances[first, second] / (radii[first] + radii[second])).min()
 
 
-def _energy_unit(frames):
+def _energy_unit(frames: Sequence[Frame]) -> tuple[str | None, str]:
     """Unit of energy by the energies of free atoms with all electrons, or ``None``, and why."""
     free = np.array([-13.6 * np.sum(np.asarray(frame.numbers, dtype=float) ** 2.41) for frame in frames])
     ratio = np.median(np.array([frame.energy for frame in frames], dtype=float) / free)
@@ -332,7 +341,7 @@ def _energy_unit(frames):
     return None, f"energies are no totals with all electrons ({ratio:.2g} times those of free atoms in eV)"
 
 
-def _check(found):
+def _check(found: Description) -> None:
     """Fill in the problems and the remarks of the audit."""
     try:
         data.checked(found.card, tuple(found.card.splits))

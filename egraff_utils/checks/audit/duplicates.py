@@ -1,14 +1,21 @@
 """Does a frame occur twice? Structures that are equal within a file, across files and across splits."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
 from scipy.spatial import cKDTree
 
 from egraff_utils import data, paths
-from egraff_utils.checks.audit.series import ROLES, SAME, Finding
+from egraff_utils.cards import DatasetCard
+from egraff_utils.checks.audit.series import ROLES, SAME, Checked, Finding, Series
 from egraff_utils.records import Metric
 
+Frame = tuple[str, int]
+"""Source and index of a frame."""
 
-def copies(series, *, tolerance=SAME):
+
+def copies(series: Sequence[Series], *, tolerance: float = SAME) -> list[tuple[Frame, Frame]]:
     """Pairs of frames that hold the same structure, up to rigid motion, wrapping and renumbering.
 
     Parameters
@@ -45,14 +52,14 @@ def copies(series, *, tolerance=SAME):
     return sorted(found)
 
 
-def _by_composition(series):
-    groups = {}
+def _by_composition(series: Sequence[Series]) -> dict[tuple[int, ...], list[Series]]:
+    groups: dict[tuple[int, ...], list[Series]] = {}
     for part in series:
         groups.setdefault(tuple(sorted(part.numbers)), []).append(part)
     return groups
 
 
-def same_files(card):
+def same_files(card: DatasetCard) -> list[tuple[str, str]]:
     """Pairs of roles whose shipped files are identical byte for byte.
 
     The files of all roles (``train``, ``val``, ``test``) next to those named in the card are compared,
@@ -67,25 +74,27 @@ def same_files(card):
         for role in ROLES:
             if f"/{role}/" in path:
                 names |= {path.replace(f"/{role}/", f"/{other}/") for other in ROLES}
-    there = {name: path for name in sorted(names) if (path := place_of(card, name))}
-    for first, path in there.items():
+    there = {name: place for name in sorted(names) if (place := place_of(card, name))}
+    for first, one in there.items():
         for second, other in there.items():
-            alike = first < second and path.stat().st_size == other.stat().st_size
-            if alike and data.file_hash(path) == data.file_hash(other):
+            alike = first < second and one.stat().st_size == other.stat().st_size
+            if alike and data.file_hash(one) == data.file_hash(other):
                 found.append((_role(first), _role(second)))
     return found
 
 
-def place_of(card, name):
+def place_of(card: DatasetCard, name: str) -> Path | None:
     folders = ([card.folder] if card.folder else []) + paths.data()
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def _role(name):
+def _role(name: str) -> str:
     return next(role for role in ROLES if f"/{role}/" in name)
 
 
-def check_copies(card, series, splits):
+def check_copies(
+    card: DatasetCard, series: Sequence[Series], splits: Mapping[str, Sequence[Series]]
+) -> Checked:
     """Findings, metrics and summary on copies within and across files and splits."""
     pairs = copies(series)
     home = {key: name for name, parts in splits.items() for part in parts for key in part.keys}

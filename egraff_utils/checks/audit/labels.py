@@ -1,12 +1,15 @@
 """Do forces and energies belong together? Work, net forces and torques, and frames far from the others."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from scipy.stats import linregress
 
-from egraff_utils.checks.audit.series import Finding
+from egraff_utils.checks.audit.series import Checked, Finding, Series
 from egraff_utils.records import Metric
 
 
@@ -19,12 +22,12 @@ class Work(NamedTuple):
     """Change of the energy, shape ``(n,)``, eV."""
 
     @property
-    def correlation(self):
+    def correlation(self) -> float:
         """Pearson correlation of work and change; one for consistent labels."""
         return float(np.corrcoef(self.work, self.change)[0, 1])
 
     @property
-    def line(self):
+    def line(self) -> Line:
         """The :class:`Line` of change on work."""
         # A line through the origin would turn a constant loss into a wrong slope.
         fit = linregress(self.work, self.change)
@@ -33,7 +36,7 @@ class Work(NamedTuple):
         return Line(*map(float, (fit.slope, fit.stderr, fit.intercept, fit.intercept_stderr, echo)))
 
     @property
-    def consistent(self):
+    def consistent(self) -> bool:
         """Whether the change is the work: correlation above 0.97, slope one, and no constant beside it."""
         line = self.line
         straight = abs(line.slope - 1) <= max(0.05, 2 * line.slope_error)
@@ -56,7 +59,7 @@ class Line(NamedTuple):
     """Autocorrelation of the residual at a lag of one interval; near zero for noise of the labels."""
 
 
-def work_and_change(series):
+def work_and_change(series: Series) -> Work:
     r"""Energy changes from frame to frame, and the work of the forces that should equal them.
 
     .. math:: W_t = -\tfrac12 \sum_i (\mathbf F_i(t) + \mathbf F_i(t+1)) \cdot
@@ -82,23 +85,31 @@ def work_and_change(series):
     """
     kept = series.order.gaps == 1
     kept[series.order.jumps] = False
-    mean_force = 0.5 * (series.forces[1:] + series.forces[:-1])
+    forces = _forces(series)
+    mean_force = 0.5 * (forces[1:] + forces[:-1])
     work = -(mean_force * series.steps).sum((1, 2))
     return Work(work[kept], np.diff(series.energy)[kept])
 
 
-def net_forces(series):
+def net_forces(series: Series) -> np.ndarray:
     r"""Size of the net force of every frame, :math:`|\sum_i \mathbf F_i|`, shape ``(T,)``, eV/Å."""
-    return np.linalg.norm(series.forces.sum(1), axis=-1)
+    return np.linalg.norm(_forces(series).sum(1), axis=-1)
 
 
-def net_torques(series):
+def net_torques(series: Series) -> np.ndarray:
     r"""Size of the net torque about the centroid of every frame of a molecule, shape ``(T,)``, eV."""
     x = series.positions - series.positions.mean(1, keepdims=True)
-    return np.linalg.norm(np.cross(x, series.forces).sum(1), axis=-1)
+    return np.linalg.norm(np.cross(x, _forces(series)).sum(1), axis=-1)
 
 
-def check_labels(series, splits, claims):
+def _forces(series: Series) -> np.ndarray:
+    assert series.forces is not None  # the callers leave out series without
+    return series.forces
+
+
+def check_labels(
+    series: Sequence[Series], splits: Mapping[str, Sequence[Series]], claims: Mapping[str, Series]
+) -> Checked:
     """Findings, metrics and summary on the consistency of forces and energies."""
     findings, metrics, words, bad = [], [], [], []
     kept = {key for parts in splits.values() for part in parts for key in part.keys}
@@ -146,7 +157,7 @@ def check_labels(series, splits, claims):
 # -- outliers -------------------------------------------------------------------------------------------
 
 
-def robust_z(values):
+def robust_z(values: np.ndarray) -> np.ndarray:
     r"""Distance from the median in robust standard deviations, 1.4826 times the median absolute deviation.
 
     It is zero for a constant series.
@@ -159,7 +170,7 @@ def robust_z(values):
     return away / spread if spread else np.zeros(len(values))
 
 
-def outlyingness(values, *, ordered):
+def outlyingness(values: np.ndarray, *, ordered: bool) -> np.ndarray:
     """Robust z of every value, shape ``(T,)``; in an ordered series, that of distances from neighbours.
 
     An outlier of a series is far from the running median of 41 and from both neighbours, in units of the
@@ -180,20 +191,20 @@ def outlyingness(values, *, ordered):
     return np.minimum(away, moves / usual) if usual else np.zeros(len(values))
 
 
-def _fit_metrics(name, pair):
+def _fit_metrics(name: str, pair: Work) -> list[Metric]:
     """Metrics of the line of one set."""
     line, count = pair.line, len(pair.work)
-    slope = [line.slope + sign * 1.96 * line.slope_error for sign in (-1, 1)]
-    leak = [1000 * (line.leak + sign * 1.96 * line.leak_error) for sign in (-1, 1)]
+    low, high = (line.slope + sign * 1.96 * line.slope_error for sign in (-1, 1))
+    least, most = (1000 * (line.leak + sign * 1.96 * line.leak_error) for sign in (-1, 1))
     return [
         Metric(f"work_correlation_{name}", pair.correlation, "1", n=count),
-        Metric(f"work_slope_{name}", line.slope, "1", *slope, count),
-        Metric(f"work_leak_{name}", 1000 * line.leak, "meV", *leak, count),
+        Metric(f"work_slope_{name}", line.slope, "1", low, high, count),
+        Metric(f"work_leak_{name}", 1000 * line.leak, "meV", least, most, count),
         Metric(f"work_echo_{name}", line.echo, "1", n=count),
     ]
 
 
-def _fit_text(name, pair):
+def _fit_text(name: str, pair: Work) -> str:
     """Text of the line of one set, which goes on from "the energy changes by"."""
     line = pair.line
     text = f"{line.slope:.2f} ± {line.slope_error:.2f} of the work of the forces"
@@ -202,7 +213,9 @@ def _fit_text(name, pair):
     return text + f" in {name} (correlation {pair.correlation:.2f}, of successive residuals {line.echo:.2f})"
 
 
-def check_outliers(series, splits, *, bound=8.0):
+def check_outliers(
+    series: Sequence[Series], splits: Mapping[str, Sequence[Series]], *, bound: float = 8.0
+) -> Checked:
     """Findings, metrics and summary on frames far from the others in energy, force or largest force."""
     findings, worst = [], {"energy": 0.0, "force": 0.0}
     kept = {key for parts in splits.values() for part in parts for key in part.keys}

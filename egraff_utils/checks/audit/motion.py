@@ -1,14 +1,17 @@
 """How far apart in time are the frames, and how hot are they? Intervals and temperatures, stated and seen."""
 
+from collections.abc import Collection, Mapping, Sequence
+
 import numpy as np
-from ase import units
+from ase import Atoms, units
 
 from egraff_utils import paper, statistics
-from egraff_utils.checks.audit.series import RESOLVED, Finding, newton_clock
+from egraff_utils.cards import DatasetCard
+from egraff_utils.checks.audit.series import RESOLVED, Checked, Finding, Order, Series, newton_clock
 from egraff_utils.records import Metric
 
 
-def kinetic_temperatures(series, interval):
+def kinetic_temperatures(series: Series, interval: float) -> tuple[np.ndarray, np.ndarray]:
     r"""Kinetic temperature between neighbouring frames that are one interval apart.
 
     .. math:: T = \frac{\sum_i m_i\, |\Delta x_i / \Delta t|^2}{(3N - 3)\, k_B}
@@ -35,7 +38,7 @@ def kinetic_temperatures(series, interval):
     return np.flatnonzero(kept), twice / ((3 * len(series.numbers) - 3) * units.kB)
 
 
-def check_order(card, series, claims):
+def check_order(card: DatasetCard, series: Sequence[Series], claims: Mapping[str, Series]) -> Checked:
     """Findings, metrics and summary on the order of frames; ``claims`` has the splits claimed contiguous."""
     findings, words, jumps = [], [], 0
     named = {part.source for name in card.time_ordered for part in card.split(name).parts}
@@ -63,7 +66,7 @@ def check_order(card, series, claims):
     return findings, [Metric("jumps", jumps, "1")], "; ".join(dict.fromkeys(words)) or "none"
 
 
-def _order_word(order):
+def _order_word(order: Order) -> str:
     if order.kind in ("gaps", "loose"):
         return {"gaps": "in order, with gaps", "loose": "in order, far apart"}[order.kind]
     if order.kind == "even":
@@ -71,7 +74,7 @@ def _order_word(order):
     return order.kind
 
 
-def check_interval(card, series, claims):
+def check_interval(card: DatasetCard, series: Sequence[Series], claims: Mapping[str, Series]) -> Checked:
     """Findings, metrics and summary on the time between frames, as claimed and as Newton's law gives it."""
     findings, words, metrics, weak = [], [], [], {}
     for name, part in claims.items():
@@ -101,7 +104,7 @@ def check_interval(card, series, claims):
     return findings, metrics, "; ".join(dict.fromkeys(words)) or "unknown"
 
 
-def virial_temperature(frames):
+def virial_temperature(frames: Sequence[Atoms]) -> np.ndarray:
     r"""Temperature at which frames of a molecule would be in equilibrium with their own forces.
 
     .. math:: T_v = -\frac{1}{(3N - 3)\, k_B} \sum_i \mathbf F_i \cdot (\mathbf r_i - \bar{\mathbf r})
@@ -140,25 +143,37 @@ def virial_temperature(frames):
     return np.array(virial) / ((3 * len(frames[0]) - 3) * units.kB)
 
 
-def _virial(series):
+def _virial(series: Series) -> np.ndarray:
     x = series.positions - series.positions.mean(1, keepdims=True)
     return -(series.forces * x).sum((1, 2)) / ((3 * len(series.numbers) - 3) * units.kB)
 
 
-def standard_error(values):
+def standard_error(values: np.ndarray) -> float:
     """Standard error of the mean of a correlated series, from its autocorrelation time."""
     time = statistics.autocorrelation_time(values)
     return float(np.std(values) * np.sqrt(max(1.0, time) / len(values))) if np.isfinite(time) else 0.0
 
 
-def check_temperature(card, series, splits, claims):
+def check_temperature(
+    card: DatasetCard,
+    series: Sequence[Series],
+    splits: Mapping[str, Sequence[Series]],
+    claims: Mapping[str, Series],
+) -> Checked:
     """Findings, metrics and summary on temperatures: kinetic, virial, and from the energies of splits."""
     found = [_kinetic(card, series, splits, claims), _virials(card, series), _drift(card, splits)]
-    findings, metrics, words = (sum(parts, []) for parts in zip(*found, strict=True))
+    findings = [finding for part, _, _ in found for finding in part]
+    metrics = [metric for _, part, _ in found for metric in part]
+    words = [word for _, _, part in found for word in part]
     return findings, metrics, "; ".join(words) or "unknown"
 
 
-def _kinetic(card, series, splits, claims):
+def _kinetic(
+    card: DatasetCard,
+    series: Sequence[Series],
+    splits: Mapping[str, Sequence[Series]],
+    claims: Mapping[str, Series],
+) -> tuple[list[Finding], list[Metric], list[str]]:
     """Kinetic temperatures of contiguous splits, and of files with gaps at the interval by Newton's law.
 
     Files with gaps and fewer than 20 atoms are left out, as their displacements scatter too much to
@@ -195,29 +210,29 @@ def _kinetic(card, series, splits, claims):
     return findings, metrics, words
 
 
-def _off(mean, target, error):
+def _off(mean: float, target: float, error: float) -> bool:
     return abs(mean - target) > max(0.12 * target, 4 * error)
 
 
-def _span(values):
+def _span(values: Collection[float]) -> str:
     low, high = min(values), max(values)
     return f"{low:.0f}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f}"
 
 
-def split_of(card, source):
+def split_of(card: DatasetCard, source: str) -> str:
     """A split that holds frames of a source, preferably one that holds no others."""
     holding = [name for name, split in card.splits.items() if source in {part.source for part in split.parts}]
     return min(holding, key=lambda name: len(card.split(name).parts))
 
 
-def published_temperatures(card):
+def published_temperatures(card: DatasetCard) -> list[float]:
     """Temperatures in Table 10 for a dataset of the paper, K; empty for other datasets."""
     rows = paper.table(10)
     key = "md17" if "MD17" in card.title else card.name
     return rows.temperature_k[rows.dataset == key].tolist()
 
 
-def _virials(card, series):
+def _virials(card: DatasetCard, series: Sequence[Series]) -> tuple[list[Finding], list[Metric], list[str]]:
     """Virial temperatures of molecules, at which frames would be in equilibrium with their labels."""
     findings, metrics, seen, off = [], [], {}, []
     for part in series:
@@ -238,7 +253,9 @@ def _virials(card, series):
     return findings, metrics, [f"virial {_span(seen.values())}"] if seen else []
 
 
-def _drift(card, splits):
+def _drift(
+    card: DatasetCard, splits: Mapping[str, Sequence[Series]]
+) -> tuple[list[Finding], list[Metric], list[str]]:
     """Temperature differences of splits, twice those of mean energies over the degrees of freedom."""
     findings, metrics, seen, off = [], [], {}, []
     train = {tuple(sorted(part.numbers)): part for part in splits.get("train", [])}

@@ -6,9 +6,12 @@ first, whose mean is linear in every force error; energies of another potential 
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from ase import units
+from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import cards, data, records, reference
@@ -19,7 +22,7 @@ from egraff_utils.records import Metric
 KIND = "sampler"
 
 
-def spread_temperature(energies, atoms):
+def spread_temperature(energies: Sequence[float] | np.ndarray, atoms: int) -> float:
     r"""Temperature at which a harmonic molecule would have this spread of potential energies, K.
 
     :math:`T = \sigma_E \sqrt{2 / (3N - 6)} / k_B`, since each of the :math:`3N - 6` vibrations contributes
@@ -40,7 +43,15 @@ def spread_temperature(energies, atoms):
     return float(np.std(energies) * np.sqrt(2 / (3 * atoms - 6)) / units.kB)
 
 
-def compare(dataset, splits, *, oracle="gfn2", most=None, campaign="demo", seed=0):
+def compare(
+    dataset: str | Path,
+    splits: Sequence[str],
+    *,
+    oracle: str | dict = "gfn2",
+    most: int | None = None,
+    campaign: str = "demo",
+    seed: int = 0,
+) -> records.Record:
     """Temperatures of splits by their labels and by a candidate for the method that sampled them.
 
     Parameters
@@ -71,7 +82,7 @@ def compare(dataset, splits, *, oracle="gfn2", most=None, campaign="demo", seed=
     """
     card = dataclasses.replace(cards.dataset(dataset), oracle=oracle)
     named = cards.oracle(oracle, where="of the candidate")
-    parameters = {"oracle": named.calculator, "arguments": named.arguments, "frames": most}
+    parameters: dict[str, Any] = {"oracle": named.calculator, "arguments": named.arguments, "frames": most}
     parameters["splits"] = list(splits)
     return records.stored_or_made(
         Key(KIND, campaign, card.name, "reference", seed),
@@ -81,7 +92,7 @@ def compare(dataset, splits, *, oracle="gfn2", most=None, campaign="demo", seed=
     )
 
 
-def _measured(card, frames):
+def _measured(card: cards.DatasetCard, frames: Mapping[str, Sequence[Atoms]]) -> records.Outcome:
     """Outcome with both thermometers of every split."""
     metrics, curves = [], {}
     for split, labelled in frames.items():
@@ -99,7 +110,7 @@ def _measured(card, frames):
     return records.Outcome(metrics, curves)
 
 
-def _relabelled(card, frames):
+def _relabelled(card: cards.DatasetCard, frames: Sequence[Atoms]) -> list[Atoms]:
     """Copies of frames with energies and forces of the card's oracle."""
     calculator, found = reference.calculator(card, frames[0]), []
     for atoms in frames:

@@ -1,17 +1,20 @@
 """Are units, digits and cells right? Atomic energies, geometry, and the size of the test set."""
 
+from collections.abc import Iterator, Mapping, Sequence
+
 import numpy as np
 from ase import units
 from ase.data import chemical_symbols
 from scipy import ndimage
 
 from egraff_utils import paper, statistics
+from egraff_utils.cards import DatasetCard
 from egraff_utils.checks.audit.motion import published_temperatures, split_of
-from egraff_utils.checks.audit.series import CUTOFF, Finding
+from egraff_utils.checks.audit.series import CUTOFF, Checked, Finding, Series
 from egraff_utils.records import Metric
 
 
-def published_atomic_energies():
+def published_atomic_energies() -> dict[int, float]:
     """Energies of atoms in Table 13, ``{atomic number: eV}``."""
     rows = paper.table(13).set_index("parameter").value
     pairs = rows[next(name for name in rows.index if name.startswith("E_0"))].strip("{} ").split(",")
@@ -19,7 +22,7 @@ def published_atomic_energies():
     return {int(number): float(energy) for number, energy in known}
 
 
-def binding_energy(series, atomic):
+def binding_energy(series: Series, atomic: Mapping[int, float]) -> float:
     """Mean energy per atom relative to free atoms, eV; nan if the energy of one of them is unknown.
 
     For consistent energies it lies between about -10 and 0 eV.
@@ -30,7 +33,9 @@ def binding_energy(series, atomic):
     return float((series.energy.mean() - free) / len(series.numbers))
 
 
-def check_atomic_energies(card, series, splits):
+def check_atomic_energies(
+    card: DatasetCard, series: Sequence[Series], splits: Mapping[str, Sequence[Series]]
+) -> Checked:
     """Findings, metrics and summary on published atomic energies, and on the residual of fitted ones."""
     findings, words = [], []
     atomic = published_atomic_energies() if published_temperatures(card) else card.reference_energies
@@ -57,7 +62,7 @@ def check_atomic_energies(card, series, splits):
     return findings, metrics, "; ".join(words) or "not published"
 
 
-def fit_residual(series):
+def fit_residual(series: Sequence[Series]) -> float:
     """Root mean square energy per atom that remains after a fit of atomic energies, eV.
 
     Parameters
@@ -72,7 +77,7 @@ def fit_residual(series):
     return float(np.sqrt(np.mean(rest**2)))
 
 
-def resolution(values):
+def resolution(values: np.ndarray) -> tuple[str, float]:
     """Resolution with which values were written: a description, and the step between values (eV, or eV/Å).
 
     The function tries up to eight decimal places, in eV and in kcal/mol, and then single precision.
@@ -97,7 +102,7 @@ def resolution(values):
     return "full digits", 0.0
 
 
-def check_units(card, series):
+def check_units(card: DatasetCard, series: Sequence[Series]) -> Checked:
     """Findings, metrics and summary on scales and digits, which reveal kcal/mol, Bohr or coarse rounding.
 
     Three quantities have about the same value in all matter: the spread of the energies over
@@ -105,15 +110,15 @@ def check_units(card, series):
     0.1 Å), and the shortest distance over the sum of the covalent radii (about 1).
     """
     findings, metrics, words = [], [], []
-    rows = [part for part in series if part.forces is not None and len(part) >= 20]
+    rows = [(part, part.forces) for part in series if part.forces is not None and len(part) >= 20]
     effect = "Errors and temperatures are off by the factor."
     ratios, lengths = {}, {}
-    for part in rows:
+    for part, forces in rows:
         heat = units.kB * card.conditions(split_of(card, part.keys[0][0]))[0]
         calm = part.energy - ndimage.median_filter(part.energy, 201, mode="nearest")
         spread = np.std(calm if part.order.kind == "gaps" else part.energy)
         ratios[part.name] = spread / (heat * np.sqrt(part.freedom / 2))
-        lengths[part.name] = heat / np.sqrt((part.forces**2).mean())
+        lengths[part.name] = heat / np.sqrt((forces**2).mean())
     for name, ratio in ratios.items():
         if not 0.1 < ratio < 8:
             text = f"energies of {name} spread {ratio:.2g} times as much as equipartition has it"
@@ -125,7 +130,7 @@ def check_units(card, series):
         largest = max(ratios.values(), key=lambda ratio: abs(np.log(ratio)))
         metrics.append(Metric("energy_scale", largest, "1"))
         metrics.append(Metric("thermal_length", min(lengths.values()), "Å"))
-        digits = [resolution(part.energy) for part in rows], [resolution(part.forces) for part in rows]
+        digits = [resolution(part.energy) for part, _ in rows], [resolution(forces) for _, forces in rows]
         for kind, found, unit in zip(("energies", "forces"), digits, ("meV", "meV/Å"), strict=True):
             coarse = 1000 * max(step for _, step in found)
             metrics.append(Metric(f"step_{kind}", coarse, unit))
@@ -140,14 +145,19 @@ def check_units(card, series):
 # -- geometry, sample -----------------------------------------------------------------------------------
 
 
-def cell_width(series):
+def cell_width(series: Series) -> float:
     """Smallest height of the periodic cell, Å; infinite for a molecule."""
     if not series.pbc:
         return float("inf")
     return float((1 / np.linalg.norm(np.linalg.inv(series.cell), axis=0)).min())
 
 
-def check_geometry(card, series, splits, raw):
+def check_geometry(
+    card: DatasetCard,
+    series: Sequence[Series],
+    splits: Mapping[str, Sequence[Series]],
+    raw: Mapping[str, np.ndarray],
+) -> Checked:
     """Findings, metrics and summary on close contacts, narrow cells, unseen elements and drifting molecules.
 
     Parameters
@@ -188,12 +198,12 @@ def check_geometry(card, series, splits, raw):
     return findings, metrics, "; ".join(words)
 
 
-def _wander(positions):
+def _wander(positions: np.ndarray) -> float:
     """Standard deviation of the centroid over frames, Å, in the direction in which it is largest."""
     return float(positions.mean(1).std(0).max())
 
 
-def _unseen(splits):
+def _unseen(splits: Mapping[str, Sequence[Series]]) -> Iterator[Finding]:
     """Findings on elements that occur in a split but not in the training set."""
     elements = {name: {int(z) for part in parts for z in part.numbers} for name, parts in splits.items()}
     seen = elements.get("train")
@@ -204,9 +214,9 @@ def _unseen(splits):
             yield Finding("geometry", text, effect)
 
 
-def check_sample(splits):
+def check_sample(splits: Mapping[str, Sequence[Series]]) -> Checked:
     """Metrics and summary on the number of independent test frames, by the energy's autocorrelation."""
-    number = effective = 0
+    number, effective = 0, 0.0
     for part in splits.get("test", []):
         time = statistics.autocorrelation_time(part.energy) if part.order.kind in ("even", "gaps") else 1.0
         number += len(part)

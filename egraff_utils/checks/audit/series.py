@@ -1,14 +1,19 @@
 """In what order were the frames made? Frames as arrays, and their order and interval from the data alone."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from ase import units
+from ase import Atoms, units
 from ase.data import atomic_masses, covalent_radii
 from scipy import ndimage
+
+from egraff_utils.records import Metric
 
 CUTOFF = 5.0
 """Cutoff of the models, Å."""
@@ -47,6 +52,10 @@ class Finding(NamedTuple):
     """Whether the defect is only in the shipped files, not in the splits of the card."""
 
 
+Checked = tuple[list[Finding], list[Metric], str]
+"""Findings, metrics and summary of a check."""
+
+
 @dataclass
 class Series:
     """Frames of one composition as arrays, in the order of their file."""
@@ -63,11 +72,11 @@ class Series:
     cell: np.ndarray
     """Cell vectors of the first frame, shape ``(3, 3)``, Å."""
     pbc: bool
-    keys: list
+    keys: list[tuple[str, int]]
     """Source and index of every frame."""
 
     @classmethod
-    def of(cls, frames, name=""):
+    def of(cls, frames: Sequence[Atoms], name: str = "") -> Series:
         """Series of a ``list[ase.Atoms]`` of one composition."""
         labelled = all("forces" in atoms.calc.results for atoms in frames)
         return cls(
@@ -81,28 +90,28 @@ class Series:
             [(atoms.info.get("source", name), atoms.info.get("frame", i)) for i, atoms in enumerate(frames)],
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.energy)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: slice | np.ndarray) -> Series:
         """The frames of a slice or of an array of indices."""
         picked = np.arange(len(self))[index]
         forces = None if self.forces is None else self.forces[picked]
         keys = [self.keys[i] for i in picked]
-        changed = {"positions": self.positions[picked], "energy": self.energy[picked]}
-        return dataclasses.replace(self, **changed, forces=forces, keys=keys)
+        positions, energy = self.positions[picked], self.energy[picked]
+        return dataclasses.replace(self, positions=positions, energy=energy, forces=forces, keys=keys)
 
     @property
-    def masses(self):
+    def masses(self) -> np.ndarray:
         """Masses, shape ``(N, 1)``, atomic mass units."""
         return atomic_masses[self.numbers][:, None]
 
     @property
-    def freedom(self):
+    def freedom(self) -> int:
         """Number of internal degrees of freedom."""
         return 3 * len(self.numbers) - (3 if self.pbc else 6)
 
-    def shortest(self, vectors):
+    def shortest(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors by minimum image, of the same shape, Å."""
         if not self.pbc:
             return vectors
@@ -110,17 +119,17 @@ class Series:
         return (fractions - np.rint(fractions)) @ self.cell
 
     @cached_property
-    def steps(self):
+    def steps(self) -> np.ndarray:
         """Displacements from frame to frame, shape ``(T - 1, N, 3)``, Å."""
         return self.shortest(np.diff(self.positions, axis=0))
 
     @cached_property
-    def sizes(self):
+    def sizes(self) -> np.ndarray:
         """Root mean square displacement from frame to frame, shape ``(T - 1,)``, Å."""
         return np.sqrt((self.steps**2).mean((1, 2)))
 
     @cached_property
-    def distances(self):
+    def distances(self) -> np.ndarray:
         """Sorted interatomic distances of every frame, shape ``(T, N(N - 1)/2)``, Å, single precision.
 
         They do not change when a frame is translated, rotated, mirrored or wrapped, or its atoms are
@@ -129,12 +138,12 @@ class Series:
         return self._pairs[0]
 
     @property
-    def contacts(self):
+    def contacts(self) -> np.ndarray:
         """Shortest distance over the sum of the two covalent radii, shape ``(T,)``; about 1."""
         return self._pairs[1]
 
     @cached_property
-    def _pairs(self):
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         first, second = np.triu_indices(len(self.numbers), 1)
         radii = covalent_radii[self.numbers]
         lengths, contacts = np.empty((len(self), len(first)), np.float32), np.empty(len(self))
@@ -147,7 +156,7 @@ class Series:
         return lengths, contacts
 
     @cached_property
-    def order(self):
+    def order(self) -> Order:
         """:class:`Order` of the frames."""
         return order_in_time(self)
 
@@ -158,20 +167,20 @@ class Order(NamedTuple):
     kind: str
     """``even`` (equal intervals), ``gaps`` (in order, with unequal but resolved intervals), ``loose`` (in
     order, but too far apart to determine the intervals), ``shuffled`` or ``short``."""
-    jumps: list
+    jumps: list[int]
     """Frames after which an even series jumps."""
     gaps: np.ndarray
     """Intervals between frames in units of the shortest, shape ``(T - 1,)``; all 1 in an even series."""
 
     @property
-    def longest(self):
+    def longest(self) -> tuple[int, int]:
         """First and last frame of the longest stretch without a jump."""
         edges = [-1, *self.jumps, len(self.gaps)]
         place = int(np.argmax(np.diff(edges)))
         return edges[place] + 1, edges[place + 1]
 
 
-def order_in_time(series):
+def order_in_time(series: Series) -> Order:
     """Order of frames in time, from the displacements of atoms between neighbouring frames of a file.
 
     Frames are shuffled if the distance of neighbours exceeds half of that of frames drawn at random. They are
@@ -208,7 +217,7 @@ class Clock(NamedTuple):
     """Correlation of accelerations with forces over masses; near one if the interval resolves the motion."""
 
 
-def newton_clock(series, order=None):
+def newton_clock(series: Series, order: Order | None = None) -> Clock:
     r"""Interval between frames from the data alone, and the correlation of the motion with the forces.
 
     .. math:: \Delta t^2 = \frac{\sum a \cdot (x_{t+1} - 2 x_t + x_{t-1})}{\sum a \cdot a},

@@ -7,10 +7,15 @@ shares the start and is lower for a while; that one takes the rollout of an orac
 level have the kind ``floor``, those of models without physics, which give ceilings, too.
 """
 
+from __future__ import annotations
+
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase import units
+from ase import Atoms, units
 
 from egraff_utils import cards, data, quantities, records, statistics, structure
 from egraff_utils.checks import audit
@@ -36,6 +41,9 @@ from egraff_utils.md import averages
 from egraff_utils.quantities import SATURATING
 from egraff_utils.records import Metric
 
+if TYPE_CHECKING:  # which loads torch
+    from egraff_utils.md.rollout import RolloutConfig
+
 __all__ = [
     "Extent",
     "Sample",
@@ -55,7 +63,7 @@ __all__ = [
 MODELS = ("reference", "frozen", "ideal_gas", "einstein")
 
 
-def measure(dataset, *, campaign="demo", seed=0):
+def measure(dataset: str | Path, *, campaign: str = "demo", seed: int = 0) -> records.Record:
     """Sizes, ceilings and floors of a dataset.
 
     Parameters
@@ -91,7 +99,13 @@ def measure(dataset, *, campaign="demo", seed=0):
     )
 
 
-def _sizes(frames, compositions, energies, forces, seed):
+def _sizes(
+    frames: Mapping[str, Sequence[Atoms]],
+    compositions: Sequence[Sequence[Atoms]],
+    energies: np.ndarray,
+    forces: np.ndarray,
+    seed: int,
+) -> records.Outcome:
     spread = np.sqrt(np.mean([energies_of(part).var() for part in compositions]))
     measured = [Metric.of(f"frames_{split}", len(atoms)) for split, atoms in frames.items()]
     measured += [
@@ -105,11 +119,12 @@ def _sizes(frames, compositions, energies, forces, seed):
         measured.append(Metric.of("virial_temperature", virial.mean(), low, high, len(virial)))
     found = [noise_floors(part, seed=seed) for part in compositions]
     for name in dict.fromkeys(metric.name for part in found for metric in part):
-        measured.append(Metric.of(name, np.mean([m.value for part in found for m in part if m.name == name])))
+        values: list = [m.value for part in found for m in part if m.name == name]
+        measured.append(Metric.of(name, float(np.mean(values))))
     return records.Outcome(measured)
 
 
-def noise_floors(frames, *, seed=0):
+def noise_floors(frames: Sequence[Atoms], *, seed: int = 0) -> list[Metric]:
     """Floors of the structure and dynamics metrics, a list of :class:`~egraff_utils.records.Metric`.
 
     ``floor_wf`` (%), ``floor_jsd`` and ``floor_jsd_raw`` (nats) compare the first half of the frames with the
@@ -141,7 +156,7 @@ def noise_floors(frames, *, seed=0):
 # -- of one rollout -------------------------------------------------------------------------------------
 
 
-def of_rollout(config):
+def of_rollout(config: RolloutConfig) -> list[records.Record]:
     r"""Saturation level and ceilings of a rollout: scores of independent trajectories and without physics.
 
     **Saturation** (model ``reference``). A simulation with the exact force field would still differ from the
@@ -211,7 +226,10 @@ def of_rollout(config):
         Sample.of(frames, card.time_ordered.get(config.split)),
         _extent(config, card, len(frames)),
     )
-    found = {"reference": independent(sample, extent), "frozen": frozen(sample, extent)}
+    found: dict[str, Mapping[str, np.ndarray | float]] = {
+        "reference": independent(sample, extent),
+        "frozen": frozen(sample, extent),
+    }
     found["ideal_gas"] = ideal_gas(sample, extent)
     temperature = parameters["temperature"]
     if (moved := displacements(frames)) is not None:
@@ -223,7 +241,7 @@ def of_rollout(config):
     ]
 
 
-def _extent(config, card, total):
+def _extent(config: RolloutConfig, card: cards.DatasetCard, total: int) -> Extent:
     """:class:`Extent` of a rollout against ``total`` frames."""
     from egraff_utils.md import rollout
 
@@ -244,7 +262,7 @@ def _extent(config, card, total):
     return Extent(config.replicas, frames, total, after, memory)
 
 
-def _parameters(config, card, frames):
+def _parameters(config: RolloutConfig, card: cards.DatasetCard, frames: Sequence[Atoms]) -> dict:
     temperature, timestep = card.conditions(config.split)
     return {
         "split": config.split,
@@ -261,11 +279,11 @@ def _parameters(config, card, frames):
     }
 
 
-def _key(config, model):
+def _key(config: RolloutConfig, model: str) -> Key:
     return config.key.of(act="floor", model=model, seed=0)
 
 
-def _stored(config, parameters, digest):
+def _stored(config: RolloutConfig, parameters: dict, digest: str) -> list[records.Record] | None:
     """Stored records of these parameters, in order, or None if a needed one is missing."""
     found = {model: records.find(_key(config, model), parameters, frames=digest) for model in MODELS}
     if any(found[model] is None for model in MODELS[:3]):
@@ -273,27 +291,35 @@ def _stored(config, parameters, digest):
     return [record for record in found.values() if record is not None]
 
 
-def _record(config, parameters, model, values, message, started, digest):
+def _record(
+    config: RolloutConfig,
+    parameters: dict,
+    model: str,
+    values: Mapping[str, np.ndarray | float],
+    message: str,
+    started: float,
+    digest: str,
+) -> records.Record:
     measured = []
     for name in SATURATING:
         if quantities.of(name).average in averages.STRUCTURE and f"draws_{name}" not in values:
             continue  # a system without bonds
-        draws = values.get(f"draws_{name}", np.empty(0))
+        draws = np.asarray(values.get(f"draws_{name}", np.empty(0)))
         draws = draws[np.isfinite(draws)]
-        bounds = np.quantile(draws, [0.025, 0.975]) if len(draws) else (None, None)
+        low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (None, None)
         mean = draws.mean() if len(draws) else None
-        measured.append(Metric.of(name, mean, *bounds, config.replicas if len(draws) else 0))
+        measured.append(Metric.of(name, mean, low, high, config.replicas if len(draws) else 0))
     record = records.Record(*_key(config, model), parameters, measured, message=message)
     record.provenance = records.provenance(started, frames=digest)
     records.write(record, {name: np.asarray(value, dtype=np.float32) for name, value in values.items()})
     return record
 
 
-def _message(sample, extent, found):
+def _message(sample: Sample, extent: Extent, found: Mapping[str, Any]) -> str:
     """Message of the record, which says how the floor was obtained."""
     power, scale, total = found["exponent_wf"], found["scale_wf"], len(sample.rdf)
     block = min(extent.frames, total // 2)
-    if sample.ordered:
+    if sample.interval is not None:
         fs = [f"{count * sample.interval:.4g}" for count in (block, extent.frames, total - block)]
         return (
             f"blocks of {fs[0]} of the {fs[1]} fs of a replica against the other {fs[2]} fs of the frames; "
@@ -310,7 +336,7 @@ def _message(sample, extent, found):
     )
 
 
-def _pooled(config, parts):
+def _pooled(config: RolloutConfig, parts: Sequence[Sequence[records.Record]]) -> list[records.Record]:
     """Records over the replicas of all compositions, from the records of each composition."""
     started = time.time()
     frames = {record.parameters["split"]: record.parameters["frames"] for record, *_ in parts}

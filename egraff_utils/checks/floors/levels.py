@@ -1,20 +1,23 @@
 """What does the reference score against itself? Levels of structure, EV, FV and RMSD, with their ranges."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from scipy.signal import lfilter
 from scipy.special import ndtr
 
 from egraff_utils import metrics, statistics
-from egraff_utils.checks.floors.sample import DRAWS, gram_of, violations
+from egraff_utils.checks.floors.sample import DRAWS, Extent, Sample, gram_of, violations
 from egraff_utils.md import averages
 
 
-def independent(sample, extent):
+def independent(sample: Sample, extent: Extent) -> dict[str, np.ndarray | float]:
     """Draws of all metrics of an independent trajectory, see `floors.of_rollout`."""
     total = len(sample.rdf)
     hidden = not sample.ordered and order_shows(sample.rdf)
     lengths = extent._replace(frames=total // 2, reference=total - total // 2) if hidden else extent
-    found = {}
+    found: dict[str, np.ndarray | float] = {}
     for name, frames in sample.distributions.items():
         used = frames if name == "rdf" else frames[:, frames.any(0)]  # nine in ten bins are empty
         found |= structure_floor(used, lengths, ordered=sample.ordered or hidden, distribution=name)
@@ -25,7 +28,7 @@ def independent(sample, extent):
     return found
 
 
-def order_shows(rdf, *, draws=200, seed=0):
+def order_shows(rdf: np.ndarray, *, draws: int = 200, seed: int = 0) -> bool:
     """Whether the two halves of a set as stored differ more than 97.5 % of random halves, by Wright's factor.
 
     Parameters
@@ -45,12 +48,20 @@ def order_shows(rdf, *, draws=200, seed=0):
     if not half:
         return False
     stored = metrics.wright_factor(rdf[:half].mean(0), rdf[half:].mean(0))
-    options = {"ordered": False, "distribution": "rdf", "draws": draws, "seed": seed}
+    options: dict[str, Any] = {"ordered": False, "distribution": "rdf", "draws": draws, "seed": seed}
     shuffled = _scores(rdf, 1, half, len(rdf) - half, **options)["wf"]
     return bool(stored > np.quantile(shuffled, 0.975))
 
 
-def structure_floor(rdf, extent, *, ordered, distribution="rdf", draws=DRAWS, seed=0):
+def structure_floor(
+    rdf: np.ndarray,
+    extent: Extent,
+    *,
+    ordered: bool,
+    distribution: str = "rdf",
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, np.ndarray | float]:
     """Structure metrics of an independent trajectory, from g(r), or another distribution, of single frames.
 
     Parameters
@@ -84,7 +95,7 @@ def structure_floor(rdf, extent, *, ordered, distribution="rdf", draws=DRAWS, se
     block = min(extent.frames, total // 2)
     sizes = [size for size in dict.fromkeys((total // 2, total // 4, total // 8)) if size]
     fewer = -(-draws // 5)  # for means, which need no tails
-    options = {"ordered": ordered, "distribution": distribution}
+    options: dict[str, Any] = {"ordered": ordered, "distribution": distribution}
     measured = {
         size: _scores(rdf, 1, size, total - size, draws=fewer, seed=seed, **options)
         for size in {block, *sizes}
@@ -94,7 +105,7 @@ def structure_floor(rdf, extent, *, ordered, distribution="rdf", draws=DRAWS, se
     rest = min(total - extent.replicas * scaled, max(1, round(share * extent.reference)))
     options |= {"draws": draws, "seed": seed + 1}
     several = _scores(rdf, extent.replicas, scaled, rest, **options) if rest > 0 else None
-    found = {}
+    found: dict[str, np.ndarray | float] = {}
     for name in averages.STRUCTURE[distribution]:
         means = {size: scores[name].mean() for size, scores in measured.items()}
         power = _power([1 / size + 1 / (total - size) for size in sizes], [means[size] for size in sizes])
@@ -106,12 +117,23 @@ def structure_floor(rdf, extent, *, ordered, distribution="rdf", draws=DRAWS, se
         found |= {f"draws_{name}": means[block] * scale * relative}
         found |= {f"exponent_{name}": power, f"scale_{name}": scale}
     if total >= 2 and distribution == "rdf":
-        power = found["exponent_wf"]
-        found["rdf_spread"] = rdf_spread(rdf, extent, block, power, ordered=ordered, draws=draws, seed=seed)
+        exponent = float(found["exponent_wf"])
+        found["rdf_spread"] = rdf_spread(
+            rdf, extent, block, exponent, ordered=ordered, draws=draws, seed=seed
+        )
     return found
 
 
-def rdf_spread(rdf, extent, block, power, *, ordered, draws=DRAWS, seed=0):
+def rdf_spread(
+    rdf: np.ndarray,
+    extent: Extent,
+    block: int,
+    power: float,
+    *,
+    ordered: bool,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> np.ndarray:
     """Half-width of the 95 % range of g(r) of an independent trajectory about the reference's.
 
     Blocks of the reference are compared with the rest of it. The squares of the differences scale like
@@ -153,12 +175,22 @@ def rdf_spread(rdf, extent, block, power, *, ordered, draws=DRAWS, seed=0):
     return np.quantile(np.abs(apart), 0.95, axis=0) * (wanted[:, None] / had) ** (power / 2)
 
 
-def _order(rng, total, ordered):
+def _order(rng: np.random.Generator, total: int, ordered: bool) -> np.ndarray:
     """Indices of all frames from a random one onwards, cyclically; shuffled if they have no order in time."""
     return np.roll(np.arange(total), -rng.integers(total)) if ordered else rng.permutation(total)
 
 
-def _scores(rdf, replicas, block, rest, *, ordered, distribution, draws, seed):
+def _scores(
+    rdf: np.ndarray,
+    replicas: int,
+    block: int,
+    rest: int,
+    *,
+    ordered: bool,
+    distribution: str,
+    draws: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
     """Mean scores of blocks against a separate rest, ``{metric: (draws,)}``."""
     rng, total = np.random.default_rng(seed), len(rdf)
     compare = averages.STRUCTURE[distribution]
@@ -171,20 +203,20 @@ def _scores(rdf, replicas, block, rest, *, ordered, distribution, draws, seed):
     return dict(zip(compare, rows.T, strict=True))
 
 
-def _level(scores, apart, draws, seed):
+def _level(scores: np.ndarray, apart: int, draws: int, seed: int) -> np.ndarray:
     """Relative scatter, shape (draws,), of a mean score that is determined from only a few blocks."""
     picks = np.random.default_rng(seed).integers(len(scores), size=(draws, max(1, apart)))
     return scores[picks].mean(1) / scores.mean()
 
 
-def _power(lengths, scores):
+def _power(lengths: Sequence[float], scores: Sequence[float]) -> float:
     """Exponent p of scores ~ lengths**p, restricted to between 0 (no scaling) and 1 (no correlation)."""
     if len(scores) < 2 or min(scores) <= 0:
         return 0.0
     return float(np.clip(np.polyfit(np.log(lengths), np.log(scores), 1)[0], 0.0, 1.0))
 
 
-def separation(energies, forces):
+def separation(energies: np.ndarray, forces: np.ndarray) -> int:
     """Number of frames after which a trajectory is uncorrelated with its past.
 
     It is the larger of the autocorrelation time of the energy and the first zero of the autocorrelation of
@@ -203,7 +235,15 @@ def separation(energies, forces):
     return int(min(quarter, max(1, zero, np.ceil(energy) if np.isfinite(energy) else 1)))
 
 
-def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0):
+def violation_floor(
+    energies: np.ndarray,
+    forces: np.ndarray,
+    extent: Extent,
+    *,
+    apart: int | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
     """EV and FV of a trajectory that is independent of the reference.
 
     Parameters
@@ -228,7 +268,7 @@ def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0
     """
     rng, total = np.random.default_rng(seed), len(energies)
 
-    def pairs(count):
+    def pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
         if apart is None:
             first = energy_path(energies, (draws, count), extent.memory, rng)
             return first, (first + rng.integers(1, total, size=first.shape)) % total
@@ -238,7 +278,9 @@ def violation_floor(energies, forces, extent, *, apart=None, draws=DRAWS, seed=0
     return violations(energies, forces, [pairs(count) for count in extent.compared])
 
 
-def energy_path(energies, shape, memory, rng):
+def energy_path(
+    energies: np.ndarray, shape: tuple[int, int], memory: float, rng: np.random.Generator
+) -> np.ndarray:
     r"""Frames of a set without an order in time, drawn such that energies are correlated as in a simulation.
 
     In a nearly isolated system energy only flows between its kinetic and its potential part. For harmonic
@@ -278,7 +320,7 @@ def energy_path(energies, shape, memory, rng):
     return np.argsort(energies)[(ndtr(scores) * len(energies)).astype(int)]
 
 
-def displacement_floor(path, extent, *, draws=DRAWS, seed=0):
+def displacement_floor(path: np.ndarray, extent: Extent, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """RMSD at saturation, that of the reference itself in the last tenth of the rollout's time.
 
     The relative range is that of displacements over a time that fits R + 1 times into the reference.
@@ -301,12 +343,12 @@ def displacement_floor(path, extent, *, draws=DRAWS, seed=0):
     lags = np.arange(max(1, int(np.ceil(0.9 * last))), min(last, total - 1) + 1)
     if not len(lags):
         return np.full(draws, np.nan)
-    mean = np.mean([_displaced(path, lag).mean() for lag in lags])
+    mean = np.mean([_displaced(path, lag).mean() for lag in lags.tolist()])
     short = _displaced(path, max(1, min(last, total // (extent.replicas + 1))))
     starts = np.random.default_rng(seed).integers(len(short), size=(draws, extent.replicas))
     return mean * short[starts].mean(1) / short.mean()
 
 
-def _displaced(path, lag):
+def _displaced(path: np.ndarray, lag: int) -> np.ndarray:
     """Root mean square displacement over a lag from every start, shape (F - lag,), Å."""
     return np.sqrt(np.square(path[lag:] - path[:-lag]).sum(-1).mean(-1))

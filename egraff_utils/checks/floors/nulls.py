@@ -1,11 +1,13 @@
 """What do models without physics score? A frozen frame, an ideal gas, and an Einstein crystal."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
-from ase import units
+from ase import Atoms, units
 from ase.geometry import find_mic
 
 from egraff_utils import metrics, structure
-from egraff_utils.checks.floors.sample import DRAWS, violations
+from egraff_utils.checks.floors.sample import DRAWS, Extent, Sample, violations
 from egraff_utils.md import averages
 
 STAYS = 1 / 3
@@ -15,7 +17,7 @@ GAS_FRAMES = 2000
 """Number of frames of an ideal gas from which its bond lengths and angles are taken."""
 
 
-def frozen(sample, extent, *, draws=DRAWS, seed=0):
+def frozen(sample: Sample, extent: Extent, *, draws: int = DRAWS, seed: int = 0) -> dict[str, np.ndarray]:
     """Scores of a frame that does not move, for starts drawn at random."""
     rng, total = np.random.default_rng(seed), len(sample.energies)
     starts = rng.integers(total, size=(draws, extent.replicas))
@@ -24,7 +26,7 @@ def frozen(sample, extent, *, draws=DRAWS, seed=0):
     scores = [_scores({n: f[t] for n, f in distributions.items()}, reference) for t in range(total)]
     found = {f"draws_{name}": np.array([s[name] for s in scores])[starts].mean(1) for name in scores[0]}
 
-    def pairs(start, count):
+    def pairs(start: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         ahead = np.arange(1, count + 1) if sample.ordered else rng.integers(1, total, size=(draws, count))
         return start[:, None], (start[:, None] + ahead) % total
 
@@ -33,7 +35,9 @@ def frozen(sample, extent, *, draws=DRAWS, seed=0):
     return found | {"draws_rmsd": np.zeros(draws)}
 
 
-def recalled_errors(atoms, kept, asked):
+def recalled_errors(
+    atoms: Sequence[Atoms], kept: Sequence[int] | np.ndarray, asked: Sequence[int] | np.ndarray
+) -> np.ndarray:
     """Force errors of a memory: it answers with the forces of the nearest of the frames that it kept.
 
     Frames are nearest by the mean distance that an atom has moved, by minimum image. What is small here is a
@@ -72,7 +76,7 @@ def recalled_errors(atoms, kept, asked):
     return np.array(errors)
 
 
-def ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
+def ideal_gas(sample: Sample, extent: Extent, *, draws: int = DRAWS, seed: int = 0) -> dict[str, np.ndarray]:
     """Scores of atoms anywhere in the cell, with the mean energy, no forces, and g(r) without noise.
 
     Bond lengths and angles are those of the same pairs and triples of atoms, over ``GAS_FRAMES`` draws.
@@ -92,7 +96,7 @@ def ideal_gas(sample, extent, *, draws=DRAWS, seed=0):
     return found | {"draws_rmsd": np.sqrt(np.square(moved).sum(-1).mean(-1)).mean(-1)}
 
 
-def ideal_gas_rdf(atoms, bins, *, directions=4000):
+def ideal_gas_rdf(atoms: Atoms, bins: int, *, directions: int = 4000) -> np.ndarray:
     r"""g(r) of atoms without interaction, anywhere in the cell, with the normalisation of the package.
 
     It is :math:`(N - 1) / N` in a periodic cell. In a cell that is not periodic, two atoms whose distance
@@ -133,7 +137,17 @@ def ideal_gas_rdf(atoms, bins, *, directions=4000):
     return pairs * room.mean(1)
 
 
-def einstein(sample, extent, atoms, sites, widths, temperature, *, draws=DRAWS, seed=0):
+def einstein(
+    sample: Sample,
+    extent: Extent,
+    atoms: Atoms,
+    sites: np.ndarray,
+    widths: np.ndarray,
+    temperature: float,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
     """Scores of atoms in harmonic wells; ``widths`` (N,) are standard deviations along an axis, Å."""
     rng, size = np.random.default_rng(seed), len(atoms)
     frames = int(np.clip(4_000_000 // size**2, 50, extent.frames))
@@ -155,11 +169,11 @@ def einstein(sample, extent, atoms, sites, widths, temperature, *, draws=DRAWS, 
     return {f"draws_{name}": values for name, values in zip(names, picked.T, strict=True)}
 
 
-def _means(distributions):
+def _means(distributions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: frames.mean(0) for name, frames in distributions.items()}
 
 
-def _scores(found, reference):
+def _scores(found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Metrics of structure of distributions ``{name: (B,)}``, ``{metric: value}``."""
     return {
         metric: compare(found[name], expected)
@@ -168,7 +182,7 @@ def _scores(found, reference):
     }
 
 
-def displacements(frames):
+def displacements(frames: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray] | None:
     """Sites of atoms and the widths of their distributions; None if an atom does not stay at its site.
 
     Frames of a molecule are superposed first (Kabsch 1976). For a periodic system, the motion of the centre
@@ -199,13 +213,13 @@ def displacements(frames):
     return sites, widths
 
 
-def _strayed(positions, sites, atoms):
+def _strayed(positions: np.ndarray, sites: np.ndarray, atoms: Atoms) -> np.ndarray:
     """Displacements from the sites by minimum image, shape (F, N, 3), without their mean over atoms."""
     moved = find_mic((positions - sites).reshape(-1, 3), atoms.cell, atoms.pbc)[0].reshape(positions.shape)
     return moved - moved.mean(1, keepdims=True)
 
 
-def _superposed(positions, onto):
+def _superposed(positions: np.ndarray, onto: np.ndarray) -> np.ndarray:
     """Positions (F, N, 3) after translation and rotation onto one frame (N, 3)."""
     centred = positions - positions.mean(1, keepdims=True)
     target = onto - onto.mean(0)

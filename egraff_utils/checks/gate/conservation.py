@@ -1,18 +1,29 @@
 """Is the total energy conserved without a thermostat? Its slope is measured in runs at constant energy."""
 
-import numpy as np
-from ase import units
+from __future__ import annotations
 
-from egraff_utils.graph import SkinList
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+
+from egraff_utils.graph import AtomicGraph, SkinList
 from egraff_utils.md.calculator import ReplicaCalculator
-from egraff_utils.md.dynamics import Thermostat, simulate
+from egraff_utils.md.dynamics import Thermostat, Trajectory, simulate
 from egraff_utils.md.temperature import degrees_of_freedom
 from egraff_utils.records import Metric
 from egraff_utils.statistics import replica_interval
 from egraff_utils.units import EV_TO_MEV
 
+if TYPE_CHECKING:
+    from egraff_utils.checks.gate import Subject
 
-def nve(starts, calculators, *, timestep, steps):
+
+def nve(
+    starts: Sequence[Atoms], calculators: Callable[[int], Calculator], *, timestep: float, steps: int
+) -> Trajectory:
     """Trajectory of replicas at constant energy (velocity Verlet).
 
     Parameters
@@ -30,13 +41,13 @@ def nve(starts, calculators, *, timestep, steps):
     return simulate(starts, calculators, thermostat=free, steps=steps)
 
 
-def total_energy(trajectory, atoms):
+def total_energy(trajectory: Trajectory, atoms: Atoms) -> np.ndarray:
     """Kinetic plus potential energy along a trajectory, shape ``(R, T)``, eV."""
     freedom = degrees_of_freedom(len(atoms))
     return trajectory.energy + 0.5 * freedom * units.kB * trajectory.temperature
 
 
-def slopes(times, energy):
+def slopes(times: np.ndarray, energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least-squares slope of the energy of each run, and the scatter about it.
 
     Parameters
@@ -63,10 +74,12 @@ def slopes(times, energy):
     return slope, rest.std(1)
 
 
-def drift(subject, starts, *, timestep, steps):
+def drift(
+    subject: Subject, starts: Sequence[Atoms], *, timestep: float, steps: int
+) -> tuple[dict[str, Metric], dict[str, np.ndarray]]:
     """Metrics, by name, and curves of the NVE runs."""
     atoms = starts[0]
-    settings = {"timestep": timestep, "steps": steps}
+    settings: dict[str, Any] = {"timestep": timestep, "steps": steps}
     if subject.replicas is not None:
         parts = [nve(starts, subject.replicas, **settings)]
     else:
@@ -87,7 +100,7 @@ def drift(subject, starts, *, timestep, steps):
     return {metric.name: metric for metric in metrics}, {"time": times, "energy_total": energy}
 
 
-def _crossings(atoms, trajectory, cutoff):
+def _crossings(atoms: Atoms, trajectory: Trajectory, cutoff: float) -> float:
     """Number of times that a pair crossed the cutoff in a run, averaged over runs."""
     total = 0
     for positions in trajectory.positions:
@@ -100,7 +113,7 @@ def _crossings(atoms, trajectory, cutoff):
     return total / 2 / len(trajectory.positions)
 
 
-def _pair_keys(graph, cell):
+def _pair_keys(graph: AtomicGraph, cell: np.ndarray) -> np.ndarray:
     """One integer for each edge: centre, neighbour and image."""
     centre, neighbour = graph.edge_index.numpy()
     key = centre * len(graph.positions) + neighbour

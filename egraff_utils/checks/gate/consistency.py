@@ -1,18 +1,21 @@
 """Are energy and forces of a frame consistent with each other, and equal in all its guises?"""
 
+from collections.abc import Sequence
+
 import ase
 import numpy as np
+from ase.calculators.calculator import Calculator
 
-from egraff_utils.checks.gate.guises import FAR
+from egraff_utils.checks.gate.guises import FAR, Guise
 
 
-def predict(calculator, atoms):
+def predict(calculator: Calculator, atoms: ase.Atoms) -> tuple[float, np.ndarray]:
     """Energy, eV, and forces, shape ``(N, 3)``, eV/Å, of a structure."""
     atoms = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, calculator=calculator)
     return float(atoms.get_potential_energy()), np.array(atoms.get_forces(), dtype=float)
 
 
-def force_scale(calculator, frames):
+def force_scale(calculator: Calculator, frames: Sequence[ase.Atoms]) -> float:
     """Root mean square of a force component over some frames, eV/Å.
 
     Raises
@@ -29,13 +32,15 @@ def force_scale(calculator, frames):
     return scale
 
 
-def not_finite(calculator, frames):
+def not_finite(calculator: Calculator, frames: Sequence[ase.Atoms]) -> int:
     """Number of frames with an energy or a force that is not finite."""
     found = [predict(calculator, atoms) for atoms in frames]
     return sum(not (np.isfinite(energy) and np.isfinite(forces).all()) for energy, forces in found)
 
 
-def gradient_error(calculator, atoms, *, step=1e-4, directions=5, seed=0):
+def gradient_error(
+    calculator: Calculator, atoms: ase.Atoms, *, step: float = 1e-4, directions: int = 5, seed: int = 0
+) -> float:
     r"""Deviation of the forces from minus the gradient, relative to their length; median over directions.
 
     .. math:: \frac{|(E(x + h d) - E(x - h d)) / 2h + F \cdot d|}{|F|}
@@ -56,7 +61,7 @@ def gradient_error(calculator, atoms, *, step=1e-4, directions=5, seed=0):
     return np.median(errors)
 
 
-def deviation(calculator, atoms, guise, scale):
+def deviation(calculator: Calculator, atoms: ase.Atoms, guise: Guise, scale: float) -> float:
     """Largest deviation of forces and energy per copy in another guise, in units of ``scale``, eV/Å."""
     energy, forces = predict(calculator, atoms)
     other, found = predict(calculator, guise.atoms)
@@ -64,7 +69,7 @@ def deviation(calculator, atoms, guise, scale):
     return np.maximum(np.abs(found - guise.forces(forces)).max(), apart) / scale
 
 
-def isolated_error(calculator, atoms, scale):
+def isolated_error(calculator: Calculator, atoms: ase.Atoms, scale: float) -> float:
     """Deviation of two distant atoms of each element from single atoms, in units of ``scale``, eV/Å."""
     numbers = np.repeat(np.unique(atoms.numbers), 2)
     places = FAR * np.arange(len(numbers))[:, None] * [1.0, 0, 0]

@@ -2,15 +2,16 @@
 
 import itertools
 
+import ase
 import numpy as np
 
-from egraff_utils.graph import SkinList
+from egraff_utils.graph import AtomicGraph, SkinList
 
 SAME = 1e-4
 """Largest difference of two vectors of the same edge, Å, which single precision may make."""
 
 
-def edge_errors(atoms, cutoff, graph=None):
+def edge_errors(atoms: ase.Atoms, cutoff: float, graph: AtomicGraph | None = None) -> int:
     """Number of edges that are missing or superfluous, compared with a brute-force list over images.
 
     By default the graph is the one used in rollouts, that of :class:`~egraff_utils.graph.SkinList`.
@@ -24,7 +25,7 @@ def edge_errors(atoms, cutoff, graph=None):
     return len(found ^ expected) + len(centre) - len(found) + wrong
 
 
-def brute_force_edges(atoms, cutoff):
+def brute_force_edges(atoms: ase.Atoms, cutoff: float) -> tuple[np.ndarray, ...]:
     """Centre (E,), neighbour (E,) and vector (E, 3), Å, of all pairs within the cutoff, images included."""
     cell, pbc = np.asarray(atoms.cell), atoms.pbc
     vectors = atoms.positions[None] - atoms.positions[:, None]
@@ -43,7 +44,9 @@ def brute_force_edges(atoms, cutoff):
     return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 
-def _rows(atoms, centre, neighbour, vectors):
+def _rows(
+    atoms: ase.Atoms, centre: np.ndarray, neighbour: np.ndarray, vectors: np.ndarray
+) -> tuple[set[tuple[int, ...]], int]:
     """Edges as a set of (centre, neighbour, image), and how many vectors lead to no image of the neighbour.
 
     Vectors themselves are not compared digit by digit: those of positions with few digits, as many files have

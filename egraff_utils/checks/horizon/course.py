@@ -1,17 +1,25 @@
 """Which path should a model follow? Starts are taken from the reference, along with what comes after them."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from ase import Atoms
 
 from egraff_utils import paths, records, reference
+from egraff_utils.cards import DatasetCard
 from egraff_utils.checks.horizon.following import DYNAMICS, run
 from egraff_utils.checks.horizon.friction import forces_of, friction
 from egraff_utils.md import analysis
 from egraff_utils.md.calculator import ReplicaCalculator
-from egraff_utils.md.dynamics import Newtonian, Trajectory
+from egraff_utils.md.dynamics import Newtonian, Thermostat, Trajectory
+
+if TYPE_CHECKING:
+    from egraff_utils.checks.horizon import HorizonConfig
 
 EXPLAINED = 0.01
 """Largest fraction of the length of the forces that a single friction for all atoms may leave unexplained,
@@ -21,25 +29,27 @@ for the friction to count as measured."""
 class Course(NamedTuple):
     """Starts, and the continuation of the reference under every dynamics, each with its own T frames."""
 
-    starts: list
+    starts: list[Atoms]
     """Starting structures with the momenta of the reference, S ``ase.Atoms``."""
     first: np.ndarray
     """Index of the frame of each start, shape ``(S,)``."""
     interval: float
     """Time between two frames, which is also the timestep of the simulations, fs."""
-    moved: dict
+    moved: dict[str, np.ndarray]
     """Dynamics -> displacement of the reference from the start, shape ``(S, T, N, 3)``, Å."""
-    forces: dict
+    forces: dict[str, np.ndarray]
     """Dynamics -> forces of the reference, shape ``(S, T, N, 3)``, eV/Å."""
     friction: np.ndarray | None = None
     """Friction of the reference at every frame, shape ``(S, T)``, 1/fs; ``None`` if it was not measured."""
 
-    def steps(self, name):
+    def steps(self, name: str) -> int:
         """Number of steps of the simulations under a dynamics, T - 1."""
         return self.forces[name].shape[1] - 1
 
 
-def stored_course(frames, interval, *, starts, steps, short=None):
+def stored_course(
+    frames: Sequence[Atoms], interval: float, *, starts: int, steps: int, short: int | None = None
+) -> Course:
     """:class:`Course` along stored frames, with equally spaced starts that enough frames follow.
 
     Parameters
@@ -70,7 +80,7 @@ def stored_course(frames, interval, *, starts, steps, short=None):
     moved = (path[index] - path[first][:, None]).astype(np.float32)
     forces = forces_of(frames).astype(np.float32)[index]
     return Course(
-        starts=[_start(frames, i, interval) for i in first],
+        starts=[_start(frames, i, interval) for i in first.tolist()],
         first=first,
         interval=interval,
         moved={name: moved[:, :end] for name, end in cut.items()},
@@ -79,10 +89,18 @@ def stored_course(frames, interval, *, starts, steps, short=None):
     )
 
 
-def live_course(card, frames, interval, config, thermostat, steps):
+def live_course(
+    card: DatasetCard,
+    frames: Sequence[Atoms],
+    interval: float,
+    config: HorizonConfig,
+    thermostat: Thermostat,
+    steps: int,
+) -> Course:
     """:class:`Course` simulated by the oracle of the dataset, which is cached for all models."""
-    first = np.linspace(1, len(frames) - 2, config.starts).astype(int)
-    starts = [_start(frames, i, interval) for i in first]
+    count: int = config.starts  # type: ignore[assignment]  # settled
+    first = np.linspace(1, len(frames) - 2, count).astype(int)
+    starts = [_start(frames, i, interval) for i in first.tolist()]
     runs = {}
     for name, dynamics in (("langevin", thermostat), ("nve", Newtonian(interval))):
         what = [asdict(thermostat) if name == "langevin" else interval, steps, first]
@@ -90,17 +108,17 @@ def live_course(card, frames, interval, config, thermostat, steps):
         path = paths.generated() / "trajectories" / f"{card.name}-{name}-{mark}.npz"
         label = f"reference of {card.name}" if config.progress else None
         make = partial(run, starts, partial(_oracles, card), dynamics, steps, label)
-        reference.made_once(path, lambda temporary, make=make: make().save(temporary))
+        reference.made_once(path, lambda temporary, make=make: make().save(temporary))  # type: ignore[misc]
         runs[name] = Trajectory.load(path)
     moved = {name: found.positions - found.positions[:, :1] for name, found in runs.items()}
     return Course(starts, first, interval, moved, {name: found.forces for name, found in runs.items()})
 
 
-def _oracles(card, replicas):
+def _oracles(card: DatasetCard, replicas: int) -> ReplicaCalculator:
     return ReplicaCalculator([reference.calculator(card) for _ in range(replicas)])
 
 
-def _start(frames, index, interval):
+def _start(frames: Sequence[Atoms], index: int, interval: float) -> Atoms:
     atoms = frames[index].copy()
     atoms.set_velocities(reference.velocities(frames, index, interval))
     return atoms

@@ -1,10 +1,20 @@
 """How fast do two trajectories diverge? Horizons, deviations and growth rates, with their intervals."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from egraff_utils import metrics, statistics
 from egraff_utils.checks.horizon.following import DYNAMICS
 from egraff_utils.records import Metric
+
+if TYPE_CHECKING:
+    from egraff_utils.checks.horizon.course import Course
+    from egraff_utils.md.dynamics import Trajectory
 
 THEMSELVES = {"noise": ("langevin", "nve"), "friction": ("driven", "nve"), "control": ("control", "nve")}
 """Name of a comparison of a model with itself -> the two dynamics."""
@@ -13,7 +23,9 @@ TIMES = (20.0, 50.0, 100.0, 200.0)
 """Times at which the deviation is reported, fs."""
 
 
-def measure(course, runs, *, floor):
+def measure(
+    course: Course, runs: Mapping[str, Trajectory], *, floor: float
+) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Metrics and curves of simulations along a reference.
 
     Parameters
@@ -41,7 +53,7 @@ def measure(course, runs, *, floor):
     """
     moved = {name: run.positions - run.positions[:, :1] for name, run in runs.items()}
     forces = {name: run.forces for name, run in runs.items()}
-    pairs = {
+    pairs: dict[str, Sequence[np.ndarray]] = {
         name: (runs[name].forces, course.forces[name], moved[name], course.moved[name])
         for name in course.forces
     }
@@ -62,7 +74,7 @@ def measure(course, runs, *, floor):
     return found, curves
 
 
-def horizon_metrics(name, curves, floor):
+def horizon_metrics(name: str, curves: Mapping[str, np.ndarray], floor: float) -> list[Metric]:
     """Horizon, deviations and growth rate of one dynamics, a list of ``Metric``; see :func:`measure`."""
     fv, deviation = curves[f"fv_{name}"], curves[f"deviation_{name}"]
     t = curves["time"][: fv.shape[1]]
@@ -82,7 +94,7 @@ def horizon_metrics(name, curves, floor):
     return found
 
 
-def violations(forces, forces_reference):
+def violations(forces: np.ndarray, forces_reference: np.ndarray) -> np.ndarray:
     """FV of every start and frame, shape ``(S, T)``; it is one after a simulation has broken.
 
     Parameters
@@ -101,7 +113,7 @@ def violations(forces, forces_reference):
     return np.where(np.isfinite(found), found, 1.0)
 
 
-def horizon_time(time, fv, floor):
+def horizon_time(time: ArrayLike, fv: ArrayLike, floor: float) -> float:
     """Time at which the geometric mean of FV over the starts first reaches half of the floor, fs.
 
     The mean is taken before the crossing is sought, since FV of a single start oscillates with the bonds and
@@ -130,7 +142,9 @@ def horizon_time(time, fv, floor):
     return float(_crossings(time, _log(fv).mean(0)[None], floor)[0])
 
 
-def resamples(time, fv, floor, *, count=1000, seed=0):
+def resamples(
+    time: ArrayLike, fv: np.ndarray, floor: float, *, count: int = 1000, seed: int = 0
+) -> np.ndarray:
     """Horizons of bootstrap resamples of the starts, shape ``(count,)``, fs; infinite where not reached.
 
     Records with the same number of starts share their draws, so that differences between models are paired.
@@ -147,7 +161,7 @@ def resamples(time, fv, floor, *, count=1000, seed=0):
     return _crossings(time, weights @ _log(fv), floor)
 
 
-def _crossings(time, curves, floor):
+def _crossings(time: ArrayLike, curves: np.ndarray, floor: float) -> np.ndarray:
     """Times at which logarithmic curves, shape ``(C, T)``, first cross half the floor, shape ``(C,)``, fs."""
     time, curves = np.asarray(time, dtype=float), np.exp(curves)
     above = curves >= floor / 2
@@ -159,18 +173,18 @@ def _crossings(time, curves, floor):
     return np.where(above.any(1), found, np.inf)
 
 
-def _log(fv):
+def _log(fv: ArrayLike) -> np.ndarray:
     return np.log(np.maximum(np.asarray(fv, dtype=float), 1e-12))
 
 
-def quantiles(values, level=0.95):
+def quantiles(values: np.ndarray | Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Bounds of the central ``level`` of resampled values; infinite values count as the largest."""
     ends = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(values, ends, method="nearest")
     return float(low), float(high)
 
 
-def growth_rate(time, deviation, end):
+def growth_rate(time: ArrayLike, deviation: ArrayLike, end: float) -> float:
     r"""Exponential rate at which two trajectories diverge, 1/ps.
 
     It is the slope of the mean over starts of :math:`\ln d(t)`, by least squares over the second half of the
@@ -205,7 +219,7 @@ def growth_rate(time, deviation, end):
     return float(np.polyfit(time[chosen] / 1000, curve, 1)[0])
 
 
-def _growth(name, time, deviation, end):
+def _growth(name: str, time: np.ndarray, deviation: np.ndarray, end: float) -> Metric:
     sound = np.isfinite(deviation).all(1)
     if not sound.any():
         return Metric(name, None, "1/ps", n=0)
@@ -215,7 +229,7 @@ def _growth(name, time, deviation, end):
     return Metric(name, growth_rate(time, deviation[sound], end), "1/ps", low, high, int(sound.sum()))
 
 
-def _mean(name, values, unit):
+def _mean(name: str, values: np.ndarray, unit: str) -> Metric:
     """Metric whose value is the geometric mean over starts, with its interval."""
     values = np.maximum(np.asarray(values, dtype=float), 1e-12)
     if not len(values):

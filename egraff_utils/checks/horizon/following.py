@@ -1,6 +1,17 @@
 """Where does a model go from the starts of a reference? It is simulated under several dynamics."""
 
-from egraff_utils.md.dynamics import Newtonian, simulate
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+
+from egraff_utils.md.dynamics import Newtonian, Thermostat, Trajectory, simulate
+
+if TYPE_CHECKING:
+    from egraff_utils.checks.horizon.course import Course
 
 DYNAMICS = ("langevin", "nve", "driven")
 """Dynamics of the simulations, of which the last needs the friction of the reference."""
@@ -11,7 +22,13 @@ CONTROL_SHIFT = (0.37, 0.11, 0.23)
 it changes the neighbour list."""
 
 
-def follow(course, make_calculator, *, thermostat, progress=None):
+def follow(
+    course: Course,
+    make_calculator: Callable[..., Calculator],
+    *,
+    thermostat: Thermostat,
+    progress: str | None = None,
+) -> dict[str, Trajectory]:
     """Simulations from the starts under every dynamics of the course, name -> ``Trajectory``.
 
     ``control`` repeats ``nve`` for a few starts with all atoms moved by a constant vector and another skin of
@@ -28,7 +45,7 @@ def follow(course, make_calculator, *, thermostat, progress=None):
     progress
         Label of the progress bars, or ``None`` for no bars.
     """
-    kinds = {
+    kinds: dict[str, Thermostat | Newtonian] = {
         "langevin": thermostat,
         "nve": Newtonian(course.interval),
         "driven": Newtonian(course.interval, friction=course.friction),
@@ -44,7 +61,13 @@ def follow(course, make_calculator, *, thermostat, progress=None):
     return runs | {"control": run(shifted, other, kinds["nve"], course.steps("nve"), progress)}
 
 
-def run(starts, make_calculator, dynamics, steps, progress):
+def run(
+    starts: Sequence[Atoms],
+    make_calculator: Callable[..., Calculator],
+    dynamics: Thermostat | Newtonian,
+    steps: int,
+    progress: str | None,
+) -> Trajectory:
     """``Trajectory`` of replicas under one dynamics, without checkpoints."""
-    options = {"thermostat": dynamics, "steps": steps, "checkpoint_every": steps + 1, "progress": progress}
-    return simulate(starts, make_calculator, **options)
+    options: dict[str, Any] = {"checkpoint_every": steps + 1, "progress": progress}
+    return simulate(starts, make_calculator, thermostat=dynamics, steps=steps, **options)

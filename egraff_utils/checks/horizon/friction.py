@@ -1,12 +1,14 @@
 """Which friction did the thermostat of a reference have? It is determined from consecutive frames alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from ase import units
+from ase import Atoms, units
 
 from egraff_utils.md import analysis
 
 
-def friction(frames, interval):
+def friction(frames: Sequence[Atoms], interval: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     r"""Friction of a Nosé-Hoover thermostat at each frame, determined from the frames.
 
     The friction is one number for all atoms, which is obtained by least squares from
@@ -43,7 +45,7 @@ def friction(frames, interval):
     return zeta * units.fs, _length(rest + zeta[:, None, None] * momenta) / length, _length(rest) / length
 
 
-def check_reference(frames, interval):
+def check_reference(frames: Sequence[Atoms], interval: float) -> dict[str, tuple[float, str]]:
     """Properties of a reference that follow from its frames alone, a dict of (value, unit).
 
     Parameters
@@ -71,7 +73,7 @@ def check_reference(frames, interval):
     a = forces_of(frames)[1:-1] / masses
     braked = a - (zeta / units.fs)[:, None, None] * v
 
-    def error(acceleration):
+    def error(acceleration: np.ndarray) -> float:
         return np.sqrt(np.square(x[1:-1] + h * v + h**2 / 2 * acceleration - x[2:]).sum(-1).mean())
 
     return {
@@ -84,11 +86,11 @@ def check_reference(frames, interval):
     }
 
 
-def forces_of(frames):
+def forces_of(frames: Sequence[Atoms]) -> np.ndarray:
     """Stored forces of frames, shape ``(T, N, 3)``, eV/Å."""
     return np.stack([atoms.get_forces() for atoms in frames])
 
 
-def _length(vectors):
+def _length(vectors: np.ndarray) -> np.ndarray:
     """Norm over atoms and components of every frame, shape ``(T, N, 3)`` -> ``(T,)``."""
     return np.sqrt(np.square(vectors).sum((1, 2)))
