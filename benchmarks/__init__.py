@@ -6,6 +6,7 @@ report/speed shows the results.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from egraff_utils import paths, records
@@ -46,7 +47,7 @@ class Settings:
     """Budget of a training in the benchmark ``accuracy``, s."""
 
     @property
-    def campaign(self):
+    def campaign(self) -> str:
         """Campaign of the records: ``bench`` (``bench_2`` with two threads), ``bench_gpu``, ``bench_quick``.
 
         >>> Settings(threads=2).campaign
@@ -59,12 +60,12 @@ class Settings:
         return "bench" if self.threads == 1 else f"bench_{self.threads}"
 
     @property
-    def on_gpu(self):
+    def on_gpu(self) -> bool:
         """Whether the device is a CUDA device."""
         return self.device.startswith("cuda")
 
     @property
-    def synchronize(self):
+    def synchronize(self) -> Callable[[], None] | None:
         """Function that waits until the device is done, on a GPU; ``None`` on a CPU."""
         if not self.on_gpu:
             return None
@@ -73,7 +74,7 @@ class Settings:
         return torch.cuda.synchronize
 
     @property
-    def clock(self):
+    def clock(self) -> Callable[[], float]:
         """Clock of this process for `compare`: processor time with one thread, else wall time.
 
         Processor time excludes the time of other programs, but with several threads it would count each of
@@ -82,7 +83,7 @@ class Settings:
         alone = self.device == "cpu" and self.threads == 1
         return time.process_time if alone else time.perf_counter
 
-    def share(self, name):
+    def share(self, name: str) -> float:
         """Time that a benchmark may take, s.
 
         >>> Settings(quick=True).share("md")
@@ -92,7 +93,16 @@ class Settings:
         return quick if self.quick else full
 
 
-def measured(settings, kind, dataset, model, parameters, measure, seed=0, **hashes):
+def measured(
+    settings: Settings,
+    kind: str,
+    dataset: str,
+    model: str,
+    parameters: dict,
+    measure: Callable[[], tuple],
+    seed: int = 0,
+    **hashes: str | None,
+) -> records.Record:
     """Record of one cell of a benchmark, which is the stored one or a new one from `measure`.
 
     Parameters
@@ -134,6 +144,6 @@ def measured(settings, kind, dataset, model, parameters, measure, seed=0, **hash
     return record
 
 
-def _reason(error):
+def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())[:300].replace(f"{paths.ROOT}/", "")
     return f"{type(error).__name__}: {text}"

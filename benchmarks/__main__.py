@@ -10,13 +10,14 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 
 from benchmarks import BY_NAME, SHARES, Settings
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run benchmarks and print their records; returns the number of benchmarks that did not finish."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Time ours against the upstream packages."
@@ -44,7 +45,7 @@ def main(arguments=None):
             del os.environ[CACHE]
 
 
-def prepare(settings):
+def prepare(settings: Settings) -> None:
     """Set the threads of this process and its children, and the default dtype, which some packages change."""
     for name in ("OMP", "MKL", "OPENBLAS"):
         os.environ[f"{name}_NUM_THREADS"] = str(settings.threads)
@@ -54,7 +55,7 @@ def prepare(settings):
     torch.set_default_dtype(torch.float32)
 
 
-def _run(name, settings):
+def _run(name: str, settings: Settings) -> bool:
     """Run a benchmark; returns whether it finished."""
     began = time.perf_counter()
     try:

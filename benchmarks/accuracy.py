@@ -9,17 +9,20 @@ validations, and the error in these validations, of averaged weights if the prog
 
 import importlib
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from benchmarks.commands import UPSTREAM
 from benchmarks.compare import same
-from benchmarks.programs import Plan, Program, own_folders
+from benchmarks.programs import Main, Plan, Program, Report, own_folders
 from benchmarks.step import NO_END
 from benchmarks.training import ROUNDING
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 from egraff_utils.units import EV_TO_MEV
 
 TITLE = "Time to accuracy: seconds until the validation error of the forces is reached"
@@ -35,8 +38,13 @@ LACKING = {"torchmd_net": {"optimizer": "adamw", "amsgrad": False, "ema_decay": 
 METRICS = {"torchmd_net": "val_neg_dy_l1_loss", "nequip": "val0_epoch/forces_mae"}
 """Model -> name of the validation error of the forces, eV/Å, among the metrics of its command."""
 
+Enough = Callable[[list[tuple[float, float]]], bool]
+"""Whether points of seconds and error are enough."""
+Curve = tuple[np.ndarray, np.ndarray, float]
+"""Seconds and errors of a program's validations, and the time of its compilation, s."""
 
-def run(settings):
+
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_accuracy``, one per model and dataset; only on one thread of a CPU.
 
     Metrics, s, null if the budget ended before: ``ours_50``, ``theirs_50`` and so on, for :data:`TARGETS`,
@@ -52,12 +60,10 @@ def run(settings):
             theirs = training(model) if model in UPSTREAM else None
             parameters = {"preset": PRESET, "budget": settings.budget, "theirs": theirs}
             cell = model, dataset, settings, theirs
-            yield measured(
-                settings, "bench_accuracy", dataset, model, parameters, lambda c=cell: _measure(*c)
-            )
+            yield measured(settings, "bench_accuracy", dataset, model, parameters, partial(_measure, *cell))
 
 
-def training(model, preset=PRESET):
+def training(model: str, preset: str = PRESET) -> dict[str, Any]:
     """Training hyperparameters of a package's command that replace those of the preset.
 
     Raises
@@ -87,7 +93,9 @@ def _measure(model, dataset, settings, theirs, preset=PRESET):
     return metrics, curves
 
 
-def follow_all(sides, enough, *cell, budget, **options):
+def follow_all(
+    sides: Mapping[str, tuple[Main, dict]], enough: Enough, *cell: Any, budget: float | None, **options: Any
+) -> dict[str, Curve]:
     """Learning curves of several programs, one after the other, as of :func:`follow`.
 
     Parameters
@@ -104,14 +112,15 @@ def follow_all(sides, enough, *cell, budget, **options):
     curves = {}
     for side, (main, changed) in sides.items():
         with tempfile.TemporaryDirectory() as folder:
-            plan = Plan(Path(folder), *cell, changed, **options)
+            model, dataset, settings = cell
+            plan = Plan(Path(folder), model, dataset, settings, changed, **options)
             plan.budget = budget
             with Program(plan, main) as program:
                 curves[side] = follow(program, plan, enough)
     return curves
 
 
-def reached(seconds, errors, target):
+def reached(seconds: np.ndarray, errors: np.ndarray, target: float) -> float | None:
     """Time of the first error that is not above a target, s; ``None`` if there is none.
 
     >>> reached(np.array([1.0, 2.0, 3.0]), np.array([60.0, 50.0, 55.0]), 50)
@@ -121,7 +130,7 @@ def reached(seconds, errors, target):
     return float(seconds[met[0]]) if len(met) else None
 
 
-def until(seconds):
+def until(seconds: float) -> Enough:
     """Whether the last of some validations was after that time, a function of the points so far.
 
     >>> until(20)([(10, 300.0)]), until(20)([(10, 300.0), (21, 200.0)])
@@ -130,7 +139,7 @@ def until(seconds):
     return lambda points: points[-1][0] >= seconds
 
 
-def follow(program, plan, enough):
+def follow(program: Program, plan: Plan, enough: Enough) -> Curve:
     """Learning curve of a program, which is ended when it has enough validations.
 
     Parameters
@@ -148,7 +157,8 @@ def follow(program, plan, enough):
     compilation : float
         Processor time of the compilation, which precedes the first epoch, s.
     """
-    points, begun, compilation = [], None, 0.0
+    points: list[tuple[float, float]] = []
+    begun, compilation = None, 0.0
     while not points or not enough(points):
         match program.receive():
             case None:  # the program waits after its first step
@@ -168,7 +178,7 @@ def follow(program, plan, enough):
 # -- programs that say how far they are -------------------------------------------------------------------
 
 
-def learn(plan, report):
+def learn(plan: Plan, report: Report) -> None:
     """Our program, ``fit`` over the budget."""
     from egraff_utils import train
 
@@ -181,7 +191,7 @@ def learn(plan, report):
     report("end")
 
 
-def learn_upstream(plan, report):
+def learn_upstream(plan: Plan, report: Report) -> None:
     """The command of the model's package."""
     command = UPSTREAM[plan.model]
     if command is UPSTREAM["mace"]:
@@ -193,7 +203,7 @@ def learn_upstream(plan, report):
     report("end")
 
 
-def _watch_lightning(report, error, compilation=lambda trainer: 0.0):
+def _watch_lightning(report: Report, error, compilation=lambda trainer: 0.0):
     """Make a program that trains with Lightning report its first epoch and its validations."""
     from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
     from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -202,7 +212,7 @@ def _watch_lightning(report, error, compilation=lambda trainer: 0.0):
     _after(_EvaluationLoop, "run", lambda loop: report(("error", error(loop.trainer))))
 
 
-def _watch_mace(report):
+def _watch_mace(report: Report):
     """Make ``mace_run_train`` report its first epoch and its validations."""
     loop = importlib.import_module("mace.tools.train")
     _before_first(loop, "train_one_epoch", lambda **_: report(("begin", 0.0)))

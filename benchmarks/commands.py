@@ -7,14 +7,17 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
 import yaml
 from ase.data import chemical_symbols
 
+from benchmarks.programs import Plan, Report
 
-def mace(plan, report):
+
+def mace(plan: Plan, report: Report) -> None:
     """Run ``mace_run_train``."""
     from mace.cli.run_train import main
 
@@ -73,12 +76,12 @@ def mace(plan, report):
     main()
 
 
-def nequip_compiled(plan, report):
+def nequip_compiled(plan: Plan, report: Report) -> None:
     """Run ``nequip-train`` with the compilation of its package."""
     nequip(plan, report, compile_mode="compile")
 
 
-def nequip(plan, report, **options):
+def nequip(plan: Plan, report: Report, **options: Any) -> None:
     """Run ``nequip-train``; ``options`` are further options of its model, such as ``compile_mode``."""
     from nequip.scripts.train import main
 
@@ -143,7 +146,7 @@ def nequip(plan, report, **options):
     main()
 
 
-def _nequip_model(plan, names):
+def _nequip_model(plan: Plan, names):
     """Model in nequip's configuration, with the keywords of ours under their names there."""
     network = plan.network
     energies = {name: plan.energies[z] for name, z in zip(names, plan.elements, strict=True)}
@@ -187,13 +190,14 @@ def _nequip_model(plan, names):
     return shared | same_names | own
 
 
-def torchmd(plan, report):
+def torchmd(plan: Plan, report: Report) -> None:
     """Run ``torchmd-train``."""
     from torchmdnet.scripts.train import main
 
     network, hyper = plan.network, plan.hyper
-    splits = [ase.io.read(f"{plan.folder}/{split}.xyz", ":") for split in ("train", "val")]
-    frames, first = sum(splits, []), len(splits[0])
+    parts: Any = [ase.io.read(f"{plan.folder}/{split}.xyz", ":") for split in ("train", "val")]
+    frames: list[ase.Atoms] = sum(parts, [])
+    first = len(parts[0])
     shift = [sum(plan.energies[z] for z in atoms.numbers) for atoms in frames]
     energies = [atoms.get_potential_energy() for atoms in frames] - np.array(shift)
     arrays = {
@@ -206,7 +210,7 @@ def torchmd(plan, report):
         np.save(f"{plan.folder}/{name}.npy", array)
     everything, nothing = np.arange(len(frames)), np.arange(0)
     splits = {"idx_train": everything[:first], "idx_val": everything[first:], "idx_test": nothing}
-    np.savez(f"{plan.folder}/splits.npz", **splits)
+    np.savez(f"{plan.folder}/splits.npz", **splits)  # type: ignore[arg-type]  # arrays, by name
     share = len(frames[0]) ** -2 if hyper["energy_per_atom"] else 1  # factor of the squared energy error
     arguments = {
         **{f"{name}-files": f"{plan.folder}/{name}.npy" for name in arrays},
@@ -255,7 +259,7 @@ def torchmd(plan, report):
     main()
 
 
-def _start_from(plan, report, place, find, read):
+def _start_from(plan: Plan, report: Report, place, find, read):
     """Load our initial weights into the model of a package, and report its forces on the first batch.
 
     Parameters
@@ -288,7 +292,7 @@ def _start_from(plan, report, place, find, read):
         model.register_forward_hook(once)
         return made
 
-    done = []
+    done: list[bool] = []
 
     def once(model, arguments, output):
         if not done:

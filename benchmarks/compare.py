@@ -1,9 +1,11 @@
 """Which of two ways to do the same work is faster, and by what factor?"""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from egraff_utils.records import Metric
 
@@ -31,7 +33,7 @@ class Comparison(NamedTuple):
     """Times of their calls, shape ``(P,)``, s; calls with the same index were made one after the other."""
 
     @classmethod
-    def of(cls, times_ours, times_theirs):
+    def of(cls, times_ours: ArrayLike, times_theirs: ArrayLike) -> "Comparison":
         """Comparison of two lists of times, shape ``(P,)``, s.
 
         >>> Comparison.of([1.0, 1.0, 2.0], [2.0, 3.0, 8.0]).ratio
@@ -40,10 +42,10 @@ class Comparison(NamedTuple):
         ours, theirs = np.asarray(times_ours, dtype=float), np.asarray(times_theirs, dtype=float)
         ratios = theirs / ours
         low, high = np.percentile(ratios, RANGE)
-        middle = (float(np.median(values)) for values in (ours, theirs))
-        return cls(float(np.median(ratios)), float(low), float(high), *middle, len(ratios), ours, theirs)
+        ratio, mine, other = (float(np.median(values)) for values in (ratios, ours, theirs))
+        return cls(ratio, float(low), float(high), mine, other, len(ratios), ours, theirs)
 
-    def metrics(self, name="", *, unit_per_call=1.0, unit="1/s"):
+    def metrics(self, name: str | int = "", *, unit_per_call: float = 1.0, unit: str = "1/s") -> list[Metric]:
         """Metrics ``ratio_<name>``, and throughputs ``ours_<name>`` and ``theirs_<name>``.
 
         Parameters
@@ -66,24 +68,24 @@ class Comparison(NamedTuple):
         sides = (("ours", self.times_ours), ("theirs", self.times_theirs))
         return [ratio, *(_throughput(f"{side}{tail}", unit_per_call / times, unit) for side, times in sides)]
 
-    def curves(self, name=""):
+    def curves(self, name: str | int = "") -> dict[str, np.ndarray]:
         """All times by name, ``times_ours_<name>`` and ``times_theirs_<name>``, shape ``(P,)``, s."""
         tail = f"_{name}" if name else ""
         return {f"times_ours{tail}": self.times_ours, f"times_theirs{tail}": self.times_theirs}
 
 
 def compare(
-    ours,
-    theirs,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
     *,
-    seconds=20.0,
-    least=5,
-    most=50,
-    warm_up=2,
-    rest=0.0,
-    synchronize=None,
-    clock=time.perf_counter,
-):
+    seconds: float = 20.0,
+    least: int = 5,
+    most: int = 50,
+    warm_up: int = 2,
+    rest: float = 0.0,
+    synchronize: Callable[[], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Comparison:
     """Comparison of two callables that do the same amount of work, interleaved in one process.
 
     After `warm_up` calls of each they run in pairs, ours first and theirs first alternately, until `seconds`
@@ -122,7 +124,7 @@ def compare(
         raise ValueError(f"{least=} and {most=}: pairs must be at least one, and least no more than most")
     for call in (*[ours] * warm_up, *[theirs] * warm_up):
         call()
-    times = {"ours": [], "theirs": []}
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
     order, begun = [("ours", ours), ("theirs", theirs)], clock()
     while (pairs := len(times["ours"])) < least or (pairs < most and clock() - begun < seconds):
         for side, call in order:
@@ -132,7 +134,7 @@ def compare(
     return Comparison.of(times["ours"], times["theirs"])
 
 
-def same(ours, theirs, relative=1e-5):
+def same(ours: ArrayLike, theirs: ArrayLike, relative: float = 1e-5) -> float:
     r"""Largest difference of two results that must agree, relative to the largest value of the second.
 
     .. math:: \max|a - b| \,/\, \max|b|

@@ -7,13 +7,16 @@ Everything else is as in `benchmarks.md`.
 
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from benchmarks import md, measured
+from benchmarks import Settings, md, measured
 from benchmarks.elsewhere import Elsewhere
 from benchmarks.upstream import compiled_calculators
 from egraff_utils.config import Key
+from egraff_utils.records import Metric, Record
 
 TITLE = "Molecular dynamics beside NequIP and Allegro compiled by their package"
 CELLS = (("ethanol", "nequip"), ("ethanol", "allegro"), ("lips", "nequip"), ("lips", "allegro"))
@@ -22,7 +25,7 @@ STEPS = 1000
 """Number of steps of a rollout, as in this book."""
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_compiled``, one per system and model; none in a quick run or on a GPU.
 
     The metrics are those of `benchmarks.md` and, in wall time, ``compile_time`` (s); ``rollout_ratio``, the
@@ -57,11 +60,9 @@ def _cell(settings, theirs, folder, system, model):
     return measured(settings, "bench_compiled", system, model, parameters, measure, weights=digest)
 
 
-def costs(metrics, seconds):
+def costs(metrics: Sequence[Metric], seconds: float) -> list[Metric]:
     """Metrics of a compilation that took ``seconds``, from those of the dynamics."""
-    from egraff_utils.records import Metric
-
-    value = {metric.name: metric.value for metric in metrics}
+    value: dict[str, Any] = {metric.name: metric.value for metric in metrics}
     many = REPLICAS[-1]
     ours, theirs = (many * STEPS / value[f"{side}_{many}"] for side in ("ours", "theirs"))
     ratio = (seconds + theirs) / (value[f"start_ours_{many}"] + ours)
@@ -84,7 +85,7 @@ def _compiled(library, preset, system, model):
 class Compiled(md.Theirs):
     """One replica after another, with a compiled network."""
 
-    def __init__(self, library, scene, device):
+    def __init__(self, library: Path, scene: md.Scene, device: str) -> None:
         self.library = library
         super().__init__(scene, device)
 

@@ -7,10 +7,13 @@ thermostat, which is the mean over the whole ensemble.
 
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from egraff_utils.md.rollout import RolloutConfig, roll_out
+from egraff_utils.records import Metric, Record
 
 TITLE = "Coverage: the same perfect model from the same starts, with other noise"
 LENGTHS = {"ethanol_xtb": 400, "copper_emt": 100}
@@ -19,7 +22,7 @@ REPETITIONS = 20
 KEPT = ("temperature", "wf", "jsd", "ev_root", "fv", "rmsd")
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_coverage``, one per dataset and repetition, which is the seed.
 
     Metrics: those in :data:`KEPT` of a rollout of five replicas, with their intervals.
@@ -31,13 +34,13 @@ def run(settings):
             parameters = {"replicas": 5, "steps": steps}
             cell = dataset, parameters, seed
             yield measured(
-                settings, "bench_coverage", dataset, "reference", parameters, lambda c=cell: measure(*c), seed
+                settings, "bench_coverage", dataset, "reference", parameters, partial(measure, *cell), seed
             )
 
 
-def measure(dataset, lengths, seed):
+def measure(dataset: str, lengths: Mapping[str, int], seed: int) -> tuple[list[Metric], dict]:
     """Metrics of one repetition, a list, and no curves; the rollout itself is not kept."""
-    config = RolloutConfig("reference", dataset, seed=seed, progress=False, **lengths)
+    config = RolloutConfig("reference", dataset, seed=seed, progress=False, **lengths)  # type: ignore[arg-type]
     with _elsewhere():
         record = roll_out(config)
     return [metric for metric in record.metrics if metric.name in KEPT], {}

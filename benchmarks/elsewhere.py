@@ -3,6 +3,10 @@
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import Settings
 
 
 class Elsewhere:
@@ -18,13 +22,13 @@ class Elsewhere:
         :class:`~benchmarks.Settings`.
     """
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.process = self.pipe = None
         self.seconds = 0.0
         """Time of all calls of :meth:`run` by the clock of that process, s."""
 
-    def make(self, maker, *arguments):
+    def make(self, maker: Callable[..., tuple], *arguments: Any) -> Any:
         """Answer of ``maker(*arguments)``, which returns an object, kept in the process, and an answer.
 
         Raises
@@ -34,16 +38,16 @@ class Elsewhere:
         """
         return self._ask("make", maker, *arguments)
 
-    def run(self, *arguments):
+    def run(self, *arguments: Any) -> None:
         """Call ``run`` of the object that was made last."""
         self.seconds += self._ask("run", *arguments)
 
-    def clock(self):
+    def clock(self) -> float:
         """Clock for `compare`, the total time of both processes, of which only one works at a time, s."""
         here = self.settings.clock()
         return here + self.seconds if self.settings.clock is time.process_time else here
 
-    def stop(self):
+    def stop(self) -> None:
         """End the process."""
         if self.process is not None:
             self.pipe.send(None)

@@ -5,13 +5,16 @@ the card), plateau scheduler and average of weights; the orders of their batches
 these is what the trainers add.
 """
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from benchmarks.accuracy import follow_all, learn, learn_upstream, training
 from benchmarks.commands import UPSTREAM
 from benchmarks.programs import PRESET
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 
 TITLE = "Equal epochs: validation errors of ours and the packages' commands"
 DATASET = "ethanol"
@@ -19,7 +22,7 @@ EPOCHS = 15
 SEEDS = (0, 1, 2)
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_equal``, one per model and seed; only on one thread of a CPU.
 
     Metrics: ``ours`` and ``theirs``, least validation error of the forces, meV/Å, and ``ratio``, ours over
@@ -33,7 +36,7 @@ def run(settings):
             parameters = {"preset": PRESET, "epochs": EPOCHS, "training": changed}
             cell = model, changed, seed, settings
             yield measured(
-                settings, "bench_equal", DATASET, model, parameters, lambda c=cell: _measure(*c), seed=seed
+                settings, "bench_equal", DATASET, model, parameters, partial(_measure, *cell), seed=seed
             )
 
 

@@ -7,14 +7,15 @@ time that it could take on its own; the ratio of this time to that of a step sho
 """
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from egraff_utils.config import Key
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 
 TITLE = "The limit: operations and bytes of an MD step over the rates of the machine"
 MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
@@ -27,7 +28,7 @@ LENGTH = 2**26  # float32 numbers that are copied, 268 MB
 OPERATORS = 1000  # additions of a single number
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_limit`` (preset small) and ``bench_limit_paper``, by system and model.
 
     Metrics: ``flop_per_step`` (of matrix products), ``bytes_per_step``, ``operators_per_step``; the rates
@@ -45,7 +46,7 @@ def run(settings):
             yield _cell(settings, preset, system, model, rates)
 
 
-def machine_rates(settings):
+def machine_rates(settings: Settings) -> dict[str, Metric]:
     """Best rates of float32 matrix products (flop/s), copies (B/s) and the smallest operators (1/s)."""
     import torch
 
@@ -76,11 +77,11 @@ class Operations:
     dispatched as a whole in inference mode, are counted by their parts.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.flop = self.bytes = self.operators = 0
 
     @contextmanager
-    def counted(self):
+    def counted(self) -> Iterator["Operations"]:
         """Context in which everything is counted."""
         from torch.utils._python_dispatch import TorchDispatchMode
 

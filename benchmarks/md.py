@@ -8,14 +8,21 @@ temperature diverges restarts.
 """
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from ase import Atoms
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from benchmarks.compare import compare, same
 from benchmarks.elsewhere import Elsewhere
 from egraff_utils.config import Key
+from egraff_utils.records import Metric, Record
+
+if TYPE_CHECKING:  # which loads torch
+    from egraff_utils.models import ForceField
 
 TITLE = "Molecular dynamics: replica-steps per second beside the upstream ASE calculators"
 MODELS = ("nequip", "allegro", "botnet", "mace", "equiformer", "torchmd_net")
@@ -43,7 +50,7 @@ REST = 0.02  # s before a call, as threads of the other side spin for about 8 ms
 FIRST_STEPS = 2  # steps in which code is compiled and lists are built
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_md`` (preset small) and ``bench_md_paper``, one per system and model.
 
     Metrics for every number R of replicas: ``ratio_R``, ``ours_R``, ``theirs_R`` (replica-steps/s) and
@@ -64,14 +71,14 @@ def run(settings):
         theirs.stop()
 
 
-def _cell(settings, theirs, preset, system, model, replicas):
+def _cell(settings, theirs, preset: str, system: str, model: str, replicas):
     from egraff_utils import weights
 
     trained = preset == "small"
     kind = "bench_md" if trained else f"bench_md_{preset}"
     parameters = {"preset": preset, "replicas": list(replicas), "weights": CAMPAIGN if trained else "fresh"}
     run = Key("training", CAMPAIGN, system, model)
-    hashes = {"weights": weights.digest(run)} if trained else {}
+    hashes: dict[str, Any] = {"weights": weights.digest(run)} if trained else {}
 
     def measure():
         return compared(settings, theirs, Theirs, replicas, preset, system, model)
@@ -79,7 +86,13 @@ def _cell(settings, theirs, preset, system, model, replicas):
     return measured(settings, kind, system, model, parameters, measure, **hashes)
 
 
-def compared(settings, theirs, their_side, replicas, *cell):
+def compared(
+    settings: Settings,
+    theirs: Elsewhere,
+    their_side: Callable[..., "Theirs"],
+    replicas: Sequence[int],
+    *cell: str,
+) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Metrics and curves of a cell, which is given by preset, system and model.
 
     Parameters
@@ -93,17 +106,17 @@ def compared(settings, theirs, their_side, replicas, *cell):
     replicas
         Numbers of replicas.
     """
-    from egraff_utils.records import Metric
-
-    metrics, curves, differences = [], {}, []
+    metrics: list[Metric] = []
+    curves: dict[str, np.ndarray] = {}
+    differences = []
     for count in replicas:
-        ours, here = _begun(Ours, *cell, count, settings)
+        ours, here = _begun(Ours, *cell, count, settings)  # type: ignore[arg-type, call-arg]
         there = theirs.make(_begun, their_side, *cell, count, settings)
         differences.append(same(here.forces, there.forces, DIFFERENCE[cell[0]]))
         steps = int(np.clip(CALL_SECONDS / max(here.step, there.step), 1, MOST_STEPS))
         found = compare(
-            lambda side=ours, n=steps: side.run(n),
-            lambda n=steps: theirs.run(n),
+            partial(ours.run, steps),
+            partial(theirs.run, steps),
             seconds=BRIEF if settings.quick or settings.on_gpu else SECONDS,
             least=3,
             most=30,
@@ -131,7 +144,7 @@ class Beginning(NamedTuple):
     """Time of the next step, s."""
 
 
-def _begun(side, preset, system, model, count, settings):
+def _begun(side, preset: str, system: str, model: str, count: int, settings):
     """A side after its first steps, and its :class:`Beginning`."""
     scene = Scene.of(preset, system, model, count)
     times = [settings.clock()]
@@ -147,12 +160,14 @@ def _begun(side, preset, system, model, count, settings):
 class Scene:
     """System that both sides simulate, a force field and R replicas with momenta."""
 
-    def __init__(self, force_field, starts, *, temperature, timestep):
+    def __init__(
+        self, force_field: "ForceField", starts: Sequence[Atoms], *, temperature: float, timestep: float
+    ) -> None:
         self.force_field, self.starts = force_field, starts
         self.temperature, self.timestep = temperature, timestep
 
     @classmethod
-    def of(cls, preset, system, model, count):
+    def of(cls, preset: str, system: str, model: str, count: int) -> "Scene":
         """Scene with test frames, and with trained weights for the preset small, new ones for others."""
         from egraff_utils import cards, weights
         from egraff_utils.md import rollout
@@ -161,18 +176,18 @@ class Scene:
         temperature, timestep = card.conditions("test")
         frames = rollout.reference_of(card)
         if preset == "small":
-            force_field = weights.load(Key("training", CAMPAIGN, card.name, model))
+            force_field: Any = weights.load(Key("training", CAMPAIGN, card.name, model))
         else:
             force_field, temperature = _fresh(model, preset, frames[0]), COLD["temperature"]
         starts = [_start(frames[i * len(frames) // count], temperature, i) for i in range(count)]
         return cls(force_field, starts, temperature=temperature, timestep=timestep)
 
-    def thermostat(self):
+    def thermostat(self) -> dict[str, Any]:
         """Arguments of a Langevin integrator that both sides share."""
         return {"temperature_K": self.temperature, "friction": 5e-3}
 
 
-def _fresh(model, preset, atoms):
+def _fresh(model: str, preset: str, atoms):
     import torch
 
     from egraff_utils import models
@@ -200,7 +215,7 @@ def _start(frame, temperature, seed):
 class Ours:
     """All replicas in one batch."""
 
-    def __init__(self, scene, device):
+    def __init__(self, scene: Scene, device: str) -> None:
         from ase import units
 
         from egraff_utils.md.calculator import ForceFieldCalculator, join_replicas
@@ -214,7 +229,7 @@ class Ours:
         options = scene.thermostat() | {"rng": Noise(0, range(count)), "replicas": count}
         self.integrator = ReplicaLangevin(self.atoms, scene.timestep * units.fs, **options)
 
-    def run(self, steps):
+    def run(self, steps: int) -> None:
         """Run a number of steps of all replicas."""
         _begin_again(self.atoms, self.start, self.limit)
         self.integrator.run(steps)
@@ -223,7 +238,7 @@ class Ours:
 class Theirs:
     """One replica after another."""
 
-    def __init__(self, scene, device):
+    def __init__(self, scene: Scene, device: str) -> None:
         from ase import units
         from ase.md.langevin import Langevin
 
@@ -244,7 +259,7 @@ class Theirs:
 
         return calculators(scene.force_field, len(scene.starts), device=device)
 
-    def run(self, steps):
+    def run(self, steps: int) -> None:
         """Run a number of steps of every replica."""
         for atoms, start, integrator in zip(self.replicas, self.starts, self.integrators, strict=True):
             _begin_again(atoms, start, self.limit)

@@ -9,13 +9,20 @@ of the fastest model.
 
 import itertools
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from ase import Atoms
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from benchmarks.compare import compare, same
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
+
+if TYPE_CHECKING:  # which load torch
+    from egraff_utils.md.dynamics import Trajectory
+    from egraff_utils.md.rollout import Scene
 
 TITLE = "Metrics: radial distributions beside ASE's, and all metrics of a rollout beside its steps"
 SYSTEMS = ("lips", "gete", "ethanol")
@@ -28,7 +35,7 @@ REPLICAS, STEPS = 5, 1000
 TIMED_STEPS = 9  # steps, of which the first third is warm-up
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_metrics``, model ``reference``, one per system.
 
     Metrics: ``ratio_rdf``, ``ours_rdf``, ``theirs_rdf`` (frames/s) and ``rdf_difference`` (relative to the
@@ -101,7 +108,7 @@ def _range(atoms):
     return r_max
 
 
-def ase_distribution(frames, r_max):
+def ase_distribution(frames: Sequence[Atoms], r_max: float) -> np.ndarray:
     """Mean over frames of ``Analysis.get_rdf``, shape ``(B,)``."""
     from ase.geometry.analysis import Analysis
 
@@ -162,7 +169,7 @@ def _metrics_time(config, card, scene, clock):
     return clock() - begun
 
 
-def walk(scene, frames):
+def walk(scene: "Scene", frames: int) -> "Trajectory":
     """A :class:`~egraff_utils.md.dynamics.Trajectory` like that of a stable rollout, of reference frames.
 
     Parameters

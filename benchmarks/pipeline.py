@@ -11,16 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from benchmarks.compare import RANGE
 from egraff_utils import campaign as campaigns
 from egraff_utils import paths
 from egraff_utils.config import Key
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 
 TITLE = "Pipeline: what a run of a campaign, the import, the book and the demo cost"
 CAMPAIGN, SYSTEM, MODEL = "demo", "ethanol_xtb", "mace"
@@ -37,7 +38,7 @@ LIGHT = (
 """Modules that must not import torch."""
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_pipeline``, model ``-``, of datasets ``ethanol_xtb``, ``-`` and ``demo``.
 
     Metrics of ``ethanol_xtb``, for every kind of run: ``overhead_per_run``, ``run_time``, ``call_time`` (s).
@@ -80,7 +81,7 @@ def _import_time(module):
     return float(_python("-c", code))
 
 
-def imports_torch():
+def imports_torch() -> bool:
     """Whether one of the modules in :data:`LIGHT` imports torch."""
     names = " ".join(f"egraff_utils.{name}," for name in LIGHT.split())
     return _python("-c", f"import sys, {names[:-1]}; print('torch' in sys.modules)").strip() == "True"
@@ -139,7 +140,7 @@ def _call_time(kind, environment):
     return _timed([sys.executable, "-c", code], environment)
 
 
-def call(kind):
+def call(kind: str) -> Record:
     """Call the functions that a notebook of a kind calls, with the parameters of the campaign."""
     settings = campaigns.load(CAMPAIGN)
     if kind == "dataset":

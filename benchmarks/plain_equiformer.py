@@ -7,9 +7,10 @@ e3nn.
 
 import torch
 from e3nn import o3
-from torch import nn
+from torch import Tensor, nn
 
-from egraff_utils.models.equiformer import AVERAGE_ATOMS, blocks, products
+from egraff_utils.graph import AtomicGraph
+from egraff_utils.models.equiformer import AVERAGE_ATOMS, Equiformer, blocks, products
 
 
 class PlainEquiformer(nn.Module):
@@ -19,7 +20,7 @@ class PlainEquiformer(nn.Module):
     energies of atoms, shape ``(N,)``.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: Equiformer) -> None:
         super().__init__()
         self.parity, self.smooth_cutoff = network.frames.parity, network.smooth_cutoff
         self.largest, self.basis = network.frames.largest, network.basis
@@ -31,7 +32,7 @@ class PlainEquiformer(nn.Module):
         self.head = nn.ModuleList([_linear(layer, self.parity) for layer in network.head])
         self.activation = network.activation
 
-    def forward(self, graph, vectors):
+    def forward(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         """Energy of each atom, shape ``(N,)``, dimensionless, from edge vectors ``(E, 3)``, Å."""
         distances = vectors.norm(dim=1)
         geometry = (
@@ -84,7 +85,7 @@ def _product(channels, paths, parity):
 
 
 class _DegreeEmbedding(nn.Module):
-    def __init__(self, embedding, parity):
+    def __init__(self, embedding, parity) -> None:
         super().__init__()
         width, degrees = embedding.channels[0], range(len(embedding.channels))
         self.constant, self.radial, self.factor = embedding.constant, embedding.radial, embedding.factor
@@ -106,7 +107,7 @@ class _DegreeEmbedding(nn.Module):
 
 
 class _LayerNorm(nn.Module):
-    def __init__(self, norm, irreps):
+    def __init__(self, norm, irreps) -> None:
         super().__init__()
         self.norm, self.irreps = norm, irreps
 
@@ -117,7 +118,7 @@ class _LayerNorm(nn.Module):
 
 
 class _Gate(nn.Module):
-    def __init__(self, gate, parity):
+    def __init__(self, gate, parity) -> None:
         super().__init__()
         self.scalar, self.gate = gate.scalar, gate.gate
         others = _irreps(gate.sizes, parity)[1:]
@@ -132,7 +133,7 @@ class _Gate(nn.Module):
 class _Attention(nn.Module):
     weights = blocks.Attention.weights
 
-    def __init__(self, attention, parity):
+    def __init__(self, attention, parity) -> None:
         super().__init__()
         channels = attention.gate.sizes
         paths = products.tensor_product_paths(len(channels) - 1, parity=parity)
@@ -171,7 +172,7 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, block, parity):
+    def __init__(self, block, parity) -> None:
         super().__init__()
         irreps = _irreps([len(w) for w in block.attention.from_centre.weights], parity)
         self.attention_norm = _LayerNorm(block.attention_norm, irreps)

@@ -6,14 +6,15 @@ in the upstream packages.
 """
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from benchmarks.compare import compare
 from egraff_utils.config import Key
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 from egraff_utils.statistics import replica_interval
 from egraff_utils.units import EV_TO_MEV
 
@@ -26,7 +27,7 @@ FRAMES = 10  # frames whose forces are compared
 PAIRS = 5  # pairs of timed steps
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_precision``, one per system and model.
 
     Metrics for every precision P, ``float32`` and on a GPU ``tf32``: ``force_difference_P`` (mean absolute
@@ -125,7 +126,7 @@ def _plain(force_field, device):
 
 
 @contextmanager
-def arithmetic(tf32):
+def arithmetic(tf32: bool) -> Iterator[None]:
     """Context in which float32 matrix products on a GPU do, or do not, use TF32."""
     import torch
 

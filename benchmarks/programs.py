@@ -3,14 +3,25 @@
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ase.io
 import numpy as np
 import yaml
 
+from benchmarks import Settings
 from egraff_utils import cards, data
+
+if TYPE_CHECKING:  # which loads torch
+    from egraff_utils.train import TrainConfig
+
+Report = Callable[[Any], None]
+"""Function by which a program reports to the process that started it."""
+Main = Callable[["Plan", Report], None]
+"""Function that runs a program."""
 
 PRESET = "small"
 STEPS = 2  # steps of one call, so that fifty pairs of calls stay within an epoch
@@ -36,7 +47,16 @@ class Plan:
         Seed of the initial weights, and of the order of the batches of every program.
     """
 
-    def __init__(self, folder, model, dataset, settings, training, preset=PRESET, seed=0):
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        dataset: str,
+        settings: Settings,
+        training: dict,
+        preset: str = PRESET,
+        seed: int = 0,
+    ) -> None:
         import torch
 
         from egraff_utils import models, train
@@ -44,10 +64,11 @@ class Plan:
         self.folder, self.model, self.dataset = str(folder), model, dataset
         self.device, self.threads = settings.device, settings.threads
         self.training, self.preset, self.seed = training, preset, seed
+        self.budget: float | None = None
         hyperparameters = models.card(model).training(preset, **self.training)
         self.hyper = asdict(hyperparameters)
         self._write_data(folder)
-        frames = ase.io.read(folder / "train.xyz", ":")
+        frames: Any = ase.io.read(folder / "train.xyz", ":")  # a list, as all are asked for
         learner = train.new_learner(self.config(), hyperparameters, frames)
         self.network = {**models.card(model).network(preset), **learner.force_field.build_arguments}
         self.elements = learner.force_field.elements
@@ -74,15 +95,15 @@ class Plan:
         }
         (folder / "card.yml").write_text(yaml.safe_dump(described))
 
-    def config(self, **options):
+    def config(self, **options: Any) -> "TrainConfig":
         """:class:`~egraff_utils.train.TrainConfig` of our side, practically without a limit by default."""
         from egraff_utils.train import TrainConfig
 
         working = {"device": self.device, "threads": self.threads, "progress": False, "seed": self.seed}
-        options = {"max_steps": 10**6, "training": self.training} | working | options
-        return TrainConfig(self.model, f"{self.folder}/card.yml", preset=self.preset, **options)
+        chosen: dict[str, Any] = {"max_steps": 10**6, "training": self.training} | working | options
+        return TrainConfig(self.model, f"{self.folder}/card.yml", preset=self.preset, **chosen)
 
-    def forces(self, positions, forces):
+    def forces(self, positions: np.ndarray, forces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Forces of our and their force field, ``(N, 3)``, eV/Å, on a batch that theirs received."""
         from egraff_utils import models
         from egraff_utils.graph import build_graph
@@ -109,7 +130,7 @@ class Program:
         Function of the plan and of a function that reports to this process.
     """
 
-    def __init__(self, plan, main):
+    def __init__(self, plan: Plan, main: Main) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.connection, there = spawn.Pipe()
         self.log = Path(plan.folder, f"{main.__name__}.log")
@@ -118,14 +139,14 @@ class Program:
         there.close()
         self.seconds = 0.0
 
-    def __enter__(self):
+    def __enter__(self) -> "Program":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.join()
 
-    def receive(self):
+    def receive(self) -> Any:
         """Next report of the process; its processor time is stored in ``seconds``.
 
         Raises
@@ -142,7 +163,7 @@ class Program:
         lines = self.log.read_text(errors="replace").split("\n")
         raise RuntimeError(f"{self.log.stem} ended: {([''] + [x for x in lines if x.strip()])[-1][-300:]}")
 
-    def step(self, steps=STEPS):
+    def step(self, steps: int = STEPS) -> None:
         """Make the program take steps, and wait for them."""
         self.connection.send(steps)
         self.receive()
@@ -172,7 +193,7 @@ def _work(connection, log, main, plan):
     main(plan, report)
 
 
-def own_folders(plan):
+def own_folders(plan: Plan) -> None:
     """Make this process write its records and checkpoints to the folder of the plan."""
     for name in ("RESULTS", "RUNS"):
         os.environ[f"EGRAFF_{name}"] = f"{plan.folder}/{name.lower()}"

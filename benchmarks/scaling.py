@@ -6,8 +6,10 @@ process.
 """
 
 import time
+from collections.abc import Iterator
 
-from benchmarks import measured
+from benchmarks import Settings, measured
+from egraff_utils.records import Record
 
 TITLE = "Scaling: time and memory of an MD step against the number of atoms"
 MODELS = ("mace", "nequip", "allegro", "botnet", "torchmd_net", "equiformer")
@@ -17,7 +19,7 @@ SYSTEMS = {"copper_emt": ("demo", COPIES), "lips": ("cpu", COPIES[:6])}
 RUNS = 3  # runs, the fastest of which counts for each size
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_scaling``, one per system and model.
 
     Metrics and curves are those of :func:`egraff_utils.running.cost.grow`.

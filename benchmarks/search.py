@@ -11,12 +11,14 @@ continue.
 
 import argparse
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from egraff_utils import data, models, paper, records
 from egraff_utils.config import Key
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 
 CAMPAIGN = "search"
 PROBE_SECONDS, RATE_SECONDS, SIZE_SECONDS = 30.0, 300.0, 600.0
@@ -24,7 +26,16 @@ RECIPE_SECONDS = {"ethanol": 45.0, "lips": 120.0}
 RATES = {"muon": (0.001, 0.003, 0.01, 0.03, 0.1), "adam": (0.002, 0.008, 0.03), "soap": (0.003, 0.01, 0.03)}
 
 
-def run(kind, dataset, model, *, preset, network, candidates, seconds):
+def run(
+    kind: str,
+    dataset: str,
+    model: str,
+    *,
+    preset: str,
+    network: dict,
+    candidates: Mapping[str, dict],
+    seconds: float,
+) -> Record:
     """Record of a search, whose curves have one entry per candidate.
 
     Parameters
@@ -58,10 +69,10 @@ def run(kind, dataset, model, *, preset, network, candidates, seconds):
         rows.append({"label": label, **trial.train(training)})
         print(f"{dataset} {model}: {rows[-1]}", flush=True)
         stored = _write(kind, dataset, model, parameters, rows, started)
-    return stored
+    return stored  # type: ignore[return-value]  # there is a candidate
 
 
-def best(record, among=None):
+def best(record: Record, among: Iterable[str] | None = None) -> str:
     """Label of the candidate with the lowest validation error of the forces, among all or some."""
     errors = dict(zip(record.curves["label"].tolist(), record.curves["force_mae"].tolist(), strict=True))
     return min(among or errors, key=lambda label: np.nan_to_num(errors[label], nan=np.inf))
@@ -70,16 +81,22 @@ def best(record, among=None):
 class _Trial:
     """Trainings of one network from the same weights, compiled once for each batch size and loss."""
 
-    def __init__(self, dataset, model, preset, network, seconds):
+    def __init__(self, dataset, model, preset, network, seconds) -> None:
         from egraff_utils import train
 
-        self.options = {"preset": preset, "network": network, "campaign": CAMPAIGN, "max_seconds": seconds}
+        self.options: dict[str, Any] = {
+            "preset": preset,
+            "network": network,
+            "campaign": CAMPAIGN,
+            "max_seconds": seconds,
+        }
         self.options |= {"progress": False, "compile": True}
         self.dataset, self.model = dataset, model
         self.frames = [data.load(dataset, split) for split in ("train", "val")]
         hyper = models.card(model).training("day")
         first = train.new_learner(self._config({}), hyper, self.frames[0])
-        self.force_field, self.steps = first.force_field, {}
+        self.force_field = first.force_field
+        self.steps: dict[tuple, Any] = {}
         self.weights = {k: v.clone() for k, v in self.force_field.state_dict().items()}
 
     def _config(self, training):
@@ -87,7 +104,7 @@ class _Trial:
 
         return train.TrainConfig(self.model, self.dataset, training=training, **self.options)
 
-    def train(self, training):
+    def train(self, training: dict) -> dict[str, float]:
         """Train one candidate and return its row."""
         from egraff_utils import train
 
@@ -146,7 +163,7 @@ def _write(kind, dataset, model, parameters, rows, started):
 # -- what is searched ------------------------------------------------------------------------------------
 
 
-SIZES = {
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "paper_narrow": {
         "nequip": {"num_features": 8},
         "allegro": {"num_scalar_features": 64, "num_tensor_features": 32, "two_body_width": 256}
@@ -178,10 +195,10 @@ for them.
 """
 
 
-PLAIN = {"amsgrad": False, "weight_decay": 0.0}
+PLAIN: dict[str, Any] = {"amsgrad": False, "weight_decay": 0.0}
 
 
-def rates(*optimizers):
+def rates(*optimizers: str) -> dict[str, dict[str, Any]]:
     """Candidates with every optimiser at its rates."""
     return {
         f"{name} {rate:g}": {"optimizer": name, "learning_rate": rate, **PLAIN}
@@ -190,9 +207,9 @@ def rates(*optimizers):
     }
 
 
-def around(training):
+def around(training: dict) -> dict[str, dict[str, Any]]:
     """Candidates with one change each to a recipe."""
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "batch 2": {"batch_size": 2},
         "batch 10": {"batch_size": 10},
         "no average": {"ema_decay": None},
@@ -204,12 +221,12 @@ def around(training):
     return {label: training | change for label, change in changes.items()}
 
 
-def search_sizes(datasets, model_names):
+def search_sizes(datasets: Sequence[str], model_names: Sequence[str]) -> Iterator[Record]:
     """Yield records for every rule in :data:`SIZES`: short trainings for Muon's rate, then a long one."""
     for dataset in datasets:
         for model in model_names:
             for rule, networks in SIZES.items():
-                common = {"preset": "paper", "network": networks[model]}
+                common: dict[str, Any] = {"preset": "paper", "network": networks[model]}
                 candidates = rates("muon")
                 probed = run(
                     f"search_rate_{rule}",
@@ -226,14 +243,14 @@ def search_sizes(datasets, model_names):
                 )
 
 
-def search_recipe(datasets, model_names):
+def search_recipe(datasets: Sequence[str], model_names: Sequence[str]) -> Iterator[Record]:
     """Yield records for the campaign's size: all optimisers at all rates, then single changes to the best.
 
     If the best rate of an optimiser is the highest that was tried, a higher one is tried too.
     """
     for dataset in datasets:
         for model in model_names:
-            common = {"preset": "day", "network": {}, "seconds": RECIPE_SECONDS[dataset]}
+            common: dict[str, Any] = {"preset": "day", "network": {}, "seconds": RECIPE_SECONDS[dataset]}
             candidates = rates(*RATES)
             record = run("search_recipe", dataset, model, **common, candidates=candidates)
             while beyond := _beyond(record, candidates):
@@ -255,14 +272,14 @@ def _beyond(record, candidates):
     return found
 
 
-def search_rate(datasets, model_names):
+def search_rate(datasets: Sequence[str], model_names: Sequence[str]) -> Iterator[Record]:
     """Yield records of five minutes of Muon at the best rate of short trainings, its half and quarter.
 
     The rate of preset ``day`` is chosen from them, see ``egraff_utils.report.recipe``.
     """
     for dataset in datasets:
         for model in model_names:
-            common = {"preset": "day", "network": {}}
+            common: dict[str, Any] = {"preset": "day", "network": {}}
             short = records.load(Key("search_recipe", CAMPAIGN, dataset, model).path)
             tried = [label for label in short.curves["label"].tolist() if label.startswith("muon ")]
             highest = float(best(short, tried).removeprefix("muon "))
@@ -273,7 +290,7 @@ def search_rate(datasets, model_names):
             yield run("search_rate", dataset, model, **common, candidates=slower, seconds=RATE_SECONDS)
 
 
-def measure_costs(datasets, model_names):
+def measure_costs(datasets: Sequence[str], model_names: Sequence[str]) -> Iterator[Record]:
     """Yield records with the time of energies and forces of five frames with frozen weights, by size."""
     import torch
 
@@ -309,7 +326,7 @@ def _least(call, *, seconds=2.0):
     return least
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run a search and print its records."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.split("\n")[0])
     searches = {"size": search_sizes, "recipe": search_recipe, "rate": search_rate, "cost": measure_costs}

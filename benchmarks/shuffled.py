@@ -6,13 +6,16 @@ are blocks in time. One network, from the same weights and for the same time, is
 either.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+from ase import Atoms
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from egraff_utils import accuracy, cards, data, models
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 
 TITLE = "Shuffled: test errors of a network on LiPS20, split in blocks and at random"
 DATASET = "lips20"
@@ -23,7 +26,7 @@ SPLITS = {"train": slice(800), "val": slice(820, 890, 4), "test": slice(910, Non
 """Frames of every composition of 1000 frames, in order of time or shuffled, as in the card."""
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_shuffled``, one per model; only on one thread of a CPU.
 
     Metrics: ``blocks`` and ``shuffled``, mean absolute errors of the forces on the test frames, meV/Å,
@@ -33,7 +36,7 @@ def run(settings):
         return
     for model in MODELS:
         parameters = {"preset": PRESET, "seconds": SECONDS}
-        yield measured(settings, "bench_shuffled", DATASET, model, parameters, lambda m=model: _measure(m))
+        yield measured(settings, "bench_shuffled", DATASET, model, parameters, partial(_measure, model))
 
 
 def _measure(model):
@@ -44,12 +47,14 @@ def _measure(model):
     return [*metrics, Metric("ratio", found["blocks"] / found["shuffled"], "1")], {}
 
 
-def splits(seed=0):
+def splits(seed: int = 0) -> dict[str, dict[str, list[Atoms]]]:
     """Way to split -> split -> frames, a list of Atoms; the same numbers of frames in both ways."""
     card = cards.dataset(DATASET)
     sources = card.parts("test")
-    whole = replace(card, splits={name: name for name in sources}, temperatures={}, timesteps={})
+    alone: dict = {name: name for name in sources}  # the card turns names into splits
+    whole = replace(card, splits=alone, temperatures={}, timesteps={})
     random = np.random.default_rng(seed)
+    divided: dict[str, dict[str, list[Atoms]]]
     divided = {name: {split: [] for split in SPLITS} for name in ("blocks", "shuffled")}
     for source in sources:
         frames = data.load(whole, source)

@@ -13,6 +13,7 @@ import multiprocessing
 import queue
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from egraff_utils import campaign as campaigns
@@ -22,7 +23,15 @@ STARTING = 45.0
 """Time of a training in addition to its budget, s: imports, compilation from the cache, test errors."""
 
 
-def run(name, *, minutes, jobs, out=None, datasets=(), models=()):
+def run(
+    name: str,
+    *,
+    minutes: float,
+    jobs: int,
+    out: Path | str | None = None,
+    datasets: Sequence[str] = (),
+    models: Sequence[str] = (),
+) -> list[Path]:
     """Train the cells of a campaign within a time limit; returns the paths of the available records.
 
     Parameters
@@ -93,7 +102,7 @@ def _work(name, waiting, ends, out):
             shutil.copy2(file, target)
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run a sprint and print the number of available records."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sprint", description=__doc__.split("\n")[0])
     parser.add_argument("campaign")

@@ -8,12 +8,16 @@ it calls.
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from benchmarks import measured
-from benchmarks.programs import PRESET, Plan, Program, own_folders
+from benchmarks import Settings, measured
+from benchmarks.programs import PRESET, Plan, Program, Report, own_folders
 from benchmarks.training import DATASETS, TRAINING
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 
 TITLE = "A training step: milliseconds of its parts"
 OPTIMIZERS = ("adam", "muon")
@@ -22,7 +26,7 @@ PARTS = ("function", "collation", "clipping", "validation")
 NO_END = 10**9  # steps
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of kind ``bench_step``, one per model and dataset; none in a quick run or on a GPU.
 
     Metrics in ms per step: ``function``, the compiled function and its call; ``collation``, including
@@ -38,7 +42,7 @@ def run(settings):
     for dataset in DATASETS:
         for model in models.NAMES:
             cell = model, dataset, settings, TRAINING
-            yield measured(settings, "bench_step", dataset, model, parameters, lambda c=cell: _measure(*c))
+            yield measured(settings, "bench_step", dataset, model, parameters, partial(_measure, *cell))
 
 
 def _measure(*cell, **preset):
@@ -56,11 +60,12 @@ class Parts:
     For a part in ``whole`` all its time counts.
     """
 
-    def __init__(self, whole=(), clock=time.process_time):
-        self.seconds, self.whole, self.clock = Counter(), whole, clock
-        self.running = []
+    def __init__(self, whole: Sequence[str] = (), clock: Callable[[], float] = time.process_time) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.whole, self.clock = whole, clock
+        self.running: list[list] = []
 
-    def timed(self, name, call):
+    def timed(self, name: str, call: Callable) -> Callable:
         """Wrapper of a callable whose time counts for a part."""
 
         def counted(*arguments, **keywords):
@@ -80,12 +85,12 @@ class Parts:
 
         return counted
 
-    def replace(self, owner, method, name):
+    def replace(self, owner: type | ModuleType, method: str, name: str) -> None:
         """Replace a method, or a function of a module, by its timed wrapper."""
         setattr(owner, method, self.timed(name, getattr(owner, method)))
 
 
-def break_down(plan, report):
+def break_down(plan: Plan, report: Report) -> None:
     """Train as ``fit`` does, with clocks around its parts, and report metrics."""
     import torch
 
@@ -94,7 +99,8 @@ def break_down(plan, report):
     own_folders(plan)
     parts = _with_clocks(Parts(whole=("validation",)))
     frames = [data.load(f"{plan.folder}/card.yml", split) for split in ("train", "val")]
-    learner, found = None, {}
+    learner: Any = None
+    found = {}
     for optimizer in OPTIMIZERS:
         config = plan.config(training=plan.training | {"optimizer": optimizer}, compile=True)
         hyper = models.card(plan.model).training(plan.preset, **config.training)

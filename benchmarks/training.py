@@ -9,14 +9,16 @@ that the time includes everything between two steps, but neither start nor compi
 
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from benchmarks import measured
+from benchmarks import Settings, measured
 from benchmarks.commands import UPSTREAM, nequip_compiled, torchmd
 from benchmarks.compare import compare, same
 from benchmarks.programs import PRESET, STEPS, Plan, Program, own_folders
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 
 TITLE = "Training: structures per second of ours and of the packages' own commands"
 DATASETS = ("ethanol", "lips")
@@ -34,7 +36,7 @@ ROUNDING = 5e-5  # relative difference of forces, as float32 holds coordinates o
 GRADIENT_ROUNDING = 1e-3  # relative difference of gradients, which are sums of many terms that cancel
 
 
-def run(settings):
+def run(settings: Settings) -> Iterator[Record]:
     """Yield records of the kinds in :data:`OPPONENTS`.
 
     Metrics: ``ratio``, ``ours``, ``theirs`` (structures/s), and ``force_difference`` of the first batch, or
@@ -46,10 +48,10 @@ def run(settings):
         training = TRAINING | (LIKE_TORCHMD if OPPONENTS[kind][model] is torchmd else {})
         parameters = {"preset": PRESET, "training": training, "steps": STEPS, "compile": not settings.quick}
         cell = kind, model, dataset, training, settings
-        yield measured(settings, kind, dataset, model, parameters, lambda cell=cell: _measure(*cell))
+        yield measured(settings, kind, dataset, model, parameters, partial(_measure, *cell))
 
 
-def cells(kind):
+def cells(kind: str) -> list[tuple[str, str]]:
     """Models and datasets of a kind; torchmd-train cannot read periodic frames."""
     mains = OPPONENTS[kind].items()
     return [(m, d) for d in DATASETS for m, main in mains if (main, d) != (torchmd, "lips")]

@@ -7,18 +7,21 @@ of the forces is kept for a second derivative that is never computed.
 """
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import torch
+from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from egraff_utils import export
 from egraff_utils.graph import build_graph
+from egraff_utils.models import ForceField
 
 
-def calculators(force_field, count, *, device="cpu"):
+def calculators(force_field: ForceField, count: int, *, device: str = "cpu") -> list[Calculator]:
     """ASE calculators of the package that a network comes from, with the weights of a force field.
 
     Their forces equal those of the force field; their energies may differ by a constant.
@@ -61,7 +64,7 @@ def _mace(force_field, device):
     return make
 
 
-def compiled_calculators(force_field, count, atoms, path):
+def compiled_calculators(force_field: ForceField, count: int, atoms: Atoms, path: Path) -> list[Calculator]:
     """Calculators of NequIP or Allegro as their package recommends, with the network as a C++ library.
 
     Unless the library exists, it is compiled by inductor, as `nequip-compile --mode aotinductor --target ase`
@@ -120,12 +123,18 @@ class BareCalculator(Calculator):
 
     implemented_properties = ["energy", "forces"]
 
-    def __init__(self, force_field):
+    def __init__(self, force_field: ForceField) -> None:
         super().__init__()
         self.force_field = force_field.train()
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
         """Fill ``results``; called by ASE."""
+        assert atoms is not None  # ASE gives them
         super().calculate(atoms, properties, system_changes)
         graph = build_graph(atoms, self.force_field.cutoff, dtype=self.force_field.dtype)
         energy, forces = self.force_field(graph.to(self.force_field.scale.device))
