@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, CalculatorError, all_changes
+from ase.calculators.calculator import BaseCalculator, Calculator, CalculatorError, all_changes
 
 from egraff_utils import cards, provenance, reference
 from egraff_utils.cards import Oracle
@@ -36,7 +36,7 @@ class Shifted(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces"]
 
-    def __init__(self, inner: Calculator, shifts: Mapping[int, float]):
+    def __init__(self, inner: BaseCalculator, shifts: Mapping[int, float]):
         super().__init__()
         self.inner, self.shifts = inner, dict(shifts)
 
@@ -54,7 +54,8 @@ class Shifted(Calculator):
             energy = float(self.inner.get_property("energy", atoms)) + shift
         except (CalculatorError, RuntimeError):
             energy, forces = np.nan, np.full((len(atoms), 3), np.nan)
-            self.inner.reset()  # so that the next structure does not start from the state of the failure
+            if isinstance(self.inner, Calculator):  # others keep nothing of it
+                self.inner.reset()  # so that the next structure does not start from the state of the failure
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
 
 

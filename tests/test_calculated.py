@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import yaml
 from ase.build import bulk
+from ase.calculators.calculator import BaseCalculator, CalculatorError
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -223,6 +224,22 @@ def test_a_failure_in_a_simulation_is_not_a_number():
     atoms = bulk("Cu")
     assert np.isnan(made.get_potential_energy(atoms))
     assert np.isnan(made.get_forces(atoms)).all()
+
+
+class Failing(BaseCalculator):
+    """Calculator with nothing but what ASE asks of every one, which fails on all structures."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def calculate(self, atoms, properties, system_changes):
+        raise CalculatorError("no convergence")
+
+
+def test_a_failure_of_a_calculator_without_reset_is_not_a_number():
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = Shifted(Failing(), {})
+    assert np.isnan(atoms.get_forces()).all()
+    assert np.isnan(atoms.get_potential_energy())
 
 
 def test_shifts_are_those_of_the_elements():
