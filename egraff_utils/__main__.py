@@ -342,6 +342,8 @@ def export(model, dataset, output, target, double, campaign, seed):
     from egraff_utils import cards, config, weights
     from egraff_utils import export as files
 
+    if cards.is_calculator(model):
+        raise click.UsageError(f"{model} is an ASE calculator, which other programs call as it is")
     name = cards.dataset(dataset).name
     force_field = weights.load(config.Key("training", campaign, name, model, seed))
     output = output or Path(f"{model}-{name}{files.FORMATS.get(model, '')}")

@@ -157,8 +157,8 @@ def of(model: str, dataset: str, shifts: Mapping[int, float] | None = None) -> C
     Raises
     ------
     ValueError
-        If the card does not cover the elements or the periodicity of the dataset, which has to have an oracle
-        for ``reference``. The message names what is missing, and the card.
+        If the model is a network, or its card does not cover the elements or the periodicity of the dataset,
+        which has to have an oracle for ``reference``. The message names what is missing, and the card.
     """
     data = cards.dataset(dataset)
     if model == cards.REFERENCE:
@@ -167,6 +167,8 @@ def of(model: str, dataset: str, shifts: Mapping[int, float] | None = None) -> C
         oracle = cards.oracle(data.oracle, where=f"of the card of {data.name}")
         return Calculated(oracle, name=f"the oracle of {data.name}")
     card = cards.model(model)
+    if card.calculator is None:
+        raise ValueError(f"the model {card.name} is a network, no calculator; load it by weights.load")
     card.check_covers(data)
     oracle = Oracle(card.calculator, card.arguments, card.title)
     about = {"folder": card.folder, "cutoff": card.cutoff, "shifts": shifts, "frames": card.frames}

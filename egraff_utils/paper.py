@@ -74,11 +74,19 @@ def table(number: int | str) -> pd.DataFrame:
 def values(metric: str) -> pd.Series:
     """Published values of a metric in the unit of the records, a series with index (dataset, model).
 
+    Raises
+    ------
+    ValueError
+        If the paper has no table of the metric; the message lists those that it has.
+
     Examples
     --------
     >>> float(values("ms_per_step")["acac", "nequip"])  # 3.18 minutes per 1000 steps
     190.8
     """
     place = quantities.of(metric).published
+    if place is None:
+        known = [quantity.metric for quantity in quantities.QUANTITIES if quantity.published]
+        raise unknown("published metric", metric, known)
     column = table(place.table).set_index(["dataset", "model"])[place.column]
     return (column * place.factor).rename(metric)

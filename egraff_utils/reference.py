@@ -46,13 +46,17 @@ def calculator(card, atoms=None):
     .. [Bannwarth2019] C. Bannwarth, S. Ehlert, S. Grimme, J. Chem. Theory Comput. 15, 1652 (2019).
     .. [Jacobsen1996] K. W. Jacobsen, P. Stoltze, J. K. Nørskov, Surf. Sci. 366, 394 (1996).
     """
-    if card.oracle is None:
-        raise ValueError(f"the reference method of {card.name} cannot be run here: its card has no oracle")
-    oracle = cards.oracle(card.oracle, where=f"of the card of {card.name}")
+    oracle = _oracle(card)
     made = make(oracle, f"the oracle of {card.name}")
     if atoms is not None:
         attempt(made, atoms, f"the oracle of {card.name}, {oracle.calculator},")
     return made
+
+
+def _oracle(card):
+    if card.oracle is None:
+        raise ValueError(f"the reference method of {card.name} cannot be run here: its card has no oracle")
+    return cards.oracle(card.oracle, where=f"of the card of {card.name}")
 
 
 def make(oracle, name):
@@ -127,7 +131,7 @@ def make_dataset(card):
     path = paths.generated() / f"{card.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.npz"
     if _intact(path):
         return path
-    names = ("ase", "numpy", *packages(cards.oracle(card.oracle, where=f"of the card of {card.name}")))
+    names = ("ase", "numpy", *packages(_oracle(card)))
     versions = {name: importlib.metadata.version(name) for name in names}
     facts = {"dataset": card.name, "parameters": parameters, "versions": versions}
     return made_once(path, lambda temporary: np.savez(temporary, **_simulate(card)), **facts)

@@ -242,6 +242,11 @@ def test_a_failure_of_a_calculator_without_reset_is_not_a_number():
     assert np.isnan(atoms.get_potential_energy())
 
 
+def test_a_network_is_no_calculator():
+    with pytest.raises(ValueError, match="mace is a network"):
+        calculated.of("mace", "copper_emt")
+
+
 def test_shifts_are_those_of_the_elements():
     frames = [bulk("Cu"), bulk("NiAl", "cesiumchloride", a=2.9), bulk("Al")]
     for atoms, energy in zip(frames, (1.0, 5.0, 3.0), strict=True):

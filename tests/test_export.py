@@ -72,6 +72,11 @@ def test_the_command_writes_a_committed_training(tmp_path, capsys):
     assert "egraff train" in capsys.readouterr().err
 
 
+def test_a_calculator_is_refused(capsys):
+    assert main(["export", "gfn1", "ethanol"]) == 2
+    assert "gfn1 is an ASE calculator" in capsys.readouterr().err
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown architecture.*'equiformer'"):
         export.export(force_field("equiformer"), tmp_path / "any.model")

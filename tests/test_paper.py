@@ -58,3 +58,8 @@ def test_values_as_published():
 def test_unknown_table():
     with pytest.raises(ValueError, match="unknown table '20'.*17, 18, 19"):
         paper.table(20)
+
+
+def test_a_metric_without_a_table_is_named():
+    with pytest.raises(ValueError, match="unknown published metric 'jsd'; did you mean"):
+        paper.values("jsd")

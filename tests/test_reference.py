@@ -37,6 +37,11 @@ def test_stored_labels_are_the_oracles(tiny):
     np.testing.assert_allclose(copy.get_forces(), frames[2].get_forces(), atol=1e-3)
 
 
+def test_a_dataset_without_an_oracle_is_not_made(tiny):
+    with pytest.raises(ValueError, match="its card has no oracle"):
+        reference.make_dataset(dataclasses.replace(tiny, oracle=None))
+
+
 def _edit(path):
     arrays = dict(np.load(path))
     np.savez(path, **(arrays | {"test_energy": arrays["test_energy"] + 1}))
