@@ -11,6 +11,7 @@ Examples
 """
 
 import importlib
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -28,7 +29,7 @@ DOOR = {
 """Modules that users name most, which the package offers as if they stood outside their rooms."""
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> ModuleType:
     if name not in DOOR:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"{__name__}.{DOOR[name]}")

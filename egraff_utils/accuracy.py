@@ -78,14 +78,14 @@ def compare(
     curves["force_error"] = np.array([np.abs(f - t).mean() for f, t in pairs]) * EV_TO_MEV
     zero = np.concatenate([t.ravel() for _, t in pairs])
     mae = np.concatenate([np.abs(f - t).ravel() for f, t in pairs]).mean() * EV_TO_MEV
-    forces = [
+    of_forces = [
         Metric.of("force_mae", mae, *interval(curves["force_error"], composition), len(frames)),
         Metric.of("zero_force_mae", np.abs(zero).mean() * EV_TO_MEV),
     ]
-    return forces + metrics, curves
+    return of_forces + metrics, curves
 
 
-def stress_errors(force_field, frames):
+def stress_errors(force_field: ForceField, frames: Sequence[Atoms]) -> list[Metric]:
     """Metrics ``stress_mae`` and ``zero_stress_mae``, meV/Å^3, over the components and frames, a list.
 
     Parameters
@@ -95,8 +95,8 @@ def stress_errors(force_field, frames):
     frames
         ``list[ase.Atoms]`` with stress (eV/Å^3) or virial (:func:`~egraff_utils.data.strain_derivative`).
     """
-    truth = [data.strain_derivative(atoms) / atoms.get_volume() for atoms in frames]
-    truth = np.array(truth).reshape(-1, 9)
+    stresses = [data.strain_derivative(atoms) / atoms.get_volume() for atoms in frames]
+    truth = np.array(stresses).reshape(-1, 9)
     found = np.array([_stress(force_field, atoms) for atoms in frames]).reshape(-1, 9)
     composition = np.array([atoms.get_chemical_formula() for atoms in frames])
     return [

@@ -9,6 +9,8 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of options of mallopt, from malloc.h
 LARGEST = 2**30
@@ -34,6 +36,6 @@ def release() -> None:
         trim(0)
 
 
-def _function(name):
+def _function(name: str) -> Callable[..., Any] | None:
     """Function of the C library with this name, or ``None`` if there is none."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
     frame: int
     """First frame that counts as broken, among those that were judged."""
     cause: Cause
-    atoms: tuple = ()
+    atoms: tuple[int, ...] = ()
     """Indices of the one or two atoms at which it broke; empty if it concerns all."""
 
 
@@ -63,14 +63,14 @@ class Break:
     """Time of that step, fs."""
     cause: Cause
     """Which rule the next step broke."""
-    where: tuple = ()
+    where: tuple[int, ...] = ()
     """Indices of the one or two atoms at which it broke; empty if it concerns all."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.cause = Cause(self.cause)
         self.where = tuple(map(int, self.where))
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"replica {self.replica} after {self.step} steps ({self.cause.words})"
 
 

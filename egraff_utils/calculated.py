@@ -11,6 +11,7 @@ import importlib.metadata
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -36,7 +37,7 @@ class Shifted(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces"]
 
-    def __init__(self, inner: BaseCalculator, shifts: Mapping[int, float]):
+    def __init__(self, inner: BaseCalculator, shifts: Mapping[int, float]) -> None:
         super().__init__()
         self.inner, self.shifts = inner, dict(shifts)
 
@@ -48,6 +49,7 @@ class Shifted(Calculator):
     ) -> None:
         """Fill ``results``; called by ASE."""
         super().calculate(atoms, properties, system_changes)
+        assert atoms is not None  # ASE gives them
         shift = sum(self.shifts.get(int(z), 0.0) for z in atoms.numbers)
         try:
             forces = np.array(self.inner.get_property("forces", atoms), dtype=float)
@@ -87,7 +89,7 @@ class Calculated:
         cutoff: float | None = None,
         shifts: Mapping[int, float] | None = None,
         frames: int | None = None,
-    ):
+    ) -> None:
         arguments = {key: _located(value, folder) for key, value in oracle.arguments.items()}
         self.oracle = Oracle(oracle.calculator, arguments, oracle.title)
         self.name, self.cutoff, self.shifts, self.frames = name, cutoff, dict(shifts or {}), frames
@@ -108,7 +110,7 @@ class Calculated:
         made = reference.make(self.oracle, self.name)
         reference.attempt(made, atoms, f"{self.name}, {self.oracle.calculator},")
 
-    def specification(self) -> dict:
+    def specification(self) -> dict[str, Any]:
         """What determines its numbers apart from the shifts: class, arguments and the version of its code.
 
         An argument that names a file stands for its content. Code of no installed package has the digest of
@@ -146,7 +148,7 @@ class Calculated:
             forces.append(made.get_forces(bare))
         return np.array(energies), forces
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         given = ", ".join(f"{key}={value!r}" for key, value in self.oracle.arguments.items())
         return f"Calculated({self.oracle.calculator}({given}), shifts={self.shifts})"
 
@@ -171,8 +173,10 @@ def of(model: str, dataset: str, shifts: Mapping[int, float] | None = None) -> C
         raise ValueError(f"the model {card.name} is a network, no calculator; load it by weights.load")
     card.check_covers(data)
     oracle = Oracle(card.calculator, card.arguments, card.title)
-    about = {"folder": card.folder, "cutoff": card.cutoff, "shifts": shifts, "frames": card.frames}
-    return Calculated(oracle, name=f"the model {card.name}", **about)
+    name = f"the model {card.name}"
+    return Calculated(
+        oracle, name=name, folder=card.folder, cutoff=card.cutoff, shifts=shifts, frames=card.frames
+    )
 
 
 def compositions(frames: Sequence[Atoms]) -> tuple[list[int], np.ndarray]:

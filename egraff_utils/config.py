@@ -28,7 +28,7 @@ class Kind(NamedTuple):
     shift: str = ""
     """Set of frames other than the test set (:func:`~egraff_utils.cards.shift`), or a composition."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "_".join(filter(None, self))
 
     @classmethod
@@ -91,6 +91,8 @@ class Config:
     dataset: str
     model: str
     seed: int
+    device: str
+    threads: int
 
     WORKING_FIELDS: tuple[str, ...] = (
         "campaign",
@@ -136,13 +138,13 @@ class Config:
             if whole and int(value) != value:
                 raise ValueError(f"{name} must be a whole number, not {value}")
 
-    def parameters(self) -> dict:
+    def parameters(self) -> dict[str, Any]:
         """What determines the result, as stored in the record."""
         found = asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
         return {key: value for key, value in found.items() if key not in self.WORKING_FIELDS}
 
 
-def check_shift(name, split="test", target=None):
+def check_shift(name: str, split: str = "test", target: str | None = None) -> None:
     """Reject a set of frames on which no model that is trained on a dataset can be evaluated.
 
     Raises

@@ -189,13 +189,13 @@ class SkinList:
 
     def __init__(
         self,
-        atoms: ase.Atoms,
+        atoms: ase.Atoms | Sequence[ase.Atoms],
         cutoff: float = 5.0,
         *,
         skin: float = 1.0,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str | None = None,
-    ):
+    ) -> None:
         self.structures = [atoms.copy()] if isinstance(atoms, ase.Atoms) else [a.copy() for a in atoms]
         self.cutoff, self.skin, self.dtype, self.device = cutoff, skin, dtype, device
         self._splits = np.cumsum([len(a) for a in self.structures])[:-1]

@@ -4,6 +4,8 @@ All functions compute in float64 and follow one rule: an input that is not finit
 finite (for that frame, where the result is per frame), and shapes that differ are an error.
 """
 
+from typing import overload
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import rel_entr
@@ -279,7 +281,15 @@ def rmsd(positions: ArrayLike, reference: ArrayLike, *, remove_drift: bool = Fal
         return np.sqrt(np.square(moved).sum(axis=2).mean(axis=1))
 
 
-def geometric_mean(values: ArrayLike, axis: int | tuple | None = None) -> float | np.ndarray:
+@overload
+def geometric_mean(values: ArrayLike, axis: None = None) -> float: ...
+
+
+@overload
+def geometric_mean(values: ArrayLike, axis: int | tuple[int, ...]) -> float | np.ndarray: ...
+
+
+def geometric_mean(values: ArrayLike, axis: int | tuple[int, ...] | None = None) -> float | np.ndarray:
     r"""Geometric mean, the paper's summary of EV(t) and FV(t) over a trajectory (EGraFFBench, Sec. 4.2.2).
 
     .. math:: \bar x = \exp \langle \ln x_t \rangle
@@ -321,14 +331,14 @@ def geometric_mean(values: ArrayLike, axis: int | tuple | None = None) -> float 
     return float(mean) if np.ndim(mean) == 0 else mean
 
 
-def _same_shape(**named):
+def _same_shape(**named: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     (name, x), (other, y) = ((key, np.asarray(value, dtype=float)) for key, value in named.items())
     if x.shape != y.shape:
         raise ValueError(f"{name}.shape={x.shape} but {other}.shape={y.shape}")
     return x, y
 
 
-def _curves(g, g_ref):
+def _curves(g: ArrayLike, g_ref: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     g, g_ref = _same_shape(g=g, g_ref=g_ref)
     if g.ndim != 1:
         raise ValueError(f"distributions must have shape (B,), not {g.shape}")

@@ -3,16 +3,18 @@
 Symbols: R replicas, K blocks of equal time.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from string import ascii_lowercase
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import studentized_range
 
 
-def holm(p_values):
+def holm(p_values: ArrayLike) -> np.ndarray:
     """P values adjusted for their number (Holm 1979), which bounds the chance of any false rejection.
 
     Parameters
@@ -33,7 +35,7 @@ def holm(p_values):
     return adjusted
 
 
-def compact_letters(names, different):
+def compact_letters(names: Sequence[str], different: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Letters of names, of which two names share one exactly if they do not differ (Piepho 2004).
 
     Parameters
@@ -64,7 +66,9 @@ def compact_letters(names, different):
     }
 
 
-def told_apart(values, *, groups=None, level=0.95):
+def told_apart(
+    values: Mapping[str, ArrayLike], *, groups: ArrayLike | None = None, level: float = 0.95
+) -> list[tuple[str, str]]:
     r"""Pairs of names whose means over the same replicas differ, by Tukey's range test on paired differences.
 
     For a pair with the mean difference d over n replicas, whose values in the same replica differ with the
@@ -99,9 +103,9 @@ def told_apart(values, *, groups=None, level=0.95):
     [('a', 'b'), ('b', 'c')]
     """
     found = {}
-    for pair in combinations(values, 2):
-        if (difference := _difference(*(values[name] for name in pair), groups)).degrees > 0:
-            found[pair] = difference
+    for first, second in combinations(values, 2):
+        if (difference := _difference(values[first], values[second], groups)).degrees > 0:
+            found[first, second] = difference
     if not found:
         return []
     names, degrees = {name for pair in found for name in pair}, sum(d.degrees for d in found.values())
@@ -119,7 +123,7 @@ class _Difference(NamedTuple):
     degrees: int
 
 
-def _difference(first, second, groups):
+def _difference(first: ArrayLike, second: ArrayLike, groups: ArrayLike | None) -> _Difference:
     if np.shape(first) != np.shape(second):
         return _Difference(0.0, 0.0, 0, 0)
     apart = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
@@ -136,7 +140,7 @@ def _difference(first, second, groups):
 
 
 @lru_cache(maxsize=256)
-def critical_range(names, degrees, level=0.95):
+def critical_range(names: int, degrees: int, level: float = 0.95) -> float:
     """Studentized range of equal means that is exceeded in one of ``1 / (1 - level)`` cases (Tukey 1949).
 
     Parameters

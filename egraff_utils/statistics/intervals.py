@@ -3,11 +3,21 @@
 Symbols: R replicas, K blocks of equal time, T frames.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 
-def bootstrap_interval(values, statistic=np.mean, *, level=0.95, seed=0, resamples=2000):
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> tuple[float, float]:
     r"""Bootstrap interval of a statistic of independent values (Efron 1979), with expanded percentiles.
 
     Plain percentiles are too narrow for few values: for five normal values the interval covers the mean in
@@ -46,7 +56,7 @@ def bootstrap_interval(values, statistic=np.mean, *, level=0.95, seed=0, resampl
     return _interval(values, starts, statistic, expanded_tail(len(values), level))
 
 
-def expanded_tail(count, level=0.95):
+def expanded_tail(count: int, level: float = 0.95) -> float:
     """Probability of the lower percentile, expanded for ``count`` independent values (Hesterberg 2015).
 
     Examples
@@ -61,7 +71,15 @@ def expanded_tail(count, level=0.95):
     return float(special.ndtr(np.sqrt(count / (count - 1)) * special.stdtrit(count - 1, (1 - level) / 2)))
 
 
-def block_bootstrap_interval(series, statistic=np.mean, *, block=None, level=0.95, seed=0, resamples=2000):
+def block_bootstrap_interval(
+    series: ArrayLike,
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    *,
+    block: int | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> tuple[float, float]:
     r"""Bootstrap interval of a statistic of a correlated series, by moving blocks (Künsch 1989).
 
     Resamples consist of whole blocks of consecutive frames, so they preserve the correlation within a block.
@@ -100,11 +118,11 @@ def block_bootstrap_interval(series, statistic=np.mean, *, block=None, level=0.9
     return _interval(series, picks, statistic, expanded_tail(count, level))
 
 
-def _draw(high, shape, seed):
+def _draw(high: int, shape: tuple[int, int], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(max(1, high), size=shape)
 
 
-def _block_length(series):
+def _block_length(series: np.ndarray) -> int:
     time = autocorrelation_time(series)
     if not time > 1:
         return 1
@@ -112,7 +130,9 @@ def _block_length(series):
     return int(np.clip(np.ceil(length), 1, max(1, len(series) // 2)))
 
 
-def _interval(values, picks, statistic, tail):
+def _interval(
+    values: np.ndarray, picks: np.ndarray, statistic: Callable[[np.ndarray], float], tail: float
+) -> tuple[float, float]:
     if len(values) < 2:
         return float("nan"), float("nan")
     found = [statistic(values[pick]) for pick in picks]
@@ -120,7 +140,9 @@ def _interval(values, picks, statistic, tail):
     return float(low), float(high)
 
 
-def replica_interval(values, *, groups=None, positive=False, level=0.95):
+def replica_interval(
+    values: ArrayLike, *, groups: ArrayLike | None = None, positive: bool = False, level: float = 0.95
+) -> tuple[float, float]:
     r"""Interval of a mean over replicas, from the spread of the replicas and that of their blocks.
 
     .. math:: \bar x \pm t_\nu s
@@ -156,7 +178,7 @@ def replica_interval(values, *, groups=None, positive=False, level=0.95):
     return float(mean * np.exp(-half / mean)), float(mean * np.exp(half / mean))
 
 
-def standard_error(values, *, groups=None):
+def standard_error(values: ArrayLike, *, groups: ArrayLike | None = None) -> tuple[float, float]:
     r"""Standard error of a mean over replicas and its degrees of freedom.
 
     Replicas are independent but few; blocks are many but correlated in time, and they do not see differences
@@ -197,24 +219,24 @@ def standard_error(values, *, groups=None):
     return _parts(values, groups)[1:]
 
 
-def _parts(values, groups):
+def _parts(values: ArrayLike, groups: ArrayLike | None) -> tuple[float, float, float]:
     """Mean over replicas, its error and its degrees of freedom."""
-    values = np.asarray(values, dtype=float)
-    values = values if values.ndim == 2 else values[:, None]
-    kept = np.isfinite(values).any(1)
-    names = np.zeros(len(values)) if groups is None else np.asarray(groups)
-    values, names = values[kept], names[kept]
-    if not len(values):
+    rows = np.asarray(values, dtype=float)
+    rows = rows if rows.ndim == 2 else rows[:, None]
+    kept = np.isfinite(rows).any(1)
+    names = np.zeros(len(rows)) if groups is None else np.asarray(groups)
+    rows, names = rows[kept], names[kept]
+    if not len(rows):
         return np.nan, np.nan, np.nan
-    mean = float(np.nanmean(values, axis=1).mean())
-    found = [_variances(values[names == name]) for name in np.unique(names)]
+    mean = float(np.nanmean(rows, axis=1).mean())
+    found = [_variances(rows[names == name]) for name in np.unique(names)]
     (v_between, n_between), (v_within, n_within) = map(_sum, zip(*found, strict=True))
     if not n_between:
         return mean, np.nan, np.nan
     share = max(0.0, 1 - v_within / v_between) if v_between > 0 else 0.0
     weight = np.sqrt(share) if n_within else 1.0
     inverse = weight / max(1, n_between) + (1 - weight) / max(1, n_within)
-    return mean, float(np.sqrt(max(v_between, v_within))) / len(values), float(1 / inverse)
+    return mean, float(np.sqrt(max(v_between, v_within))) / len(rows), float(1 / inverse)
 
 
 def _variances(values):
@@ -246,7 +268,7 @@ def _quantile(degrees, level):
     return float(special.ndtri(upper) if np.isinf(degrees) else special.stdtrit(degrees, upper))
 
 
-def fraction_interval(fractions, *, level=0.95):
+def fraction_interval(fractions: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
     r"""Interval of the mean of numbers between 0 and 1, such as the stable fraction of a run.
 
     It is the interval of Clopper and Pearson (1934) for :math:`n \bar x` successes in n trials, which need
@@ -266,9 +288,9 @@ def fraction_interval(fractions, *, level=0.95):
     >>> round(low, 3), high
     (0.478, 1.0)
     """
-    fractions = np.asarray(fractions, dtype=float)
-    fractions = fractions[np.isfinite(fractions)]
-    n, hits, tail = len(fractions), fractions.sum(), (1 - level) / 2
+    known = np.asarray(fractions, dtype=float)
+    known = known[np.isfinite(known)]
+    n, hits, tail = len(known), known.sum(), (1 - level) / 2
     if not n:
         return float("nan"), float("nan")
     low = special.betaincinv(hits, n - hits + 1, tail) if hits > 0 else 0.0
@@ -276,7 +298,7 @@ def fraction_interval(fractions, *, level=0.95):
     return float(low), float(high)
 
 
-def autocorrelation_time(series, *, window=5.0):
+def autocorrelation_time(series: ArrayLike, *, window: float = 5.0) -> float:
     r"""Integrated autocorrelation time of a series, in frames.
 
     .. math:: \tau = 1 + 2 \sum_{k=1}^{M} \rho_k

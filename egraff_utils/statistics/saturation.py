@@ -1,12 +1,23 @@
 """What do two independent stretches of the reference show of each other? Levels of structure, EV and FV."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from egraff_utils import metrics
 from egraff_utils.structure import radial_distributions
 
+T = TypeVar("T")
 
-def floor(reference, metric, *, summarize=lambda frames: np.mean(frames, axis=0)):
+
+def floor(
+    reference: np.ndarray,
+    metric: Callable[[Any, Any], T],
+    *,
+    summarize: Callable[[np.ndarray], Any] = lambda frames: np.mean(frames, axis=0),
+) -> T:
     """Floor of a metric, its value between the first and the second half of the reference.
 
     No model can be expected to score lower, and a metric at its floor says nothing about the model.
@@ -36,7 +47,15 @@ def floor(reference, metric, *, summarize=lambda frames: np.mean(frames, axis=0)
     return metric(summarize(reference[:half]), summarize(reference[half:]))
 
 
-def floor_rdf(positions, numbers, *, cell, pbc, r_max, dr=0.05):
+def floor_rdf(
+    positions: np.ndarray,
+    numbers: ArrayLike,
+    *,
+    cell: ArrayLike,
+    pbc: ArrayLike | bool,
+    r_max: float,
+    dr: float = 0.05,
+) -> dict[str, float]:
     """Floors of Wright's factor and both divergences, from the two halves of the reference.
 
     Parameters
@@ -61,7 +80,9 @@ def floor_rdf(positions, numbers, *, cell, pbc, r_max, dr=0.05):
     return floor(positions, compare, summarize=summarize)
 
 
-def floor_ev_fv(energies, forces, *, pairs=2000, seed=0, separation=1):
+def floor_ev_fv(
+    energies: ArrayLike, forces: ArrayLike, *, pairs: int = 2000, seed: int = 0, separation: int = 1
+) -> dict[str, float]:
     """Floors of EV and FV, geometric means over pairs of frames drawn at random from the reference.
 
     Two chaotic trajectories of one ensemble are independent samples after some tens of femtoseconds. The

@@ -57,7 +57,7 @@ def angles(pairs: ArrayLike) -> np.ndarray:
     >>> angles([[0, 1], [0, 2]])
     array([[1, 0, 2]])
     """
-    near = {}
+    near: dict[int, set[int]] = {}
     for i, j in np.asarray(pairs, dtype=int).reshape(-1, 2).tolist():
         near.setdefault(i, set()).add(j)
         near.setdefault(j, set()).add(i)

@@ -83,11 +83,11 @@ def radial_distribution(
     frames = [frames] if isinstance(frames, Atoms) else list(frames)
     if not frames:
         raise ValueError("no frames to average over")
-    groups = {}
+    groups: dict[tuple[bytes, ...], list[Atoms]] = {}
     for atoms in frames:
         key = (atoms.numbers.tobytes(), atoms.pbc.tobytes(), atoms.cell.array.tobytes())
         groups.setdefault(key, []).append(atoms)
-    g = 0.0
+    g = np.zeros(())
     for group in groups.values():
         first = group[0]
         found = radial_distributions(

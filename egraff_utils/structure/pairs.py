@@ -1,17 +1,19 @@
 """Which atoms are close? Distances of pairs by minimum or by every image, counted in blocks of frames."""
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from ase.geometry import complete_cell
+from numpy.typing import ArrayLike
 
 FRAMES_AT_ONCE = 50  # frames that share a list of near pairs; over more frames atoms move too far for it
 PAIRS_AT_ONCE = 20_000  # frames times pairs in memory at a time, few enough for the cache
 
 
 @functools.lru_cache(maxsize=1)
-def all_pairs(count):
+def all_pairs(count: int) -> np.ndarray:
     """All pairs i < j of ``count`` atoms, shape (2, P)."""
     return np.array(np.triu_indices(count, 1))
 
@@ -26,7 +28,7 @@ class Box(NamedTuple):
     volume: float  # Å³, defines the density
 
     @classmethod
-    def of(cls, cell, pbc, r_max, volume):
+    def of(cls, cell: np.ndarray, pbc: np.ndarray, r_max: float, volume: float | None) -> "Box":
         volume = abs(np.linalg.det(cell)) if volume is None else volume
         if volume < 1e-10:
             raise ValueError("the cell has no volume, so there is no density; give one with volume= (Å³)")
@@ -41,7 +43,9 @@ class Box(NamedTuple):
         return cls(cell, inverse, pbc, reach, volume)
 
 
-def blocks_of(positions, cell, pbc, r_max, volume):
+def blocks_of(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: float, volume: float | None
+) -> Iterator[tuple[np.ndarray, Box]]:
     """Yield runs of frames that share a cell, and their :class:`Box`."""
     if cell.ndim == 2:
         yield positions, Box.of(cell, pbc, r_max, volume)
@@ -51,7 +55,14 @@ def blocks_of(positions, cell, pbc, r_max, volume):
     yield from ((positions[t : t + 1], Box.of(cell[t], pbc, r_max, volume)) for t in range(len(cell)))
 
 
-def count_pairs(positions, box, pairs, kinds, r_max, shape):
+def count_pairs(
+    positions: np.ndarray,
+    box: Box,
+    pairs: np.ndarray,
+    kinds: np.ndarray,
+    r_max: float,
+    shape: tuple[int, int],
+) -> np.ndarray:
     """Histogram of the distances of pairs (2, P) of kinds (P,) over frames of one cell.
 
     The shape is (kinds, B + 2): the first column counts pairs at distance zero, the last pairs out of range.
@@ -65,7 +76,9 @@ def count_pairs(positions, box, pairs, kinds, r_max, shape):
     return counts.reshape(shape)
 
 
-def close_pairs(positions, box, pairs, labels, cutoff):
+def close_pairs(
+    positions: np.ndarray, box: Box, pairs: np.ndarray, labels: np.ndarray, cutoff: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield squared distances (M,), Å², including all within the cutoff, and labels (M,) of their pairs.
 
     Frames are the last axis in memory, so that all following operations run over long rows.
@@ -82,7 +95,7 @@ def close_pairs(positions, box, pairs, labels, cutoff):
                 yield squared, each[index]
 
 
-def _candidates(rows, box, pairs, cutoff):
+def _candidates(rows: np.ndarray, box: Box, pairs: np.ndarray, cutoff: float) -> np.ndarray:
     """Indices of the pairs that can be within the cutoff in some frame of coordinates (3, N, T).
 
     In the middle frame such a pair is no farther apart than the cutoff plus the largest displacements of its
@@ -105,7 +118,9 @@ def _candidates(rows, box, pairs, cutoff):
     return np.flatnonzero(kept)
 
 
-def _squared_distances(rows, box, pairs, reach):
+def _squared_distances(
+    rows: np.ndarray, box: Box, pairs: np.ndarray, reach: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray | slice]]:
     """Yield squared distances (M,), Å², of pairs (2, P) at coordinates (3, N, T), and their indices in P * T.
 
     A vector shorter than half the height of the cell has fractional coordinates below 1/2, so rounding finds
@@ -116,7 +131,7 @@ def _squared_distances(rows, box, pairs, reach):
     scaled = scaled.reshape(3, -1)
     for axis in np.flatnonzero(box.pbc):
         scaled[axis] -= np.rint(scaled[axis])
-    found = [(scaled, slice(None))]
+    found: list[tuple[np.ndarray, np.ndarray | slice]] = [(scaled, slice(None))]
     for axis in np.flatnonzero(reach > 0.5):
         found += [_next_images(*some, axis, 1 - reach[axis]) for some in found]
     for scaled, index in found:
@@ -124,7 +139,9 @@ def _squared_distances(rows, box, pairs, reach):
         yield np.einsum("kp,kp->p", vectors, vectors), index
 
 
-def _next_images(scaled, index, axis, least):
+def _next_images(
+    scaled: np.ndarray, index: np.ndarray | slice, axis: int | np.integer, least: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Images on the other side along an axis, of the vectors that lie at least ``least`` along it."""
     more = np.flatnonzero(np.abs(scaled[axis]) >= least)
     image = scaled[:, more]
@@ -132,7 +149,7 @@ def _next_images(scaled, index, axis, least):
     return image, more if isinstance(index, slice) else index[more]
 
 
-def checked(positions):
+def checked(positions: ArrayLike) -> np.ndarray:
     positions = np.asarray(positions, dtype=float)
     if positions.ndim != 3 or positions.shape[2] != 3 or not len(positions):
         raise ValueError(f"positions must have shape (T, N, 3) with T > 0, not {positions.shape}")

@@ -299,12 +299,12 @@ def unstable_step_molecule(positions: ArrayLike, pairs: ArrayLike, lengths: Arra
 
 
 def unstable_step_bulk(
-    positions: ArrayLike,
+    positions: np.ndarray,
     numbers: ArrayLike,
     *,
     cell: ArrayLike,
     pbc: ArrayLike | bool,
-    g_ref: ArrayLike,
+    g_ref: np.ndarray,
     r_max: float,
     tolerance: float = RDF_TOLERANCE,
     window: int = 100,
