@@ -1,16 +1,22 @@
 """What does a campaign run? One YAML file in ``params/`` is expanded to the parameters of notebooks."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from egraff_utils import cards, config, paths, schema
 from egraff_utils.config import AS_CODED, Kind
 from egraff_utils.schema import AtLeastOne, Count, Distinct, Name, Positive, Value, checked
+
+if TYPE_CHECKING:
+    from egraff_utils.records import Record
 
 FOLDERS = {"corrected": "rollout", AS_CODED: str(Kind("rollout", AS_CODED))}
 """Protocol -> folder of its executed notebooks in ``runs/<campaign>/``."""
@@ -68,6 +74,14 @@ class Override:
     first, so that seeds are alike though a machine or the code became faster in between."""
 
 
+class Shift(TypedDict):
+    """Frames other than the test set of the dataset that a model is trained on."""
+
+    split: str
+    target: str | None
+    """Dataset that the split belongs to, if it is another one."""
+
+
 @checked()
 class Task:
     """A task out of distribution: that of a notebook, or one of your own, which names a target or a split."""
@@ -80,12 +94,12 @@ class Task:
     """Split of the target, or of the dataset that the model is trained on; by default ``test``."""
 
     @property
-    def own(self):
+    def own(self) -> bool:
         """Whether the task has no notebook of its own but a target or a split."""
         return self.target is not None or self.split is not None
 
     @property
-    def shifted(self):
+    def shifted(self) -> Shift:
         """Its parameters for a notebook and for :func:`~egraff_utils.config.check_shift`."""
         return {"split": self.split or "test", "target": self.target}
 
@@ -146,7 +160,7 @@ class Campaign:
     """``{dataset: {training: {...}, rollout: {...}, seeds: [...]}}``: budgets and seeds of datasets for which
     they differ."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "datasets", tuple(cards.dataset(name).name for name in self.datasets))
         if twice := [name for name in self.datasets if self.datasets.count(name) > 1]:
             raise ValueError(f"campaign {self.name} has two datasets of the name {twice[0]}")
@@ -159,10 +173,10 @@ class Campaign:
                 cards.model(model).check_covers(cards.dataset(dataset))
         for model in built | set(self.models) & set(cards.models()):
             cards.model(model).training(self.preset)
-        for _, task, datasets in self._tasks():
+        for _, label, datasets in self._tasks():
             for dataset in datasets:
                 if dataset not in self.datasets:
-                    raise cards.unknown(f"dataset of the task {task} of {self.name}", dataset, self.datasets)
+                    raise cards.unknown(f"dataset of the task {label} of {self.name}", dataset, self.datasets)
         for name, task in self.ood.items():
             for dataset in task.datasets if task.own else ():
                 with schema.at("ood", name):
@@ -182,11 +196,11 @@ class Campaign:
         for model in set(self.calculators) - {cards.REFERENCE}:
             cards.model(model).check_covers(cards.dataset(task.target or dataset))
 
-    def cells(self):
+    def cells(self) -> list[tuple[str, str, int]]:
         """All (dataset, model, seed) of the campaign, a list."""
         return [(d, m, s) for d in self.datasets for m in self.models_of(d) for s in self._seeds(d)]
 
-    def models_of(self, dataset):
+    def models_of(self, dataset: str) -> tuple[str, ...]:
         """Names of the models that are run on a dataset, with ``reference`` if it is and can be run there."""
         more = self.reference and cards.dataset(dataset).oracle is not None
         return (*self.models, *[cards.REFERENCE] * more)
@@ -195,17 +209,17 @@ class Campaign:
         return self.override(dataset).seeds or self.seeds
 
     @property
-    def calculators(self):
+    def calculators(self) -> list[str]:
         """Names of the models that are not trained, a list."""
         return [model for model in self.models if cards.is_calculator(model)] + [
             cards.REFERENCE
         ] * self.reference
 
-    def override(self, dataset):
+    def override(self, dataset: str) -> Override:
         """:class:`Override` of a dataset, which is empty if there is none."""
         return self.overrides.get(dataset, Override())
 
-    def task_cells(self):
+    def task_cells(self) -> list[tuple[str, str, str, str, int]]:
         """All (folder, task, dataset, model, seed) of the tasks that use a trained model."""
         return [
             (folder, task, *cell)
@@ -214,30 +228,30 @@ class Campaign:
             if cell[0] in names
         ]
 
-    def _tasks(self):
+    def _tasks(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """(folder in ``notebooks/``, task, datasets) of every task, a list."""
         ood = {name: task.datasets for name, task in self.ood.items()}
         named = zip(TASKS, (ood, self.checks), strict=True)
         return [(folder, task, names) for folder, tasks in named for task, names in tasks.items()]
 
-    def task_datasets(self, task):
+    def task_datasets(self, task: str) -> tuple[str, ...]:
         """Datasets of a task such as ``"ood/benzene"``."""
         return {f"{folder}/{name}": datasets for folder, name, datasets in self._tasks()}[task]
 
-    def own_task(self, task):
+    def own_task(self, task: str) -> Task | None:
         """:class:`Task` of your own of a name such as ``"ood/hot"``, or None."""
         folder, name = task.split("/")
         found = self.ood.get(name) if folder == "ood" else None
         return found if found and found.own else None
 
-    def dataset_parameters(self, dataset):
+    def dataset_parameters(self, dataset: str) -> dict[str, Any]:
         """Parameters of a dataset's notebook; that of a dataset of the project knows its dataset."""
         return {"campaign": self.name} | self._named(dataset)
 
     def _named(self, dataset):
         return {} if dataset in cards.datasets() else {"dataset": cards.dataset_spelling(dataset)}
 
-    def training_parameters(self, dataset, model, seed):
+    def training_parameters(self, dataset: str, model: str, seed: int) -> dict[str, Any]:
         """Parameters of a training notebook, which knows its own model unless several share it.
 
         That of calculators has no limits.
@@ -248,7 +262,7 @@ class Campaign:
         common |= {"model": cards.model_spelling(model)} if cards.model_builder(model) else {}
         return common | {"preset": self.preset} | self._limits(dataset, model, seed)
 
-    def rollout_parameters(self, dataset, model, seed, protocol):
+    def rollout_parameters(self, dataset: str, model: str, seed: int, protocol: str) -> dict[str, Any]:
         """Parameters of a rollout notebook; that of a dataset of the project knows its dataset."""
         budget = self._budget("rollout", dataset)
         limits = self._limits(dataset, model, seed)
@@ -265,13 +279,13 @@ class Campaign:
             **({"keep": budget.keep} if budget.keep else {}),
         }
 
-    def task_parameters(self, dataset, model, seed):
+    def task_parameters(self, dataset: str, model: str, seed: int) -> dict[str, Any]:
         """Parameters of a task's notebook, which uses a trained model."""
         parameters = self.rollout_parameters(dataset, model, seed, "corrected")
         del parameters["protocol"]
         return parameters | {"dataset": cards.dataset_spelling(dataset), "frames": self.ood_frames}
 
-    def protocols(self, dataset):
+    def protocols(self, dataset: str) -> tuple[str, ...]:
         """Rollout protocols of a dataset."""
         return self._budget("rollout", dataset).protocols
 
@@ -298,12 +312,12 @@ def _checked_name(model):
     return schema.check_model_name(cards.model_name(model))
 
 
-def names():
+def names() -> list[str]:
     """Names of the campaigns in ``params/``."""
     return sorted(p.stem for p in (paths.ROOT / "params").glob("*.yml") if p.stem != "book")
 
 
-def load(name, *, planned=True):
+def load(name: str | Path, *, planned: bool = True) -> Campaign:
     """The campaign with this name in ``params/``, or in the YAML file at this path.
 
     Parameters
@@ -342,16 +356,16 @@ class OneByOne(NamedTuple):
     preset: str
     description: str = "Runs that were made one by one."
 
-    def cells(self):
+    def cells(self) -> list[tuple[str, str, int]]:
         """All (dataset, model, seed), a list."""
         return list(product(self.datasets, self.models, self.seeds))
 
-    def task_cells(self):
+    def task_cells(self) -> list[tuple[str, str, str, str, int]]:
         """Such runs belong to no task."""
         return []
 
 
-def of_records(name, found):
+def of_records(name: str, found: Sequence[Record]) -> Campaign | OneByOne:
     """The campaign with this name, or, without a file, what its records show (:class:`OneByOne`).
 
     These are the records of trainings or, if there are none, all others, such as those of failures.
@@ -376,7 +390,9 @@ def of_records(name, found):
             raise
     else:
         return load(name)
-    parts = {f"{part}s": tuple(dict.fromkeys(getattr(r, part) for r in shown)) for part in CELL_PARTS}
+    parts: dict[str, Any] = {
+        f"{part}s": tuple(dict.fromkeys(getattr(r, part) for r in shown)) for part in CELL_PARTS
+    }
     presets = [record.parameters["preset"] for record in shown if "preset" in record.parameters]
     return OneByOne(**parts, preset=(presets or ["small"])[0])
 
@@ -393,7 +409,7 @@ def _is_path(name):
     return str(name).endswith((".yml", ".yaml"))
 
 
-def path_of(name):
+def path_of(name: str | Path) -> Path:
     """Path of the file of a campaign, given by its name or by the path.
 
     Raises
@@ -408,7 +424,7 @@ def path_of(name):
     raise cards.unknown("campaign", name, names())
 
 
-def keep(name):
+def keep(name: str | Path) -> None:
     """Copy the file of a campaign outside ``params/`` to its records, so that reports find it by its name.
 
     The cards of its datasets and calculators and of the targets of its tasks are copied with it. Data are
@@ -423,7 +439,8 @@ def keep(name):
     own = campaign.name
     if path.parent != paths.ROOT / "params" and path != kept_path(own):
         named = "name" in schema.read(path)
-        targets = [Path(task.target).resolve() for task in campaign.ood.values() if _is_path(task.target)]
+        given = [task.target for task in campaign.ood.values() if task.target]
+        targets = [Path(target).resolve() for target in given if _is_path(target)]
         own_cards = [*map(cards.model_file, campaign.models), *map(cards.dataset_file, campaign.datasets)]
         files = dict.fromkeys([*filter(None, own_cards), *targets])
         taken = ["campaign.yml", "plan.yml", *(file.name for file in files)]
@@ -439,12 +456,12 @@ def keep(name):
                 temporary.write_bytes(file.read_bytes())
 
 
-def kept_path(name):
+def kept_path(name: str | Path) -> Path:
     """Path of the copy that :func:`keep` makes, ``results/<campaign>/campaign.yml``."""
     return paths.results() / str(name) / "campaign.yml"
 
 
-def plan_path(name):
+def plan_path(name: str) -> Path:
     """Path of the plan, whose budgets fit a given time, ``results/<campaign>/plan.yml``.
 
     It is stored with the records, so that it is moved and committed together with them.
@@ -461,7 +478,7 @@ def _planned(campaign, plan):
     return replace(campaign, jobs=plan["jobs"], overrides=overrides)
 
 
-def write_references(folder=paths.ROOT / "book"):
+def write_references(folder: Path = paths.ROOT / "book") -> None:
     """Write the tables of all keys of cards and campaigns into the pages of the book that explain them."""
     for cls, page in ((cards.DatasetCard, "add_dataset"), (Campaign, "run")):
         path = folder / f"{page}.md"

@@ -4,7 +4,7 @@ from dataclasses import field
 from functools import cache, partial
 from html import escape
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ase.data import chemical_symbols
 from pydantic import Field
@@ -47,20 +47,20 @@ EXAMPLE = "example"
 """Name of the dataset that stands for a reader's own in the notebooks of ``notebooks/yours``."""
 REFERENCE = "reference"
 """Name of the model that is the reference method of the dataset itself, with noise of its own."""
-_registered_models = {}
+_registered_models: dict[str, ModelCard] = {}
 
 
-def read_yaml(path):
+def read_yaml(path: Path) -> dict[str, Any]:
     """Content of a YAML file without a schema, a dictionary."""
     return guess(read(path))
 
 
-def models():
+def models() -> list[str]:
     """Names of the architectures that come with the project."""
     return sorted(path.stem for path in (FOLDER / "models").glob("*.yml"))
 
 
-def presets():
+def presets() -> list[str]:
     """Names of the presets that each of :func:`models` has, in the order of the cards.
 
     >>> presets()
@@ -70,12 +70,12 @@ def presets():
     return [name for name in first.presets if all(name in card.presets for card in others)]
 
 
-def calculators():
+def calculators() -> list[str]:
     """Names of the calculators that come with the project as models."""
     return sorted(path.stem for path in (FOLDER / "calculators").glob("*.yml"))
 
 
-def pretrained():
+def pretrained() -> list[str]:
     """Names of the networks that come with weights from elsewhere.
 
     >>> pretrained()
@@ -84,7 +84,7 @@ def pretrained():
     return sorted(path.stem for path in (FOLDER / "pretrained").glob("*.yml"))
 
 
-def model(name):
+def model(name: str | Path) -> ModelCard:
     """:class:`~egraff_utils.model_card.ModelCard` of a model, by its name or a user's YAML file.
 
     Such a file is the card of a calculator, or of a network with its ``builder``.
@@ -101,14 +101,14 @@ def model(name):
     """
     if _is_path(name):
         return _own_model(Path(name).expanduser().resolve())
-    return _registered_models.get(name) or _shipped_model(name)
+    return _registered_models.get(str(name)) or _shipped_model(str(name))
 
 
 def _is_path(name):
     return str(name).endswith((".yml", ".yaml"))
 
 
-def _own_model(path):
+def _own_model(path: Path) -> ModelCard:
     values = read(path)
     for key in ("folder", "file", *(["presets"] if "builder" not in values else [])):
         if key in values:
@@ -122,7 +122,7 @@ def _own_model(path):
 
 
 @cache
-def _shipped_model(name):
+def _shipped_model(name: str) -> ModelCard:
     rooms = {"models": models(), "calculators": calculators(), "pretrained": pretrained()}
     folders = {own: room for room, names in rooms.items() for own in names}
     if name not in folders:
@@ -131,27 +131,27 @@ def _shipped_model(name):
     return validated(ModelCard, read(path), where=path.name)
 
 
-def model_name(name):
+def model_name(name: str | Path) -> str:
     """Name of a model in the keys of records, of which a path is another spelling.
 
     >>> model_name("mace")
     'mace'
     """
-    return model(name).name if _is_path(name) else name
+    return model(name).name if _is_path(name) else str(name)
 
 
-def model_file(name):
+def model_file(name: str) -> Path | None:
     """Path of a user's card that has been read, or None for a model of the project."""
     card = _registered_models.get(name)
-    return card and card.file
+    return card.file if card else None
 
 
-def model_spelling(name):
+def model_spelling(name: str) -> str:
     """Text by which another process finds a model: the path of a user's card, else the name."""
     return str(model_file(name) or name)
 
 
-def model_builder(name):
+def model_builder(name: str | Path) -> str | None:
     """Function that builds a network from elsewhere, from its card; None for other models.
 
     >>> model_builder("mace"), model_builder("so3lr_tuned")
@@ -161,7 +161,7 @@ def model_builder(name):
     return model(name).builder if own else None
 
 
-def is_calculator(name):
+def is_calculator(name: str | Path) -> bool:
     """Whether a model is not trained: the card of a calculator, or the reference itself.
 
     >>> is_calculator("reference"), is_calculator("gfn1"), is_calculator("mace"), is_calculator("unheard-of")
@@ -172,7 +172,7 @@ def is_calculator(name):
     return name == REFERENCE or name in calculators()
 
 
-def shift(split, target=None):
+def shift(split: str, target: str | None = None) -> str:
     """Name of the set on which a model is evaluated; empty for the test set of its own dataset.
 
     >>> shift("test"), shift("test_600K"), shift("crystals"), shift("test", "benzene")
@@ -242,7 +242,7 @@ class DatasetCard:
     folder: Path | None = field(default=None, metadata={"internal": True})
     """Folder of a user's card."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_field = partial(object.__setattr__, self)
         where = f"of the card of {self.name}"
         set_field("title", self.title or self.name)
@@ -269,16 +269,16 @@ class DatasetCard:
         for part in split.parts:
             self.files_of(part.source)
 
-    def reader_of(self, key):
+    def reader_of(self, key: str) -> str | None:
         """Name of the reader of a file."""
         return self.files[key].reader or self.reader or reader_of(self.files[key].path)
 
     @property
-    def pbc(self):
+    def pbc(self) -> bool:
         """Whether the structures are periodic."""
         return self.system == "bulk"
 
-    def split(self, name):
+    def split(self, name: str) -> Split:
         """:class:`Split` of this name.
 
         Raises
@@ -290,7 +290,7 @@ class DatasetCard:
             raise unknown(f"split of {self.name}", name, self.splits)
         return self.splits[name]
 
-    def parts(self, name):
+    def parts(self, name: str) -> list[str]:
         """Names of the splits, one per composition, that a split consists of; its own name if there are none.
 
         >>> dataset("lips20").parts("crystals")
@@ -299,20 +299,20 @@ class DatasetCard:
         self.split(name)
         return [part for part, split in self.splits.items() if name in split.subset_of] or [name]
 
-    def files_of(self, source):
+    def files_of(self, source: str) -> list[str]:
         """Keys of the files of a source: its own name, or those of the form ``<source>/<role>``."""
         keys = [key for key in self.files if key == source or key.startswith(f"{source}/")]
         if not keys and not self.generate:
             raise unknown(f"source of {self.name}", source, self.files)
         return keys
 
-    def url(self, key):
+    def url(self, key: str) -> str | None:
         """Address of a file, or None if the card gives none."""
         file = self.files[key]
         first, _, rest = file.path.partition("/")
         return file.url or (self.origin[first] + rest if first in self.origin else None)
 
-    def conditions(self, split):
+    def conditions(self, split: str) -> tuple[float, float]:
         """Temperature (K) and timestep (fs) of the simulations that belong to a split."""
         self.split(split)
         return self.temperatures.get(split, self.temperature), self.timesteps.get(split, self.timestep)
@@ -335,7 +335,7 @@ class DatasetCard:
             frames = "?" if split.frames is None else str(split.frames)
             yield name, frames, f"{temperature:g} K", interval, split.note
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         rows = [f"DatasetCard {self.name}"]
         rows += [f"  {name:<22}{value}" for name, value in self._rows()]
         rows += [
@@ -360,15 +360,16 @@ class DatasetCard:
         )
 
 
-_registered, _dataset_files = {}, {}
+_registered: dict[str, DatasetCard] = {}
+_dataset_files: dict[str, Path] = {}
 
 
-def datasets():
+def datasets() -> list[str]:
     """Names of the datasets that come with the project."""
     return sorted(path.stem for path in (FOLDER / "datasets").glob("*.yml"))
 
 
-def is_dataset(name):
+def is_dataset(name: str) -> bool:
     """Whether a dataset has a card: one of the project, the example, or a user's that has been read.
 
     >>> is_dataset("ethanol"), is_dataset("example"), is_dataset("unheard-of")
@@ -377,7 +378,7 @@ def is_dataset(name):
     return name in (*datasets(), EXAMPLE, *_registered)
 
 
-def dataset(name):
+def dataset(name: str | Path | DatasetCard) -> DatasetCard:
     """:class:`DatasetCard` of a dataset, by its name or by the path of a user's YAML file.
 
     Once read from a path, a card can also be found by the name in it, and so can one that a campaign has kept
@@ -406,7 +407,7 @@ def dataset(name):
     return _registered[name] if name in _registered else _shipped(name)
 
 
-def _kept(name):
+def _kept(name: str) -> DatasetCard:
     """Card of a dataset that a campaign of a user's has kept with its records."""
     for path in sorted(paths.results().glob("*/*.yml"), key=lambda path: -path.stat().st_mtime):
         values = read_yaml(path)
@@ -415,18 +416,18 @@ def _kept(name):
     raise unknown("dataset", name, [*datasets(), *_registered])
 
 
-def dataset_file(name):
+def dataset_file(name: str) -> Path | None:
     """Path of a user's card of a dataset that has been read, or None for a dataset of the project."""
     return _dataset_files.get(name)
 
 
-def dataset_spelling(name):
+def dataset_spelling(name: str) -> str:
     """Text by which another process finds a dataset: the path of a user's card, else the name."""
     return str(dataset_file(name) or name)
 
 
 @cache
-def _shipped(name):
+def _shipped(name: str) -> DatasetCard:
     if not is_dataset(name):
         return _kept(name)
     folder = FOLDER / ("examples" if name == EXAMPLE else "datasets")

@@ -1,7 +1,7 @@
 """How is a model trained? Its training hyperparameters, with the defaults of most tables of the paper."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from egraff_utils.schema import AtLeastOne, Count, Number, checked
 
@@ -67,7 +67,7 @@ class TrainingHyperparameters:
     test (:func:`~egraff_utils.models.round_large`)."""
 
 
-def changed(instance):
+def changed(instance: TrainingHyperparameters | SecondStage) -> dict[str, Any]:
     """Fields of a dataclass that differ from their defaults, a dictionary.
 
     It does not change when a field with a default is added to the class later.
@@ -77,7 +77,7 @@ def changed(instance):
     """
     values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
     return {
-        name: changed(value) if dataclasses.is_dataclass(value) else value
+        name: changed(value) if isinstance(value, SecondStage) else value
         for name, value in values.items()
         if value != instance.__dataclass_fields__[name].default
     }

@@ -2,7 +2,7 @@
 
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from ase.data import chemical_symbols
 
@@ -19,6 +19,22 @@ from egraff_utils.schema import (
     validated,
 )
 from egraff_utils.sources import ClassPath
+
+
+class Covered(Protocol):
+    """What a model has to know of a dataset, attributes of :class:`~egraff_utils.cards.DatasetCard`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers."""
+
+    @property
+    def system(self) -> str:
+        """Kind of the system, ``molecule`` or ``bulk``."""
 
 
 @checked()
@@ -73,7 +89,7 @@ class ModelCard:
     file: Path | None = field(default=None, metadata={"internal": True})
     """File of a user's card."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
         if bool(self.presets) == bool(self.calculator):
             raise ValueError("give either presets, of a network, or a calculator")
@@ -82,7 +98,7 @@ class ModelCard:
         if (self.calculator or self.pretrained) and not self.elements:
             raise ValueError("elements is missing: list the atomic numbers that the calculator knows")
 
-    def check_covers(self, dataset):
+    def check_covers(self, dataset: Covered) -> None:
         """Reject a dataset with elements or periodicity that the calculator, or network, does not know.
 
         Raises
@@ -102,17 +118,17 @@ class ModelCard:
                 f"{dataset.name} is a {dataset.system}; leave out the dataset"
             )
 
-    def network(self, preset, **overrides):
+    def network(self, preset: str, **overrides: Any) -> dict[str, Any]:
         """Keyword arguments of ``build_network`` at a preset, with overrides."""
         return {**self._preset(preset)["network"], **overrides}
 
-    def training(self, preset, **overrides):
+    def training(self, preset: str, **overrides: Any) -> TrainingHyperparameters:
         """:class:`~egraff_utils.hyperparameters.TrainingHyperparameters` at a preset, with overrides."""
         mapping = {**self._preset(preset)["training"], **overrides}
         where = f"training parameters of {self.name}"
         return validated(TrainingHyperparameters, mapping, where=where)
 
-    def _preset(self, preset):
+    def _preset(self, preset: str) -> dict[str, dict[str, Any]]:
         if preset not in self.presets:
             raise unknown(f"preset of {self.name}", preset, self.presets)
         return self.presets[preset]

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ HOME = "EGRAFF_HOME"
 """Environment variable with the folder below which everything is written."""
 
 
-def _folder(variable, default):
+def _folder(variable: str, default: Path) -> Path:
     value = os.environ.get(variable)
     return Path(value).expanduser().resolve() if value else default
 
@@ -62,7 +63,7 @@ def cache() -> Path:
 
 
 @contextmanager
-def written(path):
+def written(path: str | Path) -> Iterator[Path]:
     """Context in which a file is written under a temporary name; at its end the file takes its place.
 
     The file and its folder are synced to the disk before and after the renaming, so that neither a kill nor a
@@ -89,7 +90,7 @@ def written(path):
     _sync(path.parent)
 
 
-def _sync(path):
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -97,12 +98,12 @@ def _sync(path):
         os.close(handle)
 
 
-def leftovers(folder):
+def leftovers(folder: str | Path) -> list[Path]:
     """Temporary files of :func:`written` below a folder whose process is gone, a list of paths."""
     return [path for path in Path(folder).rglob(".*.partial*") if _abandoned(path)]
 
 
-def _abandoned(path):
+def _abandoned(path: Path) -> bool:
     found = re.search(r"-(\d+)-[0-9a-f]{8}\.partial", path.name)
     if found is None:
         return False
@@ -113,7 +114,7 @@ def _abandoned(path):
     return False
 
 
-def alive(process):
+def alive(process: int) -> bool:
     """Whether a process of this machine, given by its number, still runs."""
     try:
         os.kill(process, 0)
@@ -124,7 +125,7 @@ def alive(process):
     return True
 
 
-def set_aside(path, reason):
+def set_aside(path: Path, reason: str | Exception) -> None:
     """Rename a file that cannot be used to ``<name>.unreadable``, so that it is made anew, and say so."""
     aside = path.with_name(f"{path.name}.unreadable")
     with suppress(FileNotFoundError):  # another process was faster
@@ -132,13 +133,13 @@ def set_aside(path, reason):
         print(f"{path} cannot be used ({reason}); it is now {aside.name} and is made anew", file=sys.stderr)
 
 
-def stamp(path):
+def stamp(path: str | Path) -> tuple[int, int, int]:
     """Time of change, size and number of a file, by which caches notice that it has changed."""
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def readable(path):
+def readable(path: str | Path) -> bool:
     """Whether there is a zip archive, such as an ``.npz`` file, that is whole; a damaged one is set aside."""
     path = Path(path)
     if not path.is_file():

@@ -8,8 +8,10 @@ import platform
 import resource
 import subprocess
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +31,7 @@ PACKAGES = [
 ]
 
 
-def clock(device):
+def clock(device: str) -> Callable[[], float]:
     """Clock for budgets and costs, a function that returns seconds.
 
     On a CPU it is the processor time per thread, so that other programs do not count; on a GPU it is the wall
@@ -42,7 +44,7 @@ def clock(device):
     return lambda: time.process_time() / torch.get_num_threads()
 
 
-def provenance(started, *, device="cpu", threads=1, **hashes):
+def provenance(started: float, *, device: str = "cpu", threads: int = 1, **hashes: Any) -> dict[str, Any]:
     """Provenance of a run: commit, package versions, hardware, times (s) and peak memory (MB).
 
     Parameters
@@ -67,7 +69,7 @@ def provenance(started, *, device="cpu", threads=1, **hashes):
     }
 
 
-def digest(*parts):
+def digest(*parts: object) -> str:
     """Short sha256 of arrays, files and plain values, which shows whether inputs have changed."""
     total = hashlib.sha256()
     for part in parts:
@@ -80,7 +82,7 @@ def digest(*parts):
     return total.hexdigest()[:16]
 
 
-def plain(value):
+def plain(value: object) -> str | float | list[Any]:
     """Value of numpy, or a path, as JSON holds it; raises TypeError for what a record cannot hold."""
     if isinstance(value, np.generic):
         return value.item()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 DIMENSIONLESS = "dimensionless"
 GROUPS = ("accuracy", "structure", "dynamics", "cost")
@@ -122,15 +123,21 @@ class Quantity:
         return f"{self.column or self.short_name} ({self.head_unit})"
 
 
-_ERROR = {"kind": "errors", "group": "accuracy"}
-_RDF = {"group": "structure", "average": "rdf", "interval": "log", "best_at_zero": True, "leaderboard": True}
-_BONDED = _RDF | {"leaderboard": False}  # the board is as wide as a page
-_VIOLATION = {"average": "geometric", "interval": "log", "leaderboard": True}
-_HORIZON = {"kind": "horizon", "lower_is_better": False}
-_SEEDS = {"kind": "committee", "group": "accuracy"}
-_COST = {"group": "cost"}
-_COUNT = {"count": True, "digits": 0}
-_DATASET = {"kind": "dataset", "lower_is_better": None}
+_ERROR: dict[str, Any] = {"kind": "errors", "group": "accuracy"}
+_RDF: dict[str, Any] = {
+    "group": "structure",
+    "average": "rdf",
+    "interval": "log",
+    "best_at_zero": True,
+    "leaderboard": True,
+}
+_BONDED: dict[str, Any] = _RDF | {"leaderboard": False}  # the board is as wide as a page
+_VIOLATION: dict[str, Any] = {"average": "geometric", "interval": "log", "leaderboard": True}
+_HORIZON: dict[str, Any] = {"kind": "horizon", "lower_is_better": False}
+_SEEDS: dict[str, Any] = {"kind": "committee", "group": "accuracy"}
+_COST: dict[str, Any] = {"group": "cost"}
+_COUNT: dict[str, Any] = {"count": True, "digits": 0}
+_DATASET: dict[str, Any] = {"kind": "dataset", "lower_is_better": None}
 
 # fmt: off
 QUANTITIES = (
@@ -275,14 +282,22 @@ class Metric:
     """One number with its unit and, where known, its 95 % interval and how many values it averages."""
 
     name: str
-    value: float
+    value: float | None
+    """``None`` for a missing value, or one that is not finite."""
     unit: str
     low: float | None = None
     high: float | None = None
     n: int | None = None
 
     @classmethod
-    def of(cls, name, value, low=None, high=None, n=None):
+    def of(
+        cls,
+        name: str,
+        value: float | None,
+        low: float | None = None,
+        high: float | None = None,
+        n: int | None = None,
+    ) -> Metric:
         """Metric whose unit is that of its row.
 
         >>> Metric.of("wf", 2.5).unit
@@ -290,21 +305,21 @@ class Metric:
         """
         return cls(name, value, of(name).unit, low, high, n)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.value, self.low, self.high = (_number(v) for v in (self.value, self.low, self.high))
 
 
-def _number(value):
+def _number(value: float | None) -> float | None:
     """The value as a float, or ``None`` for a missing or non-finite value, which JSON cannot hold."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def shown(value):
+def shown(value: float | None) -> str:
     """Text of a value with four digits; a dash for a missing one."""
     return "—" if value is None else f"{value:.4g}"
 
 
-def interval_text(metric):
+def interval_text(metric: Metric) -> str:
     """Interval of a metric as text; an unknown end, such as that of a censored time, is left open.
 
     >>> interval_text(Metric("horizon_nve", 100, "fs", low=80, high=None))

@@ -10,18 +10,20 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from egraff_utils import paths
 from egraff_utils.breaks import Break
-from egraff_utils.config import Key
+from egraff_utils.config import Config, Key
 from egraff_utils.provenance import clock, digest, plain, provenance  # noqa: F401
 from egraff_utils.quantities import Metric, interval_text, shown
 
@@ -66,39 +68,39 @@ class Record:
     dataset: str
     model: str
     seed: int
-    parameters: dict = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     status: str = "complete"
     message: str = ""
-    provenance: dict = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
     breaks: list[Break] = field(default_factory=list)
     """Replicas of a simulation that broke."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"{self.status=} is none of {', '.join(STATUSES)}")
         self.metrics = [Metric(**m) if isinstance(m, dict) else m for m in self.metrics]
         self.breaks = [Break(**b) if isinstance(b, dict) else b for b in self.breaks]
 
     @property
-    def key(self):
+    def key(self) -> Key:
         """:class:`~egraff_utils.config.Key` of the record."""
         return Key(self.kind, self.campaign, self.dataset, self.model, self.seed)
 
     @property
-    def path(self):
+    def path(self) -> Path:
         """Path of the JSON file."""
         return self.key.path
 
     @property
-    def files(self):
+    def files(self) -> dict[str, str]:
         """Digests of the files beside the JSON file by ending; empty for curves of records that know none."""
         weights = self.provenance.get("weights") if self.kind == "training" else None
         return ({".safetensors": weights} if weights else {}) | self.provenance.get("files", {})
 
     @cached_property
-    def curves(self):
+    def curves(self) -> dict[str, np.ndarray]:
         """Arrays by name, read from the ``.npz`` beside the record on first access.
 
         Raises
@@ -113,17 +115,17 @@ class Record:
         with np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
 
-    def metric(self, name):
+    def metric(self, name: str) -> Metric:
         """The :class:`Metric` of this name; raises ``KeyError``, which lists the names in the record."""
         for metric in self.metrics:
             if metric.name == name:
                 return metric
         raise KeyError(f"no metric '{name}'; the record holds {', '.join(m.name for m in self.metrics)}")
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> float | None:
         return self.metric(name).value
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         head = f"Record({self.kind} {self.campaign}/{self.dataset}-{self.model}-s{self.seed}, {self.status})"
         lines = [f"  {m.name:24s} {shown(m.value)} {m.unit}" for m in self.metrics]
         return "\n".join([head, *([f"  {self.message}"] if self.message else []), *lines])
@@ -145,21 +147,29 @@ class Outcome:
     """Result of a run: the part of a record that the run itself knows."""
 
     metrics: list[Metric]
-    curves: dict = field(default_factory=dict)
+    curves: Mapping[str, ArrayLike] = field(default_factory=dict)
     status: str = "complete"
     """Status of the record; it becomes ``unstable`` if there are breaks."""
     message: str = ""
     breaks: list[Break] = field(default_factory=list)
-    provenance: dict = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
     """Entries in addition to those of :func:`provenance`."""
-    save: Callable | None = None
+    save: Callable[[Path], dict[str, str]] | None = None
     """Function of the path of the record that writes further files beside it, before the record is written,
     and returns their digests by name."""
     checkpoint: Path | None = None
     """File or folder that is removed once the record is written."""
 
 
-def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests):
+def stored_or_made(
+    key: Key,
+    parameters: dict[str, Any],
+    make: Callable[[], Outcome],
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    **digests: str | None,
+) -> Record:
     """The stored record of a run or, if there is none, a new one.
 
     An existing record with other parameters is moved aside rather than overwritten, and is moved back when it
@@ -208,19 +218,19 @@ def stored_or_made(key, parameters, make, *, device="cpu", threads=1, **digests)
     return record
 
 
-def _note(key):
+def _note(key: Key) -> None:
     if file := os.environ.get(NOTES):
         with open(file, "a") as notes:
             notes.write(f"{key.path.relative_to(paths.results())}\n")
 
 
-def run(config, make, **digests):
+def run(config: Config, make: Callable[[], Outcome], **digests: str | None) -> Record:
     """The stored or new record of a :class:`~egraff_utils.config.Config`, see :func:`stored_or_made`."""
-    place = {"device": config.device, "threads": config.threads}
-    return stored_or_made(config.key, config.parameters(), make, **place, **digests)
+    key, parameters = config.key, config.parameters()
+    return stored_or_made(key, parameters, make, device=config.device, threads=config.threads, **digests)
 
 
-def write(record, curves=None):
+def write(record: Record, curves: Mapping[str, ArrayLike] | None = None) -> Path:
     """Write a record and its curves atomically; returns the path.
 
     The curves are written first, so a record on disk always has them. They are rounded (:func:`rounded`),
@@ -230,10 +240,10 @@ def write(record, curves=None):
     _note(record.key)
     arrays = path.with_suffix(".npz")
     if curves:
-        curves = {name: rounded(name, np.asarray(value)) for name, value in curves.items()}
+        kept: dict[str, Any] = {name: rounded(name, np.asarray(value)) for name, value in curves.items()}
         with paths.written(arrays) as temporary:
-            np.savez_compressed(temporary, **curves)
-        record.__dict__["curves"] = curves
+            np.savez_compressed(temporary, **kept)
+        record.__dict__["curves"] = kept
     else:
         arrays.unlink(missing_ok=True)
     beside = {ending: path.with_suffix(ending) for ending in ENDINGS[:-1]}
@@ -246,7 +256,7 @@ def write(record, curves=None):
     return path
 
 
-def rounded(name, values):
+def rounded(name: str, values: np.ndarray) -> np.ndarray:
     """Values rounded to their meaningful digits, as they are stored in curves.
 
     Arrays over replicas (two or more dimensions) keep twelve significant bits, a relative error of 1e-4. The
@@ -269,7 +279,7 @@ def rounded(name, values):
     return np.ldexp(kept, exponent - SIGNIFICANT_BITS).astype(np.float32)
 
 
-def load(path):
+def load(path: str | Path) -> Record:
     """The record in a JSON file.
 
     Raises
@@ -292,7 +302,7 @@ def load(path):
         raise DamagedError(f"{path} holds no record ({error}); delete it to make it anew") from error
 
 
-def sound(path):
+def sound(path: Path) -> Record:
     """The record in a JSON file, as by :func:`load`, if it is at its place with the files of its run.
 
     Raises
@@ -309,7 +319,7 @@ def sound(path):
     return record
 
 
-def check_file(path, expected):
+def check_file(path: Path, expected: str | None) -> None:
     """Raise :class:`DamagedError` if a file beside a record is missing, or has another digest (if known)."""
     if not path.is_file():
         raise DamagedError(f"{path} is missing, which its record was written with")
@@ -317,7 +327,7 @@ def check_file(path, expected):
         raise DamagedError(f"{path} is not the file that its record was written with")
 
 
-def find(key, parameters, **digests):
+def find(key: Key, parameters: dict[str, Any], **digests: str | None) -> Record | None:
     """The stored record of a run, or ``None``.
 
     Parameters
@@ -332,7 +342,7 @@ def find(key, parameters, **digests):
     return _fitting(key.path, parameters, digests)
 
 
-def put_aside(path):
+def put_aside(path: Path) -> None:
     """Move the record at a path and its files, if any, out of the way of another record, and report the move.
 
     The files go to ``runs/<campaign>/replaced/<kind>/``, under a name with the digest of the parameters,
@@ -346,7 +356,7 @@ def put_aside(path):
     print(f"the record {path} of other parameters was moved to {aside}", file=sys.stderr)
 
 
-def bring_back(key, parameters, **digests):
+def bring_back(key: Key, parameters: dict[str, Any], **digests: str | None) -> Record | None:
     """Move a record that was put aside back to its place, and return it.
 
     A record that is in its place is put aside in turn. Returns ``None`` if no record that was put aside has
@@ -361,7 +371,7 @@ def bring_back(key, parameters, **digests):
     return None
 
 
-def _fitting(path, parameters, digests):
+def _fitting(path: Path, parameters: dict[str, Any], digests: Mapping[str, str | None]) -> Record | None:
     record = _with_parameters(path, parameters)
     known = {name: value for name, value in digests.items() if value is not None}
     known = {name: value for name, value in known.items() if record and not _older(record, name)}
@@ -369,19 +379,19 @@ def _fitting(path, parameters, digests):
     return record if fits else None
 
 
-def _older(record, name):
+def _older(record: Record, name: str) -> bool:
     """Whether a record was made before this digest was stored; the reference once had none of its own."""
     once_unknown = name in ("frames", "conditions") or (name == "weights" and record.model == "reference")
     return once_unknown and record.provenance.get(name) is None
 
 
-def _with_parameters(path, parameters):
+def _with_parameters(path: Path, parameters: dict[str, Any]) -> Record | None:
     record = stored(path)
     asked = json.loads(json.dumps(parameters, default=plain))
     return record if record and record.parameters == asked else None
 
 
-def stored(path):
+def stored(path: Path) -> Record | None:
     """The record at a path; a damaged one is set aside with its files, so that it is made anew."""
     if not path.is_file():
         return None
@@ -395,11 +405,11 @@ def stored(path):
         return None
 
 
-def _replaced(path):
+def _replaced(path: Path) -> Path:
     return paths.runs() / path.parent.parent.name / REPLACED / path.parent.name
 
 
-def _move(path, target):
+def _move(path: Path, target: Path) -> None:
     """Move the files of a record; if interrupted, they are complete in at least one of the two places."""
     target.parent.mkdir(parents=True, exist_ok=True)
     moved = [(path.with_suffix(ending), target.with_suffix(ending)) for ending in ENDINGS]
@@ -411,7 +421,7 @@ def _move(path, target):
         old.unlink()
 
 
-def read_all(campaign):
+def read_all(campaign: str) -> list[Record]:
     """Records of a campaign, sorted by path; those that are :func:`damaged` are left out with a warning."""
     found, bad = _read_all(campaign)
     for message in bad.values():
@@ -419,14 +429,14 @@ def read_all(campaign):
     return found
 
 
-def damaged(campaign):
+def damaged(campaign: str) -> dict[Path, str]:
     """Files of a campaign that cannot be used as records, a dictionary of path and reason."""
     folder = paths.results() / campaign
     aside = {path: f"{path} was set aside" for path in sorted(folder.glob("*/*.json.unreadable"))}
     return _read_all(campaign)[1] | aside
 
 
-def _read_all(campaign):
+def _read_all(campaign: str) -> tuple[list[Record], dict[Path, str]]:
     """Sound records of a campaign, and the reason why a file is not one by its path."""
     found, bad = [], {}
     for path in filter(_is_record, sorted((paths.results() / campaign).glob("*/*.json"))):
@@ -439,7 +449,7 @@ def _read_all(campaign):
     return found, bad
 
 
-def read(campaign):
+def read(campaign: str) -> pd.DataFrame:
     """All metrics of a campaign as a data frame with one row per metric.
 
     Columns: kind, dataset, model, seed, metric, value, unit, low, high, n, status and the path of the
@@ -459,5 +469,5 @@ def read(campaign):
     return frame.astype({"value": float, "low": float, "high": float})
 
 
-def _is_record(path):
+def _is_record(path: Path) -> bool:
     return not path.name.startswith(".") and not path.name.endswith(".build.json")

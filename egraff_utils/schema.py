@@ -9,11 +9,12 @@ import dataclasses
 import operator
 import re
 import typing
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from ase.data import atomic_numbers
@@ -37,13 +38,16 @@ BASE_60 = r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"
 """Pattern of what YAML 1.1 takes for a number of base 60, such as 10:20."""
 CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
-checked = typing.dataclass_transform(frozen_default=True)(
-    lambda **options: dataclass(frozen=True, config=CONFIG, **options)
-)
-"""Decorator of a frozen dataclass whose values are converted and checked when an instance is made."""
+T = TypeVar("T")
 
 
-def unknown(kind, name, known):
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def checked(*, eq: bool = True) -> Callable[[type[T]], type[T]]:
+    """Decorator of a frozen dataclass whose values are converted and checked when an instance is made."""
+    return dataclass(frozen=True, config=CONFIG, eq=eq)  # type: ignore[return-value]  # the same class
+
+
+def unknown(kind: str, name: object, known: Collection[str]) -> ValueError:
     """``ValueError`` for a name that is not among the known ones; it suggests the nearest.
 
     >>> unknown("model", "mase", ["mace", "nequip"])
@@ -54,7 +58,7 @@ def unknown(kind, name, known):
     return ValueError(f"unknown {kind} '{name}'{hint} Known: {', '.join(sorted(known))}")
 
 
-def check_name(name, kind="name"):
+def check_name(name: str, kind: str = "name") -> str:
     """The name; ``ValueError`` if it does not match :data:`NAME`.
 
     >>> check_name("../../evil")
@@ -66,7 +70,7 @@ def check_name(name, kind="name"):
     return name
 
 
-def check_model_name(name):
+def check_model_name(name: str) -> str:
     """The name of a model, in which no ``-`` may stand: it follows that of the dataset in a record's name.
 
     Otherwise dataset ``a-b`` with model ``c`` and dataset ``a`` with model ``b-c`` would have one record.
@@ -94,7 +98,7 @@ class Mapping(dict):
     lines: dict = {}
 
 
-def guess(value):
+def guess(value: Any) -> Any:
     """The value with plain scalars read as YAML 1.2 reads them, where no type is known.
 
     >>> guess({"rate": Plain("1e-3"), "layers": [Plain("2")], "smooth": Plain("true"), "act": Plain("on")})
@@ -209,7 +213,7 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _scalar)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
-def parse(text, *, where="the text"):
+def parse(text: str, *, where: str | Path = "the text") -> Any:
     """Content of a YAML text, whose plain scalars are :class:`Plain`.
 
     Raises
@@ -231,7 +235,7 @@ def parse(text, *, where="the text"):
         raise ValueError(f"{where}:{mark.line + 1 if mark else 1}: {said or error}") from None
 
 
-def read(path):
+def read(path: str | Path) -> dict[str, Any]:
     """Content of a YAML file that holds a mapping, see :func:`parse`.
 
     Raises
@@ -255,12 +259,12 @@ def read(path):
 
 
 @cache
-def _adapter(cls):
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(cls)
 
 
-def validated(cls, values, *, where):
-    """Instance of a class decorated with :data:`checked` from a mapping.
+def validated(cls: type[T], values: Any, *, where: str | Path) -> T:
+    """Instance of a class decorated with :func:`checked` from a mapping.
 
     Raises
     ------
@@ -269,19 +273,19 @@ def validated(cls, values, *, where):
         and, if the mapping was read from a file, the line.
     """
     try:
-        return _adapter(cls).validate_python(values)
+        return _adapter(cls).validate_python(values)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
         found = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
         raise ValueError(_message(cls, values, found[0], where)) from None
 
 
 @contextmanager
-def at(*keys):
+def at(*keys: str) -> Iterator[None]:
     """Context in which a ``ValueError`` is one of the value at these keys."""
     try:
         yield
     except ValueError as error:
-        error.keys = keys
+        error.keys = keys  # type: ignore[attr-defined]  # _message reads them
         raise
 
 
@@ -348,7 +352,7 @@ def _hints(cls):
 
 
 def _classes(kind):
-    """Classes decorated with :data:`checked` in a type, and in the types of their fields."""
+    """Classes decorated with :func:`checked` in a type, and in the types of their fields."""
     parts = typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         yield kind
@@ -357,7 +361,7 @@ def _classes(kind):
         yield from _classes(part)
 
 
-def shown_fields(cls):
+def shown_fields(cls: type) -> list[dataclasses.Field]:
     """Fields that a file may set."""
     return [field for field in dataclasses.fields(cls) if not field.metadata.get("internal")]
 
@@ -365,7 +369,7 @@ def shown_fields(cls):
 # -- the reference of all keys --------------------------------------------------------------------------
 
 
-def reference(cls):
+def reference(cls: type) -> str:
     """Tables of the keys of a class and of the classes of its fields, markdown.
 
     Columns: the key, its type, its default, and the description, which is the docstring of the field.
@@ -375,7 +379,7 @@ def reference(cls):
     return "\n\n".join([_table(cls), *tables]) + "\n"
 
 
-def keys(cls):
+def keys(cls: type) -> Iterator[tuple[str, str, str, str]]:
     """Name, type, default and docstring of every key of a class that a file may set, as texts."""
     schema = _adapter(cls).json_schema()
     for field in shown_fields(cls):

@@ -1,9 +1,10 @@
 """What may a dataset card name? Source files, sets of their frames, and the calculator that labelled them."""
 
 import re
+from collections.abc import Collection
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -32,7 +33,7 @@ class Oracle:
     title: str = ""
     """Name for readers; by default that of the class."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.calculator.rpartition(".")[2])
 
 
@@ -43,7 +44,7 @@ ORACLES = {
 """Oracles with short names: GFN2-xTB for molecules, effective medium theory for metals."""
 
 
-def oracle(value, *, where):
+def oracle(value: str | dict[str, Any], *, where: str) -> Oracle:
     """:class:`Oracle` from the entry of a card, a name in :data:`ORACLES` or a mapping of the fields.
 
     Raises
@@ -63,7 +64,7 @@ def oracle(value, *, where):
     return ORACLES[value]
 
 
-def oracle_title(value):
+def oracle_title(value: str | dict[str, Any] | None) -> str | None:
     """Name for readers of a card's oracle, or None if the card has none.
 
     >>> oracle_title("gfn2")
@@ -101,7 +102,7 @@ ENDINGS = {".npz": "npz", ".xyz": "extxyz", ".extxyz": "extxyz", ".traj": "ase",
 COMPRESSED = (".gz", ".bz2", ".xz")
 
 
-def reader_of(path):
+def reader_of(path: str | Path) -> str | None:
     """Reader of a file by its ending, or None.
 
     >>> reader_of("water.xyz.gz"), reader_of("runs/MD.TRAJ"), reader_of("OUTCAR")
@@ -136,19 +137,19 @@ class Part:
     drop: Slice | list[Count] | tuple[Count, ...] = ()
     """Frames of the source that are left out, a list of indices or a slice."""
 
-    def indices(self, total):
+    def indices(self, total: int) -> list[int]:
         """Indices of the frames in a source of ``total`` frames, in order.
 
         >>> Part("train", slice="1:9", drop="::4").indices(10)
         [1, 2, 3, 5, 6, 7]
         """
-        dropped = self.drop
+        dropped: Collection[int] | str = self.drop
         if isinstance(dropped, str):
             dropped = range(total)[_slice(dropped)]
         return [i for i in range(total)[_slice(self.slice)] if i not in set(dropped)]
 
 
-def _slice(text):
+def _slice(text: str) -> slice:
     return slice(*(int(number) if number.strip() else None for number in text.split(":")))
 
 
