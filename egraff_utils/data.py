@@ -1,12 +1,18 @@
 """Which frames are there, and can they be learnt from? Splits of a card as ``ase.Atoms`` in eV and Å."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.geometry import find_mic
 from scipy.spatial import cKDTree
 
 from egraff_utils import cards, files, readers, records, reference
+from egraff_utils.cards import DatasetCard
 from egraff_utils.files import fetch, file_hash  # noqa: F401
 
 OF_FRAMES = ("elements", "system", "units", "energy_factor", "keys", "cell", "reference_energies")
@@ -15,7 +21,7 @@ COINCIDENT = 0.1
 """Distance below which two atoms of a frame are taken for one atom given twice, Å."""
 
 
-def load(name, split):
+def load(name: str | Path | DatasetCard, split: str) -> list[Atoms]:
     """Frames of a split of a dataset, with the energies and forces of the reference attached.
 
     Every call returns new copies, which may be changed. Only the files that the split needs are fetched, if
@@ -50,7 +56,7 @@ def load(name, split):
     return [_atoms(*found) for found in _chosen(card, split)]
 
 
-def checked(name, splits, **options):
+def checked(name: str | Path | DatasetCard, splits: Sequence[str], **options: bool) -> dict[str, list[Atoms]]:
     """Frames of some splits of a dataset, by split, after all checks (:func:`check_splits`)."""
     card = cards.dataset(name)
     found = {split: load(card, split) for split in splits}
@@ -61,10 +67,10 @@ def checked(name, splits, **options):
     return found
 
 
-_sound = set()
+_sound: set[tuple] = set()
 
 
-def positions(name, split, numbers):
+def positions(name: str | Path | DatasetCard, split: str, numbers: np.ndarray) -> np.ndarray:
     """Positions of the frames of a split that have these atomic numbers, shape ``(T, N, 3)``, Å.
 
     This function is faster than :func:`load`, whose parameters and errors it shares.
@@ -74,11 +80,11 @@ def positions(name, split, numbers):
     return np.reshape(same, (-1, len(numbers), 3))
 
 
-def thinned(frames, most):
+def thinned(frames: list[Atoms], most: int | None) -> list[Atoms]:
     """At most ``most`` frames of every source, equally spaced; all if it is None."""
     if most is None:
         return frames
-    by_source = {}
+    by_source: dict[str, list[Atoms]] = {}
     for atoms in frames:
         by_source.setdefault(atoms.info["source"], []).append(atoms)
     return [
@@ -88,14 +94,16 @@ def thinned(frames, most):
     ]
 
 
-def digest(name, splits=("train", "val", "test")):
+def digest(name: str | Path | DatasetCard, splits: Sequence[str] = ("train", "val", "test")) -> str:
     """Hash of everything that determines the frames of some splits.
 
     It is computed from the card: a file is read only if the card does not give its hash, and a generated
     dataset is not generated. Records made of these frames are used again only while it is the same.
     """
     card = cards.dataset(name)
-    parts = {split: [[p.source, p.slice, p.drop] for p in card.split(split).parts] for split in splits}
+    parts: dict[str, list[list[Any]]] = {
+        split: [[p.source, p.slice, p.drop] for p in card.split(split).parts] for split in splits
+    }
     fields = {field: getattr(card, field) for field in OF_FRAMES}
     if card.generate:
         return records.digest(fields, parts, reference.specification(card))
@@ -104,7 +112,7 @@ def digest(name, splits=("train", "val", "test")):
     return records.digest(fields, parts, found)
 
 
-def scene_digest(name, split):
+def scene_digest(name: str | Path | DatasetCard, split: str) -> str:
     """Hash of everything that determines a simulation from a split and what it is compared with.
 
     These are the frames of the split and of ``train``, from which the fixed bonds of a molecule are known,
@@ -116,7 +124,7 @@ def scene_digest(name, split):
     return records.digest(digest(card, splits), order, card.oracle)
 
 
-def _chosen(card, split):
+def _chosen(card: DatasetCard, split: str) -> list[tuple[str, int, readers.Frame]]:
     """All frames of a split, each as (source, index in the source, frame)."""
     wanted = card.split(split)
     found = fetch(card, split)
@@ -133,7 +141,7 @@ def _chosen(card, split):
     return chosen
 
 
-def _atoms(source, index, frame):
+def _atoms(source: str, index: int, frame: readers.Frame) -> Atoms:
     atoms = frame.atoms(source, index)
     names = ("energy", "forces", "stress")
     results = {name: getattr(frame, name) for name in names if getattr(frame, name) is not None}
@@ -144,7 +152,7 @@ def _atoms(source, index, frame):
 # -- checks ---------------------------------------------------------------------------------------------
 
 
-def strain_derivative(atoms):
+def strain_derivative(atoms: Atoms) -> np.ndarray | None:
     """Derivative of the energy by a strain, shape ``(3, 3)``, eV; None for a frame without stress.
 
     It is the stress, in the sign of ASE, times the volume, or minus the virial: files of DeePMD, GAP and mace
@@ -167,7 +175,7 @@ def strain_derivative(atoms):
     return None if virial is None else -np.reshape(virial, (3, 3))
 
 
-def check_stress(name, splits):
+def check_stress(name: str | Path | DatasetCard, splits: Mapping[str, Sequence[Atoms]]) -> None:
     """Reject frames that have no stress, before it is trained.
 
     Raises
@@ -185,7 +193,13 @@ def check_stress(name, splits):
                 )
 
 
-def check_splits(name, splits, *, forces=True, across=True):
+def check_splits(
+    name: str | Path | DatasetCard,
+    splits: Mapping[str, Sequence[Atoms]],
+    *,
+    forces: bool = True,
+    across: bool = True,
+) -> None:
     """Reject frames that cannot be worked with, before time is spent on them.
 
     Parameters

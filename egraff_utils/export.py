@@ -4,7 +4,9 @@ Their forces equal those of the force field, and so do their energies, to roundi
 total energy of a molecule is rounded to some meV.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from egraff_utils import cards, models, paths
-from egraff_utils.models import frozen
+from egraff_utils.models import ForceField, frozen
 from egraff_utils.models.nequip import nequip_state
 
 FORMATS = {
@@ -27,7 +29,7 @@ converters of mace-torch, ``.nequip.pt2`` is a library for ``NequIPCalculator.fr
 LAMMPS, ``.ckpt`` is read by ``torchmdnet.models.model.load_model``."""
 
 
-def export(force_field, path, *, target="ase"):
+def export(force_field: ForceField, path: str | Path, *, target: str = "ase") -> Path:
     """Write a trained force field for the package that its network is from.
 
     Parameters
@@ -77,7 +79,7 @@ def _example(force_field):
     return atoms
 
 
-def plain_copy(force_field):
+def plain_copy(force_field: ForceField) -> ForceField:
     """The force field with the same weights, but without any optimisation for speed."""
     arguments = {**force_field.build_arguments, "dtype": force_field.dtype}
     with torch.random.fork_rng(), frozen.plain():
@@ -86,7 +88,7 @@ def plain_copy(force_field):
     return plain
 
 
-def mace_model(plain):
+def mace_model(plain: ForceField) -> torch.nn.Module:
     """``ScaleShiftMACE`` with the reference energies and the scale of a :func:`plain_copy`."""
     model, elements = plain.network.model.eval(), plain.elements
     energies = model.atomic_energies_fn.atomic_energies
@@ -95,7 +97,7 @@ def mace_model(plain):
     return model
 
 
-def nequip_model(plain):
+def nequip_model(plain: ForceField) -> torch.nn.Module:
     """NequIP's ``GraphModel`` with the reference energies and the scale of a :func:`plain_copy`."""
     model, elements = plain.network.model.eval(), plain.elements
     shift = model.model.func.per_type_energy_scale_shift
@@ -106,7 +108,9 @@ def nequip_model(plain):
     return model
 
 
-def nequip_transforms(model, force_field):
+def nequip_transforms(
+    model: torch.nn.Module, force_field: ForceField
+) -> list[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]]:
     """What turns ``ase.Atoms`` into the input of a :func:`nequip_model`."""
     from nequip.integrations.utils import basic_transforms
 
@@ -114,7 +118,9 @@ def nequip_transforms(model, force_field):
     return basic_transforms(model.metadata, force_field.cutoff, symbols, {name: name for name in symbols})
 
 
-def compile_nequip(model, force_field, atoms, target, path):
+def compile_nequip(
+    model: torch.nn.Module, force_field: ForceField, atoms: Atoms, target: str, path: Path
+) -> None:
     """Compile a :func:`nequip_model` to a library by inductor, as ``nequip-compile --mode aotinductor`` does.
 
     ``atoms`` are what the compiler takes as an example; the other arguments are those of :func:`export`.
@@ -150,7 +156,7 @@ def _nequip_metadata(model, target):
     return found
 
 
-def torchmd_checkpoint(plain):
+def torchmd_checkpoint(plain: ForceField) -> dict[str, Any]:
     """Checkpoint as ``torchmd-train`` would have written it, a dictionary; reference energies are a prior."""
     arguments = plain.build_arguments
     chosen = {**models.card("torchmd_net").network(arguments["preset"]), **arguments}

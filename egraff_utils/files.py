@@ -3,18 +3,20 @@
 import hashlib
 import os
 from functools import lru_cache
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pooch
 from tqdm import tqdm
 
 from egraff_utils import cards, paths, reference
+from egraff_utils.cards import DatasetCard
 
 MOST_BYTES = 20_000_000_000
 """Size above which a file is not downloaded."""
 
 
-def fetch(card, split=None):
+def fetch(card: str | Path | DatasetCard, split: str | None = None) -> dict[str, Path]:
     """Paths of a dataset's files, which are downloaded or generated if needed; hashes are always checked.
 
     Files are searched for in the folder of the card, in ``EGRAFF_DATA`` (a read-only mirror with the paths
@@ -49,7 +51,7 @@ def fetch(card, split=None):
     return {key: locate(card, key) for source in sources for key in card.files_of(source)}
 
 
-def locate(card, key):
+def locate(card: DatasetCard, key: str) -> Path:
     """Path of one file after its hash is checked; the file is downloaded if no folder holds it."""
     file = card.files[key]
     for folder in _folders(card):
@@ -60,22 +62,23 @@ def locate(card, key):
     return _download(card, key)
 
 
-def _folders(card):
+def _folders(card: DatasetCard) -> list[Path]:
     return ([card.folder] if card.folder else []) + paths.data()
 
 
-def identity(card, key):
+def identity(card: DatasetCard, key: str) -> str:
     """Hash of a file, as given in the card or else computed from its content.
 
     That of a file beside a user's card is compared with the content, which may have been edited.
     """
     file = card.files[key]
     beside = card.folder and (card.folder / file.path).is_file()
-    found = locate(card, key) if beside or not file.hash else None
+    if beside or not file.hash:
+        found = locate(card, key)
     return file.hash or file_hash(found)
 
 
-def _download(card, key):
+def _download(card: DatasetCard, key: str) -> Path:
     """Download a file to ``data/`` under a temporary name, check its hash, then move it to its place."""
     file, url = card.files[key], card.url(key)
     path = paths.data()[-1] / file.path
@@ -145,7 +148,7 @@ def _check(path, expected, fate):
         )
 
 
-def file_hash(path, algorithm="sha256"):
+def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
     """Hash of a file, as ``sha256:<hex>`` or as ``git:<hex>``, the id of a blob in a git repository.
 
     The latter is the SHA-1 of ``b"blob <length>\\0"`` and the content. It is computed once in a process,

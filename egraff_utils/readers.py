@@ -1,13 +1,16 @@
 """How is a file of frames read? As arrays in eV and Å, with what the file says of periodicity and masses."""
 
+from __future__ import annotations
+
 import base64
 import bz2
 import io
 import warnings
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ase.db
 import ase.io
@@ -19,6 +22,9 @@ from matscipy.neighbours import neighbour_list
 
 from egraff_utils import units
 from egraff_utils.paths import stamp
+
+if TYPE_CHECKING:
+    from egraff_utils.cards import DatasetCard
 
 NAMES = {
     "positions": ("pos", "coords", "R", "positions"),
@@ -68,7 +74,7 @@ class Frame(NamedTuple):
     virial: np.ndarray | None = None
     """Virial as in the file, eV."""
 
-    def atoms(self, source, index):
+    def atoms(self, source: str, index: int) -> Atoms:
         """The frame as ``ase.Atoms``, with copies of all arrays."""
         info = {"source": source, "frame": index}
         if self.virial is not None:
@@ -81,7 +87,7 @@ class Frame(NamedTuple):
         return atoms
 
 
-def read(card, source, found):
+def read(card: DatasetCard, source: str, found: Mapping[str, Path]) -> list[Frame]:
     """Frames of a source of a card, read once per process unless the files change.
 
     Parameters
@@ -103,8 +109,8 @@ def read(card, source, found):
     kinds = {"generated"} if card.generate else {card.reader_of(key) for key in keys}
     if len(kinds) > 1:
         raise ValueError(
-            f"{card.name}: source {source}: its files are read differently: {', '.join(sorted(kinds))}; "
-            "make a source of each, and list them in the split"
+            f"{card.name}: source {source}: its files are read differently: "
+            f"{', '.join(sorted(map(str, kinds)))}; make a source of each, and list them in the split"
         )
     (reader,) = kinds
     stamps = tuple((found[key], stamp(found[key])) for key in keys)
@@ -116,7 +122,7 @@ def read(card, source, found):
     return _read(reader, source, stamps, factors, tuple(card.keys.items()), cell, card.pbc)
 
 
-def force_factor(unit):
+def force_factor(unit: str) -> float:
     """A unit of forces such as ``kcal/mol/Å`` in eV/Å.
 
     >>> force_factor("eV/Å")
@@ -138,7 +144,12 @@ def _read(reader, source, stamps, factors, keys, cell, periodic):
     ]
 
 
-def raw(reader, paths, source="all", keys=()):
+def raw(
+    reader: str,
+    paths: Sequence[Path],
+    source: str = "all",
+    keys: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+) -> list[Frame]:
     """Frames as stored, in the units of the file; every error of a reader becomes one that names the file."""
     keys = dict(keys)
     if "grad" in keys.get("forces", "").lower():
@@ -213,7 +224,7 @@ def _cell(own, cell, periodic, where):
     return np.array(cell, dtype=float)
 
 
-def whole(positions, cell):
+def whole(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
     """Positions of a molecule that was wrapped into a periodic cell, put together again.
 
     Atoms closer than :data:`CONTACT` are neighbours; a walk over neighbours gives every atom the image that
@@ -360,7 +371,7 @@ def _read_ase(paths, *, source, keys):
     return frames
 
 
-def structures(path):
+def structures(path: str | Path) -> Iterator[Atoms]:
     """Structures of a file that ASE reads; of a database with its key-value pairs and ``data``."""
     if Path(path).suffix != ".db":
         yield from ase.io.iread(path, index=":")
@@ -401,7 +412,7 @@ def _of_atoms(atoms, keys, known):
     )  # fmt: skip
 
 
-def labels(atoms):
+def labels(atoms: Atoms) -> dict[str, Any]:
     """Everything that a structure holds besides atoms and cell, by name."""
     stored = {name: atoms.info.get(name) or {} for name in ("key_value_pairs", "data")}  # of a database
     info = {name: value for name, value in atoms.info.items() if name not in stored}

@@ -4,7 +4,10 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -18,10 +21,11 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from egraff_utils import cards, paths
+from egraff_utils.cards import DatasetCard, Oracle
 from egraff_utils.provenance import digest
 
 
-def calculator(card, atoms=None):
+def calculator(card: DatasetCard, atoms: Atoms | None = None) -> BaseCalculator:
     """ASE calculator that gives the reference energies (eV) and forces (eV/Å) of a dataset.
 
     GFN2-xTB [Bannwarth2019]_ through tblite for molecules, effective medium theory [Jacobsen1996]_ for
@@ -53,13 +57,13 @@ def calculator(card, atoms=None):
     return made
 
 
-def _oracle(card):
+def _oracle(card: DatasetCard) -> Oracle:
     if card.oracle is None:
         raise ValueError(f"the reference method of {card.name} cannot be run here: its card has no oracle")
     return cards.oracle(card.oracle, where=f"of the card of {card.name}")
 
 
-def make(oracle, name):
+def make(oracle: Oracle, name: str) -> BaseCalculator:
     """Calculator of an :class:`~egraff_utils.cards.Oracle`; ``name`` starts the messages of errors.
 
     The class is checked before it is called, so that a card cannot call anything else.
@@ -87,7 +91,7 @@ def make(oracle, name):
     return made
 
 
-def attempt(made, atoms, name):
+def attempt(made: BaseCalculator, atoms: Atoms, name: str) -> None:
     """Run one single-point calculation, so that a method that fails raises its error before anything else."""
     system = atoms.copy()
     system.calc = made
@@ -99,13 +103,13 @@ def attempt(made, atoms, name):
         raise ValueError(f"{name} gives an energy or a force of {atoms.symbols} that is not finite")
 
 
-def specification(card):
+def specification(card: DatasetCard) -> dict[str, Any]:
     """Everything that determines a generated dataset, a dictionary."""
     conditions = {name: getattr(card, name) for name in ("oracle", "temperature", "timestep")}
     return {**conditions, **card.generate}
 
 
-def make_dataset(card):
+def make_dataset(card: DatasetCard) -> Path:
     """Path of a generated dataset, which is simulated on first use and then kept.
 
     The frames come from one Langevin trajectory of the card's oracle: equilibration, then blocks of frames
@@ -137,7 +141,7 @@ def make_dataset(card):
     return made_once(path, lambda temporary: np.savez(temporary, **_simulate(card)), **facts)
 
 
-def made_once(path, make, **facts):
+def made_once(path: Path, make: Callable[[Path], None], **facts: Any) -> Path:
     """Path of a file of frames that is made on first use and then kept.
 
     Parameters
@@ -182,7 +186,7 @@ def _compared(path, *stamps):
     return True
 
 
-def packages(oracle):
+def packages(oracle: Oracle) -> list[str]:
     """Names of the installed packages from which an :class:`~egraff_utils.cards.Oracle` is imported."""
     return importlib.metadata.packages_distributions().get(oracle.calculator.partition(".")[0], [])
 
@@ -245,7 +249,7 @@ def _run_stage(atoms, card, stage, rng, progress):
     return {name: np.array(values) for name, values in frames.items()}
 
 
-def velocities(frames, i, interval):
+def velocities(frames: Sequence[Atoms], i: int, interval: float) -> np.ndarray:
     r"""Velocities of the reference at frame ``i`` of a time-ordered split.
 
     Stored velocities are returned if the frame has any. Otherwise they are central differences of the
