@@ -4,20 +4,27 @@ Exit status: 0, or 1 if a run failed, 2 for wrong input, 130 after Ctrl-C. Modul
 needs them, so that help and mistakes cost no time.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from egraff_utils import options
 
+if TYPE_CHECKING:
+    from egraff_utils.records import Record
+
 SINGLE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
         return egraff.main(arguments, prog_name="egraff", standalone_mode=False) or 0
@@ -36,7 +43,7 @@ def main(arguments=None):
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-def egraff():
+def egraff() -> None:
     """Train force fields, let them run molecular dynamics, and compare them.
 
     \b
@@ -51,7 +58,7 @@ def egraff():
 
 
 @egraff.group("campaign")
-def campaign_group():
+def campaign_group() -> None:
     """Run, plan or look at a campaign, a file in params/ or a path.
 
     \b
@@ -65,7 +72,7 @@ def campaign_group():
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[SNAKEMAKE ARGUMENTS]...")
 @options.JOBS
 @click.option("--only", metavar="DATASET,...", help="Run the cells of these datasets, without reports.")
-def campaign_run(name, extra, jobs, only):
+def campaign_run(name: str, extra: tuple[str, ...], jobs: int | None, only: str | None) -> int:
     """Run the cells of a campaign that are not done, then its reports; further arguments go to Snakemake.
 
     \b
@@ -78,8 +85,8 @@ def campaign_run(name, extra, jobs, only):
     from egraff_utils import campaign
     from egraff_utils.running import cells, pages
 
-    only = only.split(",") if only else []
-    status = cells.run_campaign(name, jobs=jobs, only=only, extra=list(extra))
+    datasets = only.split(",") if only else []
+    status = cells.run_campaign(name, jobs=jobs, only=datasets, extra=list(extra))
     name = campaign.load(name).name
     if not cells.IDLE & set(extra) and pages.report_page(name).is_file():
         print(f"{cells.leaderboard_text(name)}\n\nIn full: {pages.report_page(name)}")
@@ -91,7 +98,7 @@ def campaign_run(name, extra, jobs, only):
 @options.CAMPAIGN
 @options.JOBS
 @click.option("--budget", metavar="TIME", help="Time for the whole campaign, such as 25m or 1h30m.")
-def campaign_plan(name, jobs, budget):
+def campaign_plan(name: str, jobs: int | None, budget: str | None) -> None:
     """Time a step of every cell, and write budgets with which the campaign fits a time.
 
     \b
@@ -104,7 +111,7 @@ def campaign_plan(name, jobs, budget):
 
 @campaign_group.command("status")
 @options.CAMPAIGN
-def campaign_status(name):
+def campaign_status(name: str) -> None:
     """Show which cells are done, running, failed or waiting, why some failed, and files that are damaged.
 
     \b
@@ -128,7 +135,7 @@ def campaign_status(name):
 @click.argument("output", required=False, type=click.Path(path_type=Path))
 @click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Parameter of the notebook.")
 @click.option("--quiet", is_flag=True, help="Show no progress bar.")
-def run(notebook, output, given, quiet):
+def run(notebook: Path, output: Path | None, given: tuple[tuple[str, str], ...], quiet: bool) -> None:
     """Execute a notebook, given by its path or by a name such as yours/dataset; without OUTPUT into
     runs/<campaign>/.
 
@@ -155,7 +162,7 @@ def run(notebook, output, given, quiet):
 @egraff.command()
 @click.argument("names", nargs=-1, metavar="[PAGE]...")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True)
-def pages(names, jobs):
+def pages(names: tuple[str, ...], jobs: int) -> int:
     """Execute pages of the book from stored records, by default all.
 
     \b
@@ -169,7 +176,7 @@ def pages(names, jobs):
 
 @egraff.command()
 @click.option("--campaign", help="Show the pages of this campaign in place of the committed ones.")
-def book(campaign):
+def book(campaign: str | None) -> None:
     """Build the book as HTML; executes nothing.
 
     \b
@@ -186,7 +193,7 @@ def book(campaign):
     "name", default="demo", metavar="[CAMPAIGN]", shell_complete=options.completed(options.campaigns)
 )
 @options.JOBS
-def demo(name, jobs):
+def demo(name: str, jobs: int | None) -> int:
     """Run a campaign in a folder of its own, and build the book on it.
 
     \b
@@ -199,7 +206,7 @@ def demo(name, jobs):
 
 
 @egraff.group("data")
-def data_group():
+def data_group() -> None:
     """List datasets, or check one.
 
     \b
@@ -209,7 +216,7 @@ def data_group():
 
 
 @data_group.command("list")
-def data_list():
+def data_list() -> None:
     """List the datasets of the project with their numbers of frames.
 
     \b
@@ -231,7 +238,7 @@ def data_list():
 @click.option("--write-card", is_flag=True, help="Write the card of a FILE of frames beside it.")
 @click.option("--temperature", type=float, default=300.0, show_default=True, help="K, for the card.")
 @click.option("--timestep", type=float, default=0.5, show_default=True, help="fs, for the card.")
-def data_check(dataset, campaign, write_card, temperature, timestep):
+def data_check(dataset: str, campaign: str, write_card: bool, temperature: float, timestep: float) -> int:
     """Show the card of a dataset, or what a file of frames holds, and audit the frames.
 
     For a file, the command says what it understood, which units it guessed and why, and what has to be mended
@@ -263,7 +270,7 @@ def data_check(dataset, campaign, write_card, temperature, timestep):
 @data_group.command("croissant")
 @click.argument("dataset", metavar="DATASET|CARD", shell_complete=options.completed(options.datasets))
 @click.option("--output", type=click.File("w", atomic=True), default="-", help="File to write.")
-def data_croissant(dataset, output):
+def data_croissant(dataset: str, output: TextIO) -> None:
     """Show or write a dataset's card as metadata in the format Croissant, which search engines read.
 
     \b
@@ -275,7 +282,7 @@ def data_croissant(dataset, output):
     output.write(json.dumps(croissant.metadata(dataset), indent=1, ensure_ascii=False) + "\n")
 
 
-def _is_frames(text):
+def _is_frames(text: str) -> bool:
     """Whether an argument is a file of frames: not the name of a dataset, not a card."""
     from egraff_utils.sources import reader_of
 
@@ -306,7 +313,7 @@ def _is_frames(text):
         help="A training hyperparameter that replaces that of the preset; as often as wanted.",
     ),
 )
-def train(**asked):
+def train(**asked: Any) -> int:
     """Train a model on a dataset, given by name or by the path of a card, and show its errors.
 
     For a calculator, given by name or by the path of a card, only its errors are computed.
@@ -332,7 +339,9 @@ def train(**asked):
 @click.option("--double", is_flag=True, help="In double precision.")
 @click.option("--campaign", default=options.OWN, show_default=True, help="Where the training is stored.")
 @click.option("--seed", default=0, show_default=True, help="Of the training.")
-def export(model, dataset, output, target, double, campaign, seed):
+def export(
+    model: str, dataset: str, output: Path | None, target: str, double: bool, campaign: str, seed: int
+) -> None:
     """Write a trained model for the package that its network is from: mace, NequIP, Allegro, TorchMD-Net.
 
     \b
@@ -346,6 +355,7 @@ def export(model, dataset, output, target, double, campaign, seed):
         raise click.UsageError(f"{model} is an ASE calculator, which other programs call as it is")
     name = cards.dataset(dataset).name
     force_field = weights.load(config.Key("training", campaign, name, model, seed))
+    assert isinstance(force_field, files.ForceField)  # no calculator
     output = output or Path(f"{model}-{name}{files.FORMATS.get(model, '')}")
     print(files.export(force_field.double() if double else force_field, output, target=target))
 
@@ -363,7 +373,7 @@ def export(model, dataset, output, target, double, campaign, seed):
     click.option("--target", help="Dataset that the split belongs to, if not the one trained on."),
     click.option("--keep", type=click.Choice(["xyz", "traj"]), help="Keep the trajectories in this format."),
 )
-def rollout(**asked):
+def rollout(**asked: Any) -> int:
     """Let a trained model run molecular dynamics, and compare it with the reference.
 
     \b
@@ -383,7 +393,7 @@ def rollout(**asked):
 @options.MODEL
 @options.DATASET
 @options.options(click.option("--split", default="test", show_default=True))
-def gate(**asked):
+def gate(**asked: Any) -> int:
     """Check the physics of a trained model: symmetries, gradients, smoothness, conservation.
 
     \b
@@ -394,14 +404,14 @@ def gate(**asked):
     return _shown(check(GateConfig(**asked)))
 
 
-def _shown(record):
+def _shown(record: Record) -> int:
     print(record)
     return int(record.status == "failed")
 
 
 @egraff.command()
 @options.CAMPAIGN
-def leaderboard(name):
+def leaderboard(name: str) -> None:
     """Print the leaderboard of a campaign.
 
     \b
@@ -426,7 +436,7 @@ def leaderboard(name):
 )
 @click.option("--dataset", help="Periodic dataset; by default lips.")
 @click.option("--sizes", hidden=True, help="Settings of a measurement, for a process of its own.")
-def cost(name, dataset, sizes):
+def cost(name: str | None, dataset: str | None, sizes: str | None) -> None:
     """Measure what a step of the trained models of a campaign costs, with nothing else running.
 
     \b
@@ -446,7 +456,7 @@ def cost(name, dataset, sizes):
 
 @egraff.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[BENCHMARK]... [OPTIONS]")
-def bench(arguments):
+def bench(arguments: tuple[str, ...]) -> int:
     """Time this project beside the upstream packages.
 
     \b

@@ -1,35 +1,44 @@
 """Which arguments and options do commands share? Those of the command line, with the names they complete."""
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 OWN = "mine"
 """Campaign of runs that are asked for one by one."""
 
 
-def completed(list_names):
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""What adds arguments or options to the function of a command."""
+
+
+def completed(
+    list_names: Callable[[], list[str]],
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """Completion of an argument by names that are listed when they are asked for."""
     return lambda context, parameter, start: [name for name in list_names() if name.startswith(start)]
 
 
-def campaigns():
+def campaigns() -> list[str]:
     from egraff_utils import campaign
 
     return campaign.names()
 
 
-def datasets():
+def datasets() -> list[str]:
     from egraff_utils import cards
 
     return cards.datasets()
 
 
-def models():
+def models() -> list[str]:
     from egraff_utils import cards
 
     return [*cards.models(), *cards.calculators(), *cards.pretrained()]
 
 
-def presets():
+def presets() -> list[str]:
     from egraff_utils import cards
 
     return cards.presets()
@@ -38,7 +47,7 @@ def presets():
 class Preset(click.Option):
     """Option whose help names what there is when it is asked for."""
 
-    def get_help_record(self, context):
+    def get_help_record(self, context: click.Context) -> tuple[str, str] | None:
         self.help = f"Size, a preset of the model's card; all models have {', '.join(presets())}."
         return super().get_help_record(context)
 
@@ -49,7 +58,7 @@ DATASET = click.argument("dataset", shell_complete=completed(datasets))
 JOBS = click.option("--jobs", type=click.IntRange(1), help="Number of notebooks at a time.")
 
 
-def options(*more):
+def options(*more: Decorator) -> Decorator:
     """Decorator with the options of a single run, and more."""
     common = (
         click.option("--campaign", default=OWN, show_default=True, help="Where the record is stored."),
@@ -58,7 +67,7 @@ def options(*more):
         click.option("--threads", default=1, show_default=True),
     )
 
-    def decorate(function):
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed((*more, *common)):
             function = option(function)
         return function
@@ -66,7 +75,9 @@ def options(*more):
     return decorate
 
 
-def hyperparameters(_context, _option, words):
+def hyperparameters(
+    _context: click.Context, _option: click.Parameter, words: tuple[str, ...]
+) -> dict[str, Any]:
     """Dictionary of the words ``KEY=VALUE``."""
     pairs = [word.partition("=") for word in words]
     if bare := [word for word, (key, sign, value) in zip(words, pairs, strict=True) if not (key and value)]:

@@ -9,21 +9,25 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
 import psutil
 import yaml
 from filelock import FileLock, Timeout
+from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paths, records
+from egraff_utils.campaign import Campaign
 from egraff_utils.config import AS_CODED, Key, Kind
 from egraff_utils.running.naming import NOTEBOOKS, check_names, model_of
 
@@ -35,7 +39,7 @@ class Terminated(BaseException):
     """The process received SIGTERM, as at the end of a job's time; no ``Exception``, so nothing hides it."""
 
 
-def located(notebook):
+def located(notebook: str | Path) -> Path:
     """Path of a notebook, given by it or by its name below ``notebooks/``, such as ``yours/dataset``.
 
     Raises
@@ -51,7 +55,7 @@ def located(notebook):
     raise cards.unknown("notebook", notebook, known)
 
 
-def parameters_of(notebook):
+def parameters_of(notebook: str | Path) -> dict[str, Any]:
     """Parameters of a notebook and their defaults, as written in its parameters cell.
 
     Returns
@@ -72,7 +76,7 @@ def _inspected(notebook, _):
     return papermill.inspect_notebook(str(notebook))
 
 
-def check_parameters(notebook, parameters):
+def check_parameters(notebook: str | Path, parameters: Iterable[str]) -> None:
     """Reject parameters that the notebook does not have.
 
     Raises
@@ -86,7 +90,7 @@ def check_parameters(notebook, parameters):
             raise cards.unknown(f"parameter of {Path(notebook).name}", name, known)
 
 
-def typed(notebook, texts):
+def typed(notebook: str | Path, texts: Mapping[str, str]) -> dict[str, Any]:
     """Parameters given as texts, such as those of a command line, with the types that the notebook declares.
 
     Unlike papermill's ``-p``, which looks at the text alone, the name of a campaign that looks like a number
@@ -145,7 +149,13 @@ def _truth(text):
     return text.lower() == "true"
 
 
-def execute(notebook, output, *, parameters=None, quiet=False):
+def execute(
+    notebook: str | Path,
+    output: str | Path,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Path:
     """Execute a notebook into ``output``, which is written only if all cells succeed.
 
     Two processes do not execute into one output at the same time: the second waits. If a cell fails, the
@@ -180,12 +190,12 @@ def execute(notebook, output, *, parameters=None, quiet=False):
     return output
 
 
-def _lock(output):
+def _lock(output: Path) -> FileLock:
     return FileLock(output.with_name(f".{output.stem}.lock"))
 
 
 @contextmanager
-def alone(output):
+def alone(output: Path) -> Iterator[None]:
     """Context in which no other process of this machine executes into ``output``."""
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(output)
@@ -200,7 +210,7 @@ def alone(output):
         lock.release()
 
 
-def is_running(output):
+def is_running(output: Path) -> bool:
     """Whether a process executes a notebook into ``output``."""
     lock = _lock(output)
     try:
@@ -287,7 +297,7 @@ def _says_it_is_empty(notebook, partial, parameters):
 
 
 @contextmanager
-def kernel_sockets():
+def kernel_sockets() -> Iterator[Config]:
     """Context with settings for one kernel that uses Unix sockets, in a folder that exists only within it.
 
     Jupyter's default is TCP: free ports are chosen, and the kernel binds them a second later. When notebooks
@@ -307,7 +317,7 @@ def kernel_sockets():
         yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/socket"})
 
 
-def clean(notebook):
+def clean(notebook: NotebookNode) -> NotebookNode:
     """Remove what differs between runs: times, addresses, progress bars and standard error.
 
     The ``nbformat`` notebook is changed in place and returned.
@@ -334,7 +344,7 @@ def _is_noise(output):
     return widget or output.get("name") == "stderr"
 
 
-def notebook_of(folder, dataset):
+def notebook_of(folder: str, dataset: str) -> Path:
     """Notebook ``datasets`` or ``rollout`` of a dataset; for one of a user's own, that which takes its card.
 
     >>> [notebook_of(folder, "lips").parent.name for folder in ("datasets", "rollout")]
@@ -347,11 +357,11 @@ def notebook_of(folder, dataset):
     return NOTEBOOKS / "yours" / {"datasets": "dataset.ipynb", "rollout": "rollout.ipynb"}[folder]
 
 
-def run_key(notebook, parameters):
+def run_key(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Campaign, dataset, model and seed of the run of a notebook, under which its records are stored."""
     values = {**parameters_of(notebook), **parameters}
     stem, folder = Path(notebook).stem, Path(notebook).parent.name
-    identity = {
+    known: dict[str, dict[str, Any]] = {
         "datasets": {"dataset": stem, "model": "reference"},
         "training": {
             "dataset": values.get("dataset"),
@@ -360,7 +370,8 @@ def run_key(notebook, parameters):
         "rollout": {"dataset": stem, "model": values.get("model")},
         "yours": {"dataset": values.get("dataset"), "model": values.get("model", "reference")},
         **dict.fromkeys(campaigns.TASKS, {"dataset": values.get("dataset"), "model": values.get("model")}),
-    }.get(folder, {"dataset": "all", "model": stem})
+    }
+    identity = known.get(folder, {"dataset": "all", "model": stem})
     identity["dataset"] = _name(lambda name: cards.dataset(name).name, identity["dataset"])
     identity["model"] = _name(cards.model_name, identity["model"])
     return {"campaign": values.get("campaign", "demo"), **identity, "seed": values.get("seed", 0)}
@@ -374,7 +385,7 @@ def _name(name_of, spelling):
         return Path(str(spelling)).stem.replace("-", "_")
 
 
-def failure_key(notebook, parameters):
+def failure_key(notebook: Path, parameters: Mapping[str, Any]) -> Key:
     """Key of the failure of a run, to which its notebook and its protocol belong.
 
     >>> str(failure_key(NOTEBOOKS / "rollout" / "lips.ipynb", {"protocol": "as_coded", "model": "mace"}).kind)
@@ -386,7 +397,7 @@ def failure_key(notebook, parameters):
     return Key(str(Kind("failure", protocol, origin)), **run_key(notebook, parameters))
 
 
-def record_failure(notebook, parameters, error):
+def record_failure(notebook: Path, parameters: Mapping[str, Any], error: BaseException) -> None:
     """Write a record of kind ``failure`` for a run, without paths of this machine."""
     if notebook.parent.name == "report":  # a report shows the cells of a campaign but is not one of them
         return
@@ -395,7 +406,7 @@ def record_failure(notebook, parameters, error):
     records.write(records.Record(*key, parameters=asked, status="failed", message=message))
 
 
-def without_folders(text):
+def without_folders(text: str) -> str:
     """A message in which absolute paths have lost their folders.
 
     >>> without_folders("no /home/me/egraff/results/a.json; see https://a.org/b")
@@ -414,7 +425,7 @@ def _first_line(error):
     return f"{name}: {text.splitlines()[0] if text else ''}"
 
 
-def words(parameters):
+def words(parameters: Mapping[str, Any]) -> str:
     """Parameters of a notebook as arguments for the shell.
 
     Examples
@@ -439,13 +450,13 @@ def _reads_as(text):
         return None
 
 
-def task_notebook(task, campaign):
+def task_notebook(task: str, campaign: Campaign) -> Path:
     """Notebook of a task such as ``"ood/benzene"``; those of your own share one."""
     return NOTEBOOKS / f"{'yours/shift' if campaign.own_task(task) else task}.ipynb"
 
 
-def task_parameters(task, campaign, dataset, model, seed):
+def task_parameters(task: str, campaign: Campaign, dataset: str, model: str, seed: int) -> dict[str, Any]:
     """Parameters of the notebook of a task such as ``"ood/benzene"``, without those that it does not have."""
     known, own = parameters_of(task_notebook(task, campaign)), campaign.own_task(task)
-    values = campaign.task_parameters(dataset, model, seed) | (own.shifted if own else {})
+    values = campaign.task_parameters(dataset, model, seed) | (dict(own.shifted) if own else {})
     return {name: value for name, value in values.items() if name in known}

@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nbformat
 import pandas as pd
 
 from egraff_utils import calculated, cards, paths, records
 from egraff_utils import campaign as campaigns
+from egraff_utils.campaign import Campaign
 from egraff_utils.running import batch, pages
 
 IDLE = {"-n", "--dry-run", "--dryrun", "--unlock"}
@@ -36,7 +38,7 @@ class Cell(NamedTuple):
     protocol: str = ""
     """Protocol of a rollout."""
 
-    def parameters(self, campaign):
+    def parameters(self, campaign: Campaign) -> dict[str, Any]:
         """Parameters of the notebook."""
         identity = (self.dataset, self.model, self.seed)
         if self.output.parent.name == "training":
@@ -45,7 +47,7 @@ class Cell(NamedTuple):
             return campaign.rollout_parameters(*identity, self.protocol)
         return batch.task_parameters("/".join(self.output.parts[-3:-1]), campaign, *identity)
 
-    def state(self, campaign):
+    def state(self, campaign: Campaign) -> str:
         """One of :data:`STATES`."""
         if batch.is_running(self.output):
             return "running"
@@ -55,7 +57,7 @@ class Cell(NamedTuple):
         return "failed" if failed else "waiting"
 
 
-def cells(campaign, datasets=()):
+def cells(campaign: Campaign, datasets: Sequence[str] = ()) -> list[Cell]:
     """All cells of a campaign, or those of some of its datasets, a list of :class:`Cell`.
 
     Raises
@@ -73,13 +75,14 @@ def cells(campaign, datasets=()):
         for protocol in campaign.protocols(dataset):
             notebook = batch.notebook_of("rollout", dataset)
             found.append(Cell(same(campaigns.FOLDERS[protocol]), notebook, *identity, protocol))
-    for folder, task, *identity in campaign.task_cells():
-        output = _output(campaign, *identity)(f"{folder}/{task}")
-        found.append(Cell(output, batch.task_notebook(f"{folder}/{task}", campaign), *identity))
+    for folder, task, dataset, model, seed in campaign.task_cells():
+        output = _output(campaign, dataset, model, seed)(f"{folder}/{task}")
+        notebook = batch.task_notebook(f"{folder}/{task}", campaign)
+        found.append(Cell(output, notebook, dataset, model, seed))
     return [cell for cell in found if not datasets or cell.dataset in datasets]
 
 
-def training_notebook(model):
+def training_notebook(model: str) -> Path:
     """Notebook that trains a model or takes errors of a calculator; networks from elsewhere share one."""
     if cards.model_builder(model):
         return batch.NOTEBOOKS / "yours" / "training.ipynb"
@@ -87,12 +90,12 @@ def training_notebook(model):
     return batch.NOTEBOOKS / "training" / f"{stem}.ipynb"
 
 
-def _output(campaign, dataset, model, seed):
+def _output(campaign: Campaign, dataset: str, model: str, seed: int) -> Callable[[str], Path]:
     name = campaigns.CELL.format(dataset=dataset, model=model, seed=seed)
     return lambda folder: paths.runs() / campaign.name / folder / name
 
 
-def status(name):
+def status(name: str | Path) -> pd.DataFrame:
     """How many cells of each model and dataset of a campaign are done, running, failed and waiting.
 
     Returns
@@ -113,7 +116,9 @@ def _counts(states):
     return ", ".join(f"{counts[state]} {state}" for state in STATES if state in counts)
 
 
-def run_campaign(name, *, jobs=None, only=(), extra=()):
+def run_campaign(
+    name: str | Path, *, jobs: int | None = None, only: Sequence[str] = (), extra: Sequence[str] = ()
+) -> int:
     """Run a campaign with Snakemake: datasets, training, rollouts, tasks, reports.
 
     A campaign with a budget is planned first, unless it already has a plan
@@ -191,7 +196,7 @@ def _plan(name, jobs):
     print(plan.make(name, jobs=jobs), flush=True)
 
 
-def tidy(campaign, wanted):
+def tidy(campaign: Campaign, wanted: Iterable[Cell]) -> None:
     """Remove what a killed run left, and executed notebooks that cannot be read or whose records are gone.
 
     Snakemake makes their cells again. It knows the notebooks but not the records, which are no outputs.
@@ -234,7 +239,7 @@ def _snakemake(campaign, file, jobs, only, extra):
     return run_to_the_end([*words, *extra], cwd=home, env=os.environ | {paths.HOME: str(home)})
 
 
-def run_to_the_end(words, **options):
+def run_to_the_end(words: Sequence[str], **options: Any) -> int:
     """Status of a command, which is waited for even if Ctrl-C is pressed, so that it can clean up.
 
     Raises
@@ -298,14 +303,14 @@ def _reports_of_what_there_is(campaign):
     return failed
 
 
-def leaderboard_text(name):
+def leaderboard_text(name: str) -> str:
     """Leaderboard of a campaign as text, see :func:`egraff_utils.report.leaderboards.text_leaderboard`."""
     from egraff_utils.report import leaderboards  # matplotlib, which no other command needs
 
     return leaderboards.text_leaderboard(records.read(name))
 
 
-def run_demo(name="demo", *, jobs=None):
+def run_demo(name: str = "demo", *, jobs: int | None = None) -> int:
     """Run a campaign anew in its own folder, build the book from it, and print the leaderboard.
 
     Records go to ``runs/<name>/results``, so that committed records are neither used nor changed. A second

@@ -4,6 +4,8 @@
 run at the same time, or the times are those of a shared machine.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -11,8 +13,10 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +24,14 @@ import pandas as pd
 from egraff_utils import allocator, cards, records, weights
 from egraff_utils import campaign as campaigns
 from egraff_utils.config import Config
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 from egraff_utils.report import titles
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from egraff_utils.md.integrators import ReplicaLangevin
+    from egraff_utils.models import ForceField
 
 WARM_UP = 2  # untimed steps, which include compilation and fill caches
 SETTLED = 0.5  # s, least time that is measured, as short steps vary more than long ones
@@ -54,7 +64,7 @@ class CostConfig(Config):
     threads: int = 1
 
 
-def measure(config):
+def measure(config: CostConfig) -> Record:
     """Time and memory of one MD step by number of atoms.
 
     Parameters
@@ -83,7 +93,7 @@ def measure(config):
     return records.run(config, make, weights=weights.digest(config))
 
 
-def grow(config, *, runs=1):
+def grow(config: CostConfig, *, runs: int = 1) -> tuple[list[Metric], dict[str, np.ndarray], str]:
     """Time and memory of one MD step by number of atoms, measured in a separate process.
 
     The step is that of a rollout: Langevin dynamics with neighbour lists that are kept between steps.
@@ -132,7 +142,7 @@ def grow(config, *, runs=1):
     return _metrics(curves, rows[0]["machine_memory"]) if rows else [], curves, message
 
 
-def evaluate(config):
+def evaluate(config: CostConfig) -> Iterator[dict[str, Any]]:
     """Time and memory of one size after another in this process; `grow` calls it in a new process.
 
     Yields
@@ -143,14 +153,15 @@ def evaluate(config):
     """
     import torch
 
-    from egraff_utils import data
+    from egraff_utils import data, models
 
     torch.set_num_threads(config.threads)
     frame = data.load(config.dataset, "test")[0]
     force_field = weights.load(config)
+    assert isinstance(force_field, models.ForceField)  # grow rejects calculators
     stepper(force_field, frame[:FRAGMENT], device=config.device)()
     before = _memory(config.device, reset=True)
-    row = {}
+    row: dict[str, Any] = {}
     for copies in config.cells:
         if message := _too_much(config, row, math.prod(copies) * len(frame)):
             yield {"message": message}
@@ -160,10 +171,28 @@ def evaluate(config):
         yield row
 
 
-def stepper(force_field, atoms, *, replicas=1, device="cpu", temperature=300.0, timestep=1.0, seed=0):
-    """Function that makes one step of a rollout, Langevin dynamics of R replicas of a frame.
+@dataclass(frozen=True)
+class Step:
+    """Function without arguments that makes one step of a simulation."""
 
-    Its attribute ``dynamics`` is the integrator.
+    dynamics: ReplicaLangevin
+    """The integrator."""
+
+    def __call__(self) -> None:
+        self.dynamics.step()
+
+
+def stepper(
+    force_field: ForceField,
+    atoms: Atoms,
+    *,
+    replicas: int = 1,
+    device: str = "cpu",
+    temperature: float = 300.0,
+    timestep: float = 1.0,
+    seed: int = 0,
+) -> Step:
+    """:class:`Step` of a rollout, Langevin dynamics of R replicas of a frame.
 
     Parameters
     ----------
@@ -193,14 +222,10 @@ def stepper(force_field, atoms, *, replicas=1, device="cpu", temperature=300.0, 
     thermostat = Thermostat(temperature, timestep, seed=seed)
     dynamics = thermostat.integrator(joined, Noise(seed, range(replicas)))
 
-    def step():
-        dynamics.step()
-
-    step.dynamics = dynamics
-    return step
+    return Step(dynamics)
 
 
-def exponent(atoms, values):
+def exponent(atoms: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray) -> float:
     """Slope of ``log(values)`` against ``log(atoms)`` by least squares; NaN for fewer than two sizes.
 
     Examples
@@ -211,7 +236,7 @@ def exponent(atoms, values):
     return float(np.polyfit(np.log(atoms), np.log(values), 1)[0]) if len(atoms) > 1 else math.nan
 
 
-def summary(found):
+def summary(found: Iterable[Record]) -> pd.DataFrame:
     """Table of cost records with one row per model and units in its head; empty without records.
 
     Parameters
@@ -234,7 +259,7 @@ def summary(found):
     return table.astype({heads["largest_size"]: int})
 
 
-def measure_campaign(name, *, dataset=None):
+def measure_campaign(name: str | Path, *, dataset: str | None = None) -> list[Record]:
     """Cost records of all networks of a campaign, a list; one without weights is reported and left out.
 
     Parameters
@@ -256,9 +281,10 @@ def measure_campaign(name, *, dataset=None):
         raise ValueError(f"campaign {name} has no periodic dataset")
     found = []
     for model in (name for name in settings.models if not cards.is_calculator(name)):
-        options = {"seed": settings.seeds[0], "device": settings.device, "threads": settings.threads}
+        seed, device, threads = settings.seeds[0], settings.device, settings.threads
+        config = CostConfig(model, settings.name, dataset, seed, device=device, threads=threads)
         try:
-            found.append(measure(CostConfig(model, settings.name, dataset, **options)))
+            found.append(measure(config))
         except FileNotFoundError as error:
             print(error, file=sys.stderr)
     return found

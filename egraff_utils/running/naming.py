@@ -18,7 +18,7 @@ TAKEN = re.compile(r"^model: str", re.MULTILINE)
 """Line of the cell of parameters of a notebook that takes any model."""
 
 
-def check_names(notebook):
+def check_names(notebook: str | Path) -> None:
     """Reject a training notebook in which two models are named, as in a copy that was changed in part.
 
     Its model is the one that its file is named after if it stands in ``notebooks/training``, else the first
@@ -45,7 +45,7 @@ def check_names(notebook):
         )
 
 
-def model_of(notebook):
+def model_of(notebook: str | Path) -> str | None:
     """Model that a training notebook is of (:func:`check_names`); None if its code names none."""
     notebook = Path(notebook).resolve()
     if notebook.parent == NOTEBOOKS / "training" or not notebook.is_file():

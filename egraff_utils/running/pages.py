@@ -6,41 +6,44 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paths, records
+from egraff_utils.campaign import Campaign
 from egraff_utils.running import batch
 
 BOOK = paths.ROOT / "book"
 HEADLINE = BOOK / "_static" / "headline.png"
 
 
-def pages():
+def pages() -> dict[str, Any]:
     """Settings in ``params/book.yml``: the reference campaign and the pages that are executed notebooks."""
     return yaml.safe_load((paths.ROOT / "params" / "book.yml").read_text())
 
 
-def contents():
+def contents() -> list[str]:
     """Files of the book without their endings, in the order of ``_toc.yml``, such as ``"book/intro"``."""
     toc = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())
     return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
 
 
-def reports():
+def reports() -> list[str]:
     """Names of the report pages of the book."""
     return [page.removeprefix("report/") for page in pages()["pages"] if page.startswith("report/")]
 
 
-def report_page(name, page="leaderboard"):
+def report_page(name: str, page: str = "leaderboard") -> Path:
     """Executed report notebook of a campaign."""
     return paths.runs() / name / "report" / f"{page}.ipynb"
 
 
-def page_parameters(page, settings, campaign):
+def page_parameters(page: str, settings: Mapping[str, Any], campaign: Campaign) -> dict[str, Any]:
     """Notebook parameters of a page for a campaign, equal to those of the campaign's own run.
 
     A training page shows one dataset, that of calculators also one of these, a rollout page one model, and
@@ -75,7 +78,7 @@ def _choose(wanted, available):
     return wanted if wanted in available else available[0]
 
 
-def make_pages(names=(), *, jobs=2):
+def make_pages(names: Sequence[str] = (), *, jobs: int = 2) -> int:
     """Execute pages of the book from stored records, into ``book/``.
 
     Parameters
@@ -105,7 +108,7 @@ def make_pages(names=(), *, jobs=2):
     return failed
 
 
-def write_headline():
+def write_headline() -> None:
     """Write the figure of the first page, which the leaderboard makes, as the picture of ``README.md``."""
     notebook = json.loads((BOOK / "report" / "leaderboard.ipynb").read_text())
     for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
@@ -131,7 +134,7 @@ def _make_page(name):
     return ""
 
 
-def campaign_pages(name):
+def campaign_pages(name: str) -> dict[str, Path]:
     """Pages of the book that a campaign can show, and their executed notebooks.
 
     Pages of ``yours`` show the first dataset of the campaign that is not one of the project.
@@ -169,7 +172,7 @@ def campaign_pages(name):
     return {page: path for page, path in chosen.items() if path.exists()}
 
 
-def build_book(name=None):
+def build_book(name: str | None = None) -> Path:
     """Build the committed pages, or those of a campaign from a copy, which leaves the repository unchanged.
 
     Returns
@@ -196,7 +199,7 @@ def build_book(name=None):
     return site / "_build" / "html" / "index.html"
 
 
-def _site(name):
+def _site(name: str) -> Path:
     """Folder with the pages of the book, in which those of a campaign have taken the place of ours."""
     site = paths.runs() / name / "site"
     shutil.rmtree(site / "book", ignore_errors=True)

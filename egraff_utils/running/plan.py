@@ -6,7 +6,9 @@
 import heapq
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,8 @@ import yaml
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paths
-from egraff_utils.running.timing import timings
+from egraff_utils.campaign import Campaign
+from egraff_utils.running.timing import Cost, timings
 
 NOTEBOOK = 8.0  # s that a notebook takes in addition to its work
 LEAST_TRAINING = 10.0  # s, shortest training
@@ -38,17 +41,19 @@ class Plan:
         Number of runs at a time.
     """
 
-    def __init__(self, campaign, costs, *, budget, jobs):
+    def __init__(
+        self, campaign: Campaign, costs: Mapping[tuple[str, str], Cost], *, budget: float, jobs: int
+    ) -> None:
         self.campaign, self.costs, self.budget, self.jobs = campaign, costs, budget, jobs
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Predicted wall time of the campaign, s."""
         lengths = [_cell(self.campaign, self.costs, *cell) for cell in self.campaign.cells()]
         pages = len(self.campaign.datasets) + _pages()
         return makespan([*lengths, *[NOTEBOOK] * pages], self.jobs)
 
-    def table(self):
+    def table(self) -> pd.DataFrame:
         """Data frame with one row per dataset.
 
         Columns are budgets, s; predicted numbers of training steps of the slowest and the fastest model; and
@@ -72,7 +77,7 @@ class Plan:
             "cell (s)": round(np.mean([_cell(self.campaign, self.costs, *cell) for cell in cells])),
         }
 
-    def write(self):
+    def write(self) -> Path:
         """Write the budgets to ``results/<campaign>/plan.yml``, where ``campaign.load`` finds them."""
         path = campaigns.plan_path(self.campaign.name)
         budgets = {dataset: _limits(self.campaign, dataset) for dataset in self.campaign.datasets}
@@ -83,14 +88,14 @@ class Plan:
             temporary.write_text(head + text)
         return path
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         total = (
             f"predicted: {self.seconds / 60:.1f} of {self.budget / 60:.1f} min, {self.jobs} runs at a time"
         )
         return f"{self.table().to_string()}\n{total}"
 
 
-def make(name, *, budget=None, jobs=None):
+def make(name: str | Path, *, budget: str | float | None = None, jobs: int | None = None) -> Plan:
     """Plan a campaign: time its cells, or read stored timings, and fit the budgets to the time.
 
     The time that rollouts and checks of full length need is reserved; the rest is for training. All models of
@@ -132,7 +137,7 @@ def make(name, *, budget=None, jobs=None):
     return made
 
 
-def seconds(text):
+def seconds(text: str | float) -> float:
     """Time in s, from a number of seconds or from a text such as ``25m``.
 
     Raises
@@ -152,7 +157,7 @@ def seconds(text):
     return sum(number * UNITS[unit] for number, unit in zip(numbers, "dhms", strict=True))
 
 
-def makespan(lengths, jobs):
+def makespan(lengths: Iterable[float], jobs: int) -> float:
     """Time at which the last of several tasks ends if each begins as soon as one of ``jobs`` places is free.
 
     Examples
@@ -160,7 +165,7 @@ def makespan(lengths, jobs):
     >>> makespan([3, 1, 1, 1, 4], jobs=2)
     7
     """
-    ends = [0] * jobs
+    ends: list[float] = [0] * jobs
     for length in lengths:
         heapq.heapreplace(ends, ends[0] + length)
     return max(ends)
@@ -169,7 +174,7 @@ def makespan(lengths, jobs):
 # -- budgets --------------------------------------------------------------------------------------------
 
 
-def fit(campaign, costs, *, budget, jobs):
+def fit(campaign: Campaign, costs: Mapping[tuple[str, str], Cost], *, budget: float, jobs: int) -> Plan:
     """:class:`Plan` of a campaign whose costs are known.
 
     Parameters
@@ -191,7 +196,7 @@ def fit(campaign, costs, *, budget, jobs):
     means = {d: np.mean([costs[d, m].train_step for m in campaign.models]) for d in campaign.datasets}
     weights = {dataset: math.sqrt(mean / min(means.values())) for dataset, mean in means.items()}
 
-    def planned(unit):
+    def planned(unit: float) -> Plan:
         budgeted = replace(campaign, jobs=jobs, overrides=_overrides(campaign, costs, weights, unit))
         return Plan(budgeted, costs, budget=budget, jobs=jobs)
 

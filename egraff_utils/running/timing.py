@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from egraff_utils import cards, records, weights
+from egraff_utils.campaign import Campaign
 from egraff_utils.config import Config, Key
-from egraff_utils.records import Metric
+from egraff_utils.records import Metric, Record
 from egraff_utils.running import cost
 
 FRAMES = 40  # frames of the training set, spread over it; they give eight steps per epoch
@@ -60,12 +61,13 @@ class Cost:
     """Additional time of the first steps of a rollout, in which the model is compiled."""
 
     @classmethod
-    def of(cls, record):
+    def of(cls, record: Record) -> "Cost":
         """Costs in a record of kind ``timing``."""
-        return cls(**{name: record[name] / 1e3 for name in cls.__dataclass_fields__})
+        # the times of a complete record are numbers
+        return cls(**{name: record[name] / 1e3 for name in cls.__dataclass_fields__})  # type: ignore[operator]
 
 
-def timings(campaign, *, jobs):
+def timings(campaign: Campaign, *, jobs: int) -> dict[tuple[str, str], Cost]:
     """Costs of all cells of a campaign, which are timed now if there is no stored timing on this hardware.
 
     If the device of the campaign is not available, stored timings on any hardware are used.
@@ -142,7 +144,7 @@ def _costs(campaign, found):
     return costs
 
 
-def measure(config):
+def measure(config: TimingConfig) -> Record:
     """Time the steps of a cell in this process, on a few frames; the record is written.
 
     Parameters
