@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 
 import pytest
@@ -38,6 +39,8 @@ LIGHT = [
     "running.cells",
 ]
 """What reads records and data only, and so must not load torch."""
+UNHINTED = {"report", "models", "train", "md", "checks"}
+"""Rooms whose public functions need no type hints."""
 ADAPTERS = [path for path in MODELS.glob("*.py") if path.stem != "__init__"]
 
 
@@ -141,6 +144,51 @@ def test_reasons_are_rows_of_what_was_tried(path):
 @pytest.mark.parametrize("path", files(FROZEN))
 def test_frozen_networks_open_with_their_equations(path):
     assert ".. math::" in ast.get_docstring(ast.parse(path.read_text()))
+
+
+def unannotated(body, method=False):
+    """Names and lines of the public functions in a body, with methods of public classes, that lack a hint."""
+    for node in body:
+        name = getattr(node, "name", "_")
+        if name.startswith("_") and not (method and name.endswith("__")):
+            continue
+        if isinstance(node, ast.ClassDef):
+            yield from unannotated(node.body, method=True)
+            continue
+        given = node.args
+        arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+        bound = method and "staticmethod" not in map(ast.unparse, node.decorator_list)
+        hints = [argument.annotation for argument in arguments[bound:] if argument]
+        if None in (*hints, node.returns):
+            yield f"{name}, line {node.lineno}"
+
+
+def test_missing_hints_are_seen():
+    code = """
+    def whole(a: int, *b: int, c: int = 0, **d: int) -> int: ...
+    def no_return(a: int): ...
+    def no_argument(a) -> int: ...
+    def no_words(**a) -> int: ...
+    def _private(a): ...
+    class Shown:
+        def __init__(self, a: int): ...
+        def method(self, a: int) -> int: ...
+        def _own(self): ...
+        @staticmethod
+        def alone(a) -> int: ...
+    """
+    found = unannotated(ast.parse(textwrap.dedent(code)).body)
+    names = [name.split(",")[0] for name in found]
+    assert names == ["no_return", "no_argument", "no_words", "__init__", "alone"]
+
+
+def hinted(parameter):
+    return not UNHINTED & set(parameter.values[0].relative_to(PACKAGE).parts)
+
+
+@pytest.mark.parametrize("path", filter(hinted, files(PACKAGE)))
+def test_public_functions_have_type_hints(path):
+    assert not list(unannotated(ast.parse(path.read_text()).body))
 
 
 @pytest.mark.parametrize("today", [739_000, 739_001])
