@@ -92,7 +92,7 @@ def mace_model(plain: ForceField) -> torch.nn.Module:
     """``ScaleShiftMACE`` with the reference energies and the scale of a :func:`plain_copy`."""
     model, elements = plain.network.model.eval(), plain.elements
     energies = model.atomic_energies_fn.atomic_energies
-    energies[..., : len(elements)] = plain.reference_energies[elements].to(energies.dtype)
+    energies[..., : len(elements)] = plain.reference_energies[elements]
     model.scale_shift.scale.fill_(float(plain.scale))
     return model
 

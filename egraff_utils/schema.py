@@ -38,11 +38,11 @@ BASE_60 = r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"
 """Pattern of what YAML 1.1 takes for a number of base 60, such as 10:20."""
 CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def checked(*, eq: bool = True) -> Callable[[type[T]], type[T]]:
+def checked(*, eq: bool = True) -> Callable[[type[_T]], type[_T]]:
     """Decorator of a frozen dataclass whose values are converted and checked when an instance is made."""
     return dataclass(frozen=True, config=CONFIG, eq=eq)  # type: ignore[return-value]  # the same class
 
@@ -259,11 +259,11 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 @cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+def _adapter(cls: type[_T]) -> TypeAdapter[_T]:
     return TypeAdapter(cls)
 
 
-def validated(cls: type[T], values: Any, *, where: str | Path) -> T:
+def validated(cls: type[_T], values: Any, *, where: str | Path) -> _T:
     """Instance of a class decorated with :func:`checked` from a mapping.
 
     Raises

@@ -9,15 +9,15 @@ from numpy.typing import ArrayLike
 from egraff_utils import metrics
 from egraff_utils.structure import radial_distributions
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def floor(
     reference: np.ndarray,
-    metric: Callable[[Any, Any], T],
+    metric: Callable[[Any, Any], _T],
     *,
     summarize: Callable[[np.ndarray], Any] = lambda frames: np.mean(frames, axis=0),
-) -> T:
+) -> _T:
     """Floor of a metric, its value between the first and the second half of the reference.
 
     No model can be expected to score lower, and a metric at its floor says nothing about the model.
