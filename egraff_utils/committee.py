@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,9 +26,6 @@ from egraff_utils import accuracy, cards, data, records, weights
 from egraff_utils.config import Key, Kind
 from egraff_utils.records import Metric, Outcome, Record
 from egraff_utils.units import EV_TO_MEV
-
-if TYPE_CHECKING:
-    from egraff_utils.models import ForceField
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def judge(config: CommitteeConfig) -> Record:
 
     def make() -> Outcome:
         torch.set_num_threads(config.threads)
-        fields: list[ForceField] = [weights.load(member).to(config.device) for member in members]
+        fields = [weights.load(member).to(config.device) for member in members]
         forces = [accuracy.predict(field, frames)[1] for field in fields]
         metrics, curves = compare(frames, forces)
         return Outcome(metrics, curves, provenance={"seeds": trained})
