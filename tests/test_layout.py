@@ -39,7 +39,7 @@ LIGHT = [
     "running.cells",
 ]
 """What reads records and data only, and so must not load torch."""
-UNHINTED = {"report", "models", "train", "md", "checks"}
+UNHINTED = {"report"}
 """Rooms whose public functions need no type hints."""
 ADAPTERS = [path for path in MODELS.glob("*.py") if path.stem != "__init__"]
 
