@@ -60,9 +60,23 @@ def test_the_reference_has_a_row_and_counts_nowhere(frame):
     errors, apart = own_frames.errors(every), own_frames.violations(every)
     assert list(errors.index.unique("model")) == ["nequip", "mace", "reference"]
     assert np.isnan(errors.loc[("acac_xtb", "reference"), (FORCE, RATIO)])
+    shown = own_frames.errors_table(errors, "errors").to_html()
+    assert shown.count("–") == 1, "a ratio that the reference cannot have is not one that was not run"
     assert apart.loc[("acac_xtb", "reference"), (FV, APART)] == 0.3
     values = own_frames.page_values([], errors, apart)
     assert values == own_frames.page_values([], own_frames.errors(frame), own_frames.violations(frame))
+
+
+def test_models_below_the_run_with_other_noise_are_counted(frame):
+    more = frame_of(
+        ("rollout", "acac_xtb", "nequip", "oracle_fv", 0.1),
+        ("rollout", "acac_xtb", "nequip", "fv", 0.2),
+        ("rollout", "acac_xtb", "reference", "oracle_fv", 0.0),
+        ("rollout", "acac_xtb", "reference", "fv", 0.3),
+    )
+    told = own_frames.below_reference(own_frames.violations(pd.concat([frame, more])))
+    assert told == "Of the models' FV between trajectories, 1 of 2 on Acetylacetone by GFN2-xTB lie below it"
+    assert own_frames.below_reference(own_frames.violations(frame)) == "no value"
 
 
 def test_no_records_are_an_empty_table():

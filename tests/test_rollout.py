@@ -107,7 +107,7 @@ def test_the_oracle_agrees_with_itself(copper, monkeypatch):
     assert record["oracle_force_mae"] < 0.1
 
 
-def test_a_perfect_model_has_noise_of_its_own(copper):
+def test_the_reference_as_a_model_has_noise_of_its_own(copper):
     record = roll_out(config(copper, "reference"))
     assert record.curves["fv"][:, 0] == pytest.approx(0, abs=1e-6)
     assert (record.curves["fv"][:, 1:] > 0).all()

@@ -18,8 +18,9 @@ from egraff_utils.config import changed
 from egraff_utils.report import look, plots, tables, titles
 from egraff_utils.report.comparison import mean_rank_correlation, order_datasets, order_models
 from egraff_utils.report.levels import floor_of
+from egraff_utils.report.table_cells import NO_VALUE
 from egraff_utils.report.titles import short_title
-from egraff_utils.report.values import MISSING, say
+from egraff_utils.report.values import MISSING, listed, say
 
 TEST, OWN, SHIFTED, RATIO = "test", "own frames", "own, offset off", "ratio (×)"
 APART, FLOOR = "trajectories", "saturation"
@@ -60,6 +61,13 @@ def errors(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
     values.loc[_is_reference(values), [(FORCE, RATIO)]] = np.nan
     order = [(FORCE, TEST), (FORCE, OWN), (FORCE, RATIO), *[key for key in columns if key[0] == ENERGY]]
     return values[order]
+
+
+def errors_table(values: pd.DataFrame, name: str):
+    """DataFrame of `errors` as a styled table, with a dash for the reference, which has no ratio."""
+    texts = values.astype(object)
+    texts.loc[_is_reference(values), [(FORCE, RATIO)]] = NO_VALUE
+    return tables.plain(texts, name)
 
 
 def violations(frame: pd.DataFrame, kind: str = "rollout") -> pd.DataFrame:
@@ -106,6 +114,22 @@ def _values(frame, kind, columns):
 def _is_reference(values):
     """Whether each row is that of the reference run as a model, a boolean array."""
     return values.index.get_level_values("model") == REFERENCE
+
+
+def below_reference(apart: pd.DataFrame) -> str:
+    """How many models of a dataset are closer to the live reference than its run with other noise, as text.
+
+    Parameters
+    ----------
+    apart
+        DataFrame of `violations`.
+    """
+    fv = apart[FV, APART].dropna().unstack("model")
+    fv = fv[fv[REFERENCE].notna()] if REFERENCE in fv else fv.iloc[:0]
+    below = fv.drop(columns=REFERENCE, errors="ignore").lt(fv.get(REFERENCE), axis=0).sum(axis=1)
+    models = fv.drop(columns=REFERENCE, errors="ignore").notna().sum(axis=1)
+    counts = [f"{below[name]} of {models[name]} on {short_title(name)}" for name in order_datasets(fv.index)]
+    return f"Of the models' FV between trajectories, {listed(counts)} lie below it" if counts else MISSING
 
 
 def middle(values, *, digits: int = 2) -> str:
