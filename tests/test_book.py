@@ -55,6 +55,26 @@ def test_presets_are_named_as_they_are(capsys):
     assert ", ".join(cards.presets()) in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_method_page_tells_presets_as_the_cards_have_them():
+    text = " ".join((BOOK / "method.md").read_text().split())
+    presets = cards.model("botnet").presets
+    layers = {name: presets[name]["network"]["num_interactions"] for name in presets if name != "tiny"}
+    assert "at correlation order 1 with five layers" in text
+    assert layers == {"paper": 5, "paper_budget": 5, "day": 3, "small": 3}
+    assert (
+        "five layers. So is ours at presets `paper` and `paper_budget`; at `day` and `small` it has three"
+        in text
+    )
+    chosen = {
+        card.title
+        for card in map(cards.model, cards.models())
+        for note in card.notes
+        if note.startswith("Preset small:") and "on ethanol" in note
+    }
+    assert chosen == {"BOTNet", "NequIP"}
+    assert "rates of preset `day`, and of BOTNet and NequIP at preset `small`, were chosen on ethanol" in text
+
+
 def _water(number):
     atoms = molecule("H2O")
     atoms.rattle(0.02, seed=number)
