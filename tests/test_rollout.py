@@ -102,6 +102,7 @@ def test_the_oracle_agrees_with_itself(copper, monkeypatch):
     assert record.status == "complete"
     for name in ("ev", "ev_root", "fv"):
         assert record[name] == 0, name
+    assert record["wf"] > 0, "each replica is compared with the mean over all"
     assert np.allclose(record.curves["rdf"].mean(0), record.curves["rdf_reference"], rtol=STORED, atol=1e-5)
     assert record["reference_contiguous"] == 1
     assert record["oracle_force_mae"] < 0.1

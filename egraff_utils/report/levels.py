@@ -49,9 +49,10 @@ def perfect_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> flo
     """Perfect level of a metric of rollouts, the score of the true force field under this very protocol.
 
     Where the reference is run live (a dataset with an oracle, corrected protocol) it shares starts,
-    velocities and noise with the model, and the level is zero. Where the rollouts are compared with stored
-    frames, it is the value of the rollout of the oracle, which has the model ``reference``. For a dataset
-    without an oracle it is not known.
+    velocities and noise with the model, and the level of EV and FV is zero. That of other metrics is not
+    known there: each replica is compared with the mean over all references, from which it scatters. Where
+    the rollouts are compared with stored frames, it is the value of the rollout of the oracle, which has the
+    model ``reference``. For a dataset without an oracle it is not known.
 
     Parameters
     ----------
@@ -72,12 +73,12 @@ def perfect_of(frame: pd.DataFrame, kind: str, dataset: str, metric: str) -> flo
     >>> frame = pd.DataFrame([row | {"value": 0.5}])
     >>> [perfect_of(frame, kind, "ethanol_xtb", "fv") for kind in ("rollout", "rollout_as_coded")]
     [0.0, 0.5]
-    >>> perfect_of(frame, "rollout", "ethanol", "fv")
-    nan
+    >>> perfect_of(frame, "rollout", "ethanol", "fv"), perfect_of(frame, "rollout", "ethanol_xtb", "wf")
+    (nan, nan)
     """
     known = dataset in cards.datasets() and cards.dataset(dataset).oracle is not None
-    if known and Kind.parse(kind).protocol != AS_CODED and metric != "rmsd":
-        return 0.0
+    if known and Kind.parse(kind).protocol != AS_CODED:
+        return 0.0 if metric in ("ev", "ev_root", "fv") else np.nan
     here = (frame.kind == kind) & (frame.dataset == dataset) & (frame.model == "reference")
     return float(frame.value[here & (frame.metric == metric)].astype(float).mean())
 
