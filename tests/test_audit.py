@@ -10,10 +10,11 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from scipy.spatial.transform import Rotation
 
-from egraff_utils import cards, data, paths
+from egraff_utils import cards, data, paths, records
 from egraff_utils.checks import audit
 from egraff_utils.checks.audit import sampler
 from egraff_utils.checks.audit.labels import Work
+from egraff_utils.report import catalogue
 
 
 def springs(temperature, *, stretch=1.0, count=4000):
@@ -451,3 +452,14 @@ def test_acac_validation_file_is_its_test_file(tmp_path, monkeypatch):
             shutil.copy(there, place)
     monkeypatch.setenv("EGRAFF_DATA", str(tmp_path))
     assert audit.same_files(card) == [("test", "val")]
+
+
+def test_the_audit_says_which_frames_the_candidate_sampled():
+    """GFN2-xTB gives the stated temperature to acetylacetone, and not to 3BPA."""
+    found = [r for r in records.read_all("cpu") if r.kind == "sampler"]
+    kelvin = {r.dataset: r.metric("virial_candidate_test") for r in found}
+    assert kelvin["acac"].low < 300 < kelvin["acac"].high
+    assert kelvin["3bpa"].low > 600
+    values = catalogue.sampler_values(found)
+    assert (values["acac_candidate"], values["acac_labels"]) == ("345 ± 109", "-2,791 ± 108")
+    assert set(catalogue.sampler_values([]).values()) == {"no value"}

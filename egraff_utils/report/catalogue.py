@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from math import ceil, isclose
@@ -13,6 +14,7 @@ from ase.data import chemical_symbols
 
 from egraff_utils import cards, data, paper, paths, records
 from egraff_utils.report import structures, tables, titles
+from egraff_utils.report.values import MISSING
 
 GROUPS = {
     "md17": ["aspirin", "ethanol", "naphthalene", "salicylic_acid"],
@@ -402,3 +404,26 @@ def _draw_scale(ax, length):
     height = bottom - 0.02 * (top - bottom)
     ax.plot([left, left + length], [height, height], color="black", linewidth=2)
     ax.text(left + length, height, f"  {length} Å", va="center", fontsize=8)
+
+
+def sampler_values(found) -> dict:
+    """Virial temperatures of the test frames of molecules, K with the 95 % error, as texts.
+
+    Parameters
+    ----------
+    found
+        Records of `egraff_utils.checks.audit.sampler.compare`.
+
+    Returns
+    -------
+    dict
+        ``<dataset>_labels`` and ``<dataset>_candidate`` of acetylacetone and 3BPA, by the labels and by the
+        candidate for the method that sampled the frames; ``no value`` without a record.
+    """
+    known = {record.dataset: record for record in found}
+    values = {}
+    for dataset, side in itertools.product(("acac", "3bpa"), ("labels", "candidate")):
+        metric = known[dataset].metric(f"virial_{side}_test") if dataset in known else None
+        error = metric and metric.high - metric.value
+        values[f"{dataset}_{side}"] = f"{metric.value:,.0f} ± {error:,.0f}" if metric else MISSING
+    return values
