@@ -16,6 +16,8 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import calculated, campaign, cards, data, paths, records, schema
+from egraff_utils.report import beside
+from egraff_utils.running import pages
 
 BOOK = paths.ROOT / "book"
 BIBLIOGRAPHY = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(), re.MULTILINE))
@@ -73,6 +75,14 @@ def test_the_method_page_tells_presets_as_the_cards_have_them():
     }
     assert chosen == {"BOTNet", "NequIP"}
     assert "rates of preset `day`, and of BOTNet and NequIP at preset `small`, were chosen on ethanol" in text
+
+
+def test_the_first_page_says_that_no_perfect_level_is_known():
+    """A perfect level needs a reference that can be run; the figure shows sets of the paper alone."""
+    text = " ".join((BOOK / "intro.md").read_text().split())
+    assert "The perfect level of the paper's sets is not known" in text
+    assert not [name for name in beside.DATASETS if cards.dataset(name).oracle]
+    assert set(campaign.load(pages.pages()["reference"]).datasets) <= {*beside.DATASETS, "benzene"}
 
 
 def _water(number):
