@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils.records import Record
-from egraff_utils.report import own_frames
+from egraff_utils.records import Metric, Record
+from egraff_utils.report import own_frames, plots, tables
 from egraff_utils.report.own_frames import APART, EV, FLOOR, FORCE, FV, OWN, RATIO, TEST
 
 
@@ -84,14 +84,35 @@ def test_no_records_are_an_empty_table():
     assert own_frames.shifted_kinds(frame_of()) == []
 
 
-def test_the_reference_with_other_noise_is_a_dashed_line():
+def test_the_reference_with_other_noise_is_a_dashed_line_in_every_figure():
     time, fv = np.arange(3.0), np.array([[1e-9, 0.1, 0.2], [1e-9, 0.4, 0.2]])
+    curves = {"time": time, "fv": fv, "oracle_steps": time[1:], "oracle_fv": fv[:, 1:], "rdf_r": time}
+    curves |= {"rdf": fv, "rdf_reference": fv[0], "temperature": fv, "oracle_force_mae": fv[:, 1:]}
     parameters = {"timestep": 1.0, "steps": 2}
-    run, perfect = (Record("rollout", "c", "acac_xtb", m, 0, parameters) for m in ("mace", "reference"))
-    for record in (run, perfect):
-        record.__dict__["curves"] = {"time": time, "fv": fv, "oracle_steps": time[1:], "oracle_fv": fv[:, 1:]}
-    dashed = [
-        line for line in own_frames.plot_apart(run, perfect=perfect).lines if line.get_linestyle() == "--"
+    run, other = (Record("rollout", "c", "acac_xtb", m, 0, parameters) for m in ("mace", "reference"))
+    for record in (run, other):
+        record.__dict__["curves"] = curves
+    arithmetic = [1e-9, 0.25, 0.2]
+    drawn = {
+        own_frames.plot_apart(run, own_noise=other): [0.2, 0.2],  # without the start, which all share
+        plots.plot_violations(run, own_noise=other): [0.2, 0.2],
+        plots.plot_rdf(run, own_noise=other): arithmetic,
+        plots.plot_temperature(run, 0.1, own_noise=other): arithmetic,
+        own_frames.along_grid([run, other]).axes[0]: arithmetic[1:],
+    }
+    for ax, mean in drawn.items():
+        (line,) = [line for line in ax.lines if line.get_label() == "Reference, own noise"]
+        assert line.get_linestyle() == "--"
+        assert line.get_ydata() == pytest.approx(mean)
+    assert "Reference, own noise" in {text for ax in drawn for text in ax.get_legend_handles_labels()[1]}
+
+
+def test_the_reference_with_other_noise_has_a_column_in_the_table_of_a_record():
+    records = (
+        Record("rollout", "c", "acac_xtb", "mace", 0, {}, [Metric.of("fv", 0.2), Metric.of("wf", 1.0)]),
+        Record("rollout", "c", "acac_xtb", "reference", 0, {}, [Metric.of("fv", 0.1)]),
+    )
+    assert tables.record_table(records[0], own_noise=records[1]).data["Reference, own noise"].tolist() == [
+        "0.1",
+        "–",
     ]
-    assert [line.get_label() for line in dashed] == ["Reference, own noise"]
-    assert dashed[0].get_ydata() == pytest.approx([0.2, 0.2])

@@ -203,7 +203,7 @@ def mean_error(record, name: str) -> float:
 def plot_errors(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Force error on own frames against test error; the two are equal on the dashed diagonal.
 
-    Colours denote models, markers denote datasets.
+    Colours denote models, markers denote datasets. The reference has rounding errors alone, and no point.
 
     Parameters
     ----------
@@ -242,7 +242,7 @@ def along_grid(records, name: str = "oracle_force_mae") -> Figure:
         ``"oracle_force_mae"`` (meV/Å), ``"oracle_energy_error"`` (meV/atom, model minus reference) or
         ``"oracle_fv"``.
     """
-    found = [r for r in records if r.kind == "rollout" and r.model != "reference" and name in r.curves]
+    found = [r for r in records if r.kind == "rollout" and name in r.curves]
     datasets = order_datasets({record.dataset for record in found}) or [None]
     figure, axes = plt.subplots(1, len(datasets), figsize=(7.4, 2.9), squeeze=False)
     for ax, dataset in zip(axes[0], datasets, strict=True):
@@ -253,7 +253,10 @@ def along_grid(records, name: str = "oracle_force_mae") -> Figure:
                 time = record.curves["oracle_steps"] * record.parameters["timestep"]
                 label = titles.model_title(record.model)
                 mean = plots.replica_mean(record.curves[name])
-                ax.plot(time, mean, **look.model_line(record.model), label=label)
+                own = record.model == REFERENCE
+                ax.plot(
+                    time, mean, **(plots.OWN_NOISE if own else look.model_line(record.model)), label=label
+                )
         if dataset is None:
             ax.text(0.5, 0.5, tables.NOT_RUN, transform=ax.transAxes, ha="center", color="0.4")
         else:
@@ -266,23 +269,17 @@ def along_grid(records, name: str = "oracle_force_mae") -> Figure:
     return figure
 
 
-def plot_apart(record, *, floor=None, perfect=None, ax: Axes | None = None) -> Axes:
+def plot_apart(record, *, floor=None, own_noise=None, ax: Axes | None = None) -> Axes:
     """FV between the trajectories of model and reference, and FV on the model's own frames in black.
 
     Parameters
     ----------
     record
         Record of a rollout with the curves of :func:`egraff_utils.md.own_frames.label`.
-    floor
+    floor, own_noise
         As in :func:`egraff_utils.report.plots.plot_violations`.
-    perfect
-        Record of the same rollout of the reference with noise of its own, which is drawn dashed, or None.
     """
-    ax = plots.plot_violations(record, "fv", floor=floor, ax=ax)
-    if perfect is not None:
-        known = perfect.curves["fv"][:, 1:]  # without the start, which both share
-        style = {"color": "0.2", "linestyle": "--", "label": titles.model_title(perfect.model)}
-        ax.plot(perfect.curves["time"][1:], plots.replica_mean(known, geometric=True), **style)
+    ax = plots.plot_violations(record, "fv", floor=floor, own_noise=own_noise, ax=ax)
     time = record.curves["oracle_steps"] * record.parameters["timestep"]
     own = np.asarray(record.curves["oracle_fv"], dtype=float)
     ax.plot(time, own.T, color="0.2", linewidth=0.6, alpha=0.5)

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ase import Atoms
 
+from egraff_utils import records
+from egraff_utils.config import Kind
 from egraff_utils.report import plots
+from egraff_utils.report.levels import floor_of, perfect_of
 from egraff_utils.report.simulations import forgetting_time
 from egraff_utils.report.titles import dataset_title, model_title
 from egraff_utils.report.values import metrics, say
@@ -29,7 +32,7 @@ def training_values(record) -> dict:
 
 
 def rollout_values(record, training, floor) -> dict:
-    """Values of a rollout page: the model, the length of the rollout, its metrics and their floors.
+    """Values of a rollout page: the model, the length of the rollout, its metrics and their levels.
 
     Parameters
     ----------
@@ -38,7 +41,9 @@ def rollout_values(record, training, floor) -> dict:
     """
     ran = {"steps": record["steps"], "replicas": record.parameters["replicas"]}
     given = {"model": model_title(record.model)} | ran | metrics(training, "force_mae")
-    return given | metrics(record, *ROLLOUT) | metrics(floor, "wf", "fv", prefix="floor-")
+    level = perfect_of(records.read(record.campaign), record.kind, record.dataset, "fv")
+    levels = metrics(floor, "wf", "fv", prefix="floor-") | {"perfect-fv": say(level, ".3g")}
+    return given | metrics(record, *ROLLOUT) | levels
 
 
 def following_values(record, floor) -> dict:
@@ -84,8 +89,13 @@ def labelled_values(record, training) -> dict:
 
 
 def dataset_values(record) -> dict:
-    """Values of a dataset page: number of frames, error of predicting zero force, and floors."""
-    return metrics(record, "frames_test", "zero_force_mae", "floor_wf", "floor_fv")
+    """Values of a dataset page: number of frames, error of predicting zero force, and levels.
+
+    ``saturation-fv`` is the saturation level of rollouts of the campaign, without any that of random pairs.
+    """
+    level, *_ = floor_of(records.read(record.campaign), str(Kind("rollout")), record.dataset, "fv")
+    own = metrics(record, "frames_test", "zero_force_mae", "floor_wf", "floor_fv")
+    return own | {"saturation-fv": level}
 
 
 def check_training(record) -> None:

@@ -37,6 +37,8 @@ CURVE_LABELS = {
     "val_loss": f"Validation loss ({DIMENSIONLESS})",
 }
 """Curve of a training -> label of its axis."""
+OWN_NOISE = {"color": "0.2", "linestyle": (0, (2, 1.2)), "linewidth": 1.2}
+"""Line of the reference that is run as a model, with noise of its own."""
 
 
 def plot_learning_curve(
@@ -80,7 +82,7 @@ def plot_learning_curve(
     return ax
 
 
-def plot_rdf(record, *, floor=None, label: str | None = None, ax: Axes | None = None) -> Axes:
+def plot_rdf(record, *, floor=None, own_noise=None, label: str | None = None, ax: Axes | None = None) -> Axes:
     """Radial distribution function of a rollout and of its reference.
 
     Replicas are thin lines, their mean is a thick line, and the reference is black.
@@ -93,6 +95,8 @@ def plot_rdf(record, *, floor=None, label: str | None = None, ax: Axes | None = 
     floor
         Record of the saturation level; the grey band is the range of a replica of an independent trajectory,
         bin by bin.
+    own_noise
+        Record of the same rollout of the reference with noise of its own, whose mean is dashed, or None.
     label
         Entry of the legend; the model's title by default.
 
@@ -113,6 +117,7 @@ def plot_rdf(record, *, floor=None, label: str | None = None, ax: Axes | None = 
         label=_reference_label(ax),
     )
     _plot_replicas(ax, r, read_curve(record, "rdf"), record.model, label)
+    _plot_own_noise(ax, "rdf_r", "rdf", own_noise)
     ax.set(xlabel="Distance r (Å)", ylabel=f"g(r) ({DIMENSIONLESS})", xlim=(0, r[-1]), ylim=(0, None))
     ax.legend()
     return ax
@@ -164,6 +169,7 @@ def plot_violations(
     metric: str = "fv",
     *,
     floor=None,
+    own_noise=None,
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -181,6 +187,8 @@ def plot_violations(
     floor
         Record of the floor, whose range of the metric is drawn, or a number or an interval ``(low, high)``,
         dimensionless.
+    own_noise
+        As for `plot_rdf`; the start, which both share, is left out.
 
     Raises
     ------
@@ -195,13 +203,16 @@ def plot_violations(
     if floor is not None:
         plot_floor(ax, _range(floor, metric))
     _plot_replicas(ax, read_curve(record, "time"), values, record.model, label, geometric=True)
+    _plot_own_noise(ax, "time", metric, own_noise, first=1, geometric=True)
     ax.set(xlabel="Time (fs)", ylabel=quantities.of(metric).written_out)
     set_log_scale(ax, "y")
     ax.legend()
     return ax
 
 
-def plot_temperature(record, target: float, *, label: str | None = None, ax: Axes | None = None) -> Axes:
+def plot_temperature(
+    record, target: float, *, own_noise=None, label: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Instantaneous temperature of the replicas against the thermostat's target (K, dashed black).
 
     Parameters
@@ -210,6 +221,8 @@ def plot_temperature(record, target: float, *, label: str | None = None, ax: Axe
         Record of a rollout with curves ``time`` (T,) fs and ``temperature`` (R, T) K.
     target
         Temperature of the thermostat, K.
+    own_noise
+        As for `plot_rdf`.
 
     Raises
     ------
@@ -219,6 +232,7 @@ def plot_temperature(record, target: float, *, label: str | None = None, ax: Axe
     ax = take_axes(ax)
     ax.axhline(target, color=REFERENCE_COLOR, linestyle="--", linewidth=1.2, label=f"target {target:g} K")
     _plot_replicas(ax, read_curve(record, "time"), read_curve(record, "temperature"), record.model, label)
+    _plot_own_noise(ax, "time", "temperature", own_noise)
     ax.set(xlabel="Time (fs)", ylabel=quantities.of("temperature").axis)
     ax.legend()
     return ax
@@ -361,3 +375,10 @@ def _plot_replicas(ax, x, values, model, label, *, geometric=False):
     known = np.isfinite(mean)
     ax.plot(x[known], values[:, known].T, color=color, linewidth=0.6, alpha=0.35)
     ax.plot(x[known], mean[known], color=color, linewidth=2.0, label=label or model_title(model))
+
+
+def _plot_own_noise(ax, x, y, record, *, first=0, geometric=False):
+    """Draw the mean over the replicas of the reference with noise of its own, if there is such a record."""
+    if record is not None:
+        mean = replica_mean(read_curve(record, y)[:, first:], geometric=geometric)
+        ax.plot(read_curve(record, x)[first:], mean, **OWN_NOISE, label=model_title(record.model))

@@ -198,8 +198,16 @@ def dataset(card, frames: dict[str, int] | None = None):
     return finish(table.style, f"dataset-{card.name}")
 
 
-def record_table(record):
+def record_table(record, *, own_noise=None):
     """Metrics of one record, with value, 95 % interval, unit and number n of values (replicas, frames) used.
+
+    Parameters
+    ----------
+    record
+        Record of any kind.
+    own_noise
+        Record of the same rollout of the reference with noise of its own, whose values stand in a column, or
+        None.
 
     Returns
     -------
@@ -213,6 +221,9 @@ def record_table(record):
     table = pd.DataFrame(rows, columns=columns).set_index("Metric")
     if not any(table["95 % interval"]):
         table = table.drop(columns=["95 % interval", "n"])
+    if own_noise is not None:
+        values = {quantities.of(m.name).name: _number(m.value) for m in own_noise.metrics}
+        table[model_title(own_noise.model)] = [values.get(name, NO_VALUE) for name in table.index]
     return finish(table.style, f"record-{record.kind}-{record.dataset}-{record.model}-s{record.seed}")
 
 

@@ -12,6 +12,7 @@ from IPython.display import HTML
 from PIL import Image
 
 from egraff_utils import quantities, records
+from egraff_utils.cards import REFERENCE
 from egraff_utils.quantities import shown
 from egraff_utils.report import plots
 from egraff_utils.report.beside import campaign_name
@@ -36,7 +37,8 @@ STYLE = """<style>
 def every_model(record, *, floor=None) -> HTML:
     """Tabs with figures and metrics of all models that the campaign has simulated as it did that of a record.
 
-    They have the same dataset, kind and seed, and the tab of the record itself is open. Tabs need no script.
+    They have the same dataset, kind and seed, and the tab of the record itself is open. The reference with
+    noise of its own, if the campaign ran it, has a tab and a dashed line in the others. Tabs need no script.
 
     Parameters
     ----------
@@ -47,7 +49,11 @@ def every_model(record, *, floor=None) -> HTML:
     """
     found = {other.model: other for other in records.read_all(record.campaign) if _alike(other, record)}
     found |= {record.model: record}
-    contents = {name: (model_title(name), _simulation(found[name], floor)) for name in order_models(found)}
+    own_noise = found.get(REFERENCE)
+    contents = {
+        name: (model_title(name), _simulation(found[name], floor, None if name == REFERENCE else own_noise))
+        for name in order_models(found)
+    }
     return _tabs(f"{record.dataset}-{record.kind}", contents, record.model)
 
 
@@ -99,12 +105,12 @@ def _tabs(name, contents, opened):
     return HTML(f'{STYLE}<div class="record-tabs">{"".join(parts)}</div>')
 
 
-def _simulation(record, floor):
+def _simulation(record, floor, own_noise):
     whose = f"{model_title(record.model)} on {short_title(record.dataset)}"
     drawn = f"Structure, force violation and temperature of {whose}"
     return (
         f"<p>{escape(told(record))}</p>"
-        f'<img alt="{escape(drawn)}" src="data:image/png;base64,{_figure(record, floor)}">'
+        f'<img alt="{escape(drawn)}" src="data:image/png;base64,{_figure(record, floor, own_noise)}">'
     )
 
 
@@ -130,12 +136,12 @@ def _unit(metric):
     return "" if metric.value is None or metric.unit == "1" else metric.unit
 
 
-def _figure(record, floor):
+def _figure(record, floor, own_noise):
     """PNG of the panels that a record has curves for, as base64; compositions have targets of their own."""
-    target = record.parameters.get("temperature")
-    panels = [lambda ax: plots.plot_rdf(record, floor=floor, ax=ax)] if "rdf" in record.curves else []
-    panels += [lambda ax: plots.plot_violations(record, "fv", floor=floor, ax=ax)]
-    panels += [lambda ax: plots.plot_temperature(record, target, ax=ax)] if target else []
+    target, more = record.parameters.get("temperature"), {"own_noise": own_noise}
+    panels = [lambda ax: plots.plot_rdf(record, floor=floor, **more, ax=ax)] if "rdf" in record.curves else []
+    panels += [lambda ax: plots.plot_violations(record, "fv", floor=floor, **more, ax=ax)]
+    panels += [lambda ax: plots.plot_temperature(record, target, **more, ax=ax)] if target else []
     figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.6), squeeze=False)
     for ax, draw in zip(np.ravel(axes), panels, strict=True):
         draw(ax)
