@@ -67,7 +67,7 @@ def test_a_committee_of_trained_seeds_is_judged_once_and_again_with_another_seed
 
 def test_the_table_has_a_row_for_both_sides_only(monkeypatch):
     def record(kind, model, spread):
-        metrics = [records.Metric.of(name, 0.5) for name in committees.SHOWN]
+        metrics = [records.Metric.of(name, 0.5) for name in ("members", *committees.SHOWN)]
         made = records.Record(kind, "mine", "ethanol", model, 0, {}, metrics)
         made.__dict__["curves"] = {"committee_spread": np.array(spread)}
         return made

@@ -12,6 +12,7 @@ from egraff_utils.report.beside import cell_place
 
 SHOWN = ("member_mae", "committee_mae", "spread", "spread_share", "spread_correlation")
 """Metrics that a table shows of both sides."""
+MEMBERS = (quantities.of("members").head, "")
 APART = ("Shifted frame has the larger spread (probability)", "")
 
 
@@ -28,7 +29,8 @@ def values(found: list, task: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame with the index (dataset, model) and the columns (head with unit, side), where the side is ``in``
-    or ``out``, and the probability of `committee.told_apart`. It has a row for each model with both sides.
+    or ``out``, with the number of members before and the probability of `committee.told_apart` after them.
+    It has a row for each model with both sides.
     """
     known = {(r.kind, r.dataset, r.model): r for r in found if Kind.parse(r.kind).act == "committee"}
     rows = {}
@@ -40,7 +42,7 @@ def values(found: list, task: str) -> pd.DataFrame:
                 rows[dataset, model] = _row(*pair)
     index = pd.MultiIndex.from_tuples(sorted(rows, key=cell_place), names=["dataset", "model"])
     heads = [(quantities.of(name).head, side) for name in SHOWN for side in (shifts.IN, shifts.OUT)]
-    columns = pd.MultiIndex.from_tuples([*heads, APART])
+    columns = pd.MultiIndex.from_tuples([MEMBERS, *heads, APART])
     return pd.DataFrame([rows[place] for place in index], index, columns, dtype=float)
 
 
@@ -62,4 +64,5 @@ def _kind(shift, side):
 
 def _row(home, away):
     numbers = [record[name] for name in SHOWN for record in (home, away)]
-    return [np.nan if number is None else number for number in numbers] + [committee.told_apart(home, away)]
+    numbers = [away["members"], *numbers, committee.told_apart(home, away)]
+    return [np.nan if number is None else number for number in numbers]
