@@ -273,8 +273,16 @@ def test_errors_name_what_is_wrong():
         look("mace", crystal())
     with pytest.raises(ValueError, match="no frame"):
         look(calculator, [])
-    with pytest.raises(ValueError, match="frames of Cu4 and Cu6"):
+    with pytest.raises(ValueError, match="frame 1 is Cu6, not Cu4, as frame 0 does"):
         look(calculator, [crystal(), cluster()])
+    for change, text in (
+        (lambda atoms: atoms.set_cell(3 * [3.9]), "frame 1 has the cell"),
+        (lambda atoms: atoms.set_masses(4 * [2.0]), "frame 1 has the masses"),
+    ):
+        other = crystal()
+        change(other)
+        with pytest.raises(ValueError, match=text):
+            look(calculator, [crystal(), other])
     with pytest.raises(ValueError, match="unknown check 'jumps'; did you mean 'jump'"):
         look(calculator, crystal(), tolerances={"jumps": 1.0})
     with pytest.raises(ValueError, match="run_steps must be positive and finite, not 0"):

@@ -34,7 +34,7 @@ from egraff_utils.checks.gate.edges import edge_errors
 from egraff_utils.checks.gate.guises import GUISES
 from egraff_utils.checks.gate.smoothness import jumps
 from egraff_utils.config import Config
-from egraff_utils.md.calculator import calculator_of
+from egraff_utils.md.calculator import calculator_of, difference
 from egraff_utils.md.frames import check_alike
 from egraff_utils.md.temperature import draw_velocities
 from egraff_utils.models import ForceField
@@ -201,7 +201,8 @@ def examine(
     calculator
         ASE calculator with energy (eV) and forces (eV/Å).
     atoms
-        ``ase.Atoms`` or a list of them, of one composition, away from a minimum.
+        ``ase.Atoms`` or a list of them, of one composition, cell, periodicity and masses, away from a
+        minimum.
     cutoff
         Cutoff of the potential, Å; by default no pair is moved across it.
     temperature, timestep, runs, run_steps
@@ -225,7 +226,8 @@ def examine(
     Raises
     ------
     ValueError
-        If there is no frame, a tolerance does not have the name of a check, or forces vanish on the frames.
+        If there is no frame, frames are not copies of one system, a tolerance does not have the name of a
+        check, or forces vanish on the frames.
     TypeError
         If ``calculator`` is not an ASE calculator.
     """
@@ -340,10 +342,12 @@ def _check_input(
         raise TypeError(f"{calculator!r} is no ASE calculator: it has no get_potential_energy")
     if not frames:
         raise ValueError("there is no frame to examine")
-    for atoms in frames:
-        if not np.array_equal(atoms.numbers, frames[0].numbers):
-            formulas = frames[0].get_chemical_formula(), atoms.get_chemical_formula()
-            raise ValueError(f"frames of {formulas[0]} and {formulas[1]}; give those of one composition")
+    for index, atoms in enumerate(frames):
+        if unlike := difference(atoms, frames[0]):
+            raise ValueError(
+                f"frame {index} {unlike}, as frame 0 does; give frames of one composition, cell, periodicity "
+                "and masses, whose runs are compared"
+            )
     for name in tolerances or {}:
         if name not in CHECKS:
             raise cards.unknown("check", name, CHECKS)
