@@ -80,6 +80,25 @@ def positions(name: str | Path | DatasetCard, split: str, numbers: np.ndarray) -
     return np.reshape(same, (-1, len(numbers), 3))
 
 
+def compositions(frames: Sequence[Atoms]) -> list[list[Atoms]]:
+    """Frames grouped by system: the same atoms in one order, with the same periodicity and masses.
+
+    Cells may differ within a group. The groups, a list of lists of frames, are in the order in which their
+    systems first occur.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> [len(group) for group in compositions([Atoms("OH2"), Atoms("CO"), Atoms("OH2")])]
+    [2, 1]
+    """
+    groups: dict[tuple[bytes, bytes, bytes], list[Atoms]] = {}
+    for atoms in frames:
+        key = atoms.numbers.tobytes(), atoms.pbc.tobytes(), atoms.get_masses().round(5).tobytes()
+        groups.setdefault(key, []).append(atoms)
+    return list(groups.values())
+
+
 def thinned(frames: list[Atoms], most: int | None) -> list[Atoms]:
     """At most ``most`` frames of every source, equally spaced; all if it is None."""
     if most is None:
@@ -234,11 +253,8 @@ def check_splits(
                     f"{card.name}/{split}: frame {index} ({_origin(frames[index])}) {text}; "
                     "correct it, or leave it out by slice or drop in the card"
                 )
-        if split in card.time_ordered and _shuffled(frames[card.first_contiguous.get(split, 0) :]):
-            raise ValueError(
-                f"{card.name}/{split}: the card says time_ordered, but frames that follow each other differ "
-                "as much as frames drawn at random; take the split out of time_ordered"
-            )
+        if split in card.time_ordered:
+            check_order(card, split, frames[card.first_contiguous.get(split, 0) :])
     if across:
         _check_elements(card, splits)
         _check_overlap(card, splits)
@@ -329,9 +345,35 @@ FRAME_CHECKS = (_not_finite, _without_forces, _misshapen, _without_volume, _not_
 index of the first bad frame and what is wrong with it, or None."""
 
 
+def check_order(card: DatasetCard, split: str, frames: Sequence[Atoms]) -> None:
+    """Reject frames that cannot be a trajectory, as the card says that they are.
+
+    Raises
+    ------
+    ValueError
+        If they are of several systems, or those that follow each other are as far apart as others.
+    """
+    check_one_system(card, split, frames)
+    if _shuffled(frames):
+        raise ValueError(
+            f"{card.name}/{split}: the card says time_ordered, but frames that follow each other differ "
+            "as much as frames drawn at random; take the split out of time_ordered"
+        )
+
+
+def check_one_system(card: DatasetCard, split: str, frames: Sequence[Atoms]) -> None:
+    """Reject frames of several systems, which the card says are consecutive in time."""
+    if len(systems := compositions(frames)) > 1:
+        names = ", ".join(dict.fromkeys(group[0].get_chemical_formula() for group in systems))
+        raise ValueError(
+            f"{card.name}/{split}: the card says time_ordered, but its frames are of {len(systems)} systems "
+            f"({names}); take the split out of time_ordered"
+        )
+
+
 def _shuffled(frames):
     """Whether frames that follow each other are as far apart as frames drawn at random, of ten or more."""
-    if len(frames) < 10 or any(len(atoms) != len(frames[0]) for atoms in frames):
+    if len(frames) < 10:
         return False
     x = np.stack([atoms.positions for atoms in frames])
     pairs = np.random.default_rng(0).integers(len(x), size=(2, 200))

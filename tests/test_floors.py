@@ -9,13 +9,14 @@ import yaml
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import cards, data, metrics
+from egraff_utils import cards, data, metrics, structure
 from egraff_utils.checks import floors
 from egraff_utils.checks.floors import Extent, levels, sample
 from egraff_utils.md import rollout
 from egraff_utils.md.rollout import RolloutConfig
 from egraff_utils.records import Metric, Record
 from egraff_utils.report import floors as report
+from egraff_utils.report import pages, tables
 
 DECAY = np.exp(-(np.euler_gamma + np.log(2)) / 2)
 """Geometric mean of the size of a standard normal variable."""
@@ -269,6 +270,67 @@ def test_several_compositions_are_pooled(crystal):
     assert pooled["wf"] == pytest.approx(np.mean([part["wf"] for part in parts]), rel=1e-4)
     widths = [record.metric("wf").high - record.metric("wf").low for record in (pooled, *parts)]
     assert widths[0] < np.mean(widths[1:])
+
+
+def mixed(tmp_path, monkeypatch, test):
+    """Name of a dataset whose test split are these frames; the others are those of :func:`harmonic`."""
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
+    for name, frames in {"some": list(harmonic(28))[20:], "test": test}.items():
+        ase.io.write(tmp_path / f"{name}.xyz", frames, format="extxyz")
+    text = (
+        "name: mixed_set\nsystem: bulk\nelements: [18]\ntemperature: 300\ntimestep: 1.0\n"
+        "files: {some: some.xyz, test: test.xyz}\n"
+        "splits: {train: {source: some, slice: ':4'}, val: {source: some, slice: '4:'}, test: test}\n"
+    )
+    (tmp_path / "mixed.yml").write_text(text)
+    return tmp_path / "mixed.yml"
+
+
+def smaller(frames, edge, kept):
+    """Some atoms of frames in a cube of another edge."""
+    for atoms in frames:
+        few = atoms[kept]
+        few.set_cell(3 * [edge])
+        few.calc = SinglePointCalculator(
+            few, energy=-1.0 + atoms.positions[0, 0], forces=atoms.get_forces()[kept]
+        )
+        yield few
+
+
+def test_systems_of_one_test_split_have_their_floors_one_by_one(tmp_path, monkeypatch):
+    """27 atoms, 8 atoms in a cell too small for g(r), and a single frame of 18, in turn."""
+    large, small = list(harmonic(6)), list(smaller(harmonic(6), 4.0, SITES.max(1) < 3))
+    (lonely,) = smaller(harmonic(1), 6.0, SITES[:, 0] < 3)
+    test = [atoms for pair in zip(large, small, strict=True) for atoms in pair] + [lonely]
+    record = floors.measure(mixed(tmp_path, monkeypatch, test))
+    of_large, of_small = ({m.name: m.value for m in floors.noise_floors(part)} for part in (large, small))
+    assert set(of_large) - set(of_small) == {"floor_wf", "floor_jsd", "floor_jsd_raw"}
+    assert record["floor_wf"] == pytest.approx(of_large["floor_wf"])
+    assert record["floor_fv"] == pytest.approx(np.mean([of_large["floor_fv"], of_small["floor_fv"]]))
+    assert "one frame, which have no floor: 1 of 3;" in record.message
+    assert "Ar8 has no floor of g(r), as no two atoms are within 1.5 Å" in record.message
+    assert "Ar8 has no floor" in tables.record_table(record).to_html()
+
+
+def test_every_frame_of_a_set_has_its_own_cell(tmp_path, monkeypatch):
+    """Frames that were stretched with their cells: those of the first cell would be counted beyond it."""
+    frames = list(harmonic(20))
+    for atoms, stretch in zip(frames, np.linspace(0.9, 1.1, 20), strict=True):
+        calc = atoms.calc
+        atoms.set_cell(atoms.cell * stretch, scale_atoms=True)
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=calc.results["forces"])
+    r_max = structure.as_coded_r_max(frames[0])
+    halves = [structure.radial_distribution(part, r_max)[1] for part in (frames[:10], frames[10:])]
+    record = floors.measure(mixed(tmp_path, monkeypatch, frames))
+    assert record["floor_wf"] == pytest.approx(metrics.wright_factor(*halves))
+    assert record.message == ""
+
+
+def test_a_test_split_of_single_frames_has_no_floor(tmp_path, monkeypatch):
+    record = floors.measure(mixed(tmp_path, monkeypatch, list(harmonic(1))))
+    assert record["energy_std"] is None
+    assert record.message == "systems in test with one frame, which have no floor: 1 of 1"
+    assert np.isnan(pages.dataset_values(record)["floor-wf"])
 
 
 def test_order_that_a_set_hides_is_kept():

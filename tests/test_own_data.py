@@ -15,7 +15,7 @@ from egraff_utils import cards, data, readers
 from egraff_utils.__main__ import main
 from egraff_utils.checks import own_data
 
-FREE = {"H2O": -76.4, "CH4": -40.5}
+FREE = {"H2O": -76.4, "CH4": -40.5, "NH3": -56.6}
 """Total energy with all electrons, Hartree."""
 
 
@@ -236,3 +236,15 @@ def test_what_is_wrong_is_told_with_the_frame(tmp_path):
         own_data.describe(tmp_path / "empty.xyz")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         own_data.describe(tmp_path / "absent.xyz")
+
+
+@pytest.mark.slow
+def test_the_page_of_a_dataset_shows_a_mixed_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for variable in ("RESULTS", "RUNS"):
+        monkeypatch.setenv(f"EGRAFF_{variable}", str(tmp_path / variable.lower()))
+    ase.io.write(tmp_path / "mixed.xyz", frames(kinds=("H2O", "CH4", "NH3")), format="extxyz")
+    assert main(["data", "check", "mixed.xyz", "--write-card"]) == 0
+    assert main(["run", "yours/dataset", "-p", "dataset", "mixed.yml", "--quiet"]) == 0
+    (record,) = (tmp_path / "results" / "yours" / "dataset").glob("*.json")
+    assert "one frame, which have no floor: " in record.read_text()

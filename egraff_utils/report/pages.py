@@ -13,7 +13,7 @@ from egraff_utils.report import plots
 from egraff_utils.report.levels import floor_of, perfect_of
 from egraff_utils.report.simulations import forgetting_time
 from egraff_utils.report.titles import dataset_title, model_title
-from egraff_utils.report.values import metrics, say
+from egraff_utils.report.values import metrics, say, value
 
 ROLLOUT = ("wf", "fv", "temperature", "stable_fraction")
 FOLLOWED = 100
@@ -89,13 +89,13 @@ def labelled_values(record, training) -> dict:
 
 
 def dataset_values(record) -> dict:
-    """Values of a dataset page: number of frames, error of predicting zero force, and levels.
+    """Values of a dataset page: number of frames, error of predicting zero force, and levels, or NaN.
 
     ``saturation-fv`` is the saturation level of rollouts of the campaign, without any that of random pairs.
     """
     level, *_ = floor_of(records.read(record.campaign), str(Kind("rollout")), record.dataset, "fv")
-    own = metrics(record, "frames_test", "zero_force_mae", "floor_wf", "floor_fv")
-    return own | {"saturation-fv": level}
+    known = {name.replace("_", "-"): value(record, name) for name in ("floor_wf", "floor_fv")}
+    return metrics(record, "frames_test", "zero_force_mae") | known | {"saturation-fv": level}
 
 
 def check_training(record) -> None:
@@ -151,7 +151,9 @@ def check_frames(card, frames: Mapping[str, Sequence[Atoms]], *, net: float = 0.
     assert sum(map(len, keys)) == len(set.union(*keys)), "a frame is in two splits"
     elements = {int(z) for part in frames.values() for atoms in part for z in atoms.numbers}
     assert elements == set(card.elements), f"{sorted(elements)} are not the elements of the card"
-    forces = np.array([atoms.get_forces() for atoms in frames["test"]])
-    assert np.isfinite(forces).all(), "a force is not finite"
-    total = np.abs(forces.sum(1)).max()
-    assert total < net * np.abs(forces).max(), f"forces do not sum to zero: {total:.3f} eV/Å"
+    forces = [atoms.get_forces() for atoms in frames["test"]]
+    assert all(np.isfinite(values).all() for values in forces), "a force is not finite"
+    total = max(np.abs(values.sum(0)).max() for values in forces)
+    assert total < net * max(np.abs(values).max() for values in forces), (
+        f"forces do not sum to zero: {total:.3f} eV/Å"
+    )

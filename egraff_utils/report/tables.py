@@ -201,6 +201,8 @@ def dataset(card, frames: dict[str, int] | None = None):
 def record_table(record, *, own_noise=None):
     """Metrics of one record, with value, 95 % interval, unit and number n of values (replicas, frames) used.
 
+    What the record of a dataset leaves out stands below the table.
+
     Parameters
     ----------
     record
@@ -224,7 +226,10 @@ def record_table(record, *, own_noise=None):
     if own_noise is not None:
         values = {quantities.of(m.name).name: _number(m.value) for m in own_noise.metrics}
         table[model_title(own_noise.model)] = [values.get(name, NO_VALUE) for name in table.index]
-    return finish(table.style, f"record-{record.kind}-{record.dataset}-{record.model}-s{record.seed}")
+    styler = table.style
+    if record.kind == "dataset" and record.message:
+        styler.set_caption(escape(record.message))
+    return finish(styler, f"record-{record.kind}-{record.dataset}-{record.model}-s{record.seed}")
 
 
 def provenance(record) -> HTML:

@@ -61,23 +61,27 @@ def floor_rdf(
     Parameters
     ----------
     positions, numbers, cell, pbc, r_max, dr
-        Reference trajectory with a constant cell, as in :func:`egraff_utils.structure.radial_distributions`.
+        Reference trajectory, as in :func:`egraff_utils.structure.radial_distributions`.
 
     Returns
     -------
     dict
-        ``wf`` in percent, ``jsd`` and ``jsd_raw`` in nats.
+        ``wf`` in percent, ``jsd`` and ``jsd_raw`` in nats; empty if no two atoms of a half are within range.
     """
+    positions, cell = np.asarray(positions), np.asarray(cell)
 
     def summarize(half):
-        return radial_distributions(half, numbers, cell=cell, pbc=pbc, r_max=r_max, dr=dr).total
+        box = cell if cell.ndim == 2 else cell[half]
+        return radial_distributions(positions[half], numbers, cell=box, pbc=pbc, r_max=r_max, dr=dr).total
 
     measures = {"wf": metrics.wright_factor, "jsd": metrics.jsd, "jsd_raw": metrics.jsd_raw}
 
     def compare(g, g_ref):
+        if not (g.any() and g_ref.any()):
+            return {}
         return {name: measure(g, g_ref) for name, measure in measures.items()}
 
-    return floor(positions, compare, summarize=summarize)
+    return floor(np.arange(len(positions)), compare, summarize=summarize)
 
 
 def floor_ev_fv(

@@ -7,6 +7,7 @@ files but not to the splits is ``mended``. Symbols: T frames, N atoms.
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ __all__ = [
     "find",
     "findings",
     "inspect",
+    "newton_clock",
     "same_files",
     "virial_temperature",
 ]
@@ -70,7 +72,7 @@ def inspect(
     series = [
         Series.of(part, name)
         for source in frames
-        for name, part in _compositions(frames[source], source)
+        for name, part in _named(frames[source], source)
         if len(part[0]) > 1  # free atoms, given for their energies, have no geometry to be looked at
     ]
     splits = {
@@ -97,13 +99,14 @@ def inspect(
     return findings, metrics, {check: word for check, (_, _, word) in found.items()}
 
 
-def _compositions(frames: Sequence[Atoms], source: str) -> Iterator[tuple[str, list[Atoms]]]:
-    """Yield the name and the frames of every composition in a file; a single one has the name of the file."""
-    groups: dict[tuple[int, ...], list[Atoms]] = {}
-    for atoms in frames:
-        groups.setdefault(tuple(atoms.numbers), []).append(atoms)
-    for group in groups.values():
-        yield (source if len(groups) == 1 else f"{source} {group[0].symbols}"), group
+def _named(frames: Sequence[Atoms], source: str) -> Iterator[tuple[str, list[Atoms]]]:
+    """Yield the name and the frames of every system in a file; a single one has the name of the file."""
+    groups = data.compositions(frames)
+    used: Counter[str] = Counter()
+    for group in groups:
+        name = source if len(groups) == 1 else f"{source} {group[0].symbols}"
+        used[name] += 1  # systems of the same atoms can differ in periodicity or masses
+        yield (name if used[name] == 1 else f"{name} ({used[name]})"), group
 
 
 def _split_series(card: cards.DatasetCard, name: str, series: Sequence[Series]) -> list[Series]:
@@ -127,7 +130,9 @@ def _claim(card: cards.DatasetCard, name: str, frames: Mapping[str, Sequence[Ato
     if any(part.source not in frames for part in parts):
         return None
     joined = [frames[p.source][i] for p in parts for i in p.indices(len(frames[p.source]))]
-    return Series.of(joined[card.first_contiguous.get(name, 0) :], name)
+    joined = joined[card.first_contiguous.get(name, 0) :]
+    data.check_one_system(card, name, joined)
+    return Series.of(joined, name)
 
 
 def sources_at_hand(card: cards.DatasetCard) -> list[str]:
@@ -234,7 +239,7 @@ def _curves(card: cards.DatasetCard, frames: Mapping[str, Sequence[Atoms]]) -> d
     curves = {}
     claims = {name: _claim(card, name, frames) for name in card.time_ordered}
     for source, atoms in frames.items():
-        part = Series.of(atoms, source) if len({tuple(a.numbers) for a in atoms}) == 1 else None
+        part = Series.of(atoms, source) if len(data.compositions(atoms)) == 1 else None
         if part is None or part.forces is None:
             continue
         curves[f"energy_{source}"] = part.energy.astype(np.float32)

@@ -130,7 +130,7 @@ def check_labels(
         if part.forces is None:
             continue
         sizes = {"force": (net_forces(part), "eV/Å", 1.0)}
-        if not part.pbc:
+        if not part.periodic:
             radius = np.sqrt(part.positions.var(1).sum(-1).mean())
             sizes["torque"] = net_torques(part), "eV", radius
         scale = np.sqrt((part.forces**2).sum((1, 2)).mean())

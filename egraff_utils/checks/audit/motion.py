@@ -137,10 +137,10 @@ def virial_temperature(frames: Sequence[Atoms]) -> np.ndarray:
     >>> virial_temperature([pulled]).round()
     array([774.])
     """
-    if frames[0].pbc.any():
+    if any(atoms.pbc.any() for atoms in frames):
         raise ValueError("the virial temperature needs a molecule, not a periodic system")
     virial = [-np.sum(a.get_forces() * (a.positions - a.positions.mean(axis=0))) for a in frames]
-    return np.array(virial) / ((3 * len(frames[0]) - 3) * units.kB)
+    return np.array(virial) / (np.array([3 * len(atoms) - 3 for atoms in frames]) * units.kB)
 
 
 def _virial(series: Series) -> np.ndarray:
@@ -236,7 +236,7 @@ def _virials(card: DatasetCard, series: Sequence[Series]) -> tuple[list[Finding]
     """Virial temperatures of molecules, at which frames would be in equilibrium with their labels."""
     findings, metrics, seen, off = [], [], {}, []
     for part in series:
-        if part.pbc or part.forces is None or len(part) < 100:
+        if part.periodic or part.forces is None or len(part) < 100:
             continue
         values, target = _virial(part), card.conditions(split_of(card, part.keys[0][0]))[0]
         mean, error = float(values.mean()), standard_error(values)

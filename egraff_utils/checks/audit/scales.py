@@ -146,10 +146,10 @@ def check_units(card: DatasetCard, series: Sequence[Series]) -> Checked:
 
 
 def cell_width(series: Series) -> float:
-    """Smallest height of the periodic cell, Å; infinite for a molecule."""
-    if not series.pbc:
+    """Smallest height of the cells in a periodic direction, Å; infinite for a molecule."""
+    if not series.periodic:
         return float("inf")
-    return float((1 / np.linalg.norm(np.linalg.inv(series.cell), axis=0)).min())
+    return float((1 / np.linalg.norm(np.linalg.inv(series.filled), axis=1))[:, series.pbc].min())
 
 
 def check_geometry(
@@ -174,7 +174,7 @@ def check_geometry(
             text = f"the shortest distance in {name} is {value:.2f} times the sum of the covalent radii"
             findings.append(Finding("geometry", text, "Two atoms overlap, or lengths are in another unit."))
     metrics = [Metric("contact", min(near.values(), default=float("nan")), "1")]
-    widths = {part.name: cell_width(part) for part in series if part.pbc}
+    widths = {part.name: cell_width(part) for part in series if part.periodic}
     narrow = {name: width for name, width in widths.items() if width < 2 * CUTOFF}
     if widths:
         metrics.append(Metric("cell_width", min(widths.values()), "Å"))
@@ -184,7 +184,7 @@ def check_geometry(
         text += ", ".join(f"{name} {width:.2f} Å" for name, width in narrow.items())
         effect = "A list of nearest images loses edges; one that counts every image, as here, does not."
         findings.append(Finding("geometry", text, effect, mended=True))
-    wander = {part.name: _wander(raw.get(part.name, part.positions)) for part in series if not part.pbc}
+    wander = {part.name: _wander(raw.get(part.name, part.positions)) for part in series if not part.periodic}
     if wander:
         metrics.append(Metric("drift", max(wander.values()), "Å"))
         words.append(f"drift {max(wander.values()):.1f} Å")

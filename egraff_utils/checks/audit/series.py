@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms, units
-from ase.data import atomic_masses, covalent_radii
+from ase.data import covalent_radii
+from ase.geometry import complete_cell
 from scipy import ndimage
 
 from egraff_utils.records import Metric
@@ -58,7 +59,7 @@ Checked = tuple[list[Finding], list[Metric], str]
 
 @dataclass
 class Series:
-    """Frames of one composition as arrays, in the order of their file."""
+    """Frames of one system as arrays, in the order of their file."""
 
     name: str
     numbers: np.ndarray
@@ -69,15 +70,18 @@ class Series:
     """Energies, shape ``(T,)``, eV."""
     forces: np.ndarray | None
     """Forces, shape ``(T, N, 3)``, eV/Å; None if there are none."""
-    cell: np.ndarray
-    """Cell vectors of the first frame, shape ``(3, 3)``, Å."""
-    pbc: bool
+    cells: np.ndarray
+    """Cell vectors of every frame, shape ``(T, 3, 3)``, Å."""
+    pbc: np.ndarray
+    """Directions that are periodic, shape ``(3,)``."""
+    masses: np.ndarray
+    """Masses, shape ``(N, 1)``, atomic mass units."""
     keys: list[tuple[str, int]]
     """Source and index of every frame."""
 
     @classmethod
     def of(cls, frames: Sequence[Atoms], name: str = "") -> Series:
-        """Series of a ``list[ase.Atoms]`` of one composition."""
+        """Series of a ``list[ase.Atoms]`` of one system, see :func:`egraff_utils.data.compositions`."""
         labelled = all("forces" in atoms.calc.results for atoms in frames)
         return cls(
             name,
@@ -85,8 +89,9 @@ class Series:
             np.array([atoms.positions for atoms in frames]),
             np.array([atoms.get_potential_energy() for atoms in frames]),
             np.array([atoms.get_forces() for atoms in frames]) if labelled else None,
-            frames[0].cell.array,
-            bool(frames[0].pbc.any()),
+            np.array([atoms.cell.array for atoms in frames]),
+            frames[0].pbc,
+            frames[0].get_masses()[:, None],
             [(atoms.info.get("source", name), atoms.info.get("frame", i)) for i, atoms in enumerate(frames)],
         )
 
@@ -98,30 +103,41 @@ class Series:
         picked = np.arange(len(self))[index]
         forces = None if self.forces is None else self.forces[picked]
         keys = [self.keys[i] for i in picked]
-        positions, energy = self.positions[picked], self.energy[picked]
-        return dataclasses.replace(self, positions=positions, energy=energy, forces=forces, keys=keys)
+        positions, energy, cells = self.positions[picked], self.energy[picked], self.cells[picked]
+        return dataclasses.replace(
+            self, positions=positions, energy=energy, cells=cells, forces=forces, keys=keys
+        )
 
     @property
-    def masses(self) -> np.ndarray:
-        """Masses, shape ``(N, 1)``, atomic mass units."""
-        return atomic_masses[self.numbers][:, None]
+    def periodic(self) -> bool:
+        """Whether any direction is periodic."""
+        return bool(self.pbc.any())
 
     @property
     def freedom(self) -> int:
         """Number of internal degrees of freedom."""
-        return 3 * len(self.numbers) - (3 if self.pbc else 6)
+        return 3 * len(self.numbers) - (3 if self.periodic else 6)
 
-    def shortest(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors by minimum image, of the same shape, Å."""
-        if not self.pbc:
+    @cached_property
+    def filled(self) -> np.ndarray:
+        """Cells with unit vectors in place of those that are zero, shape ``(T, 3, 3)``, Å."""
+        return np.array([complete_cell(cell) for cell in self.cells])
+
+    def shortest(self, vectors: np.ndarray, index: slice | np.ndarray) -> np.ndarray:
+        """Vectors (n, ..., 3) by minimum image in the cells of the frames of an index, same shape, Å."""
+        if not self.periodic:
             return vectors
-        fractions = vectors @ np.linalg.inv(self.cell)
-        return (fractions - np.rint(fractions)) @ self.cell
+        cells = self.filled[index]
+        fractions = vectors @ np.linalg.inv(cells)
+        return (fractions - np.rint(fractions) * self.pbc) @ cells
 
     @cached_property
     def steps(self) -> np.ndarray:
-        """Displacements from frame to frame, shape ``(T - 1, N, 3)``, Å."""
-        return self.shortest(np.diff(self.positions, axis=0))
+        """Displacements from frame to frame, shape ``(T - 1, N, 3)``, Å, without the strain of the cell."""
+        if not self.periodic:
+            return np.diff(self.positions, axis=0)
+        moved = np.diff(self.positions @ np.linalg.inv(self.filled), axis=0)
+        return (moved - np.rint(moved) * self.pbc) @ self.filled[1:]
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -149,8 +165,9 @@ class Series:
         lengths, contacts = np.empty((len(self), len(first)), np.float32), np.empty(len(self))
         block = max(1, 300_000 // max(1, len(first)))
         for start in range(0, len(self), block):
-            x = self.positions[start : start + block]
-            found = np.linalg.norm(self.shortest(x[:, first] - x[:, second]), axis=-1)
+            some = slice(start, start + block)
+            x = self.positions[some]
+            found = np.linalg.norm(self.shortest(x[:, first] - x[:, second], some), axis=-1)
             contacts[start : start + block] = (found / (radii[first] + radii[second])).min(1)
             lengths[start : start + block] = np.sort(found, axis=1)
         return lengths, contacts
@@ -195,7 +212,7 @@ def order_in_time(series: Series) -> Order:
     if len(sizes) < 10:
         return Order("short", [], np.ones(len(sizes), int))
     first, second = np.random.default_rng(0).integers(len(series), size=(2, 200))
-    apart = series.shortest(series.positions[first] - series.positions[second])[first != second]
+    apart = series.shortest(series.positions[first] - series.positions[second], first)[first != second]
     if np.median(sizes) > 0.5 * np.sqrt((apart**2).mean()):
         return Order("shuffled", [], np.ones(len(sizes), int))
     relative = sizes / ndimage.median_filter(sizes, 41, mode="nearest")

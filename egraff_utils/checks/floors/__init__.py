@@ -61,6 +61,8 @@ __all__ = [
 
 
 MODELS = ("reference", "frozen", "ideal_gas", "einstein")
+FEWEST = 2
+"""Frames of one system without which it has no floor: one for each half."""
 
 
 def measure(dataset: str | Path, *, campaign: str = "demo", seed: int = 0) -> records.Record:
@@ -87,41 +89,58 @@ def measure(dataset: str | Path, *, campaign: str = "demo", seed: int = 0) -> re
     names = [name for name in ("train", "val", "test") if name in card.splits]
     frames = data.checked(card, names)
     energies = energies_of(frames["test"])
-    compositions = [data.load(card, part) for part in card.parts("test")]
+    systems = [group for part in card.parts("test") for group in data.compositions(data.load(card, part))]
     forces = np.concatenate([atoms.get_forces() for atoms in frames["test"]])
     key = Key("dataset", campaign, card.name, "reference", seed)
     parameters = {"frames": records.digest(energies, forces), "version": 2}
+    if any(_one_cell(group).ndim > 2 for group in systems):
+        parameters["cells"] = "of every frame"  # records of version 2 once took the first cell for all
     return records.stored_or_made(
         key,
         parameters,
-        lambda: _sizes(frames, compositions, energies, forces, seed),
+        lambda: _sizes(frames, systems, energies, forces, seed),
         frames=data.digest(card, names),
     )
 
 
 def _sizes(
     frames: Mapping[str, Sequence[Atoms]],
-    compositions: Sequence[Sequence[Atoms]],
+    systems: Sequence[Sequence[Atoms]],
     energies: np.ndarray,
     forces: np.ndarray,
     seed: int,
 ) -> records.Outcome:
-    spread = np.sqrt(np.mean([energies_of(part).var() for part in compositions]))
+    large = [group for group in systems if len(group) >= FEWEST]
+    spread = np.sqrt(np.mean([energies_of(group).var() for group in large])) if large else None
     measured = [Metric.of(f"frames_{split}", len(atoms)) for split, atoms in frames.items()]
     measured += [
         Metric.of("zero_force_mae", 1000 * np.abs(forces).mean()),
         Metric.of("force_rms", 1000 * np.sqrt((forces**2).mean())),
-        Metric.of("energy_std", 1000 * spread),
+        Metric.of("energy_std", None if spread is None else 1000 * spread),
     ]
-    if not frames["test"][0].pbc.any():
+    if not any(atoms.pbc.any() or len(atoms) < 2 for atoms in frames["test"]):
         virial = audit.virial_temperature(frames["test"])
         low, high = statistics.bootstrap_interval(virial)
         measured.append(Metric.of("virial_temperature", virial.mean(), low, high, len(virial)))
-    found = [noise_floors(part, seed=seed) for part in compositions]
+    found = [noise_floors(group, seed=seed) for group in large]
     for name in dict.fromkeys(metric.name for part in found for metric in part):
         values: list = [m.value for part in found for m in part if m.name == name]
         measured.append(Metric.of(name, float(np.mean(values))))
-    return records.Outcome(measured)
+    return records.Outcome(measured, message=_left_out(systems, found))
+
+
+def _left_out(systems: Sequence[Sequence[Atoms]], found: Sequence[Sequence[Metric]]) -> str:
+    """Message of the record: which systems of a test split have no floors, or none of g(r)."""
+    large = [group for group in systems if len(group) >= FEWEST]
+    few = len(systems) - len(large)
+    texts = [f"systems in test with one frame, which have no floor: {few} of {len(systems)}"] if few else []
+    for group, metrics in zip(large, found, strict=True):
+        if not any(metric.name == "floor_wf" for metric in metrics):
+            texts.append(
+                f"{group[0].get_chemical_formula()} has no floor of g(r), as no two atoms are within "
+                f"{_reach(group):g} Å, up to which cells of this size are compared; repeat the cell"
+            )
+    return "; ".join(texts)
 
 
 def noise_floors(frames: Sequence[Atoms], *, seed: int = 0) -> list[Metric]:
@@ -129,13 +148,15 @@ def noise_floors(frames: Sequence[Atoms], *, seed: int = 0) -> list[Metric]:
 
     ``floor_wf`` (%), ``floor_jsd`` and ``floor_jsd_raw`` (nats) compare the first half of the frames with the
     second, over the range of the published evaluation, and for molecules with bonds ``floor_bond_jsd`` and
-    ``floor_angle_jsd`` (nats). ``floor_ev_root`` and ``floor_fv`` are geometric means
+    ``floor_angle_jsd`` (nats). Those of g(r) are left out if no two atoms are within that range, as in a
+    small cell. ``floor_ev_root`` and ``floor_fv`` are geometric means
     over pairs of frames drawn at random, the values that two trajectories reach once they are independent.
 
     Parameters
     ----------
     frames
-        ``list[ase.Atoms]`` of one composition and one cell, with energy (eV) and forces (eV/Å).
+        ``list[ase.Atoms]`` of one system, see :func:`egraff_utils.data.compositions`, each in its own cell,
+        with energy (eV) and forces (eV/Å).
     seed
         Seed of the draw.
     """
@@ -143,7 +164,7 @@ def noise_floors(frames: Sequence[Atoms], *, seed: int = 0) -> list[Metric]:
     positions = np.stack([atoms.positions for atoms in frames])
     energies = energies_of(frames)
     forces = np.stack([atoms.get_forces() for atoms in frames])
-    box = {"cell": first.cell.array, "pbc": first.pbc, "r_max": structure.as_coded_r_max(first)}
+    box = {"cell": _one_cell(frames), "pbc": first.pbc, "r_max": _reach(frames)}
     found = statistics.floor_rdf(positions, first.numbers, **box)
     bonded = structure.bonded_distributions(positions, first.numbers, structure.intact_bonds(frames))
     for name, distribution in bonded.items():
@@ -151,6 +172,17 @@ def noise_floors(frames: Sequence[Atoms], *, seed: int = 0) -> list[Metric]:
         found |= {metric: statistics.floor(distribution, compare) for metric, compare in compared}
     found |= statistics.floor_ev_fv(energies, forces, seed=seed)
     return [Metric.of(f"floor_{name}", found[name]) for name in SATURATING if name in found]
+
+
+def _one_cell(frames: Sequence[Atoms]) -> np.ndarray:
+    """Cell of all frames, shape (3, 3), or of every frame, shape (T, 3, 3), if they differ, Å."""
+    cells = np.stack([atoms.cell.array for atoms in frames])
+    return cells[0] if (cells == cells[0]).all() else cells
+
+
+def _reach(frames: Sequence[Atoms]) -> float:
+    """Range of g(r) that all frames have, Å."""
+    return min(structure.as_coded_r_max(atoms) for atoms in frames)
 
 
 # -- of one rollout -------------------------------------------------------------------------------------
