@@ -41,7 +41,8 @@ def fetch(card: str | Path | DatasetCard, split: str | None = None) -> dict[str,
         If a file is not available and cannot be downloaded; the message names the file, its address and its
         hash.
     ValueError
-        If a file does not match its hash. It is left where it is; a download is kept as ``<name>.bad``.
+        If a file does not match its hash. It is left where it is; a download is kept as ``<name>.bad``, and
+        one that was damaged later is put aside and downloaded again.
     """
     card = cards.dataset(card)
     if card.generate:
@@ -57,9 +58,23 @@ def locate(card: DatasetCard, key: str) -> Path:
     for folder in _folders(card):
         path = folder / file.path
         if path.exists():
-            _check(path, file.hash, "it was left in place. Correct the hash in the card, or replace the file")
+            try:
+                _check(
+                    path, file.hash, "it was left in place. Correct the hash in the card, or replace the file"
+                )
+            except ValueError as error:
+                if not _is_download(card, key, folder):
+                    raise
+                paths.set_aside(path, error)
+                break
             return path
     return _download(card, key)
+
+
+def _is_download(card: DatasetCard, key: str, folder: Path) -> bool:
+    """Whether a file of a folder was downloaded by this project, and is not the user's own."""
+    mine = folder in (card.folder, *paths.data()[:-1])
+    return not mine and card.url(key) is not None
 
 
 def _folders(card: DatasetCard) -> list[Path]:
@@ -79,27 +94,24 @@ def identity(card: DatasetCard, key: str) -> str:
 
 
 def _download(card: DatasetCard, key: str) -> Path:
-    """Download a file to ``data/`` under a temporary name, check its hash, then move it to its place."""
+    """Download a file to ``data/``, where it takes its place once its hash is checked."""
     file, url = card.files[key], card.url(key)
     path = paths.data()[-1] / file.path
     if url is None or file.hash is None:
         raise _missing(card, key, "the card gives no address and hash to download it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    for left in paths.leftovers(path.parent):
+        left.unlink(missing_ok=True)
     try:
-        _check_address(url)
-        with _Bounded(unit="B", unit_scale=True) as progress:
+        with paths.written(path) as temporary, _Bounded(unit="B", unit_scale=True) as progress:
+            _check_address(url)
             pooch.HTTPDownloader(progressbar=progress)(url, str(temporary), None)
-        if file_hash(temporary, file.hash.split(":")[0]) != file.hash:
-            bad = path.with_name(f"{path.name}.bad")
-            os.replace(temporary, bad)
-            _check(bad, file.hash, f"it was downloaded from {url} and kept for inspection")
-        os.replace(temporary, path)
+            if file_hash(temporary, file.hash.split(":")[0]) != file.hash:
+                bad = path.with_name(f"{path.name}.bad")
+                temporary.replace(bad)
+                _check(bad, file.hash, f"it was downloaded from {url} and kept for inspection")
     except OSError as error:  # all errors of requests are OSErrors
         reason = f"the download failed ({type(error).__name__}: {error})"
         raise _missing(card, key, reason) from None  # the chained errors of requests add nothing
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

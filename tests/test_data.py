@@ -307,7 +307,7 @@ def test_missing_file_is_explained(own, monkeypatch):
         assert said in str(error.value)
     assert error.value.__suppress_context__, "what requests raised on the way is not shown"
     assert error.value.__cause__ is None
-    assert not list((own / "root").rglob("*.part"))
+    assert not [path for path in (own / "root").rglob("*") if path.is_file()]
 
 
 def test_git_hash(own):
@@ -345,6 +345,25 @@ def test_download(own, server):
     card = with_hash(own, url=f"{server}/co.xyz")
     assert len(data.load(card, "test")) == 2
     assert sorted(p.name for p in (own / "root" / "data" / "src").iterdir()) == ["co.xyz"]
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_download_that_was_torn_is_fetched_again(own, server, capsys, kept):
+    card = with_hash(own, url=f"{server}/co.xyz")
+    path = own / "root" / "data" / "src" / "co.xyz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes((own / "co.xyz").read_bytes()[:kept])
+    assert len(data.load(card, "test")) == 2
+    assert sorted(p.name for p in path.parent.iterdir()) == ["co.xyz", "co.xyz.unreadable"]
+    assert "co.xyz cannot be used" in capsys.readouterr().err
+
+
+def test_a_torn_file_of_a_mirror_is_left_to_its_owner(own, server, monkeypatch):
+    monkeypatch.setenv("EGRAFF_DATA", str(own / "mirror"))
+    (own / "mirror" / "src").mkdir(parents=True)
+    (own / "mirror" / "src" / "co.xyz").touch()
+    with pytest.raises(ValueError, match="co.xyz has the hash .* left in place"):
+        data.load(with_hash(own, url=f"{server}/co.xyz"), "test")
 
 
 def test_downloads_are_refused_by_size_and_scheme(own, server, monkeypatch):
