@@ -381,8 +381,8 @@ def is_dataset(name: str) -> bool:
 def dataset(name: str | Path | DatasetCard) -> DatasetCard:
     """:class:`DatasetCard` of a dataset, by its name or by the path of a user's YAML file.
 
-    Once read from a path, a card can also be found by the name in it, and so can one that a campaign has kept
-    with its records (:func:`egraff_utils.campaign.keep`). Relative paths in it start at its folder.
+    Once read from a path, a card can also be found by the name in it, and so can one that is kept with the
+    records of its dataset (:func:`keep`). Relative paths in it start at its folder.
 
     Raises
     ------
@@ -409,11 +409,34 @@ def dataset(name: str | Path | DatasetCard) -> DatasetCard:
 
 def _kept(name: str) -> DatasetCard:
     """Card of a dataset that a campaign of a user's has kept with its records."""
+    broken = []
     for path in sorted(paths.results().glob("*/*.yml"), key=lambda path: -path.stat().st_mtime):
-        values = read_yaml(path)
-        if isinstance(values, dict) and values.get("name") == name and "splits" in values:
+        try:
+            values = read_yaml(path)
+        except (ValueError, OSError) as error:
+            broken.append(str(error))
+            continue
+        if values.get("name") == name and "splits" in values:
             return dataset(path)
-    raise unknown("dataset", name, [*datasets(), *_registered])
+    error = unknown("dataset", name, [*datasets(), *_registered])
+    raise (
+        ValueError(f"{error}; a file that could hold it is broken: {'; '.join(broken)}") if broken else error
+    )
+
+
+def keep(campaign, name):
+    """Copy the user's card of a dataset to the records of a campaign, where :func:`dataset` finds it by name.
+
+    Nothing is done for a dataset of the project, or if the folder has the same card already.
+    """
+    own, folder = dataset_file(name), paths.results() / campaign
+    if own is None or not own.is_file() or own.parent == folder:
+        return
+    content = own.read_bytes()
+    if any(path.read_bytes() == content for path in folder.glob("*.yml")):
+        return
+    with paths.written(folder / f"{name}.card.yml") as temporary:
+        temporary.write_bytes(content)
 
 
 def dataset_file(name: str) -> Path | None:

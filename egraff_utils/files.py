@@ -58,10 +58,9 @@ def locate(card: DatasetCard, key: str) -> Path:
     for folder in _folders(card):
         path = folder / file.path
         if path.exists():
+            fate = "it was left in place. Correct the hash in the card, or replace the file"
             try:
-                _check(
-                    path, file.hash, "it was left in place. Correct the hash in the card, or replace the file"
-                )
+                _check(path, file.hash, fate)
             except ValueError as error:
                 if not _is_download(card, key, folder):
                     raise

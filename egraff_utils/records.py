@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from egraff_utils import paths
+from egraff_utils import cards, paths
 from egraff_utils.breaks import Break
 from egraff_utils.config import Config, Key
 from egraff_utils.provenance import clock, digest, plain, provenance  # noqa: F401
@@ -234,7 +234,8 @@ def write(record: Record, curves: Mapping[str, ArrayLike] | None = None) -> Path
     """Write a record and its curves atomically; returns the path.
 
     The curves are written first, so a record on disk always has them. They are rounded (:func:`rounded`),
-    which halves the size of the files. The record keeps digests of the files beside it.
+    which halves the size of the files. The record keeps digests of the files beside it, and the campaign the
+    user's card of the dataset.
     """
     path = record.path
     _note(record.key)
@@ -253,6 +254,7 @@ def write(record: Record, curves: Mapping[str, ArrayLike] | None = None) -> Path
     text = json.dumps(asdict(record), indent=1, allow_nan=False, default=plain) + "\n"
     with paths.written(path) as temporary:
         temporary.write_text(text)
+    cards.keep(record.campaign, record.dataset)
     return path
 
 

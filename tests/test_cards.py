@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from egraff_utils import campaign, cards, paths, schema
+from egraff_utils import campaign, cards, paths, records, schema
 from egraff_utils.config import Key
 
 CARD = """name: w
@@ -179,3 +179,35 @@ def test_hyperparameters_given_as_text_have_the_types_of_their_fields():
     texts = {"learning_rate": "1e-3", "amsgrad": "off", "max_epochs": "2e3"}
     found = cards.model("mace").training("small", **{k: schema.Plain(v) for k, v in texts.items()})
     assert (found.learning_rate, found.amsgrad, found.max_epochs) == (0.001, False, 2000)
+
+
+def forget(monkeypatch):
+    """No card has been read, as in a new process."""
+    for name in ("_registered", "_dataset_files"):
+        monkeypatch.setattr(cards, name, {})
+    cards._shipped.cache_clear()
+
+
+def test_a_card_is_kept_with_the_first_record_of_its_dataset(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
+    forget(monkeypatch)
+    card(tmp_path, new=CARD)
+    for model in ("mace", "nequip"):
+        records.write(records.Record("training", "mine", "w", model, 0))
+    assert [path.name for path in (tmp_path / "results" / "mine").glob("*.yml")] == ["w.card.yml"]
+    forget(monkeypatch)
+    (tmp_path / "w.yml").unlink()
+    assert cards.dataset("w").elements == [1, 8]
+
+
+def test_a_broken_file_hides_no_other_card(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
+    forget(monkeypatch)
+    card(tmp_path, new=CARD)
+    cards.keep("mine", "w")
+    (tmp_path / "results" / "other").mkdir()
+    (tmp_path / "results" / "other" / "torn.yml").touch()
+    forget(monkeypatch)
+    assert cards.dataset("w").elements == [1, 8]
+    with pytest.raises(ValueError, match=r"unknown dataset 'v'.* is broken: .*torn.yml is empty"):
+        cards.dataset("v")
