@@ -1,6 +1,8 @@
 """Are the committed pages what the notebooks make? Every page executed, without errors, equal to its twin."""
 
+import os
 import re
+import signal
 
 import nbformat
 import pytest
@@ -42,6 +44,18 @@ def test_a_page_that_fails_does_not_stop_those_after_it(monkeypatch, capsys):
         "page 1 of 2: report/cost: OSError: no space left on device",
         "page 2 of 2: report/gate",
     ]
+
+
+def test_a_page_whose_process_is_killed_does_not_stop_the_others(monkeypatch, capsys):
+    def execute(notebook, *_, **__):
+        if notebook.stem == "cost":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(batch, "execute", execute)
+    assert pages.make_pages(["report/cost", "report/gate", "report/audit"], jobs=2) == 1
+    told = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    killed = "report/cost: its process was killed, by hand or for want of memory"
+    assert sorted(told) == ["report/audit", killed, "report/gate"]
 
 
 def test_executed_without_errors(page):

@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +101,37 @@ def make_pages(names: Sequence[str] = (), *, jobs: int = 2) -> int:
         raise ValueError(f"no page {sorted(unknown)} in params/book.yml; it has: {', '.join(book['pages'])}")
     names = list(names) or list(book["pages"])
     failed = 0
-    with ProcessPoolExecutor(jobs) as pool:
-        for k, (name, message) in enumerate(zip(names, pool.map(_make_page, names), strict=True), start=1):
-            print(f"page {k} of {len(names)}: {name}{message}", flush=True)
-            failed += bool(message)
+    for k, (name, message) in enumerate(_made(names, jobs), start=1):
+        print(f"page {k} of {len(names)}: {name}{message}", flush=True)
+        failed += bool(message)
     if "report/leaderboard" in names and not failed:
         write_headline()
     return failed
+
+
+def _made(names: Sequence[str], jobs: int) -> Iterator[tuple[str, str]]:
+    """Yield the name of every page and its message, empty if it was made, as they are done.
+
+    A process that is killed takes its whole pool with it. The pages that were then under way or waiting are
+    made one by one, each in a pool of its own, so that the one that needs too much memory is told.
+    """
+    left = dict.fromkeys(names)
+    asked: dict[Future[str], str] = {}
+    with ProcessPoolExecutor(jobs) as pool:
+        with suppress(BrokenProcessPool):
+            for name in left:
+                asked[pool.submit(_make_page, name)] = name
+        for done in as_completed(asked):
+            with suppress(BrokenProcessPool):
+                message = done.result()
+                del left[asked[done]]
+                yield asked[done], message
+    for name in left:
+        with ProcessPoolExecutor(1) as pool:
+            try:
+                yield name, pool.submit(_make_page, name).result()
+            except BrokenProcessPool:
+                yield name, ": its process was killed, by hand or for want of memory"
 
 
 def write_headline() -> None:
