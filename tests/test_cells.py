@@ -302,6 +302,22 @@ def test_a_cell_whose_process_was_killed_leaves_a_failure(workplace):
     assert not left.exists()
 
 
+def test_a_cell_that_was_killed_on_another_node_leaves_a_failure(workplace):
+    file = workplace / "mine.yml"
+    file.write_text("description: d\ndatasets: [lips]\nmodels: [mace]\n")
+    mine = campaign.load(file)
+    wanted = cells.cells(mine)
+    for cell in wanted[:2]:
+        left = cell.output.with_name(f".{cell.output.stem}.node17.org-4711-0123abcd.partial.ipynb")
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.touch()
+    with batch.alone(wanted[0].output):  # another campaign runs it
+        cells._record_killed(mine, wanted)
+    (record,) = records.read_all("mine")
+    assert (record.kind, "the process was killed" in record.message) == ("failure_rollout", True)
+    assert left.exists()
+
+
 WRONG = [
     (["campaign", "run", "cpuu"], 2, "did you mean 'cpu'"),
     (["campaign", "plan", "cpu"], 2, "give one, such as --budget 25m"),

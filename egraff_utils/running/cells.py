@@ -271,18 +271,32 @@ def _terminal_interrupts(process):
 
 
 def _record_killed(campaign, wanted):
-    """Record a failure of every cell whose process was killed in the midst of it, and remove what it left."""
-    left = {path.parent / path.name.split(f".{os.uname().nodename}-")[0][1:] for path in _left(campaign)}
+    """Record a failure of every cell whose process was killed in the midst of it, and remove what it left.
+
+    What a process of another node has left looks like that of a living one. Snakemake, which has ended,
+    waited for its jobs, so that the cell has failed unless another campaign runs it now; the file is left.
+    """
+    here, anywhere = _cells_of(_left(campaign)), _cells_of(_folder(campaign).rglob(".*.partial*"))
     for cell in wanted:
-        if cell.output.with_suffix("") in left and not cell.output.is_file():
+        place, state = cell.output.with_suffix(""), cell.state(campaign)
+        if (place in here and state != "done") or (place in anywhere and state == "waiting"):
             reason = RuntimeError("the process was killed, by hand, at a limit of time or for want of memory")
             batch.record_failure(cell.notebook, cell.parameters(campaign), reason)
     for path in _left(campaign):
         path.unlink(missing_ok=True)
 
 
+def _cells_of(leftovers):
+    """Outputs, without their endings, that temporary files would have become."""
+    return {path.parent / path.name[1:].partition(".")[0] for path in leftovers}
+
+
 def _left(campaign):
-    return paths.leftovers(paths.runs() / campaign.name)
+    return paths.leftovers(_folder(campaign))
+
+
+def _folder(campaign):
+    return paths.runs() / campaign.name
 
 
 def _reports_of_what_there_is(campaign):
