@@ -76,7 +76,8 @@ def build_graph(
     Raises
     ------
     ValueError
-        If a position is not finite, or a direction is periodic but its cell vector is zero.
+        If a position is not finite, a direction is periodic but its cell vector is zero, or a cell or the
+        distances of a molecule are too large for a list of neighbours (:data:`MOST_BINS`).
 
     Examples
     --------
@@ -146,6 +147,12 @@ def _pairs(atoms, cutoff):
     boxed = ase.Atoms(positions=atoms.positions, numbers=atoms.numbers, cell=atoms.cell, pbc=atoms.pbc)
     if not atoms.pbc.all():
         _enclose(boxed, cutoff)
+    if np.prod(boxed.cell.lengths() / cutoff) > MOST_BINS:
+        widths = " x ".join(f"{length:.3g}" for length in atoms.cell.lengths())
+        raise ValueError(
+            f"a cell of {widths} Å is too large for a list of neighbours; make it smaller, or set pbc=False "
+            "in directions without images"
+        )
     i, j, images = neighbour_list("ijS", boxed, float(cutoff))
     base = 2 * np.abs(images).max(initial=0) + 1
     once = (i < j) | ((i == j) & (images @ [base**2, base, 1] > 0))  # an atom's own images come in pairs

@@ -114,3 +114,10 @@ def test_bad_geometry_is_named():
         build_graph(Atoms("Cu", cell=[[3, 0, 0], [0, 3, 0], [3, 3, 0]], pbc=True))
     with pytest.raises(ValueError, match="atoms are 10000 Å apart, too far"):
         build_graph(Atoms("H2", [[0, 0, 0], [1e4, 1e4, 1e4]]))
+
+
+@pytest.mark.parametrize("pbc", [True, (True, True, False)])
+def test_a_crystal_in_a_huge_cell_is_refused_in_words_of_our_own(pbc):
+    atoms = Atoms("Cu2", [[0, 0, 0], [2, 0, 0]], cell=[1e5, 1e5, 1e4], pbc=pbc)
+    with pytest.raises(ValueError, match=r"a cell of 1e\+05 x 1e\+05 x 1e\+04 Å is too large"):
+        build_graph(atoms)
