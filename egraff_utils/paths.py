@@ -63,16 +63,22 @@ def cache() -> Path:
 
 
 @contextmanager
-def written(path: str | Path) -> Iterator[Path]:
+def written(path: str | Path, *, new: bool = False) -> Iterator[Path]:
     """Context in which a file is written under a temporary name; at its end the file takes its place.
 
     The file and its folder are synced to the disk before and after the renaming, so that neither a kill nor a
-    power cut leaves half a file. If the context fails, an old file stays as it was.
+    power cut leaves half a file. If the context fails, an old file stays as it was. With ``new`` there must
+    be no file of this name, not even one that another process writes meanwhile.
 
     Yields
     ------
     Path
         Temporary name in the same folder, with the same ending, of an empty file.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a file of this name, with ``new``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +90,10 @@ def written(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)
         _sync(temporary)
-        temporary.replace(path)
+        if new:
+            path.hardlink_to(temporary)
+        else:
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)

@@ -238,6 +238,22 @@ def test_what_is_wrong_is_told_with_the_frame(tmp_path):
         own_data.describe(tmp_path / "absent.xyz")
 
 
+def test_of_two_cards_written_at_once_one_is_kept(tmp_path, monkeypatch):
+    ase.io.write(tmp_path / "mine.xyz", frames(), format="extxyz")
+    found, other = (own_data.describe(tmp_path / "mine.xyz", temperature=t) for t in (300, 400))
+    text = found.card_text()
+
+    def meanwhile():
+        monkeypatch.setattr(found, "card_text", lambda: text)
+        other.write_card()
+        return text
+
+    monkeypatch.setattr(found, "card_text", meanwhile)
+    with pytest.raises(FileExistsError, match="is there already"):
+        found.write_card()
+    assert cards.dataset(tmp_path / "mine.yml").temperature == 400
+
+
 @pytest.mark.slow
 def test_the_page_of_a_dataset_shows_a_mixed_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

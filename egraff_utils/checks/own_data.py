@@ -89,10 +89,12 @@ class Description:
         path = Path(path) if path else self.path.with_name(f"{self.card.name}.yml")
         if path.resolve().parent != self.path.resolve().parent:
             raise ValueError(f"{path}: a card stands in the folder of its file, {self.path.parent}")
-        if path.exists():
-            raise FileExistsError(f"{path} is there already and is not overwritten; move it away, or edit it")
-        with paths.written(path) as temporary:
-            temporary.write_text(self.card_text(), encoding="utf-8")
+        try:
+            with paths.written(path, new=True) as temporary:
+                temporary.write_text(self.card_text(), encoding="utf-8")
+        except FileExistsError:
+            said = f"{path} is there already and is not overwritten; move it away, or edit it"
+            raise FileExistsError(said) from None
         return path
 
 
