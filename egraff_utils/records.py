@@ -95,7 +95,7 @@ class Record:
 
     @property
     def files(self) -> dict[str, str]:
-        """Digests of the files beside the JSON file by ending; empty for curves of records that know none."""
+        """Digests of the files beside the JSON file by ending; those of a training include its weights."""
         weights = self.provenance.get("weights") if self.kind == "training" else None
         return ({".safetensors": weights} if weights else {}) | self.provenance.get("files", {})
 
@@ -109,9 +109,9 @@ class Record:
             If the file is missing, or is not the one that was written with the record.
         """
         file = self.path.with_suffix(".npz")
-        if not file.is_file() and ".npz" not in self.files:
+        _check_curves(self, file)
+        if ".npz" not in self.files:
             return {}
-        check_file(file, self.files.get(".npz"))
         with np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
 
@@ -316,16 +316,26 @@ def sound(path: Path) -> Record:
     place = f"{record.campaign}/{record.kind}/{record.path.name}"
     if place != "/".join(path.parts[-3:]) and path.parent.parent.name != REPLACED:
         raise DamagedError(f"{path} holds the record of {place}; it is a copy that belongs elsewhere")
+    _check_curves(record, path.with_suffix(".npz"))
     for ending, expected in record.files.items():
-        check_file(path.with_suffix(ending), expected)
+        if ending != ".npz":
+            check_file(path.with_suffix(ending), expected)
     return record
 
 
-def check_file(path: Path, expected: str | None) -> None:
-    """Raise :class:`DamagedError` if a file beside a record is missing, or has another digest (if known)."""
+def _check_curves(record: Record, file: Path) -> None:
+    """Raise :class:`DamagedError` unless a file of curves is that of its record, or neither has curves."""
+    if expected := record.files.get(".npz"):
+        check_file(file, expected)
+    elif file.is_file():
+        raise DamagedError(f"{file} belongs to no record, as the one beside it has no curves")
+
+
+def check_file(path: Path, expected: str) -> None:
+    """Raise :class:`DamagedError` if a file beside a record is missing, or has another digest."""
     if not path.is_file():
         raise DamagedError(f"{path} is missing, which its record was written with")
-    if expected not in (None, digest(path)):
+    if expected != digest(path):
         raise DamagedError(f"{path} is not the file that its record was written with")
 
 

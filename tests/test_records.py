@@ -42,10 +42,10 @@ def test_a_record_comes_back_as_written(results):
     path = records.write(make(), {"step": np.arange(3)})
     assert path == results / "demo" / "training" / "ethanol-mace-s0.json"
     again = records.load(path)
+    np.testing.assert_array_equal(again.curves["step"], [0, 1, 2])
     assert again.provenance.pop("files") == {".npz": records.digest(path.with_suffix(".npz"))}
     assert again == make()
     assert again["force_mae"] == 12.5
-    np.testing.assert_array_equal(again.curves["step"], [0, 1, 2])
 
 
 def test_curves_of_replicas_keep_twelve_bits(results, tmp_path):
@@ -331,6 +331,26 @@ def test_a_damaged_record_is_left_out_set_aside_and_made_again(stored, message, 
     assert f"{path} cannot be used" in capsys.readouterr().err
     assert list(records.damaged("demo")) == [path.with_name("ethanol-mace-s0.json.unreadable")]
     assert len(records.read_all("demo")) == 2
+
+
+def test_curves_that_a_record_does_not_know_are_refused(results):
+    record = records.Record("training", "demo", "ethanol", "mace", 0)
+    records.write(record)
+    assert records.load(record.path).curves == {}
+    np.savez(record.path.with_suffix(".npz"), of=np.arange(3))
+    for read in (records.sound, lambda path: records.load(path).curves):
+        with pytest.raises(records.DamagedError, match="s0.npz belongs to no record"):
+            read(record.path)
+
+
+@pytest.mark.parametrize("campaign", sorted(p.name for p in (paths.ROOT / "results").iterdir() if p.is_dir()))
+def test_every_committed_record_knows_its_curves(campaign):
+    """So that those of another run, or none at all, are told."""
+    files = (paths.ROOT / "results" / campaign).glob("*/*.json")
+    for path in filter(records._is_record, files):
+        digests = json.loads(path.read_text())["provenance"].get("files", {})
+        arrays = path.with_suffix(".npz")
+        assert digests.get(".npz") == (records.digest(arrays) if arrays.is_file() else None), path
 
 
 def test_files_of_a_run_that_was_killed_belong_to_no_later_one(stored):
