@@ -418,13 +418,13 @@ def _kept(name: str) -> DatasetCard:
             continue
         if values.get("name") == name and "splits" in values:
             return dataset(path)
-    error = unknown("dataset", name, [*datasets(), *_registered])
-    raise (
-        ValueError(f"{error}; a file that could hold it is broken: {'; '.join(broken)}") if broken else error
-    )
+    missing = unknown("dataset", name, [*datasets(), *_registered])
+    if broken:
+        raise ValueError(f"{missing}; a file that could hold it is broken: {'; '.join(broken)}")
+    raise missing
 
 
-def keep(campaign, name):
+def keep(campaign: str, name: str) -> None:
     """Copy the user's card of a dataset to the records of a campaign, where :func:`dataset` finds it by name.
 
     Nothing is done for a dataset of the project, or if the folder has the same card already.

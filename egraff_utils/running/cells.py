@@ -286,7 +286,7 @@ def _record_killed(campaign, wanted):
         path.unlink(missing_ok=True)
 
 
-def _cells_of(leftovers):
+def _cells_of(leftovers: Iterable[Path]) -> set[Path]:
     """Outputs, without their endings, that temporary files would have become."""
     return {path.parent / path.name[1:].partition(".")[0] for path in leftovers}
 
@@ -295,7 +295,7 @@ def _left(campaign):
     return paths.leftovers(_folder(campaign))
 
 
-def _folder(campaign):
+def _folder(campaign: campaigns.Campaign) -> Path:
     return paths.runs() / campaign.name
 
 
