@@ -115,10 +115,20 @@ def _own_model(path: Path) -> ModelCard:
             raise ValueError(f"{path}: unknown key '{key}' of the card of a calculator")
     values |= {"folder": path.parent, "file": path}
     card = validated(ModelCard, values, where=path)
-    if card.name in (REFERENCE, *models(), *calculators(), *pretrained()):
-        raise ValueError(f"{path}: the name '{card.name}' is taken by a model of the project")
+    check_free(card.name, where=f"{path}: ")
     _registered_models[card.name] = card
     return card
+
+
+def check_free(name, *, where=""):
+    """Reject the name of a model of one's own that a model of the project has.
+
+    >>> check_free("mace")
+    Traceback (most recent call last):
+    ValueError: the name 'mace' is taken by a model of the project; give yours another
+    """
+    if name in (REFERENCE, *models(), *calculators(), *pretrained()):
+        raise ValueError(f"{where}the name '{name}' is taken by a model of the project; give yours another")
 
 
 @cache

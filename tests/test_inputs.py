@@ -154,3 +154,11 @@ def test_a_network_typed_in_a_notebook_is_known_by_all_it_uses(edit, monkeypatch
 
     assert version(CODE) == version("# a comment\n\n" + CODE)
     assert version(CODE) != version(CODE.replace(*edit))
+
+
+@pytest.mark.parametrize("name", ["mace", "emt", "so3lr_tuned", "reference"])
+def test_a_model_of_the_project_is_not_shadowed(name, monkeypatch):
+    monkeypatch.setattr(models, "_registered", {})
+    with pytest.raises(ValueError, match=f"the name '{name}' is taken by a model of the project; give yours"):
+        models.register(name, lambda elements: None, cards.model("mace"))
+    assert not models._registered

@@ -256,7 +256,13 @@ def register(name: str, build_network: Callable[..., nn.Module], card: cards.Mod
         ``build_network(elements, *, cutoff, average_neighbors, **hyperparameters) -> nn.Module``.
     card
         Its :class:`~egraff_utils.model_card.ModelCard`.
+
+    Raises
+    ------
+    ValueError
+        If the name is that of a model of the project, or is no name of a model.
     """
+    cards.check_free(name)
     _registered[schema.check_model_name(name)] = (build_network, card, records.digest(_code(build_network)))
 
 
