@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from ase.data import chemical_symbols
 from pydantic import Field
 
-from egraff_utils import paths
+from egraff_utils import offered, paths
 from egraff_utils.model_card import ModelCard
 from egraff_utils.schema import (
     AtomicNumber,
@@ -87,6 +87,8 @@ def pretrained() -> list[str]:
 def model(name: str | Path) -> ModelCard:
     """:class:`~egraff_utils.model_card.ModelCard` of a model, by its name or a user's YAML file.
 
+    A name is that of a model of the project, or of one that an installed package offers.
+
     Such a file is the card of a calculator, or of a network with its ``builder``.
 
     Once read from a path, a card can also be found by the name in it.
@@ -101,7 +103,8 @@ def model(name: str | Path) -> ModelCard:
     """
     if _is_path(name):
         return _own_model(Path(name).expanduser().resolve())
-    return _registered_models.get(str(name)) or _shipped_model(str(name))
+    name = str(name)
+    return _registered_models.get(name) or _shipped_model(name) or _offered_model(name)
 
 
 def _is_path(name):
@@ -120,14 +123,14 @@ def _own_model(path: Path) -> ModelCard:
     return card
 
 
-def check_free(name, *, where=""):
+def check_free(name: str, *, where: str = "") -> None:
     """Reject the name of a model of one's own that a model of the project has.
 
     >>> check_free("mace")
     Traceback (most recent call last):
     ValueError: the name 'mace' is taken by a model of the project; give yours another
     """
-    if name in (REFERENCE, *models(), *calculators(), *pretrained()):
+    if name in (REFERENCE, *shipped_models()):
         raise ValueError(f"{where}the name '{name}' is taken by a model of the project; give yours another")
 
 
@@ -136,9 +139,26 @@ def _shipped_model(name: str) -> ModelCard:
     rooms = {"models": models(), "calculators": calculators(), "pretrained": pretrained()}
     folders = {own: room for room, names in rooms.items() for own in names}
     if name not in folders:
-        raise unknown("model", name, [*folders, *_registered_models])
+        return None
     path = FOLDER / folders[name] / f"{name}.yml"
     return validated(ModelCard, read(path), where=path.name)
+
+
+def _offered_model(name):
+    known = offered_models()
+    if name not in known:
+        raise unknown("model", name, [*shipped_models(), *known, *_registered_models])
+    return known[name]
+
+
+def shipped_models() -> tuple[str, ...]:
+    """Names of all models that come with the project, a tuple."""
+    return (*models(), *calculators(), *pretrained())
+
+
+def offered_models() -> dict[str, ModelCard]:
+    """Cards of the models that installed packages offer by name, see :mod:`egraff_utils.offered`."""
+    return offered.models((REFERENCE, *shipped_models()))
 
 
 def model_name(name: str | Path) -> str:
@@ -167,8 +187,7 @@ def model_builder(name: str | Path) -> str | None:
     >>> model_builder("mace"), model_builder("so3lr_tuned")
     (None, 'egraff_utils.models.so3lr.build_network')
     """
-    own = _is_path(name) or name in _registered_models or name in pretrained()
-    return model(name).builder if own else None
+    return model(name).builder if _is_own(name) or name in pretrained() else None
 
 
 def is_calculator(name: str | Path) -> bool:
@@ -177,9 +196,25 @@ def is_calculator(name: str | Path) -> bool:
     >>> is_calculator("reference"), is_calculator("gfn1"), is_calculator("mace"), is_calculator("unheard-of")
     (True, True, False, False)
     """
-    if _is_path(name) or name in _registered_models:
+    if _is_own(name):
         return model(name).calculator is not None
     return name == REFERENCE or name in calculators()
+
+
+def is_model(name: str) -> bool:
+    """Whether a model has a card: one of the project, of an installed package, or a user's that was read.
+
+    >>> is_model("mace"), is_model("unheard-of")
+    (True, False)
+    """
+    return name in shipped_models() or _is_own(name)
+
+
+def _is_own(name):
+    """Whether a model is not one of the project but has a card."""
+    if _is_path(name) or name in _registered_models:
+        return True
+    return name not in (REFERENCE, *shipped_models()) and name in offered_models()
 
 
 def shift(split: str, target: str | None = None) -> str:

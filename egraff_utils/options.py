@@ -35,7 +35,7 @@ def datasets() -> list[str]:
 def models() -> list[str]:
     from egraff_utils import cards
 
-    return [*cards.models(), *cards.calculators(), *cards.pretrained()]
+    return [*cards.shipped_models(), *cards.offered_models()]
 
 
 def presets() -> list[str]:

@@ -17,7 +17,7 @@ MODELS, FROZEN = PACKAGE / "models", PACKAGE / "models" / "frozen"
 SEAM = "egraff_utils.models.frozen"
 INTERNALS = {f"{SEAM}.{path.stem}" for path in FROZEN.glob("*.py")}
 ROOMS = (
-    "paths units schema sources hyperparameters model_card cards config structure metrics statistics",
+    "paths units schema sources hyperparameters model_card offered cards config structure metrics statistics",
     "quantities breaks provenance records campaign options paper allocator",
     "graph reference files readers data croissant",
     "models calculated weights accuracy committee export train",

@@ -38,8 +38,7 @@ def model_title(name: str) -> str:
     """
     if name in OTHER_TITLES:
         return OTHER_TITLES[name]
-    known = name in (*cards.models(), *cards.pretrained()) or cards.is_calculator(name)
-    return cards.model(name).title if known else name
+    return cards.model(name).title if cards.is_model(name) else name
 
 
 def dataset_title(name: str) -> str:
