@@ -402,7 +402,10 @@ def _located(name, folder):
     if not _is_path(name):
         return name
     path = folder / Path(name).expanduser()
-    return str(path if path.is_file() else folder / path.name)
+    copy = folder / path.name
+    if not (path.is_file() or copy.is_file()):
+        raise schema.no_file(path)
+    return str(path if path.is_file() else copy)
 
 
 def _is_path(name):

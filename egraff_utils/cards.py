@@ -96,10 +96,8 @@ def model(name: str | Path) -> ModelCard:
     Raises
     ------
     ValueError
-        If there is no card of this name; the message names the nearest. If a user's card has the name of a
-        model of the project, or has neither calculator nor builder.
-    FileNotFoundError
-        If a path is given and there is no file.
+        If there is no card of this name, or no file of this path; the message names the nearest. If a user's
+        card has the name of a model of the project, or has neither calculator nor builder.
     """
     if _is_path(name):
         return _own_model(Path(name).expanduser().resolve())
@@ -432,9 +430,7 @@ def dataset(name: str | Path | DatasetCard) -> DatasetCard:
     Raises
     ------
     ValueError
-        If there is no card of this name; the message names the nearest.
-    FileNotFoundError
-        If a path is given and there is no file.
+        If there is no card of this name, or no file of this path; the message names the nearest.
     """
     if isinstance(name, DatasetCard):
         return name

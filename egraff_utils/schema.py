@@ -241,10 +241,14 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the file is empty, is not text or not YAML, or holds something else; the message names it.
+        If there is no such file, or it is empty, is not text or not YAML, or holds something else; the
+        message names it.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise no_file(path)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8 ({error.reason})") from None
     content = parse(text, where=path)
@@ -253,6 +257,16 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}:1: must hold lines of the form `key: value`, not {_shown(content)}")
     return content
+
+
+def no_file(path):
+    """``ValueError`` for the path of a file that is not there; it suggests the nearest in its folder."""
+    path = Path(path).absolute()
+    if not path.parent.is_dir():
+        return ValueError(f"there is no file {path}, as there is no folder {path.parent}; correct the path")
+    near = get_close_matches(path.stem, [file.stem for file in path.parent.glob(f"*{path.suffix}")], n=1)
+    hint = f"did you mean {path.with_stem(near[0])}?" if near else "correct its path"
+    return ValueError(f"there is no file {path}; {hint}")
 
 
 # -- checks ---------------------------------------------------------------------------------------------

@@ -326,6 +326,9 @@ WRONG = [
     (["data", "check", "etanol"], 2, "did you mean 'ethanol'"),
     (["run", "nothing.ipynb"], 2, "unknown notebook"),
     (["rollout", "mace", "ethanol", "--campaign", "nothing"], 1, "egraff train mace ethanol"),
+    (["train", "mace", "nofile.yml"], 2, "there is no file "),
+    (["train", "nofile.yml", "ethanol"], 2, "nofile.yml; correct its path"),
+    (["data", "check", "sub/frames.xyz"], 2, "as there is no folder "),
     (["trian"], 2, "No such command"),
 ]
 
@@ -336,6 +339,24 @@ def test_wrong_input_ends_in_one_line_with_a_remedy(workplace, words, status, re
     said = capsys.readouterr().err.strip().splitlines()
     assert remedy in said[-1]
     assert said[-1].startswith(("error: ", "Error: "))
+
+
+CARDS = [
+    "datasets: [sub/none.yml]\nmodels: [mace]",
+    "datasets: [lips]\nmodels: [sub/none.yml]",
+    "datasets: [lips]\nmodels: [mace]\nood: {far: {datasets: [lips], target: sub/none.yml}}",
+]
+
+
+@pytest.mark.parametrize("text", CARDS)
+def test_a_card_that_a_campaign_misses_is_named_by_its_path(workplace, text, capsys):
+    (workplace / "sub").mkdir()
+    (workplace / "mine.yml").write_text(f"description: d\n{text}\n")
+    assert main(["campaign", "status", str(workplace / "mine.yml")]) == 2
+    assert f"there is no file {workplace}/sub/none.yml; correct" in capsys.readouterr().err
+    (workplace / "sub" / "nine.yml").touch()
+    assert main(["campaign", "status", str(workplace / "mine.yml")]) == 2
+    assert f"did you mean {workplace}/sub/nine.yml?" in capsys.readouterr().err
 
 
 def test_a_campaign_that_has_not_begun_is_no_mistake(workplace, capsys):

@@ -197,7 +197,7 @@ def test_a_file_is_checked_from_the_command_line(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path / "mine.xyz"), "--write-card", "--temperature", "350"]) == 0
     assert "compositions  H2O (10), CH4 (10)" in capsys.readouterr().out
     assert cards.dataset(tmp_path / "mine.yml").temperature == 350
-    assert main(["data", "check", str(tmp_path / "absent.xyz")]) == 1
+    assert main(["data", "check", str(tmp_path / "absent.xyz")]) == 2
     assert "there is no file" in capsys.readouterr().err
     assert main(["data", "check", "ethanol", "--write-card"]) == 2
 
@@ -234,7 +234,7 @@ def test_what_is_wrong_is_told_with_the_frame(tmp_path):
     (tmp_path / "empty.xyz").write_text("")
     with pytest.raises(ValueError, match="empty.xyz"):
         own_data.describe(tmp_path / "empty.xyz")
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(ValueError, match="there is no file .*absent.xyz; correct its path"):
         own_data.describe(tmp_path / "absent.xyz")
 
 

@@ -14,7 +14,7 @@ import yaml
 from ase import Atoms
 from ase.data import covalent_radii
 
-from egraff_utils import cards, data, paths, readers, units
+from egraff_utils import cards, data, paths, readers, schema, units
 from egraff_utils.checks import audit
 from egraff_utils.readers import Frame
 from egraff_utils.sources import reader_of
@@ -124,14 +124,12 @@ def describe(
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
     ValueError
-        If the file cannot be read or holds no frames; the message says why.
+        If there is no such file, or it cannot be read or holds no frames; the message says why.
     """
     path = Path(path).expanduser().resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise schema.no_file(path)
     reader = reader_of(path) or "ase"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
