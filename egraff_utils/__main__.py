@@ -112,21 +112,22 @@ def campaign_plan(name: str, jobs: int | None, budget: str | None) -> None:
 @campaign_group.command("status")
 @options.CAMPAIGN
 def campaign_status(name: str) -> None:
-    """Show which cells are done, running, failed or waiting, why some failed, and files that are damaged.
+    """Show which cells are done, running, failed or waiting, the time left, why some failed, and files that
+    are damaged.
 
     \b
     egraff campaign status cpu
     """
-    from egraff_utils import campaign, records
+    from egraff_utils import records
     from egraff_utils.config import Kind
-    from egraff_utils.running import cells
+    from egraff_utils.running import progress
 
-    print(cells.status(name).to_string())
-    name = campaign.load(name).name
-    for record in records.read_all(name):
+    found = progress.of(name)
+    print(f"{found.table().to_string()}\n{found.time_left()}")
+    for record in found.records.values():
         if Kind.parse(record.kind).act == "failure":
             print(f"failed: {record.parameters['notebook']}, {record.path.stem}: {record.message}")
-    for reason in records.damaged(name).values():
+    for reason in records.damaged(found.campaign.name).values():
         print(f"left out: {reason}")
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
-import pandas as pd
 
 from egraff_utils import calculated, cards, paths, records
 from egraff_utils import campaign as campaigns
@@ -20,7 +19,6 @@ from egraff_utils.running import batch, pages
 
 IDLE = {"-n", "--dry-run", "--dryrun", "--unlock"}
 """Arguments with which Snakemake runs nothing."""
-STATES = ("done", "running", "failed", "waiting")
 
 # --nolock: outputs are moved into place, so a killed run leaves no partial file and needs no lock
 _LOCAL = ["--keep-going", "--rerun-incomplete", "--nolock", "--quiet", "rules", "reason", "host"]
@@ -46,15 +44,6 @@ class Cell(NamedTuple):
         if self.protocol:
             return campaign.rollout_parameters(*identity, self.protocol)
         return batch.task_parameters("/".join(self.output.parts[-3:-1]), campaign, *identity)
-
-    def state(self, campaign: Campaign) -> str:
-        """One of :data:`STATES`."""
-        if batch.is_running(self.output):
-            return "running"
-        if self.output.is_file():
-            return "done"
-        failed = batch.failure_key(self.notebook, self.parameters(campaign)).path.is_file()
-        return "failed" if failed else "waiting"
 
 
 def cells(campaign: Campaign, datasets: Sequence[str] = ()) -> list[Cell]:
@@ -93,27 +82,6 @@ def training_notebook(model: str) -> Path:
 def _output(campaign: Campaign, dataset: str, model: str, seed: int) -> Callable[[str], Path]:
     name = campaigns.CELL.format(dataset=dataset, model=model, seed=seed)
     return lambda folder: paths.runs() / campaign.name / folder / name
-
-
-def status(name: str | Path) -> pd.DataFrame:
-    """How many cells of each model and dataset of a campaign are done, running, failed and waiting.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per dataset and one column per model, with texts such as ``3 done, 1 failed``.
-    """
-    campaign = campaigns.load(name)
-    rows = [(cell.dataset, cell.model, cell.state(campaign)) for cell in cells(campaign)]
-    table = pd.DataFrame(rows, columns=["dataset", "model", "state"]).groupby(["dataset", "model"]).state
-    shown = table.agg(_counts).unstack("model")
-    models = dict.fromkeys(model for dataset in campaign.datasets for model in campaign.models_of(dataset))
-    return shown.reindex(index=list(campaign.datasets), columns=list(models)).fillna("")
-
-
-def _counts(states):
-    counts = states.value_counts()
-    return ", ".join(f"{counts[state]} {state}" for state in STATES if state in counts)
 
 
 def run_campaign(
