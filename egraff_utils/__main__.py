@@ -72,15 +72,17 @@ def campaign_group() -> None:
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[SNAKEMAKE ARGUMENTS]...")
 @options.JOBS
 @click.option("--only", metavar="DATASET,...", help="Run the cells of these datasets, without reports.")
-def campaign_run(name: str, extra: tuple[str, ...], jobs: int | None, only: str | None) -> int:
-    """Run the cells of a campaign that are not done, then its reports; further arguments go to Snakemake.
+@click.option("--no-book", is_flag=True, help="Build no book at the end.")
+def campaign_run(name: str, extra: tuple[str, ...], jobs: int | None, only: str | None, no_book: bool) -> int:
+    """Run the cells of a campaign that are not done, then its reports, and build the book of them; further
+    arguments go to Snakemake.
 
     \b
     egraff campaign run cpu
     egraff campaign run mine.yml --jobs 4
     egraff campaign run gpu --only lips,gete       the share of one machine
     egraff campaign run paper --dry-run            what would run
-    egraff campaign run paper --profile profiles/slurm
+    egraff campaign run paper --profile profiles/slurm --no-book
     """
     from egraff_utils import campaign
     from egraff_utils.running import cells, pages
@@ -88,9 +90,15 @@ def campaign_run(name: str, extra: tuple[str, ...], jobs: int | None, only: str 
     datasets = only.split(",") if only else []
     status = cells.run_campaign(name, jobs=jobs, only=datasets, extra=list(extra))
     name = campaign.load(name).name
-    if not cells.IDLE & set(extra) and pages.report_page(name).is_file():
-        print(f"{cells.leaderboard_text(name)}\n\nIn full: {pages.report_page(name)}")
+    if only or cells.IDLE & set(extra) or not pages.report_page(name).is_file():
+        return status
+    print(f"{cells.leaderboard_text(name)}\n\nIn full: {pages.report_page(name)}", flush=True)
+    if no_book:
         print(f"As a book: egraff book --campaign {name}")
+    elif not pages.jupyter_book().is_file():
+        print("No book was built, as jupyter-book is not installed: pip install 'egraff-utils[book]'")
+    else:
+        print(f"The book with these results: {pages.build_book(name)}")
     return status
 
 

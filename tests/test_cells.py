@@ -375,6 +375,32 @@ def test_wrong_input_ends_in_one_line_with_a_remedy(workplace, words, status, re
     assert said[-1].startswith(("error: ", "Error: "))
 
 
+ENDS = {
+    "built": ([], True, "The book with these results: index.html"),
+    "not asked for": (["--no-book"], True, "As a book: egraff book --campaign tiny"),
+    "not installed": ([], False, "No book was built, as jupyter-book is not installed: pip install"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_campaign_ends_with_its_leaderboard_and_its_book(workplace, end, monkeypatch, capsys):
+    words, installed, last = ENDS[end]
+    page = pages.report_page("tiny")
+    page.parent.mkdir(parents=True)
+    page.touch()
+    (workplace / "jupyter-book").write_text("") if installed else None
+    monkeypatch.setattr(cells, "run_campaign", lambda name, **_: 0)
+    monkeypatch.setattr(cells, "leaderboard_text", lambda name: f"leaderboard of {name}")
+    monkeypatch.setattr(pages, "jupyter_book", lambda: workplace / "jupyter-book")
+    monkeypatch.setattr(pages, "build_book", lambda name: "index.html")
+    assert main(["campaign", "run", "tiny", *words]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("leaderboard of tiny\n\nIn full: ")
+    assert said.splitlines()[-1].startswith(last)
+    assert main(["campaign", "run", "tiny", "--dry-run"]) == 0
+    assert not capsys.readouterr().out
+
+
 CARDS = [
     "datasets: [sub/none.yml]\nmodels: [mace]",
     "datasets: [lips]\nmodels: [sub/none.yml]",
@@ -450,7 +476,7 @@ def test_jobs_ask_for_times_from_their_budgets(workplace):
 
 @pytest.mark.slow
 def test_a_tiny_campaign_survives_kill_and_ends(workplace):
-    words = [sys.executable, "-m", "egraff_utils", "campaign", "run", "tiny"]
+    words = [sys.executable, "-m", "egraff_utils", "campaign", "run", "tiny", "--no-book"]
     first = subprocess.Popen(words, cwd=paths.ROOT, start_new_session=True)
     trained = workplace / "results" / "tiny" / "training"
     deadline = time.monotonic() + 300

@@ -198,6 +198,11 @@ def campaign_pages(name: str) -> dict[str, Path]:
     return {page: path for page, path in chosen.items() if path.exists()}
 
 
+def jupyter_book() -> Path:
+    """Path of the command that builds books, which need not be installed."""
+    return Path(sys.executable).with_name("jupyter-book")
+
+
 def build_book(name: str | None = None) -> Path:
     """Build the committed pages, or those of a campaign from a copy, which leaves the repository unchanged.
 
@@ -218,8 +223,7 @@ def build_book(name: str | None = None) -> Path:
             "the installed package has no committed pages; name a campaign, or clone the project"
         )
     site, options = (_site(name), ["--quiet"]) if name else (paths.ROOT, ["-W", "-n", "--keep-going"])
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    done = subprocess.run([jupyter_book, "build", site, "--all", *options], check=False)
+    done = subprocess.run([jupyter_book(), "build", site, "--all", *options], check=False)
     if done.returncode:
         raise RuntimeError(f"the book in {site} was not built; see the messages above")
     return site / "_build" / "html" / "index.html"
