@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from egraff_utils import options
+from egraff_utils.running.data_commands import data_group
 
 if TYPE_CHECKING:
     from egraff_utils.records import Record
@@ -140,7 +141,11 @@ def campaign_status(name: str) -> None:
 
 
 @egraff.command()
-@click.argument("notebook", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument(
+    "notebook",
+    type=click.Path(dir_okay=False, path_type=Path),
+    shell_complete=options.completed(options.notebooks),
+)
 @click.argument("output", required=False, type=click.Path(path_type=Path))
 @click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Parameter of the notebook.")
 @click.option("--quiet", is_flag=True, help="Show no progress bar.")
@@ -169,7 +174,7 @@ def run(notebook: Path, output: Path | None, given: tuple[tuple[str, str], ...],
 
 
 @egraff.command()
-@click.argument("names", nargs=-1, metavar="[PAGE]...")
+@click.argument("names", nargs=-1, metavar="[PAGE]...", shell_complete=options.completed(options.pages))
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True)
 def pages(names: tuple[str, ...], jobs: int) -> int:
     """Execute pages of the book from stored records, by default all.
@@ -214,89 +219,7 @@ def demo(name: str, jobs: int | None) -> int:
     return cells.run_demo(name, jobs=jobs)
 
 
-@egraff.group("data")
-def data_group() -> None:
-    """List datasets, or check one.
-
-    \b
-    egraff data list
-    egraff data check my_card.yml
-    """
-
-
-@data_group.command("list")
-def data_list() -> None:
-    """List the datasets of the project with their numbers of frames.
-
-    \b
-    egraff data list
-    """
-    from egraff_utils import cards
-
-    for card in map(cards.dataset, cards.datasets()):
-        splits = [name for name in ("train", "val", "test") if name in card.splits]
-        frames = ", ".join(f"{name} {card.split(name).frames or '?'}" for name in splits)
-        print(f"{card.name:18s}{card.system:10s}{card.title}; {frames}")
-
-
-@data_group.command("check")
-@click.argument("dataset", metavar="DATASET|CARD|FILE", shell_complete=options.completed(options.datasets))
-@click.option(
-    "--campaign", default=options.OWN, show_default=True, help="Where the record of an audit is stored."
-)
-@click.option("--write-card", is_flag=True, help="Write the card of a FILE of frames beside it.")
-@click.option("--temperature", type=float, default=300.0, show_default=True, help="K, for the card.")
-@click.option("--timestep", type=float, default=0.5, show_default=True, help="fs, for the card.")
-def data_check(dataset: str, campaign: str, write_card: bool, temperature: float, timestep: float) -> int:
-    """Show the card of a dataset, or what a file of frames holds, and audit the frames.
-
-    For a file, the command says what it understood, which units it guessed and why, and what has to be mended
-    before a training; the last ends with exit code 1.
-
-    \b
-    egraff data check ethanol
-    egraff data check my_card.yml
-    egraff data check frames.xyz --write-card --temperature 350
-    """
-    from egraff_utils import cards
-    from egraff_utils.checks import audit, own_data
-
-    if _is_frames(dataset):
-        found = own_data.describe(dataset, temperature=temperature, timestep=timestep)
-        print(found)
-        if write_card:
-            print(f"card: {found.write_card()}")
-        return 1 if found.problems else 0
-    if write_card:
-        raise click.UsageError(f"{dataset}: a card is written for a file of frames")
-    card = cards.dataset(dataset)
-    print(card)
-    for finding in audit.findings(audit.audit(card.name, campaign=campaign)):
-        print(f"{finding.check}: {finding.text}")
-    return 0
-
-
-@data_group.command("croissant")
-@click.argument("dataset", metavar="DATASET|CARD", shell_complete=options.completed(options.datasets))
-@click.option("--output", type=click.File("w", atomic=True), default="-", help="File to write.")
-def data_croissant(dataset: str, output: TextIO) -> None:
-    """Show or write a dataset's card as metadata in the format Croissant, which search engines read.
-
-    \b
-    egraff data croissant ethanol
-    egraff data croissant my_card.yml --output croissant.json
-    """
-    from egraff_utils import croissant
-
-    output.write(json.dumps(croissant.metadata(dataset), indent=1, ensure_ascii=False) + "\n")
-
-
-def _is_frames(text: str) -> bool:
-    """Whether an argument is a file of frames: not the name of a dataset, not a card."""
-    from egraff_utils.sources import reader_of
-
-    path = Path(text)
-    return path.suffix not in (".yml", ".yaml") and (path.is_file() or reader_of(path) is not None)
+egraff.add_command(data_group)
 
 
 @egraff.command()
@@ -378,8 +301,8 @@ def export(
     click.option("--steps", type=int, default=1000, show_default=True),
     click.option("--max-seconds", type=float),
     click.option("--temperature", type=float, help="K; by default that of the split."),
-    click.option("--split", default="test", show_default=True),
-    click.option("--target", help="Dataset that the split belongs to, if not the one trained on."),
+    options.SPLIT,
+    click.option("--target", help=options.TARGET, shell_complete=options.completed(options.datasets)),
     click.option("--keep", type=click.Choice(["xyz", "traj"]), help="Keep the trajectories in this format."),
 )
 def rollout(**asked: Any) -> int:
@@ -401,7 +324,28 @@ def rollout(**asked: Any) -> int:
 @egraff.command()
 @options.MODEL
 @options.DATASET
-@options.options(click.option("--split", default="test", show_default=True))
+@options.options(
+    options.SPLIT,
+    click.option("--target", help=options.TARGET, shell_complete=options.completed(options.datasets)),
+    click.option("--frames", type=click.IntRange(1), help="Largest number of frames of every composition."),
+)
+def evaluate(**asked: Any) -> int:
+    """Take the errors of a trained model, or of a calculator, on a split or on another dataset.
+
+    \b
+    egraff evaluate mace acac --split test_600K
+    egraff evaluate mace ethanol --target benzene --frames 200
+    egraff evaluate my_calculator.yml my_card.yml --split val
+    """
+    from egraff_utils.accuracy import TransferConfig, errors
+
+    return _shown(errors(TransferConfig(**asked)))
+
+
+@egraff.command()
+@options.MODEL
+@options.DATASET
+@options.options(options.SPLIT)
 def gate(**asked: Any) -> int:
     """Check the physics of a trained model: symmetries, gradients, smoothness, conservation.
 

@@ -44,6 +44,31 @@ def presets() -> list[str]:
     return cards.presets()
 
 
+def notebooks():
+    from egraff_utils.running import batch
+
+    return batch.names()
+
+
+def pages():
+    from egraff_utils.running import pages
+
+    return list(pages.pages()["pages"])
+
+
+def _splits(context, _parameter, start):
+    """Completion of a split by those of the dataset that the command is given, or of its target."""
+    from egraff_utils import cards
+
+    # an option without its value, as it is here, leaves the arguments before it unread
+    given = [context.params.get("target"), context.params.get("dataset"), *context.args[1:2]]
+    try:
+        card = cards.dataset(next(filter(None, given)))
+    except (StopIteration, ValueError):  # there is no dataset yet, or none of this name
+        return []
+    return [name for name in card.splits if name.startswith(start)]
+
+
 class Preset(click.Option):
     """Option whose help names what there is when it is asked for."""
 
@@ -55,6 +80,8 @@ class Preset(click.Option):
 CAMPAIGN = click.argument("name", metavar="CAMPAIGN", shell_complete=completed(campaigns))
 MODEL = click.argument("model", metavar="MODEL|CARD", shell_complete=completed(models))
 DATASET = click.argument("dataset", shell_complete=completed(datasets))
+SPLIT = click.option("--split", default="test", show_default=True, shell_complete=_splits)
+TARGET = "Dataset that the split belongs to, if not the one trained on."
 JOBS = click.option("--jobs", type=click.IntRange(1), help="Number of notebooks at a time.")
 
 

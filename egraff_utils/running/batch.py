@@ -51,8 +51,14 @@ def located(notebook: str | Path) -> Path:
     for path in (notebook, NOTEBOOKS / notebook, NOTEBOOKS / f"{notebook}.ipynb"):
         if path.is_file():
             return path.resolve()
-    known = [path.relative_to(NOTEBOOKS).with_suffix("").as_posix() for path in NOTEBOOKS.glob("*/*.ipynb")]
-    raise cards.unknown("notebook", notebook, known)
+    raise cards.unknown("notebook", notebook, names())
+
+
+def names():
+    """Names of all notebooks, such as ``yours/dataset``, a list."""
+    return sorted(
+        path.relative_to(NOTEBOOKS).with_suffix("").as_posix() for path in NOTEBOOKS.glob("*/*.ipynb")
+    )
 
 
 def parameters_of(notebook: str | Path) -> dict[str, Any]:
