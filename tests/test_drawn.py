@@ -8,8 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils.report import drawn, look
+from egraff_utils.report import drawn, look, structures
 
 
 @pytest.fixture
@@ -55,3 +57,17 @@ def test_an_output_keeps_as_many_points_of_a_long_line_as_fit(figure, monkeypatc
     assert kept[drawn.CSV]["every"] == every
     found = pd.read_csv(io.BytesIO(gzip.decompress(base64.b64decode(kept[drawn.CSV]["gzip"]))))
     assert found.groupby("line").x.apply(list).tolist() == [[*range(0, 1000, every)], [0, 1]]
+
+
+def test_distributions_of_energies_have_their_points(figure):
+    frames = {}
+    for split, energies in {"train": np.arange(40.0), "test": np.arange(40.0) + 100}.items():
+        frames[split] = [Atoms("H2") for _ in energies]
+        for atoms, energy in zip(frames[split], energies, strict=True):
+            atoms.calc = SinglePointCalculator(atoms, energy=2 * energy)
+    structures.plot_energies(frames, ax=figure.axes[0])
+    found = drawn.points(figure)
+    assert found.groupby("series", sort=False).size().to_dict() == {"train": 40, "test": 40}
+    test = found[found.series == "test"]
+    assert np.average(test.x, weights=test.y) == pytest.approx(100_000), "meV above the mean of train"
+    assert (test.y.sum() * np.diff(test.x).mean()) == pytest.approx(1)

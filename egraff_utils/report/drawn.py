@@ -16,6 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import StepPatch
 
 CSV = "application/vnd.egraff.points+json"
 """Type of an output that holds the points of a figure: CSV, compressed with gzip, as base64."""
@@ -72,7 +73,7 @@ def _kept(found, every):
 
 
 def points(figure: Figure) -> pd.DataFrame:
-    """Points of the lines, scatters and bars of a figure, without intervals, bands and marks of axes.
+    """Points of lines, scatters, bars and histograms of a figure, without intervals, bands and marks of axes.
 
     Returns
     -------
@@ -109,6 +110,10 @@ def _series(ax):
         if isinstance(drawn, PathCollection):
             colors = [*drawn.get_facecolors(), *drawn.get_edgecolors(), "black"]
             yield drawn, (to_hex(colors[0]), ""), *np.ma.filled(drawn.get_offsets().astype(float), np.nan).T
+    for steps in ax.patches:
+        if isinstance(steps, StepPatch):  # a histogram, whose points are at the centres of its bins
+            values, edges, _ = steps.get_data()
+            yield steps, (to_hex(steps.get_edgecolor()), ""), (edges[1:] + edges[:-1]) / 2, values
     for bars in ax.containers:
         if isinstance(bars, BarContainer):
             ends = np.array([(b.get_x() + b.get_width() / 2, b.get_y() + b.get_height()) for b in bars])

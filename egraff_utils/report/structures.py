@@ -43,7 +43,8 @@ def plot_energy_histogram(
     energies = energies_per_atom(frames)
     zero = energies.mean() if zero is None else zero
     ax = take_axes(ax)
-    ax.hist(1000 * (energies - zero), bins=40, density=True, histtype="step", linewidth=1.8, label=label)
+    density, edges = np.histogram(1000 * (energies - zero), bins=40, density=True)
+    ax.stairs(density, edges, linewidth=1.8, label=label)
     ax.set(xlabel="Energy above the mean (meV/atom)", ylabel="Density (atom/meV)")
     if label:
         ax.legend()
