@@ -482,12 +482,17 @@ def _planned(campaign, plan):
 
 
 def write_references(folder: Path = paths.ROOT / "book") -> None:
-    """Write the tables of all keys of cards and campaigns into the pages of the book that explain them."""
-    for cls, page in ((cards.DatasetCard, "add_dataset"), (Campaign, "run")):
+    """Write the tables of all keys of cards and campaigns into the pages of the book that explain them.
+
+    That of readers stands with those of cards.
+    """
+    rows = [f"| `{name}` | {wants} |" for name, wants in cards.READERS.items()]
+    readers = "\n".join(["Readers:", "", "| reader | files and keys |", "|---|---|", *rows, "", ""])
+    for cls, page, more in ((cards.DatasetCard, "add_dataset", readers), (Campaign, "run", "")):
         path = folder / f"{page}.md"
         before, _, rest = path.read_text().partition(f"{KEYS}\n")
         after = rest.partition(f"{KEYS}\n")[2]
-        path.write_text(f"{before}{KEYS}\n\n{schema.reference(cls)}\n{KEYS}\n{after}")
+        path.write_text(f"{before}{KEYS}\n\n{schema.reference(cls)}\n{more}{KEYS}\n{after}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from egraff_utils.schema import (
 )
 from egraff_utils.sources import (  # noqa: F401
     ORACLES,
+    READERS,
     Cell,
     ClassPath,
     File,
@@ -245,8 +246,8 @@ class DatasetCard:
     """Source files, each a path or its keys; those of a source with several files are named
     ``<source>/<role>``."""
     reader: Reader | None = None
-    """How files are read, by default as their endings say (npz; xyz and extxyz, also compressed; traj and db
-    by ASE); ``generated`` frames are made here."""
+    """How files are read, see the table of readers; by default as their endings say (npz; xyz and extxyz,
+    also compressed; traj and db by ASE)."""
     title: str = ""
     """Name for readers."""
     citation: str = ""

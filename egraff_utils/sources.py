@@ -97,6 +97,23 @@ def _address(text):
 
 
 Reader = Literal["npz", "extxyz", "ase", "deepmd", "rmd17", "generated"]
+READERS = {
+    "npz": "A numpy archive of frames of one size: positions `pos`, `coords` or `R`, (T, N, 3); numbers `z`, "
+    "`atomic_numbers` or `nuclear_charges`, (N,) or (T, N); `energy` or `E`, (T,); `forces` or `F`, "
+    "(T, N, 3); if there, `cell`, `pbc`, `masses`, `stress`, `virial`.",
+    "extxyz": "Extended xyz, plain or compressed (gz, bz2, xz), with `energy`, `forces` and, if there, "
+    "`stress` or `virial` of every frame, from a calculator, `info` or `arrays`.",
+    "ase": "One file in any format that ASE reads and that holds energies and forces, such as traj, db or "
+    "the output of a program; compressed ones too where ASE does.",
+    "deepmd": "The files of one DeePMD folder, each listed as `<source>/<role>`: `type.raw`, `type_map.raw`, "
+    "`box.npy`, `coord.npy`, `energy.npy`, `force.npy`, and if there `virial.npy` and `nopbc` (an empty "
+    "file, for frames that are not periodic).",
+    "rmd17": "The numpy archive of a molecule of revised MD17: `nuclear_charges`, `coords`, `energies`, "
+    "`forces`; each frame is centred, as the molecules drift.",
+    "generated": "No file: the frames are made here at their first use, as `generate` says.",
+}
+"""Reader -> the files and keys that it wants. Other names of the energy, the forces and the stress are given
+under ``keys`` in the card."""
 ENDINGS = {".npz": "npz", ".xyz": "extxyz", ".extxyz": "extxyz", ".traj": "ase", ".db": "ase"}
 """Ending of a file, without that of a compression -> its reader."""
 COMPRESSED = (".gz", ".bz2", ".xz")

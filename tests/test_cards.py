@@ -1,11 +1,12 @@
 """Are cards and campaigns read by the types of their fields, and is a mistake one clear error?"""
 
 import re
+import typing
 
 import pytest
 import yaml
 
-from egraff_utils import campaign, cards, paths, records, schema
+from egraff_utils import campaign, cards, paths, readers, records, schema
 from egraff_utils.config import Key
 
 CARD = """name: w
@@ -173,6 +174,17 @@ def test_the_book_lists_all_keys_with_a_description(cls, page):
     assert keys <= set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     text = (paths.ROOT / "book" / f"{page}.md").read_text()
     assert table in text, "run python -m egraff_utils.campaign, which writes the tables of keys"
+
+
+def test_the_book_says_what_each_reader_wants():
+    text = (paths.ROOT / "book" / "add_dataset.md").read_text()
+    assert set(cards.READERS) == set(typing.get_args(cards.Reader)) == {*readers.READERS}
+    for name, wants in cards.READERS.items():
+        assert f"| `{name}` | {wants} |" in text, "run python -m egraff_utils.campaign"
+    known = {name for names in readers.NAMES.values() for name in names} | {"cell", "pbc", "masses"}
+    assert set(re.findall(r"`(\w+)`", cards.READERS["npz"])) <= known
+    roles = set(re.findall(r"`(\w+)(?:\.\w+)?`", cards.READERS["deepmd"]))
+    assert roles == {"type", "type_map", "box", "coord", "energy", "force", "virial", "nopbc"}
 
 
 def test_hyperparameters_given_as_text_have_the_types_of_their_fields():
