@@ -198,6 +198,15 @@ def test_stable_replicas_are_summed_over_simulations_of_a_length(monkeypatch):
     assert universal.endurance([], known) == "none was simulated"
 
 
+def test_a_step_has_its_cost_however_short_the_rollout_was():
+    own = training("so3lr", "lips")
+    run = Record("rollout", own.campaign, "lips", "so3lr", 0, {"replicas": 2, "steps": 50})
+    run.metrics = [Metric("ms_per_step", 1773.4, "ms")]
+    table = universal.details([own], [run])
+    assert table["MD step of a replica (ms)"].tolist() == ["887"]
+    assert universal.details([own])["MD step of a replica (ms)"].tolist() == ["–"]
+
+
 def wrong(campaign, model, kind, force, seed=0):
     return Record(kind, campaign, "3bpa", model, seed, {}, [Metric("force_mae", force, "meV/Å")])
 

@@ -247,11 +247,13 @@ def risen(own: Iterable[Record], further: Iterable[Record]) -> str:
     return "; ".join(parts) or "none"
 
 
-def details(own: Iterable[Record]) -> pd.DataFrame:
-    """Frames, energy error after the shift and slope of the forces of every potential on every dataset.
+def details(own: Iterable[Record], found: Iterable[Record] = ()) -> pd.DataFrame:
+    """Frames, energy error after the shift, slope of the forces and cost of every potential on every dataset.
 
-    Those of :func:`tuned` follow the potential as it came.
+    Those of :func:`tuned` follow the potential as it came. The cost is that in a rollout of any length among
+    the records `found`, over its number of replicas.
     """
+    runs = {(r.campaign, r.dataset, r.model): r for r in found if r.kind == "rollout"}
     rows = [
         {
             "Dataset": where(record.dataset),
@@ -262,10 +264,15 @@ def details(own: Iterable[Record]) -> pd.DataFrame:
             "Zero of energy": "fitted, then trained" if record["steps"] else "fitted",
             "Energy MAE (meV/atom)": f"{record['energy_mae_per_atom']:.1f}",
             "Slope of the forces": f"{record['force_slope']:.2f}",
+            "MD step of a replica (ms)": _cost(runs.get((record.campaign, record.dataset, record.model))),
         }
         for record in sorted(own, key=lambda r: catalogue.datasets().index(r.dataset))
     ]
     return _indexed(rows, "Dataset", "Potential")
+
+
+def _cost(rollout):
+    return f"{rollout['ms_per_step'] / rollout.parameters['replicas']:.0f}" if rollout else "–"
 
 
 def gained(further: Iterable[Record], others: dict[str, list[Record]], system: str) -> str:
