@@ -263,6 +263,33 @@ def train(**asked: Any) -> int:
     return _shown(fit(TrainConfig(**asked)))
 
 
+@egraff.group("models")
+def models_group():
+    """Describe trained models.
+
+    \b
+    egraff models card cpu ethanol mace
+    """
+
+
+@models_group.command("card")
+@options.CAMPAIGN
+@options.DATASET
+@options.MODEL
+@click.argument("seed", type=click.IntRange(0), default=0)
+@click.option("--output", type=click.File("w", atomic=True), default="-", help="File to write.")
+def models_card(name, dataset, model, seed, output):
+    """Show or write the card of a file of weights, markdown with the metadata that Hugging Face reads.
+
+    \b
+    egraff models card cpu ethanol mace
+    egraff models card mine my_card.yml nequip 1 --output README.md
+    """
+    from egraff_utils import weight_card
+
+    output.write(weight_card.text(name, dataset, model, seed))
+
+
 @egraff.command()
 @options.MODEL
 @options.DATASET

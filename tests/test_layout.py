@@ -20,7 +20,7 @@ ROOMS = (
     "paths units schema sources hyperparameters model_card offered cards config structure metrics statistics",
     "quantities breaks provenance records campaign options paper allocator",
     "graph reference files readers data croissant",
-    "models calculated weights accuracy committee export train",
+    "models calculated weights weight_card accuracy committee export train",
     "md",
     "checks",
     "report",
