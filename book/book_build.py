@@ -15,7 +15,7 @@ from docutils import nodes
 from pydantic.dataclasses import is_pydantic_dataclass
 from sphinx.util.nodes import make_refnode
 
-from egraff_utils import schema
+from egraff_utils import paths, schema
 
 CSV, PLOTLY = "application/vnd.egraff.points+json", "application/vnd.plotly.v1+json"  # as in egraff_utils.report.drawn
 SORTABLE = 'class="dataframe sortable"'
@@ -24,10 +24,9 @@ SORTABLE = 'class="dataframe sortable"'
 def link_repository(app, config):
     """Add buttons for source, issues, edits and Binder to every page, if the book is built for a repository.
 
-    Its address is that in ``EGRAFF_REPOSITORY``, or that of the repository in whose workflow the build runs.
+    Its address is that of :func:`egraff_utils.paths.repository`.
     """
-    workflow = [os.environ.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY")]
-    if not (address := os.environ.get("EGRAFF_REPOSITORY") or "/".join(filter(None, workflow))):
+    if not (address := paths.repository()):
         return
     buttons = dict.fromkeys(("use_repository_button", "use_issues_button", "use_edit_page_button"), True)
     config.html_theme_options |= buttons | {

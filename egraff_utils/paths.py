@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 import time
+import tomllib
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -34,6 +35,19 @@ def home() -> Path:
     An installed package writes nothing into its own folder.
     """
     return _folder(HOME, ROOT if CLONED else Path.cwd())
+
+
+def repository() -> str:
+    """Address of the repository of the project, empty if it is not known; it stands in ``pyproject.toml``.
+
+    There it is ``Repository`` under ``[project.urls]``. Before it, ``EGRAFF_REPOSITORY`` counts; without
+    both, that of the repository in whose workflow on GitHub this runs.
+    """
+    file = _PACKAGE.parent / "pyproject.toml"
+    urls = tomllib.loads(file.read_text())["project"].get("urls", {}) if CLONED else {}
+    workflow = [os.environ.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY")]
+    known = (os.environ.get("EGRAFF_REPOSITORY"), urls.get("Repository"), "/".join(filter(None, workflow)))
+    return next(filter(None, known), "")
 
 
 def results() -> Path:

@@ -3,6 +3,7 @@
 import pkgutil
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import ase.io
 import numpy as np
 import pytest
+import yaml
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
@@ -293,7 +295,7 @@ def _cited(text):
     return {key.strip() for group in keys for key in group.split(",")}
 
 
-def test_pages_have_buttons_where_there_is_a_repository(monkeypatch):
+def test_pages_have_buttons_where_there_is_a_repository(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BOOK)
     from book_build import link_repository
 
@@ -313,3 +315,16 @@ def test_pages_have_buttons_where_there_is_a_repository(monkeypatch):
     assert given["launch_buttons"]["binderhub_url"]
     made = options(GITHUB_SERVER_URL="https://github.com", GITHUB_REPOSITORY="a/b")
     assert made["repository_url"] == "https://github.com/a/b"
+    urls = '[project.urls]\nRepository = "https://example.org/c/d"\n'
+    (tmp_path / "pyproject.toml").write_text((paths.ROOT / "pyproject.toml").read_text() + urls)
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "egraff_utils")
+    assert options()["repository_url"] == "https://example.org/c/d"
+
+
+def test_the_citation_has_the_address_licence_and_version_of_the_package(monkeypatch):
+    for name in ("EGRAFF_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REPOSITORY"):
+        monkeypatch.delenv(name, raising=False)
+    citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    assert citation.get("repository-code", "") == paths.repository()
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
