@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import tomllib
 
 import nbformat
 import pytest
@@ -148,3 +149,18 @@ def test_the_readme_leads_to_what_exists():
     assert len(links) > 8
     assert not [link for link in links if not (paths.ROOT / link).exists()]
     assert len(text.splitlines()) < 75
+
+
+def test_the_badges_of_the_readme_are_those_of_the_package():
+    text = (paths.ROOT / "README.md").read_text()
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    low, below = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", project["requires-python"]).groups()
+    badges = {f"python-3.{low}_to_3.{int(below) - 1}", f"version-{project['version']}"}
+    badges |= {f"licence-{project['license']}"}
+    assert set(re.findall(r"shields.io/badge/([^)]+)-\w+\)", text)) == badges
+    address = project.get("urls", {}).get("Repository")
+    workflow = re.findall(r"\((\S+)/actions/workflows/book.yml/badge.svg", text)
+    assert workflow == ([address] if address else []), (
+        "the badge of the tests needs the address, and it alone"
+    )
+    assert (paths.ROOT / "book" / "_static" / "screenshot.webp").stat().st_size < 150_000
