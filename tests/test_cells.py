@@ -278,7 +278,7 @@ def test_status_takes_no_record_of_another_budget(workplace):
     assert progress.of("cpu").time_left() != "every cell is done", "these are not the committed records"
 
 
-@pytest.mark.parametrize("name", ["cpu", "calculators"])
+@pytest.mark.parametrize("name", ["cpu_smooth", "calculators"])
 def test_committed_records_are_a_finished_campaign(workplace, name, monkeypatch):
     monkeypatch.delenv("EGRAFF_RESULTS")
     assert progress.of(name).time_left() == "every cell is done"

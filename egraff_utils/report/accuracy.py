@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 
 from egraff_utils import quantities
 from egraff_utils.report import agreement
 from egraff_utils.report.beside import MODELS, OURS, PAPER, winners
 from egraff_utils.report.comparison import mean_rank_correlation
-from egraff_utils.report.titles import dataset_title, model_title
+from egraff_utils.report.titles import dataset_title, model_title, short_title
 from egraff_utils.report.values import count, span
 
 FORCE, ENERGY = (quantities.of(metric).head for metric in ("force_mae", "energy_mae"))
@@ -70,6 +74,36 @@ def against_paper(errors: pd.DataFrame, campaign: str) -> str:
         f"in campaign {campaign} they are {span(ratio)} times the published ones ({len(ratio)} cells), "
         f"at most 1.5 times in {count(ratio <= 1.5)}, at or below in {count(ratio <= 1)}"
     )
+
+
+def plot_ratios(errors: pd.DataFrame) -> Axes:
+    """Heat map of our force errors over the published ones, a row per dataset and a column per model.
+
+    Parameters
+    ----------
+    errors
+        DataFrame of `paper_values` for Table 1. Cells without both values stay empty.
+    """
+    ratio = (errors[FORCE][OURS].astype(float) / errors[FORCE][PAPER].astype(float)).unstack("model")
+    rows = [name for name in errors.index.unique("dataset") if ratio.loc[name].notna().any()]
+    ratio = ratio.loc[rows, [model for model in MODELS if model in ratio]]
+    ratio = ratio.rename(index=short_title, columns=model_title)
+    _, ax = plt.subplots(figsize=(6.4, 0.8 + 0.4 * max(len(rows), 1)))
+    if not rows:
+        return ax
+    most = max(1.0, np.nanmax(np.abs(np.log10(ratio.to_numpy()))))  # decades from one, which is white
+    sns.heatmap(
+        ratio,
+        norm=LogNorm(10**-most, 10**most),
+        cmap="RdBu_r",
+        annot=True,
+        fmt=".2g",
+        linewidths=0.5,
+        cbar_kws={"label": "Force MAE over the published one (×)"},
+        ax=ax,
+    )
+    ax.set(xlabel="", ylabel="")
+    return ax
 
 
 def _best_at_both(errors):
