@@ -264,7 +264,7 @@ def train(**asked: Any) -> int:
 
 
 @egraff.group("models")
-def models_group():
+def models_group() -> None:
     """Describe trained models.
 
     \b
@@ -278,7 +278,7 @@ def models_group():
 @options.MODEL
 @click.argument("seed", type=click.IntRange(0), default=0)
 @click.option("--output", type=click.File("w", atomic=True), default="-", help="File to write.")
-def models_card(name, dataset, model, seed, output):
+def models_card(name: str, dataset: str, model: str, seed: int, output: TextIO) -> None:
     """Show or write the card of a file of weights, markdown with the metadata that Hugging Face reads.
 
     \b

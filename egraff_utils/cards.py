@@ -134,7 +134,7 @@ def check_free(name: str, *, where: str = "") -> None:
 
 
 @cache
-def _shipped_model(name: str) -> ModelCard:
+def _shipped_model(name: str) -> ModelCard | None:
     rooms = {"models": models(), "calculators": calculators(), "pretrained": pretrained()}
     folders = {own: room for room, names in rooms.items() for own in names}
     if name not in folders:

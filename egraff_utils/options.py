@@ -44,16 +44,17 @@ def presets() -> list[str]:
     return cards.presets()
 
 
-def notebooks():
-    from egraff_utils.running import batch
+def notebooks() -> list[str]:
+    from egraff_utils import paths
 
-    return batch.names()
+    folder = paths.ROOT / "notebooks"
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.glob("*/*.ipynb"))]
 
 
-def pages():
-    from egraff_utils.running import pages
+def pages() -> list[str]:
+    from egraff_utils import cards, paths
 
-    return list(pages.pages()["pages"])
+    return list(cards.read_yaml(paths.ROOT / "params" / "book.yml")["pages"])
 
 
 def _splits(context, _parameter, start):

@@ -259,7 +259,7 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def no_file(path):
+def no_file(path: Path | str) -> ValueError:
     """``ValueError`` for the path of a file that is not there; it suggests the nearest in its folder."""
     path = Path(path).absolute()
     if not path.parent.is_dir():

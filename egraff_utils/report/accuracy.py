@@ -88,7 +88,7 @@ def plot_ratios(errors: pd.DataFrame) -> Axes:
     rows = [name for name in errors.index.unique("dataset") if ratio.loc[name].notna().any()]
     ratio = ratio.loc[rows, [model for model in MODELS if model in ratio]]
     ratio = ratio.rename(index=short_title, columns=model_title)
-    _, ax = plt.subplots(figsize=(6.4, 0.8 + 0.4 * max(len(rows), 1)))
+    _, ax = plt.subplots(figsize=(7.2, 0.8 + 0.4 * max(len(rows), 1)))
     if not rows:
         return ax
     most = max(1.0, np.nanmax(np.abs(np.log10(ratio.to_numpy()))))  # decades from one, which is white

@@ -26,7 +26,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
 from egraff_utils import campaign as campaigns
-from egraff_utils import cards, paths, records
+from egraff_utils import cards, options, paths, records
 from egraff_utils.campaign import Campaign
 from egraff_utils.config import AS_CODED, Key, Kind
 from egraff_utils.running.naming import NOTEBOOKS, check_names, model_of
@@ -51,14 +51,7 @@ def located(notebook: str | Path) -> Path:
     for path in (notebook, NOTEBOOKS / notebook, NOTEBOOKS / f"{notebook}.ipynb"):
         if path.is_file():
             return path.resolve()
-    raise cards.unknown("notebook", notebook, names())
-
-
-def names():
-    """Names of all notebooks, such as ``yours/dataset``, a list."""
-    return sorted(
-        path.relative_to(NOTEBOOKS).with_suffix("").as_posix() for path in NOTEBOOKS.glob("*/*.ipynb")
-    )
+    raise cards.unknown("notebook", notebook, options.notebooks())
 
 
 def parameters_of(notebook: str | Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Progress:
         Its records.
     """
 
-    def __init__(self, campaign: Campaign, found: Iterable[Record]):
+    def __init__(self, campaign: Campaign, found: Iterable[Record]) -> None:
         self.campaign = campaign
         self.records = {record.key: record for record in found}
         self.states = {cell: self._state(cell) for cell in cells(campaign)}
