@@ -103,7 +103,10 @@ def model(name: str | Path) -> ModelCard:
     if _is_path(name):
         return _own_model(Path(name).expanduser().resolve())
     name = str(name)
-    return _registered_models.get(name) or _shipped_model(name) or _offered_model(name)
+    found = _registered_models.get(name) or _shipped_model(name) or offered_models().get(name)
+    if found is None:
+        raise unknown("model", name, [*shipped_models(), *offered_models(), *_registered_models])
+    return found
 
 
 def _is_path(name):
@@ -141,13 +144,6 @@ def _shipped_model(name: str) -> ModelCard | None:
         return None
     path = FOLDER / folders[name] / f"{name}.yml"
     return validated(ModelCard, read(path), where=path.name)
-
-
-def _offered_model(name):
-    known = offered_models()
-    if name not in known:
-        raise unknown("model", name, [*shipped_models(), *known, *_registered_models])
-    return known[name]
 
 
 def shipped_models() -> tuple[str, ...]:
