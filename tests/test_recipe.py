@@ -84,6 +84,12 @@ def test_rates_of_longer_trainings():
     assert row.tolist() == ["0.1", f"{rate:g}", recipe.DIVERGED, "7", "8.25"]
 
 
+def test_models_whose_quarter_is_best():
+    one = search("mace", {"muon 0.1": np.nan, "muon 0.05": 7.0, "muon 0.025": 8.25}, "search_rate")
+    other = search("nequip", {"muon 0.1": 8.0, "muon 0.05": 7.0, "muon 0.025": 6.5}, "search_rate")
+    assert recipe.quarter_is_best([one, other]) == "1 of 2"
+
+
 def test_sizes_and_their_costs():
     found = []
     for rule, error in (("paper_narrow", 31.0), ("equal_dynamics", 9.9)):

@@ -98,6 +98,19 @@ def dataset_values(record) -> dict:
     return metrics(record, "frames_test", "zero_force_mae") | known | {"saturation-fv": level}
 
 
+def made_over(card, split: str) -> float:
+    """Time that the generated frames of a split cover, ps.
+
+    Examples
+    --------
+    >>> from egraff_utils import cards
+    >>> made_over(cards.dataset("aspirin_xtb"), "train")
+    5.6
+    """
+    stages = [stage for stage in card.generate["stages"] if stage.get("split") == split]
+    return sum(stage["frames"] * stage["stride"] for stage in stages) * card.timestep / 1000
+
+
 def check_training(record) -> None:
     """Check what any training must satisfy, whatever its quality.
 

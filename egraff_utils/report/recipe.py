@@ -19,6 +19,7 @@ from egraff_utils.report import look
 from egraff_utils.report.beside import MODELS, cell_place
 from egraff_utils.report.comparison import order_models
 from egraff_utils.report.titles import model_title
+from egraff_utils.report.values import count
 from egraff_utils.train import optimizers as optim
 
 RULES = {"paper_narrow": "the paper's depth, narrow", "equal_dynamics": "equal cost of dynamics"}
@@ -183,6 +184,12 @@ def rates(found: Iterable) -> pd.DataFrame:
         heads = ("error at it (meV/Å)", "at its half (meV/Å)", "at its quarter (meV/Å)")
         rows[dataset, model] |= dict(zip(heads, errors, strict=False))
     return _table(rows)
+
+
+def quarter_is_best(found: Iterable) -> str:
+    """Number of longer searches of the rate whose lowest rate left the least error, among all, as text."""
+    groups = candidates(found, "search_rate").groupby(["dataset", "model"], sort=False)
+    return count([row.sort_values("force_mae").rate.iloc[0] == row.rate.min() for _, row in groups])
 
 
 def sizes(found: Iterable) -> pd.DataFrame:
