@@ -56,6 +56,19 @@ def test_verdicts():
     assert agreement.verdict(agreement.agreement(opposite)) == agreement.REVERSED
     undecided = _cells(published[:6], published[:6], list("a"))  # p = 2/720, times 18 columns
     assert agreement.verdict(agreement.agreement(undecided)) == agreement.UNDECIDED
+    sure = agreement.agreement(same)
+    assert agreement.verdict(sure._replace(within_low=-0.1)) == agreement.UNDECIDED
+    assert agreement.verdict(sure._replace(p=0.01)) == agreement.UNDECIDED
+
+
+def test_what_could_have_been_found():
+    """At 5 % over 18 columns, for four groups of six models: (2.99 + 0.84) / (2 sqrt 5)."""
+    found = agreement.agreement(_cells(list(range(6)) * 4, [0, 2, 1, 3, 5, 4] * 4, list("abcd")))
+    assert found.detectable == pytest.approx((2.991 + 0.842) / (2 * 5**0.5), abs=2e-3)
+    text = agreement.readable(
+        agreement.agreement_table({"t": _cells([1, 2, 3] * 4, [1, 2, 3] * 4, list("abcd"))})
+    )
+    assert text.iloc[0].tolist()[1:3] == ["1.00<br><small>1.00 to 1.00</small>", "none"]
 
 
 def test_nothing_to_compare():
@@ -139,7 +152,7 @@ def test_figure_has_a_panel_for_every_column_with_cells(frame):
 
 def test_readable_table(frame):
     shown = agreement.readable(agreement.agreement_table(agreement.table_cells(frame)))
-    assert shown.loc[("1", "Force MAE")].tolist() == ["1", "–", "2", "not run"]
+    assert shown.loc[("1", "Force MAE")].tolist() == ["1", "–", "–", "2", "not run"]
 
 
 def test_claims_on_values_by_hand(monkeypatch):

@@ -15,6 +15,7 @@ from egraff_utils.checks import horizon
 from egraff_utils.checks.horizon import HorizonConfig, divergence, friction
 from egraff_utils.md.calculator import ReplicaCalculator
 from egraff_utils.md.dynamics import Newtonian, Thermostat, simulate
+from egraff_utils.report import horizon as report
 
 INTERVAL, TEMPERATURE = 2.0, 900
 THERMOSTAT = Thermostat(TEMPERATURE, INTERVAL)
@@ -224,3 +225,13 @@ def test_a_live_reference_is_run_again_and_the_record_kept(tmp_path, monkeypatch
     (tmp_path / "copper.yml").write_text(yaml.safe_dump(card | {"temperatures": {"test": 600}}))
     colder = horizon.horizon(config, force_field=SoftSpheres([29]))
     assert not np.array_equal(colder.curves["fv_langevin"], record.curves["fv_langevin"])
+
+
+def test_the_difference_of_horizons_that_is_found(monkeypatch):
+    rng = np.random.default_rng(0)
+    draws = {"a": rng.normal(50, 3, 20_000), "b": rng.normal(60, 4, 20_000), "c": np.full(20_000, np.inf)}
+    monkeypatch.setattr(report, "_grouped", lambda found: [("ethanol", list(draws))])
+    monkeypatch.setattr(report, "_draws", lambda record, name: draws[record])
+    assert report.detectable([]) == pytest.approx(2.8 * 5, rel=0.02)
+    monkeypatch.setattr(report, "_grouped", lambda found: [])
+    assert np.isnan(report.detectable([]))

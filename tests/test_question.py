@@ -6,6 +6,7 @@ import pytest
 
 from egraff_utils.records import COLUMNS
 from egraff_utils.report import agreement, question
+from egraff_utils.report.ranks import detectable
 
 MODELS = list("uvwxyz")
 
@@ -145,7 +146,7 @@ def test_ties_are_no_pairs_in_order():
 
 def test_a_correlation_of_the_stated_size_is_found_in_four_of_five_cases():
     rng, hits = np.random.default_rng(1), []
-    size = question._detectable([6] * 9, len(question.METRICS))
+    size = detectable([6] * 9, len(question.METRICS))
     strength = np.sqrt(size**2 / (1 - size**2)) * 1.03  # Pearson's, a little above Spearman's
     for _ in range(60):
         pairs = [(x, strength * x + rng.normal(size=6)) for x in rng.normal(size=(9, 6))]

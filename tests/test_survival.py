@@ -95,6 +95,24 @@ def test_log_rank_rejects_at_its_level():
 # -- the records
 
 
+@pytest.mark.parametrize(("broken", "found"), [(9, False), (10, True)])
+def test_breaks_that_tell_two_of_fifteen_pairs_apart(broken, found):
+    assert lifetimes.fewest_breaks(15) == 10
+    strata = np.repeat(np.arange(10), 6)
+    models = np.tile(["a"] * 3 + ["b"] * 3, 10)
+    broke = np.array([i % 6 == 0 and i // 6 < broken for i in range(60)])
+    steps = np.where(broke, 10, 100)
+    assert (lifetimes.log_rank(steps, broke, models, strata).p * 15 < 0.05) is found
+
+
+def test_the_share_that_is_found_in_four_of_five_cases():
+    broken = np.random.default_rng(0).binomial(45, lifetimes.detectable_share(45, 15), size=10_000)
+    assert (broken >= 10).mean() == pytest.approx(0.8, abs=0.02)
+    table = survival.replicas([rollout(model=model) for model in ("mace", "nequip")])
+    text = survival.could_be_told(table, {survival.HOME: survival.compare_models(table)[1]})
+    assert text == f"{survival.HOME} never, of 2 replicas"
+
+
 def test_breaks_and_ends():
     breaks = [Break(1, 30, 15.0, Cause.CONTACT), Break(4, 7, 3.5, Cause.CONTACT_OR_ESCAPE)]
     table = survival.replicas([rollout(breaks, (80, 30, 80, 80, 7), steps=80)])

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from egraff_utils import cards, metrics, quantities, statistics
 from egraff_utils.report import beside, look
 from egraff_utils.report.beside import BOUND, OURS, PAPER
-from egraff_utils.report.ranks import chance_of, rank_correlation
+from egraff_utils.report.ranks import chance_of, detectable, rank_correlation
 from egraff_utils.report.values import count, span
 
 AS_PUBLISHED, REVERSED, UNDECIDED = "as published", "reversed", "not told from chance"
@@ -61,6 +61,8 @@ class Agreement(NamedTuple):
     """Standard deviation of ``within`` for a random order within each group."""
     p: float
     """Two-sided probability of a mean at least this far from zero if models are shuffled within groups."""
+    detectable: float
+    """Mean correlation that the test of all :data:`COLUMNS` would find in 80 % of cases."""
     ratio: float
     """Geometric mean of the ratio of our values to the published ones."""
     ratio_low: float
@@ -147,6 +149,7 @@ def agreement(cells: pd.DataFrame) -> Agreement:
         *statistics.bootstrap_interval(within.to_numpy(), resamples=RESAMPLES),
         chance_deviation(cells),
         chance_of(judged, mean),
+        detectable([pair.shape[1] for pair in judged], COLUMNS),
         metrics.geometric_mean(ratios) if len(ratios) else float("nan"),
         *statistics.bootstrap_interval(ratios, metrics.geometric_mean, resamples=RESAMPLES),
         float(np.exp(np.std(np.log(ratios), ddof=1))) if len(ratios) > 1 else float("nan"),
@@ -154,7 +157,10 @@ def agreement(cells: pd.DataFrame) -> Agreement:
 
 
 def verdict(found: Agreement) -> str:
-    """Verdict on the order of models within groups, at 5 % over all columns of all tables (Bonferroni).
+    """Verdict on the order of models within groups.
+
+    It needs both a p value below 5 % over all columns of all tables (Bonferroni) and an interval that
+    excludes zero.
 
     Examples
     --------
@@ -165,7 +171,8 @@ def verdict(found: Agreement) -> str:
     """
     if not np.isfinite(found.within):
         return NOT_COMPARED
-    if found.p * COLUMNS >= 0.05:
+    sure = found.p * COLUMNS < 0.05 and found.within_low * found.within_high > 0
+    if not sure:
         return UNDECIDED
     return AS_PUBLISHED if found.within > 0 else REVERSED
 
@@ -201,17 +208,23 @@ def sentence(row) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """An `agreement_table` without its intervals, as texts with short heads for readers."""
-    paired = zip(table.within, table.chance, strict=True)
+    """An `agreement_table` as texts with short heads for readers, without the intervals of the ratios."""
+    paired = zip(table.within, table.within_low, table.within_high, strict=True)
     ratios = zip(table.ratio, table.spread, strict=True)
     shown = {
         "Cells": table.cells.map("{:.0f}".format),
-        "Within groups (± chance)": [_known("{:.2f}", w) + _known(" ± {:.2f}", c, "") for w, c in paired],
+        "Within groups (95 %)": [_correlation(*each) for each in paired],
+        "Found in 80 % from": [_known("{:.2f}" if d <= 1 else "none", d) for d in table.detectable],
         "Ours / paper": [_known("{}", _short(r)) + _known(" ×÷ {:.2g}", s, "") for r, s in ratios],
         "Order": table.order.replace({UNDECIDED: "chance"}),
     }
     shown = pd.DataFrame(shown, index=table.index)
     return shown.rename(index=lambda head: head.partition(" (")[0], level=-1) if len(shown) else shown
+
+
+def _correlation(mean, low, high):
+    interval = "" if np.isnan(low) else f"<br><small>{low:.2f} to {high:.2f}</small>"
+    return _known("{:.2f}", mean) + interval
 
 
 def _known(text, value, missing="–"):

@@ -106,6 +106,49 @@ def restricted_mean(steps, broke, limit: float):
     return tuple(float(widths @ heights) for heights in (fraction, low, high))
 
 
+def fewest_breaks(tests: int) -> int:
+    """Number of broken replicas, all of one of two models, from which on the two differ at 5 %.
+
+    Each is the only one of its stratum, to which both models give equally many replicas, so that it falls to
+    the one or the other model with probability 1/2, and the two-sided p value of k of them is 2 / 2**k.
+
+    Parameters
+    ----------
+    tests
+        Number of pairs that are tested together (Bonferroni).
+
+    Examples
+    --------
+    >>> fewest_breaks(1), fewest_breaks(15)
+    (6, 10)
+    """
+    return int(np.floor(np.log2(2 * tests / 0.05))) + 1
+
+
+def detectable_share(replicas: int, tests: int) -> float:
+    """Probability to break from which on a model differs in 80 % of tests from one that never breaks.
+
+    Parameters
+    ----------
+    replicas
+        Number of replicas of each of the two models.
+    tests
+        As in `fewest_breaks`.
+
+    Returns
+    -------
+    float
+        Probability of a replica to break, dimensionless; nan if there are too few replicas.
+
+    Examples
+    --------
+    >>> round(detectable_share(45, 15), 2), detectable_share(5, 15)
+    (0.27, nan)
+    """
+    needed = fewest_breaks(tests)
+    return float(stats.beta.ppf(0.8, needed, replicas - needed + 1)) if replicas >= needed else float("nan")
+
+
 def log_rank_scores(steps, broke):
     r"""Log-rank score of every replica: one if it broke, minus the failures expected in its time at risk.
 

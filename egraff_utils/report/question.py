@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from scipy.special import ndtri
 
 from egraff_utils import paper, quantities, statistics
 from egraff_utils.report import beside, levels, look, panels, windows
-from egraff_utils.report.ranks import chance_of, rank_correlation, rank_correlations
+from egraff_utils.report.ranks import chance_of, detectable, rank_correlation, rank_correlations
 from egraff_utils.report.values import listed
 
 METRICS = (
@@ -172,16 +171,8 @@ def answer(found: pd.DataFrame, *, higher_is_better: bool = False, tests: int = 
         *ends,
         chance_of(tested, within),
         _right(pairs),
-        _detectable([len(x) for x, _ in tested], tests),
+        detectable([len(x) for x, _ in tested], tests),
     )
-
-
-def _detectable(sizes, tests):
-    """Correlation found in 80 % of cases, from the scatter of random orders at Holm's strictest level."""
-    if not sizes:
-        return np.nan
-    scatter = np.sqrt(np.sum(1 / (np.array(sizes) - 1))) / len(sizes)
-    return float((ndtri(1 - 0.05 / (2 * tests)) + ndtri(0.8)) * scatter)
 
 
 def _redraw(part, rng):

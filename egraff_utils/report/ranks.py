@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 from scipy.signal import fftconvolve
+from scipy.special import ndtri
 from scipy.stats import rankdata
 
 GRID = 10_000
@@ -83,6 +84,34 @@ def chance_of(pairs: list, within: float) -> float:
         chances = fftconvolve(chances, np.bincount(places, minlength=2 * GRID + 1) / len(places))
     far = np.abs(np.arange(len(chances)) / GRID - len(pairs)) >= (abs(within) - 1 / GRID) * len(pairs)
     return float(np.clip(chances[far].sum(), 0, 1))
+
+
+def detectable(sizes: list, tests: int) -> float:
+    r"""Mean rank correlation that a test against chance finds in 80 % of cases.
+
+    .. math:: (z_{1 - 0.05 / 2 k} + z_{0.8}) \frac1G \sqrt{\sum_{g=1}^{G} \frac{1}{n_g - 1}}
+
+    Parameters
+    ----------
+    sizes
+        Number of models :math:`n_g` of every group.
+    tests
+        Number k of correlations that are tested together at 5 %.
+
+    Returns
+    -------
+    float
+        Correlation, dimensionless; above one if even a perfect order would be missed; nan without a group.
+
+    Examples
+    --------
+    >>> round(detectable([6] * 9, 1), 2), round(detectable([6], 1), 2)
+    (0.42, 1.25)
+    """
+    if not len(sizes):
+        return float("nan")
+    scatter = np.sqrt(np.sum(1 / (np.array(sizes) - 1))) / len(sizes)
+    return float((ndtri(1 - 0.05 / (2 * tests)) + ndtri(0.8)) * scatter)
 
 
 def _orders(values):
