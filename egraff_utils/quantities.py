@@ -220,11 +220,11 @@ QUANTITIES = (
              lower_is_better=None),
     # datasets
     Quantity("virial_temperature", "K", "Virial temperature", **_DATASET),
-    Quantity("force_rms", "meV/Å", **_DATASET),
-    Quantity("energy_std", "meV", **_DATASET),
-    Quantity("frames_train", "1", **_DATASET),
-    Quantity("frames_val", "1", **_DATASET),
-    Quantity("frames_test", "1", **_DATASET),
+    Quantity("force_rms", "meV/Å", "Root mean square of the force components", **_DATASET),
+    Quantity("energy_std", "meV", "Standard deviation of the energies", **_DATASET),
+    Quantity("frames_train", "1", "Training frames", **_DATASET, **_COUNT),
+    Quantity("frames_val", "1", "Validation frames", **_DATASET, **_COUNT),
+    Quantity("frames_test", "1", "Test frames", **_DATASET, **_COUNT),
 )
 # fmt: on
 """All metrics that describe models, simulations and datasets; those of a rollout are in the order of its

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from egraff_utils import cards, paths
+from egraff_utils import cards, paths, quantities
 from egraff_utils.breaks import Break
 from egraff_utils.config import Config, Key
 from egraff_utils.provenance import clock, digest, plain, provenance  # noqa: F401
@@ -132,14 +132,24 @@ class Record:
 
     def _repr_html_(self):
         rows = "".join(
-            f"<tr><td>{escape(m.name)}</td><td>{shown(m.value)}</td><td>{interval_text(m)}</td>"
-            f"<td>{escape(m.unit)}</td></tr>"
+            f"<tr><td>{escape(quantities.of(m.name).name)}</td><td>{shown(m.value)}</td>"
+            f"<td>{interval_text(m)}</td><td>{escape(unit_text(m))}</td></tr>"
             for m in self.metrics
         )
         title = f"{self.kind}: {self.dataset}, {self.model}, seed {self.seed} ({self.status})"
         note = f"<br>{escape(self.message)}" if self.message else ""
         head = "<tr><th>metric</th><th>value</th><th>95 % interval</th><th>unit</th></tr>"
         return f"<table><caption>{escape(title)}{note}</caption>{head}{rows}</table>"
+
+
+def unit_text(metric: Metric) -> str:
+    """Unit of a metric in a table of a record, which is empty for a count.
+
+    >>> [unit_text(Metric(name, 2.0, unit)) for name, unit in (("steps", "1"), ("fv", "1"), ("wf", "%"))]
+    ['', 'dimensionless', '%']
+    """
+    known = quantities.of(metric.name)
+    return "" if known.count else replace(known, unit=metric.unit or "1").unit_text
 
 
 @dataclass

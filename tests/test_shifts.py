@@ -229,3 +229,14 @@ def test_a_shift_of_your_own_is_compared_like_those_of_the_book():
     found = shifts.compare(frame, own, shifts.ERRORS).loc["ethanol_xtb", "mace"]
     assert list(found[FORCE]) == [20.0, 50.0, 2.5]
     assert "2.5" in shifts.table(frame, own, shifts.ERRORS).to_html()
+
+
+def test_rollouts_are_compared_over_the_same_time(frame, monkeypatch):
+    """The values are those of the common window, here pretended to be a tenth of those of the whole run."""
+    common = frame.assign(value=np.where(frame.kind.str.startswith("rollout"), frame.value / 10, frame.value))
+    monkeypatch.setattr(shifts.windows, "common", lambda given: common if given is frame else given)
+    structure, errors = (
+        shifts.compare(frame, "temperature", group) for group in (shifts.STRUCTURE, shifts.ERRORS)
+    )
+    assert structure.loc[("acac", "mace"), WF].iloc[:2].tolist() == [1.0, 1.5]
+    assert errors.loc[("acac", "mace"), FORCE].iloc[0] == 20.0

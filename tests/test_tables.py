@@ -403,6 +403,22 @@ def test_record_table_shows_value_interval_and_unit(record):
     assert table.loc["FV", "Unit"] == "dimensionless"
 
 
+def test_records_show_titles_and_no_unit_for_counts(record):
+    record.metrics = [
+        Metric.of("energy_drift", 0.5),
+        Metric.of("frames_train", 450.0),
+        Metric.of("force_rms", 9.0),
+    ]
+    table = tables.record_table(record).data
+    names = ["Slope of the potential energy", "Training frames", "Root mean square of the force components"]
+    assert list(table.index) == names
+    assert table.loc["Training frames", "Unit"] == ""
+    html = record._repr_html_()
+    assert all(name in html for name in names)
+    assert "energy_drift" not in html
+    assert "frames_train" not in html
+
+
 def test_provenance_is_folded_and_escaped(record):
     html = tables.provenance(record).data
     assert html.startswith("<details><summary>How this page was made</summary>")

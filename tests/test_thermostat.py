@@ -161,6 +161,7 @@ def test_a_broken_replica_is_left_out_and_told():
     assert table.verdict.to_list() == [thermostat.NO_VERDICT]
     text = thermostat.verdict_table(table)
     assert text.iloc[0, 0] == "all broke"
+    assert list(text) == ["MACE"]
 
 
 def test_the_interval_covers_and_the_verdict_errs_as_often_as_it_says():

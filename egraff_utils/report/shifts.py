@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from egraff_utils import cards, data, paper, quantities
 from egraff_utils.config import Kind
-from egraff_utils.report import look, table_cells, tables, titles
+from egraff_utils.report import look, table_cells, tables, titles, windows
 from egraff_utils.report.beside import DATASETS, MODELS
 from egraff_utils.report.levels import floor_of, is_alike
 
@@ -177,7 +177,8 @@ def compare(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]) -> pd.Dat
     Parameters
     ----------
     frame
-        One row per metric, as returned by `records.read`; several seeds are averaged.
+        One row per metric, as returned by `records.read`; several seeds are averaged. Rollouts of a set
+        cover the same time (`windows`).
     task
         Name of one of :data:`TASKS`, or a `Shift` of your own.
     groups
@@ -195,6 +196,7 @@ def compare(frame: pd.DataFrame, task: str, groups: tuple[Shown, ...]) -> pd.Dat
     ValueError
         If there is no such task.
     """
+    frame = windows.common(frame)
     known = frame.groupby(["kind", "dataset", "model", "metric"])["value"].mean()
     cells = cells_of(frame, task)
     index = pd.MultiIndex.from_tuples([(s.name, m) for s, m in cells], names=["set", "model"])

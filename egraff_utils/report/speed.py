@@ -17,7 +17,7 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from egraff_utils import paths, records
+from egraff_utils import cards, records
 from egraff_utils.report import look, table_cells, tables
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.speed_goals import GOALS, Goal
@@ -25,7 +25,6 @@ from egraff_utils.report.titles import model_title, short_title
 from egraff_utils.report.values import span as range_text
 from egraff_utils.report.values import value
 
-TRIED = paths.ROOT / "benchmarks" / "tried.csv"
 LEVELS = ("dataset", "model", "preset", "device")
 HEADS = {
     "ratio_1": "1 replica, ratio (dimensionless)",
@@ -227,7 +226,7 @@ def show(table: pd.DataFrame, name: str, empty: str = NOT_YET) -> None:
     if len(table):
         tables.show(tables.plain(table, name, missing=tables.NO_VALUE), name)
     else:
-        display(Markdown(empty))
+        display(Markdown(f"{name.removeprefix('speed-').replace('-', ' ').capitalize()}: {empty}"))
 
 
 def gains(table: pd.DataFrame, **chosen) -> str:
@@ -321,15 +320,6 @@ def made_on(found: Iterable) -> pd.DataFrame:
     return table.astype({"Threads": str, "Records (count)": str})
 
 
-def tried() -> pd.DataFrame:
-    """Changes that were tried for speed: part, change, predicted and measured gain, and whether kept.
-
-    The texts are the notes in ``benchmarks/tried.csv``.
-    """
-    table = pd.read_csv(TRIED, dtype=str, keep_default_na=False)
-    return table.set_index("part").rename(columns=str.capitalize).rename_axis("Part")
-
-
 # -- figures --------------------------------------------------------------------------------------------
 
 
@@ -399,7 +389,8 @@ def _key(record):
     threads = given.get("threads", 1)
     device = f"{device}, {threads} threads" if device == "cpu" and threads > 1 else device
     preset = given.get("preset") or "_".join(record.kind.split("_")[2:])
-    return record.dataset, record.model, str(preset), device
+    model = "-" if record.model == cards.REFERENCE else record.model  # the benchmark runs no model
+    return record.dataset, model, str(preset), device
 
 
 def _index(found):

@@ -8,7 +8,6 @@ light and in the dark theme. A line below the table explains the marks.
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
 from html import escape
 
 import numpy as np
@@ -216,7 +215,13 @@ def record_table(record, *, own_noise=None):
     pandas Styler, which a notebook shows as HTML.
     """
     rows = [
-        (quantities.of(m.name).name, _number(m.value), records.interval_text(m), _unit(m), m.n or "")
+        (
+            quantities.of(m.name).name,
+            _number(m.value),
+            records.interval_text(m),
+            records.unit_text(m),
+            m.n or "",
+        )
         for m in record.metrics
     ]
     columns = ["Metric", "Value", "95 % interval", "Unit", "n"]
@@ -410,10 +415,6 @@ def _styled_literature(values, name):
 
 def _number(value):
     return "" if value is None else f"{value:.4g}"
-
-
-def _unit(metric):
-    return replace(quantities.of(metric.name), unit=metric.unit or "1").unit_text
 
 
 def _list(mapping):

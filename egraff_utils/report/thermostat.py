@@ -16,7 +16,7 @@ from egraff_utils.breaks import Cause
 from egraff_utils.report import relaxation, survival, windows
 from egraff_utils.report.beside import cell_place
 from egraff_utils.report.comparison import order_datasets, order_models
-from egraff_utils.report.titles import short_title
+from egraff_utils.report.titles import model_title, short_title
 from egraff_utils.report.values import MISSING, count, span
 
 AT_TARGET, TOO_COLD, TOO_HOT, NO_VERDICT = "at target", "too cold", "too hot", "no verdict"
@@ -196,7 +196,7 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
     index = pd.MultiIndex.from_tuples(order, names=["setting", "dataset"]) if order else None
     columns = order_models({model for row in texts.values() for model in row})
     wide = pd.DataFrame([texts[key] for key in order], index=index, columns=columns)
-    return wide.fillna("not run")
+    return wide.fillna("not run").rename(columns=model_title)
 
 
 # -- equipartition --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards
+from egraff_utils.config import Kind
 
 OTHER_TITLES = {"painn": "PaiNN", "dimenet++": "DimeNet++", cards.REFERENCE: "Reference, own noise"}
 """Titles of models without a card: those that the paper quotes from the literature, and the reference."""
@@ -39,6 +40,19 @@ def model_title(name: str) -> str:
     if name in OTHER_TITLES:
         return OTHER_TITLES[name]
     return cards.model(name).title if cards.is_model(name) else name
+
+
+def run_title(kind: str) -> str:
+    """What a run of a kind is, for readers.
+
+    Examples
+    --------
+    >>> run_title("training"), run_title("rollout_as_coded_600K"), run_title("errors_dihedral")
+    ('training', 'simulation, as coded, 600K', 'errors, dihedral')
+    """
+    parts = Kind.parse(kind)
+    act = {"rollout": "simulation"}.get(parts.act, parts.act.replace("_", " of "))
+    return ", ".join(filter(None, [act, parts.protocol.replace("_", " "), parts.shift]))
 
 
 def dataset_title(name: str) -> str:
