@@ -8,6 +8,7 @@ from ase import Atoms, units
 from egraff_utils import paper, statistics
 from egraff_utils.cards import DatasetCard
 from egraff_utils.checks.audit.series import RESOLVED, Checked, Finding, Order, Series, newton_clock
+from egraff_utils.md.temperature import degrees_of_freedom, kinetic_temperature
 from egraff_utils.records import Metric
 
 
@@ -34,8 +35,7 @@ def kinetic_temperatures(series: Series, interval: float) -> tuple[np.ndarray, n
     kept[series.order.jumps] = False
     v = series.steps[kept] / (interval * units.fs)
     v = v - (series.masses * v).sum(1, keepdims=True) / series.masses.sum()
-    twice = (series.masses * v**2).sum((1, 2))
-    return np.flatnonzero(kept), twice / ((3 * len(series.numbers) - 3) * units.kB)
+    return np.flatnonzero(kept), kinetic_temperature(series.masses * v, series.masses.ravel())
 
 
 def check_order(card: DatasetCard, series: Sequence[Series], claims: Mapping[str, Series]) -> Checked:
@@ -140,12 +140,13 @@ def virial_temperature(frames: Sequence[Atoms]) -> np.ndarray:
     if any(atoms.pbc.any() for atoms in frames):
         raise ValueError("the virial temperature needs a molecule, not a periodic system")
     virial = [-np.sum(a.get_forces() * (a.positions - a.positions.mean(axis=0))) for a in frames]
-    return np.array(virial) / (np.array([3 * len(atoms) - 3 for atoms in frames]) * units.kB)
+    freedom = np.array([degrees_of_freedom(len(atoms)) for atoms in frames])
+    return np.array(virial) / (freedom * units.kB)
 
 
 def _virial(series: Series) -> np.ndarray:
     x = series.positions - series.positions.mean(1, keepdims=True)
-    return -(series.forces * x).sum((1, 2)) / ((3 * len(series.numbers) - 3) * units.kB)
+    return -(series.forces * x).sum((1, 2)) / (degrees_of_freedom(len(series.numbers)) * units.kB)
 
 
 def standard_error(values: np.ndarray) -> float:
