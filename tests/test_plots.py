@@ -1,5 +1,6 @@
 """Do the figures say what they show? Every plot returns labelled axes with units, in the model's colour."""
 
+import io
 import re
 
 import matplotlib
@@ -192,6 +193,15 @@ def _frame():
         ("rollout_as_coded", "ethanol", "nequip", 0, "wf", 99.0, "%", 40.0, 60.0),
     ]
     return pd.DataFrame(rows, columns=columns).astype({"low": float, "high": float})
+
+
+def test_the_legend_of_the_scatter_leaves_the_width_of_a_phone_to_the_points():
+    figure = trade_offs.plot_leaderboard(_frame()).figure
+    figure.savefig(io.BytesIO(), format="png")
+    (ax,), (legend,) = figure.axes, figure.legends
+    points, words = ax.get_window_extent(), legend.get_window_extent()
+    assert words.y1 < points.y0
+    assert points.width > 0.8 * figure.bbox.width
 
 
 def test_leaderboard_scatter():

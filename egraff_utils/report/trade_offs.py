@@ -15,7 +15,7 @@ from egraff_utils.report import comparison, look, panels
 from egraff_utils.report.beside import main_rows
 from egraff_utils.report.levels import floor_of
 from egraff_utils.report.plots import metric_label
-from egraff_utils.report.titles import dataset_title, model_title, short_title
+from egraff_utils.report.titles import model_title, short_title
 
 
 def radar_grid(
@@ -205,7 +205,7 @@ def plot_leaderboard(frame: pd.DataFrame, x: str = "force_mae", y: str = "wf") -
         If no model has both metrics.
     """
     points = _pair_metrics(frame, x, y)
-    _, ax = plt.subplots()
+    figure, ax = plt.subplots(figsize=(4.8, 4.4))  # narrow, so that its words can be read on a phone
     markers = dict(zip(sorted(points.dataset.unique()), look.MARKERS * 4, strict=False))
     for row in points.itertuples():
         ax.errorbar(
@@ -229,12 +229,12 @@ def plot_leaderboard(frame: pd.DataFrame, x: str = "force_mae", y: str = "wf") -
         ax.plot([], [], "o", color=look.model_color(model), label=model_title(model))
     for name, marker in markers.items():
         if len(markers) > 1:
-            ax.plot([], [], marker, color="0.5", linestyle="none", label=dataset_title(name))
+            ax.plot([], [], marker, color="0.5", linestyle="none", label=short_title(name))
     for axis, values in (("x", points.x), ("y", points.y)):
         if (values > 0).all() and values.max() > 3 * values.min():
             look.set_log_scale(ax, axis)
     ax.set(xlabel=metric_label(frame, x), ylabel=metric_label(frame, y))
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small", columnspacing=1.0, handletextpad=0.3)
     return ax
 
 
