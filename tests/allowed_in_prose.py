@@ -165,6 +165,7 @@ ALLOWED = {
     "more than five minutes is": "COMPILED_FROM of the training, in seconds",
     # conditions of simulations in sentences that tell of a mean, and of other datasets
     "From 300 to 600 K the mean": "temperatures of the card",
+    "frames at 600 K, on which the mean": "temperature of the card",
     "of the 300 K test frames": "temperature of the card",
     "set to 500 K over 3N": "temperature of the card",
     "MD17 at 500 K": "temperature of MD17's cards",
