@@ -110,12 +110,12 @@ def unwrap(frames: Sequence[Atoms]) -> np.ndarray:
     return positions[0] + np.concatenate([np.zeros_like(positions[:1]), np.cumsum(moved, axis=0)])
 
 
-Curves = TypeVar("Curves", bound=Callable[..., dict[str, np.ndarray]])
+_Curves = TypeVar("_Curves", bound=Callable[..., dict[str, np.ndarray]])
 CURVES: list[Callable[..., dict[str, np.ndarray]]] = []
 """Functions that :func:`measure` calls for curves over time, see :func:`over_time`."""
 
 
-def over_time(function: Curves) -> Curves:
+def over_time(function: _Curves) -> _Curves:
     """Decorator that adds a function of (trajectory, atoms, reference) to those that :func:`measure` calls.
 
     The function returns a dict of curves, each of shape ``(R, T)`` and NaN after the last valid frame of a

@@ -427,7 +427,7 @@ def thermometers(record):
     Parameters
     ----------
     record
-        Record of :func:`egraff_utils.checks.audit.sampler.compare`.
+        Record of ``checks.audit.sampler.compare``.
     """
     rows = {}
     for split in record.parameters["splits"]:
