@@ -62,11 +62,16 @@ def _caption(image):
 
 
 def _below(image):
-    while not isinstance(image.parent, nodes.section | nodes.document):
-        image = image.parent
-    siblings = image.parent.children
-    below = siblings[siblings.index(image) + 1 :]
-    return next((part.astext() for part in below if isinstance(part, nodes.paragraph)), "Figure")
+    """Text of the next paragraph of the same section, which may stand in another column of a grid."""
+    following = image.findall(nodes.paragraph, include_self=False, siblings=True, ascend=True)
+    texts = (part.astext() for part in following if _section(part) is _section(image))
+    return next(texts, "Figure")
+
+
+def _section(node):
+    while not isinstance(node, nodes.section | nodes.document):
+        node = node.parent
+    return node
 
 
 def add_points(app, doctree, docname):

@@ -328,3 +328,18 @@ def test_the_citation_has_the_address_licence_and_version_of_the_package(monkeyp
     project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
     assert citation.get("repository-code", "") == paths.repository()
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
+def test_an_image_is_described_by_the_paragraph_after_it_in_its_section(monkeypatch):
+    from docutils import nodes
+
+    monkeypatch.syspath_prepend(BOOK)
+    from book_build import describe_images
+
+    images = [nodes.image(uri=f"{k}.png") for k in range(2)]
+    columns = [nodes.container("", images[0]), nodes.container("", nodes.paragraph("", "What it shows"))]
+    grid = nodes.section("", nodes.container("", *columns))
+    last = nodes.section("", images[1])
+    after = nodes.section("", nodes.paragraph("", "Something else"))
+    describe_images(None, nodes.section("", grid, last, after), "page")
+    assert [image["alt"] for image in images] == ["What it shows", "Figure"]

@@ -205,7 +205,7 @@ def plot_leaderboard(frame: pd.DataFrame, x: str = "force_mae", y: str = "wf") -
         If no model has both metrics.
     """
     points = _pair_metrics(frame, x, y)
-    figure, ax = plt.subplots(figsize=(4.8, 4.4))  # narrow, so that its words can be read on a phone
+    figure, ax = plt.subplots(figsize=(4.8, 3.8))  # narrow, so that its words can be read on a phone
     markers = dict(zip(sorted(points.dataset.unique()), look.MARKERS * 4, strict=False))
     for row in points.itertuples():
         ax.errorbar(
