@@ -42,6 +42,10 @@ def test_the_interval_of_several_seeds_is_that_of_their_mean():
     values = tables.beside_values(pd.DataFrame(rows), ("temperature",), spread=True)
     found = values.loc[("ethanol", "mace"), "Temperature (K)"][["ours", "ours low", "ours high"]]
     assert found.tolist() == pytest.approx([5, 5 - 2.484, 5 + 2.484], abs=1e-3)
+    values = tables.beside_values(pd.DataFrame(rows[:2]), ("temperature",), spread=True)
+    found = values.loc[("ethanol", "mace"), "Temperature (K)"][["ours", "ours low", "ours high"]]
+    assert found["ours"] == 4.5
+    assert found[["ours low", "ours high"]].isna().all()  # two seeds bound nothing
 
 
 def test_temperatures_take_the_kind_that_has_them():

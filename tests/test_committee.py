@@ -67,7 +67,10 @@ def test_a_committee_of_trained_seeds_is_judged_once_and_again_with_another_seed
 
 def test_the_table_has_a_row_for_both_sides_only(monkeypatch):
     def record(kind, model, spread):
-        metrics = [records.Metric.of(name, 0.5) for name in ("members", *committees.SHOWN)]
+        metrics = [
+            records.Metric.of(name, 2.0 if name == "members" else 0.5)
+            for name in ("members", *committees.SHOWN)
+        ]
         made = records.Record(kind, "mine", "ethanol", model, 0, {}, metrics)
         made.__dict__["curves"] = {"committee_spread": np.array(spread)}
         return made
@@ -81,7 +84,11 @@ def test_the_table_has_a_row_for_both_sides_only(monkeypatch):
         "seeds-count": 1,
         "seeds-in": "0.50",
         "seeds-out": "0.50",
+        "seeds-order-in": "0.50",
+        "seeds-order-out": "0.50",
         "seeds-apart": "0.88",
+        "seeds-sets": "Ethanol (MD17)",
+        "seeds-members": "2",
     }
     nothing = committees.summary(committees.values([], "benzene"))
     assert (nothing["seeds-count"], nothing["seeds-apart"]) == (0, tables.NOT_RUN)

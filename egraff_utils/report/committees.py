@@ -7,8 +7,9 @@ import pandas as pd
 
 from egraff_utils import committee, quantities
 from egraff_utils.config import Kind
-from egraff_utils.report import shifts
+from egraff_utils.report import shifts, titles
 from egraff_utils.report.beside import cell_place
+from egraff_utils.report.values import listed, span
 
 SHOWN = ("member_mae", "committee_mae", "spread", "spread_share", "spread_correlation")
 """Metrics that a table shows of both sides."""
@@ -48,10 +49,13 @@ def values(found: list, task: str) -> pd.DataFrame:
 
 def summary(found: pd.DataFrame) -> dict:
     """Number of committees, and ranges over them of what a page says of them, from `values`."""
-    share, apart = quantities.of("spread_share").head, found[APART]
-    numbers = {side: found[share, side] for side in (shifts.IN, shifts.OUT)} | {"apart": apart}
-    texts = {f"seeds-{name}": shifts.spread_of(column) for name, column in numbers.items()}
-    return {"seeds-count": len(found)} | texts
+    share, order = (quantities.of(name).head for name in ("spread_share", "spread_correlation"))
+    numbers = {side: found[share, side] for side in (shifts.IN, shifts.OUT)}
+    numbers |= {f"order-{side}": found[order, side] for side in (shifts.IN, shifts.OUT)}
+    texts = {name: shifts.spread_of(column) for name, column in (numbers | {"apart": found[APART]}).items()}
+    sets = [titles.dataset_title(name) for name in found.index.unique("dataset")]
+    texts |= {"sets": listed(sets) if sets else "nothing", "members": span(found[MEMBERS], ".0f")}
+    return {"seeds-count": len(found)} | {f"seeds-{name}": text for name, text in texts.items()}
 
 
 def _kind(shift, side):

@@ -246,8 +246,10 @@ def _record_killed(campaign, wanted):
     """
     here, anywhere = _cells_of(_left(campaign)), _cells_of(_folder(campaign).rglob(".*.partial*"))
     for cell in wanted:
-        place, state = cell.output.with_suffix(""), cell.state(campaign)
-        if (place in here and state != "done") or (place in anywhere and state == "waiting"):
+        place, running = cell.output.with_suffix(""), batch.is_running(cell.output)
+        done = cell.output.is_file() and not running
+        failed = batch.failure_key(cell.notebook, cell.parameters(campaign)).path.is_file()
+        if (place in here and not done) or (place in anywhere and not (done or running or failed)):
             reason = RuntimeError("the process was killed, by hand, at a limit of time or for want of memory")
             batch.record_failure(cell.notebook, cell.parameters(campaign), reason)
     for path in _left(campaign):
