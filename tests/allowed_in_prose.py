@@ -222,7 +222,7 @@ ALLOWED = {
     "never leave the 5 Å": "what the architecture is",
     "never seen": "what it was trained on",
     "no model can know": "a constant of the labels",
-    "No model can fit both": "forces that are not the gradient of the energies",
+    "No model whose forces are the gradient of its energy can fit both": "that follows from the net force",
     "no model trained on the others": "a constant of the labels",
     "No force field, however good": "frames that are not of the labels' potential",
     "Forces are always the gradient": "what they are, tested",
