@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from egraff_utils import committee, quantities
-from egraff_utils.config import Kind
+from egraff_utils.config import Kind, changed
 from egraff_utils.report import shifts, titles
 from egraff_utils.report.beside import cell_place
 from egraff_utils.report.values import listed, span
@@ -36,7 +36,8 @@ def values(found: list, task: str) -> pd.DataFrame:
     known = {(r.kind, r.dataset, r.model): r for r in found if Kind.parse(r.kind).act == "committee"}
     rows = {}
     for shift in shifts.shifts_of(task):
-        kinds = [_kind(shift, side) for side in (shifts.IN, shifts.OUT)]
+        sides = (shift.kinds(side, rollout=False)[0] for side in (shifts.IN, shifts.OUT))
+        kinds = [changed(kind, act="committee") for kind in sides]
         for kind, dataset, model in known:
             pair = [known.get((other, dataset, model)) for other in kinds]
             if kind == kinds[1] and dataset == shift.dataset and None not in pair:
@@ -56,14 +57,6 @@ def summary(found: pd.DataFrame) -> dict:
     sets = [titles.dataset_title(name) for name in found.index.unique("dataset")]
     texts |= {"sets": listed(sets) if sets else "nothing", "members": span(found[MEMBERS], ".0f")}
     return {"seeds-count": len(found)} | {f"seeds-{name}": text for name, text in texts.items()}
-
-
-def _kind(shift, side):
-    if side == shifts.IN:
-        config = committee.CommitteeConfig("", shift.dataset, split=shift.home)
-    else:
-        config = committee.CommitteeConfig("", shift.dataset, split=shift.away, target=shift.target)
-    return str(config.kind)
 
 
 def _row(home, away):
