@@ -9,7 +9,7 @@ import yaml
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egraff_utils import cards, data, metrics, structure
+from egraff_utils import cards, data, metrics, records, structure
 from egraff_utils.checks import floors
 from egraff_utils.checks.floors import Extent, levels, sample
 from egraff_utils.md import rollout
@@ -366,7 +366,7 @@ def test_values_between_floor_and_ceiling(frame):
     assert (set(ours.frozen), set(ours.ideal_gas), ours.einstein.notna().sum()) == ({0.59}, {1.0}, 0)
     assert report.alike(found, "fv") == (1, 3)  # 0.6 alone; 0.5 follows the reference
     assert report.alike(found, "fv", "paper") == (0, 6)  # 0.684 to 0.698
-    assert report.alike(found, "fv", "frozen") == (1, 1)
+    assert report.sets(found, "fv").frozen.tolist() == [0.59]
     row = report.ranges(found, "fv").loc["Ethanol"]
     assert (row["95 % range"], row["Ours"], row["Published"]) == (
         "0.55 to 0.62",
@@ -376,6 +376,18 @@ def test_values_between_floor_and_ceiling(frame):
     assert (row["Einstein crystal"], row["Perfect"]) == ("–", "not known")
     assert report.below(found, "fv") == (1, 3)  # 0.5 knows of its reference
     assert report.known_perfect(found).startswith("no set here")
+
+
+def test_a_set_of_frames_counts_once():
+    """All that were trained on a molecule of MD17 are simulated on the same frames of benzene."""
+    found = report.scores(records.read("cpu"))
+    assert (found.frames == "Benzene").sum() > 4
+    for metric in ("wf", "fv"):
+        known = report.sets(found, metric)
+        assert known.frames.is_unique
+        assert known[["floor", "frozen"]].duplicated().sum() == 0
+    assert not found.home[found.frames == "Benzene"].any()
+    assert set(found.place[found.home & (found.dataset == "3bpa")]) == {"3BPA, 300 K"}  # of the training set
 
 
 def test_coverage_counts_the_intervals_that_hold_the_truth():

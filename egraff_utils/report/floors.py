@@ -22,6 +22,7 @@ from egraff_utils.report.beside import (
     short_title,
 )
 from egraff_utils.report.levels import is_alike
+from egraff_utils.report.survival import HOME, setting
 from egraff_utils.report.values import listed, span
 
 ENSEMBLE = "Temperature of the ensemble"
@@ -37,6 +38,8 @@ SHIFTED = ("5", "6", "7a", "7b", "18", "19")
 
 COLUMNS = [
     "place",
+    "frames",
+    "home",
     "kind",
     "dataset",
     "model",
@@ -62,10 +65,11 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame with one row for every set of frames, model and metric in `METRICS` that has our or a published
-    value. ``place`` names the set for readers. ``ours``, ``paper``, ``floor`` (the saturation level), its
-    95 % range ``low`` and ``high``, ``perfect`` (the perfect level, where it is known), and the values of the
-    null models ``frozen``, ``ideal_gas`` and ``einstein`` are in the unit of the leaderboard's column;
-    missing values are NaN.
+    value. ``place`` names the rollouts for readers and ``frames`` their set of frames, which is the same for
+    all that were simulated on benzene; ``home`` says whether they are in distribution. ``ours``, ``paper``,
+    ``floor`` (the saturation level), its 95 % range ``low`` and ``high``, ``perfect`` (the perfect level,
+    where it is known), and the values of the null models ``frozen``, ``ideal_gas`` and ``einstein`` are in
+    the unit of the leaderboard's column; missing values are NaN.
     """
     main = beside_values(frame, METRICS, bounds=True, spread=True)
     names = main.index.unique("dataset")
@@ -100,8 +104,19 @@ def _rows(values, places):
         here = values.reindex(columns=wanted)
         for (*label, model), numbers in zip(here.index, here.to_numpy(float), strict=True):
             kind, dataset = places[tuple(label)]
-            rows.append([_place(kind, dataset), kind, dataset, model, metric, *numbers])
+            where = (_place(kind, dataset), _frames(kind, dataset), setting(kind, dataset) == HOME)
+            rows.append([*where, kind, dataset, model, metric, *numbers])
     return rows
+
+
+def _frames(kind, dataset):
+    """Name of the set of frames of rollouts, which may be that of another dataset.
+
+    >>> _frames("rollout_600K", "acac"), _frames("rollout_benzene", "ethanol")
+    ('Acetylacetone, 600 K', 'Benzene')
+    """
+    shift = Kind.parse(kind).shift
+    return short_title(shift) if shift in cards.datasets() else _place(kind, dataset)
 
 
 def _place(kind, dataset):
@@ -115,6 +130,26 @@ def _place(kind, dataset):
     return ", ".join(filter(None, [short_title(dataset), protocol.replace("_", " "), shift]))
 
 
+def sets(found: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """First row of every set of frames whose saturation level and range are known, the least level first.
+
+    Parameters
+    ----------
+    found
+        DataFrame of `scores`.
+    metric
+        Name of a metric.
+
+    Examples
+    --------
+    >>> row = {"metric": "fv", "place": "Ethanol, benzene", "frames": "Benzene", "floor": 0.7, "low": 0.6}
+    >>> len(sets(pd.DataFrame([row, row | {"place": "Aspirin, benzene"}]), "fv"))
+    1
+    """
+    known = found[found.metric == metric].dropna(subset=["floor", "low"])
+    return known.drop_duplicates("frames").sort_values("floor")
+
+
 def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, int]:
     """Number of values that are saturated, and of values with a range.
 
@@ -123,17 +158,15 @@ def alike(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, in
     found
         DataFrame of `scores`.
     metric, source
-        Name of a metric; ``"ours"``, ``"paper"`` or the name of a null model, which counts once per set.
+        Name of a metric; ``"ours"`` or ``"paper"``.
 
     Examples
     --------
-    >>> row = {"metric": "wf", "place": "LiPS", "ours": 0.3, "low": 0.2, "high": 0.4}
+    >>> row = {"metric": "wf", "ours": 0.3, "low": 0.2, "high": 0.4}
     >>> alike(pd.DataFrame([row, row | {"ours": 0.5}]), "wf")
     (1, 2)
     """
-    here = found[found.metric == metric]
-    here = here.drop_duplicates("place") if source in NULLS else here
-    rows = here[[source, "low", "high"]].dropna().to_numpy(float)
+    rows = found.loc[found.metric == metric, [source, "low", "high"]].dropna().to_numpy(float)
     return sum(is_alike(metric, *row) for row in rows), len(rows)
 
 
@@ -144,7 +177,7 @@ def below(found: pd.DataFrame, metric: str, source: str = OURS) -> tuple[int, in
 
     Examples
     --------
-    >>> row = {"metric": "fv", "place": "Aspirin", "ours": 0.5, "low": 0.6, "high": 0.7}
+    >>> row = {"metric": "fv", "ours": 0.5, "low": 0.6, "high": 0.7}
     >>> below(pd.DataFrame([row, row | {"ours": 0.65}]), "fv")
     (1, 2)
     """
