@@ -138,7 +138,7 @@ class Campaign:
     """Lengths of every rollout."""
     reference: bool = False
     """Whether the reference method of every dataset that has one is run too, as the model ``reference``: what
-    a perfect model with noise of its own would score."""
+    the true force field would score with noise of its own."""
     ood: dict[Name, Annotated[Task, BeforeValidator(_task)]] = field(default_factory=dict)
     """``{task: [datasets]}``: notebooks in ``notebooks/ood/`` that are run for models trained on these
     datasets; their rollouts are as long as those of the dataset. A task of your own has any name and, in

@@ -15,6 +15,7 @@ from egraff_utils.checks import horizon
 from egraff_utils.checks.horizon import HorizonConfig, divergence, friction
 from egraff_utils.md.calculator import ReplicaCalculator
 from egraff_utils.md.dynamics import Newtonian, Thermostat, simulate
+from egraff_utils.records import Metric, Record
 from egraff_utils.report import horizon as report
 
 INTERVAL, TEMPERATURE = 2.0, 900
@@ -227,11 +228,48 @@ def test_a_live_reference_is_run_again_and_the_record_kept(tmp_path, monkeypatch
     assert not np.array_equal(colder.curves["fv_langevin"], record.curves["fv_langevin"])
 
 
+def follower(model, shift, *, starts=12, seed=0):
+    """Record of a model whose FV climbs linearly from start to start; its horizon is 50 fs less the shift."""
+    time = np.arange(101.0)
+    late = np.random.default_rng(seed).normal(0, 5, (starts, 1))
+    fv = np.clip(0.007 * (time + shift + late), 1e-3, 1)
+    found = [Metric("horizon_nve", 50.0 - shift, "fs"), Metric("floor_fv", 0.7, "1")]
+    record = Record("horizon", "demo", "ethanol", model, 0, {}, found)
+    record.curves = {"time": time, "fv_nve": fv}
+    return record
+
+
+def test_pairs_of_horizons_are_corrected_for_their_number():
+    rng = np.random.default_rng(1)
+    found = [follower(name, shift) for name, shift in (("mace", 0), ("nequip", 20), ("botnet", 20.1))]
+    found[2].curves["fv_nve"] = found[2].curves["fv_nve"][rng.permutation(12)]  # no better in every start
+    assert report.told_apart(found, "nve") == {"ethanol": {(0, 2): True, (1, 2): True, (0, 1): False}}
+    assert report.pairs_apart(found, "nve") == (2, 3)
+    assert report.longest(found, "nve") == "MACE on Ethanol"
+    assert report.letters(found, "nve")["ethanol", "mace", 0] == "a"
+    assert len(set(report.letters(found, "nve").values())) == 2
+    assert report.chance_of_difference(found[0], found[1], "nve") == 2 / 2**12  # itself, mirrored
+    few = [follower("mace", 0, starts=4), follower("nequip", 20, starts=4)]
+    assert report.pairs_apart(few, "nve") == (0, 1)  # the least p of four starts is 1/8
+    assert report.longest(few, "nve") == "none"
+
+
+def test_equal_models_are_seldom_told_apart():
+    """Six equal models have 15 pairs; any is told apart in at most one of 20 cases."""
+    alarms = 0
+    for case in range(40):
+        names = ("mace", "nequip", "botnet", "allegro", "equiformer", "torchmd_net")
+        found = [follower(name, 0, starts=10, seed=10 * case + n) for n, name in enumerate(names)]
+        alarms += report.pairs_apart(found, "nve")[0] > 0
+    assert alarms <= 6  # more than six have a chance of 0.3 % at the nominal rate
+
+
 def test_the_difference_of_horizons_that_is_found(monkeypatch):
     rng = np.random.default_rng(0)
     draws = {"a": rng.normal(50, 3, 20_000), "b": rng.normal(60, 4, 20_000), "c": np.full(20_000, np.inf)}
     monkeypatch.setattr(report, "_grouped", lambda found: [("ethanol", list(draws))])
     monkeypatch.setattr(report, "_draws", lambda record, name: draws[record])
-    assert report.detectable([]) == pytest.approx(2.8 * 5, rel=0.02)
+    factor = 2.394 + 0.842  # normal quantiles of one minus 0.025 over three pairs, and of 0.8
+    assert report.detectable([]) == pytest.approx(factor * 5, rel=0.02)
     monkeypatch.setattr(report, "_grouped", lambda found: [])
     assert np.isnan(report.detectable([]))

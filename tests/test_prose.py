@@ -88,7 +88,8 @@ FORCES = {
 """Phrase -> dataset, and elements each of which feels larger forces in the mean than each of the others."""
 FORBIDDEN = {
     r"model is to blame": "a true force field that shares the noise of its reference has no violation",
-    r"what a perfect model has in": "the row of the reference with noise of its own is an independent run",
+    r"what a perfect model has in": "the row of the reference with noise of its own is a rerun",
+    r"independent runs? ": "runs from the same starts are reruns, those from others independent trajectories",
 }
 """Pattern of a phrase that was false -> why."""
 PAGES = sorted(batch.NOTEBOOKS.glob("*/*.ipynb"))

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.special import ndtri
 
-from egraff_utils import quantities
+from egraff_utils import quantities, statistics
 from egraff_utils.checks.horizon import divergence
-from egraff_utils.report import look, panels, plots
+from egraff_utils.report import look, panels, plots, titles
 from egraff_utils.report.beside import cell_place, short_title
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.ranks import rank_correlation
-from egraff_utils.report.values import value
+from egraff_utils.report.values import listed, value
 
 TITLES = {
     "driven": "reference's friction",
@@ -31,6 +31,9 @@ TITLES = {
     "control": "moved by a constant vector",
 }
 """Names of the dynamics in tables; the last three compare a model with itself."""
+
+MOST_EXCHANGED = 12
+"""Number of starts up to which every exchange of two models is tried."""
 
 LINES = {"driven": "-", "nve": "--", "langevin": ":"}
 
@@ -86,12 +89,14 @@ def text(record, name: str) -> str:
 
 
 def table(found: list, names=("driven", "nve", "langevin")) -> pd.DataFrame:
-    """Horizons with intervals, fs, with one row per dataset and dynamics, and one column per model."""
-    rows = {}
+    """Horizons with intervals, fs, and `letters`, one row per dataset and dynamics, one column per model."""
+    rows, marks = {}, {name: letters(found, name) for name in names}
     for record in following(found):
         for name in names:
             if shown := text(record, name):
-                rows.setdefault((short_title(record.dataset), TITLES[name]), {})[record.model] = shown
+                mark = marks[name].get((record.dataset, record.model, record.seed), "")
+                row = rows.setdefault((short_title(record.dataset), TITLES[name]), {})
+                row[record.model] = f"{shown} {mark}".strip()
     return _frame(rows, ["Dataset", "Dynamics"])
 
 
@@ -142,42 +147,119 @@ def _median(values):
     return float(np.median(values)) if values else np.nan
 
 
-def pairs_apart(found: list, name: str = "driven") -> tuple[int, int]:
-    """Number of pairs of models on one dataset whose horizons differ, and number of all pairs.
+def told_apart(found: list, name: str = "driven") -> dict[str, dict]:
+    """Which pairs of models on one dataset have different horizons, dataset -> pair -> whether it differs.
 
-    Two horizons differ if zero is outside the 95 % interval of their difference, over resamples of the starts
-    that they share. If both are censored in a resample, they count as equal there.
+    Two models that follow the same starts are compared by exact permutation: under the hypothesis that they
+    are alike, the curves of any start may be exchanged, and p is the share of exchanges after which the
+    horizons are at least as far apart as they are. A horizon that was not reached counts as the length of the
+    runs. Pairs differ at 5 % after correction for the number of all pairs (Holm 1979).
+
+    Parameters
+    ----------
+    found
+        Records of a campaign.
+    name
+        Name of a dynamics.
+
+    Returns
+    -------
+    Dataset -> (record, record), as places among the records of the dataset -> whether they differ.
     """
-    apart = pairs = 0
-    for _, group in _grouped(found):
-        draws = [_draws(record, name) for record in group]
-        for one, other in combinations([d for d in draws if d is not None], 2):
-            with np.errstate(invalid="ignore"):
-                difference = np.where(one == other, 0.0, one - other)
-            low, high = divergence.quantiles(difference)
-            pairs, apart = pairs + 1, apart + bool(low > 0 or high < 0)
-    return apart, pairs
+    p = {}
+    for dataset, group in _grouped(found):
+        known = [(place, r) for place, r in enumerate(group) if _violations(r, name) is not None]
+        for (one, first), (other, second) in combinations(known, 2):
+            p[dataset, one, other] = chance_of_difference(first, second, name)
+    made = {dataset: {} for dataset, _ in _grouped(found)}
+    for (dataset, *pair), adjusted in zip(p, statistics.holm(list(p.values())), strict=True):
+        made[dataset][tuple(pair)] = bool(adjusted < 0.05)
+    return made
+
+
+def chance_of_difference(first, second, name: str = "driven") -> float:
+    """Chance of horizons at least as far apart if the two models were alike, see `told_apart`.
+
+    All exchanges are tried for up to ``MOST_EXCHANGED`` starts, else as many random ones.
+    """
+    one, other = (_violations(r, name) for r in (first, second))
+    starts, frames = np.minimum(one.shape, other.shape)
+    one, other = one[:starts, :frames], other[:starts, :frames]
+    time, floor = first.curves["time"][:frames], value(first, "floor_fv")
+    if starts <= MOST_EXCHANGED:
+        exchanged = np.arange(2 ** (starts - 1))[:, None] >> np.arange(starts) & 1
+    else:
+        exchanged = np.random.default_rng(0).integers(2, size=(2 ** (MOST_EXCHANGED - 1), starts))
+        exchanged[0] = 0
+    apart = divergence.exchanged_differences(time, one, other, floor, exchanged.astype(bool))
+    return float(np.mean(abs(apart) >= abs(apart[0]) - 1e-9))
+
+
+def pairs_apart(found: list, name: str = "driven") -> tuple[int, int]:
+    """Number of pairs of models on one dataset whose horizons differ (`told_apart`), and of all pairs."""
+    pairs = [apart for group in told_apart(found, name).values() for apart in group.values()]
+    return sum(pairs), len(pairs)
+
+
+def longest(found: list, name: str = "driven") -> str:
+    """Models that follow their reference longer than each of the others on a dataset, as text.
+
+    On a dataset they are the fewest models each of which differs from all that are not among them.
+    """
+    words = []
+    apart = told_apart(found, name)
+    for dataset, group in _grouped(found):
+        differ = apart[dataset]
+        order = sorted(
+            {p for pair in differ for p in pair}, key=lambda p: -value(group[p], f"horizon_{name}")
+        )
+        for count in range(1, len(order)):
+            first, rest = order[:count], order[count:]
+            if all(differ[min(a, b), max(a, b)] for a in first for b in rest):
+                names = listed([titles.model_title(group[p].model) for p in first])
+                words.append(f"{names} on {short_title(dataset)}")
+                break
+    return ", ".join(words) or "none"
+
+
+def letters(found: list, name: str = "driven") -> dict[tuple, str]:
+    """Letters of horizons, (dataset, model, seed) -> letters; ``a`` is in the group of the longest.
+
+    Two models on a dataset that share a letter are not told apart (`told_apart`).
+    """
+    made, apart = {}, told_apart(found, name)
+    for dataset, group in _grouped(found):
+        pairs = apart[dataset]
+        order = sorted({p for pair in pairs for p in pair}, key=lambda p: -value(group[p], f"horizon_{name}"))
+        differ = [pair for pair, different in pairs.items() if different]
+        for place, text in statistics.compact_letters(order, differ).items():
+            made[dataset, group[place].model, group[place].seed] = text
+    return made
 
 
 def detectable(found: list, name: str = "driven") -> float:
-    """Difference of two horizons that `pairs_apart` finds in 80 % of cases, fs, as median over pairs.
+    """Difference of two horizons that would be found in 80 % of cases, fs, as median over pairs.
 
-    It is 2.8 standard deviations of the difference over the resamples; pairs with a censored end
-    are left out, and the result is nan without a pair.
+    It is a multiple of the standard deviation of the difference over resamples of the starts, 2.8 for one
+    pair and more with the correction for the number of all pairs (Bonferroni's, the most cautious step of
+    Holm's). Pairs with a censored end are left out, and the result is nan without a pair.
     """
-    widths = []
-    for _, group in _grouped(found):
-        draws = [draw for record in group if (draw := _draws(record, name)) is not None]
-        for one, other in combinations(draws, 2):
-            if np.isfinite(one).all() and np.isfinite(other).all():
-                widths.append((ndtri(0.975) + ndtri(0.8)) * np.std(one - other, ddof=1))
-    return float(np.median(widths)) if widths else float("nan")
+    drawn = [[draw for r in group if (draw := _draws(r, name)) is not None] for _, group in _grouped(found)]
+    pairs = [pair for draws in drawn for pair in combinations(draws, 2)]
+    widths = [np.std(one - other, ddof=1) for one, other in pairs if np.isfinite([one, other]).all()]
+    factor = ndtri(1 - 0.025 / max(len(pairs), 1)) + ndtri(0.8)
+    return float(factor * np.median(widths)) if widths else float("nan")
+
+
+def _violations(record, name):
+    """FV of every start under a dynamics, shape (S, t), or None; a live reference has its own dynamics."""
+    if name == "driven" and "fv_driven" not in record.curves and np.isfinite(value(record, "horizon_driven")):
+        name = "nve"
+    return record.curves.get(f"fv_{name}")
 
 
 def _draws(record, name):
-    if name == "driven" and "fv_driven" not in record.curves and np.isfinite(value(record, "horizon_driven")):
-        name = "nve"
-    fv = record.curves.get(f"fv_{name}")
+    fv = _violations(record, name)
     if fv is None:
         return None
     return divergence.resamples(record.curves["time"][: fv.shape[1]], fv, value(record, "floor_fv"))

@@ -8,8 +8,9 @@ import numpy as np
 from ase import Atoms
 
 from egraff_utils import records
+from egraff_utils.checks.horizon import divergence
 from egraff_utils.config import Kind
-from egraff_utils.report import plots
+from egraff_utils.report import plots, relaxation
 from egraff_utils.report.levels import floor_of, perfect_of
 from egraff_utils.report.simulations import forgetting_time
 from egraff_utils.report.titles import dataset_title, model_title
@@ -74,6 +75,37 @@ def following_values(record, floor) -> dict:
     }
     words = f"after {arrival:.0f} fs" if np.isfinite(arrival) else "at no time"
     return {"arrival": words, "time": time[frame]} | means
+
+
+def live_values(record, own_noise, floor) -> dict:
+    """How long a rollout follows a reference that runs beside it, and how warm both are, as texts.
+
+    Parameters
+    ----------
+    record, own_noise, floor
+        Records of the rollout, of the reference run again with noise of its own (or None), and of the floor.
+
+    Returns
+    -------
+    dict
+        ``followed``, until when FV, as geometric mean over replicas, is less than half of its floor;
+        ``stayed``, how many replicas did not break; ``target`` of the thermostat, ``started``, the mean
+        temperature of the velocities at the start, and ``rerun``, that of the reference with noise of its
+        own; ``length`` of the run, and ``relaxation``, the time in which the thermostat forgets a start.
+    """
+    time, fv = record.curves["time"], record.curves["fv"]
+    half = divergence.horizon_time(time, np.where(np.isfinite(fv), fv, 1.0), floor["fv"])
+    target, rerun = record.parameters["temperature"], own_noise and own_noise["temperature"]
+    replicas = record.parameters["replicas"]
+    return {
+        "followed": f"for {half:.0f} fs" if np.isfinite(half) else f"to the end of its {time[-1]:.0f} fs",
+        "stayed": f"{replicas - len(record.breaks)} of {replicas} replicas",
+        "target": f"{target:.0f} K",
+        "started": f"{record.curves['start_temperature'].mean():.0f} K",
+        "rerun": f"{rerun:.0f} K" if rerun else say(None),
+        "length": f"{time[-1]:.0f} fs",
+        "relaxation": f"{1 / relaxation.friction_rate(record):.0f} fs",
+    }
 
 
 def labelled_values(record, training) -> dict:

@@ -161,6 +161,36 @@ def resamples(
     return _crossings(time, weights @ _log(fv), floor)
 
 
+def exchanged_differences(
+    time: ArrayLike, one: np.ndarray, other: np.ndarray, floor: float, exchanged: np.ndarray
+) -> np.ndarray:
+    """Differences of two horizons after exchanges of the curves of some starts, shape ``(count,)``, fs.
+
+    A horizon that is not reached counts as the length of the runs.
+
+    Parameters
+    ----------
+    time, floor
+        As in :func:`horizon_time`.
+    one, other
+        FV of every start for two models, shape ``(S, T)`` each, dimensionless.
+    exchanged
+        Whether a start is exchanged, shape ``(count, S)``, booleans.
+
+    Examples
+    --------
+    >>> one, other = np.array([[0.1, 0.2, 0.4]]), np.array([[0.1, 0.4, 0.4]])
+    >>> exchanged_differences([0.0, 1.0, 2.0], one, other, 0.6, np.array([[False], [True]])).round(2).tolist()
+    [0.83, -0.83]
+    """
+    one, other = _log(one), _log(other)
+    both, moved = one.sum(0) + other.sum(0), exchanged @ (other - one)
+    mean = (one.sum(0) + moved) / len(one)
+    end = np.asarray(time, dtype=float)[-1]
+    first, second = (_crossings(time, curves, floor) for curves in (mean, both / len(one) - mean))
+    return np.minimum(first, end) - np.minimum(second, end)
+
+
 def _crossings(time: ArrayLike, curves: np.ndarray, floor: float) -> np.ndarray:
     """Times at which logarithmic curves, shape ``(C, T)``, first cross half the floor, shape ``(C,)``, fs."""
     time, curves = np.asarray(time, dtype=float), np.exp(curves)
