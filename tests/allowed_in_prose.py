@@ -135,7 +135,6 @@ ALLOWED = {
     # glued behind a colon
     "Weights with the least": "the weights stand behind the colon",
     "Most failures on frames": "the models stand behind the colon",
-    "Longest, of these weights": "the weights stand behind the colon",
     "set whose labels fit best and the one whose labels fit worst": "the figure shows both",
     # plain physics, without a number
     "stiff bonds carry most": "the definition of stiff",
@@ -191,7 +190,7 @@ ALLOWED = {
     "smooth cutoff on two datasets": "datasets of params/cpu_smooth.yml",
     "all six models": "models of a campaign, or of the paper",
     # how things were set up
-    "Every model of a campaign has the same time": "a rule of campaigns",
+    "first training of every model of a campaign has the same time": "a rule of campaigns",
     "Every model had the same budget": "a rule of campaigns",
     "ll six models on ethanol and aspirin": "the plan of the benchmark",
     "which may never act": "a possibility",

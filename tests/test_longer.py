@@ -42,6 +42,7 @@ def test_halves_of_all_values_on_two_datasets():
     assert said["wf_change"].startswith("×0.50")
     assert said["stable_fraction_change"].startswith("+0.25")
     assert (said["cells"], said["error"], said["better"], said["least_p"]) == ("6", "3.0", "none", "1")
+    assert said["caution"] == ", which so few datasets could not show"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from egraff_utils import cards
+from egraff_utils.breaks import Break, Cause
 from egraff_utils.records import Metric, Record
 from egraff_utils.report import accuracy, pages, simulations, values
 from egraff_utils.report.comparison import mean_rank_correlation
@@ -50,6 +51,21 @@ def test_a_rollout_that_reaches_its_floor():
     assert (found["time"], found["deviation"]) == (30.0, 3.0)
     assert np.isnan(found["rmsd-reference"])
     assert pages.following_values(made, record("floor", fv=2.0))["arrival"] == "at no time"
+
+
+@pytest.mark.parametrize(("level", "words"), [(0.5, "for 15 fs, until"), (2.0, "to the end, 20 fs, with")])
+def test_how_long_a_live_reference_is_followed_and_how_warm_both_are(level, words):
+    fv = np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]])
+    made = record(
+        curves={"time": np.arange(0, 30, 10.0), "fv": fv, "start_temperature": np.array([550.0, 570])}
+    )
+    made.parameters = {"temperature": 500, "replicas": 2, "friction": 5e-3}
+    made.breaks = [Break(1, 2, 20.0, Cause.CONTACT)]
+    found = pages.live_values(made, record(temperature=584.0), record("floor", fv=level))
+    assert found["followed"].startswith(words)
+    assert (found["stayed"], found["rerun"], found["started"]) == ("1 of 2 replicas", "584 K", "560 K")
+    assert found["relaxation"] == "2036 fs"
+    assert pages.live_values(made, None, record("floor", fv=level))["rerun"] == "no value"
 
 
 def test_displacement_over_that_of_the_reference():

@@ -161,14 +161,16 @@ def values(short: pd.DataFrame, long: pd.DataFrame, found: pd.DataFrame) -> dict
     for name, verdict in {"better": BETTER, "worse": WORSE, "open": OPEN}.items():
         metrics = found.index[found.verdict == verdict] if len(found) else []
         texts[name] = ", ".join(quantities.of(metric).short_name for metric in metrics) or "none"
+    least = min(1.0, 2.0 ** (1 - few) * len(found)) if few else None
     return texts | {
+        "caution": ", which so few datasets could not show" if least is None or least >= 0.05 else "",
         "cells": str(len(errors)),
         "datasets": str(few),
         "error": say(np.exp(np.log(ratio).groupby(level="dataset").mean().mean()), ".1f"),
         "error_span": span(ratio, ".1f"),
         "error_better": count(ratio > 1),
         "asked": str(len(found)),
-        "least_p": say(min(1.0, 2.0 ** (1 - few) * len(found)) if few else None, ".2g"),
+        "least_p": say(least, ".2g"),
     }
 
 

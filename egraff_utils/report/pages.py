@@ -97,8 +97,11 @@ def live_values(record, own_noise, floor) -> dict:
     half = divergence.horizon_time(time, np.where(np.isfinite(fv), fv, 1.0), floor["fv"])
     target, rerun = record.parameters["temperature"], own_noise and own_noise["temperature"]
     replicas = record.parameters["replicas"]
+    followed = "to the end, {:.0f} fs, with a force violation below half of the saturation level"
+    if np.isfinite(half):
+        followed = "for {:.0f} fs, until its force violation is half of the saturation level"
     return {
-        "followed": f"for {half:.0f} fs" if np.isfinite(half) else f"to the end of its {time[-1]:.0f} fs",
+        "followed": followed.format(half if np.isfinite(half) else time[-1]),
         "stayed": f"{replicas - len(record.breaks)} of {replicas} replicas",
         "target": f"{target:.0f} K",
         "started": f"{record.curves['start_temperature'].mean():.0f} K",

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from egraff_utils import paper, quantities, statistics
 from egraff_utils.report import beside, levels, look, panels, windows
 from egraff_utils.report.ranks import chance_of, detectable, rank_correlation, rank_correlations
-from egraff_utils.report.values import listed
+from egraff_utils.report.values import listed, span
 
 METRICS = (
     "wf",
@@ -324,6 +324,18 @@ def told(table: pd.DataFrame, verdict: str) -> str:
     """Heads, without units, of the metrics that have this verdict, as text; ``none`` if there are none."""
     names = [quantities.of(name).short_name for name in table.index[table.verdict == verdict]]
     return listed(names) or "none"
+
+
+def where(table: pd.DataFrame) -> str:
+    """On how many datasets the metrics that the test error predicts were compared, as a part of a sentence.
+
+    Examples
+    --------
+    >>> where(pd.DataFrame({"verdict": [YES, NO], "datasets": [4, 9]}))
+    ', compared on 4 datasets'
+    """
+    counts = table.datasets[table.verdict == YES]
+    return f", compared on {span(counts, '.0f')} datasets" if len(counts) else ""
 
 
 def plot_question(found: dict) -> Figure:

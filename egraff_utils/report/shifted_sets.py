@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from egraff_utils import cards, data
+from egraff_utils import cards, data, statistics
 from egraff_utils.config import Kind
 from egraff_utils.md import analysis
 from egraff_utils.report import look, table_cells, tables, titles
 from egraff_utils.report.beside import MODELS
+from egraff_utils.report.comparison import order_datasets
 from egraff_utils.report.levels import floor_of
 from egraff_utils.report.shifts import (
     IN,
@@ -25,6 +26,7 @@ from egraff_utils.report.shifts import (
     styled,
     texts_of,
 )
+from egraff_utils.report.values import listed
 from egraff_utils.units import EV_TO_MEV
 
 
@@ -101,6 +103,38 @@ def against_levels(frame: pd.DataFrame, task: str, structure: pd.DataFrame) -> d
         known = structure.get(("WF (%)", side), pd.Series(np.nan, structure.index))
         texts[f"levels-{side}"] = spread_of(known / levels)
     return texts
+
+
+def sets_in_order(errors: pd.Series) -> str:
+    """Which sets of a shift have smaller errors than which others, as text; only what is told apart.
+
+    Sets are compared over the models, by Tukey's range test on the logarithms (`statistics.told_apart`).
+
+    Parameters
+    ----------
+    errors
+        Errors with the index (set, model), where sets are names of datasets.
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_product([["aspirin", "ethanol"], ["mace", "nequip", "botnet"]])
+    >>> sets_in_order(pd.Series([1.0, 1.1, 1.0, 9.0, 9.0, 8.0], index.set_names(["set", "model"])))
+    'Aspirin below Ethanol'
+    >>> sets_in_order(pd.Series([1.0, 9.0, 2.0, 9.0, 1.0, 2.0], index.set_names(["set", "model"])))
+    'none of them from another'
+    """
+    wide = np.log(errors.unstack("set").dropna()) if len(errors) else pd.DataFrame()
+    apart = statistics.told_apart({name: wide[[name]].to_numpy() for name in wide})
+    below = {}
+    for pair in apart:
+        better, worse = sorted(pair, key=wide.median().get)
+        below.setdefault(worse, []).append(better)
+    short = titles.short_title
+    words = [
+        f"{listed([short(name) for name in order_datasets(better)])} below {short(worse)}"
+        for worse, better in below.items()
+    ]
+    return "; ".join(words) or "none of them from another"
 
 
 def set_values(sets: dict) -> pd.DataFrame:
