@@ -1,5 +1,7 @@
 """Do single commands do what they say, and are names completed?"""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from ase.build import bulk
@@ -10,6 +12,7 @@ from click.shell_completion import BashComplete
 
 from egraff_utils import cards, records
 from egraff_utils.__main__ import egraff, main
+from egraff_utils.running import batch
 
 CARD = {"name": "own_cu", "system": "bulk", "elements": [29], "temperature": 300, "timestep": 2}
 CARD |= {"files": {"all": "cu.xyz"}, "splits": {"train": ":8", "val": "8:10", "test": "10:"}}
@@ -66,3 +69,52 @@ COMPLETED = [
 def test_names_are_completed(words, start, names):
     complete = BashComplete(egraff, {}, "egraff", "_EGRAFF_COMPLETE")
     assert [item.value for item in complete.get_completions(words, start)] == names
+
+
+def _frames(kind):
+    """Frames of copper that no rollout of five replicas can start from, and what is said of them."""
+    frames = []
+    for seed in range(14):
+        atoms = bulk("Cu") if kind == "small cell" else bulk("Cu", cubic=True)
+        atoms = atoms.repeat(2) if kind == "mixed" and seed == 13 else atoms
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = SinglePointCalculator(atoms, energy=0.1 * seed, forces=atoms.positions)
+        frames.append(atoms)
+    return frames
+
+
+REFUSED = {
+    "few": "own_cu/test: 5 replicas need as many frames; test has 4; ask for fewer replicas",
+    "mixed": "own_cu/test: frame 5 is Cu32, not Cu4",
+    "small cell": "own_cu/test: no two atoms are within 0.8 Å, up to which g(r) is compared",
+}
+
+
+def _unfit(kind, card):
+    """Write frames of a kind into the file of a card; all but the few are enough for five replicas."""
+    write(card.with_name("cu.xyz"), _frames(kind))
+    if kind != "few":
+        card.write_text(card.read_text().replace("'10:'", "'8:'").replace("8:10", "7:8"))
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_no_rollout_can_start_from_is_told_before_a_training(copper, kind, tmp_path, capsys):
+    _unfit(kind, Path(copper))
+    campaign = tmp_path / "mine.yml"
+    campaign.write_text("description: d\ndatasets: [cu.yml]\nmodels: [mace]\ntraining: {max_steps: 1}\n")
+    for words in (["rollout", "mace", copper], ["campaign", "run", str(campaign)]):
+        assert main(words) == 2
+        assert REFUSED[kind] in capsys.readouterr().err
+    assert main(["data", "check", copper]) == 0
+    assert REFUSED[kind] in capsys.readouterr().out
+    assert not list((tmp_path / "results").rglob("training"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", ["rollout", "shift"])
+def test_notebooks_tell_it_before_a_training_too(copper, notebook, tmp_path):
+    _unfit("mixed", Path(copper))
+    asked = {"dataset": copper} | ({"target": "copper_emt"} if notebook == "shift" else {})
+    with pytest.raises(RuntimeError, match="own_cu/test: frame 5 is Cu32"):
+        batch.execute(batch.located(f"yours/{notebook}"), tmp_path / "r.ipynb", parameters=asked, quiet=True)
+    assert not list((tmp_path / "results").rglob("training"))

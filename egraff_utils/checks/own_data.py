@@ -348,5 +348,18 @@ def _check(found: Description) -> None:
         frames = data.load(found.card, "train") + data.load(found.card, "val") + data.load(found.card, "test")
         findings, _, _ = audit.inspect(found.card, {"all": frames})
         found.findings = [f"{finding.text}. {finding.consequence}" for finding in findings]
+        found.findings += rollout_remarks(found.card)
     except ValueError as error:
         found.problems = [str(error)]
+
+
+def rollout_remarks(card: cards.DatasetCard) -> list[str]:
+    """Why the test split of a dataset cannot be rolled out as by default, a list of one text or none."""
+    from egraff_utils.md.rollout import RolloutConfig, check  # torch, which the audit does not need
+
+    config = RolloutConfig(cards.REFERENCE, card)  # type: ignore[arg-type]  # it may not be known by name
+    try:
+        check(config)
+    except (ValueError, OSError) as error:
+        return [f"No rollout of {config.replicas} replicas is possible: {error}"]
+    return []

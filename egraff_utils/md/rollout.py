@@ -7,7 +7,8 @@ model receives the same noise, and a run is compared with the continuation of it
 one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from egraff_utils.config import AS_CODED, Config, Kind
 from egraff_utils.md import analysis, averages, own_frames, stability
 from egraff_utils.md.calculator import ReplicaCalculator, calculator_of
 from egraff_utils.md.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
-from egraff_utils.md.frames import match_frames, reference_of
+from egraff_utils.md.frames import match_frames, reference_of, start_frames
 from egraff_utils.md.temperature import draw_velocities, kinetic_temperature, rest, stationary_ratio
 from egraff_utils.models import ForceField
 
@@ -189,7 +190,11 @@ def _rolled_out(
     digests: Mapping[str, str | None],
 ) -> records.Outcome:
     torch.set_num_threads(config.threads)
-    make_calculator = _calculators(config, card, force_field)
+    try:
+        make_calculator = _calculators(config, card, force_field)
+    except FileNotFoundError:  # the model has to be trained first, which would be in vain
+        check(config)
+        raise
     scene = _scene(config, card)
     checkpoint = _checkpoint(config, digests["weights"], scene)
     trajectory = simulate(
@@ -218,6 +223,35 @@ def parts(config: RolloutConfig) -> list[RolloutConfig]:
     """
     card = cards.dataset(config.target or config.dataset)
     return [replace(config, split=split) for split in card.parts(config.split)]
+
+
+def check(config: RolloutConfig) -> None:
+    """Reject a rollout that its frames do not allow. This needs no trained model and simulates nothing.
+
+    Raises
+    ------
+    ValueError
+        If :func:`roll_out` would raise one for the frames; the message names dataset, split and remedy.
+    """
+    for part in parts(config):
+        card = cards.dataset(part.target or part.dataset)
+        part = replace(_settled(part, card), steps=1, record_every=1)
+        frames, first = _chosen(part, card)
+        starts = [_start(part, card, frames, i, replica) for replica, i in enumerate(first)]
+        if card.oracle is not None:
+            reference.calculator(card, starts[0])
+        with _of(card, part.split):
+            _rule(part, card, frames)
+            _check_distances(_stored(part, card, frames, first))
+
+
+@contextmanager
+def _of(card: cards.DatasetCard, split: str) -> Iterator[None]:
+    """Context in which the message of a ``ValueError`` begins with dataset and split."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{card.name}/{split}: {error}") from error
 
 
 def _pooled(config: RolloutConfig, found: Mapping[str, records.Record]) -> records.Record:
@@ -327,45 +361,34 @@ class Scene(NamedTuple):
 
 
 def _scene(config: RolloutConfig, card: cards.DatasetCard) -> "Scene":
-    frames = reference_of(card, split=config.split)
-    first = start_frames(config, len(frames), ordered=config.split in card.time_ordered)
+    frames, first = _chosen(config, card)
     starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
     arrays = [[a.numbers, a.positions, a.get_momenta(), a.get_masses(), a.cell.array, a.pbc] for a in starts]
     digest = records.digest(*sum(arrays, []))
     if card.oracle is not None:
         reference.calculator(card, starts[0])  # so that an error is raised before the simulation
     live = config.protocol == "corrected" and card.oracle is not None
-    found = _live(config, card, frames, starts, digest) if live else _stored(config, card, frames, first)
+    with _of(card, config.split):
+        found = _live(config, card, frames, starts, digest) if live else _stored(config, card, frames, first)
+        _check_distances(found)
     return Scene(frames, first, starts, found, digest)
 
 
-def start_frames(config: RolloutConfig, total: int, *, ordered: bool) -> list[int]:
-    """Indices of the starting frames of the replicas, among ``total`` frames.
+def _chosen(config: RolloutConfig, card: cards.DatasetCard) -> tuple[list[Atoms], list[int]]:
+    """Frames of the split, and the indices of the starts among them."""
+    frames = reference_of(card, split=config.split)
+    with _of(card, config.split):
+        return frames, start_frames(config, len(frames), ordered=config.split in card.time_ordered)
 
-    With ``as_coded`` these are the first frames. With ``corrected`` they are equally spaced; in a
-    time-ordered split they lie in its first half, so that the reference continues after every start, and
-    between its two ends, so that every start has both neighbours for its velocities: one-sided differences
-    miss the kinetic energy by 3 to 10 %.
 
-    Raises
-    ------
-    ValueError
-        If there are fewer frames than replicas.
-
-    Examples
-    --------
-    >>> start_frames(RolloutConfig("mace", "ethanol", replicas=4), 1000, ordered=True)
-    [1, 125, 250, 375]
-    """
-    ends = int(ordered and config.protocol != AS_CODED)
-    inside, replicas = total - 2 * ends, config.replicas
-    if inside < replicas:
-        where = " between two others" * ends
-        raise ValueError(f"{replicas} replicas need as many frames{where}; {config.split} has {inside}")
-    if config.protocol == AS_CODED:
-        return list(range(replicas))
-    span = inside // 2 if ordered and inside // 2 >= replicas else inside
-    return [ends + replica * span // replicas for replica in range(replicas)]
+def _check_distances(found: analysis.Reference) -> None:
+    """Reject a reference without a radial distribution, with which no run can be compared."""
+    if not found.rdf.total.any():
+        reach = found.rdf.r[-1] + found.rdf.r[0]
+        raise ValueError(
+            f"no two atoms are within {reach:g} Å, up to which g(r) is compared in a cell of this size; "
+            "repeat the cell"
+        )
 
 
 def _start(

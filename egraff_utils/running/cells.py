@@ -119,6 +119,8 @@ def run_campaign(
     _check_tasks(campaign)
     _check_calculators(campaign)
     wanted = cells(campaign, only)
+    if not idle:
+        _check_rollouts(campaign, wanted)
     if campaign.budget and not idle and not campaigns.plan_path(campaign.name).is_file():
         _plan(name, jobs)
         campaign = campaigns.load(name)
@@ -156,6 +158,31 @@ def _check_calculators(campaign):
     for dataset, model, _ in campaign.cells():
         if cards.is_calculator(model):
             calculated.of(model, dataset).make()
+
+
+def _check_rollouts(campaign, wanted):
+    """Reject rollouts that the frames at hand do not allow, before anything is trained for them."""
+    from egraff_utils.checks.audit import sources_at_hand
+    from egraff_utils.md.rollout import RolloutConfig, check  # torch, which no other command needs
+
+    asked = {}
+    for cell in wanted:
+        task = campaign.own_task("/".join(cell.output.parts[-3:-1]))
+        more = {"protocol": cell.protocol} if cell.protocol else dict(task.shifted) if task else None
+        if more:
+            more["replicas"] = cell.parameters(campaign)["replicas"]
+            asked[cell.dataset, *more.values()] = RolloutConfig(cards.REFERENCE, cell.dataset, **more)
+    for config in asked.values():
+        card = cards.dataset(config.target or config.dataset)
+        sources = {part.source for split in card.splits.values() for part in split.parts}
+        if card.generate or sources - set(sources_at_hand(card)):
+            continue
+        try:
+            check(config)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. To train without rollouts, write `rollout: {{protocols: []}}` in the campaign"
+            ) from error
 
 
 def _plan(name, jobs):

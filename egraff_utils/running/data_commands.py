@@ -91,6 +91,8 @@ def data_check(dataset: str, campaign: str, write_card: bool, temperature: float
     print(card)
     for finding in audit.findings(audit.audit(card.name, campaign=campaign)):
         print(f"{finding.check}: {finding.text}")
+    for remark in own_data.rollout_remarks(card):
+        print(f"rollout: {remark}")
     return 0
 
 
