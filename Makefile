@@ -26,11 +26,12 @@ help:  ## this list
 
 setup: .venv/installed  ## make .venv and install the pinned environment
 
-.venv/installed: requirements.lock requirements-cuda.lock requirements.txt pyproject.toml
+.venv/installed: requirements.lock requirements-build.lock requirements-cuda.lock requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13; use: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "no venv module; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r requirements-build.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps --no-build-isolation -r requirements.lock
 	! $(BIN)/python -c $(ASKS_FOR_CUDA) \
 	  || $(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r requirements-cuda.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --no-index -r requirements.txt  # checks, installs nothing
@@ -41,6 +42,8 @@ lock: setup  ## resolve requirements.txt anew into the locks, which hold the has
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
 	echo $(MACE) | $(BIN)/uv pip compile requirements.txt - --override requirements.overrides --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --quiet --output-file requirements.lock
+	echo setuptools wheel setuptools-scm | tr ' ' '\n' | $(BIN)/uv pip compile - --constraint requirements.lock --universal \
+	  --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --output-file requirements-build.lock
 	grep -o '^torch==[0-9.]*' requirements.lock | $(BIN)/uv pip compile - --constraint requirements.lock --universal \
 	  --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --output-file requirements-cuda.lock \
 	  $$(sed -n 's/==.*//p' requirements.lock | sed 's/^/--no-emit-package /')

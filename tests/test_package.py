@@ -70,6 +70,7 @@ def test_pinned_versions_are_those_of_the_lock_and_within_the_ranges_of_the_pack
 
 
 LOCKS = ("requirements.lock", "requirements-cuda.lock")
+BUILD = "requirements-build.lock"
 
 
 def test_what_torch_asks_for_is_locked_with_hashes():
@@ -86,9 +87,22 @@ def test_set_up_installs_nothing_without_a_hash():
     """The last step only checks what is there, and that of the project itself takes no dependencies."""
     text = (paths.ROOT / "Makefile").read_text().replace("\\\n", " ")
     steps = re.findall(r"pip install (.*)", text.partition("\n.venv/installed:")[2].partition("\nlock:")[0])
-    assert len(steps) == 4
+    assert len(steps) == 5
     checked = ("--require-hashes", "--no-index", "--no-build-isolation --no-deps -e .")
     assert all(any(words in step for words in checked) for step in steps), steps
+    tools, packages = (next(s for s in steps if f"-r {name}" in s) for name in (BUILD, LOCKS[0]))
+    assert steps.index(tools) < steps.index(packages)
+    assert "--no-build-isolation" in packages, "isolated builds fetch tools without hashes"
+
+
+def test_tools_that_build_source_packages_are_locked_with_hashes():
+    """Those that the build of the four source packages of the lock asks for, in the versions of the lock."""
+    locked, tools = ((paths.ROOT / name).read_text() for name in (LOCKS[0], BUILD))
+    pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+) \\\n +--hash=sha256:", tools, re.MULTILINE))
+    assert {"setuptools", "wheel", "setuptools-scm"} <= pinned.keys()
+    assert len(pinned) == len(re.findall("^[^ #\n]", tools, re.MULTILINE))
+    for name, version in pinned.items():
+        assert f"\n{name}==" not in locked or f"\n{name}=={version} " in locked
 
 
 def test_a_missing_upstream_package_is_named_with_its_remedy(monkeypatch):
