@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, field, replace
 from itertools import product
@@ -13,7 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from egraff_utils import cards, config, paths, schema
 from egraff_utils.config import AS_CODED, Kind
-from egraff_utils.schema import AtLeastOne, Count, Distinct, Name, Positive, Value, checked
+from egraff_utils.schema import AtLeastOne, Distinct, Name, Positive, Seed, Value, checked
+from egraff_utils.units import check_time
 
 if TYPE_CHECKING:
     from egraff_utils.records import Record
@@ -67,7 +67,7 @@ class Override:
     """Keys of the training budget."""
     rollout: dict[str, Value] = field(default_factory=dict)
     """Keys of the rollout budget."""
-    seeds: Annotated[tuple[Count, ...], Distinct] | None = None
+    seeds: Annotated[tuple[Seed, ...], Distinct] | None = None
     """Seeds, in place of those of the campaign."""
     further_steps: dict[str, AtLeastOne] = field(default_factory=dict)
     """Model -> steps of its trainings with seeds after the first one, in place of the limits: those of the
@@ -109,12 +109,6 @@ def _task(value):
     return {"datasets": value} if isinstance(value, list | tuple) else value
 
 
-def _device(text):
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise ValueError(f"'{text}' is no device; write cpu, cuda or, of several, such as cuda:1")
-    return text
-
-
 @checked()
 class Campaign:
     """A matrix of datasets, models and seeds with their budgets."""
@@ -128,7 +122,7 @@ class Campaign:
     the file it goes by the name in its card."""
     models: Annotated[tuple[str, ...], Field(min_length=1), Distinct]
     """Names of models; of a calculator also the path of its card, relative to this file."""
-    seeds: Annotated[tuple[Count, ...], Field(min_length=1), Distinct] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct] = (0,)
     """Seeds, one training of every model and dataset each."""
     preset: Name = "small"
     """Size of the networks, a preset of the models' cards."""
@@ -147,13 +141,13 @@ class Campaign:
     """``{task: [datasets]}``: notebooks in ``notebooks/checks/``, likewise."""
     ood_frames: AtLeastOne = 200
     """Largest number of frames of every composition for static errors out of distribution."""
-    device: Annotated[str, AfterValidator(_device)] = "cpu"
+    device: Annotated[str, AfterValidator(schema.check_device)] = "cpu"
     """``cpu``, ``cuda`` or, of several, such as ``cuda:1``."""
     threads: AtLeastOne = 1
     """Number of threads of one run."""
     jobs: AtLeastOne = 2
     """Number of runs at a time."""
-    budget: str | None = None
+    budget: Annotated[str, AfterValidator(check_time)] | None = None
     """Time for the whole campaign, such as ``25m``. If it is given, the campaign is planned before its first
     run, and the plan sets the lengths of trainings and rollouts (:mod:`egraff_utils.running.plan`)."""
     overrides: dict[str, Override] = field(default_factory=dict)
@@ -344,7 +338,12 @@ def load(name: str | Path, *, planned: bool = True) -> Campaign:
             mapping[key] = [_located(name, path.parent) for name in mapping[key]]
     campaign = schema.validated(Campaign, mapping, where=path)
     plan = plan_path(campaign.name)
-    return _planned(campaign, cards.read_yaml(plan)) if planned and plan.is_file() else campaign
+    if not (planned and plan.is_file()):
+        return campaign
+    try:
+        return _planned(campaign, cards.read_yaml(plan))
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{plan} is no plan of the campaign; delete it, and it is made anew") from error
 
 
 class OneByOne(NamedTuple):

@@ -400,6 +400,7 @@ class DatasetCard:
         )
 
 
+_WRITE_CARD = "`egraff data check FILE --write-card` writes the card of a file of frames"
 _registered: dict[str, DatasetCard] = {}
 _dataset_files: dict[str, Path] = {}
 
@@ -456,6 +457,8 @@ def _kept(name: str) -> DatasetCard:
             continue
         if values.get("name") == name and "splits" in values:
             return dataset(path)
+    if "." in str(name):  # as in the name of a file
+        raise ValueError(f"'{name}' is no dataset, nor a card (.yml) of one; {_WRITE_CARD}")
     missing = unknown("dataset", name, [*datasets(), *_registered])
     if broken:
         raise ValueError(f"{missing}; a file that could hold it is broken: {'; '.join(broken)}")

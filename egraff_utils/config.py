@@ -10,6 +10,8 @@ from ase.data import chemical_symbols
 from egraff_utils import cards, paths, schema
 
 AS_CODED = "as_coded"
+LARGEST = {"seed": schema.LARGEST_SEED, "temperature": 1e5, "timestep": 1e3, "steps": 1e8}
+"""Largest values of fields: what generators of random numbers take, and far beyond what atoms survive."""
 FAILURES = ("failure", "failure_datasets", "failure_training", "failure_rollout")
 """Kinds of records of failures because of which a dataset and a model have no values in the main tables."""
 
@@ -63,7 +65,8 @@ class Key(NamedTuple):
     def path(self) -> Path:
         """``results/<campaign>/<kind>/<dataset>-<model>-s<seed>.json``; raises ValueError for a bad name."""
         for field in ("kind", "campaign", "dataset"):
-            if name := getattr(self, field):
+            name = getattr(self, field)
+            if name or field == "campaign":  # a benchmark is of no dataset
                 schema.check_name(name, f"name of a {field}")
         if self.model not in ("", "-"):  # a benchmark of no model
             schema.check_model_name(self.model)
@@ -120,7 +123,8 @@ class Config:
     def require_positive(self, *names: str, whole: bool = False) -> None:
         """Reject fields that are not positive and finite, or not whole; ``None`` is a field that is not set.
 
-        The seed, which every configuration has, must not be negative.
+        Seed and device, which every configuration has, are checked too, and what is too large is in
+        :data:`LARGEST`.
 
         Raises
         ------
@@ -129,12 +133,17 @@ class Config:
         """
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, not {self.seed}")
+        if self.seed > LARGEST["seed"]:
+            raise ValueError(f"seed must be {LARGEST['seed']} at most, not {self.seed}")
+        schema.check_device(self.device)
         for name in names:
             value = getattr(self, name)
             if value is None:
                 continue
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {value}")
+            if value > LARGEST.get(name, math.inf):
+                raise ValueError(f"{name} must be {LARGEST[name]:g} at most, not {value}")
             if whole and int(value) != value:
                 raise ValueError(f"{name} must be a whole number, not {value}")
 

@@ -57,7 +57,7 @@ def locate(card: DatasetCard, key: str) -> Path:
     file = card.files[key]
     for folder in _folders(card):
         path = folder / file.path
-        if path.exists():
+        if path.is_file():
             fate = "it was left in place. Correct the hash in the card, or replace the file"
             try:
                 _check(path, file.hash, fate)

@@ -44,6 +44,17 @@ def clock(device: str) -> Callable[[], float]:
     return lambda: time.process_time() / torch.get_num_threads()
 
 
+def check_device(device: str) -> None:
+    """Raise ``ValueError`` if a device is not there, such as a GPU."""
+    if not str(device).startswith("cuda"):
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(str(device).partition(":")[2] or 0) >= count:
+        raise ValueError(f"there is no device {device}: PyTorch finds {count} GPUs here; take the device cpu")
+
+
 def provenance(started: float, *, device: str = "cpu", threads: int = 1, **hashes: Any) -> dict[str, Any]:
     """Provenance of a run: commit, package versions, hardware, times (s) and peak memory (MB).
 

@@ -158,7 +158,9 @@ def raw(
             "name them under keys in the card"
         )
     try:
-        return READERS[reader](paths, source=source, keys=keys)
+        if found := READERS[reader](paths, source=source, keys=keys):
+            return found
+        raise ValueError("it holds no frames; put them back, or name another file in the card")
     except (FileNotFoundError, PermissionError):
         raise
     except UnknownFileTypeError as error:

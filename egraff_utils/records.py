@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from egraff_utils import cards, paths, quantities
 from egraff_utils.breaks import Break
 from egraff_utils.config import Config, Key
-from egraff_utils.provenance import clock, digest, plain, provenance  # noqa: F401
+from egraff_utils.provenance import check_device, clock, digest, plain, provenance  # noqa: F401
 from egraff_utils.quantities import Metric, interval_text, shown
 
 SIGNIFICANT_BITS = 12
@@ -206,6 +206,7 @@ def stored_or_made(
     _note(key)
     if record := find(key, parameters, **digests) or bring_back(key, parameters, **digests):
         return record
+    check_device(device)
     key.path.parent.mkdir(parents=True, exist_ok=True)  # raises before the work if it cannot be written later
     started = time.time()
     outcome = make()
@@ -307,7 +308,10 @@ def load(path: str | Path) -> Record:
     except (ValueError, LookupError, TypeError) as error:
         raise DamagedError(f"{path} holds no record ({error}); delete it to make it anew") from error
     if version != SCHEMA:
-        raise ValueError(f"{path} has schema {version}, but this version reads {SCHEMA}")
+        raise ValueError(
+            f"{path} has schema {version}, but this version reads {SCHEMA}; use the version of egraff-utils "
+            "that wrote it, or delete it to make it anew"
+        )
     try:
         return Record(**content)
     except TypeError as error:

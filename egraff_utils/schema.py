@@ -36,6 +36,7 @@ NAME = r"[A-Za-z0-9_-]+"
 """Pattern of names, which become parts of paths and words of the shell."""
 BASE_60 = r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"
 """Pattern of what YAML 1.1 takes for a number of base 60, such as 10:20."""
+LARGEST_SEED = 2**32 - 1
 CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
 _T = TypeVar("_T")
@@ -83,6 +84,17 @@ def check_model_name(name: str) -> str:
             f"'{name}' is no name of a model, as names of records are divided at -; use _ for it"
         )
     return name
+
+
+def check_device(text: str) -> str:
+    """The name of a device; ``ValueError`` if it is neither ``cpu`` nor ``cuda``, nor one of several.
+
+    >>> check_device("cuda:1")
+    'cuda:1'
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(text)):
+        raise ValueError(f"'{text}' is no device; write cpu, cuda or, of several, such as cuda:1")
+    return text
 
 
 # -- values ---------------------------------------------------------------------------------------------
@@ -144,6 +156,7 @@ Number = Annotated[StrictInt | Annotated[StrictFloat, AllowInfNan(False)], Befor
 Positive = Annotated[Number, Field(gt=0)]
 Whole = Annotated[StrictInt, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=0)]
+Seed = Annotated[Count, Field(le=LARGEST_SEED)]
 AtLeastOne = Annotated[Whole, Field(ge=1)]
 AtomicNumber = Annotated[StrictInt, BeforeValidator(_atomic_number), Field(ge=1, le=118)]
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]

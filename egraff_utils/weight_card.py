@@ -32,11 +32,13 @@ def text(campaign: str, dataset: str, model: str, seed: int = 0) -> str:
     """
     card = cards.dataset(dataset)
     key = Key("training", campaign, card.name, cards.model_name(model), seed)
+    command = f"egraff train {model} {dataset} --campaign {campaign} --seed {seed}"
     try:
         record = records.sound(key.path)
     except FileNotFoundError:
-        command = f"egraff train {model} {dataset} --campaign {campaign} --seed {seed}"
         raise ValueError(f"there is no record {key.path}; train the model: {command}") from None
+    except records.DamagedError as error:
+        raise ValueError(f"{error}; train the model again: {command}") from None
     if not weights.path(key).is_file():
         raise ValueError(f"{key.path} has no weights beside it; name a model that was trained")
     return f"---\n{_metadata(record, card)}---\n\n{_body(record, card)}"

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from egraff_utils import calculated, cards, records
+from egraff_utils import calculated, cards, data, records
 from egraff_utils.calculated import Calculated
 from egraff_utils.config import Config, Key
 
@@ -59,8 +59,8 @@ def load(run: Config | Key) -> ForceField | Calculated:
     Raises
     ------
     FileNotFoundError
-        If there are no weights with a record, or they are not those of the record; the message names the
-        command that trains.
+        If there are no weights with a record, they are not those of the record, or the frames that they were
+        trained on have changed since; the message names the command that trains.
     ValueError
         If the model or dataset is unknown, or a calculator cannot be used on the dataset, or has changed
         since its errors were taken.
@@ -71,7 +71,7 @@ def load(run: Config | Key) -> ForceField | Calculated:
 
     models.card(run.model)
     file = path(run)
-    if reason := _unusable(file):
+    if reason := _unusable(file) or _outdated(run):
         raise FileNotFoundError(_untrained(_key(run), reason))
     return models.load(file)
 
@@ -105,6 +105,16 @@ def _unusable(file):
     if record.files.get(".safetensors") is None:
         return f"there are no weights at {file} (the training says: {record.message})"
     return ""
+
+
+def _outdated(run):
+    """Reason why weights are not those of the frames of today; empty if they are, or it is not known."""
+    inputs = records.load(_key(run).path).parameters.get("inputs", {})
+    try:
+        same = inputs.get("data") in (None, data.digest(run.dataset))
+    except (ValueError, OSError):  # frames that are not at hand
+        return ""
+    return "" if same else "the frames of its dataset, or their card, have changed since"
 
 
 def _key(run):

@@ -210,7 +210,10 @@ class ForceField(nn.Module):
         unknown = species[~self.known[species]]
         if len(unknown):
             symbol, known = chemical_symbols[int(unknown[0])], [chemical_symbols[z] for z in self.elements]
-            raise ValueError(f"the model was not trained on {symbol}; it knows {', '.join(known)}")
+            raise ValueError(
+                f"the model was not trained on {symbol}; it knows {', '.join(known)}. Take frames of these "
+                f"elements, or train it on frames with {symbol}"
+            )
 
     def num_parameters(self) -> int:
         """Number of trainable parameters."""

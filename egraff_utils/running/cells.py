@@ -175,8 +175,8 @@ def _check_rollouts(campaign, wanted):
     for config in asked.values():
         card = cards.dataset(config.target or config.dataset)
         sources = {part.source for split in card.splits.values() for part in split.parts}
-        if card.generate or sources - set(sources_at_hand(card)):
-            continue
+        if card.generate or (not card.folder and sources - set(sources_at_hand(card))):
+            continue  # a user's file that is not there is told now too
         try:
             check(config)
         except ValueError as error:

@@ -5,7 +5,6 @@
 
 import heapq
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,12 @@ from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paths
 from egraff_utils.campaign import Campaign
 from egraff_utils.running.timing import Cost, timings
+from egraff_utils.units import seconds
 
 NOTEBOOK = 8.0  # s that a notebook takes in addition to its work
 LEAST_TRAINING = 10.0  # s, shortest training
 SPARE = 2.0  # a rollout is stopped after this multiple of its predicted length
 TASKS = {"horizon": 3.0}  # length of a task in rollouts of its dataset, if it is not one
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Plan:
@@ -132,29 +131,10 @@ def make(name: str | Path, *, budget: str | float | None = None, jobs: int | Non
             f"campaign {campaign.name} has models that are not trained ({', '.join(campaign.calculators)}), "
             "whose time cannot be planned; give limits (max_seconds) of training and rollout, and no budget"
         )
-    made = fit(campaign, timings(campaign, jobs=jobs), budget=seconds(budget), jobs=jobs)
+    total = seconds(budget)  # raises before anything is timed
+    made = fit(campaign, timings(campaign, jobs=jobs), budget=total, jobs=jobs)
     made.write()
     return made
-
-
-def seconds(text: str | float) -> float:
-    """Time in s, from a number of seconds or from a text such as ``25m``.
-
-    Raises
-    ------
-    ValueError
-        If the argument is neither.
-
-    Examples
-    --------
-    >>> seconds("25m"), seconds("1h30m"), seconds("2d"), seconds(90)
-    (1500.0, 5400.0, 172800.0, 90.0)
-    """
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text))
-    if not found or not any(found.groups()):
-        raise ValueError(f"'{text}' is no time; write 90s, 25m, 1h30m or 2d")
-    numbers = (float(number or 0) for number in found.groups())
-    return sum(number * UNITS[unit] for number, unit in zip(numbers, "dhms", strict=True))
 
 
 def makespan(lengths: Iterable[float], jobs: int) -> float:

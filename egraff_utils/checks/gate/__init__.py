@@ -113,7 +113,8 @@ class GateConfig(Config):
     threads: int = 1
 
     def __post_init__(self) -> None:
-        self.require_positive("structures", "runs", "run_steps", "temperature", "timestep")
+        self.require_positive("structures", "runs", "run_steps", "threads", whole=True)
+        self.require_positive("temperature", "timestep")
 
     def parameters(self) -> dict:
         """What determines the result, as stored in the record, together with the tolerances."""
