@@ -30,7 +30,7 @@ TITLES = {"md17": "MD17", "lips": "LiPS", "3bpa": "3BPA", "acac": "AcAc", "lips2
 
 ORDER = [
     *("acac", "3bpa", "aspirin", "ethanol", "naphthalene", "salicylic_acid", "benzene"),
-    *("lips", "lips_full", "lips20", "gete", "gete_full", "ethanol_xtb", "copper_emt"),
+    *("lips", "lips_full", "lips20", "lips20_stress", "gete", "gete_full", "ethanol_xtb", "copper_emt"),
     *("acac_xtb", "aspirin_xtb"),
 ]
 """Datasets in the order in which they are shown; others follow, sorted by name."""
@@ -114,7 +114,7 @@ def _frames(card, split):
 
 def _atoms(card):
     splits = [name for name, split in card.splits.items() if len(split.parts) == 1 and at_hand(card, name)]
-    if card.name != "lips20":
+    if not card.name.startswith("lips20"):
         splits = splits[:1]
     counts = sorted({len(data.load(card, split)[0]) for split in splits})
     return _range(counts) if counts else UNKNOWN
@@ -363,9 +363,13 @@ def plot_datasets():
 
 
 def pictured():
-    """Pairs of dataset and split that are shown, those available, with one composition of LiPS20."""
+    """Pairs of dataset and split that are shown, those available, with one composition of LiPS20.
+
+    Cards that hold the structures of another, all of them or with more labels, are not shown again.
+    """
     pairs = [(name, "P4S3" if name == "lips20" else "test") for name in datasets()]
-    return [(name, split) for name, split in pairs if not name.endswith("_full") and at_hand(name, split)]
+    again = "_full", "_stress"
+    return [(name, split) for name, split in pairs if not name.endswith(again) and at_hand(name, split)]
 
 
 def views(*, atoms=3000, frames=40, every=5):
