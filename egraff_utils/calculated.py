@@ -24,22 +24,24 @@ from egraff_utils.cards import Oracle
 class Shifted(Calculator):
     """ASE calculator that adds one energy per element to that of another calculator.
 
-    Energies and forces of a structure that the other calculator fails on are NaN, so that a simulation that
+    Values of a structure that the other calculator fails on are NaN, so that a simulation that
     has left what the method can treat ends like that of a network: the replica has broken.
 
     Parameters
     ----------
     inner
-        ASE calculator with energy (eV) and forces (eV/Å).
+        ASE calculator with energy (eV), forces (eV/Å) and perhaps stress (eV/Å^3).
     shifts
         Atomic number -> energy that is added for every such atom, eV.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces"]
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
 
     def __init__(self, inner: BaseCalculator, shifts: Mapping[int, float]) -> None:
         super().__init__()
         self.inner, self.shifts = inner, dict(shifts)
+        if "stress" not in inner.implemented_properties:
+            self.implemented_properties = self.implemented_properties[:-1]
 
     def calculate(
         self,
@@ -51,14 +53,17 @@ class Shifted(Calculator):
         super().calculate(atoms, properties, system_changes)
         assert atoms is not None  # ASE gives them
         shift = sum(self.shifts.get(int(z), 0.0) for z in atoms.numbers)
+        more = ["stress"] if "stress" in properties else []
         try:
             forces = np.array(self.inner.get_property("forces", atoms), dtype=float)
             energy = float(self.inner.get_property("energy", atoms)) + shift
+            stress = {name: np.array(self.inner.get_property(name, atoms), dtype=float) for name in more}
         except (CalculatorError, RuntimeError):
             energy, forces = np.nan, np.full((len(atoms), 3), np.nan)
+            stress = dict.fromkeys(more, np.full(6, np.nan))
             if isinstance(self.inner, Calculator):  # others keep nothing of it
                 self.inner.reset()  # so that the next structure does not start from the state of the failure
-        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+        self.results = {"energy": energy, "free_energy": energy, "forces": forces, **stress}
 
 
 class Calculated:

@@ -187,6 +187,8 @@ QUANTITIES = (
              average="run", interval="fraction"),
     Quantity("energy_drift", "meV/atom/ps", "Slope of the potential energy", lower_is_better=None,
              average="run"),
+    Quantity("pressure", "GPa", "Pressure", digits=2, lower_is_better=None),
+    Quantity("pressure_reference", "GPa", "Pressure of the reference frames", digits=2, lower_is_better=None),
     Quantity("reference_contiguous", "1", "Reference contiguous in time", lower_is_better=None),
     # seeds of a model, as a committee
     Quantity("members", "1", "Members of the committee", count=True, lower_is_better=None, kind="committee"),

@@ -118,8 +118,9 @@ CURVES: list[Callable[..., dict[str, np.ndarray]]] = []
 def over_time(function: _Curves) -> _Curves:
     """Decorator that adds a function of (trajectory, atoms, reference) to those that :func:`measure` calls.
 
-    The function returns a dict of curves, each of shape ``(R, T)`` and NaN after the last valid frame of a
-    replica. A curve with the name of a metric gives the values of that metric, averaged as `quantities` says.
+    The function returns a dict of curves, each of shape ``(R, T)`` or ``(R, S, T)`` and NaN after the last
+    valid frame of a replica. A curve with the name of a metric gives the values of that metric, averaged as
+    `quantities` says.
     """
     CURVES.append(function)
     return function
@@ -152,17 +153,18 @@ def measure(
     curves : dict
         ``time`` (T,) fs; ``energy``, ``temperature``, ``ev_root``, ``fv``, ``rmsd``, (R, T);
         ``energy_reference``; where the reference is contiguous ``rmsd_reference`` and ``deviation`` (R, T),
-        Å: displacement of the reference, and distance between the two trajectories; ``rdf_r`` (B,), ``rdf``
-        (R, B), ``rdf_reference`` (B,), ``pairs`` (P,), ``rdf_partial`` (R, P, B),
-        ``rdf_partial_reference`` (P, B); ``stable_step`` (R,). For the K blocks of the requested time:
-        ``block_frames`` (R, K), ``rdf_blocks`` (R, K, B), ``temperature_species`` (R, K, S) K, of the
-        elements ``species`` (S,). For a molecule with bonds ``bonds_blocks`` (R, K, B), ``bonds_reference``
-        (B,) and ``bonds_kinds`` (S,), and likewise for ``angles``, the distributions and kinds of
-        :func:`~egraff_utils.structure.bonded_distributions`. Where the reference continues in time
-        ``spectrum`` (R, B), ``spectrum_reference`` (B,) and ``spectrum_wavenumbers`` (B,), 1/cm
+        Å: displacement of the reference, and distance between the two trajectories; ``msd_species`` (R, S,
+        T), Å^2, mean square displacement of every element from the start, and likewise
+        ``msd_species_reference``; ``rdf_r`` (B,), ``rdf`` (R, B), ``rdf_reference`` (B,), ``pairs`` (P,),
+        ``rdf_partial`` (R, P, B), ``rdf_partial_reference`` (P, B); ``stable_step`` (R,). For the K blocks
+        of the requested time: ``block_frames`` (R, K), ``rdf_blocks`` (R, K, B), ``temperature_species``
+        (R, K, S) K, of the elements ``species`` (S,). For a molecule with bonds ``bonds_blocks`` (R, K, B),
+        ``bonds_reference`` (B,) and ``bonds_kinds`` (S,), and likewise for ``angles``, the distributions
+        and kinds of :func:`~egraff_utils.structure.bonded_distributions`. Where the reference continues in
+        time ``spectrum`` (R, B), ``spectrum_reference`` (B,) and ``spectrum_wavenumbers`` (B,), 1/cm
         (:func:`~egraff_utils.structure.vibrational_spectrum`). For L replicas that broke, with indices
-        ``broken`` (L,): ``last_positions`` (L, :data:`LAST_FRAMES`, N, 3) Å, and ``last_energy``
-        (L, :data:`LAST_FRAMES`) eV, up to the last valid frame.
+        ``broken`` (L,): ``last_positions`` (L, :data:`LAST_FRAMES`, N, 3) Å, and ``last_energy`` (L,
+        :data:`LAST_FRAMES`) eV, up to the last valid frame.
     """
     time = trajectory.steps * timestep
     curves: dict[str, np.ndarray] = {}
@@ -207,13 +209,20 @@ def _energies(trajectory: Trajectory, atoms: Atoms, reference: Reference) -> dic
 
 @over_time
 def _displacements(trajectory: Trajectory, atoms: Atoms, reference: Reference) -> dict[str, np.ndarray]:
-    """RMSD of the model and of the reference from the start, and of the model from the reference."""
+    """RMSD of the model and of the reference from the start, of each element too, and between the two."""
     moved = trajectory.positions - trajectory.positions[:, :1]
-    curves = {"rmsd": _over_atoms(moved)}
+    curves = {"rmsd": _over_atoms(moved), "msd_species": _of_elements(moved, atoms)}
     if reference.moved is not None:
         there = reference.moved[:, : moved.shape[1]]
         curves |= {"rmsd_reference": _over_atoms(there), "deviation": _over_atoms(moved - there)}
+        curves["msd_species_reference"] = _of_elements(there, atoms)
     return curves
+
+
+def _of_elements(moved: np.ndarray, atoms: Atoms) -> np.ndarray:
+    """Mean square displacement of every element, shape ``(R, S, T)``, Å^2."""
+    squares = np.square(moved).sum(-1)
+    return np.stack([squares[..., atoms.numbers == z].mean(-1) for z in np.unique(atoms.numbers)], axis=1)
 
 
 def _over_atoms(moved: np.ndarray) -> np.ndarray:

@@ -314,10 +314,11 @@ class ReplicaCalculator(Calculator):
     Parameters
     ----------
     calculators
-        R independent ASE calculators with energy (eV) and forces (eV/Å).
+        R independent ASE calculators with energy (eV) and forces (eV/Å). The stress of a single one can be
+        asked for too.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces"]
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
 
     def __init__(self, calculators: Sequence[BaseCalculator]) -> None:
         super().__init__()
@@ -341,6 +342,10 @@ class ReplicaCalculator(Calculator):
             system.positions = x
         forces = np.concatenate([system.get_forces() for system in self._systems])
         self.results = _as_results(np.array([s.get_potential_energy() for s in self._systems]), forces)
+        if "stress" in properties:
+            if len(self._systems) > 1:
+                raise PropertyNotImplementedError(f"no stress of {len(self._systems)} replicas at once")
+            self.results["stress"] = self._systems[0].get_stress()
 
 
 def calculator_of(

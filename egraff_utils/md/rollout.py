@@ -22,7 +22,7 @@ from egraff_utils import cards, data, paths, records, reference, weights
 from egraff_utils.breaks import Break, account
 from egraff_utils.calculated import Calculated
 from egraff_utils.config import AS_CODED, Config, Kind
-from egraff_utils.md import analysis, averages, own_frames, stability
+from egraff_utils.md import analysis, averages, own_frames, pressure, stability
 from egraff_utils.md.calculator import ReplicaCalculator, calculator_of
 from egraff_utils.md.dynamics import PER_FRAME, Thermostat, Trajectory, simulate
 from egraff_utils.md.frames import match_frames, reference_of, start_frames
@@ -128,8 +128,9 @@ def roll_out(config: RolloutConfig, *, force_field: ForceField | Calculated | No
     -------
     Record
         Kind ``rollout`` or ``rollout_as_coded``. Metrics and curves are those of
-        :mod:`egraff_utils.md.analysis` and, where the dataset has an oracle, of
-        :func:`egraff_utils.md.own_frames.label`. A stored record is returned if it has the same parameters
+        :mod:`egraff_utils.md.analysis`, where the dataset has an oracle of
+        :func:`egraff_utils.md.own_frames.label`, and where its frames have a stress of
+        :func:`egraff_utils.md.pressure.compare`. A stored record is returned if it has the same parameters
         and was made with the same weights and frames. The status is ``unstable`` if a replica broke; the
         message says when and why.
 
@@ -210,7 +211,8 @@ def _rolled_out(
     if config.keep:
         folder, timestep = _keeping(config, digests), config.timestep
         trajectory.write(folder, scene.starts[0], timestep, config.keep)  # type: ignore[arg-type]  # settled
-    return replace(_judged(config, card, scene, trajectory), checkpoint=checkpoint.parent)
+    outcome = _judged(config, card, scene, trajectory, make_calculator)
+    return replace(outcome, checkpoint=checkpoint.parent)
 
 
 def parts(config: RolloutConfig) -> list[RolloutConfig]:
@@ -453,7 +455,11 @@ def _live(
 
 
 def _judged(
-    config: RolloutConfig, card: cards.DatasetCard, scene: "Scene", trajectory: Trajectory
+    config: RolloutConfig,
+    card: cards.DatasetCard,
+    scene: "Scene",
+    trajectory: Trajectory,
+    make_calculator: Callable[[int], Calculator],
 ) -> records.Outcome:
     """Outcome of a rollout: metrics, curves and breaks of its trajectory."""
     start = scene.starts[0]
@@ -462,6 +468,11 @@ def _judged(
     if card.oracle is not None:
         errors, labelled = own_frames.label(trajectory, start, reference.calculator(card))
         metrics, curves = metrics + errors, curves | labelled
+    temperature: float = config.temperature  # type: ignore[assignment]  # settled
+    pressures, on_frames = pressure.compare(
+        trajectory, scene.frames, make_calculator, temperature=temperature
+    )
+    metrics, curves = metrics + pressures, curves | on_frames
     curves["start_frame"] = np.array(scene.first)
     momenta = np.stack([atoms.get_momenta() for atoms in scene.starts])
     curves["start_temperature"] = kinetic_temperature(momenta, start.get_masses())

@@ -258,6 +258,31 @@ def plot_rmsd(record, *, label: str | None = None, ax: Axes | None = None) -> Ax
     return ax
 
 
+def plot_displacements(record, *, ax: Axes | None = None) -> Axes:
+    """Mean square displacement of every element from the start, mean over replicas; dashed: the reference.
+
+    Parameters
+    ----------
+    record
+        Record of a rollout with curves ``time`` (T,) fs, ``species`` (S,) and ``msd_species`` (R, S, T) Å^2,
+        and, where the reference continues in time, ``msd_species_reference``. One that was made before these
+        curves were stored is told in words.
+    """
+    ax = take_axes(ax)
+    if "msd_species" not in record.curves:
+        ax.text(0.5, 0.5, "not stored when this simulation was run", ha="center", transform=ax.transAxes)
+        return ax
+    time, own = read_curve(record, "time"), replica_mean(record.curves["msd_species"])
+    expected = replica_mean(record.curves.get("msd_species_reference", np.full((1, *own.shape), np.nan)))
+    for symbol, ours, theirs in zip(read_curve(record, "species"), own, expected, strict=True):
+        (line,) = ax.plot(time, ours, label=str(symbol))
+        known = np.isfinite(theirs)
+        ax.plot(time[known], theirs[known], color=line.get_color(), linestyle="--", linewidth=1.2)
+    ax.set(xlabel="Time (fs)", ylabel="Mean square displacement (Å$^2$)", ylim=(0, None))
+    ax.legend()
+    return ax
+
+
 def plot_distance(record, *, ax: Axes | None = None) -> Axes:
     """Distance of the replicas from the reference, and in black of the reference from its start.
 
