@@ -125,6 +125,9 @@ def test_the_page_says_who_is_beyond_a_perfect_model():
     records = [replace(base, model="reference"), replace(off, model="mace"), replace(base, model="nequip")]
     for record, source in zip(records, (base, off, base), strict=True):
         record.__dict__["curves"] = source.curves
+    mixed = 0.9 * base.curves["spectrum"] + 0.1 * off.curves["spectrum"]
+    varied = np.stack([base.curves["spectrum"][0], mixed[0]])
+    records[0].__dict__["curves"] = base.curves | {"spectrum": varied}
     found = vibrations.table(records)
     assert [model for _, model in found.index] == ["nequip", "mace", "reference"]
     assert (found[vibrations.BAND] - found[vibrations.EXPECTED]).to_list() == pytest.approx(
@@ -133,6 +136,23 @@ def test_the_page_says_who_is_beyond_a_perfect_model():
     said = vibrations.values([found])
     assert (said["count"], said["datasets"], said["beyond"]) == ("2", "1", "1 of 2")
     assert 80 < float(said["shift"].partition(" to ")[2]) < 120
+    assert said["saturated"] == "1 of 2"
     figure = vibrations.spectrum_grid(records)
     assert len(figure.axes[0].lines) == 3
     assert vibrations.values([vibrations.table([])])["count"] == "0"
+
+
+def test_saturation_is_the_divergence_of_unrelated_runs():
+    """Three replicas of the reference, of which one vibrates elsewhere: ln 2 for it, less for the others."""
+    one, other = [vibrating((nu, 1.0)) for nu in (1000, 3000)]
+    found = measured([one, one, other], one)
+    found = replace(found, model="reference")
+    spectra = np.eye(2)[[0, 0, 1]]
+    apart = (np.log(4 / 3) + 0.5 * np.log(2 / 3) + 0.5 * np.log(2)) / 2  # of (1, 0) from (1/2, 1/2)
+    expected = (2 * apart + np.log(2)) / 3
+    assert vibrations.independent(spectra) == pytest.approx(expected)
+    found.__dict__["curves"] = measured([one, one, other], one).curves
+    table = vibrations.table([found])
+    assert table[vibrations.SATURATION].item() == pytest.approx(expected, abs=3e-3)
+    assert np.isnan(vibrations.independent(spectra[:1]))
+    assert np.isnan(vibrations.independent(0 * spectra))

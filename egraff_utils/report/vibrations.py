@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from egraff_utils import metrics
 from egraff_utils.cards import REFERENCE
 from egraff_utils.report import look, plots
 from egraff_utils.report.beside import dataset_place, model_place
@@ -56,6 +57,7 @@ def spectrum_grid(records: Iterable) -> Figure:
 STIFF = 2000.0
 """Wavenumber above which only bonds to hydrogen, and triple bonds, vibrate, 1/cm."""
 JSD, LOW, HIGH = "JSD (nats)", "from", "to"
+SATURATION = "saturation (nats)"
 BAND, EXPECTED, BIN = "band (1/cm)", "reference (1/cm)", "bin (1/cm)"
 
 
@@ -65,22 +67,48 @@ def table(records: Iterable) -> pd.DataFrame:
     Returns
     -------
     DataFrame with the index (dataset, model), the reference with noise of its own after the models, and the
-    columns ``JSD (nats)`` with its 95 % interval ``from``, ``to``, :func:`bands` of both spectra in
-    ``band (1/cm)`` and ``reference (1/cm)``, and the width of a bin, ``bin (1/cm)``; means over seeds.
+    columns ``JSD (nats)`` with its 95 % interval ``from``, ``to``, ``saturation (nats)`` of the dataset,
+    the :func:`independent` divergence of its reference, :func:`bands` of both spectra in ``band (1/cm)``
+    and ``reference (1/cm)``, and the width of a bin, ``bin (1/cm)``; means over seeds.
     """
-    rows = []
+    rows, levels = [], {}
     for record in simulated(records):
+        if record.model == REFERENCE:
+            levels[record.dataset] = independent(record.curves["spectrum"])
         metric, nu = record.metric("spectrum_jsd"), record.curves["spectrum_wavenumbers"]
         own = mean_distribution([record], "spectrum")
         both = bands(nu, own, record.curves["spectrum_reference"])
         rows.append([record.dataset, record.model, metric.value, metric.low, metric.high, *both, nu[1]])
     columns = ["dataset", "model", JSD, LOW, HIGH, BAND, EXPECTED, BIN]
     found = pd.DataFrame(rows, columns=columns).groupby(["dataset", "model"]).mean()
+    found.insert(3, SATURATION, found.index.get_level_values("dataset").map(levels).astype(float))
 
     def place(cell):
         return dataset_place(cell[0]), cell[1] == REFERENCE, model_place(cell[1])
 
     return found.reindex(sorted(found.index, key=place))
+
+
+def independent(spectra: np.ndarray) -> float:
+    """Divergence of a replica from the mean of the others, nats: that of unrelated runs of one method.
+
+    Replicas have starts and noise of their own. The others are one fewer than a model is compared with, so
+    that the level is a little too high. NaN for fewer than two replicas with a spectrum.
+
+    Parameters
+    ----------
+    spectra
+        Shape ``(R, B)``; zero throughout for a replica that has none.
+
+    Examples
+    --------
+    >>> round(independent(np.eye(2)), 3), independent(np.eye(2)[[0, 0]])  # ln 2
+    (0.693, 0.0)
+    """
+    found = spectra[spectra.any(1)]
+    if len(found) < 2:
+        return np.nan
+    return float(np.mean([metrics.jsd(p, np.delete(found, r, 0).mean(0)) for r, p in enumerate(found)]))
 
 
 def bands(nu: np.ndarray, spectrum: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
@@ -109,8 +137,9 @@ def values(tables: Iterable[pd.DataFrame]) -> dict:
     """What a page says of the :func:`table` of every campaign, each of which counts by itself.
 
     ``perfect`` and ``perfect_shift`` are ranges over the references with noise of their own, ``beyond`` the
-    number of the models on their datasets whose interval lies above. ``shift`` and ``median`` are of band
-    less that of the reference, 1/cm.
+    number of the models on their datasets whose interval lies above. ``saturation`` is the range of that
+    level, and ``saturated`` the number of the models whose interval does not lie above it. ``shift`` and
+    ``median`` are of band less that of the reference, 1/cm.
     """
     found = pd.concat(dict(enumerate(tables)), names=["campaign"])
     shift, name = found[BAND] - found[EXPECTED], found.index.get_level_values("model")
@@ -118,6 +147,7 @@ def values(tables: Iterable[pd.DataFrame]) -> dict:
     level = perfect.reindex(models.index.droplevel("model")).to_numpy(dtype=float)
     known = np.isfinite(level)
     off = shift[name != REFERENCE]
+    saturation = models[SATURATION].to_numpy(dtype=float)
     return {
         "count": str(models[JSD].notna().sum()),
         "datasets": str(len(models.index.unique("dataset"))),
@@ -125,6 +155,8 @@ def values(tables: Iterable[pd.DataFrame]) -> dict:
         "perfect": span(perfect, ".2g"),
         "perfect_shift": span(shift[name == REFERENCE], ".0f"),
         "beyond": count((models[LOW].to_numpy(dtype=float) > level)[known]),
+        "saturation": span(found[SATURATION], ".2g"),
+        "saturated": count((models[LOW] <= saturation)[np.isfinite(saturation)]),
         "shift": span(off, ".0f"),
         "median": say(off.median(), ".0f"),
         "bin": span(models[BIN], ".0f"),
