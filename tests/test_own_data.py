@@ -1,6 +1,7 @@
 """Is what a file of frames holds found without being told, and is a card written that works?"""
 
 import base64
+import re
 
 import ase.db
 import ase.io
@@ -10,6 +11,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.md.velocitydistribution import thermalize_momenta
 
 from egraff_utils import cards, data, readers
 from egraff_utils.__main__ import main
@@ -264,3 +266,22 @@ def test_the_page_of_a_dataset_shows_a_mixed_set(tmp_path, monkeypatch):
     assert main(["run", "yours/dataset", "-p", "dataset", "mixed.yml", "--quiet"]) == 0
     (record,) = (tmp_path / "results" / "yours" / "dataset").glob("*.json")
     assert "one frame, which have no floor: " in record.read_text()
+
+
+def test_the_temperature_is_that_of_the_velocities_in_the_file(tmp_path):
+    """Drawn at 600 K for 320 atoms in all; a file with a frame at rest says nothing."""
+    found = [bulk("Cu", cubic=True).repeat(2) for _ in range(10)]
+    for seed, atoms in enumerate(found):
+        atoms.rattle(0.05, seed=seed)
+        calculator = EMT()
+        energy, forces = (calculator.get_property(name, atoms) for name in ("energy", "forces"))
+        thermalize_momenta(atoms, 600, rng=np.random.default_rng(seed))
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+    ase.io.write(tmp_path / "hot.xyz", found, format="extxyz")
+    described = own_data.describe(tmp_path / "hot.xyz")
+    assert described.card.temperature == pytest.approx(600, rel=0.1)
+    assert re.search(r"temperature: (\d+) K; the velocities in the file have \1 K", str(described))
+    assert own_data.describe(tmp_path / "hot.xyz", temperature=400).card.temperature == 400
+    found[3].set_momenta(np.zeros((32, 3)))
+    ase.io.write(tmp_path / "hot.xyz", found, format="extxyz")
+    assert "temperature: 300 K; the file does not say" in str(own_data.describe(tmp_path / "hot.xyz"))

@@ -60,7 +60,7 @@ COMPLETED = [
     (["pages"], "report/lead", ["report/leaderboard"]),
     (["rollout", "mace", "acac", "--split"], "test_6", ["test_600K"]),
     (["evaluate", "mace", "ethanol", "--target", "lips20", "--split"], "cry", ["crystals"]),
-    (["data", "fetch", "lips"], "lips2", ["lips20"]),
+    (["data", "fetch", "lips"], "lips2", ["lips20", "lips20_stress"]),
     (["gate", "mace", "unheard-of", "--split"], "t", []),
 ]
 

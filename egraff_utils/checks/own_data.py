@@ -16,6 +16,7 @@ from ase.data import covalent_radii
 
 from egraff_utils import cards, data, paths, readers, schema, units
 from egraff_utils.checks import audit
+from egraff_utils.md.temperature import kinetic_temperature, rest
 from egraff_utils.readers import Frame
 from egraff_utils.sources import reader_of
 
@@ -98,11 +99,23 @@ class Description:
         return path
 
 
+def _kinetic_temperature(frames: Sequence[Frame]) -> float | None:
+    """Mean temperature of the velocities, K to three digits; None if a frame has none."""
+    if any(frame.velocities is None or not np.any(frame.velocities) for frame in frames):
+        return None
+    kelvin = []
+    for index, frame in enumerate(frames):
+        atoms = frame.atoms("all", index)
+        rest(atoms)
+        kelvin.append(kinetic_temperature(atoms.get_momenta(), atoms.get_masses()))
+    return float(f"{np.mean(kelvin):.3g}") or None
+
+
 def describe(
     path: Path | str,
     *,
     keys: Mapping[str, str] | None = None,
-    temperature: float = 300.0,
+    temperature: float | None = None,
     timestep: float = 0.5,
 ) -> Description:
     """Description of a file of frames.
@@ -115,7 +128,8 @@ def describe(
         Names of ``energy``, ``forces`` and ``stress`` in the file, as under ``keys`` in a card, if they are
         none of those known.
     temperature, timestep
-        Temperature (K) and timestep (fs) of simulations, for the card.
+        Temperature (K) and timestep (fs) of simulations, for the card. Without a temperature it is that of
+        the velocities in the file, or 300 K where there are none.
 
     Returns
     -------
@@ -138,6 +152,9 @@ def describe(
         raise ValueError(f"{path} holds {len(frames) or 'no'} frames, but train, val and test need one each")
     chosen, why = guess_units(frames)
     system, periodicity = _system(frames, units.LENGTH[chosen.get("length", "Å")])
+    measured = _kinetic_temperature(frames)
+    if temperature is None:
+        temperature = measured or 300.0
     content: dict[str, Any] = {  # as in the file of a card, which is checked when the card is made
         "name": re.sub(r"[^A-Za-z0-9_-]+", "-", path.name.partition(".")[0]) or "mine",
         "system": system,
@@ -152,7 +169,8 @@ def describe(
     }
     card = cards.DatasetCard(**content, folder=path.parent)
     why |= {
-        "temperature": f"{temperature:g} K; the file does not say",
+        "temperature": f"{temperature:g} K; "
+        + (f"the velocities in the file have {measured:g} K" if measured else "the file does not say"),
         "timestep": f"{timestep:g} fs; the file does not say",
         "splits": "the first 80 % of the file, the next 10 and the last 10, to keep copies apart",
     }

@@ -63,9 +63,13 @@ def data_fetch(datasets: tuple[str, ...]) -> None:
     "--campaign", default=options.OWN, show_default=True, help="Where the record of an audit is stored."
 )
 @click.option("--write-card", is_flag=True, help="Write the card of a FILE of frames beside it.")
-@click.option("--temperature", type=float, default=300.0, show_default=True, help="K, for the card.")
+@click.option(
+    "--temperature", type=float, help="K, for the card; by default that of velocities in the file, else 300."
+)
 @click.option("--timestep", type=float, default=0.5, show_default=True, help="fs, for the card.")
-def data_check(dataset: str, campaign: str, write_card: bool, temperature: float, timestep: float) -> int:
+def data_check(
+    dataset: str, campaign: str, write_card: bool, temperature: float | None, timestep: float
+) -> int:
     """Show the card of a dataset, or what a file of frames holds, and audit the frames.
 
     For a file, the command says what it understood, which units it guessed and why, and what has to be mended
