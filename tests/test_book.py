@@ -213,7 +213,7 @@ def test_the_commands_that_use_a_trained_model_work(tmp_path, monkeypatch):
 
 def test_the_example_of_a_dataset_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "_registered", {})
-    card, _ = _blocks("add_dataset.md", "yaml")
+    card, *_ = _blocks("add_dataset.md", "yaml")
     (tmp_path / "water.yml").write_text(card)
     ase.io.write(tmp_path / "water.xyz", [_water(k) for k in range(100)], format="extxyz")
     cards.dataset(tmp_path / "water.yml")
@@ -232,7 +232,7 @@ def test_the_notebooks_of_your_own_data_run_on_the_example_of_a_dataset(tmp_path
     monkeypatch.chdir(tmp_path)
     for variable in ("GENERATED", "RESULTS", "RUNS"):
         monkeypatch.setenv(f"EGRAFF_{variable}", str(tmp_path / variable.lower()))
-    card, _ = _blocks("add_dataset.md", "yaml")
+    card, *_ = _blocks("add_dataset.md", "yaml")
     (tmp_path / "water.yml").write_text(card)
     ase.io.write(tmp_path / "water.xyz", [_water(k) for k in range(100)], format="extxyz")
     commands = re.findall(r"^\$ egraff (run .*)$", (BOOK / "add_dataset.md").read_text(), re.MULTILINE)
@@ -247,7 +247,7 @@ def test_the_notebooks_of_your_own_data_run_on_the_example_of_a_dataset(tmp_path
 def test_the_example_of_an_oracle_labels_as_the_frames_were(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "_registered", {})
     monkeypatch.chdir(tmp_path)
-    _, card = _blocks("add_dataset.md", "yaml")
+    _, card, _ = _blocks("add_dataset.md", "yaml")
     (code,) = [block for block in _blocks("add_dataset.md", "python") if "reference.calculator" in block]
     (tmp_path / "argon.yml").write_text(card)
     frames = [bulk("Ar", a=5.4, cubic=True).repeat(2) for _ in range(100)]
