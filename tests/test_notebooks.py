@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from egraff_utils import campaign, cards, paths
+from egraff_utils.report import values
 from egraff_utils.running import batch, naming, pages
 from egraff_utils.running import cells as running
 
@@ -76,9 +77,23 @@ def test_cell_ids_are_words(notebook):
 
 
 def test_small(notebook):
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    assert 14 <= len(notebook.cells) <= 30
+    """A heading and the paragraph that is told under it count as one cell, and no lines of code."""
+    told = [cell.cell_type == "code" and values.told(cell.source) is not None for cell in notebook.cells]
+    heads = [cell.cell_type == "markdown" for cell in notebook.cells]
+    split = sum(head and below for head, below in zip(heads, told[1:], strict=False))
+    code = [c.source for c, *text in zip(notebook.cells, heads, told, strict=True) if not any(text)]
+    assert len(notebook.cells) >= 14
+    assert len(notebook.cells) - split <= 30
     assert sum(len(source.splitlines()) for source in code) <= 120
+
+
+def test_paragraphs_with_values_are_told(notebook):
+    """The role that glues shows as it is typed where a notebook is opened in Lab."""
+    assert not [cell.id for cell in notebook.cells if "{glue:" in cell.source]
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and values.told(cell.source) is not None:
+            assert cell.metadata == {"tags": ["remove-input"], "jupyter": {"source_hidden": True}}
+            assert re.search(r"^tell\(r?\"\"\"\n.*\n\"\"\"\)$", cell.source, re.DOTALL | re.MULTILINE)
 
 
 def test_figure_labels_are_unique_and_carry_the_page():

@@ -11,6 +11,7 @@ from scipy.signal import find_peaks
 
 from egraff_utils import cards, data, paper, paths, readers, structure
 from egraff_utils.breaks import FARTHEST_MOVE
+from egraff_utils.report import values
 from egraff_utils.report.agreement import PUBLISHED_FRAMES
 from egraff_utils.running import batch
 
@@ -115,8 +116,8 @@ def number(text):
 @cache
 def published():
     """All numbers of the published tables, without their signs."""
-    values = [paper.table(n).select_dtypes("number").to_numpy(float).ravel() for n in paper.tables()]
-    return np.abs(np.concatenate(values))
+    found = [paper.table(n).select_dtypes("number").to_numpy(float).ravel() for n in paper.tables()]
+    return np.abs(np.concatenate(found))
 
 
 def is_published(claim):
@@ -241,11 +242,12 @@ def typed(text, dataset=None):
 
 
 def prose(path):
-    """Text of a page, of a notebook that of its markdown cells."""
+    """Text of a page, of a notebook that of its markdown cells and of the paragraphs that cells tell."""
     if path.suffix == ".md":
         return path.read_text()
     cells = nbformat.read(path, as_version=4).cells
-    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    texts = [cell.source if cell.cell_type == "markdown" else values.told(cell.source) for cell in cells]
+    return values.FIELD.sub(r"{glue:text}`\1`", "\n\n".join(filter(None, texts)))
 
 
 @pytest.mark.parametrize("path", [*PAGES, *TEXTS], ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -259,8 +261,9 @@ def test_no_result_is_typed(path):
     "path", [path for path in PAGES if path.parent.name == "datasets"], ids=lambda p: p.stem
 )
 def test_the_page_of_a_dataset_answers_its_question_first(path):
-    result = next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.id == "result")
-    answer = sentences(result.removeprefix("**Result.**"))[0]
+    cells = nbformat.read(path, as_version=4).cells
+    result = next(values.told(cell.source) for cell in cells if cell.id == "result")
+    answer = sentences(values.FIELD.sub("", result).removeprefix("**Result.**"))[0]
     assert "zero-force-mae" in result
     assert "mean absolute force" not in answer, "what all pages say stands behind the answer"
 

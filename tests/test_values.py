@@ -1,16 +1,21 @@
 """Do the values of a page reach its prose, and do checks of its records find what is wrong?"""
 
+from types import SimpleNamespace
+
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from nbformat.v4 import new_code_cell, new_notebook
 
 from egraff_utils import cards
 from egraff_utils.breaks import Break, Cause
 from egraff_utils.records import Metric, Record
 from egraff_utils.report import accuracy, pages, simulations, values
 from egraff_utils.report.comparison import mean_rank_correlation
+from egraff_utils.running import batch
 
 
 def record(kind="rollout", curves=None, **metrics):
@@ -134,3 +139,55 @@ def test_frames_that_break_the_card_are_refused():
     ):
         with pytest.raises(AssertionError, match=message):
             pages.check_frames(card, {"train": [train], "test": [test]})
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """What a page shows, paragraph by paragraph, and its kernel, new."""
+    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: None)
+    monkeypatch.setattr(values, "_known", {})
+    monkeypatch.setattr(values, "_paragraphs", [])
+    shown = []
+
+    def display(text, display_id):
+        assert display_id  # else nothing can be written into it later
+        place = len(shown)
+        shown.append(text.data)
+        return SimpleNamespace(update=lambda new: shown.__setitem__(place, new.data))
+
+    monkeypatch.setattr(values, "display", display)
+    return shown
+
+
+def test_a_paragraph_gets_its_values_when_they_are_computed(page):
+    values.tell("\n**Result.** Wrong by {{page-error:.1f}} meV/Å, {{page-what}}, {{other:.0f}}.\n")
+    values.tell("No value, $\\frac{1}{2}$ {cite:p}`a`.")
+    assert page[0] == "**Result.** Wrong by … meV/Å, …, …."
+    values.glue_all("page-", {"error": 12.34, "what": "a word"})
+    assert page[0] == "**Result.** Wrong by 12.3 meV/Å, a word, …."
+    values.glue_all("", {"other": None})
+    assert page[0].endswith("a word, no value.")
+    values.tell("Again {{page-error:.2f}}.")
+    assert page[1:] == ["No value, $\\frac{1}{2}$ {cite:p}`a`.", "Again 12.34."]
+
+
+def test_a_paragraph_is_written_into_the_executed_page(tmp_path):
+    first = 'from egraff_utils.report.values import glue_all, tell\ntell("Wrong by {{p-e:.1f}} eV.")'
+    cells = [new_code_cell(source) for source in (first, "2 + 2", 'glue_all("p-", {"e": 0.26})')]
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "page.ipynb")
+    batch.execute(tmp_path / "page.ipynb", tmp_path / "out.ipynb", quiet=True)
+    (shown,) = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs
+    assert shown.data["text/markdown"] == "Wrong by 0.3 eV."
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ('from a import tell\n\ntell(r"""\nA $\\alpha$ {{a:.1f}}.\n""")', "A $\\alpha$ {{a:.1f}}."),
+        ("fit(config)", None),
+        ("foretell(1)", None),
+    ],
+)
+def test_the_text_that_a_cell_tells(source, text):
+    assert values.told(source) == text

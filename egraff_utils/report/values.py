@@ -1,17 +1,66 @@
-"""Which values does the prose of a page show? They are glued by name, and written as words."""
+"""Which values does the prose of a page show? They are known by name, and written as words."""
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 
 import numpy as np
+from IPython.display import DisplayHandle, Markdown, display
 
 MISSING = "no value"
+NOT_YET = "…"
+"""What a paragraph shows for a value until the cell that computes it has run."""
+FIELD = re.compile(r"\{\{([\w-]+)(?::([^{}]+))?\}\}")
+"""Place of a value in a paragraph: its name and, behind a colon, its format."""
+
+_known: dict = {}
+_paragraphs: list[tuple[str, DisplayHandle]] = []
+
+
+def tell(text: str) -> None:
+    """Show a paragraph of a page, whose values may be computed further down.
+
+    A value stands as ``{{name}}`` or ``{{name:.1f}}`` under the name that `glue_all` gives it, which also
+    writes it into the paragraphs above: the result of a page comes first. Everything else is Markdown.
+    """
+    handle = display(Markdown(filled(text, _known)), display_id=True)
+    _paragraphs.append((text, handle))
+
+
+def filled(text: str, values: Mapping) -> str:
+    """A paragraph of `tell` with its values.
+
+    Examples
+    --------
+    >>> filled("wrong by {{error:.1f}} meV/Å, {{what}}", {"error": 12.34})
+    'wrong by 12.3 meV/Å, …'
+    """
+    return FIELD.sub(
+        lambda field: say(values[field[1]], field[2] or "") if field[1] in values else NOT_YET, text.strip()
+    )
+
+
+def told(source: str) -> str | None:
+    """Paragraph that the source of a cell tells; None if the cell is of another kind.
+
+    Examples
+    --------
+    >>> told('tell("Wrong by {{error:.1f}} meV.")'), told("fit(config)")
+    ('Wrong by {{error:.1f}} meV.', None)
+    """
+    if "tell(" not in source:
+        return None
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return next((ast.literal_eval(c.args[0]).strip() for c in calls if ast.unparse(c.func) == "tell"), None)
 
 
 def glue_all(page: str, values: Mapping, form: str | None = None, *, forms: Mapping | None = None) -> None:
-    """Make values known to the prose, where ``{glue:text}`` shows them by name.
+    """Make values known to the prose: to the paragraphs that `tell` shows, and to other pages of the book.
+
+    Other pages show them by the role ``{glue:text}`` and the name.
 
     Parameters
     ----------
@@ -31,7 +80,10 @@ def glue_all(page: str, values: Mapping, form: str | None = None, *, forms: Mapp
         if value is None or isinstance(value, Number | np.number):
             spec = (forms or {}).get(name, form)
             value = float("nan" if value is None else value) if spec is None else say(value, spec)
+        _known[f"{page}{name}"] = value
         glue(f"{page}{name}", value, display=False)
+    for text, handle in _paragraphs:
+        handle.update(Markdown(filled(text, _known)))
 
 
 def metrics(record, *names: str, prefix: str = "") -> dict:

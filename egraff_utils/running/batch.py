@@ -233,6 +233,7 @@ def _papermill(notebook, partial, parameters, **options):
             str(partial),
             parameters,
             cwd=str(paths.home()),
+            iopub_timeout=600,  # by default a cell fails whose output is 4 s late, as on a crowded machine
             **options,
         )
         try:
