@@ -81,7 +81,7 @@ def minutes(part):
 rule all:
     input:
         [cell.output for cell in cells.cells(CAMPAIGN, ONLY)],
-        [] if ONLY else [pages.report_page(CAMPAIGN.name, page) for page in pages.reports()],
+        [] if ONLY else [pages.report_page(CAMPAIGN.name, page) for page in pages.reports(CAMPAIGN)],
     default_target: True
 
 

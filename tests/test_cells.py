@@ -150,7 +150,7 @@ def test_snakemake_plans_every_cell(name, workplace):
     words = [sys.executable, "-m", "egraff_utils", "campaign", "run", name, "--dry-run"]
     plan = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT, check=False)
     assert plan.returncode == 0, plan.stderr
-    reports = len(pages.reports()) + 1  # and the target that asks for them
+    reports = len(pages.reports(settings)) + 1  # and the target that asks for them
     total = len(settings.datasets) + len(settings.cells()) + protocols + len(settings.task_cells()) + reports
     assert f"total {total}" in " ".join((plan.stdout + plan.stderr).split())
 

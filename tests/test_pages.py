@@ -15,6 +15,7 @@ from egraff_utils.running import batch, pages
 
 GLUED = r'"scrapbook": \{\s*"mime_prefix": "[^"]*",\s*"name": "([^"]+)"'
 FILES = pages.contents()
+BOOK = pages.pages()
 PAGES = [file.removeprefix("book/") for file in FILES if file.removeprefix("book/").count("/")]
 
 
@@ -166,3 +167,28 @@ def test_the_badges_of_the_readme_are_those_of_the_package():
         "the badge of the tests needs the address, and it alone"
     )
     assert (paths.ROOT / "book" / "_static" / "screenshot.webp").stat().st_size < 150_000
+
+
+PROJECT = {"longer", "speed", "recipe", "time_to_accuracy", "universal"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "missing"),
+    [
+        ("datasets: [ethanol]", {"gate", "horizon", "thermostat", "oracle"}),
+        ("datasets: [ethanol]\nrollout: {protocols: [as_coded]}", {"gate", "horizon", "oracle"}),
+        ("datasets: [ethanol]\nchecks: {gate: [ethanol]}", {"horizon", "thermostat", "oracle"}),
+        ("datasets: [copper_emt]\nchecks: {horizon: [copper_emt]}", {"gate", "thermostat"}),
+    ],
+)
+def test_a_campaign_reports_what_it_has(tmp_path, keys, missing):
+    file = tmp_path / "mine.yml"
+    file.write_text(f"description: A test.\nmodels: [mace]\n{keys}\n")
+    everything = {page.removeprefix("report/") for page in BOOK["pages"] if page.startswith("report/")}
+    assert everything - set(pages.reports(campaigns.load(file))) == PROJECT | missing
+
+
+def test_every_need_of_a_page_can_be_met():
+    needs = {(settings or {}).get("needs") for settings in BOOK["pages"].values()} - {None, "project"}
+    checks = {path.stem for path in batch.NOTEBOOKS.glob("checks/*.ipynb")}
+    assert needs <= {"oracle", "as_coded", "corrected"} | checks

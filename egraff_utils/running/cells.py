@@ -301,7 +301,7 @@ def _reports_of_what_there_is(campaign):
     if not any(cell.output.is_file() for cell in cells(campaign)):
         return 0  # nothing could be run, for a reason that Snakemake has given
     failed = 0
-    for page in pages.reports():
+    for page in pages.reports(campaign):
         output, notebook = (
             pages.report_page(campaign.name, page),
             batch.NOTEBOOKS / "report" / f"{page}.ipynb",

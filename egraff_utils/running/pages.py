@@ -35,9 +35,18 @@ def contents() -> list[str]:
     return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
 
 
-def reports() -> list[str]:
-    """Names of the report pages of the book."""
-    return [page.removeprefix("report/") for page in pages()["pages"] if page.startswith("report/")]
+def reports(campaign: Campaign) -> list[str]:
+    """Names of the report pages that a campaign makes, in the order of the book.
+
+    Pages on checks, protocols or references that it does not have are left out, and those on measurements of
+    the project that belong to no campaign (``needs`` in ``params/book.yml``).
+    """
+    held = {None, *campaign.checks, *(p for name in campaign.datasets for p in campaign.protocols(name))}
+    held |= {"oracle"} if any(cards.dataset(name).oracle for name in campaign.datasets) else set()
+    found = {
+        page: settings or {} for page, settings in pages()["pages"].items() if page.startswith("report/")
+    }
+    return [page.removeprefix("report/") for page in found if found[page].get("needs") in held]
 
 
 def report_page(name: str, page: str = "leaderboard") -> Path:

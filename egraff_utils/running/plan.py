@@ -16,6 +16,7 @@ import yaml
 from egraff_utils import campaign as campaigns
 from egraff_utils import cards, paths
 from egraff_utils.campaign import Campaign
+from egraff_utils.running.pages import reports
 from egraff_utils.running.timing import Cost, timings
 from egraff_utils.units import seconds
 
@@ -49,7 +50,7 @@ class Plan:
     def seconds(self) -> float:
         """Predicted wall time of the campaign, s."""
         lengths = [_cell(self.campaign, self.costs, *cell) for cell in self.campaign.cells()]
-        pages = len(self.campaign.datasets) + _pages()
+        pages = len(self.campaign.datasets) + len(reports(self.campaign))
         return makespan([*lengths, *[NOTEBOOK] * pages], self.jobs)
 
     def table(self) -> pd.DataFrame:
@@ -241,11 +242,6 @@ def _training(campaign, cost, dataset, model, seed):
 def _rollout(campaign, cost, dataset, *, parts):
     steps = campaign.rollout_parameters(dataset, "", 0, "corrected")["steps"]
     return cost.start + parts * steps * cost.md_step
-
-
-def _pages():
-    pages = cards.read_yaml(paths.ROOT / "params" / "book.yml")["pages"]
-    return sum(page.startswith("report/") for page in pages)
 
 
 def _digits(value):
