@@ -119,7 +119,7 @@ def test_a_short_run_and_a_cut_one_have_no_spectrum():
 
 
 def test_the_page_says_who_is_beyond_a_perfect_model():
-    """Bands at 3000 and 3100 / cm of a reference at 3000; the perfect model's divergence is zero."""
+    """Bands at 3000 and 3100 / cm of a reference at 3000, whose replicas scatter a little."""
     base = measured([vibrating((3000, 1.0))] * 2, vibrating((3000, 1.0)))
     off = measured([vibrating((3100, 1.0))] * 2, vibrating((3000, 1.0)))
     records = [replace(base, model="reference"), replace(off, model="mace"), replace(base, model="nequip")]
@@ -137,9 +137,20 @@ def test_the_page_says_who_is_beyond_a_perfect_model():
     assert (said["count"], said["datasets"], said["beyond"]) == ("2", "1", "1 of 2")
     assert 80 < float(said["shift"].partition(" to ")[2]) < 120
     assert said["saturated"] == "1 of 2"
+    assert 0 < float(said["perfect"]) < float(said["saturation"])
     figure = vibrations.spectrum_grid(records)
     assert len(figure.axes[0].lines) == 3
     assert vibrations.values([vibrations.table([])])["count"] == "0"
+
+
+def test_a_perfect_model_has_the_scatter_of_its_replicas():
+    """Of three replicas one vibrates elsewhere: each is compared with the mean, (2/3, 1/3)."""
+    near = (np.log(6 / 5) + 2 / 3 * np.log(4 / 5) + 1 / 3 * np.log(2)) / 2  # of (1, 0) from that mean
+    far = (np.log(3 / 2) + np.log(2) / 3) / 2  # of (0, 1)
+    expected = (2 * near + far) / 3
+    assert vibrations.scatter(np.eye(2)[[0, 0, 1]]) == pytest.approx(expected)
+    assert vibrations.scatter(np.eye(2)[[0, 0]]) == 0
+    assert np.isnan(vibrations.scatter(np.zeros((2, 2))))
 
 
 def test_saturation_is_the_divergence_of_unrelated_runs():

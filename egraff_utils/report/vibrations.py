@@ -57,7 +57,7 @@ def spectrum_grid(records: Iterable) -> Figure:
 STIFF = 2000.0
 """Wavenumber above which only bonds to hydrogen, and triple bonds, vibrate, 1/cm."""
 JSD, LOW, HIGH = "JSD (nats)", "from", "to"
-SATURATION = "saturation (nats)"
+PERFECT, SATURATION = "perfect (nats)", "saturation (nats)"
 BAND, EXPECTED, BIN = "band (1/cm)", "reference (1/cm)", "bin (1/cm)"
 
 
@@ -67,26 +67,50 @@ def table(records: Iterable) -> pd.DataFrame:
     Returns
     -------
     DataFrame with the index (dataset, model), the reference with noise of its own after the models, and the
-    columns ``JSD (nats)`` with its 95 % interval ``from``, ``to``, ``saturation (nats)`` of the dataset,
-    the :func:`independent` divergence of its reference, :func:`bands` of both spectra in ``band (1/cm)``
-    and ``reference (1/cm)``, and the width of a bin, ``bin (1/cm)``; means over seeds.
+    columns ``JSD (nats)`` with its 95 % interval ``from``, ``to``, the levels of the dataset,
+    ``perfect (nats)`` and ``saturation (nats)`` (:func:`scatter`, :func:`independent`), :func:`bands` of both
+    spectra in ``band (1/cm)`` and ``reference (1/cm)``, and the width of a bin, ``bin (1/cm)``; means over
+    seeds.
     """
     rows, levels = [], {}
     for record in simulated(records):
         if record.model == REFERENCE:
-            levels[record.dataset] = independent(record.curves["spectrum"])
+            spectra = record.curves["spectrum"]
+            levels[record.dataset] = {PERFECT: scatter(spectra), SATURATION: independent(spectra)}
         metric, nu = record.metric("spectrum_jsd"), record.curves["spectrum_wavenumbers"]
         own = mean_distribution([record], "spectrum")
         both = bands(nu, own, record.curves["spectrum_reference"])
         rows.append([record.dataset, record.model, metric.value, metric.low, metric.high, *both, nu[1]])
     columns = ["dataset", "model", JSD, LOW, HIGH, BAND, EXPECTED, BIN]
     found = pd.DataFrame(rows, columns=columns).groupby(["dataset", "model"]).mean()
-    found.insert(3, SATURATION, found.index.get_level_values("dataset").map(levels).astype(float))
+    for place, level in enumerate((PERFECT, SATURATION), start=3):
+        known = {dataset: values[level] for dataset, values in levels.items()}
+        found.insert(place, level, found.index.get_level_values("dataset").map(known).astype(float))
 
-    def place(cell):
+    def order(cell):
         return dataset_place(cell[0]), cell[1] == REFERENCE, model_place(cell[1])
 
-    return found.reindex(sorted(found.index, key=place))
+    return found.reindex(sorted(found.index, key=order))
+
+
+def scatter(spectra: np.ndarray) -> float:
+    """Divergence of a replica from the mean of all, itself included, nats: that of a perfect model.
+
+    A model that is the reference and shares its starts and noise has the replicas of the reference, each of
+    which is compared with their mean. NaN without a replica that has a spectrum.
+
+    Parameters
+    ----------
+    spectra
+        Shape ``(R, B)``; zero throughout for a replica that has none.
+
+    Examples
+    --------
+    >>> round(scatter(np.eye(2)), 3), scatter(np.eye(2)[[0, 0]])
+    (0.216, 0.0)
+    """
+    found = spectra[spectra.any(1)]
+    return float(np.mean([metrics.jsd(p, found.mean(0)) for p in found])) if len(found) else np.nan
 
 
 def independent(spectra: np.ndarray) -> float:
@@ -136,25 +160,25 @@ def bands(nu: np.ndarray, spectrum: np.ndarray, reference: np.ndarray) -> tuple[
 def values(tables: Iterable[pd.DataFrame]) -> dict:
     """What a page says of the :func:`table` of every campaign, each of which counts by itself.
 
-    ``perfect`` and ``perfect_shift`` are ranges over the references with noise of their own, ``beyond`` the
-    number of the models on their datasets whose interval lies above. ``saturation`` is the range of that
-    level, and ``saturated`` the number of the models whose interval does not lie above it. ``shift`` and
+    ``rerun`` and ``rerun_shift`` are ranges over the references with noise of their own. ``perfect`` and
+    ``saturation`` are ranges of these levels; ``beyond`` is the number of models whose interval lies above
+    the first, ``saturated`` that of models whose interval does not lie above the second. ``shift`` and
     ``median`` are of band less that of the reference, 1/cm.
     """
     found = pd.concat(dict(enumerate(tables)), names=["campaign"])
     shift, name = found[BAND] - found[EXPECTED], found.index.get_level_values("model")
-    models, perfect = found[name != REFERENCE], found[name == REFERENCE].droplevel("model")[JSD]
-    level = perfect.reindex(models.index.droplevel("model")).to_numpy(dtype=float)
-    known = np.isfinite(level)
+    models, rerun = found[name != REFERENCE], found[name == REFERENCE]
+    level = models[PERFECT].to_numpy(dtype=float)
     off = shift[name != REFERENCE]
     saturation = models[SATURATION].to_numpy(dtype=float)
     return {
         "count": str(models[JSD].notna().sum()),
         "datasets": str(len(models.index.unique("dataset"))),
         "span": span(models[JSD], ".2g"),
-        "perfect": span(perfect, ".2g"),
-        "perfect_shift": span(shift[name == REFERENCE], ".0f"),
-        "beyond": count((models[LOW].to_numpy(dtype=float) > level)[known]),
+        "rerun": span(rerun[JSD], ".2g"),
+        "rerun_shift": span(shift[name == REFERENCE], ".0f"),
+        "perfect": span(found[PERFECT], ".2g"),
+        "beyond": count((models[LOW].to_numpy(dtype=float) > level)[np.isfinite(level)]),
         "saturation": span(found[SATURATION], ".2g"),
         "saturated": count((models[LOW] <= saturation)[np.isfinite(saturation)]),
         "shift": span(off, ".0f"),
