@@ -11,6 +11,7 @@ from scipy.signal import find_peaks
 
 from egraff_utils import cards, data, paper, paths, readers, structure
 from egraff_utils.breaks import FARTHEST_MOVE
+from egraff_utils.md.temperature import HEATING_WINDOW
 from egraff_utils.report import values
 from egraff_utils.report.agreement import PUBLISHED_FRAMES
 from egraff_utils.running import batch
@@ -57,6 +58,7 @@ FROM_CARDS = {
     "a cube of 20 Å": lambda: readers.BOX,
     "562 K for ethanol": lambda: 500 * (3 * 9) / (3 * 9 - 3),
     "thermostat needs 2 ps": lambda: 1 / 0.491,
+    "temperature over 100 fs": lambda: HEATING_WINDOW,
     "field of 25 Å": lambda: reach("botnet"),
     "field of 10 Å": lambda: reach("mace"),
     "below 111 %": lambda: paper.table(19).wf_percent.max(),
