@@ -78,8 +78,8 @@ def test_errors_after_further_training_stand_in_the_order_of_time():
 def test_the_gain_is_told_in_words():
     _, further, others = found()
     assert universal.gained(further, others, "molecule") == (
-        "after 15 s 0.5 (SO3LR, fine-tuned on Ethanol) times that of the best network of cpu, "
-        "after 120 s 0.4 (SO3LR, fine-tuned on Ethanol) times that of the best network of cpu"
+        "after 15 s 0.49 (SO3LR, fine-tuned on Ethanol) times that of the best network of cpu, "
+        "after 120 s 0.37 (SO3LR, fine-tuned on Ethanol) times that of the best network of cpu"
     )
     assert universal.gained(further, others, "bulk") == "not run"
 

@@ -35,6 +35,8 @@ def training_values(record) -> dict:
 def rollout_values(record, training, floor) -> dict:
     """Values of a rollout page: the model, the length of the rollout, its metrics and their levels.
 
+    ``stayed`` says how many replicas did not break.
+
     Parameters
     ----------
     record, training, floor
@@ -44,7 +46,8 @@ def rollout_values(record, training, floor) -> dict:
     given = {"model": model_title(record.model)} | ran | metrics(training, "force_mae")
     level = perfect_of(records.read(record.campaign), record.kind, record.dataset, "fv")
     levels = metrics(floor, "wf", "fv", prefix="floor-") | {"perfect-fv": say(level, ".3g")}
-    return given | metrics(record, *ROLLOUT) | levels
+    stayed = f"{ran['replicas'] - len(record.breaks)} of {ran['replicas']} replicas"
+    return given | metrics(record, *ROLLOUT) | levels | {"stayed": stayed}
 
 
 def following_values(record, floor) -> dict:
@@ -89,22 +92,18 @@ def live_values(record, own_noise, floor) -> dict:
     -------
     dict
         ``followed``, until when FV, as geometric mean over replicas, is less than half of its floor;
-        ``stayed``, how many replicas did not break; ``target`` of the thermostat, ``started``, the mean
-        temperature of the velocities at the start, and ``rerun``, that of the reference with noise of its
+        ``target`` of the thermostat and ``rerun``, the mean temperature of the reference with noise of its
         own; ``length`` of the run, and ``relaxation``, the time in which the thermostat forgets a start.
     """
     time, fv = record.curves["time"], record.curves["fv"]
     half = divergence.horizon_time(time, np.where(np.isfinite(fv), fv, 1.0), floor["fv"])
     target, rerun = record.parameters["temperature"], own_noise and own_noise["temperature"]
-    replicas = record.parameters["replicas"]
     followed = "to the end, {:.0f} fs, with a force violation below half of the saturation level"
     if np.isfinite(half):
         followed = "for {:.0f} fs, until its force violation is half of the saturation level"
     return {
         "followed": followed.format(half if np.isfinite(half) else time[-1]),
-        "stayed": f"{replicas - len(record.breaks)} of {replicas} replicas",
         "target": f"{target:.0f} K",
-        "started": f"{record.curves['start_temperature'].mean():.0f} K",
         "rerun": f"{rerun:.0f} K" if rerun else say(None),
         "length": f"{time[-1]:.0f} fs",
         "relaxation": f"{1 / relaxation.friction_rate(record):.0f} fs",

@@ -216,7 +216,7 @@ def ratios(own: Iterable[Record], others: dict[str, list[Record]], system: str) 
     for name, found in others.items():
         pairs = [(r, trained(found, r.dataset)) for r in own]
         over = [(_pair(record), record["force_mae"] / min(errors)) for record, errors in pairs if errors]
-        parts += [f"{ends(over, '.1f')} times that of the best network of {name}"] if over else []
+        parts += [f"{ends(over, '.2g')} times that of the best network of {name}"] if over else []
     return " and ".join(parts) or "not compared with networks"
 
 
