@@ -193,8 +193,8 @@ def _rolled_out(
     torch.set_num_threads(config.threads)
     try:
         make_calculator = _calculators(config, card, force_field)
-    except FileNotFoundError:  # the model has to be trained first, which would be in vain
-        check(config)
+    except FileNotFoundError:  # the model has to be trained first, which may be in vain
+        _check_starts(config, card)
         raise
     scene = _scene(config, card)
     checkpoint = _checkpoint(config, digests["weights"], scene)
@@ -233,18 +233,26 @@ def check(config: RolloutConfig) -> None:
     Raises
     ------
     ValueError
-        If :func:`roll_out` would raise one for the frames; the message names dataset, split and remedy.
+        If :func:`roll_out` would raise one for the frames, or if they have no g(r), without which a rollout
+        has no saturation levels; the message names dataset, split and remedy.
     """
     for part in parts(config):
         card = cards.dataset(part.target or part.dataset)
         part = replace(_settled(part, card), steps=1, record_every=1)
-        frames, first = _chosen(part, card)
-        starts = [_start(part, card, frames, i, replica) for replica, i in enumerate(first)]
-        if card.oracle is not None:
-            reference.calculator(card, starts[0])
+        frames, first = _check_starts(part, card)
         with _of(card, part.split):
-            _rule(part, card, frames)
             _check_distances(_stored(part, card, frames, first))
+
+
+def _check_starts(config: RolloutConfig, card: cards.DatasetCard) -> tuple[list[Atoms], list[int]]:
+    """Frames of a rollout and the indices of its starts, if it can begin there."""
+    frames, first = _chosen(config, card)
+    starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
+    if card.oracle is not None:
+        reference.calculator(card, starts[0])
+    with _of(card, config.split):
+        _rule(config, card, frames)
+    return frames, first
 
 
 @contextmanager
@@ -372,7 +380,6 @@ def _scene(config: RolloutConfig, card: cards.DatasetCard) -> "Scene":
     live = config.protocol == "corrected" and card.oracle is not None
     with _of(card, config.split):
         found = _live(config, card, frames, starts, digest) if live else _stored(config, card, frames, first)
-        _check_distances(found)
     return Scene(frames, first, starts, found, digest)
 
 
