@@ -191,7 +191,8 @@ QUANTITIES = (
     Quantity("pressure_reference", "GPa", "Pressure of the reference frames", digits=2, lower_is_better=None),
     Quantity("reference_contiguous", "1", "Reference contiguous in time", lower_is_better=None),
     # seeds of a model, as a committee
-    Quantity("members", "1", "Members of the committee", count=True, lower_is_better=None, kind="committee"),
+    Quantity("members", "1", "Members of the committee", digits=0, count=True, lower_is_better=None,
+             kind="committee"),
     Quantity("committee_mae", "meV/Å", "Force MAE of the committee", **_SEEDS, digits=1),
     Quantity("member_mae", "meV/Å", "Force MAE of a member", **_SEEDS, digits=1),
     Quantity("spread", "meV/Å", "Spread of the members", **_SEEDS, digits=1),

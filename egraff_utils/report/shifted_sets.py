@@ -137,6 +137,30 @@ def sets_in_order(errors: pd.Series) -> str:
     return "; ".join(words) or "none of them from another"
 
 
+def energy_offsets(ev_root: float, energy: float) -> list[float]:
+    """The two constants by which an energy is off if this is its root EV, eV, the smaller one first.
+
+    Eq. 4 of the paper, solved for the offset: upwards and downwards the sum of squares differs.
+
+    Parameters
+    ----------
+    ev_root
+        Root EV, dimensionless, below 1.
+    energy
+        Energy of the reference, eV.
+
+    Examples
+    --------
+    >>> [round(offset) for offset in energy_offsets(0.2, -1000.0)]
+    [250, 333]
+    >>> [float(round(d / np.hypot(1000 + e, 1000), 2)) for d, e in ((250, -250), (333, 333))]
+    [0.2, 0.2]
+    """
+    square = ev_root**2
+    roots = np.roots([1 - square, -2 * square, -2 * square])
+    return sorted(abs(float(root) * energy) for root in roots)
+
+
 def set_values(sets: dict) -> pd.DataFrame:
     """Numbers of frames and atoms, size of the forces and spread of the energies of sets of frames.
 
