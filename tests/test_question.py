@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils.records import COLUMNS
-from egraff_utils.report import agreement, question
+from egraff_utils.records import COLUMNS, Metric, Record
+from egraff_utils.report import agreement, horizon, question
 from egraff_utils.report.ranks import detectable
 
 MODELS = list("uvwxyz")
@@ -72,11 +72,11 @@ def test_chance_is_uniform_for_shuffled_models():
     assert np.mean(np.array(chances) < 0.05) < 0.15
 
 
-def rows_of(kind, dataset, model, metric, value, low=np.nan, high=np.nan):
+def rows_of(kind, dataset, model, metric, value, low=np.nan, high=np.nan, *, seed=0):
     return dict(
         zip(
             COLUMNS,
-            (kind, dataset, model, 0, metric, value, "1", low, high, 5, "complete", None),
+            (kind, dataset, model, seed, metric, value, "1", low, high, 5, "complete", None),
             strict=True,
         )
     )
@@ -101,6 +101,26 @@ def test_cells_of_records(records_frame):
     assert (mace.error, mace.value, mace.floor_low, mace.floor_high, mace.alike) == (10, 0.25, 0.1, 0.3, True)
     assert found.alike.sum() == 1
     assert question.cells(records_frame, "fv").empty
+
+
+def test_error_and_metric_are_of_the_same_seeds(records_frame):
+    """A second training of MACE has the largest error; it was simulated, but not followed."""
+    more = [
+        rows_of("training", "lips", "mace", "force_mae", 90.0, seed=1),
+        rows_of("rollout", "lips", "mace", "wf", 0.75, seed=1),
+    ]
+    frame = pd.concat([records_frame, pd.DataFrame(more)], ignore_index=True)
+    assert question.cells(frame, "wf").loc[("lips", "mace"), ["error", "value"]].tolist() == [50, 0.5]
+    assert question.cells(frame, "horizon_nve").loc[("lips", "mace"), ["error", "value"]].tolist() == [
+        10,
+        100,
+    ]
+    followed = [
+        Record("horizon", "demo", "lips", row.model, 0, metrics=[Metric("horizon_nve", row.value, "fs")])
+        for row in frame[frame.kind == "horizon"].itertuples()
+    ]
+    mean, _ = horizon.within(horizon.cells(followed, frame, "nve"))
+    assert question.answers(frame).loc["horizon_nve", "within"] == pytest.approx(-mean) == 1
 
 
 def test_answers_of_records(records_frame):

@@ -202,13 +202,15 @@ def pairs_apart(found: list, name: str = "driven") -> tuple[int, int]:
 
 
 def longest(found: list, name: str = "driven") -> str:
-    """Models that follow their reference longer than each of the others on a dataset, as text.
+    """Which models follow their reference longer than each of the others on a dataset, as a sentence.
 
-    On a dataset they are the fewest models each of which differs from all that are not among them.
+    On a dataset they are the fewest models each of which differs from all that are not among them; they may
+    differ from each other.
     """
     words = []
     apart = told_apart(found, name)
-    for dataset, group in _grouped(found):
+    compared = [(dataset, group) for dataset, group in _grouped(found) if apart[dataset]]
+    for dataset, group in compared:
         differ = apart[dataset]
         order = sorted(
             {p for pair in differ for p in pair}, key=lambda p: -value(group[p], f"horizon_{name}")
@@ -216,10 +218,19 @@ def longest(found: list, name: str = "driven") -> str:
         for count in range(1, len(order)):
             first, rest = order[:count], order[count:]
             if all(differ[min(a, b), max(a, b)] for a in first for b in rest):
-                names = listed([titles.model_title(group[p].model) for p in first])
-                words.append(f"{names} on {short_title(dataset)}")
+                ahead, behind = (_each([group[p].model for p in places]) for places in (first, rest))
+                words.append(f"on {short_title(dataset)} {ahead} is told to follow it longer than {behind}")
                 break
-    return ", ".join(words) or "none"
+    if not words:
+        return "On none of the datasets are some weights told to follow it longer than each of the others"
+    if len(words) < len(compared):
+        words.append("on the others no such group exists")
+    return "; ".join(words).replace("on", "On", 1)
+
+
+def _each(models):
+    names = [titles.model_title(model) for model in models]
+    return ("each of " if len(names) > 1 else "") + listed(names)
 
 
 def letters(found: list, name: str = "driven") -> dict[tuple, str]:
@@ -273,7 +284,7 @@ def _grouped(found):
 
 
 def cells(found: list, frame: pd.DataFrame, name: str = "driven") -> pd.DataFrame:
-    """Force MAE (meV/Å), horizon (fs) and whether it was reached, with one row per dataset and model."""
+    """Force MAE (meV/Å), horizon (fs) and whether it was reached, one row per dataset, model and seed."""
     errors = frame[(frame.kind == "training") & (frame.metric == "force_mae")]
     errors = errors.set_index(["dataset", "model", "seed"]).value
     rows = [
@@ -286,8 +297,12 @@ def cells(found: list, frame: pd.DataFrame, name: str = "driven") -> pd.DataFram
 
 
 def within(pairs: pd.DataFrame) -> tuple[float, int]:
-    """Mean over datasets of the rank correlation of force MAE and horizon, and the number of datasets."""
-    found = [rank_correlation(g.force_mae, g.horizon) for _, g in pairs.groupby("dataset")]
+    """Mean over datasets of the rank correlation of force MAE and horizon, and the number of datasets.
+
+    Several seeds of a model are averaged.
+    """
+    means = pairs.groupby(["dataset", "model"])[["force_mae", "horizon"]].mean()
+    found = [rank_correlation(g.force_mae, g.horizon) for _, g in means.groupby(level="dataset")]
     found = [r for r in found if np.isfinite(r)]
     return (float(np.mean(found)) if found else np.nan), len(found)
 

@@ -71,7 +71,8 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     Parameters
     ----------
     frame
-        One row per metric, as returned by `records.read`; several seeds are averaged.
+        One row per metric, as returned by `records.read`; the seeds that have both test error and metric are
+        averaged.
     metric
         One of `METRICS`.
 
@@ -87,11 +88,13 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
         (frame.kind == quantities.of(metric).kind) & (frame.metric == metric) & (frame.model != "reference")
     ]
     rows = rows[~rows.dataset.isin(_censored(frame, metric))]
-    values = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
     errors = frame[(frame.kind == "training") & (frame.metric == "force_mae")]
-    error = errors.groupby(["dataset", "model"])["value"].mean().rename("error")
+    cell, names = ["dataset", "model"], ["value", "low", "high"]
+    errors = errors[[*cell, "seed", "value"]].rename(columns={"value": "error"}).dropna(subset="error")
+    both = rows[[*cell, "seed", *names]].dropna(subset="value").merge(errors, on=[*cell, "seed"])
+    values = both.groupby(cell)[[*names, "error"]].mean()
     places = dict.fromkeys(values.index.unique("dataset"), "rollout")
-    return _with_floors(values.join(error, how="inner"), frame, metric, places)
+    return _with_floors(values, frame, metric, places)
 
 
 def _censored(frame, metric):
