@@ -1,5 +1,7 @@
 """Does survival count what broke, and nothing else? Curves by hand, breaks, last frames."""
 
+from types import SimpleNamespace
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -264,6 +266,50 @@ def test_a_failure_is_drawn_with_its_offender():
 
 
 def test_the_most_broken_are_named_by_what_they_ran_on():
-    rows = [("mace", "ethanol", "another molecule")] * 3 + [("mace", "ethanol", survival.HOME)]
-    table = pd.DataFrame(rows, columns=["model", "dataset", "setting"]).assign(broke=True)
-    assert survival.most_broken(table) == "MACE on Ethanol → another molecule (3) and MACE on Ethanol (1)"
+    rows = [("mace", "ethanol", "another molecule", 0)] * 3 + [("mace", "ethanol", survival.HOME, 1)]
+    table = pd.DataFrame(rows, columns=["model", "dataset", "setting", "seed"]).assign(broke=True)
+    sound = table.assign(seed=2, broke=False)
+    most = "MACE on Ethanol → another molecule, seed 0 (3 of 3) and MACE on Ethanol, seed 1 (1 of 1)"
+    assert survival.most_broken(pd.concat([sound, table])) == most
+    assert survival.most_broken(sound) == "none"
+
+
+def test_a_failure_names_its_seed():
+    record = rollout([Break(1, 20, 10.0, "bond")], (100, 20))
+    record.seed = 2
+    shown = last_frames.failure_table(survival.replicas([record]))
+    assert shown[["Model", "Seed", "Replica"]].to_numpy().tolist() == [["MACE", 2, 1]]
+
+
+def test_tests_of_several_settings_are_corrected_for_their_number():
+    def compared(p, *pairs):
+        return SimpleNamespace(p=p), pd.DataFrame({"p": pairs})
+
+    found = {
+        "hotter": compared(0.01, 0.2),
+        "another molecule": compared(0.03, 0.04),
+        "as coded": compared(1.0),
+    }
+    tests, pairs = ({name: each[place] for name, each in found.items()} for place in (0, 1))
+    assert survival.adjusted(tests) == pytest.approx(
+        {"hotter": 0.03, "another molecule": 0.06, "as coded": 1}
+    )
+    start = "After Holm's correction over the settings the models"
+    blind = "; which pairs differ these few replicas do not tell"
+    assert survival.differ(tests, pairs) == f"{start} differ on hotter (p = 0.03){blind}"
+    pairs["hotter"].p = 0.01
+    assert survival.differ(tests, pairs) == f"{start} differ on hotter (p = 0.03)"
+    tests["hotter"].p = 0.02
+    assert survival.differ(tests, pairs) == f"{start} are told to differ on none of them"
+
+
+def test_every_setting_has_its_test():
+    sound = [rollout(stable=[100] * 8, model="mace", kind=kind) for kind in ("rollout", "rollout_as_coded")]
+    breaks = [Break(r, 9, 4.5, "bond") for r in range(8)]
+    broken = rollout(breaks, [9] * 8, model="nequip", steps=10)
+    tests, pairs = survival.compare_settings(survival.replicas([*sound, broken]))
+    assert list(tests) == list(pairs) == [survival.HOME, survival.AS_CODED]
+    assert survival.differ(tests, pairs).startswith(
+        "After Holm's correction over the settings the models differ on"
+    )
+    assert survival.adjusted(tests)[survival.HOME] == pytest.approx(2 * tests[survival.HOME].p)

@@ -26,6 +26,8 @@ from egraff_utils.report.titles import model_title, short_title
 MOVED_ON = "H now nearer to another"
 """Note on a bond whose hydrogen has changed its partner, which is a reaction rather than a defect."""
 
+EVERYWHERE = "everywhere"
+"""Place of a break that concerns the whole system."""
 
 AROUND = 4.5
 """Radius around a failure in which the atoms of a periodic system are drawn, Å."""
@@ -178,6 +180,7 @@ def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
                 "Setting": row.setting,
                 "Dataset": place,
                 "Model": model_title(row.model),
+                "Seed": row.seed,
                 "Replica": row.replica,
                 "Step": row.step,
                 "Time (fs)": round(row.time, 1),
@@ -189,8 +192,8 @@ def failure_table(table: pd.DataFrame, kept=()) -> pd.DataFrame:
                 else "not kept",
             }
         )
-    heads = ["Setting", "Dataset", "Model", "Replica", "Step", "Time (fs)", "Reason", "Where", "Energy (σ)"]
-    return pd.DataFrame(rows, columns=[*heads, "T over target (×)"])
+    heads = ["Setting", "Dataset", "Model", "Seed", "Replica", "Step", "Time (fs)", "Reason", "Where"]
+    return pd.DataFrame(rows, columns=[*heads, "Energy (σ)", "T over target (×)"])
 
 
 def downhill(kept) -> tuple[str, str]:
@@ -213,7 +216,7 @@ def downhill(kept) -> tuple[str, str]:
 
 
 def _elsewhere(cause):
-    return "everywhere" if cause in (Cause.HEATED, Cause.STRUCTURE) else "not kept"
+    return EVERYWHERE if cause in (Cause.HEATED, Cause.STRUCTURE) else "not kept"
 
 
 def _signed(value):

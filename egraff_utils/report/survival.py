@@ -21,6 +21,7 @@ from egraff_utils.report.beside import MODELS
 from egraff_utils.report.comparison import order_datasets, order_models
 from egraff_utils.report.lifetimes import LogRank, kaplan_meier, log_rank, restricted_mean
 from egraff_utils.report.titles import model_title, short_title
+from egraff_utils.report.values import listed
 
 HOME, AS_CODED = "like the training set", "as coded"
 SETTINGS = {
@@ -185,16 +186,19 @@ def _parts(shift):
 
 
 def most_broken(table: pd.DataFrame) -> str:
-    """The two models, datasets and settings with the most broken replicas and their numbers, as text.
+    """The two trainings, datasets and settings with the most broken replicas and their numbers, as text.
 
     Parameters
     ----------
     table
         Rows of `replicas`.
     """
-    names = ["model", "dataset", "setting"]
-    counts = table[table.broke].groupby(names).size().sort_values(ascending=False)[:2]
-    words = [f"{model_title(model)} on {place_name(*where)} ({n})" for (model, *where), n in counts.items()]
+    groups = table.groupby(["model", "seed", "dataset", "setting"]).broke
+    broken, sizes = groups.sum().sort_values(ascending=False, kind="stable")[:2], groups.size()
+    words = [
+        f"{model_title(model)} on {place_name(*where)}, seed {seed} ({n} of {sizes[model, seed, *where]})"
+        for (model, seed, *where), n in broken[broken > 0].items()
+    ]
     return " and ".join(words) or "none"
 
 
@@ -209,13 +213,44 @@ def place_name(dataset: str, setting: str) -> str:
     return short_title(dataset) + (f" → {setting}" if setting in SETTINGS.values() else "")
 
 
+def compare_settings(table: pd.DataFrame) -> tuple[dict, dict]:
+    """`compare_models` of every setting: setting -> its overall test, and setting -> its pairs."""
+    found = {name: compare_models(table[table.setting == name]) for name in settings(table)}
+    tests, pairs = ({name: each[place] for name, each in found.items()} for place in (0, 1))
+    return tests, pairs
+
+
+def adjusted(tests: dict) -> dict[str, float]:
+    """Setting -> p value of its overall test, corrected for the number of settings (Holm 1979)."""
+    return dict(zip(tests, map(float, statistics.holm([test.p for test in tests.values()])), strict=True))
+
+
+def differ(tests: dict, compared: dict) -> str:
+    """In which settings the models differ at 5 %, as a sentence without its full stop.
+
+    Parameters
+    ----------
+    tests, compared
+        Both parts of `compare_settings`.
+    """
+    found = {name: p for name, p in adjusted(tests).items() if p < 0.05}
+    start = "After Holm's correction over the settings the models"
+    if not found:
+        return f"{start} are told to differ on none of them"
+    blind = all((compared[name].p >= 0.05).all() for name in found)
+    words = listed([f"{name} (p = {p:.2g})" for name, p in found.items()])
+    return f"{start} differ on {words}" + (
+        "; which pairs differ these few replicas do not tell" if blind else ""
+    )
+
+
 def told_apart(compared: dict) -> str:
     """Pairs of models that differ at 5 %, as text.
 
     Parameters
     ----------
     compared
-        Setting -> pairs of `compare_models`.
+        Setting -> pairs of `compare_models`, as `compare_settings` gives them.
     """
     words = [
         f"{model_title(row.first)} and {model_title(row.second)} ({name}, p = {row.p:.3f})"
@@ -247,8 +282,9 @@ def could_be_told(table: pd.DataFrame, compared: dict) -> str:
 def compare_models(table: pd.DataFrame, **options) -> tuple[LogRank, pd.DataFrame]:
     """Comparison of models within simulations of the same kind, dataset and composition.
 
-    The p value of a pair is corrected for the number of pairs (Holm 1979). It applies to the trained weights,
-    not to the architectures, as the model of another training may break elsewhere.
+    The p value of a pair is corrected for the number of pairs (Holm 1979). It applies to these trainings, not
+    to the architectures, as the model of another training may break elsewhere. Replicas of several trainings
+    are pooled as if they were independent, which they are not.
 
     Returns
     -------
