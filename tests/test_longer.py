@@ -41,6 +41,7 @@ def test_halves_of_all_values_on_two_datasets():
     said = longer.values(short, long, found)
     assert said["wf_change"].startswith("×0.50")
     assert said["stable_fraction_change"].startswith("+0.25")
+    assert said["told"] == "None of 2 metrics tells the simulations apart"
     assert (said["cells"], said["error"], said["better"], said["least_p"]) == ("6", "3.0", "none", "1")
     assert said["caution"] == ", which so few datasets could not show"
 
@@ -56,8 +57,29 @@ def test_the_verdict_takes_enough_datasets_that_agree(factor, verdict):
     found = longer.answers(short, campaign(datasets, 10.0, wf))
     assert found.verdict["wf"] == verdict
     assert found.verdict["stable_fraction"] == longer.OPEN
+    told = {longer.BETTER: "better by WF, worse by none", longer.WORSE: "better by none, worse by WF"}
+    said = longer.values(short, campaign(datasets, 10.0, wf), found)["told"]
+    assert told.get(verdict, "None of 2 metrics") in said
     if factor != 1:
         assert found.adjusted["wf"] == pytest.approx(2 * 2 / 512)
+
+
+@pytest.mark.parametrize(
+    ("reached", "text"),
+    [((1, 1), "×1.50"), ((1, 0), "> ×1.50"), ((0, 1), "< ×1.50"), ((0, 0), "? ×1.50")],
+)
+def test_a_horizon_that_was_not_reached_bounds_the_change(reached, text):
+    """One dataset, so there is no range."""
+    frames = []
+    for each, horizon in zip(reached, (100.0, 150.0), strict=True):
+        frame = campaign("a", 30.0, lambda dataset, model: 2.0)
+        more = frame[frame.metric == "wf"].assign(kind="horizon", metric="horizon_driven", value=horizon)
+        ends = more.assign(metric="horizon_driven_reached", value=1.0)
+        ends.loc[ends.model == "mace", "value"] = float(each)
+        frames.append(pd.concat([frame, more, ends], ignore_index=True))
+    found = longer.answers(*frames)
+    assert longer.values(*frames, found)["horizon_driven_change"] == text
+    assert longer.values(*frames, found)["wf_change"] == "×1.00"
 
 
 def test_saturated_cells_are_counted_and_open_in_the_figure():

@@ -17,6 +17,7 @@ from egraff_utils import quantities, statistics
 from egraff_utils.report import look, question
 from egraff_utils.report.comparison import order_models
 from egraff_utils.report.panels import WIDTH, add_legend, dataset_handles, dataset_markers, legend_entries
+from egraff_utils.report.table_cells import censored
 from egraff_utils.report.values import MISSING, count, say, span
 
 BETTER, WORSE, OPEN = "better", "worse", "not told from no change"
@@ -39,13 +40,21 @@ def pairs(short: pd.DataFrame, long: pd.DataFrame, metric: str) -> pd.DataFrame:
     -------
     DataFrame with the index (dataset, model) and the columns of `question.cells` for each campaign, the
     second ones with ``_long`` after their names; ``change``, the logarithm of the second value over the
-    first one, or their difference where a value may be zero (:func:`is_ratio`).
+    first one, or their difference where a value may be zero (:func:`is_ratio`); ``late`` and ``late_long``,
+    whether a horizon is a lower bound, as some simulation ended before it.
     """
     found = question.cells(short, metric).join(question.cells(long, metric), rsuffix="_long", how="inner")
     values = found[["value", "value_long"]].astype(float)
     if is_ratio(metric):
         values = np.log(values.where(values > 0))
-    return found.assign(change=values.value_long - values.value)
+    late = {f"late{end}": _late(rows, found, metric) for end, rows in (("", short), ("_long", long))}
+    return found.assign(change=values.value_long - values.value, **late)
+
+
+def _late(frame, found, metric):
+    """Whether the horizon of a cell is a lower bound, as some simulation ended before it."""
+    cells = {(dataset, model) for _, dataset, model in censored(frame, metric)}
+    return [cell in cells for cell in found.index]
 
 
 def is_ratio(metric: str) -> bool:
@@ -65,11 +74,13 @@ def answers(short: pd.DataFrame, long: pd.DataFrame) -> pd.DataFrame:
     DataFrame with one row per metric: ``cells`` and ``datasets``; ``change``, the geometric mean of the
     ratios of the longer to the shorter training, or the mean difference, over the means of the datasets, with
     the 95 % interval ``low``, ``high`` of `statistics.bootstrap_interval` over datasets, or, of fewer than
-    :data:`ENOUGH`, the range of their means; ``better`` and ``worse``, the numbers of cells that improve and
-    that do not; ``alike`` and ``alike_long``, the numbers of saturated cells, NaN without a saturation level;
-    ``order`` and ``order_long``, the rank correlations of test error and metric within datasets
-    (`question.answer`), over these cells; ``chance``, the p value of :func:`chance_of`, ``adjusted``, the
-    same with Holm's correction over the metrics; and ``verdict``, which takes an adjusted p value below 5 %.
+    :data:`ENOUGH`, the range of their means, NaN of a single dataset; ``bound``, ``>`` or ``<`` where
+    horizons that were not reached make ``change`` a lower or an upper bound, ``?`` where they do both;
+    ``better`` and ``worse``, the numbers of cells that improve and that do not; ``alike`` and ``alike_long``,
+    the numbers of saturated cells, NaN without a saturation level; ``order`` and ``order_long``, the rank
+    correlations of test error and metric within datasets (`question.answer`), over these cells; ``chance``,
+    the p value of :func:`chance_of`, ``adjusted``, the same with Holm's correction over the metrics; and
+    ``verdict``, which takes an adjusted p value below 5 %.
     """
     rows = {}
     for metric in question.METRICS:
@@ -102,6 +113,7 @@ def _row(found, metric):
     up = quantities.of(metric).lower_is_better is False
     means = found.change.groupby(level="dataset").mean()
     bounds = statistics.bootstrap_interval(means) if len(means) >= ENOUGH else (means.min(), means.max())
+    bounds = bounds if len(means) > 1 else (np.nan, np.nan)
     ends = np.array([means.mean(), *bounds])
     known = found.floor_high.notna().any()
     change, low, high = np.exp(ends) if is_ratio(metric) else ends
@@ -111,6 +123,7 @@ def _row(found, metric):
         "change": change,
         "low": low,
         "high": high,
+        "bound": {(0, 0): "", (0, 1): ">", (1, 0): "<", (1, 1): "?"}[found.late.any(), found.late_long.any()],
         "better": int((found.change > 0 if up else found.change < 0).sum()),
         "worse": int((found.change < 0 if up else found.change > 0).sum()),
         "alike": int(found.alike.sum()) if known else np.nan,
@@ -149,7 +162,7 @@ def readable(found: pd.DataFrame) -> pd.DataFrame:
 def _change(row):
     sign, form = ("×", ".2f") if is_ratio(row.Index) else ("", "+.2f")
     ends = f" ({row.low:{form}} to {row.high:{form}})" if np.isfinite([row.low, row.high]).all() else ""
-    return f"{sign}{row.change:{form}}{ends}"
+    return " ".join(filter(None, [row.bound, f"{sign}{row.change:{form}}{ends}"]))
 
 
 def values(short: pd.DataFrame, long: pd.DataFrame, found: pd.DataFrame) -> dict:
@@ -161,6 +174,12 @@ def values(short: pd.DataFrame, long: pd.DataFrame, found: pd.DataFrame) -> dict
     for name, verdict in {"better": BETTER, "worse": WORSE, "open": OPEN}.items():
         metrics = found.index[found.verdict == verdict] if len(found) else []
         texts[name] = ", ".join(quantities.of(metric).short_name for metric in metrics) or "none"
+    texts["told"] = f"None of {len(found)} metrics tells the simulations apart"
+    if {texts["better"], texts["worse"]} != {"none"}:
+        texts["told"] = (
+            f"Of {len(found)} metrics the simulation is told to be better by {texts['better']}, worse by "
+            f"{texts['worse']}"
+        )
     least = min(1.0, 2.0 ** (1 - few) * len(found)) if few else None
     return texts | {
         "caution": ", which so few datasets could not show" if least is None or least >= 0.05 else "",

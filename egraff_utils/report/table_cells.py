@@ -24,7 +24,7 @@ from egraff_utils.report.levels import floor_of, is_alike
 from egraff_utils.report.titles import model_title, short_title
 from egraff_utils.report.windows import stored
 
-NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE = "not run", "–", "failed", "†", "≈"
+NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE, OVER = "not run", "–", "failed", "†", "≈", "> "
 KNOWN_PERFECT = "perfect "
 FAILING = ("training", *FAILURES)
 LEGEND = {
@@ -34,6 +34,7 @@ LEGEND = {
     f"\n{KNOWN_PERFECT}": "perfect: the true force field under this protocol",
     r"\^": "weights of one group that share a letter cannot be told apart",
     UNSTABLE: f"{UNSTABLE} a replica broke, the value is that of the part before",
+    f"(^|\x00){OVER}": ">: simulations ended before it",
     FAILED: f"{FAILED}: the run gave no value",
     NOT_RUN: f"{NOT_RUN}: no record",
     f"(^|\x00){NO_VALUE}": f"{NO_VALUE} no such value",
@@ -96,6 +97,9 @@ def cell_texts(numbers, layout, frames, *, letters=True):
             signs = _signs(column, keys, values, frames[source], frames[OURS], letters=letters)
         rows = zip(values, marks, signs, _spread(numbers, head, source, column.digits), strict=True)
         texts = [cell_text(value, column.digits, *mark, sign, end) for value, mark, sign, end in rows]
+        if source in frames and (late := censored(frames[source], column.metric)):
+            bounds = zip(values, texts, keys, strict=True)
+            texts = [f"{OVER}{value:.0f}" if key in late else text for value, text, key in bounds]
         if source == BOUND and (known := numbers.get((head, PERFECT))) is not None:
             ends = [f"\n{KNOWN_PERFECT}{number_text(p, column.digits)}" if pd.notna(p) else "" for p in known]
             texts = [text + end for text, end in zip(texts, ends, strict=True)]
@@ -164,6 +168,12 @@ def marks_of(frame, keys, *, bonded=False):
         missing = NOT_RUN if not status else NO_VALUE if none else FAILED + dagger
         marks.append((FAILED if key[1:] in failed else missing, dagger))
     return marks
+
+
+def censored(frame, metric):
+    """Cells (kind, dataset, model) with a horizon that some simulation did not reach: a lower bound."""
+    rows = frame[(frame.metric == f"{metric}_reached") & (frame.value == 0)]
+    return set(rows[["kind", "dataset", "model"]].itertuples(index=False, name=None))
 
 
 def _is_periodic(dataset):
