@@ -236,6 +236,9 @@ record. Checks have separate tables, ``gate.CHECKS`` and ``audit.CHECKS``."""
 SATURATING = tuple(quantity.metric for quantity in QUANTITIES if quantity.saturation)
 """Metrics with a saturation level."""
 
+COSTS = tuple(quantity.metric for quantity in QUANTITIES if quantity.group == "cost")
+"""Metrics of the time that a program takes, and of its size."""
+
 COLUMNS = tuple(
     sorted(
         (quantity for quantity in QUANTITIES if quantity.leaderboard),

@@ -191,7 +191,7 @@ ALLOWED = {
     "all six models": "models of a campaign, or of the paper",
     # how things were set up
     "first training of every model of a campaign has the same time": "a rule of campaigns",
-    "Every model had the same budget": "a rule of campaigns",
+    "first training of every model had the same time": "a rule of campaigns",
     "ll six models on ethanol and aspirin": "the plan of the benchmark",
     "which may never act": "a possibility",
     "for all six models or for none": "a rule",

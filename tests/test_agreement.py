@@ -198,6 +198,20 @@ def test_what_the_protocol_explains_is_told_from_what_it_leaves(frame):
     assert row["paper / as coded"] == pytest.approx(18.92 / 6)
 
 
+def test_a_broken_simulation_wins_nothing(frame):
+    index = pd.MultiIndex.from_product(
+        [["ethanol"], ["mace", "nequip", "botnet"]], names=["dataset", "model"]
+    )
+    column = pd.Series([1.0, 2.0, 3.0], index)
+    assert agreement.winners(agreement.whole(frame, column)).to_dict() == {"mace": 1}
+    broken = frame.assign(status=frame.status.where(frame.kind != "rollout", "unstable"))
+    assert agreement.winners(agreement.whole(broken, column)).to_dict() == {"nequip": 1}
+    records.write(Record("rollout", "made", "ethanol", "mace", 0, {}, [Metric("wf", 2.0, "%")]))
+    assert agreement.standings(records.read("made")).loc["mace", "WF, mean place"] == 1
+    records.write(Record("rollout", "made", "ethanol", "mace", 0, {}, [Metric("wf", 2.0, "%")], "unstable"))
+    assert np.isnan(agreement.standings(records.read("made")).loc["mace", "WF, mean place"])
+
+
 def test_standings(frame):
     table = agreement.standings(frame)
     assert table.index.tolist() == ["mace"]

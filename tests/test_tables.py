@@ -12,7 +12,7 @@ import pytest
 
 from egraff_utils import paths, records
 from egraff_utils.records import COLUMNS, Metric, Record
-from egraff_utils.report import beside, leaderboards, levels, table_cells, tables, titles
+from egraff_utils.report import beside, comparison, figures, leaderboards, levels, table_cells, tables, titles
 
 WF = "WF (%)"
 FORCE = "Force MAE (meV/Å)"
@@ -301,11 +301,15 @@ def test_the_leaderboard_has_gate_and_survivors(frame, tmp_path, monkeypatch):
             Record("rollout", "demo", "ethanol", model, 0, metrics=metrics), {"stable_step": stable}
         )
         horizon = [Metric("horizon_driven", 12.0, "fs", 10.0, 15.0)]
+        horizon += [Metric("horizon_driven_reached", float(model == "mace"), "1")]
         records.write(Record("horizon", "demo", "ethanol", model, 0, metrics=horizon))
     table = leaderboards.leaderboard(records.read("demo"), "ethanol").data.droplevel(1, axis=1).loc["ethanol"]
     assert table["Gate"].to_dict() == {"nequip": "fails\nsmoothness", "mace": "pass"}
     assert table["Stable replicas (count)"].to_dict() == {"nequip": "2 of 3", "mace": "3 of 3"}
     assert table["Horizon (fs)"]["mace"] == "12.0\n10.0 to 15.0"
+    assert table["Horizon (fs)"]["nequip"] == "> 12"
+    assert ">: simulations ended before it" in leaderboards.leaderboard(records.read("demo")).caption
+    assert ">: simulations" not in leaderboards.leaderboard(frame).caption
     assert "Gate" not in leaderboards.leaderboard(frame).data.columns.get_level_values(0)
 
 
@@ -324,6 +328,15 @@ def test_published_times_are_in_our_units(frame):
     times = tables.paper_values(frame, 4).loc[("ethanol", "mace")]
     assert times["Training (s/epoch)", "paper"] == pytest.approx(1.15 * 60)
     assert times["MD (ms/step)"].to_list() == pytest.approx([1.28 * 60, 7.0])
+
+
+def test_a_time_is_that_of_the_first_seed(frame):
+    more = [_row("training", "mace", "seconds_per_epoch", 9.0 - 7 * seed, "s", seed=seed) for seed in (0, 1)]
+    both = pd.concat([frame, pd.DataFrame(more)], ignore_index=True)
+    assert tables.paper_values(both, 4).loc[("ethanol", "mace"), ("Training (s/epoch)", "ours")] == 9
+    assert comparison.metric_values(both).seconds_per_epoch["ethanol", "mace"] == 9
+    assert comparison.metric_values(both).force_mae["ethanol", "mace"] == 15  # a mean over seeds
+    assert figures._metric_rows(both, ["seconds_per_epoch"]).seed.to_list() == [0]
 
 
 def test_literature_has_ours_as_one_more_source(frame):

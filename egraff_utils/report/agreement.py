@@ -376,8 +376,9 @@ def winners(column: pd.Series) -> pd.Series:
 def standings(frame: pd.DataFrame) -> pd.DataFrame:
     """Standings of the models that were run, with one row per model and units in the heads.
 
-    The columns are the mean ranks in force error and WF, over the datasets on which all models have a value;
-    the number of datasets with the lowest force error; and the mean stable fraction.
+    The columns are the mean ranks in force error and WF, over the datasets on which all models have a value,
+    of WF one of a `whole` simulation; the number of datasets with the lowest force error; and the mean stable
+    fraction.
     """
     values = own_values(frame)
     ran = values.dropna(how="all").index.unique("model")
@@ -386,12 +387,18 @@ def standings(frame: pd.DataFrame) -> pd.DataFrame:
         {
             "Force error, mean place": mean_ranks(values.force_mae),
             "Force error, datasets won (count)": winners(values.force_mae),
-            "WF, mean place": mean_ranks(values.wf),
+            "WF, mean place": mean_ranks(whole(frame, values.wf)),
             quantities.of("stable_fraction").head: values.stable_fraction.groupby("model").mean(),
         }
     )
     table = table.reindex(sorted(ran, key=beside.model_place)).rename_axis("model")
     return table.fillna({"Force error, datasets won (count)": 0})
+
+
+def whole(frame: pd.DataFrame, column: pd.Series) -> pd.Series:
+    """A column of `own_values` without cells in which a replica broke, whose value is of the time before."""
+    broken = frame[(frame.kind == "rollout") & (frame.status == "unstable")]
+    return column.drop(pd.MultiIndex.from_frame(broken[["dataset", "model"]]), errors="ignore")
 
 
 def own_values(frame: pd.DataFrame) -> pd.DataFrame:

@@ -98,7 +98,8 @@ def beside_values(
     Parameters
     ----------
     frame
-        One row per metric, as `records.read` returns it; several seeds are averaged.
+        One row per metric, as `records.read` returns it; several seeds are averaged, but of costs the first
+        counts.
     metrics
         Names of metrics of a training, and of records of this kind.
     beside
@@ -383,7 +384,7 @@ def _means(frame, column):
     With three seeds or more the interval is that of a mean over seeds, which vary more than the replicas of
     one. Two seeds do not bound their mean, whose 95 % interval is 13 times its standard error: there is none.
     """
-    rows = frame[(frame.metric == column.metric) & (frame.model != "reference")]
+    rows = of_first_seeds(frame[(frame.metric == column.metric) & (frame.model != "reference")])
     groups = rows.groupby(["kind", "dataset", "model"])
     found = groups[["value", "low", "high"]].mean()
     for place, block in groups if "seed" in rows else ():
@@ -392,12 +393,18 @@ def _means(frame, column):
     return found * column.factor
 
 
+def of_first_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without the costs of further seeds: a time is that of one program, so seeds have no mean of it."""
+    first = rows.groupby(["kind", "dataset", "model"]).seed.transform("min") if "seed" in rows else None
+    return rows if first is None else rows[~rows.metric.isin(quantities.COSTS) | ~(rows.seed > first)]
+
+
 def _seed_interval(values, column):
     if len(values) < 3:
         return np.nan, np.nan
     if column.interval == "fraction":
         return statistics.fraction_interval(values)
-    positive = column.interval == "log" or column.metric in COMPARED or column.group == "cost"
+    positive = column.interval == "log" or column.metric in COMPARED
     return statistics.replica_interval(values, positive=positive)
 
 

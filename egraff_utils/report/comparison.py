@@ -116,7 +116,7 @@ def metric_values(frame: pd.DataFrame) -> pd.DataFrame:
     ``unstable_fraction`` is one minus the stable fraction, ``floor_wf_low`` and ``floor_wf_high`` are the
     range of the floor.
     """
-    rows = beside.main_rows(frame)
+    rows = beside.of_first_seeds(beside.main_rows(frame))
     rows = rows[rows.metric.notna() & rows.value.notna()]
     values = rows.pivot_table(index=["dataset", "model"], columns="metric", values="value")
     bounds = frame[frame.kind == "dataset"].pivot_table(index="dataset", columns="metric", values="value")

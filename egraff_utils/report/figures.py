@@ -143,7 +143,7 @@ def _draw_means(ax, frame, metric, datasets, models):
 
 
 def _metric_rows(frame, metrics):
-    rows = beside.main_rows(frame)
+    rows = beside.of_first_seeds(beside.main_rows(frame))
     return rows[rows.metric.isin(metrics) & rows.value.notna()]
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 
 from egraff_utils import cards, paths, quantities
 from egraff_utils.quantities import COLUMNS
-from egraff_utils.report.beside import OURS, PAPER, Layout, beside_values, main_rows
+from egraff_utils.report.agreement import winners
+from egraff_utils.report.beside import BOUND, OURS, PAPER, Layout, beside_values, main_rows
 from egraff_utils.report.table_cells import (
     ALIKE,
     LEGEND,
@@ -19,6 +20,7 @@ from egraff_utils.report.table_cells import (
 )
 from egraff_utils.report.tables import _styled
 from egraff_utils.report.titles import dataset_title, model_title, short_title
+from egraff_utils.report.values import listed
 from egraff_utils.report.windows import stored
 
 TEXT_GROUPS = ("accuracy", "structure", "dynamics")
@@ -125,6 +127,68 @@ def badges(frame: pd.DataFrame) -> dict:
     rows = frame[(frame.kind == "gate") & (frame.metric == "passed") & frame.path.notna()]
     found = {(row.dataset, row.model): stored(paths.results() / row.path) for row in rows.itertuples()}
     return {key: "pass" if record["passed"] else f"fails\n{record.message}" for key, record in found.items()}
+
+
+def best(column: pd.Series) -> str:
+    """On how many datasets each model has the lowest value, as text.
+
+    Parameters
+    ----------
+    column
+        Values with the index (dataset, model), as in `agreement.winners`.
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_product([["acac", "lips"], ["mace", "nequip"]])
+    >>> best(pd.Series([1.0, 2.0, 1.0, 3.0], index)), best(pd.Series([], pd.MultiIndex.from_arrays([[], []])))
+    ('MACE on 2 of 2 datasets', 'none yet')
+    """
+    counts = winners(column)
+    words = [f"{model_title(model)} on {number}" for model, number in counts.items()]
+    return f"{', '.join(words)} of {counts.sum()} datasets" if words else "none yet"
+
+
+def above(values: pd.DataFrame, head: str) -> str:
+    """Datasets on which all of our values of a column are above the range of the saturation level, as text.
+
+    Parameters
+    ----------
+    values
+        Values of `beside_values` with bounds and spread.
+    head
+        Head of the column.
+
+    Examples
+    --------
+    >>> heads = pd.MultiIndex.from_product([["WF (%)"], [OURS, f"{BOUND} high"]])
+    >>> rows = pd.MultiIndex.from_product([["acac", "lips"], ["mace", "nequip"]], names=["dataset", "model"])
+    >>> above(pd.DataFrame([[3, 2], [4, 2], [3, 2], [1, 2.0]], columns=heads, index=rows), "WF (%)")
+    'Acetylacetone'
+    """
+    known = values.reindex(columns=[(head, OURS), (head, f"{BOUND} high")]).dropna()
+    over = (known.iloc[:, 0] > known.iloc[:, 1]).groupby("dataset", sort=False).all()
+    return listed([short_title(name) for name in over.index[over]]) or "none"
+
+
+def gaps(absent: list, wanted: list) -> str:
+    """How many runs are missing, and of which seeds, as a sentence; empty if none is.
+
+    Parameters
+    ----------
+    absent, wanted
+        Runs as tuples (kind, dataset, model, seed).
+
+    Examples
+    --------
+    >>> wanted = [("training", "ethanol", "mace", seed) for seed in range(3)]
+    >>> gaps(wanted[1:], wanted), gaps(wanted, wanted)
+    ('2 of 3 runs are missing, all of further seeds (seed 1: 1, seed 2: 1).', '3 of 3 runs are missing.')
+    """
+    seeds = [run[-1] for run in absent]
+    counts = ", ".join(f"seed {seed}: {seeds.count(seed)}" for seed in sorted(set(seeds)))
+    further = absent and min(seeds) > min(run[-1] for run in wanted)
+    start = f"{len(absent)} of {len(wanted)} runs are missing"
+    return f"{start}, all of further seeds ({counts})." if further else f"{start}." if absent else ""
 
 
 def survivors(frame: pd.DataFrame) -> dict:
