@@ -161,7 +161,7 @@ ALLOWED = {
     "ten minutes on two cores": "limits of params/demo.yml",
     "two cores, ten minutes": "limits of params/demo.yml",
     "one to five minutes": "time of a compilation",
-    "more than five minutes, or of more than 5000 steps": "COMPILED_FROM[_STEPS] of trainings",
+    "more than five minutes": "COMPILED_FROM[_STEPS] of trainings",
     # conditions of simulations in sentences that tell of a mean, and of other datasets
     "From 300 to 600 K the mean": "temperatures of the card",
     "frames at 600 K, on which the mean": "temperature of the card",
