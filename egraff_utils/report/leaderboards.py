@@ -135,7 +135,7 @@ def best(column: pd.Series) -> str:
     Parameters
     ----------
     column
-        Values with the index (dataset, model), as in `agreement.winners`.
+        Values with the index (dataset, model), as of :func:`~egraff_utils.report.agreement.winners`.
 
     Examples
     --------
