@@ -135,7 +135,7 @@ def best(column: pd.Series) -> str:
     Parameters
     ----------
     column
-        Values with the index (dataset, model), as of :func:`~egraff_utils.report.agreement.winners`.
+        Values with the index (dataset, model), such as the force errors of a campaign.
 
     Examples
     --------
