@@ -414,7 +414,7 @@ def _frames(folder, name, change):
 
 def test_frames_of_another_cell_are_refused_before_the_first_step(folder):
     dataset = _frames(folder, "cells_test", lambda atoms: atoms.set_cell([11, 10, 10]))
-    message = r"cells_test/test: frame 4 has the cell \[\[11.*, as frame 0 does; replicas need frames of one"
+    message = r"cells_test/test: frame 4 has the cell \[\[11.* like frame 0; replicas need frames of one"
     for act, asked in ((roll_out, config(dataset)), (gate.check, gate.GateConfig("mace", dataset))):
         with pytest.raises(ValueError, match=message):
             act(asked, force_field=SoftSpheres([1, 8]))

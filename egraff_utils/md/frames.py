@@ -43,7 +43,7 @@ def check_alike(frames: Sequence[Atoms], where: str, skipped: int = 0) -> None:
     for index, atoms in enumerate(frames):
         if unlike := difference(atoms, frames[0]):
             raise ValueError(
-                f"{where}: frame {index + skipped} {unlike}, as frame {skipped} does; replicas "
+                f"{where}: frame {index + skipped} {unlike} like frame {skipped}; replicas "
                 "need frames of one composition, cell, periodicity and masses. Name a split for each in the "
                 f"card, with `subset_of: [{where.rpartition('/')[2]}]`"
             )

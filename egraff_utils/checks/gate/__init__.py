@@ -346,7 +346,7 @@ def _check_input(
     for index, atoms in enumerate(frames):
         if unlike := difference(atoms, frames[0]):
             raise ValueError(
-                f"frame {index} {unlike}, as frame 0 does; give frames of one composition, cell, periodicity "
+                f"frame {index} {unlike} like frame 0; give frames of one composition, cell, periodicity "
                 "and masses, whose runs are compared"
             )
     for name in tolerances or {}:
