@@ -194,7 +194,9 @@ def _rolled_out(
     try:
         make_calculator = _calculators(config, card, force_field)
     except FileNotFoundError:  # the model has to be trained first, which may be in vain
-        _check_starts(config, card)
+        frames, *_ = _begun(config, card)
+        with _of(card, config.split):
+            _rule(config, card, frames)
         raise
     scene = _scene(config, card)
     checkpoint = _checkpoint(config, digests["weights"], scene)
@@ -239,20 +241,10 @@ def check(config: RolloutConfig) -> None:
     for part in parts(config):
         card = cards.dataset(part.target or part.dataset)
         part = replace(_settled(part, card), steps=1, record_every=1)
-        frames, first = _check_starts(part, card)
+        frames, first, _ = _begun(part, card)
         with _of(card, part.split):
+            _rule(part, card, frames)
             _check_distances(_stored(part, card, frames, first))
-
-
-def _check_starts(config: RolloutConfig, card: cards.DatasetCard) -> tuple[list[Atoms], list[int]]:
-    """Frames of a rollout and the indices of its starts, if it can begin there."""
-    frames, first = _chosen(config, card)
-    starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
-    if card.oracle is not None:
-        reference.calculator(card, starts[0])
-    with _of(card, config.split):
-        _rule(config, card, frames)
-    return frames, first
 
 
 @contextmanager
@@ -371,23 +363,24 @@ class Scene(NamedTuple):
 
 
 def _scene(config: RolloutConfig, card: cards.DatasetCard) -> "Scene":
-    frames, first = _chosen(config, card)
-    starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
+    frames, first, starts = _begun(config, card)
     arrays = [[a.numbers, a.positions, a.get_momenta(), a.get_masses(), a.cell.array, a.pbc] for a in starts]
     digest = records.digest(*sum(arrays, []))
-    if card.oracle is not None:
-        reference.calculator(card, starts[0])  # so that an error is raised before the simulation
     live = config.protocol == "corrected" and card.oracle is not None
     with _of(card, config.split):
         found = _live(config, card, frames, starts, digest) if live else _stored(config, card, frames, first)
     return Scene(frames, first, starts, found, digest)
 
 
-def _chosen(config: RolloutConfig, card: cards.DatasetCard) -> tuple[list[Atoms], list[int]]:
-    """Frames of the split, and the indices of the starts among them."""
+def _begun(config: RolloutConfig, card: cards.DatasetCard) -> tuple[list[Atoms], list[int], list[Atoms]]:
+    """Frames of the split, the indices of the starts among them, and the starts."""
     frames = reference_of(card, split=config.split)
     with _of(card, config.split):
-        return frames, start_frames(config, len(frames), ordered=config.split in card.time_ordered)
+        first = start_frames(config, len(frames), ordered=config.split in card.time_ordered)
+    starts = [_start(config, card, frames, i, replica) for replica, i in enumerate(first)]
+    if card.oracle is not None:
+        reference.calculator(card, starts[0])  # so that an error is raised before the simulation
+    return frames, first, starts
 
 
 def _check_distances(found: analysis.Reference) -> None:

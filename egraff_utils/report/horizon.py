@@ -212,9 +212,7 @@ def longest(found: list, name: str = "driven") -> str:
     compared = [(dataset, group) for dataset, group in _grouped(found) if apart[dataset]]
     for dataset, group in compared:
         differ = apart[dataset]
-        order = sorted(
-            {p for pair in differ for p in pair}, key=lambda p: -value(group[p], f"horizon_{name}")
-        )
+        order = _ranked(differ, group, name)
         for count in range(1, len(order)):
             first, rest = order[:count], order[count:]
             if all(differ[min(a, b), max(a, b)] for a in first for b in rest):
@@ -226,6 +224,11 @@ def longest(found: list, name: str = "driven") -> str:
     if len(words) < len(compared):
         words.append("on the others no such group exists")
     return "; ".join(words).replace("on", "On", 1)
+
+
+def _ranked(pairs, group, name):
+    """Places of the records of pairs, that with the longest horizon first."""
+    return sorted({p for pair in pairs for p in pair}, key=lambda p: -value(group[p], f"horizon_{name}"))
 
 
 def _each(models):
@@ -241,9 +244,8 @@ def letters(found: list, name: str = "driven") -> dict[tuple, str]:
     made, apart = {}, told_apart(found, name)
     for dataset, group in _grouped(found):
         pairs = apart[dataset]
-        order = sorted({p for pair in pairs for p in pair}, key=lambda p: -value(group[p], f"horizon_{name}"))
         differ = [pair for pair, different in pairs.items() if different]
-        for place, text in statistics.compact_letters(order, differ).items():
+        for place, text in statistics.compact_letters(_ranked(pairs, group, name), differ).items():
             made[dataset, group[place].model, group[place].seed] = text
     return made
 

@@ -76,16 +76,17 @@ def table(records: Iterable) -> pd.DataFrame:
     for record in simulated(records):
         if record.model == REFERENCE:
             spectra = record.curves["spectrum"]
-            levels[record.dataset] = {PERFECT: scatter(spectra), SATURATION: independent(spectra)}
+            levels[record.dataset] = scatter(spectra), independent(spectra)
         metric, nu = record.metric("spectrum_jsd"), record.curves["spectrum_wavenumbers"]
         own = mean_distribution([record], "spectrum")
         both = bands(nu, own, record.curves["spectrum_reference"])
         rows.append([record.dataset, record.model, metric.value, metric.low, metric.high, *both, nu[1]])
     columns = ["dataset", "model", JSD, LOW, HIGH, BAND, EXPECTED, BIN]
     found = pd.DataFrame(rows, columns=columns).groupby(["dataset", "model"]).mean()
-    for place, level in enumerate((PERFECT, SATURATION), start=3):
-        known = {dataset: values[level] for dataset, values in levels.items()}
-        found.insert(place, level, found.index.get_level_values("dataset").map(known).astype(float))
+    known = pd.DataFrame.from_dict(levels, orient="index", columns=[PERFECT, SATURATION], dtype=float)
+    found = found.join(known.rename_axis("dataset"))[
+        [JSD, LOW, HIGH, PERFECT, SATURATION, BAND, EXPECTED, BIN]
+    ]
 
     def order(cell):
         return dataset_place(cell[0]), cell[1] == REFERENCE, model_place(cell[1])

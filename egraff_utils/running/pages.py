@@ -43,10 +43,10 @@ def reports(campaign: Campaign) -> list[str]:
     """
     held = {None, *campaign.checks, *(p for name in campaign.datasets for p in campaign.protocols(name))}
     held |= {"oracle"} if any(cards.dataset(name).oracle for name in campaign.datasets) else set()
-    found = {
-        page: settings or {} for page, settings in pages()["pages"].items() if page.startswith("report/")
-    }
-    return [page.removeprefix("report/") for page in found if found[page].get("needs") in held]
+    needs = {page: (settings or {}).get("needs") for page, settings in pages()["pages"].items()}
+    return [
+        page.removeprefix("report/") for page in needs if page.startswith("report/") and needs[page] in held
+    ]
 
 
 def report_page(name: str, page: str = "leaderboard") -> Path:
