@@ -94,6 +94,39 @@ def test_log_rank_rejects_at_its_level():
     assert 0.01 <= (p <= 0.05).mean() <= 0.10
 
 
+def table_of_trainings(chances, replicas=5, seed=0):
+    """Replicas of one dataset, of trainings whose replicas break with a chance, (model, seed) -> chance."""
+    rng, rows = np.random.default_rng(seed), []
+    for (model, training), chance in chances.items():
+        for replica, broke in enumerate(rng.random(replicas) < chance):
+            row = {"model": model, "seed": training, "replica": replica, "broke": bool(broke)}
+            rows.append(row | {"step": 10 if broke else 100, "kind": "rollout", "dataset": "lips"})
+    return pd.DataFrame(rows).assign(composition="", setting=survival.HOME)
+
+
+def test_a_training_that_breaks_does_not_make_two_like_architectures_differ():
+    broken = table_of_trainings({("mace", 0): 1, ("mace", 1): 1, ("nequip", 0): 0, ("nequip", 1): 0})
+    overall, pairs = survival.compare_models(broken)
+    assert overall.p == pytest.approx(1 / 3, abs=0.02)  # 2 of the 6 ways to share four trainings
+    assert pairs.p[0] == pytest.approx(1 / 3, abs=0.02)
+    once = broken[broken.seed == 0]
+    assert survival.compare_models(once)[0].p == pytest.approx(2 / 252, abs=0.005)  # of these weights
+
+
+def test_trainings_that_scatter_are_told_apart_at_the_level_of_the_test():
+    rng, found = np.random.default_rng(2), []
+    for draw in range(100):
+        chances = {(m, s): rng.choice([0.0, 1.0]) for m in ("mace", "nequip", "botnet") for s in range(3)}
+        table = table_of_trainings(chances, seed=draw)
+        found.append(survival.compare_models(table, permutations=400)[0].p)
+    assert (np.array(found) <= 0.05).mean() <= 0.1
+
+
+def test_a_unit_has_one_group():
+    with pytest.raises(ValueError, match="unit"):
+        lifetimes.log_rank([1, 2], [True, True], ["a", "b"], units=["x", "x"])
+
+
 # -- the records
 
 

@@ -176,11 +176,14 @@ class LogRank(NamedTuple):
     """Fraction of relabellings at least as uneven as the data; 1 if nothing broke."""
 
 
-def log_rank(steps, broke, groups, strata=None, *, permutations: int = 10_000, seed: int = 0) -> LogRank:
+def log_rank(
+    steps, broke, groups, strata=None, units=None, *, permutations: int = 10_000, seed: int = 0
+) -> LogRank:
     r"""Stratified log-rank comparison of groups with a permutation test (Peto and Peto 1972).
 
-    Groups are relabelled within strata, so the test does not assume large numbers. The statistic is
-    :math:`\sum_g U_g^2 / R_g`, with the summed scores :math:`U_g` of the :math:`R_g` replicas of a group.
+    Units are relabelled within strata, so the test assumes neither large numbers nor that the replicas of a
+    unit are independent. The statistic is :math:`\sum_g U_g^2 / R_g`, with the summed scores :math:`U_g` of the
+    :math:`R_g` replicas of a group.
 
     Parameters
     ----------
@@ -190,28 +193,45 @@ def log_rank(steps, broke, groups, strata=None, *, permutations: int = 10_000, s
         Group of every replica, such as its model, shape ``(R,)``.
     strata
         Stratum of every replica, such as its dataset, shape ``(R,)``. Strata may differ from each other.
+    units
+        Unit of every replica, such as its training, shape ``(R,)``; by default each replica is one. A unit
+        keeps its replicas, and may lie in several strata. It changes places with those of the same strata.
     permutations, seed
         Number of permutations and seed of their draw.
+
+    Raises
+    ------
+    ValueError
+        If a unit belongs to more than one group.
     """
     steps, broke = np.asarray(steps, dtype=float), np.asarray(broke, dtype=bool)
     names, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    strata = (
-        np.zeros(len(steps)) if strata is None else np.unique(np.asarray(strata, str), return_inverse=True)[1]
-    )
-    rng, scores = np.random.default_rng(seed), np.zeros(len(steps))
-    relabelled = np.tile(group, (permutations + 1, 1))
+    strata = _numbered(np.zeros(len(steps)) if strata is None else strata)
+    units = _numbered(np.arange(len(steps)) if units is None else units)
+    scores = np.zeros(len(steps))
     for stratum in np.unique(strata):
-        here = np.flatnonzero(strata == stratum)
+        here = strata == stratum
         scores[here] = log_rank_scores(steps[here], broke[here])
-        if broke[here].any():
-            relabelled[1:, here] = rng.permuted(relabelled[1:, here], axis=1)
-    sizes = np.bincount(group, minlength=len(names))
-    sums = np.zeros((len(relabelled), len(names)))
+    _, first, sizes = np.unique(units, return_index=True, return_counts=True)
+    if (group[first][units] != group).any():
+        raise ValueError("a unit belongs to more than one group, and cannot be relabelled as a whole")
+    unit_scores = np.bincount(units, scores)
+    rng, relabelled = np.random.default_rng(seed), np.tile(group[first], (permutations + 1, 1))
+    lies_in = pd.Series(strata).groupby(units).agg(lambda own: str(sorted(set(own))))
+    for alike in lies_in.groupby(lies_in).indices.values():
+        if unit_scores[alike].any():
+            relabelled[1:, alike] = rng.permuted(relabelled[1:, alike], axis=1)
+    uneven = np.zeros(len(relabelled))
     for g in range(len(names)):
-        sums[:, g] = (relabelled == g) @ scores
-    uneven = (sums**2 / np.maximum(sizes, 1)).sum(1)
-    failed = np.bincount(group, weights=broke, minlength=len(names))
+        own = relabelled == g
+        uneven += (own @ unit_scores) ** 2 / np.maximum(own @ sizes, 1)
+    count, failed, surplus = (np.bincount(group, each, len(names)) for each in (None, broke, scores))
     table = pd.DataFrame(
-        {"replicas": sizes, "broke": failed.astype(int), "expected": failed - sums[0]}, index=names
+        {"replicas": count, "broke": failed.astype(int), "expected": failed - surplus}, index=names
     )
     return LogRank(table, float((uneven >= uneven[0] - 1e-9).mean()) if broke.any() else 1.0)
+
+
+def _numbered(names):
+    """Names as numbers from zero on, shape ``(R,)``."""
+    return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1]

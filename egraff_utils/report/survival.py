@@ -263,6 +263,8 @@ def told_apart(compared: dict) -> str:
 def could_be_told(table: pd.DataFrame, compared: dict) -> str:
     """What `told_apart` would have found in 80 % of cases, by setting, as text.
 
+    Only replicas that are relabelled one by one count, which leaves out datasets with several trainings.
+
     Parameters
     ----------
     table
@@ -272,19 +274,33 @@ def could_be_told(table: pd.DataFrame, compared: dict) -> str:
     """
     words = []
     for name, pairs in compared.items():
-        count = int(table[table.setting == name].groupby("model").size().median())
+        here = table[table.setting == name]
+        alone = here[~units(here).duplicated(keep=False)]
+        count = int(alone.groupby("model").size().median()) if len(alone) else 0
         share = lifetimes.detectable_share(count, max(len(pairs), 1))
         found = f"from {share:.0%} on" if np.isfinite(share) else "never"
         words.append(f"{name} {found}, of {count} replicas")
     return "; ".join(words) or "none"
 
 
+def units(table: pd.DataFrame) -> pd.Series:
+    """What a comparison of models relabels as a whole, one name per replica.
+
+    It is the training on a dataset on which some model was trained more than once, as replicas of a training
+    are alike, and else the replica itself.
+    """
+    trained = table.groupby(["dataset", "model"]).seed.transform("nunique")
+    several = trained.groupby(table.dataset).transform("max") > 1
+    training = table.dataset + "/" + table.model + "/" + table.seed.astype(str)
+    return training.where(several, table.index.astype(str))
+
+
 def compare_models(table: pd.DataFrame, **options) -> tuple[LogRank, pd.DataFrame]:
     """Comparison of models within simulations of the same kind, dataset and composition.
 
-    The p value of a pair is corrected for the number of pairs (Holm 1979). It applies to these trainings, not
-    to the architectures, as the model of another training may break elsewhere. Replicas of several trainings
-    are pooled as if they were independent, which they are not.
+    The p value of a pair is corrected for the number of pairs (Holm 1979). Where each model was trained once,
+    it applies to these trainings, not to the architectures, as the model of another training may break
+    elsewhere; where models were trained several times, whole trainings are relabelled (`units`).
 
     Returns
     -------
@@ -292,18 +308,14 @@ def compare_models(table: pd.DataFrame, **options) -> tuple[LogRank, pd.DataFram
     pairs : DataFrame
         Columns ``first``, ``second``, ``p``; the most different pair comes first.
     """
-    strata = table.kind + "/" + table.dataset + "/" + table.composition
-    overall = log_rank(table.step, table.broke, table.model, strata, **options)
+    strata, unit = table.kind + "/" + table.dataset + "/" + table.composition, units(table)
+    columns = (table.step, table.broke, table.model, strata, unit)
+    overall = log_rank(*columns, **options)
     rows = []
     for pair in itertools.combinations(order_models(set(table.model)), 2):
         here = table.model.isin(pair)
         both = here & strata.isin(set(strata[table.model == pair[0]]) & set(strata[table.model == pair[1]]))
-        rows.append(
-            (
-                *pair,
-                log_rank(table.step[both], table.broke[both], table.model[both], strata[both], **options).p,
-            )
-        )
+        rows.append((*pair, log_rank(*(column[both] for column in columns), **options).p))
     pairs = pd.DataFrame(rows, columns=["first", "second", "p"]).sort_values(
         "p", ignore_index=True, kind="stable"
     )
