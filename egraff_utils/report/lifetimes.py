@@ -181,8 +181,8 @@ def log_rank(
 ) -> LogRank:
     r"""Stratified log-rank comparison of groups with a permutation test (Peto and Peto 1972).
 
-    Units are relabelled within strata, so the test assumes neither large numbers nor that the replicas of a
-    unit are independent. The statistic is :math:`\sum_g U_g^2 / R_g`, with the summed scores :math:`U_g` of the
+    Units are relabelled within strata, so the test assumes neither large numbers nor independent replicas in
+    a unit. The statistic is :math:`\sum_g U_g^2 / R_g`, with the summed scores :math:`U_g` of the
     :math:`R_g` replicas of a group.
 
     Parameters
