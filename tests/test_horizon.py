@@ -239,30 +239,33 @@ def follower(model, shift, *, starts=12, seed=0):
     return record
 
 
+def longest(found):
+    return report.longest(found, report.told_apart(found, "nve"), "nve")
+
+
 def test_pairs_of_horizons_are_corrected_for_their_number():
     rng = np.random.default_rng(1)
     found = [follower(name, shift) for name, shift in (("mace", 0), ("nequip", 20), ("botnet", 20.1))]
     found[2].curves["fv_nve"] = found[2].curves["fv_nve"][rng.permutation(12)]  # no better in every start
     assert report.told_apart(found, "nve") == {"ethanol": {(0, 2): True, (1, 2): True, (0, 1): False}}
-    assert report.pairs_apart(found, "nve") == (2, 3)
+    assert report.pairs_apart(report.told_apart(found, "nve")) == (2, 3)
     ahead = "On Ethanol MACE is told to follow it longer than each of NequIP and BOTNet"
-    assert report.longest(found, "nve") == ahead
+    assert longest(found) == ahead
     two = [r for r in found if r.model != "mace"]
     for record in two:
         record.dataset = "aspirin"
-    assert report.longest(found, "nve").startswith("On none of the datasets")
+    assert longest(found).startswith("On none of the datasets")
     alone = [follower("mace", 0), follower("nequip", 20)]
-    assert report.longest([*alone, *two], "nve").endswith(
-        "longer than NequIP; on the others no such group exists"
-    )
+    assert longest([*alone, *two]).endswith("longer than NequIP; on the others no such group exists")
     for record in two:
         record.dataset = "ethanol"
-    assert report.letters(found, "nve")["ethanol", "mace", 0] == "a"
-    assert len(set(report.letters(found, "nve").values())) == 2
+    letters = report.letters(found, report.told_apart(found, "nve"), "nve")
+    assert letters["ethanol", "mace", 0] == "a"
+    assert len(set(letters.values())) == 2
     assert report.chance_of_difference(found[0], found[1], "nve") == 2 / 2**12  # itself, mirrored
     few = [follower("mace", 0, starts=4), follower("nequip", 20, starts=4)]
-    assert report.pairs_apart(few, "nve") == (0, 1)  # the least p of four starts is 1/8
-    assert report.longest(few, "nve").startswith("On none of the datasets")
+    assert report.pairs_apart(report.told_apart(few, "nve")) == (0, 1)  # the least p of four starts is 1/8
+    assert longest(few).startswith("On none of the datasets")
 
 
 def test_equal_models_are_seldom_told_apart():
@@ -271,7 +274,7 @@ def test_equal_models_are_seldom_told_apart():
     for case in range(40):
         names = ("mace", "nequip", "botnet", "allegro", "equiformer", "torchmd_net")
         found = [follower(name, 0, starts=10, seed=10 * case + n) for n, name in enumerate(names)]
-        alarms += report.pairs_apart(found, "nve")[0] > 0
+        alarms += report.pairs_apart(report.told_apart(found, "nve"))[0] > 0
     assert alarms <= 6  # more than six have a chance of 0.3 % at the nominal rate
 
 

@@ -220,6 +220,28 @@ def test_leaderboard_scatter():
         trade_offs.plot_leaderboard(_frame(), y="nothing")
 
 
+def test_a_set_stands_for_frames_like_its_training_set():
+    rows = [
+        (kind, "3bpa", model, 0, metric, value)
+        for kind, model, metric, value in [
+            ("training", "mace", "force_mae", 90.0),
+            ("errors_300K", "mace", "force_mae", 50.0),
+            ("rollout", "mace", "wf", 0.9),
+            ("rollout_300K", "mace", "wf", 0.7),
+            ("floor", "reference", "wf", 0.1),
+            ("floor_300K", "reference", "wf", 0.2),
+            ("rollout_as_coded", "mace", "wf", 5.0),
+        ]
+    ]
+    frame = pd.DataFrame(rows, columns=["kind", "dataset", "model", "seed", "metric", "value"])
+    found = trade_offs.in_distribution(pd.concat([_frame(), frame]))
+    here = found[found.dataset == "3bpa"].set_index("kind").value
+    assert here.to_dict() == {"training": 50.0, "rollout": 0.7, "floor": 0.2, "rollout_as_coded": 5.0}
+    assert len(found[found.dataset == "ethanol"]) == len(_frame())
+    alone = trade_offs.in_distribution(frame[frame.kind == "rollout"])
+    assert alone.empty, "errors at 600 K stand for none at 300 K"
+
+
 def test_every_model_has_a_colour_of_its_own_grey():
     assert set(cards.models()) <= set(look.MODEL_COLORS)
     greys = sorted(_luminance(color) for color in look.MODEL_COLORS.values())

@@ -142,7 +142,7 @@ def test_the_papers_own_numbers_answer_too(records_frame):
 
 @pytest.mark.parametrize(
     ("adjusted", "low", "verdict"),
-    [(0.01, 0.1, question.YES), (0.01, -0.1, question.NO), (0.2, 0.1, question.NO)],
+    [(0.01, 0.1, question.YES), (0.01, -0.1, question.HERE), (0.2, 0.1, question.NO)],
 )
 def test_a_verdict_needs_the_test_and_the_interval(adjusted, low, verdict):
     row = pd.Series({"within": 0.4, "within_low": low, "within_high": 0.7, "adjusted": adjusted})
@@ -151,9 +151,10 @@ def test_a_verdict_needs_the_test_and_the_interval(adjusted, low, verdict):
 
 @pytest.mark.parametrize(("reached", "ranked"), [(0.0, 0), (1.0, 4)])
 def test_horizons_that_no_model_reached_are_not_ranked(records_frame, reached, ranked):
+    models = records_frame.model[records_frame.metric == "horizon_nve"].unique()
     marks = [
-        rows_of("horizon", "lips", m, "horizon_nve_reached", v)
-        for m, v in (("mace", 0.0), ("nequip", reached))
+        rows_of("horizon", "lips", m, "horizon_nve_reached", reached if m == "nequip" else 0.0)
+        for m in models
     ]
     frame = pd.concat([records_frame, pd.DataFrame(marks)])
     assert len(question.cells(frame, "horizon_nve")) == ranked

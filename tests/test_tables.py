@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from egraff_utils import paths, records
+from egraff_utils import paths, quantities, records
 from egraff_utils.records import COLUMNS, Metric, Record
 from egraff_utils.report import beside, comparison, figures, leaderboards, levels, table_cells, tables, titles
 
@@ -475,6 +475,21 @@ def test_a_periodic_system_has_no_bonds_rather_than_a_failure():
     rows = [("rollout", name, "mace", "unstable") for name in ("lips", "ethanol")]
     frame = pd.DataFrame(rows, columns=["kind", "dataset", "model", "status"])
     keys = [row[:3] for row in rows]
-    (bulk, _), (molecule, dagger) = table_cells.marks_of(frame, keys, bonded=True)
+    (bulk, _), (molecule, dagger) = table_cells.marks_of(frame, keys, quantities.of("bond_jsd"))
     assert (bulk, molecule) == (table_cells.NO_VALUE, table_cells.FAILED + dagger)
     assert table_cells.marks_of(frame, keys)[0][0] == table_cells.FAILED + dagger
+
+
+@pytest.mark.parametrize(("broken", "dagger"), [(0, True), (1, False)])
+def test_the_dagger_beside_a_cost_is_that_of_the_seed_that_is_shown(broken, dagger):
+    rows = [
+        ("rollout", "lips", "mace", seed, metric, 5.0 + seed, "unstable" if seed == broken else "complete")
+        for seed in (0, 1)
+        for metric in ("ms_per_step", "wf")
+    ]
+    frame = pd.DataFrame(rows, columns=["kind", "dataset", "model", "seed", "metric", "value", "status"])
+    keys = [("rollout", "lips", "mace")]
+    marks = {
+        name: table_cells.marks_of(frame, keys, quantities.of(name))[0][1] for name in ("ms_per_step", "wf")
+    }
+    assert [bool(marks[name]) for name in ("ms_per_step", "wf")] == [dagger, True]

@@ -399,6 +399,14 @@ def of_first_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     return rows if first is None else rows[~rows.metric.isin(quantities.COSTS) | ~(rows.seed > first)]
 
 
+def of_shown_cost(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows without those of seeds whose cost is not shown, where another seed of the cell has one."""
+    cell = ["kind", "dataset", "model"]
+    costs = of_first_seeds(frame[(frame.metric == metric) & frame.value.notna()])
+    shown = frame[cell].merge(costs[[*cell, "seed"]].drop_duplicates(cell), "left", on=cell).seed
+    return frame[shown.isna().to_numpy() | (frame.seed.to_numpy() == shown.to_numpy())]
+
+
 def _seed_interval(values, column):
     if len(values) < 3:
         return np.nan, np.nan

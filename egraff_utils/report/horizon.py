@@ -88,11 +88,19 @@ def text(record, name: str) -> str:
     return f"{here.value:.0f} ({here.low:.0f} to {high})"
 
 
-def table(found: list, names=("driven", "nve", "langevin")) -> pd.DataFrame:
-    """Horizons with intervals, fs, and `letters`, one row per dataset and dynamics, one column per model."""
-    rows, marks = {}, {name: letters(found, name) for name in names}
+def table(found: list, apart: dict) -> pd.DataFrame:
+    """Horizons with intervals, fs, and `letters`, one row per dataset and dynamics, one column per model.
+
+    Parameters
+    ----------
+    found
+        Records of a campaign.
+    apart
+        Name of a dynamics -> its pairs (`told_apart`).
+    """
+    rows, marks = {}, {name: letters(found, pairs, name) for name, pairs in apart.items()}
     for record in following(found):
-        for name in names:
+        for name in apart:
             if shown := text(record, name):
                 mark = marks[name].get((record.dataset, record.model, record.seed), "")
                 row = rows.setdefault((short_title(record.dataset), TITLES[name]), {})
@@ -195,20 +203,19 @@ def chance_of_difference(first, second, name: str = "driven") -> float:
     return float(np.mean(abs(apart) >= abs(apart[0]) - 1e-9))
 
 
-def pairs_apart(found: list, name: str = "driven") -> tuple[int, int]:
+def pairs_apart(apart: dict[str, dict]) -> tuple[int, int]:
     """Number of pairs of models on one dataset whose horizons differ (`told_apart`), and of all pairs."""
-    pairs = [apart for group in told_apart(found, name).values() for apart in group.values()]
+    pairs = [different for group in apart.values() for different in group.values()]
     return sum(pairs), len(pairs)
 
 
-def longest(found: list, name: str = "driven") -> str:
+def longest(found: list, apart: dict[str, dict], name: str = "driven") -> str:
     """Which models follow their reference longer than each of the others on a dataset, as a sentence.
 
     On a dataset they are the fewest models each of which differs from all that are not among them; they may
-    differ from each other.
+    differ from each other. ``apart`` holds the pairs of the dynamics (`told_apart`).
     """
     words = []
-    apart = told_apart(found, name)
     compared = [(dataset, group) for dataset, group in _grouped(found) if apart[dataset]]
     for dataset, group in compared:
         differ = apart[dataset]
@@ -236,12 +243,13 @@ def _each(models):
     return ("each of " if len(names) > 1 else "") + listed(names)
 
 
-def letters(found: list, name: str = "driven") -> dict[tuple, str]:
+def letters(found: list, apart: dict[str, dict], name: str = "driven") -> dict[tuple, str]:
     """Letters of horizons, (dataset, model, seed) -> letters; ``a`` is in the group of the longest.
 
-    Two models on a dataset that share a letter are not told apart (`told_apart`).
+    Two models on a dataset that share a letter are not told apart; ``apart`` holds the pairs of the dynamics
+    (`told_apart`).
     """
-    made, apart = {}, told_apart(found, name)
+    made = {}
     for dataset, group in _grouped(found):
         pairs = apart[dataset]
         differ = [pair for pair, different in pairs.items() if different]

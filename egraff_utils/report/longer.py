@@ -17,8 +17,8 @@ from egraff_utils import quantities, statistics
 from egraff_utils.report import look, question
 from egraff_utils.report.comparison import order_models
 from egraff_utils.report.panels import WIDTH, add_legend, dataset_handles, dataset_markers, legend_entries
-from egraff_utils.report.table_cells import censored
 from egraff_utils.report.values import MISSING, count, say, span
+from egraff_utils.report.windows import censored
 
 BETTER, WORSE, OPEN = "better", "worse", "not told from no change"
 ENOUGH = 5

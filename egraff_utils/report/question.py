@@ -44,6 +44,7 @@ RESAMPLES = 1000
 """Number of resamples of every bootstrap."""
 
 YES, NO, REVERSED, UNKNOWN = "predicts it", "not told from chance", "predicts the reverse", "not run"
+HERE = "orders these datasets, others perhaps not"
 
 
 class Answer(NamedTuple):
@@ -81,13 +82,15 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     DataFrame with the index (dataset, model): ``error`` (meV/Å), ``value`` and its interval ``low``,
     ``high``, ``floor_low`` and ``floor_high`` in the unit of the record; ``alike``, whether the value is
     saturated. NaN without an interval or a level. Rollouts cover the same time (`windows`); datasets in
-    which all horizons are censored are left out.
+    which all horizons are lower bounds (`windows.censored`) are left out.
     """
     frame = windows.common(frame)
     rows = frame[
         (frame.kind == quantities.of(metric).kind) & (frame.metric == metric) & (frame.model != "reference")
     ]
-    rows = rows[~rows.dataset.isin(_censored(frame, metric))]
+    late = windows.censored(frame, metric)
+    known = {cell[1] for cell in zip(rows.kind, rows.dataset, rows.model, strict=True) if cell not in late}
+    rows = rows[rows.dataset.isin(known)]
     errors = frame[(frame.kind == "training") & (frame.metric == "force_mae")]
     cell, names = ["dataset", "model"], ["value", "low", "high"]
     errors = errors[[*cell, "seed", "value"]].rename(columns={"value": "error"}).dropna(subset="error")
@@ -95,13 +98,6 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     values = both.groupby(cell)[[*names, "error"]].mean()
     places = dict.fromkeys(values.index.unique("dataset"), "rollout")
     return _with_floors(values, frame, metric, places)
-
-
-def _censored(frame, metric):
-    """Datasets in which no model reached the horizon; all that is known of their order is nothing."""
-    reached = frame[(frame.kind == "horizon") & (frame.metric == f"{metric}_reached")]
-    most = reached.groupby("dataset")["value"].max()
-    return set(most.index[most == 0])
 
 
 def published_cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -220,8 +216,9 @@ def answers(frame: pd.DataFrame, *, published: bool = False) -> pd.DataFrame:
     DataFrame with one row per metric: the fields of `Answer`; ``alike``, the number of saturated cells;
     ``below``, that of cells below the range of the saturation level; the fields with prefix ``outside_``, the
     answer without saturated cells; ``adjusted``, the p value with Holm's correction over the metrics; and
-    ``verdict`` on the mean within datasets, which needs both the adjusted p value below 5 % and an interval
-    that excludes zero.
+    ``verdict`` on the mean within datasets: to predict needs both the adjusted p value below 5 % and an
+    interval that excludes zero. With the first alone the order of these datasets is told from chance, while
+    others may have none (:data:`HERE`).
     """
     rows = {}
     asked, values = (PUBLISHED, published_cells) if published else (METRICS, cells)
@@ -247,8 +244,9 @@ def answers(frame: pd.DataFrame, *, published: bool = False) -> pd.DataFrame:
 def _verdict(row):
     if not np.isfinite(row.within):
         return UNKNOWN
-    sure = row.adjusted < 0.05 and row.within_low * row.within_high > 0
-    return NO if not sure else YES if row.within > 0 else REVERSED
+    if not row.adjusted < 0.05:
+        return NO
+    return (YES if row.within > 0 else REVERSED) if row.within_low * row.within_high > 0 else HERE
 
 
 def finding(table: pd.DataFrame, metric: str) -> str:

@@ -18,11 +18,12 @@ from egraff_utils.report.beside import (
     PAPER,
     PERFECT,
     columns_of,
+    of_shown_cost,
     record_keys,
 )
 from egraff_utils.report.levels import floor_of, is_alike
 from egraff_utils.report.titles import model_title, short_title
-from egraff_utils.report.windows import stored
+from egraff_utils.report.windows import censored, stored
 
 NOT_RUN, NO_VALUE, FAILED, UNSTABLE, ALIKE, OVER = "not run", "–", "failed", "†", "≈", "> "
 KNOWN_PERFECT = "perfect "
@@ -93,7 +94,7 @@ def cell_texts(numbers, layout, frames, *, letters=True):
         signs, marks = [""] * len(values), [(NO_VALUE, "")] * len(values)
         if source in frames:
             keys = record_keys(column, layout, numbers.index)
-            marks = marks_of(frames[source], keys, bonded=column.average in ("bonds", "angles"))
+            marks = marks_of(frames[source], keys, column)
             signs = _signs(column, keys, values, frames[source], frames[OURS], letters=letters)
         rows = zip(values, marks, signs, _spread(numbers, head, source, column.digits), strict=True)
         texts = [cell_text(value, column.digits, *mark, sign, end) for value, mark, sign, end in rows]
@@ -153,11 +154,15 @@ def _found_letters(files, metric):
     return significance.letters([stored(file) for file in files], metric)
 
 
-def marks_of(frame, keys, *, bonded=False):
+def marks_of(frame, keys, column=None):
     """The text for a missing value, and a dagger if a replica broke, by (kind, dataset, model).
 
-    A periodic system has no value of a metric of bonds, whatever became of its runs.
+    A periodic system has no value of a metric of bonds, whatever became of its runs. Beside a cost counts the
+    seed whose cost is shown, beside another value every seed.
     """
+    bonded = column is not None and column.average in ("bonds", "angles")
+    if column is not None and column.group == "cost":
+        frame = of_shown_cost(frame, column.metric)
     found = frame.groupby(["kind", "dataset", "model"])["status"].agg(set).to_dict()
     failed = {key[1:] for key, status in found.items() if key[0] in FAILING and "failed" in status}
     marks = []
@@ -168,12 +173,6 @@ def marks_of(frame, keys, *, bonded=False):
         missing = NOT_RUN if not status else NO_VALUE if none else FAILED + dagger
         marks.append((FAILED if key[1:] in failed else missing, dagger))
     return marks
-
-
-def censored(frame, metric):
-    """Cells (kind, dataset, model) with a horizon that some simulation did not reach: a lower bound."""
-    rows = frame[(frame.metric == f"{metric}_reached") & (frame.value == 0)]
-    return set(rows[["kind", "dataset", "model"]].itertuples(index=False, name=None))
 
 
 def _is_periodic(dataset):

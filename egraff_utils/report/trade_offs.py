@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egraff_utils import quantities
+from egraff_utils.config import changed
 from egraff_utils.report import comparison, look, panels
-from egraff_utils.report.beside import main_rows
+from egraff_utils.report.beside import COOL, main_rows
 from egraff_utils.report.levels import floor_of
 from egraff_utils.report.plots import metric_label
 from egraff_utils.report.titles import model_title, short_title
@@ -184,6 +185,21 @@ def cost_grid(records: Iterable, kind: str = "cost") -> Figure:
             ax.set(xticks=[], yticks=[])
     named = {short_title(name): line for name, line in lines.items()} if len(lines) > 1 else {}
     return panels.add_legend(figure, panels.legend_entries(found, marker=True, lines=named))
+
+
+def in_distribution(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a campaign in which each set stands for frames like its training set, as in Tables 1 to 3.
+
+    3BPA is trained at 300 K, and its test set is of 600 K: errors, rollouts and levels of 300 K take the
+    place of those of the test set. Where there are none, the dataset has none.
+    """
+    for kind, dataset in COOL.values():
+        home = {kind: "rollout", changed(kind, act="errors"): "training", changed(kind, act="floor"): "floor"}
+        if kind != "rollout":
+            here, taken = frame.dataset == dataset, frame.kind.isin(home)
+            rows = frame[here & taken].assign(kind=lambda rows, home=home: rows.kind.map(home))
+            frame = pd.concat([frame[~here | ~(taken | frame.kind.isin(home.values()))], rows])
+    return frame
 
 
 def plot_leaderboard(frame: pd.DataFrame, x: str = "force_mae", y: str = "wf") -> Axes:

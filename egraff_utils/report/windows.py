@@ -124,6 +124,15 @@ def windows(frame: pd.DataFrame) -> dict:
     return found
 
 
+def censored(frame: pd.DataFrame, metric: str) -> set[tuple]:
+    """Cells (kind, dataset, model) whose runs ended before their horizon, so that it is a lower bound.
+
+    Of several seeds one is enough, as their mean is a lower bound then.
+    """
+    rows = frame[(frame.metric == f"{metric}_reached") & (frame.value == 0)]
+    return set(rows[["kind", "dataset", "model"]].itertuples(index=False, name=None))
+
+
 def sentence(frame: pd.DataFrame, places=None) -> str:
     """The windows of a frame in words, for the text below a table; empty if all runs have their full length.
 
