@@ -220,6 +220,17 @@ def test_leaderboard_scatter():
         trade_offs.plot_leaderboard(_frame(), y="nothing")
 
 
+def test_the_interval_of_a_point_is_that_over_seeds():
+    frame = pd.concat([_frame().assign(seed=seed) for seed in (0, 1)])
+    assert trade_offs._pair_metrics(frame, "force_mae", "wf")[["y_low", "y_high"]].isna().all(axis=None)
+    frame = pd.concat(
+        [_frame().assign(seed=s, value=lambda rows, s=s: rows.value * (1 + s)) for s in range(3)]
+    )
+    point = trade_offs._pair_metrics(frame, "force_mae", "wf").set_index("model").loc["mace"]
+    assert (point.x, point.y) == (20.0, 10.0)
+    assert point.y_low < 5 < 15 < point.y_high, "trainings scatter from 5 to 15"
+
+
 def test_a_set_stands_for_frames_like_its_training_set():
     rows = [
         (kind, "3bpa", model, 0, metric, value)

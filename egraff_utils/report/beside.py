@@ -170,7 +170,7 @@ def literature_values(frame: pd.DataFrame, *, beside: tuple[str, ...] = ()) -> p
             table.rename(columns={column.published.column: "value"})[["dataset", "source", "model", "value"]]
         ]
         for name, found in ours.items():
-            means = _means(found[found.kind == "training"], column).reset_index()
+            means = seed_means(found[found.kind == "training"], column).reset_index()
             rows.append(means[means.dataset.isin(datasets)].assign(source=name))
         rows = pd.concat(rows).dropna(subset="value")
         blocks[column.head] = rows.pivot(index=["dataset", "source"], columns="model", values="value")
@@ -331,7 +331,7 @@ def layout_values(
         if spread and column.published and column.published.std:
             values[column.head, f"{PAPER} std"] = published["std"]
         for source, frame in frames.items():
-            found = _means(frame, column).reindex(record_keys(column, layout, index))
+            found = seed_means(frame, column).reindex(record_keys(column, layout, index))
             values[column.head, source] = found["value"].to_numpy()
             if spread:
                 values[column.head, f"{source} low"] = found["low"].to_numpy()
@@ -378,7 +378,7 @@ def _runs(frame, kinds):
     return frame.kind.isin(kinds) & (frame.model != "reference") & (frame.dataset != "all")
 
 
-def _means(frame, column):
+def seed_means(frame, column):
     """Mean over seeds of a metric and its interval, in the unit of the head, index (kind, dataset, model).
 
     With three seeds or more the interval is that of a mean over seeds, which vary more than the replicas of

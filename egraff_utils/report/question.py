@@ -73,7 +73,7 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     ----------
     frame
         One row per metric, as returned by `records.read`; the seeds that have both test error and metric are
-        averaged.
+        averaged, with an interval over seeds where there are several, as in tables.
     metric
         One of `METRICS`.
 
@@ -92,10 +92,11 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     known = {cell[1] for cell in zip(rows.kind, rows.dataset, rows.model, strict=True) if cell not in late}
     rows = rows[rows.dataset.isin(known)]
     errors = frame[(frame.kind == "training") & (frame.metric == "force_mae")]
-    cell, names = ["dataset", "model"], ["value", "low", "high"]
+    cell, column = ["dataset", "model"], quantities.of(metric)
     errors = errors[[*cell, "seed", "value"]].rename(columns={"value": "error"}).dropna(subset="error")
-    both = rows[[*cell, "seed", *names]].dropna(subset="value").merge(errors, on=[*cell, "seed"])
-    values = both.groupby(cell)[[*names, "error"]].mean()
+    both = rows.dropna(subset="value").merge(errors, on=[*cell, "seed"])
+    values = beside.seed_means(both, column).droplevel("kind") / column.factor
+    values["error"] = both.groupby(cell).error.mean()
     places = dict.fromkeys(values.index.unique("dataset"), "rollout")
     return _with_floors(values, frame, metric, places)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from egraff_utils import quantities
 from egraff_utils.config import changed
 from egraff_utils.report import comparison, look, panels
-from egraff_utils.report.beside import COOL, main_rows
+from egraff_utils.report.beside import COOL, main_rows, seed_means
 from egraff_utils.report.levels import floor_of
 from egraff_utils.report.plots import metric_label
 from egraff_utils.report.titles import model_title, short_title
@@ -255,12 +255,11 @@ def plot_leaderboard(frame: pd.DataFrame, x: str = "force_mae", y: str = "wf") -
 
 
 def _pair_metrics(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """One row per dataset and model with both metrics; seeds and protocols are treated as in `main_rows`."""
-    sides = []
+    """One row per dataset and model with both metrics, means and intervals over seeds as in tables."""
+    sides, rows = [], main_rows(frame)
     for name, side in ((x, "x"), (y, "y")):
-        rows = main_rows(frame)
-        rows = rows[(rows.metric == name) & rows.value.notna()]
-        mean = rows.groupby(["dataset", "model"])[["value", "low", "high"]].mean()
+        column = quantities.of(name)
+        mean = seed_means(rows[rows.value.notna()], column).droplevel("kind") / column.factor
         sides.append(mean.rename(columns={"value": side, "low": f"{side}_low", "high": f"{side}_high"}))
     points = sides[0].join(sides[1], how="inner").reset_index()
     if points.empty:
