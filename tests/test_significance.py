@@ -147,6 +147,20 @@ def test_letters_of_stable_runs_by_fisher():
         assert significance.letters(found, "stable_fraction") == letters
 
 
+def test_stability_of_several_trainings_is_compared_by_training():
+    """Both trainings of a model break throughout, in 20 replicas: the chance of that is 2 / C(4, 2)."""
+    found = []
+    for model, seed in [(m, s) for m in ("mace", "nequip") for s in range(2)]:
+        curves = curves_of(seed, replicas=10)
+        if model == "nequip":
+            curves["stable_step"] = np.full(10, 50)
+        found.append(record_of(model, curves))
+        found[-1].seed = seed
+    alone = [record for record in found if record.seed == 0]
+    assert significance.letters(alone, "stable_fraction") == {"mace": "a", "nequip": "b"}
+    assert significance.letters(found, "stable_fraction") == {"mace": "a", "nequip": "a"}
+
+
 def test_letters_of_errors_on_frames():
     error = np.random.default_rng(0).uniform(5, 6, 100)
     found = [

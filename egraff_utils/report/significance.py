@@ -25,7 +25,8 @@ def letters(records: list, metric: str) -> dict[str, str]:
     Letters compare trained weights, not architectures. Replica r of every model starts from the same frame
     with the same velocities and noise. Models are therefore compared by their differences replica by replica,
     relative to the models' means for positive metrics, by Tukey's range test (`statistics.told_apart`). The
-    stability of runs is compared by the number of replicas that broke (Fisher 1922).
+    stability of runs is compared by the number of replicas that broke (Fisher 1922), or of trainings of which
+    one broke where there are several, as replicas of a training are alike.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ def model_values(records: list, metric: str) -> dict:
     for record in sorted(records, key=lambda record: record.seed):
         values.setdefault(record.model, {})[record.seed] = _values(record, metric)
     shared = sorted(set.intersection(*(set(found) for found in values.values()))) if values else []
-    if metric in STABILITY or not shared:
+    if not shared:
         return {model: averages.stacked(list(found.values())) for model, found in values.items()}
     if len(shared) == 1:
         return {model: found[shared[0]] for model, found in values.items()}
