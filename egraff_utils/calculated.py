@@ -165,7 +165,8 @@ def of(model: str, dataset: str, shifts: Mapping[int, float] | None = None) -> C
     ------
     ValueError
         If the model is a network, or its card does not cover the elements or the periodicity of the dataset,
-        which has to have an oracle for ``reference``. The message names what is missing, and the card.
+        which has to have an oracle for ``reference``, or its package holds other weights than its card says.
+        The message names what is missing, and the card.
     """
     data = cards.dataset(dataset)
     if model == cards.REFERENCE:
@@ -177,6 +178,7 @@ def of(model: str, dataset: str, shifts: Mapping[int, float] | None = None) -> C
     if card.calculator is None:
         raise ValueError(f"the model {card.name} is a network, no calculator; load it by weights.load")
     card.check_covers(data)
+    card.check_weights()
     oracle = Oracle(card.calculator, card.arguments, card.title)
     name = f"the model {card.name}"
     return Calculated(

@@ -1,5 +1,7 @@
 """What is a model? A frozen card with its hyperparameters, its builder or its calculator."""
 
+import hashlib
+import importlib.util
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -83,7 +85,9 @@ class ModelCard:
 
     By default all are taken."""
     facts: dict[str, str] = field(default_factory=dict)
-    """What is to be known about weights that come with a package: hash, licence, training set."""
+    """What is to be known about weights that come with a package: hash, licence, training set.
+
+    If ``Weights`` (the file) and ``SHA-256`` are among them, the file is compared before it is loaded."""
     folder: Path | None = field(default=None, metadata={"internal": True})
     """Folder of a user's card."""
     file: Path | None = field(default=None, metadata={"internal": True})
@@ -116,6 +120,29 @@ class ModelCard:
             raise ValueError(
                 f"the card of the model {self.name} is for {' and '.join(self.systems)} alone, and "
                 f"{dataset.name} is a {dataset.system}; leave out the dataset"
+            )
+
+    def check_weights(self) -> None:
+        """Reject weights in an installed package that are not those of the card, before anything loads them.
+
+        Packages may unpickle their weights, which runs whatever a changed file says.
+
+        Raises
+        ------
+        ValueError
+            If the file is missing from the package, or has another hash.
+        """
+        if not {"Weights", "SHA-256"} <= set(self.facts):
+            return
+        package, _, rest = self.facts["Weights"].partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            return  # whoever imports it says so
+        file = Path(found.origin).parent / rest
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != self.facts["SHA-256"]:
+            raise ValueError(
+                f"{file} is not the file of weights that the card of {self.name} names by its hash, and is "
+                f"not loaded; install {self.package or package} anew"
             )
 
     def network(self, preset: str, **overrides: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Is a calculator a model like others? Cards of calculators, from their errors to the gate."""
 
+import hashlib
+
 import ase.io
 import numpy as np
 import pytest
@@ -253,3 +255,21 @@ def test_shifts_are_those_of_the_elements():
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
     found = calculated.fit_shifts(frames, np.zeros(3))
     assert found == {13: pytest.approx(3), 28: pytest.approx(2), 29: pytest.approx(1)}
+
+
+def test_weights_of_a_package_are_compared_before_they_are_loaded(copper, tmp_path, monkeypatch):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from ase.calculators.emt import EMT\n")
+    (folder / "net.pth").write_bytes(b"weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    facts = {"Weights": "published/net.pth", "SHA-256": hashlib.sha256(b"weights").hexdigest()}
+    path = write_card(tmp_path, EMT_CARD, calculator="published.EMT", facts=facts)
+    assert calculated.of(path, copper).make().implemented_properties
+    (folder / "net.pth").write_bytes(b"others")
+    monkeypatch.setattr(calculated.Calculated, "make", None)
+    with pytest.raises(ValueError, match=r"net\.pth is not the file of weights that the card of own_emt"):
+        fit(TrainConfig(path, copper))
+    (folder / "net.pth").unlink()
+    with pytest.raises(ValueError, match="install published anew"):
+        calculated.of(path, copper)

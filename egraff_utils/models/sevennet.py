@@ -6,6 +6,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
+from egraff_utils import cards
 from egraff_utils.graph import AtomicGraph
 from egraff_utils.models import default_dtype
 
@@ -63,10 +64,11 @@ def build_network(elements: Sequence[int], *, cutoff: float, average_neighbors: 
     Raises
     ------
     ValueError
-        If the cutoff is another.
+        If the cutoff is another, or the weights in the package are not those of the card ``sevennet_0``.
     """
     from sevenn.util import load_checkpoint
 
+    cards.model("sevennet_0").check_weights()  # the package unpickles them
     with default_dtype(torch.float32):  # the package builds no other; the caller converts it
         model = load_checkpoint("7net-0").build_model()
     if cutoff != model.cutoff:
