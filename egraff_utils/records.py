@@ -196,8 +196,8 @@ def stored_or_made(
     device, threads
         Device and number of threads, for the provenance.
     digests
-        Digests of the inputs by name, such as ``weights``. A stored record is used only if its digests agree;
-        ``None`` means unknown and is not compared.
+        Digests of the inputs by name, such as ``weights``. A stored record is used only if its digests agree,
+        and one that has no digest of this name does not; ``None`` means unknown and is not compared.
 
     Returns
     -------
@@ -400,15 +400,8 @@ def bring_back(key: Key, parameters: dict[str, Any], **digests: str | None) -> R
 def _fitting(path: Path, parameters: dict[str, Any], digests: Mapping[str, str | None]) -> Record | None:
     record = _with_parameters(path, parameters)
     known = {name: value for name, value in digests.items() if value is not None}
-    known = {name: value for name, value in known.items() if record and not _older(record, name)}
     fits = record and all(record.provenance.get(name) == value for name, value in known.items())
     return record if fits else None
-
-
-def _older(record: Record, name: str) -> bool:
-    """Whether a record was made before this digest was stored; the reference once had none of its own."""
-    once_unknown = name in ("frames", "conditions") or (name == "weights" and record.model == "reference")
-    return once_unknown and record.provenance.get(name) is None
 
 
 def _with_parameters(path: Path, parameters: dict[str, Any]) -> Record | None:

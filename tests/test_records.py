@@ -246,6 +246,8 @@ def test_a_run_is_made_once_for_its_parameters_and_digests(results, tmp_path, mo
     again = records.stored_or_made(key, {"steps": 10}, run, weights="c")  # was put aside, not overwritten
     assert (again["steps"], len(again.curves["step"]), run.made) == (2, 2, 3)
     assert records.stored_or_made(key, {"steps": 10}, run, weights="d")["steps"] == 4
+    for number, name in enumerate(("frames", "conditions"), start=5):  # of which the record knows nothing
+        assert records.stored_or_made(key, {"steps": 10}, run, weights="d", **{name: "e"})["steps"] == number
 
 
 def test_a_run_that_fails_to_save_leaves_no_record_and_keeps_its_checkpoint(results, tmp_path):
@@ -351,6 +353,21 @@ def test_every_committed_record_knows_its_curves(campaign):
         digests = json.loads(path.read_text())["provenance"].get("files", {})
         arrays = path.with_suffix(".npz")
         assert digests.get(".npz") == (records.digest(arrays) if arrays.is_file() else None), path
+
+
+INPUTS = {
+    "training": ("weights",),
+    "horizon": ("frames", "conditions"),
+    **dict.fromkeys(("dataset", "errors", "floor", "gate", "rollout", "committee"), ("frames",)),
+}
+"""Act of a run -> digests without which its record would be made again."""
+
+
+@pytest.mark.parametrize("campaign", sorted(p.name for p in (paths.ROOT / "results").iterdir() if p.is_dir()))
+def test_every_committed_record_knows_its_inputs(campaign):
+    for record in map(records.load, (paths.ROOT / "results" / campaign).glob("*/*-s?.json")):
+        wanted = () if "calculator" in record.provenance else INPUTS.get(record.kind.split("_")[0], ())
+        assert set(wanted) <= record.provenance.keys(), record.path
 
 
 def test_files_of_a_run_that_was_killed_belong_to_no_later_one(stored):
