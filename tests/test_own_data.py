@@ -2,6 +2,7 @@
 
 import base64
 import re
+from pathlib import Path
 
 import ase.db
 import ase.io
@@ -92,6 +93,13 @@ def test_units_follow_from_the_work_of_forces_of_unusual_size(tmp_path, energy, 
     ratio = own_data.work_ratio(readers.raw("extxyz", [tmp_path / "mine.xyz"]))
     assert ratio == pytest.approx(energy / force / length, rel=0.05)
     assert found.card.units == expected, found
+
+
+def test_units_of_the_output_of_a_program_are_known():
+    """Three frames of silicon at rest, whose forces would be usual in Hartree/Bohr."""
+    found = own_data.describe(Path(ase.__file__).parent / "test" / "testdata" / "castep" / "md.castep")
+    assert found.card.units == {"energy": "eV", "length": "Å"}
+    assert found.guesses["energy"] == "eV; as ASE reads it from castep-castep"
 
 
 def test_forces_with_the_sign_of_the_gradient_are_a_problem(tmp_path):

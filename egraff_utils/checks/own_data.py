@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from ase import Atoms
 from ase.data import covalent_radii
+from ase.io.formats import filetype
 
 from egraff_utils import cards, data, paths, readers, schema, units
 from egraff_utils.checks import audit
@@ -24,6 +25,12 @@ FORCES = {"eV/Å": (0.1, 8), "kcal/mol/Å": (8, 120), "Hartree/Bohr": (0.002, 0.
 """Unit of forces -> usual root mean square of a component in simulations at 300 to 1000 K, in that unit."""
 SAME = 0.15
 """Relative difference up to which the change of the energy is the work of the forces."""
+PROGRAMS = (
+    *("abinit-out", "aims-output", "castep-castep", "castep-geom", "castep-md", "espresso-out"),
+    *("gamess-us-out", "gaussian-out", "gpaw-out", "nwchem-out", "onetep-out", "orca-output"),
+    *("vasp-out", "vasp-xml"),
+)
+"""Formats of ASE that are outputs of programs: their units are known, and ASE converts them to eV and Å."""
 OPTIONAL = ("forces", "stress", "virial", "velocities", "masses")
 
 
@@ -150,7 +157,7 @@ def describe(
         frames = readers.raw(reader, [path], keys=tuple((keys or {}).items()))
     if len(frames) < 3:
         raise ValueError(f"{path} holds {len(frames) or 'no'} frames, but train, val and test need one each")
-    chosen, why = guess_units(frames)
+    chosen, why = (reader == "ase" and _known_units(path)) or guess_units(frames)
     system, periodicity = _system(frames, units.LENGTH[chosen.get("length", "Å")])
     measured = _kinetic_temperature(frames)
     if temperature is None:
@@ -228,6 +235,15 @@ def _system(frames: Sequence[Frame], length: float) -> tuple[str, str]:
     except ValueError:
         return "bulk", f"pbc {words}"
     return "molecule", f"pbc {words}, but every frame is alone in its cell: taken as a molecule"
+
+
+def _known_units(path: Path) -> tuple[dict[str, str], dict[str, str]] | None:
+    """Units of the output of a program, and why, like those of :func:`guess_units`; None for other files."""
+    if (name := filetype(str(path))) not in PROGRAMS:
+        return None
+    said = f"as ASE reads it from {name}"
+    why = {"length": f"Å; {said}", "energy": f"eV; {said}", "forces": f"eV/Å; {said}"}
+    return {"energy": "eV", "length": "Å"}, why
 
 
 def guess_units(frames: Sequence[Frame]) -> tuple[dict[str, str], dict[str, str]]:
