@@ -251,9 +251,9 @@ def test_a_rollout_is_made_again_when_its_frames_change(nitrogen, folder):
     assert again.provenance["data"] == first.provenance["data"]
     assert again.provenance["frames"] != first.provenance["frames"]
     assert again.curves["rdf_reference"].tolist() != first.curves["rdf_reference"].tolist()
-    del first.provenance["frames"]  # a record that was made before frames were compared is used
-    records.write(first, dict(first.curves))
-    assert roll_out(asked, force_field=spheres).provenance == first.provenance
+    del again.provenance["frames"]  # nobody knows of what frames a record is that has no digest of them
+    records.write(again, dict(again.curves))
+    assert "frames" in roll_out(asked, force_field=spheres).provenance
 
 
 def _labelled(atoms):
