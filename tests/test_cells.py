@@ -424,6 +424,12 @@ def test_jobs_ask_for_times_from_their_budgets(workplace):
     assert "runtime=31" in said, "half an hour, and twice 20 s"
 
 
+def test_runs_of_the_tiny_campaign_can_be_compared_bit_by_bit():
+    """A limit of time takes part in the learning rate, so that a crowded machine trains to other weights."""
+    given = campaign.load("tiny").training_parameters("ethanol_xtb", "mace", 0)
+    assert (given["max_steps"], given["max_seconds"]) == (10, None)
+
+
 @pytest.mark.slow
 def test_a_tiny_campaign_survives_kill_and_ends(workplace):
     words = [sys.executable, "-m", "egraff_utils", "campaign", "run", "tiny", "--no-book"]
