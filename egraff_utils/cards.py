@@ -32,6 +32,7 @@ from egraff_utils.sources import (  # noqa: F401
     ClassPath,
     File,
     FrameSet,
+    Generated,
     Oracle,
     Part,
     Reader,
@@ -275,7 +276,7 @@ class DatasetCard:
     oracle: str | dict[str, Value] | None = None
     """Calculator that gives energies and forces of any structure: a name in :data:`ORACLES`, the fields of an
     :class:`Oracle`, or None."""
-    generate: dict[str, Value] = field(default_factory=dict)
+    generate: Generated = field(default_factory=dict)
     """How the frames are generated, for the reader ``generated``."""
     notes: list[str] = field(default_factory=list)
     """Remarks that a user of the data should know."""
@@ -378,11 +379,9 @@ class DatasetCard:
     def __repr__(self) -> str:
         rows = [f"DatasetCard {self.name}"]
         rows += [f"  {name:<22}{value}" for name, value in self._rows()]
-        rows += [
-            f"  {name:<22}{frames} frames, {temperature}"
-            + ("" if interval == "no" else f", every {interval}")
-            for name, frames, temperature, interval, _ in self._split_rows()
-        ]
+        for name, frames, temperature, interval, _ in self._split_rows():
+            every = "" if interval == "no" else f", every {interval}"
+            rows.append(f"  {name:<22}{frames} frames, {temperature}{every}")
         return "\n".join(rows)
 
     def _repr_html_(self):

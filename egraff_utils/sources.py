@@ -9,7 +9,20 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from egraff_utils import units
-from egraff_utils.schema import Count, Number, Slice, Value, Whole, checked, unknown, validated
+from egraff_utils.schema import (
+    AtLeastOne,
+    Count,
+    Name,
+    Number,
+    Positive,
+    Seed,
+    Slice,
+    Value,
+    Whole,
+    checked,
+    unknown,
+    validated,
+)
 
 
 def _class_path(text):
@@ -216,3 +229,62 @@ def _unit(text):
 Unit = Annotated[str, AfterValidator(_unit)]
 Vector = Annotated[list[Number], Field(min_length=3, max_length=3)]
 Cell = Annotated[list[Vector], Field(min_length=3, max_length=3)]
+
+
+@checked()
+class Stage:
+    """A part of the trajectory of which a dataset is made here."""
+
+    frames: AtLeastOne
+    """Number of frames."""
+    stride: AtLeastOne
+    """Steps between frames."""
+    friction: Positive
+    """Friction of the thermostat, 1/fs."""
+    temperature: Positive | None = None
+    """Temperature, K, if it is not that of the card."""
+    split: Name | None = None
+    """Source that the frames become; those of a stage without are discarded."""
+
+
+@checked()
+class Recipe:
+    """How the frames of a dataset are made here: its first structure, and the stages of its trajectory."""
+
+    seed: Seed
+    """Seed of the noise."""
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    """Parts of the trajectory, in order."""
+    velocities: Literal["drawn", "rescaled"] = "drawn"
+    """How the trajectory begins: ``drawn`` at the temperature over 3N - 3 degrees of freedom, or ``rescaled``
+    to it over 3N by ASE, too hot by N / (N - 1)."""
+    structure: list[str] | None = None
+    """Atoms, as ``C 0.0 0.0 0.0`` (Å); or give ``molecule``, or ``bulk``."""
+    molecule: str | None = None
+    """Name of a molecule that ASE knows."""
+    cell: Cell | list[Positive] | None = None
+    """Cell of a structure or molecule, Å."""
+    bulk: str | None = None
+    """Symbol of a cubic crystal, with ``lattice_constant`` (Å) and ``repeat``."""
+    lattice_constant: Positive | None = None
+    repeat: AtLeastOne | None = None
+
+    def __post_init__(self) -> None:
+        given = {"structure": ["cell"], "molecule": ["cell"], "bulk": ["lattice_constant", "repeat"]}
+        chosen = [name for name in given if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            raise ValueError("give one of structure, molecule and bulk")
+        for name in given[chosen[0]]:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing, which {chosen[0]} needs")
+
+
+def _recipe(value):
+    """The mapping as it stands in the card, which is part of digests, if it is a :class:`Recipe`."""
+    if value:
+        validated(Recipe, value, where="the recipe")
+    return value
+
+
+Generated = Annotated[dict[str, Value], AfterValidator(_recipe)]
+"""Entry of a card from which its frames are made."""

@@ -59,6 +59,7 @@ def test_whole_numbers_of_steps_may_have_an_exponent(tmp_path):
         own_campaign(tmp_path, "rollout: {steps: 1.5}")
 
 
+RECIPE = "seed: 1, lattice_constant: 3.6, stages: [{frames: 1, stride: 1, friction: 0.01}]"
 MISTAKES = [
     ("name: w", "name: ../../evil", "w.yml:1: name: '../../evil' is no name; use letters, digits, - and _"),
     ("name: w", "name: water/ice", "w.yml:1: name: 'water/ice' is no name"),
@@ -91,6 +92,10 @@ MISTAKES = [
     ("timestep", "time_ordered: {tset: 1}\ntimestep", "w.yml:5: time_ordered.tset: unknown split of w"),
     ("timestep", "cell: [1, 2, 3]\ntimestep", "w.yml:5: cell.0: must be a list"),
     ("timestep", "units: {energy: kcal}\ntimestep", "unknown unit 'kcal'; did you mean 'kcal/mol'?"),
+    ("timestep", "generate: {bulk: Cu}\ntimestep", "w.yml:5: generate: the recipe: seed is missing"),
+    ("timestep", f"generate: {{{RECIPE}, bulk: Cu}}\ntimestep", "repeat is missing, which bulk needs"),
+    ("timestep", f"generate: {{{RECIPE}}}\ntimestep", "give one of structure, molecule and bulk"),
+    ("timestep", f"generate: {{{RECIPE}, molecul: H2O}}\ntimestep", "'molecul'; did you mean 'molecule'?"),
     ("timestep", "oracle: {calculator: os}\ntimestep", "w.yml:5: oracle: "),
     ("", "", "w.yml is empty"),
     ("", "a: [1", "w.yml:1: expected ',' or ']'"),

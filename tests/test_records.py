@@ -1,6 +1,7 @@
 """Records: whole or not at all, found by their parameters, read as one table."""
 
 import json
+import os
 from contextlib import suppress
 
 import numpy as np
@@ -389,6 +390,15 @@ def test_a_write_is_synced_before_and_after_the_renaming(tmp_path, monkeypatch):
         temporary.write_text("half")
         raise KeyError
     assert [path.read_text() for path in file.parent.iterdir()] == ["whole"]
+
+
+def test_what_is_written_can_be_read_by_those_who_may_read_new_files(tmp_path):
+    """Writers such as safetensors make files that only their owner can read."""
+    (tmp_path / "new").touch()
+    with paths.written(tmp_path / "weights") as temporary:
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT, 0o600))
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_only_leftovers_of_dead_processes_are_swept(tmp_path):

@@ -42,6 +42,31 @@ def test_a_dataset_without_an_oracle_is_not_made(tiny):
         reference.make_dataset(dataclasses.replace(tiny, oracle=None))
 
 
+@pytest.mark.parametrize(("velocities", "ratio"), [({}, 1), ({"velocities": "rescaled"}, 4 / 3)])
+def test_a_trajectory_begins_at_its_temperature(velocities, ratio, monkeypatch):
+    """The mean over draws for four atoms; datasets that began too hot say so in their cards."""
+    begun = []
+    monkeypatch.setattr(reference, "_run_stage", lambda atoms, *_: begun.append(atoms))
+    stages = [{"frames": 1, "stride": 1, "friction": 0.01}]
+    recipe = {"bulk": "Cu", "lattice_constant": 3.6, "repeat": 1, "stages": stages, **velocities}
+    for seed in range(300):
+        plan = {**recipe, "seed": seed}
+        reference._simulate(dataclasses.replace(cards.dataset("copper_emt"), generate=plan))
+    kelvin = [2 * atoms.get_kinetic_energy() / (9 * units.kB) for atoms in begun]
+    assert np.mean(kelvin) == pytest.approx(1800 * ratio, abs=4 * 1800 * ratio * np.sqrt(2 / 9 / 300))
+
+
+def test_what_began_too_hot_is_discarded_for_ten_relaxation_times():
+    """Of the datasets that the project makes, whose frames are those of committed records."""
+    for card in map(cards.dataset, cards.datasets()):
+        lasted = 0.0
+        for stage in card.generate.get("stages", []):
+            if "split" in stage:
+                break
+            lasted += stage["frames"] * stage["stride"] * card.timestep * stage["friction"]
+        assert lasted >= 10 or card.generate.get("velocities") != reference.RESCALED, card.name
+
+
 def _edit(path):
     arrays = dict(np.load(path))
     np.savez(path, **(arrays | {"test_energy": arrays["test_energy"] + 1}))

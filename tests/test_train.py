@@ -226,7 +226,12 @@ def flipped(content):
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-@pytest.mark.parametrize("harm", [lambda c: b"", lambda c: c[:1000], flipped], ids=["no", "cut", "flip"])
+COMMAND = b"cos\nsystem\n(S'touch ran'\ntR."
+"""A pickle that runs a command."""
+HARMS = {"no": lambda c: b"", "cut": lambda c: c[:1000], "flip": flipped, "command": lambda c: COMMAND}
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_a_broken_checkpoint_is_named_set_aside_and_not_used(dataset, monkeypatch, capsys, harm):
     path = train._checkpoint_path(config(dataset))
     path.parent.mkdir(parents=True)
@@ -235,6 +240,7 @@ def test_a_broken_checkpoint_is_named_set_aside_and_not_used(dataset, monkeypatc
     assert fit(config(dataset))["steps"] == 12
     assert f"{path} cannot be used" in capsys.readouterr().err
     assert path.with_name(f"{path.name}.unreadable").is_file()
+    assert not Path("ran").exists()
 
 
 def test_a_training_without_its_weights_is_made_again(dataset, capsys):
