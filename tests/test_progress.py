@@ -64,3 +64,23 @@ def test_the_plan_of_a_campaign_says_what_is_left(workplace):
     found = {cell.output.parent.name: time for cell, time in progress.of("gpu").seconds().items()}
     assert found["training"] == 60 + 8
     assert found["rollout"] == 20 + 8, "half of what it may take, and the notebook"
+
+
+def test_reports_of_an_unfinished_campaign_do_not_end_at_one_that_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path))
+    tried = []
+
+    def execute(notebook, output, **_):
+        tried.append(notebook.stem)
+        if notebook.stem == "cost":
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(cells.batch, "execute", execute)
+    monkeypatch.setattr(cells.pages, "reports", lambda _: ["cost", "leaderboard"])
+    tiny = campaign.load("tiny")
+    assert (cells._reports_of_what_there_is(tiny), tried) == (0, []), "where no job could start"
+    output = cells.cells(tiny)[0].output
+    output.parent.mkdir(parents=True)
+    output.touch()
+    assert (cells._reports_of_what_there_is(tiny), tried) == (1, ["cost", "leaderboard"])
+    assert "report/cost could not be made: no space left" in capsys.readouterr().err
