@@ -110,7 +110,6 @@ ALLOWED = {
     "1 for the least value": "definition of a place",
     "have the least force error": "definition of a count",
     "least and largest published": "how a range is given",
-    "largest over smallest": "how a range is given",
     "largest number of": "an option",
     "size of the largest": "how batches are padded",
     "lowest *validation* loss": "a rule",

@@ -77,7 +77,7 @@ def test_nothing_to_compare():
     assert found.cells == 0
     assert np.isnan(found[2:]).all()
     table = agreement.agreement_table({("1", "Force MAE"): empty})
-    assert agreement.sentence(table.iloc[0]) == agreement.verdict(found) == "not run"
+    assert agreement.sentence(table.iloc[0]) == agreement.verdict(found) == "not compared"
     assert list(agreement.agreement_table({}).columns)[-1] == "order"
 
 
@@ -152,7 +152,7 @@ def test_figure_has_a_panel_for_every_column_with_cells(frame):
 
 def test_readable_table(frame):
     shown = agreement.readable(agreement.agreement_table(agreement.table_cells(frame)))
-    assert shown.loc[("1", "Force MAE")].tolist() == ["1", "–", "–", "2", "not run"]
+    assert shown.loc[("1", "Force MAE")].tolist() == ["1", "–", "–", "2", "not compared"]
 
 
 def test_claims_on_values_by_hand(monkeypatch):

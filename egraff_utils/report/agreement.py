@@ -21,7 +21,7 @@ from egraff_utils.report.ranks import chance_of, detectable, rank_correlation
 from egraff_utils.report.values import count, span
 
 AS_PUBLISHED, REVERSED, UNDECIDED = "as published", "reversed", "not told from chance"
-NOT_COMPARED = "not run"
+NOT_COMPARED = "not compared"
 PROTOCOL_METRICS = ("wf", "ev_root", "fv")
 """Metrics of rollouts whose published values are compared with ours in both protocols."""
 RESAMPLES = 1000
@@ -200,10 +200,11 @@ def sentence(row) -> str:
     >>> models = pd.MultiIndex.from_product([["a"], ["x", "y", "z"]])
     >>> cells = pd.DataFrame({"paper": [1.0, 2.0, 4.0], "ours": [2.0, 4.0, 8.0]}, index=models)
     >>> sentence(agreement_table({"t": cells}).loc["t"])
-    'ours 2 times the published, order not told from chance (1.00)'
+    '2 times the published ones, with an order of the models not told from chance (rank correlation 1.00)'
     """
-    words = [f"ours {_short(row.ratio)} times the published"] if np.isfinite(row.ratio) else []
-    words += [f"order {row.order} ({row.within:.2f})"] if np.isfinite(row.within) else []
+    words = [f"{_short(row.ratio)} times the published ones"] if np.isfinite(row.ratio) else []
+    if np.isfinite(row.within):
+        words += [f"with an order of the models {row.order} (rank correlation {row.within:.2f})"]
     return ", ".join(words) or NOT_COMPARED
 
 
