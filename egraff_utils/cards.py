@@ -393,8 +393,8 @@ class DatasetCard:
         splits = "".join(row(cells) for cells in self._split_rows())
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return (
-            f"<table><tbody>{properties}</tbody></table>"
-            f"<table><thead>{head}</thead><tbody>{splits}</tbody></table>"
+            f"<table class='dataframe'><tbody>{properties}</tbody></table>"
+            f"<table class='dataframe'><thead>{head}</thead><tbody>{splits}</tbody></table>"
             + (f"<ul>{notes}</ul>" if notes else "")
         )
 

@@ -139,7 +139,7 @@ class Record:
         title = f"{self.kind}: {self.dataset}, {self.model}, seed {self.seed} ({self.status})"
         note = f"<br>{escape(self.message)}" if self.message else ""
         head = "<tr><th>metric</th><th>value</th><th>95 % interval</th><th>unit</th></tr>"
-        return f"<table><caption>{escape(title)}{note}</caption>{head}{rows}</table>"
+        return f"<table class='dataframe'><caption>{escape(title)}{note}</caption>{head}{rows}</table>"
 
 
 def unit_text(metric: Metric) -> str:

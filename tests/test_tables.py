@@ -493,3 +493,9 @@ def test_the_dagger_beside_a_cost_is_that_of_the_seed_that_is_shown(broken, dagg
         name: table_cells.marks_of(frame, keys, quantities.of(name))[0][1] for name in ("ms_per_step", "wf")
     }
     assert [bool(marks[name]) for name in ("ms_per_step", "wf")] == [dagger, True]
+
+
+def test_whole_numbers_have_no_decimals():
+    shown = tables.plain(pd.DataFrame({"trainings": [23], "ratio": [1.333]}), "counts").to_html()
+    assert ">23<" in shown
+    assert ">1.33<" in shown

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from html import escape
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -119,7 +120,7 @@ def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NO
     name
         Name of the table.
     digits
-        Number of decimal places, within at most four significant digits.
+        Number of decimal places, within at most four significant digits; whole numbers have none.
     missing
         Text that is shown for NaN.
 
@@ -129,6 +130,8 @@ def plain(values: pd.DataFrame, name: str, *, digits: int = 2, missing: str = NO
     """
 
     def text(value):
+        if isinstance(value, Integral):
+            return f"{value:,}"
         return value if isinstance(value, str) else missing if pd.isna(value) else number_text(value, digits)
 
     styler = titled(values.style.format(text))
