@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from egraff_utils import cards, paper, quantities, records
+from egraff_utils import cards, paper, records
 from egraff_utils.records import Record
 from egraff_utils.report import catalogue, gate, horizon, leaderboards, shifts, titles, values
 
@@ -193,31 +193,44 @@ def ends(values: Iterable[tuple[str, float]], spec: str, unit: str = "") -> str:
     return " to ".join(dict.fromkeys(texts)) or "no value"
 
 
-def of_each(own: Iterable[Record], metric: str) -> list[tuple[str, float]]:
-    """Values of a metric of records, each with the names of its potential and dataset."""
-    return [(_pair(record), record[metric]) for record in own]
-
-
 def _pair(record):
     return f"{titles.model_title(record.model)} on {where(record.dataset)}"
 
 
-def ratios(own: Iterable[Record], others: dict[str, list[Record]], system: str) -> str:
-    """Force errors over those of the best network of a dataset, campaign by campaign, as words.
+def limits(found: Iterable[Record]) -> set[float]:
+    """Limits of the processor time of the networks of a campaign, s; trainings by steps alone have none."""
+    return {limit for limit in map(seconds, networks(found)) if math.isfinite(limit)}
+
+
+def factors(own: Iterable[Record], found: Iterable[Record], system: str) -> str:
+    """Force errors over that of the best network of the same dataset, as words.
 
     Parameters
     ----------
-    own, others
-        As of :func:`errors`.
+    own
+        Records of :func:`judged` or of :func:`tuned`.
+    found
+        Records, of which finished networks that started from nothing are compared with.
     system
         System of the datasets, ``molecule`` or ``bulk``.
     """
-    own, parts = [r for r in own if cards.dataset(r.dataset).system == system], []
+    found, over = list(found), {}
+    for record in own:
+        errors = trained(found, record.dataset)
+        if errors and cards.dataset(record.dataset).system == system:
+            over.setdefault(record.dataset, []).append(record["force_mae"] / min(errors))
+    times = values.span([factor for each in over.values() for factor in each], ".2f", missing="")
+    return f"{times} times ({', '.join(map(titles.short_title, over))})" if times else "not known times"
+
+
+def ahead(further: Iterable[Record], others: dict[str, list[Record]]) -> str:
+    """How many trainings have a smaller force error than every network of a campaign, in words."""
+    further, parts = list(further), []
     for name, found in others.items():
-        pairs = [(r, trained(found, r.dataset)) for r in own]
-        over = [(_pair(record), record["force_mae"] / min(errors)) for record, errors in pairs if errors]
-        parts += [f"{ends(over, '.2g')} times that of the best network of {name}"] if over else []
-    return " and ".join(parts) or "not compared with networks"
+        pairs = [(r["force_mae"], trained(found, r.dataset)) for r in further]
+        better = [error < min(errors) for error, errors in pairs if errors]
+        parts += [f"{sum(better)} of {len(better)} beside campaign {name}"] if better else []
+    return values.listed(parts) or "not compared"
 
 
 def unlike(own: Iterable[Record], others: dict[str, list[Record]]) -> str:
@@ -225,13 +238,6 @@ def unlike(own: Iterable[Record], others: dict[str, list[Record]]) -> str:
     whole = {r.dataset: r["zero_force_mae"] for found in others.values() for r in networks(found)}
     own = [r for r in own if r.dataset in whole]
     return ends([(_pair(r), 100 * (r["zero_force_mae"] / whole[r.dataset] - 1)) for r in own], "+.0f", " %")
-
-
-def fewest(own: Iterable[Record]) -> str:
-    """Potentials and datasets that were judged on the fewest frames, as a text."""
-    frames = [(_pair(record), record.metric("force_slope").n) for record in own]
-    least = min((count for _, count in frames), default=0)
-    return values.listed([who for who, count in frames if count == least]) or "none"
 
 
 def risen(own: Iterable[Record], further: Iterable[Record]) -> str:
@@ -261,6 +267,7 @@ def details(own: Iterable[Record], found: Iterable[Record] = ()) -> pd.DataFrame
             if record["steps"]
             else titles.model_title(record.model),
             "Test frames": str(record.metric("force_slope").n),
+            "Frames in all steps": _frames(record),
             "Zero of energy": "fitted, then trained" if record["steps"] else "fitted",
             "Energy MAE (meV/atom)": f"{record['energy_mae_per_atom']:.1f}",
             "Slope of the forces": f"{record['force_slope']:.2f}",
@@ -271,19 +278,15 @@ def details(own: Iterable[Record], found: Iterable[Record] = ()) -> pd.DataFrame
     return _indexed(rows, "Dataset", "Potential")
 
 
+def _frames(record):
+    """Number of frames in the steps of a training, repeated ones counted again."""
+    if not record["steps"]:
+        return "–"
+    return f"{record['steps'] * record.provenance['hyperparameters']['batch_size']:,.0f}"
+
+
 def _cost(rollout):
     return f"{rollout['ms_per_step'] / rollout.parameters['replicas']:.0f}" if rollout else "–"
-
-
-def gained(further: Iterable[Record], others: dict[str, list[Record]], system: str) -> str:
-    """Force errors after every time of further training, as :func:`ratios` are, in words."""
-    further = [r for r in further if cards.dataset(r.dataset).system == system]
-    times = sorted({seconds(record) for record in further})
-    parts = [
-        f"after {time:.0f} s {ratios([r for r in further if seconds(r) == time], others, system)}"
-        for time in times
-    ]
-    return ", ".join(parts) or "not run"
 
 
 def simulated(campaign: str, further: Iterable[Record], levels: str) -> pd.DataFrame:
@@ -320,56 +323,37 @@ def _shorter(own, networks):
 
 
 def strayed(frame: pd.DataFrame) -> str:
-    """Wright's factors of potentials beside those of networks, %, dataset by dataset, as words.
+    """How many potentials have a larger Wright's factor than every network of their dataset, in words.
 
     Parameters
     ----------
     frame
         Rows of :func:`simulated`.
     """
-    parts = []
-    for who, wf in _simulated(frame, "wf"):
-        networks = [value for model, value in wf.items() if model in cards.models()]
-        own = [f"{titles.model_title(m)} {value:.2f}" for m, value in wf.items() if m not in cards.models()]
-        parts.append(f"{who}: {', '.join([*own, f'networks {values.span(networks)}'])}")
-    return "; ".join(parts) or "none was measured"
-
-
-def noise(frame: pd.DataFrame) -> str:
-    """Times per step of one network after different times of training, ms, as words."""
-    parts = []
-    for who, times in _simulated(frame, "ms_per_step"):
-        alike = {m: value for m, value in times.items() if m not in cards.models() and "fine-tuned" in m}
-        parts += [f"{values.span(alike.values(), '.1f')} ms on {who}"] if len(alike) > 1 else []
-    return "; ".join(parts) or "not measured twice"
-
-
-def _simulated(frame, metric):
-    """Title of a dataset and values of a metric of its rollouts by model, in the unit of tables."""
-    rows = frame[(frame.kind == "rollout") & (frame.metric == metric) & (frame.model != cards.REFERENCE)]
-    factor = quantities.of(metric).factor
-    for dataset, group in rows.groupby("dataset"):
-        yield titles.short_title(dataset), (factor * group.groupby("model").value.mean()).to_dict()
+    rows = frame[(frame.kind == "rollout") & (frame.metric == "wf") & (frame.model != cards.REFERENCE)]
+    means = rows.groupby(["dataset", "model"]).value.mean().reset_index()
+    network = means.model.isin(cards.models())
+    worst = means[network].groupby("dataset").value.max()
+    own = means[~network & means.dataset.isin(worst.index)]
+    tuned, beyond = own.model.str.contains("fine-tuned"), own.value > own.dataset.map(worst)
+    kinds = {"as they came": ~tuned, "trained further": tuned}
+    return values.listed([f"{beyond[kind].sum()} of {kind.sum()} {how}" for how, kind in kinds.items()])
 
 
 def endurance(rollouts: Iterable[Record], known: Names) -> str:
-    """How many replicas were stable to the end, by the length of rollouts, of which potentials, in words."""
-    lengths: dict[int, dict[str, list[tuple[str, int, int]]]] = {}
+    """How many replicas were stable to the end, by the length of rollouts, and which broke, in words."""
+    lengths: dict[int, list[tuple[str, int, int]]] = {}
     for record in rollouts:
-        runs = lengths.setdefault(record.parameters["steps"], {}).setdefault(name(record, known), [])
-        runs.append((titles.short_title(record.dataset), *leaderboards.stable_replicas(record)))
+        who = f"{name(record, known)} on {titles.short_title(record.dataset)}"
+        run = (who, *leaderboards.stable_replicas(record))
+        lengths.setdefault(record.parameters["steps"], []).append(run)
     parts = []
-    for steps, models in sorted(lengths.items(), reverse=True):
-        stable, replicas = (sum(run[i] for runs in models.values() for run in runs) for i in (1, 2))
-        who = [
-            f"{model} on {values.listed([_broken(*run) for run in runs])}" for model, runs in models.items()
-        ]
-        parts.append(f"{stable} of {replicas} over {steps} steps ({'; '.join(who)})")
+    for steps, runs in sorted(lengths.items(), reverse=True):
+        total, replicas = (sum(run[i] for run in runs) for i in (1, 2))
+        broken = [f"{stable} of {count} of {who}" for who, stable, count in runs if stable < count]
+        tail = f" (only {values.listed(broken)})" if broken else ""
+        parts.append(f"{total} of {replicas} over {steps} steps{tail}")
     return ", ".join(parts) or "none was simulated"
-
-
-def _broken(title, stable, replicas):
-    return title if stable == replicas else f"{title} (only {stable} of {replicas})"
 
 
 def verdicts(found: Iterable[Record], known: Names) -> list[str]:
@@ -400,25 +384,6 @@ def horizons(found: Iterable[Record], known: Names) -> pd.DataFrame:
     return _by_potential(rows)
 
 
-def followed(found: Iterable[Record], known: Names) -> str:
-    """Horizons with the friction of the reference, fs, of potentials and of networks, dataset by dataset.
-
-    Of the networks that did not leave the reference before the runs ended, the number is told.
-    """
-    parts, found = [], horizon.following(list(found))
-    for dataset in dict.fromkeys(record.dataset for record in found):
-        here = [record for record in found if record.dataset == dataset]
-        own = [f"{name(r, known)} {horizon.text(r, 'driven')}" for r in here if _is_potential(r.model)]
-        kinds = ("horizon_driven", "horizon_driven_reached")
-        networks = [[values.value(r, kind) for kind in kinds] for r in _from_nothing(here)]
-        if networks:
-            beyond = [time for time, reached in networks if not reached]
-            more = f" ({len(beyond)} of {len(networks)} stayed to the end of the runs)" if beyond else ""
-            own.append(f"networks {values.span([time for time, _ in networks], '.0f')}{more}")
-        parts.append(f"{titles.short_title(dataset)}: {', '.join(own)}")
-    return "; ".join(parts) or "not measured"
-
-
 def shifted(found: Iterable[Record], others: dict[str, list[Record]], known: Names) -> pd.DataFrame:
     """Force errors on frames like those of a training and on shifted ones, meV/Å, and their ratio.
 
@@ -443,17 +408,6 @@ def shifted(found: Iterable[Record], others: dict[str, list[Record]], known: Nam
         for shift, title, who, pairs in _shifted(found, others, known)
     ]
     return _indexed(rows, "Dataset", "Shift", "Potential")
-
-
-def dearer(found: Iterable[Record], others: dict[str, list[Record]], known: Names) -> str:
-    """Errors of a table of :func:`shifted`, meV/Å, dataset by dataset, in words."""
-    parts: dict[str, list[str]] = {}
-    for shift, title, who, pairs in _shifted(found, others, known):
-        home, away = (values.span(side, ".0f") for side in zip(*pairs, strict=True))
-        who = who.replace("From nothing,", "networks of")
-        words = f"{who} {away} ({home} at home, {values.span(_ratios(pairs), '.1f')} times)"
-        parts.setdefault(f"{titles.short_title(shift.dataset)}, {title}", []).append(words)
-    return ". ".join(f"{task}: {'; '.join(texts)}" for task, texts in parts.items()) or "not run"
 
 
 def _shifted(found, others, known):
@@ -483,15 +437,6 @@ def _pairs(found, shift):
 
 def _ratios(pairs):
     return [away / home for home, away in pairs]
-
-
-def seen(further: Iterable[Record]) -> str:
-    """Number of frames in the steps of each training, repeated ones counted again, in words."""
-    frames: dict[str, list[float]] = {}
-    for record in further:
-        count = record["steps"] * record.provenance["hyperparameters"]["batch_size"]
-        frames.setdefault(tuned_title(record.model, seconds(record)), []).append(count)
-    return "; ".join(f"{who} {values.span(n, ',.0f')}" for who, n in frames.items()) or "none was made"
 
 
 def facts(models: Iterable[str]) -> pd.DataFrame:
