@@ -8,6 +8,7 @@ import yaml
 
 from egraff_utils import campaign, cards, paths, readers, records, schema
 from egraff_utils.config import Key
+from egraff_utils.report import titles
 
 CARD = """name: w
 system: molecule
@@ -208,12 +209,13 @@ def forget(monkeypatch):
 def test_a_card_is_kept_with_the_first_record_of_its_dataset(tmp_path, monkeypatch):
     monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
     forget(monkeypatch)
-    card(tmp_path, new=CARD)
+    card(tmp_path, new=f"{CARD}title: Water\n")
     for model in ("mace", "nequip"):
         records.write(records.Record("training", "mine", "w", model, 0))
     assert [path.name for path in (tmp_path / "results" / "mine").glob("*.yml")] == ["w.card.yml"]
     forget(monkeypatch)
     (tmp_path / "w.yml").unlink()
+    assert titles.dataset_title("w") == "Water"
     assert cards.dataset("w").elements == [1, 8]
 
 

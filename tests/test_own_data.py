@@ -207,6 +207,13 @@ def test_a_file_is_checked_from_the_command_line(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path / "mine.xyz"), "--write-card", "--temperature", "350"]) == 0
     assert "compositions  H2O (10), CH4 (10)" in capsys.readouterr().out
     assert cards.dataset(tmp_path / "mine.yml").temperature == 350
+    assert main(["data", "check", str(tmp_path / "mine.yml")]) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"(train|val|test) +(\d+) frames", shown) == [
+        ("train", "16"),
+        ("val", "2"),
+        ("test", "2"),
+    ]
     assert main(["data", "check", str(tmp_path / "absent.xyz")]) == 2
     assert "there is no file" in capsys.readouterr().err
     assert main(["data", "check", "ethanol", "--write-card"]) == 2

@@ -61,7 +61,10 @@ def dataset_title(name: str) -> str:
     >>> dataset_title("ethanol"), dataset_title("example"), dataset_title("unheard-of")
     ('Ethanol (MD17)', 'Copper and gold by effective medium theory', 'unheard-of')
     """
-    return cards.dataset(name).title.partition(",")[0] if cards.is_dataset(name) else name
+    try:
+        return cards.dataset(name).title.partition(",")[0]  # a user's own is found where it is kept
+    except ValueError:
+        return name
 
 
 def short_title(name: str) -> str:

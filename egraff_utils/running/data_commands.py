@@ -1,6 +1,7 @@
 """What can be asked of datasets? The commands ``egraff data``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -80,7 +81,7 @@ def data_check(
     egraff data check my_card.yml
     egraff data check frames.xyz --write-card --temperature 350
     """
-    from egraff_utils import cards
+    from egraff_utils import cards, data
     from egraff_utils.checks import audit, own_data
 
     if _is_frames(dataset):
@@ -92,7 +93,8 @@ def data_check(
     if write_card:
         raise click.UsageError(f"{dataset}: a card is written for a file of frames")
     card = cards.dataset(dataset)
-    print(card)
+    counted = {name: replace(split, frames=len(data.load(card, name))) for name, split in card.splits.items()}
+    print(replace(card, splits=counted))
     for finding in audit.findings(audit.audit(card.name, campaign=campaign)):
         print(f"{finding.check}: {finding.text}")
     for remark in own_data.rollout_remarks(card):
