@@ -202,7 +202,8 @@ def test_names_that_are_known_to_the_card_alone_are_taken_from_it(tmp_path):
     assert cards.dataset(found.write_card()).keys == keys
 
 
-def test_a_file_is_checked_from_the_command_line(tmp_path, capsys):
+def test_a_file_is_checked_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EGRAFF_RESULTS", str(tmp_path / "results"))
     ase.io.write(tmp_path / "mine.xyz", frames(HARTREE), format="extxyz")
     assert main(["data", "check", str(tmp_path / "mine.xyz"), "--write-card", "--temperature", "350"]) == 0
     assert "compositions  H2O (10), CH4 (10)" in capsys.readouterr().out
