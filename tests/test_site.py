@@ -126,6 +126,16 @@ def test_the_first_page_takes_two_screens(window, address):
     assert page.query_selector("article").bounding_box()["height"] < 2 * 900
 
 
+@pytest.mark.parametrize("name", ["floors", "models", "speed"])
+def test_pages_of_many_tables_are_not_endless(name, window, address):
+    page, _, _ = window
+    page.goto(f"{address}book/report/{name}.html", wait_until="load")
+    page.wait_for_load_state("networkidle")
+    if page.viewport_size["width"] < 1000:
+        pytest.skip("a phone's screen holds less")
+    assert page.query_selector("article").bounding_box()["height"] < 10_000
+
+
 @pytest.mark.parametrize("name", ["question", "leaderboard"])
 def test_a_point_shows_its_values_and_leads_to_a_page(name, window, address):
     page, said, asked = opened(window, f"{address}book/report/{name}.html")
