@@ -14,7 +14,7 @@ from ase.vibrations import Vibrations
 from egraff_utils import structure
 from egraff_utils.md import analysis
 from egraff_utils.md.dynamics import Trajectory
-from egraff_utils.records import Metric, Record
+from egraff_utils.records import Record
 from egraff_utils.report import vibrations, windows
 from egraff_utils.structure.spectrum import PER_CM
 
@@ -116,25 +116,6 @@ def test_a_short_run_and_a_cut_one_have_no_spectrum():
     cut = windows.within(whole, 500)
     assert "spectrum_jsd" in {metric.name for metric in whole.metrics}
     assert "spectrum_jsd" not in {metric.name for found in (short, cut) for metric in found.metrics}
-
-
-def test_rollouts_that_are_older_than_spectra_are_named():
-    """Of ordered frames and long enough, yet without a spectrum: not one that cannot have any."""
-
-    def rollout(dataset, ordered=1.0, steps=400, kind="rollout"):
-        record = Record(kind, "x", dataset, "mace", 0, {"steps": steps, "timestep": 0.5})
-        record.metrics = [Metric("reference_contiguous", ordered, "1")]
-        record.__dict__["curves"] = {}
-        return record
-
-    new = rollout("ethanol_xtb")
-    new.__dict__["curves"] = {"spectrum": np.ones((2, 3))}
-    others = [new, rollout("acac", ordered=0.0), rollout("gete", steps=300), rollout("lips", kind="gate")]
-    assert vibrations.unmeasured(others, 100.0) == "none"
-    older = [rollout("aspirin_xtb"), rollout("acac_xtb"), rollout("acac_xtb")]
-    assert (
-        vibrations.unmeasured([*older, *others], 100.0) == "Acetylacetone by GFN2-xTB and Aspirin by GFN2-xTB"
-    )
 
 
 def test_the_page_says_who_is_beyond_a_perfect_model():

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from egraff_utils import metrics
 from egraff_utils.cards import REFERENCE
-from egraff_utils.report import look, plots, titles
+from egraff_utils.report import look, plots
 from egraff_utils.report.beside import dataset_place, model_place
 from egraff_utils.report.look import REFERENCE_COLOR
 from egraff_utils.report.panels import by_model, dataset_names, grid, label_axes, mean_distribution, select
-from egraff_utils.report.values import count, listed, say, span, value
+from egraff_utils.report.values import count, say, span
 
 SHOWN = 0.002
 """Share of the highest bin at which the axis of a panel ends."""
@@ -23,22 +23,6 @@ SHOWN = 0.002
 def simulated(records: Iterable) -> list:
     """Rollouts of a campaign that have a spectrum."""
     return [record for record in records if record.kind == "rollout" and "spectrum" in record.curves]
-
-
-def unmeasured(records: Iterable, shortest: float) -> str:
-    """Names of the datasets whose rollouts could have a spectrum, but were made before spectra were measured.
-
-    Parameters
-    ----------
-    records
-        Records of one campaign or more.
-    shortest
-        Shortest window of a spectrum, fs; half a rollout is one.
-    """
-    found = [record for record in records if record.kind == "rollout" and "spectrum" not in record.curves]
-    found = [record for record in found if value(record, "reference_contiguous") == 1]
-    older = {r.dataset for r in found if r.parameters["steps"] * r.parameters["timestep"] / 2 >= shortest}
-    return listed([titles.short_title(name) for name in sorted(older, key=dataset_place)]) or "none"
 
 
 def spectrum_grid(records: Iterable) -> Figure:
