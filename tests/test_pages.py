@@ -192,3 +192,13 @@ def test_every_need_of_a_page_can_be_met():
     needs = {(settings or {}).get("needs") for settings in BOOK["pages"].values()} - {None, "project"}
     checks = {path.stem for path in batch.NOTEBOOKS.glob("checks/*.ipynb")}
     assert needs <= {"oracle", "as_coded", "corrected"} | checks
+
+
+def test_the_book_of_a_campaign_has_what_its_pages_offer_for_download(monkeypatch, tmp_path):
+    monkeypatch.setenv("EGRAFF_RUNS", str(tmp_path))
+    site, offered = pages._site("demo"), 0
+    for file in [*site.rglob("*.md"), *site.rglob("*.ipynb")]:
+        for link in re.findall(r"\{download\}`[^`<]*<([^>`]+)>`", file.read_text()):
+            assert (file.parent / link).is_file(), (file.name, link)
+            offered += 1
+    assert offered

@@ -21,6 +21,8 @@ from egraff_utils.campaign import Campaign
 from egraff_utils.running import batch
 
 BOOK = paths.ROOT / "book"
+BESIDE = ("_config.yml", "benchmarks/tried.csv")
+"""Files outside the pages that a book needs: its settings, and what a page offers for download."""
 HEADLINE = BOOK / "_static" / "headline.png"
 
 
@@ -247,7 +249,10 @@ def _site(name: str) -> Path:
         target = site / "book" / f"{page}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
-    shutil.copy(paths.ROOT / "_config.yml", site)
+    for beside in filter(Path.is_file, (paths.ROOT / name for name in BESIDE)):
+        target = site / beside.relative_to(paths.ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(beside, target)
     toc = (paths.ROOT / "_toc.yml").read_text()
     (site / "_toc.yml").write_text(_existing_pages(toc, site))
     return site
