@@ -286,5 +286,4 @@ def _recipe(value):
     return value
 
 
-Generated = Annotated[dict[str, Value], AfterValidator(_recipe)]
-"""Entry of a card from which its frames are made."""
+Generated = Annotated[dict[str, Value], AfterValidator(_recipe)]  # an entry of a card: how frames are made
