@@ -287,3 +287,14 @@ def test_the_difference_of_horizons_that_is_found(monkeypatch):
     assert report.detectable([]) == pytest.approx(factor * 5, rel=0.02)
     monkeypatch.setattr(report, "_grouped", lambda found: [])
     assert np.isnan(report.detectable([]))
+
+
+def test_further_seeds_add_no_pairs():
+    """With them a correction for the number of pairs could leave none that a few starts can tell apart."""
+    found = [follower("mace", 0), follower("nequip", 20)]
+    more = [follower(name, shift, seed=1) for name, shift in (("mace", 0), ("nequip", 20))]
+    for record in more:
+        record.seed = 1
+    assert report.following([*more, *found]) == found[::-1]  # the order of the book
+    assert report.told_apart([*found, *more], "nve") == report.told_apart(found, "nve")
+    assert len(report.following([*found, *more], seeds=True)) == 4

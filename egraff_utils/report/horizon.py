@@ -38,10 +38,17 @@ MOST_EXCHANGED = 12
 LINES = {"driven": "-", "nve": "--", "langevin": ":"}
 
 
-def following(found: list) -> list:
-    """Records of kind ``horizon``, in the book's order of datasets and models."""
-    kept = [r for r in found if r.kind == "horizon"]
-    return sorted(kept, key=lambda r: cell_place((r.dataset, r.model, r.seed)))
+def following(found: list, *, seeds: bool = False) -> list:
+    """Records of kind ``horizon``, in the book's order of datasets and models.
+
+    Of several seeds of a model on a dataset the first is taken, so that a model is one set of weights and a
+    dataset has as many pairs as models allow; with ``seeds`` all are.
+    """
+    kept = sorted(
+        (r for r in found if r.kind == "horizon"), key=lambda r: cell_place((r.dataset, r.model, r.seed))
+    )
+    first = {(r.dataset, r.model): r for r in reversed(kept)}
+    return kept if seeds else [r for r in kept if first[r.dataset, r.model] is r]
 
 
 def curve(record, quantity: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -300,7 +307,7 @@ def cells(found: list, frame: pd.DataFrame, name: str = "driven") -> pd.DataFram
     rows = [
         (r.dataset, r.model, errors.get((r.dataset, r.model, r.seed), np.nan), value(r, f"horizon_{name}"),
          value(r, f"horizon_{name}_reached"))
-        for r in following(found)
+        for r in following(found, seeds=True)
     ]  # fmt: skip
     made = pd.DataFrame(rows, columns=["dataset", "model", "force_mae", "horizon", "reached"])
     return made.dropna(subset=["force_mae", "horizon"])
