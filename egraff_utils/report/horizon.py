@@ -47,8 +47,8 @@ def following(found: list, *, seeds: bool = False) -> list:
     kept = sorted(
         (r for r in found if r.kind == "horizon"), key=lambda r: cell_place((r.dataset, r.model, r.seed))
     )
-    first = {(r.dataset, r.model): r for r in reversed(kept)}
-    return kept if seeds else [r for r in kept if first[r.dataset, r.model] is r]
+    first = {(r.campaign, r.dataset, r.model): r for r in reversed(kept)}
+    return kept if seeds else [r for r in kept if first[r.campaign, r.dataset, r.model] is r]
 
 
 def curve(record, quantity: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
