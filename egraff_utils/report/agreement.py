@@ -200,12 +200,12 @@ def sentence(row) -> str:
     >>> models = pd.MultiIndex.from_product([["a"], ["x", "y", "z"]])
     >>> cells = pd.DataFrame({"paper": [1.0, 2.0, 4.0], "ours": [2.0, 4.0, 8.0]}, index=models)
     >>> sentence(agreement_table({"t": cells}).loc["t"])
-    '2 times the published ones, with an order of the models not told from chance (rank correlation 1.00)'
+    '2 times the published ones; the order of the models is not told from chance (rank correlation 1.00)'
     """
     words = [f"{_short(row.ratio)} times the published ones"] if np.isfinite(row.ratio) else []
     if np.isfinite(row.within):
-        words += [f"with an order of the models {row.order} (rank correlation {row.within:.2f})"]
-    return ", ".join(words) or NOT_COMPARED
+        words += [f"the order of the models is {row.order} (rank correlation {row.within:.2f})"]
+    return "; ".join(words) or NOT_COMPARED
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
